@@ -1,0 +1,1 @@
+"""charlm: character-level LSTM language models in JAX."""

@@ -1,0 +1,95 @@
+"""Every Orbax call of the project: saving, finding, reading and dropping the checkpoints of a run.
+
+A checkpoint holds `params`, what else training needs to go on (`rest`: optimiser state, carry, step) and `progress`, a dict of
+JSON values. Readers of a finished model restore the parameters alone.
+"""
+
+import logging
+import pathlib
+import shutil
+
+import jax
+import orbax.checkpoint as ocp
+
+from charlm.errors import Failure
+
+for name in ("absl", "orbax"):  # their lines on every save are no news for the user
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one run directory; kept are the best and the two latest."""
+
+    def __init__(self, directory: pathlib.Path, read_only: bool = False):
+        self._directory = pathlib.Path(directory).resolve()
+        if read_only and not self._directory.is_dir():
+            raise Failure(f"{directory} does not exist: this run has no checkpoint yet.")
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(read_only=read_only, create=not read_only),
+            item_names=("params", "rest", "progress"),
+        )
+
+    def steps(self) -> list[int]:
+        """The steps that have a complete checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, params, rest, progress: dict) -> None:
+        """Starts to save; the copying is done when this returns, the writing goes on in the background."""
+        copies = jax.tree.map(lambda leaf: leaf.copy(), (params, rest))  # the originals are donated to the next step
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(copies[0]),
+            rest=ocp.args.StandardSave(copies[1]),
+            progress=ocp.args.JsonSave(progress),
+        )
+        self._manager.save(step, args=items)
+
+    def keep_only(self, steps: set[int]) -> None:
+        """Deletes the complete checkpoints of all other steps."""
+        for step in set(self.steps()) - steps:
+            self._manager.delete(step)
+
+    def discard(self, step: int) -> None:
+        """Removes a checkpoint that can't be read, so that its step can be saved again."""
+        shutil.rmtree(self._directory / str(step), ignore_errors=True)
+        self._manager.reload()
+
+    def restore_params(self, step: int, abstract_params):
+        """The parameters of a step, placed on this process's default device whatever wrote them."""
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(_here(abstract_params)))
+        return self._restored(step, items).params
+
+    def restore(self, step: int, abstract_params, abstract_rest) -> tuple:
+        """(params, rest, progress) as they were saved."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(_here(abstract_params)),
+            rest=ocp.args.StandardRestore(_here(abstract_rest)),
+            progress=ocp.args.JsonRestore(),
+        )
+        restored = self._restored(step, items)
+        return restored.params, restored.rest, restored.progress
+
+    def progress(self, step: int) -> dict:
+        """The progress saved with a step."""
+        return self._restored(step, ocp.args.Composite(progress=ocp.args.JsonRestore())).progress
+
+    def wait(self) -> None:
+        """Blocks until what `save` started is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _restored(self, step: int, items):
+        try:
+            return self._manager.restore(step, args=items)
+        except Exception as error:  # Orbax and TensorStore raise whatever the damaged bytes lead them to
+            reason = str(error).strip().splitlines()
+            raise Failure(
+                f"checkpoint {self._directory / str(step)} can't be read ({type(error).__name__}: {reason[0] if reason else ''})"
+            ) from error
+
+
+def _here(abstract):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)

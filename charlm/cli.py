@@ -1,0 +1,78 @@
+"""What every script shares: reading the command line, and ending with one sentence and the right exit status."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from charlm.errors import Failure, UserError
+
+PREFIX = "config."
+
+
+def run(main: Callable[[dict[str, str]], int | None]) -> None:
+    """Parses the command line and runs a script's main, which receives the overrides: {'model.hidden': '512', …}.
+
+    Exit status: 0 done, 1 a failure, 2 a mistake of the user's, 128 + n stopped by signal n.
+    """
+    overrides: dict[str, str] = {}
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            plain = _take_overrides(argv, overrides)
+            if {"--help", "-help", "-h", "--h"} & set(plain[1:]):
+                app.usage(shorthelp=True, writeto_stdout=True)
+                sys.exit(0)
+            rest = flags.FLAGS(plain)
+            if len(rest) > 1:
+                raise UserError(f"{rest[1]!r} is no flag: flags begin with --; see --help.")
+            if overrides and PREFIX.rstrip(".") not in flags.FLAGS:
+                raise UserError(f"--{PREFIX}{next(iter(overrides))}: this script takes no config; the run has its own.")
+            return rest
+        except (flags.Error, UserError) as error:
+            _end(_one_line(error), 2)
+
+    def guarded(argv: list[str]) -> None:
+        del argv
+        try:
+            sys.exit(main(overrides))
+        except UserError as error:
+            _end(_one_line(error), 2)
+        except Failure as error:
+            _end(_one_line(error), 1)
+        except BrokenPipeError:  # the reader of our output has gone: nobody to tell
+            sys.stderr.close()
+            sys.exit(1)
+        except OSError as error:
+            _end(_one_line(error), 1)
+        except KeyboardInterrupt:
+            _end("stopped.", 128 + signal.SIGINT)
+
+    logging.set_verbosity(logging.WARNING)  # the libraries' lines on what they set up are no news for the user
+    app.run(guarded, flags_parser=parse)
+
+
+def _take_overrides(argv: list[str], overrides: dict[str, str]) -> list[str]:
+    """Moves --config.key=value (or --config.key value) from argv to overrides; returns the other arguments."""
+    plain, arguments = argv[:1], iter(argv[1:])
+    for argument in arguments:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name.startswith(PREFIX):
+            if not equals:
+                value = next(arguments, None)
+                if value is None:
+                    raise UserError(f"--{name} has no value: write --{name}=VALUE.")
+            overrides[name.removeprefix(PREFIX)] = value
+        else:
+            plain.append(argument)
+    return plain
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _end(message: str, status: int) -> None:
+    print(f"error: {message}" if status in (1, 2) else message, file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -1,0 +1,262 @@
+"""Loading a config file, applying dotted overrides, and checking every key; all mistakes are found here, before any work."""
+
+import ast
+import difflib
+import importlib.util
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from charlm.errors import UserError
+
+Rule = tuple[Callable[[object], bool], str]  # whether a value is right, and what would be
+
+ANY: Rule = (lambda value: True, "")
+POSITIVE: Rule = (lambda value: value > 0, "positive")
+NOT_NEGATIVE: Rule = (lambda value: value >= 0, "0 or more")
+SHARE: Rule = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+
+
+def one_of(*choices: str) -> Rule:
+    return (lambda value: value in choices, f"one of {', '.join(choices)}")
+
+
+def _are_fractions(value: tuple) -> bool:
+    numbers = all(isinstance(share, int | float) and not isinstance(share, bool) for share in value)
+    return numbers and len(value) in (2, 3) and min(value) > 0 and math.isclose(sum(value), 1)
+
+
+RULES: dict[str, Rule] = {
+    "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+    "corpus.name": ANY,  # corpora.py knows which there are
+    "corpus.path": ANY,
+    "corpus.validation_path": ANY,
+    "corpus.test_path": ANY,
+    "corpus.data_dir": ANY,
+    "corpus.split": (_are_fractions, "two or three positive fractions that sum to 1, such as (0.9,0.1)"),
+    "corpus.lowercase": ANY,
+    "corpus.keep": ANY,
+    "corpus.newlines": ANY,
+    "vocab.source": one_of("train", "corpus"),
+    "vocab.unknown": ANY,
+    "batch.framing": one_of("stream"),
+    "batch.size": POSITIVE,
+    "batch.length": POSITIVE,
+    "batch.shift": ANY,
+    "model.input": one_of("embedding", "onehot"),
+    "model.embedding": POSITIVE,
+    "model.layers": POSITIVE,
+    "model.hidden": POSITIVE,
+    "model.dropout": SHARE,
+    "model.init": one_of("orthogonal", "uniform"),
+    "model.forget_bias": ANY,
+    "model.dtype": one_of("float32", "bfloat16"),
+    "optim.name": one_of("adam", "adamw", "rmsprop", "sgd"),
+    "optim.learning_rate": POSITIVE,
+    "optim.schedule": one_of("constant", "cosine", "exponential", "step"),
+    "optim.warmup_steps": NOT_NEGATIVE,
+    "optim.final_fraction": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "optim.decay_rate": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "optim.decay_steps": POSITIVE,
+    "optim.beta1": SHARE,
+    "optim.beta2": SHARE,
+    "optim.eps": POSITIVE,
+    "optim.momentum": SHARE,
+    "optim.clip_norm": NOT_NEGATIVE,
+    "optim.clip_value": NOT_NEGATIVE,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "train.epochs": POSITIVE,
+    "train.steps": NOT_NEGATIVE,
+    "train.log_every": POSITIVE,
+    "train.eval_every": NOT_NEGATIVE,
+    "train.checkpoint_every": NOT_NEGATIVE,
+    "train.patience": NOT_NEGATIVE,
+    "eval.length": POSITIVE,
+    "eval.lanes": POSITIVE,
+    "eval.burn_in": NOT_NEGATIVE,
+    "sample.prompt": (lambda value: value != "", "at least one char"),
+    "sample.length": NOT_NEGATIVE,
+    "sample.temperature": NOT_NEGATIVE,
+}
+PATHS = ("corpus.path", "corpus.validation_path", "corpus.test_path", "corpus.data_dir")
+
+
+def load(file_and_arg: str, overrides: Mapping[str, object] | None = None) -> ConfigDict:
+    """The checked config of a file, with overrides applied.
+
+    Args:
+      file_and_arg: path of a config file, optionally followed by `:` and an argument for its `get_config`.
+      overrides: dotted key → value, or the value as a string in which it was typed.
+
+    Returns:
+      The config, locked; its paths are absolute, so that the run can be read from any directory.
+
+    Raises:
+      UserError: no such file, no `get_config` in it, an unknown key, a wrong type, or a value out of range.
+    """
+    file, _, arg = file_and_arg.partition(":")
+    config = _get_config(pathlib.Path(file), arg or None)
+    _check_keys(config, file)
+    for key, value in (overrides or {}).items():
+        override(config, key, value)
+    check(config)
+    for key in PATHS:
+        if _get(config, key) is not None:
+            _section(config, key)[key.split(".")[-1]] = os.path.abspath(os.path.expanduser(_get(config, key)))
+    return config.lock()
+
+
+def override(config: ConfigDict, key: str, value: object) -> None:
+    """Sets a dotted key in place; a string is read as the key's type asks.
+
+    Raises:
+      UserError: an unknown key (the nearest known one is named) or a value of the wrong type.
+    """
+    if key not in RULES:
+        raise UserError(f"unknown config key {key!r}: {_nearest(key)}.")
+    section, name = _section(config, key), key.split(".")[-1]
+    kind = section.get_type(name)
+    try:
+        section[name] = _typed(value, kind) if isinstance(value, str) else value
+    except (TypeError, ValueError, SyntaxError, KeyError) as error:
+        raise UserError(f"{key}={value!r} is of the wrong type: {_expected(kind)} would be right.") from error
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a UserError for the first key whose value is out of its range."""
+    for key, (is_right, what) in RULES.items():
+        value = _get(config, key)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value} is not right: a finite number would be.")
+        if not is_right(value):
+            raise UserError(f"{key}={value!r} is not right: it must be {what}.")
+    if config.corpus.test_path is not None and config.corpus.validation_path is None:
+        raise UserError("corpus.test_path is set but corpus.validation_path is not: give both files, or neither.")
+    if config.corpus.validation_path is not None and config.corpus.path is None:
+        raise UserError("corpus.validation_path is set but corpus.path is not: give the training text there.")
+
+
+def to_dict(config: ConfigDict) -> dict:
+    """The config as nested dicts of JSON values; tuples become lists."""
+    return {
+        name: to_dict(value) if isinstance(value, ConfigDict) else list(value) if isinstance(value, tuple) else value
+        for name, value in sorted(config.items())
+    }
+
+
+def from_dict(fields: Mapping) -> ConfigDict:
+    """The checked config that `to_dict` wrote.
+
+    Raises:
+      UserError: keys missing, unknown, or with values of the wrong type or range.
+    """
+    config = _base()
+    flat = flatten(fields)
+    missing = [key for key in RULES if key not in flat]
+    if missing:
+        raise UserError(f"the config has no {missing[0]}: it was written by another version of charlm.")
+    for key, value in flat.items():
+        override(config, key, tuple(value) if isinstance(value, list) else value)
+    check(config)
+    return config
+
+
+def flatten(fields: Mapping | ConfigDict, prefix: str = "") -> dict[str, object]:
+    """Nested dicts as one dict with dotted keys."""
+    flat = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def differences(mine: Mapping, others: Mapping) -> dict[str, tuple]:
+    """Dotted key → (value in mine, value in others) for the keys in which two nested dicts differ."""
+    mine, others = flatten(mine), flatten(others)
+    keys = [key for key in {**mine, **others} if mine.get(key) != others.get(key)]
+    return {key: (mine.get(key), others.get(key)) for key in sorted(keys)}
+
+
+def _base() -> ConfigDict:
+    # Here and not above: the defaults stand in configs/, beside the package, and nothing else needs them.
+    from configs import base
+
+    return base.get_config()
+
+
+def _get_config(file: pathlib.Path, arg: str | None) -> ConfigDict:
+    if not file.is_file():
+        raise UserError(f"--config={file}: there is no such file; configs/quickstart.py is one to begin with.")
+    spec = importlib.util.spec_from_file_location(f"charlm_config_{file.stem}", file)
+    if spec is None:
+        raise UserError(f"--config={file} is not a Python file: its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(arg) if hasattr(module, "get_config") else None
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config={file} can't be loaded: {type(error).__name__}: {error}.") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={file} has no get_config(arg=None) that returns a ConfigDict; see configs/quickstart.py.")
+    return config
+
+
+def _check_keys(config: ConfigDict, file: str) -> None:
+    base = _base()
+    given = flatten(config)
+    for key in given:
+        if key not in RULES:
+            raise UserError(f"{file} sets the unknown config key {key!r}: {_nearest(key)}.")
+    for key in RULES:
+        if key not in given:
+            raise UserError(f"{file} has no {key}: begin its get_config with config = base.get_config().")
+        kind = _section(base, key).get_type(key.split(".")[-1])
+        if given[key] is not None and not isinstance(given[key], kind):
+            raise UserError(f"{file} sets {key}={given[key]!r}, which is of the wrong type: {_expected(kind)} would be right.")
+
+
+def _nearest(key: str) -> str:
+    same_name = [known for known in RULES if known.split(".")[-1] == key.split(".")[-1]]
+    close = difflib.get_close_matches(key, RULES, n=1, cutoff=0.0)
+    return f"the nearest known one is {(same_name + close)[0]!r}"
+
+
+def _section(config: ConfigDict, key: str) -> ConfigDict:
+    for name in key.split(".")[:-1]:
+        config = config[name]
+    return config
+
+
+def _get(config: ConfigDict, key: str):
+    return _section(config, key)[key.split(".")[-1]]
+
+
+def _typed(value: str, kind: type):
+    """A string from the command line as a value of the given type; ValueError where it is none."""
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+    if kind is int:
+        return int(value)
+    if kind is float:
+        return float(value)
+    if kind is tuple:
+        literal = ast.literal_eval(value)
+        return literal if isinstance(literal, tuple) else (literal,)
+    return None if value == "None" else value
+
+
+def _expected(kind: type) -> str:
+    return {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        tuple: "a tuple such as (0.9,0.1)",
+    }[kind]

@@ -1,0 +1,187 @@
+"""`CharLM`: input encoding, a stack of LSTM layers scanned over time, dropout, head. The only room that knows Flax.
+
+Letters: B batch, T time, S scored positions, E embedding, I input features, H hidden, G = 4H, V vocabulary.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from charlm import recurrence
+from charlm.batches import Batch
+
+CarryStack = tuple[recurrence.Carry, ...]  # one (c_BH, h_BH) for each layer, float32
+
+
+class Initializers(NamedTuple):
+    """Flax initialisers by the kind of weight."""
+
+    embedding: nn.initializers.Initializer
+    input_kernel: nn.initializers.Initializer
+    recurrent_kernel: nn.initializers.Initializer
+    head_kernel: nn.initializers.Initializer
+
+
+def initializers(name: str, hidden: int) -> Initializers:
+    """`uniform`: ±1/sqrt(hidden) everywhere (PyTorch's); `orthogonal`: LeCun normal with orthogonal recurrence (Flax's)."""
+    if name == "uniform":
+        bound = 1 / math.sqrt(hidden)
+        return Initializers(*[_symmetric_uniform(bound)] * 4)
+    lecun = nn.initializers.lecun_normal()
+    return Initializers(nn.initializers.normal(1.0), lecun, _orthogonal_gates, lecun)
+
+
+class LSTMLayer(nn.Module):
+    """The weights of one layer around `recurrence.lstm`; gate order i, f, g, o."""
+
+    hidden: int
+    inputs: int
+    weights: Initializers
+    forget_bias: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, inputs, carry, embedding_VI=None):
+        """Runs the layer over a window, time first.
+
+        Args:
+          inputs: (T, B, I) floats, or (T, B) ids that stand for rows of `embedding_VI` (of the identity without it).
+          carry: (c_BH, h_BH) before the window.
+
+        Returns:
+          (hidden_TBH, carry after the window).
+        """
+        hidden, forget_bias = self.hidden, self.forget_bias
+        input_kernel_IG = self.param("input_kernel", self.weights.input_kernel, (self.inputs, 4 * hidden))
+        recurrent_kernel_HG = self.param("recurrent_kernel", self.weights.recurrent_kernel, (hidden, 4 * hidden))
+        bias_G = self.param("bias", lambda _, shape: jnp.zeros(shape).at[hidden : 2 * hidden].set(forget_bias), (4 * hidden,))
+        if embedding_VI is not None:
+            # V rows are projected once instead of T·B of them: embedding and projection become one row lookup.
+            input_kernel_IG = embedding_VI @ input_kernel_IG
+        return recurrence.lstm(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, *carry, self.dtype)
+
+
+class CharLM(nn.Module):
+    """A character-level LSTM language model.
+
+    Attributes:
+      vocab_size: V.
+      input: `embedding` (V, E) or `onehot`.
+      embedding: E, used by the embedding input only.
+      layers, hidden: number of LSTM layers, and H of each.
+      dropout: share of values dropped between layers and before the head, in [0, 1).
+      initializer: see `initializers`.
+      forget_bias: initial value of the forget gate's bias.
+      dtype: of the operands of matrix products; parameters, state and sums are float32.
+    """
+
+    vocab_size: int
+    input: str
+    embedding: int
+    layers: int
+    hidden: int
+    dropout: float
+    initializer: str
+    forget_bias: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, batch: Batch, carry: CarryStack, dropout_key=None):
+        init = initializers(self.initializer, self.hidden)
+        embedding_VE = None
+        if self.input == "embedding":
+            embedding_VE = self.param("embedding", init.embedding, (self.vocab_size, self.embedding))
+        features = self.embedding if self.input == "embedding" else self.vocab_size
+        keep_B1 = ~batch.reset_B[:, None]
+        carry = jax.tree.map(lambda state_BH: jnp.where(keep_B1, state_BH, 0), carry)
+        x, new_carry = batch.inputs_BT.T, []
+        for index in range(self.layers):
+            layer = LSTMLayer(self.hidden, features, init, self.forget_bias, self.dtype, name=f"lstm_{index}")
+            x, layer_carry = layer(x, carry[index], embedding_VE if index == 0 else None)
+            new_carry.append(layer_carry)
+            features = self.hidden
+            if dropout_key is not None and self.dropout > 0:
+                x = dropout(jax.random.fold_in(dropout_key, index), x, self.dropout)
+        scored = batch.targets_BS.shape[1]
+        head_HV = self.param("head_kernel", init.head_kernel, (self.hidden, self.vocab_size))
+        head_bias_V = self.param("head_bias", nn.initializers.zeros, (self.vocab_size,))
+        hidden_BSH = x[x.shape[0] - scored :].swapaxes(0, 1)
+        logits_BSV = jnp.matmul(
+            hidden_BSH.astype(self.dtype), head_HV.astype(self.dtype), preferred_element_type=hidden_BSH.dtype
+        )
+        return logits_BSV + head_bias_V[None, None, :], tuple(new_carry)
+
+
+class Functions(NamedTuple):
+    """A model as pure functions; all that training, evaluation and sampling know of it.
+
+    Attributes:
+      init: key → params, a tree of float32 arrays.
+      apply: (params, batch, carry, dropout_key=None) → (logits_BSV, carry). No dropout without a key.
+      zero_carry: B → the state in which every text begins.
+    """
+
+    init: callable
+    apply: callable
+    zero_carry: callable
+
+
+def functions(config, vocab_size: int) -> Functions:
+    """The model that the config describes, for a vocabulary of the given size."""
+    layers, hidden = config.model.layers, config.model.hidden
+    module = CharLM(
+        vocab_size=vocab_size,
+        input=config.model.input,
+        embedding=config.model.embedding,
+        layers=layers,
+        hidden=hidden,
+        dropout=config.model.dropout,
+        initializer=config.model.init,
+        forget_bias=config.model.forget_bias,
+        dtype=jnp.dtype(config.model.dtype),
+    )
+
+    def zero_carry(lanes: int) -> CarryStack:
+        return tuple((jnp.zeros((lanes, hidden)), jnp.zeros((lanes, hidden))) for _ in range(layers))
+
+    def init(key):
+        ids = jnp.zeros((1, 1), jnp.int32)
+        batch = Batch(ids, ids, jnp.ones((1, 1)), jnp.ones(1, bool))
+        return module.init(key, batch, zero_carry(1))["params"]
+
+    def apply(params, batch, carry, dropout_key=None):
+        return module.apply({"params": params}, batch, carry, dropout_key)
+
+    return Functions(init, apply, zero_carry)
+
+
+def parameter_table(params) -> list[tuple[str, tuple[int, ...], int]]:
+    """(name, shape, count) of every parameter, in the order of the tree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, leaf.size) for path, leaf in leaves]
+
+
+def dropout(key, x, rate: float):
+    """Inverted dropout (Srivastava et al. 2014): zeroes a share `rate` of x and scales the rest so that the mean stays.
+
+    The rate is rounded to a multiple of 2^-16: one random word then serves two values, and drawing them costs half as much.
+    """
+    dropped = round(rate * 2**16)
+    words = jax.random.bits(key, ((x.size + 1) // 2,), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
+    return jnp.where(halves >= dropped, x * (2**16 / (2**16 - dropped)), 0)
+
+
+def _symmetric_uniform(bound: float):
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _orthogonal_gates(key, shape, dtype=jnp.float32):
+    """Each gate's (H, H) block orthogonal on its own, as in Flax's cells."""
+    rows, columns = shape
+    orthogonal = functools.partial(nn.initializers.orthogonal(), shape=(rows, columns // 4), dtype=dtype)
+    return jnp.concatenate([orthogonal(gate_key) for gate_key in jax.random.split(key, 4)], axis=1)

@@ -1,0 +1,72 @@
+"""What a person sees while a model trains: a bar on a terminal, one plain line for each row of metrics elsewhere."""
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from charlm import objective
+
+
+class Reporter:
+    """Shows where a training stands; a context manager, so that the bar is gone before anything else is printed."""
+
+    def __init__(self, total_steps: int, first_step: int):
+        self._total = total_steps
+        self._bar = None
+        console = Console()
+        if console.is_terminal:
+            columns = ("{task.description}", BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[text]}"))
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task("training", total=total_steps, completed=first_step, text="compiling …")
+
+    def __enter__(self) -> "Reporter":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def step(self, step: int, nats: float, chars_per_second: float, seconds_left: float) -> None:
+        """Moves the bar; does nothing elsewhere."""
+        if self._bar:
+            text = f"step {step}/{self._total}  {_nats(nats)}  {chars_per_second:,.0f} chars/s  {duration(seconds_left)} left"
+            self._bar.update(self._task, completed=step, text=text)
+
+    def row(self, row: dict, seconds_left: float = 0.0, note: str = "") -> None:
+        """Prints a row of metrics; on a terminal, where the bar shows the training loss, only those of evaluations."""
+        if row["split"] != "train":
+            self.say(f"step {row['step']:>6}/{self._total}  {row['split']} {_nats(row['nats'])}{note}")
+        elif not self._bar:
+            self.say(
+                f"step {row['step']:>6}/{self._total}  epoch {row['epoch']:.2f}  train {_nats(row['nats'])}  "
+                f"lr {row['learning_rate']:.1e}  grad {row['grad_norm']:.2f}  "
+                f"{row['chars_per_second']:,.0f} chars/s  {duration(seconds_left)} left"
+            )
+
+    def say(self, line: str) -> None:
+        if self._bar:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42 s, 3 min 05 s, 2 h 07 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+
+
+def warn(message: str) -> None:
+    """One line on stderr for what went wrong and was mended."""
+    print(f"note: {message}", file=sys.stderr, flush=True)
+
+
+def _nats(nats: float) -> str:
+    return f"{nats:.4f} nats (perplexity {objective.perplexity(nats):.4f})"

@@ -1,0 +1,184 @@
+"""The arithmetic of an LSTM layer over time, as pure functions with a hand-written gradient.
+
+Letters: T time, B batch, I input features, H hidden, G = 4H gate pre-activations, K chunks, N steps of a chunk.
+
+The cell (Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; gate order i, f, g, o):
+
+    z = x W_in + b + h' W_rec          h', c' are the state handed on by the step before
+    i, f, o = sigmoid(z_i, z_f, z_o)   g = tanh(z_g)
+    c = f c' + i g                     h = o tanh(c)
+
+Backward, with dh and dc the gradients that reach h and c from everything later:
+
+    dc += dh o (1 - tanh(c)^2)
+    dz_i = dc g i (1 - i)     dz_f = dc c' f (1 - f)     dz_g = dc i (1 - g^2)     dz_o = dh tanh(c) o (1 - o)
+    dc' = dc f                dh' = dz W_rec^T
+    dx = dz W_in^T            dW_in = sum_t x^T dz       dW_rec = sum_t h'^T dz    db = sum_t dz
+
+Only dc' and dh' are recurrent. What multiplies dc and dh on the dz lines comes from the forward pass alone and is computed
+outside the recurrence; the sums over t are taken as one product for each chunk of time, which is long enough for the matrix
+unit and short enough to stay in cache.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+LONGEST_CHUNK = 16
+
+Carry = tuple[jax.Array, jax.Array]  # (c_BH, h_BH), float32
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def lstm(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype=jnp.float32):
+    """Runs one LSTM layer over a window.
+
+    Args:
+      inputs: float (T, B, I), or int (T, B): ids that stand for one-hot rows, so that the input product is a row lookup.
+      input_kernel_IG: float32 (I, 4H). bias_G: float32 (4H,). recurrent_kernel_HG: float32 (H, 4H).
+      c_BH, h_BH: float32 state before the first step.
+      dtype: in which the operands of the matrix products are rounded; sums, state and gradients are float32.
+
+    Returns:
+      (hidden_TBH, (c_BH, h_BH)): float32 outputs of every step and the state after the last.
+    """
+    weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
+    (carry, _, _), hidden_TBH = _forward(inputs, weights, (c_BH, h_BH), dtype, residuals=False)
+    return hidden_TBH, carry
+
+
+def _forward(inputs, weights, carry, dtype, residuals):
+    input_kernel_IG, bias_G, recurrent_kernel_HG = weights
+    input_kernel = input_kernel_IG if _is_ids(inputs) else input_kernel_IG.astype(dtype)
+    recurrent_kernel = recurrent_kernel_HG.astype(dtype)
+
+    def step(carry, z_in_BG):
+        c_BH, h_BH = carry
+        z_BG = z_in_BG + _product(h_BH, recurrent_kernel, dtype)
+        # Without the barrier XLA:CPU computes the activation again for each of its consumers.
+        gates_BG = jax.lax.optimization_barrier(_activate(z_BG))
+        i, f, g, o = jnp.split(gates_BG, 4, axis=-1)
+        c_BH = f * c_BH + i * g
+        h_BH = o * jnp.tanh(c_BH)
+        return (c_BH, h_BH), (h_BH, c_BH, gates_BG) if residuals else h_BH
+
+    def chunk(carry, inputs_N):
+        if _is_ids(inputs):
+            z_in = jnp.take(input_kernel, inputs_N, axis=0, mode="clip") + bias_G[None, None, :]
+        else:
+            z_in = _product(inputs_N, input_kernel, dtype) + bias_G[None, None, :]
+        return jax.lax.scan(step, carry, z_in)
+
+    carry, outputs = jax.lax.scan(chunk, carry, _chunked(inputs))
+    if not residuals:
+        return (carry, None, None), _flat(outputs)
+    hidden, cells, gates = outputs
+    return (carry, cells, gates), hidden
+
+
+def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype):
+    weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
+    (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(inputs, weights, (c_BH, h_BH), dtype, residuals=True)
+    saved = (inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH)
+    return (_flat(hidden_KNBH), carry), saved
+
+
+def _lstm_bwd(dtype, saved, cotangents):
+    inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH = saved
+    d_hidden_TBH, (d_c_BH, d_h_BH) = cotangents
+    num_inputs = input_kernel_IG.shape[0]
+    recurrent_kernel = recurrent_kernel_HG.astype(dtype)
+    input_kernel = input_kernel_IG.astype(dtype)
+
+    def step(carry, factors):
+        d_c, d_h = carry
+        d_out, through_z, through_h, f = factors
+        d_h = d_h + d_out
+        d_c = d_c + d_h * through_h
+        d_z = (jnp.concatenate([d_c, d_c, d_c, d_h], axis=-1) * through_z).astype(dtype)
+        return (d_c * f, _product_with_transpose(d_z, recurrent_kernel, dtype)), d_z
+
+    def chunk(carry, chunk_of):
+        state, d_input_kernel, d_bias, d_recurrent_kernel = carry
+        inputs_N, d_out, hidden, cells, gates, c_before, h_before = chunk_of
+        c_prev = jnp.concatenate([c_before[None], cells[:-1]])
+        h_prev = jnp.concatenate([h_before[None], hidden[:-1]])
+        state, d_z = jax.lax.scan(step, state, (d_out, *_factors(gates, cells, c_prev)), reverse=True)
+        rows = d_z.reshape(-1, d_z.shape[-1])
+        if _is_ids(inputs):
+            features = jax.nn.one_hot(inputs_N.reshape(-1), num_inputs, dtype=dtype)
+            d_inputs = None
+        else:
+            features = inputs_N.reshape(-1, num_inputs)
+            d_inputs = _product_with_transpose(d_z, input_kernel, dtype)
+        d_input_kernel = d_input_kernel + _product(features.T, rows, dtype)
+        d_recurrent_kernel = d_recurrent_kernel + _product(h_prev.reshape(-1, h_prev.shape[-1]).T, rows, dtype)
+        return (state, d_input_kernel, d_bias + rows.sum(0, dtype=d_bias.dtype), d_recurrent_kernel), d_inputs
+
+    # The state handed to each chunk is the last one of the chunk before it.
+    c_before_KBH = jnp.concatenate([c_BH[None], cells_KNBH[:-1, -1]])
+    h_before_KBH = jnp.concatenate([h_BH[None], hidden_KNBH[:-1, -1]])
+    zeros = (jnp.zeros_like(input_kernel_IG), jnp.zeros_like(recurrent_kernel_HG[0]), jnp.zeros_like(recurrent_kernel_HG))
+    chunks = (
+        _chunked(inputs),
+        _chunked(d_hidden_TBH),
+        hidden_KNBH,
+        cells_KNBH,
+        gates_KNBG,
+        c_before_KBH,
+        h_before_KBH,
+    )
+    ((d_c_BH, d_h_BH), *d_weights), d_inputs = jax.lax.scan(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
+    return (None if d_inputs is None else _flat(d_inputs), *d_weights, d_c_BH, d_h_BH)
+
+
+lstm.defvjp(_lstm_fwd, _lstm_bwd)
+
+
+def _activate(z_BG):
+    """All four gates by one tanh, since sigmoid(x) = tanh(x / 2) / 2 + 1 / 2: one array vectorises, four slices do not."""
+    hidden = z_BG.shape[-1] // 4
+    scale = jnp.concatenate([jnp.full(2 * hidden, 0.5), jnp.ones(hidden), jnp.full(hidden, 0.5)])[None, :]
+    shift = jnp.concatenate([jnp.full(2 * hidden, 0.5), jnp.zeros(hidden), jnp.full(hidden, 0.5)])[None, :]
+    scale, shift = scale.astype(z_BG.dtype), shift.astype(z_BG.dtype)
+    return jnp.tanh(z_BG * scale) * scale + shift
+
+
+def _factors(gates, cells, c_prev):
+    """What the backward recurrence multiplies dc and dh with: the dz lines of the module's docstring."""
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    tanh_c = jnp.tanh(cells)
+    through_z = jnp.concatenate(
+        [g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], axis=-1
+    )
+    return through_z, o * (1 - tanh_c * tanh_c), f
+
+
+def _product(a, b, dtype):
+    """a @ b with operands rounded to dtype and sums in float32 (float64 where both are)."""
+    sums = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=sums)
+
+
+def _product_with_transpose(a, b, dtype):
+    """a @ b.T, said as a contraction of the last axes: XLA:CPU multiplies bfloat16 at full speed only where no transpose stands."""
+    sums = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+    last = ((a.ndim - 1,), (b.ndim - 1,))
+    return jax.lax.dot_general(a.astype(dtype), b.astype(dtype), (last, ((), ())), preferred_element_type=sums)
+
+
+def _is_ids(inputs) -> bool:
+    return jnp.issubdtype(inputs.dtype, jnp.integer)
+
+
+def _chunked(x_T):
+    steps = x_T.shape[0]
+    length = max((n for n in range(1, LONGEST_CHUNK + 1) if steps % n == 0), default=1)
+    if length < 8:  # no divisor that makes large products: the whole window is one chunk
+        length = steps
+    return x_T.reshape(-1, length, *x_T.shape[1:])
+
+
+def _flat(x_KN):
+    return x_KN.reshape(-1, *x_KN.shape[2:])

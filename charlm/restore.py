@@ -1,0 +1,68 @@
+"""A trained model as evaluate and sample need it: read from a run directory, without anything of training."""
+
+import contextlib
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from charlm import model
+from charlm.checkpoint import Checkpoints
+from charlm.errors import Failure, UserError
+from charlm.progress import warn
+from charlm.run import Run
+from charlm.vocab import Vocab
+
+
+class Trained(NamedTuple):
+    """Attributes: config, vocab and corpus (provenance) of the run; the model's functions; parameters of a step."""
+
+    config: ConfigDict
+    vocab: Vocab
+    corpus: dict
+    functions: model.Functions
+    params: dict
+    step: int
+
+
+def load(workdir: str, which: str) -> Trained:
+    """Reads a run and the checkpoint that `which` names: `best` by validation nats, `latest`, or a step.
+
+    Where that one can't be read and no step was named, the nearest one before it is taken, saying so.
+
+    Raises:
+      UserError: no run, or no such checkpoint. Failure: no checkpoint can be read.
+    """
+    run = Run(workdir)
+    run.status()
+    config, vocab, corpus = run.config(), run.vocab(), run.corpus()
+    functions = model.functions(config, len(vocab))
+    abstract = jax.eval_shape(functions.init, jax.random.key(0))
+    if not run.checkpoints.is_dir():
+        raise UserError(f"--workdir={workdir} has no checkpoint yet: train it for longer.")
+    with contextlib.closing(Checkpoints(run.checkpoints, read_only=True)) as checkpoints:
+        for step in _candidates(checkpoints, which):
+            try:
+                return Trained(config, vocab, corpus, functions, checkpoints.restore_params(step, abstract), step)
+            except Failure as error:
+                warn(f"{error}.")
+    raise Failure(f"--checkpoint={which}: no such checkpoint of {workdir} can be read; train again or name another one.")
+
+
+def _candidates(checkpoints: Checkpoints, which: str) -> list[int]:
+    """Steps in the order in which to try them."""
+    steps = checkpoints.steps()
+    if which == "latest":
+        return steps[::-1]
+    if which == "best":
+        nats = {}
+        for step in steps:
+            try:
+                nats[step] = checkpoints.progress(step)["evaluated"]
+            except Failure as error:
+                warn(f"{error}.")
+        return sorted((step for step in nats if nats[step] is not None), key=nats.get)
+    if which.isdigit() and int(which) in steps:
+        return [int(which)]
+    listed = ", ".join(map(str, steps)) or "none yet"
+    raise UserError(f"--checkpoint={which} is not there: best, latest or a step would be right (this run has {listed}).")

@@ -1,0 +1,265 @@
+"""The run directory: all that lasts of a training, and the only thing that evaluate, sample and compare read.
+
+    config.json       every key of the config          samples/STEP.txt    text written at each evaluation
+    vocab.json        symbols in the order of ids       checkpoints/STEP    the best and the two latest
+    corpus.json       where the text came from          tensorboard/        the same scalars and the config
+    environment.json  one entry for each start          lock                held while a process trains here
+    status.json       state, step, best                 metrics.jsonl       one row for each log interval and evaluation
+"""
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+from ml_collections import ConfigDict
+
+from charlm import config as config_module
+from charlm.errors import UserError
+from charlm.vocab import Vocab
+
+STATES = ("incomplete", "done", "diverged", "failed")
+FIRST_FILES = {"lock", "vocab.json", "corpus.json", "config.json", "status.json"}  # all that a start can die amid writing
+PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Run:
+    """The files of one run directory, by name."""
+
+    def __init__(self, workdir: str | os.PathLike):
+        self.workdir = pathlib.Path(workdir)
+        self.checkpoints = self.workdir / "checkpoints"
+        self.tensorboard = self.workdir / "tensorboard"
+        self._metrics = self.workdir / "metrics.jsonl"
+
+    def config(self) -> ConfigDict:
+        try:
+            return config_module.from_dict(self._json("config.json"))
+        except UserError as error:
+            raise UserError(f"{self.workdir / 'config.json'}: {error}") from error
+
+    def vocab(self) -> Vocab:
+        try:
+            return Vocab.from_json(self._text("vocab.json"))
+        except ValueError as error:
+            raise UserError(f"{self.workdir / 'vocab.json'} is damaged ({error}): restore it from a copy.") from error
+
+    def corpus(self) -> dict:
+        return self._json("corpus.json")
+
+    def status(self) -> dict:
+        status = self._json("status.json")
+        if status.get("state") not in STATES:
+            raise UserError(f"{self.workdir / 'status.json'} has the state {status.get('state')!r}, which is none of {STATES}.")
+        return status
+
+    def write_status(self, state: str, step: int, best: dict | None, message: str = "") -> None:
+        self._write("status.json", {"state": state, "step": step, "best": best, "message": message})
+
+    def write_sample(self, step: int, text: str) -> None:
+        self._write(f"samples/{step:08d}.txt", text)
+
+    def append(self, row: dict) -> None:
+        """Adds a row to the metrics; infinite values become null, which JSON can say."""
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+
+    def rows(self) -> list[dict]:
+        """The rows of the metrics; a damaged last line, as a crash leaves it, is passed over.
+
+        Raises:
+          UserError: a line before the last is damaged.
+        """
+        if not self._metrics.exists():
+            return []
+        lines = self._metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                    raise ValueError("no object with a step")
+            except ValueError as error:
+                if number == len(lines):
+                    break
+                raise UserError(f"{self._metrics} line {number} is no row of metrics ({error}): remove that line.") from error
+            rows.append(row)
+        return rows
+
+    def rewind(self, step: int) -> int:
+        """Drops what was logged after a step, and a damaged last line; returns how many lines went."""
+        if not self._metrics.exists():
+            return 0
+        text = self._metrics.read_text(encoding="utf-8", errors="replace")
+        kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
+        if "".join(kept) != text:
+            self._write("metrics.jsonl", "".join(kept))
+        return len(text.splitlines()) - len(kept)
+
+    def sync_metrics(self) -> None:
+        """Has the rows on disk before a checkpoint that counts on them."""
+        with contextlib.suppress(FileNotFoundError), self._metrics.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def begin(self, config: ConfigDict, vocab: Vocab, corpus: dict) -> None:
+        """Writes what a new run is made of; status.json last, since it says that there is a run."""
+        self._write("vocab.json", vocab.to_json())
+        self._write("corpus.json", corpus)
+        self._write("config.json", config_module.to_dict(config))
+        self.write_status("incomplete", 0, None)
+
+    def check_data(self, vocab: Vocab, corpus: dict) -> None:
+        """Raises a UserError where the corpus is no longer the one that this run began with."""
+        then = self.corpus()
+        if then.get("sha256") != corpus["sha256"] or then.get("splits") != corpus["splits"] or self.vocab() != vocab:
+            raise UserError(
+                f"corpus {corpus['name']} has changed since --workdir={self.workdir} began (sha256 {then.get('sha256')} then, "
+                f"{corpus['sha256']} now): restore the text or choose another directory."
+            )
+
+    @contextlib.contextmanager
+    def scalars(self, step: int) -> Iterator[Callable[[dict], None]]:
+        """A function that logs a row: to metrics.jsonl, which is the record, and to TensorBoard, which mirrors it.
+
+        Args:
+          step: at which the training goes on; TensorBoard then hides what an earlier start logged after it.
+        """
+        import tensorboardX
+
+        writer = tensorboardX.SummaryWriter(os.fspath(self.tensorboard), purge_step=step + 1)
+        hparams = config_module.flatten(self._json("config.json"))
+        plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in hparams.items()}
+        for summary in tensorboardX.summary.hparams(plain, {"validation/nats": 0.0}):
+            writer.file_writer.add_summary(summary)
+
+        def log(row: dict) -> None:
+            self.append(row)
+            for name in ("nats", "bits", "perplexity", "learning_rate", "grad_norm", "chars_per_second"):
+                if name in row:
+                    writer.add_scalar(f"{row['split']}/{name}", row[name], row["step"])
+
+        with contextlib.closing(writer):
+            yield log
+
+    def note_start(self, device: str) -> None:
+        """Adds versions, device, commit and command of this start to environment.json."""
+        starts = []
+        with contextlib.suppress(UserError):  # a damaged record of old starts is no reason not to train
+            starts = self._json("environment.json")["starts"] if (self.workdir / "environment.json").exists() else []
+        starts.append(
+            {
+                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "command": [sys.executable, *sys.argv],
+                "directory": os.getcwd(),
+                "commit": _commit(),
+                "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+                "device": device,
+                "machine": f"{platform.node()} {platform.machine()} {os.cpu_count()} cores",
+                "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+            }
+        )
+        self._write("environment.json", {"starts": starts})
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the directory for one training process; the kernel lets go of it when the process ends, however that is.
+
+        Raises:
+          UserError: another process holds it.
+        """
+        with (self.workdir / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise UserError(
+                    f"--workdir={self.workdir} is in use by {file.read().strip() or 'another process'}: "
+                    "wait for it, stop it, or choose another directory."
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
+
+    def _text(self, name: str) -> str:
+        path = self.workdir / name
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise UserError(f"{path} does not exist: --workdir must be the directory of a run.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} can't be read: {error}.") from error
+
+    def _json(self, name: str) -> dict:
+        try:
+            fields = json.loads(self._text(name))
+            if not isinstance(fields, dict):
+                raise ValueError("no object")
+            return fields
+        except ValueError as error:
+            raise UserError(f"{self.workdir / name} is damaged ({error}): restore it from a copy.") from error
+
+    def _write(self, name: str, content: str | dict) -> None:
+        """Writes a whole file or nothing of it."""
+        text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
+        path = self.workdir / name
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(path.name + ".new")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def exists(workdir: str, config: ConfigDict) -> bool:
+    """Whether a run with this config is in the directory already; nothing is written.
+
+    Raises:
+      UserError: the directory holds something else, a run with another config, or can't be written.
+    """
+    path = pathlib.Path(workdir)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: give a directory.")
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
+        raise UserError(f"--workdir={workdir} can't be written: choose a directory that can.")
+    names = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    if "status.json" not in names:
+        if {name.removesuffix(".new") for name in names} - FIRST_FILES:
+            raise UserError(f"--workdir={workdir} is not empty and not the directory of a run: choose another.")
+        return False
+    run = Run(path)
+    run.status()
+    different = config_module.differences(config_module.to_dict(run.config()), config_module.to_dict(config))
+    if different:
+        listed = ", ".join(f"{key} ({old!r} there, {new!r} here)" for key, (old, new) in different.items())
+        raise UserError(f"--workdir={workdir} holds a run with another config: {listed}; choose another directory.")
+    return True
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with a + where files differ from it; None outside a checkout."""
+    git = ["git", "-C", os.fspath(pathlib.Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True, timeout=10)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+        return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

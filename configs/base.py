@@ -1,0 +1,77 @@
+"""Every key of charlm, once, with its unit and meaning. Each other config returns these plus its differences."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The defaults. `arg` is what stands behind a colon in --config=FILE:ARG; base has no use for it."""
+    del arg
+    config = ConfigDict()
+    config.seed = 0  # integer; initial weights, dropout, lane offsets and samples follow from it
+
+    config.corpus = ConfigDict()
+    config.corpus.name = "tiny_shakespeare"  # a corpus that charlm knows how to get; used where path is None
+    config.corpus.path = placeholder(str)  # UTF-8 text file (plain, .gz, .xz) or a folder of them, sorted and joined
+    config.corpus.validation_path = placeholder(str)  # validation text of its own; then path is all training text
+    config.corpus.test_path = placeholder(str)  # test text of its own; needs validation_path
+    config.corpus.data_dir = placeholder(str)  # TFDS folder; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    config.corpus.split = (0.9, 0.1)  # contiguous fractions: train, validation[, test]
+    config.corpus.lowercase = False  # lower-case the text
+    config.corpus.keep = ""  # characters to keep, everything else is deleted; "": keep all
+    config.corpus.newlines = True  # CRLF and CR become LF
+
+    config.vocab = ConfigDict()
+    config.vocab.source = "train"  # symbols of the training split ("train") or of all splits ("corpus")
+    config.vocab.unknown = False  # map symbols outside the vocabulary to <unk>; False: they are an error
+
+    config.batch = ConfigDict()
+    config.batch.framing = "stream"  # stream: contiguous lanes, state carried over the epoch
+    config.batch.size = 32  # rows (lanes)
+    config.batch.length = 64  # chars a row a step; truncated back-propagation through time
+    config.batch.shift = True  # begin each epoch at a random offset within the chars that fill no step
+
+    config.model = ConfigDict()
+    config.model.input = "embedding"  # embedding or onehot
+    config.model.embedding = 128  # features of the embedding
+    config.model.layers = 2  # LSTM layers
+    config.model.hidden = 256  # units a layer
+    config.model.dropout = 0.0  # share dropped between layers and before the head, in [0, 1)
+    config.model.init = "orthogonal"  # orthogonal (Flax's) or uniform: ±1/sqrt(hidden) (PyTorch's)
+    config.model.forget_bias = 1.0  # initial bias of the forget gate
+    config.model.dtype = "float32"  # of matrix-product operands: float32 or bfloat16; state and weights are float32
+
+    config.optim = ConfigDict()
+    config.optim.name = "adam"  # adam, adamw, rmsprop or sgd
+    config.optim.learning_rate = 3e-3  # peak
+    config.optim.schedule = "cosine"  # constant, cosine, exponential or step
+    config.optim.warmup_steps = 0  # steps of linear warm-up from 0
+    config.optim.final_fraction = 0.01  # cosine: last learning rate as a share of the peak
+    config.optim.decay_rate = 0.5  # exponential, step: factor for every decay_steps
+    config.optim.decay_steps = 1000  # exponential, step: steps
+    config.optim.beta1 = 0.9  # adam, adamw: decay of the mean gradient
+    config.optim.beta2 = 0.999  # adam, adamw, rmsprop: decay of the mean squared gradient
+    config.optim.eps = 1e-8  # adam, adamw, rmsprop: added to the root of the mean squared gradient
+    config.optim.momentum = 0.0  # sgd
+    config.optim.clip_norm = 1.0  # largest global norm of the gradient; 0.0: no clipping
+    config.optim.clip_value = 0.0  # largest absolute value of a gradient element; 0.0: no clipping
+    config.optim.weight_decay = 0.0  # of matrices; decoupled for adamw, L2 for the others
+
+    config.train = ConfigDict()
+    config.train.epochs = 3.0  # length; used where steps is 0
+    config.train.steps = 0  # length in steps; 0: epochs decides
+    config.train.log_every = 50  # steps between rows of metrics
+    config.train.eval_every = 0  # steps between evaluations; 0: once an epoch. The last step is always evaluated
+    config.train.checkpoint_every = 500  # steps between checkpoints beside those of the evaluations; 0: only those
+    config.train.patience = 0  # evaluations without a new best before an early stop; 0: never
+
+    config.eval = ConfigDict()
+    config.eval.length = 512  # chars a window; memory, not result
+    config.eval.lanes = 1  # pieces read side by side; 1: exact state from the first char to the last
+    config.eval.burn_in = 1000  # chars that warm the state of each piece but the first, unscored
+
+    config.sample = ConfigDict()
+    config.sample.prompt = placeholder(str)  # of the sample written at each evaluation; None: first char of validation
+    config.sample.length = 300  # chars; 0: no samples while training
+    config.sample.temperature = 0.8  # 0.0: greedy
+    return config

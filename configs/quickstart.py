@@ -1,0 +1,17 @@
+"""A first model: tiny Shakespeare, one LSTM layer of 256, two epochs.
+
+    scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from configs import base
+
+
+def get_config(arg: str | None = None):
+    config = base.get_config(arg)
+    config.batch.size = 32
+    config.batch.length = 64
+    config.model.layers = 1
+    config.model.hidden = 256
+    config.optim.learning_rate = 5e-3
+    config.train.epochs = 2.0
+    return config

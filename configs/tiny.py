@@ -1,0 +1,23 @@
+"""A model so small that it trains in seconds: for tests, and to see that everything works.
+
+    scripts/train.py --config=configs/tiny.py --workdir=runs/tiny
+
+About 5 seconds on 2 CPU cores; validation perplexity about 12.
+"""
+
+from configs import base
+
+
+def get_config(arg: str | None = None):
+    config = base.get_config(arg)
+    config.batch.size = 16
+    config.batch.length = 32
+    config.model.embedding = 16
+    config.model.layers = 1
+    config.model.hidden = 32
+    config.optim.learning_rate = 1e-2
+    config.train.steps = 60
+    config.train.log_every = 20
+    config.train.eval_every = 30
+    config.sample.length = 100
+    return config

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Sets everything up, trains configs/quickstart.py, evaluates its best checkpoint and prints three samples.
+# Again: goes on where it was stopped, or reports the finished run. PYTHON=python3.13 chooses the interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/setup.sh
+
+workdir=runs/quickstart
+echo "training configs/quickstart.py into $workdir …"
+"$PY" scripts/train.py --config=configs/quickstart.py --workdir="$workdir"
+
+echo
+echo "the best checkpoint on the whole validation split:"
+"$PY" scripts/evaluate.py --workdir="$workdir" --split=validation
+
+echo
+"$PY" scripts/sample.py --workdir="$workdir" --prompt='ROMEO:' --length=300 --temperature=0.8 --num=3
+
+cat <<END
+
+The run is in $workdir: metrics.jsonl, samples/, checkpoints/, tensorboard/. What to try next:
+  .venv/bin/python scripts/sample.py --workdir=$workdir --prompt='JULIET:' --temperature=0.5
+  .venv/bin/python scripts/evaluate.py --workdir=$workdir --text=README.md
+  .venv/bin/python scripts/train.py --config=configs/quickstart.py --workdir=runs/wider --config.model.hidden=384
+END

@@ -1,0 +1,36 @@
+# Sourced by quickstart.sh and test.sh, from the repository's top: makes .venv, or takes the one that is there, and installs charlm.
+# Reads PYTHON (interpreter, default python3) and EXTRAS (such as [test], default none). Leaves the venv's interpreter in PY.
+
+fail() {
+  echo "error: $1" >&2
+  exit 2
+}
+
+version_of() {
+  "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
+PY=.venv/bin/python
+EXTRAS=${EXTRAS:-}
+if [ ! -e "$PY" ]; then
+  python=${PYTHON:-python3}
+  command -v "$python" >/dev/null || fail "PYTHON=$python is not there: install Python 3.11 or newer, or name one with PYTHON=python3.13."
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$python is Python $(version_of "$python"), but charlm needs 3.11 or newer: name one with PYTHON=python3.13."
+  echo "making .venv with Python $(version_of "$python") …"
+  "$python" -m venv .venv || {
+    rm -rf .venv
+    fail "$python can't make a virtual environment: on Debian, 'apt-get install python3-venv' mends that."
+  }
+elif [ -n "${PYTHON:-}" ] && [ "$(version_of "$PYTHON")" != "$(version_of "$PY")" ]; then
+  fail "PYTHON=$PYTHON is Python $(version_of "$PYTHON"), but .venv has $(version_of "$PY"): remove .venv to have it made anew."
+fi
+
+# Installed anew only when what is installed would differ.
+stamp=".venv/installed$EXTRAS"
+if ! cmp -s pyproject.toml "$stamp"; then
+  echo "installing charlm$EXTRAS (half a minute) …"
+  "$PY" -m pip install --quiet --disable-pip-version-check --editable ".$EXTRAS" ||
+    fail "pip could not install charlm: see its message above."
+  cp pyproject.toml "$stamp"
+fi

@@ -1,0 +1,101 @@
+"""What all tests share: strict JAX, a small corpus made on the spot, and scripts run as a user runs them."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SHARED_CORPORA = ROOT.parent / "shared" / "corpora"
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(tmp_path_factory):
+    """A compilation cache that the tests and the scripts they start share, empty at the start of each session."""
+    cache = os.fspath(tmp_path_factory.mktemp("xla"))
+    settings = {"jax_compilation_cache_dir": cache, "jax_persistent_cache_min_compile_time_secs": 0}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
+def make_text(chars: int, seed: int = 0) -> str:
+    """Words of a small made-up language with punctuation and line breaks: something that an LSTM can learn a little of."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
+    text = ""
+    while len(text) < chars:
+        text += rng.choice(words) + rng.choice([" ", " ", " ", ", ", ".\n"])
+    return text[:chars]
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory) -> pathlib.Path:
+    file = tmp_path_factory.mktemp("corpus") / "made_up.txt"
+    file.write_text(make_text(12_000), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def small(corpus_file):
+    """Overrides that make any config train on the made-up corpus within a second."""
+    return {
+        "corpus.path": os.fspath(corpus_file),
+        "batch.size": 4,
+        "batch.length": 16,
+        "model.hidden": 8,
+        "model.layers": 2,
+        "model.embedding": 6,
+        "train.steps": 6,
+        "train.log_every": 2,
+        "train.eval_every": 4,
+        "train.checkpoint_every": 3,
+        "eval.length": 128,
+        "sample.length": 20,
+    }
+
+
+class Scripts:
+    """Runs scripts/NAME.py in a process of its own."""
+
+    def __call__(self, name: str, *arguments: str, status: int = 0, **options) -> subprocess.CompletedProcess:
+        result = subprocess.run(self.command(name, *arguments), capture_output=True, text=True, env=self.env(), **options)
+        assert result.returncode == status, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
+        return result
+
+    def fails(self, name: str, *arguments: str, status: int = 2, **options) -> str:
+        """The one sentence on stderr with which the script refuses; stdout and traceback must be empty."""
+        result = self(name, *arguments, status=status, **options)
+        lines = result.stderr.strip().splitlines()
+        assert len(lines) == 1, result.stderr
+        assert lines[0].startswith("error: "), result.stderr
+        return lines[0]
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        return [sys.executable, os.fspath(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+
+    def env(self) -> dict[str, str]:
+        return {**os.environ, "JAX_NUMPY_RANK_PROMOTION": "raise", "PYTHONDEVMODE": ""}
+
+
+@pytest.fixture(scope="session")
+def script() -> Scripts:
+    return Scripts()
+
+
+def as_flags(overrides: dict) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in overrides.items()]
+
+
+def read_rows(workdir) -> list[dict]:
+    """The rows of a run's metrics without the columns that tell time, which no two runs share."""
+    timing = ("seconds", "chars_per_second")
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in timing} for line in lines]

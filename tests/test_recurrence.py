@@ -1,0 +1,94 @@
+"""Invariant 7: the fast recurrence equals a plain scan over a textbook cell, in value and in gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from charlm.recurrence import lstm
+
+
+def textbook(inputs_TBI, input_kernel, bias, recurrent_kernel, c, h):
+    """The cell as textbooks print it, one step after another, differentiated by JAX."""
+    outputs = []
+    for x in inputs_TBI:
+        i, f, g, o = jnp.split(x @ input_kernel + bias[None, :] + h @ recurrent_kernel, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        outputs.append(h)
+    return jnp.stack(outputs), (c, h)
+
+
+def arguments(steps, batch=3, features=5, hidden=4, dtype=np.float32):
+    rng = np.random.default_rng(steps)
+    shapes = [(steps, batch, features), (features, 4 * hidden), (4 * hidden,), (hidden, 4 * hidden), (batch, hidden), (batch, hidden)]
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def scalar(run):
+    """A scalar in which every output has a weight of its own, so that no gradient can hide."""
+
+    def value(*args):
+        outputs, (c, h) = run(*args)
+        leaves = [outputs, c, h]
+        weights = [jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape) for leaf in leaves]
+        return sum((leaf * weight).sum() for leaf, weight in zip(leaves, weights, strict=True))
+
+    return value
+
+
+@pytest.mark.parametrize("steps", [1, 7, 16, 48, 51])  # one step, one odd chunk, one chunk, three chunks, chunks of 3 → one of 51
+def test_equals_the_textbook_cell_in_value_and_gradient(steps):
+    args = arguments(steps)
+    outputs, carry = lstm(*args)
+    expected, expected_carry = textbook(*args)
+    np.testing.assert_allclose(outputs, expected, atol=2e-6)
+    np.testing.assert_allclose(carry[0], expected_carry[0], atol=2e-6)
+    np.testing.assert_allclose(carry[1], expected_carry[1], atol=2e-6)
+    gradients = jax.grad(scalar(lstm), argnums=range(6))(*args)
+    expected_gradients = jax.grad(scalar(textbook), argnums=range(6))(*args)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [7, 48])
+def test_ids_stand_for_one_hot_rows(steps):
+    _, kernel, bias, recurrent, c, h = arguments(steps)
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 5, (steps, 3)))
+    one_hot = jax.nn.one_hot(ids, 5)
+    by_ids = lambda *weights: lstm(ids, *weights, c, h)  # noqa: E731
+    by_rows = lambda *weights: textbook(one_hot, *weights, c, h)  # noqa: E731
+    np.testing.assert_allclose(by_ids(kernel, bias, recurrent)[0], by_rows(kernel, bias, recurrent)[0], atol=2e-6)
+    gradients = jax.grad(scalar(by_ids), argnums=(0, 1, 2))(kernel, bias, recurrent)
+    expected = jax.grad(scalar(by_rows), argnums=(0, 1, 2))(kernel, bias, recurrent)
+    for gradient, expected_gradient in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=2e-4, atol=2e-5)
+
+
+def test_gradient_against_finite_differences_in_float64():
+    with jax.enable_x64(True):
+        args = arguments(9, batch=2, features=3, hidden=3, dtype=np.float64)
+        value = jax.jit(scalar(lambda *args: lstm(*args, jnp.float64)))
+        gradients = jax.grad(value, argnums=range(6))(*args)
+        rng = np.random.default_rng(1)
+        for position, (arg, gradient) in enumerate(zip(args, gradients, strict=True)):
+            direction = rng.normal(size=arg.shape)
+            shifted = lambda by, position=position, direction=direction: value(  # noqa: E731
+                *[a + by * direction if k == position else a for k, a in enumerate(args)]
+            )
+            difference = (shifted(1e-5) - shifted(-1e-5)) / 2e-5
+            np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=1e-7)
+
+
+def test_bfloat16_rounds_products_but_keeps_float32_state():
+    args = arguments(48)
+    outputs, carry = lstm(*args, jnp.bfloat16)
+    expected, _ = lstm(*args)
+    assert {leaf.dtype for leaf in (outputs, *carry)} == {jnp.dtype(jnp.float32)}
+    error = np.abs(outputs - expected).max()
+    assert 0 < error < 0.1
+    gradient = jax.grad(scalar(lambda *args: lstm(*args, jnp.bfloat16)), argnums=3)(*args)
+    expected_gradient = jax.grad(scalar(lstm), argnums=3)(*args)
+    assert gradient.dtype == jnp.float32
+    cosine = (gradient * expected_gradient).sum() / jnp.linalg.norm(gradient) / jnp.linalg.norm(expected_gradient)
+    assert cosine > 0.99
