@@ -79,7 +79,7 @@ def make_train_step(functions: model.Functions, optimizer: optax.GradientTransfo
         grads, (nats, chars, carry) = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, carry), StepMetrics(nats, chars, optax.global_norm(grads))
+        return TrainState(state.step + 1, params, opt_state, carry), StepMetrics(nats, chars, optax.tree.norm(grads))
 
     return train_step
 

@@ -20,6 +20,7 @@ from charlm.run import Run
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _SPLIT = flags.DEFINE_string("split", None, "train, validation or test; validation where no text is given")
 _TEXT = flags.DEFINE_string("text", None, "UTF-8 text file or folder to evaluate instead of a split")
+_LANES = flags.DEFINE_integer("lanes", 1, "pieces read side by side; 1 is exact, more are faster: see eval.lanes in configs/base.py")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation nats), latest, or a step")
 
 
@@ -27,6 +28,8 @@ def main(overrides: dict[str, str]) -> None:
     del overrides
     if _SPLIT.value is not None and _TEXT.value is not None:
         raise UserError("--split and --text are both given: one of them would be right.")
+    if _LANES.value < 1:
+        raise UserError(f"--lanes={_LANES.value} is not right: it must be 1 or more.")
     run = Run(_WORKDIR.value)
     run.status()
     split = _SPLIT.value or "validation"
@@ -38,7 +41,7 @@ def main(overrides: dict[str, str]) -> None:
 
     trained = restore.load(_WORKDIR.value, _CHECKPOINT.value)
     ids_N = trained.vocab.encode(text, f"--text={_TEXT.value}" if _TEXT.value else f"the {split} split")
-    protocol = evaluate.Protocol.of(trained.config)
+    protocol = evaluate.Protocol.of(trained.config)._replace(lanes=_LANES.value)
     print(f"evaluating step {trained.step} on {len(ids_N):,} chars …", file=sys.stderr, flush=True)
     begin = time.perf_counter()
     nats, chars = evaluate.evaluator(trained.functions)(trained.params, ids_N, protocol)

@@ -1,0 +1,252 @@
+"""Invariant 6: every key is read in one place, matters, and nothing else passes for a key; all configs load."""
+
+import contextlib
+import hashlib
+import io
+import json
+import pathlib
+import re
+
+import pytest
+from conftest import read_rows
+
+from charlm import config as config_module
+from charlm import train
+from charlm.errors import UserError
+from configs import base
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.py") if file.name != "__init__.py")
+TINY = str(ROOT / "configs" / "tiny.py")
+
+# For each key another value, and where it takes one, the context in which the key has a say.
+OTHER = {
+    "seed": 1,
+    "corpus.name": "no such corpus",
+    "corpus.path": "/another/file",
+    "corpus.validation_path": "/another/file",
+    "corpus.test_path": "/another/file",
+    "corpus.data_dir": "/proc/no such folder",
+    "corpus.split": (0.8, 0.2),
+    "corpus.lowercase": True,
+    "corpus.keep": "abcdefghij\n",
+    "corpus.newlines": False,
+    "vocab.source": "corpus",
+    "vocab.unknown": True,
+    "batch.framing": "of another kind",
+    "batch.size": 5,
+    "batch.length": 17,
+    "batch.shift": False,
+    "model.input": "onehot",
+    "model.embedding": 7,
+    "model.layers": 1,
+    "model.hidden": 9,
+    "model.dropout": 0.5,
+    "model.init": "uniform",
+    "model.forget_bias": 0.0,
+    "model.dtype": "bfloat16",
+    "optim.name": "sgd",
+    "optim.learning_rate": 1e-3,
+    "optim.schedule": "constant",
+    "optim.warmup_steps": 3,
+    "optim.final_fraction": 0.5,
+    "optim.decay_rate": 0.9,
+    "optim.decay_steps": 2,
+    "optim.beta1": 0.5,
+    "optim.beta2": 0.9,
+    "optim.eps": 1e-2,
+    "optim.momentum": 0.9,
+    "optim.clip_norm": 0.01,
+    "optim.clip_value": 0.001,
+    "optim.weight_decay": 0.5,
+    "train.epochs": 0.02,
+    "train.steps": 5,
+    "train.log_every": 3,
+    "train.eval_every": 2,
+    "train.checkpoint_every": 1,
+    "train.patience": 1,
+    "eval.length": 100,
+    "eval.lanes": 3,
+    "eval.burn_in": 20,
+    "sample.prompt": "a",
+    "sample.length": 5,
+    "sample.temperature": 0.1,
+}
+NAMED = {"corpus.path": None}
+CONTEXT = {
+    "corpus.name": NAMED,
+    "corpus.data_dir": NAMED,
+    "optim.decay_rate": {"optim.schedule": "step", "optim.decay_steps": 2},
+    "optim.decay_steps": {"optim.schedule": "exponential"},
+    "optim.momentum": {"optim.name": "sgd"},
+    "train.epochs": {"train.steps": 0, "train.epochs": 0.01},
+    "train.patience": {"optim.learning_rate": 5.0, "train.steps": 12, "train.eval_every": 1},
+    "eval.burn_in": {"eval.lanes": 3},
+    "corpus.test_path": {"corpus.validation_path": "the corpus"},
+}
+# Memory, not result: what it changes is the shape of the windows, seen in tests/test_batches.py and tests/test_evaluate.py.
+WITHOUT_EFFECT = {"eval.length"}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A corpus in which every normalisation finds something to do."""
+    from conftest import make_text
+
+    file = tmp_path_factory.mktemp("words") / "words.txt"
+    file.write_bytes((make_text(6000) + "ABC\r\n" + make_text(700, seed=1)).encode())
+    return file
+
+
+@pytest.fixture(scope="module")
+def outcome(words, tmp_path_factory):
+    """A function: overrides → all that a short run lets one see, but for its times."""
+    seen = {}
+
+    def of(overrides: dict) -> str:
+        name = json.dumps(overrides, sort_keys=True)
+        if name not in seen:
+            seen[name] = _outcome(overrides, words, tmp_path_factory.mktemp("run") / "run")
+        return seen[name]
+
+    return of
+
+
+def _outcome(overrides, words, workdir):
+    fixed = {
+        "corpus.path": str(words),
+        "batch.size": 4,
+        "batch.length": 16,
+        "model.hidden": 8,
+        "model.layers": 2,
+        "model.embedding": 6,
+        "train.steps": 4,
+        "train.log_every": 2,
+        "train.eval_every": 4,
+        "train.checkpoint_every": 3,
+        "eval.length": 128,
+        "eval.burn_in": 5,
+        "sample.length": 20,
+        "vocab.source": "train",
+    }
+    overrides = {key: str(words) if value == "the corpus" else value for key, value in overrides.items()}
+    config = config_module.load(TINY, fixed | overrides)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as stdout:
+            train.train(config, workdir)
+    except UserError as error:
+        return str(error)
+    samples = [file.read_text() for file in sorted(workdir.glob("samples/*"))]
+    checkpoints = sorted(file.name for file in workdir.glob("checkpoints/*"))
+    printed = re.sub(r"\d+ s\b|[\d,]+ chars/s", "", stdout.getvalue())
+    files = [(workdir / name).read_text() for name in ("status.json", "vocab.json", "corpus.json")]
+    whole = json.dumps([read_rows(workdir), samples, checkpoints, printed.replace(str(workdir), ""), files])
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("key", [key for key in OTHER if key not in WITHOUT_EFFECT])
+def test_changing_a_key_changes_something(key, outcome):
+    context = CONTEXT.get(key, {})
+    try:
+        changed = outcome(context | {key: OTHER[key]})
+    except UserError as error:  # refused by the check of the config: it was read
+        assert key in str(error)  # noqa: PT017
+        return
+    assert changed != outcome(context)
+
+
+def test_every_key_has_another_value_here_and_a_rule():
+    keys = set(config_module.flatten(base.get_config()))
+    assert keys == set(OTHER)
+    assert keys == set(config_module.RULES)
+
+
+def test_every_key_is_read_in_exactly_one_place():
+    sources = [*(ROOT / "charlm").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    text = "\n".join(re.sub(r'""".*?"""', "", file.read_text(), flags=re.DOTALL) for file in sources)
+    for key in OTHER:
+        reads = re.findall(rf"\bconfig\.{re.escape(key)}\b", re.sub(r'f?"[^"\n]*"|#[^\n]*', "", text))
+        checks = {"corpus.path": 1, "corpus.validation_path": 2, "corpus.test_path": 1}  # the two rules over several keys
+        assert len(reads) - checks.get(key, 0) == 1, f"{key} is read {len(reads)} times"
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_loads_and_says_how_to_run_it(file):
+    config = config_module.load(str(file))
+    assert set(config_module.flatten(config)) == set(OTHER)
+    if file.stem != "base":
+        assert f"scripts/train.py --config=configs/{file.name} --workdir=" in file.read_text()
+
+
+def test_every_key_of_base_is_commented():
+    for line in (ROOT / "configs" / "base.py").read_text().splitlines():
+        if re.match(r"    config\.\w+(\.\w+)? = (?!ConfigDict)", line):
+            assert "  # " in line, line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.hiden", "3", r"unknown config key 'model.hiden': the nearest known one is 'model.hidden'"),
+        ("hidden", "3", r"unknown config key 'hidden': the nearest known one is 'model.hidden'"),
+        ("model", "3", r"unknown config key 'model'"),
+        ("model.hidden.units", "3", r"unknown config key 'model.hidden.units': the nearest known one is 'model.hidden'"),
+        ("model.hidden", "wide", r"model.hidden='wide' is of the wrong type: an integer would be right"),
+        ("model.hidden", "2.5", r"model.hidden='2.5' is of the wrong type: an integer"),
+        ("model.hidden", "0", r"model.hidden=0 is not right: it must be positive"),
+        ("batch.size", "-4", r"batch.size=-4 is not right: it must be positive"),
+        ("batch.length", "0", r"batch.length=0 is not right"),
+        ("model.dropout", "1.0", r"model.dropout=1.0 is not right: it must be at least 0 and below 1"),
+        ("model.dropout", "-0.1", r"model.dropout=-0.1 is not right"),
+        ("optim.learning_rate", "nan", r"optim.learning_rate=nan is not right: a finite number would be"),
+        ("optim.name", "adm", r"optim.name='adm' is not right: it must be one of adam, adamw, rmsprop, sgd"),
+        ("corpus.split", "(0.9,0.2)", r"corpus.split=\(0.9, 0.2\) is not right"),
+        ("corpus.split", "(0.9,", r"corpus.split='\(0.9,' is of the wrong type"),
+        ("corpus.split", "('a','b')", r"corpus.split=\('a', 'b'\) is not right"),
+        ("vocab.unknown", "maybe", r"vocab.unknown='maybe' is of the wrong type: true or false would be right"),
+        ("sample.prompt", "", r"sample.prompt='' is not right: it must be at least one char"),
+        ("corpus.test_path", "x", r"corpus.test_path is set but corpus.validation_path is not"),
+    ],
+)
+def test_wrong_overrides_get_one_sentence(key, value, message):
+    with pytest.raises(UserError, match=message):
+        config_module.load(TINY, {key: value})
+
+
+def test_values_are_read_as_their_key_asks():
+    overrides = {"model.dropout": "0.25", "vocab.unknown": "TRUE", "corpus.split": "0.8,0.1,0.1", "corpus.path": "None"}
+    config = config_module.load(TINY, overrides)
+    assert (config.model.dropout, config.vocab.unknown, config.corpus.split) == (0.25, True, (0.8, 0.1, 0.1))
+    assert config.corpus.path is None
+    assert config_module.load(TINY, {"optim.learning_rate": "1"}).optim.learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no such file"),
+        ("x = 1", "has no get_config"),
+        ("def get_config(arg=None): return {}", "has no get_config"),
+        ("def get_config(", "can't be loaded: SyntaxError"),
+        ("def get_config(arg=None): return 1 / 0", "can't be loaded: ZeroDivisionError"),
+        ("{base} config.model.hiden = 3; return config", "unknown config key 'model.hiden'"),
+        ("{base} config.model = type(config)(); return config", "has no model.input: begin its get_config"),
+        ("{base} config.model.unlock(); del config.model['hidden']; config.model.hidden = 'x'; return config", "wrong type"),
+    ],
+)
+def test_wrong_config_files_get_one_sentence(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    if text is not None:
+        begin = "from configs import base\ndef get_config(arg=None): config = base.get_config();"
+        file.write_text(text.replace("{base}", begin))
+    with pytest.raises(UserError, match=message):
+        config_module.load(str(file))
+
+
+def test_argument_behind_the_colon_reaches_get_config(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import base\n"
+        "def get_config(arg=None):\n    config = base.get_config()\n    config.model.hidden = int(arg)\n    return config\n"
+    )
+    assert config_module.load(f"{file}:77").model.hidden == 77

@@ -1,0 +1,84 @@
+"""Schedules and update rules against their formulas."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from charlm import optim
+from configs import base
+
+PARAMS = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([1.0, -1.0])}
+GRADS = {"kernel": jnp.array([[0.1, -0.2], [0.3, 0.0]]), "bias": jnp.array([0.5, -4.0])}
+
+
+def config_of(**keys):
+    config = base.get_config()
+    config.optim.update({"learning_rate": 0.1, "schedule": "constant", "clip_norm": 0.0, **keys})
+    return config
+
+
+def updates(grads=GRADS, steps=1, **keys):
+    """The last of the updates that follow from the same gradient given again and again."""
+    transformation = optim.optimizer(config_of(**keys), total_steps=100)
+    state = transformation.init(PARAMS)
+    for _ in range(steps):
+        result, state = transformation.update(grads, state, PARAMS)
+    return {name: np.asarray(leaf) for name, leaf in result.items()}
+
+
+@pytest.mark.parametrize(
+    ("keys", "by_step"),
+    [
+        ({"schedule": "constant"}, {0: 0.1, 99: 0.1}),
+        ({"schedule": "constant", "warmup_steps": 10}, {0: 0.0, 5: 0.05, 10: 0.1, 99: 0.1}),
+        ({"schedule": "cosine", "final_fraction": 0.2}, {0: 0.1, 50: 0.06, 100: 0.02, 200: 0.02}),
+        ({"schedule": "cosine", "final_fraction": 0.0, "warmup_steps": 20}, {10: 0.05, 20: 0.1, 60: 0.05, 100: 0.0}),
+        ({"schedule": "step", "decay_rate": 0.5, "decay_steps": 30}, {29: 0.1, 30: 0.05, 59: 0.05, 60: 0.025}),
+        ({"schedule": "exponential", "decay_rate": 0.5, "decay_steps": 30}, {0: 0.1, 15: 0.1 * 0.5**0.5, 30: 0.05}),
+    ],
+)
+def test_schedules(keys, by_step):
+    schedule = optim.schedule(config_of(**keys), total_steps=100)
+    for step, expected in by_step.items():
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-8)
+
+
+def test_adam_by_hand():
+    # Two steps with the same gradient g: mean g, mean square g², both after bias correction.
+    for steps in (1, 2):
+        for name, update in updates(name="adam", steps=steps, eps=1e-3).items():
+            g = np.asarray(GRADS[name])
+            np.testing.assert_allclose(update, -0.1 * g / (np.abs(g) + 1e-3), rtol=1e-4)
+
+
+def test_rmsprop_by_hand():
+    # No bias correction: after two steps the mean square is g² (1 - beta2²).
+    for name, update in updates(name="rmsprop", steps=2, beta2=0.9, eps=1e-7).items():
+        g = np.asarray(GRADS[name])
+        np.testing.assert_allclose(update, -0.1 * g / (np.sqrt(g**2 * (1 - 0.81)) + 1e-7), rtol=1e-3)
+
+
+def test_sgd_with_and_without_momentum_by_hand():
+    for name, update in updates(name="sgd", steps=3, momentum=0.5).items():
+        np.testing.assert_allclose(update, -0.1 * np.asarray(GRADS[name]) * (1 + 0.5 + 0.25), rtol=1e-6)
+    np.testing.assert_allclose(updates(name="sgd")["bias"], [-0.05, 0.4], rtol=1e-6)
+
+
+def test_clipping():
+    norm = math.sqrt(0.01 + 0.04 + 0.09 + 0.25 + 16)
+    np.testing.assert_allclose(updates(name="sgd", clip_norm=1.0)["bias"], [-0.05 / norm, 0.4 / norm], rtol=1e-5)
+    np.testing.assert_allclose(updates(name="sgd", clip_norm=10.0)["bias"], [-0.05, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(updates(name="sgd", clip_value=0.25)["bias"], [-0.025, 0.025], rtol=1e-6)
+
+
+def test_weight_decay_spares_biases_and_is_decoupled_for_adamw_only():
+    kernel = np.asarray(PARAMS["kernel"])
+    plain, decayed = updates(name="adamw"), updates(name="adamw", weight_decay=0.01)
+    np.testing.assert_allclose(decayed["kernel"] - plain["kernel"], -0.1 * 0.01 * kernel, atol=1e-7)
+    np.testing.assert_array_equal(decayed["bias"], plain["bias"])
+    decayed = updates(name="sgd", weight_decay=0.01)
+    np.testing.assert_allclose(decayed["kernel"], -0.1 * (np.asarray(GRADS["kernel"]) + 0.01 * kernel), rtol=1e-6)
+    adam = updates(name="adam", weight_decay=0.01)["kernel"]
+    np.testing.assert_allclose(adam, -0.1 * np.sign(np.asarray(GRADS["kernel"]) + 0.01 * kernel), rtol=1e-4)
