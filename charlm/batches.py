@@ -87,7 +87,8 @@ def training_batches(config, ids_N: np.ndarray, seed: int) -> Stream:
             f"the training split has {len(ids_N):,} chars, but one batch of batch.size={lanes} lanes times "
             f"batch.length={length} needs {needed:,}: give a longer corpus or a smaller batch."
         )
-    return Stream(ids_N, lanes, length, shift, seed)
+    framings = {"stream": Stream}
+    return framings[config.batch.framing](ids_N, lanes, length, shift, seed)
 
 
 def evaluation_windows(ids_N: np.ndarray, length: int, lanes: int = 1, burn_in: int = 0) -> Iterator[Batch]:

@@ -84,10 +84,8 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=items)
         except Exception as error:  # Orbax and TensorStore raise whatever the damaged bytes lead them to
-            reason = str(error).strip().splitlines()
-            raise Failure(
-                f"checkpoint {self._directory / str(step)} can't be read ({type(error).__name__}: {reason[0] if reason else ''})"
-            ) from error
+            reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+            raise Failure(f"checkpoint {self._directory / str(step)} can't be read ({reason})") from error
 
 
 def _here(abstract):

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
-
 from collections.abc import Iterable
 
 from charlm.errors import UserError
@@ -245,7 +244,7 @@ def _builder_class(name: str):
 
     class PlainText(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
-        BUILDER_CONFIGS = [as_one_example]
+        BUILDER_CONFIGS = (as_one_example,)
 
         def __init__(self, *, text, **kwargs):
             self._text = text

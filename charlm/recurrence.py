@@ -149,9 +149,7 @@ def _factors(gates, cells, c_prev):
     """What the backward recurrence multiplies dc and dh with: the dz lines of the module's docstring."""
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     tanh_c = jnp.tanh(cells)
-    through_z = jnp.concatenate(
-        [g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], axis=-1
-    )
+    through_z = jnp.concatenate([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], axis=-1)
     return through_z, o * (1 - tanh_c * tanh_c), f
 
 
@@ -162,7 +160,7 @@ def _product(a, b, dtype):
 
 
 def _product_with_transpose(a, b, dtype):
-    """a @ b.T, said as a contraction of the last axes: XLA:CPU multiplies bfloat16 at full speed only where no transpose stands."""
+    """a @ b.T as a contraction of the last axes: XLA:CPU is fast in bfloat16 only where no transpose stands."""
     sums = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
     last = ((a.ndim - 1,), (b.ndim - 1,))
     return jax.lax.dot_general(a.astype(dtype), b.astype(dtype), (last, ((), ())), preferred_element_type=sums)

@@ -1,10 +1,10 @@
 """The run directory: all that lasts of a training, and the only thing that evaluate, sample and compare read.
 
-    config.json       every key of the config          samples/STEP.txt    text written at each evaluation
-    vocab.json        symbols in the order of ids       checkpoints/STEP    the best and the two latest
-    corpus.json       where the text came from          tensorboard/        the same scalars and the config
-    environment.json  one entry for each start          lock                held while a process trains here
-    status.json       state, step, best                 metrics.jsonl       one row for each log interval and evaluation
+config.json       every key of the config          samples/STEP.txt    text written at each evaluation
+vocab.json        symbols in the order of ids       checkpoints/STEP    the best and the two latest
+corpus.json       where the text came from          tensorboard/        the same scalars and the config
+environment.json  one entry for each start          lock                held while a process trains here
+status.json       state, step, best                 metrics.jsonl       one row for each log interval and evaluation
 """
 
 import contextlib

@@ -237,21 +237,20 @@ def _start(setup: Setup, run: run_module.Run, checkpoints: Checkpoints) -> tuple
 
     Order of resume: 1. state and progress; 2. metrics cut back to that step; 3. data and randomness follow from the step.
     """
-    initial = functools.partial(
-        initial_state, setup.functions, setup.optimizer, setup.batches.lanes, setup.seed
-    )
+    initial = functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.lanes, setup.seed)
     abstract = jax.eval_shape(initial)
     for step in reversed(checkpoints.steps()):
         try:
-            params, (opt_state, carry), saved = checkpoints.restore(
-                step, abstract.params, (abstract.opt_state, abstract.carry)
-            )
+            params, (opt_state, carry), saved = checkpoints.restore(step, abstract.params, (abstract.opt_state, abstract.carry))
         except Failure as error:
             progress.warn(f"{error}: going back to the checkpoint before it.")
             checkpoints.discard(step)
             continue
         dropped = run.rewind(step)
-        print(f"resuming at step {step} of {setup.total_steps}" + (f" ({dropped} later rows of metrics dropped)." if dropped else "."))
+        print(
+            f"resuming at step {step} of {setup.total_steps}"
+            + (f" ({dropped} later rows of metrics dropped)." if dropped else ".")
+        )
         return TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry), Progress(**saved)
     run.rewind(0)
     return jax.jit(initial)(), Progress()
@@ -280,7 +279,9 @@ def _add(done: Progress, metrics: StepMetrics, run: run_module.Run) -> None:
 
 def _diverged(run: run_module.Run, done: Progress, what: str) -> None:
     run.write_status("diverged", done.step, done.best, what)
-    raise Failure(f"{what}: {run.workdir} is marked diverged and its last good checkpoint kept; try a lower optim.learning_rate.")
+    raise Failure(
+        f"{what}: {run.workdir} is marked diverged and its last good checkpoint kept; try a lower optim.learning_rate."
+    )
 
 
 def _train_row(setup: Setup, done: Progress) -> dict:

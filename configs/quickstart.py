@@ -1,6 +1,6 @@
 """A first model: tiny Shakespeare, one LSTM layer of 256, two epochs.
 
-    scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from configs import base

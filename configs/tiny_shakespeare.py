@@ -1,6 +1,6 @@
 """The best recipe known here for tiny Shakespeare, 90/10: two LSTM layers of 512 with dropout, eight epochs.
 
-    scripts/train.py --config=configs/tiny_shakespeare.py --workdir=runs/tiny_shakespeare
+scripts/train.py --config=configs/tiny_shakespeare.py --workdir=runs/tiny_shakespeare
 """
 
 from configs import base

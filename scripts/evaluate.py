@@ -20,7 +20,9 @@ from charlm.run import Run
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _SPLIT = flags.DEFINE_string("split", None, "train, validation or test; validation where no text is given")
 _TEXT = flags.DEFINE_string("text", None, "UTF-8 text file or folder to evaluate instead of a split")
-_LANES = flags.DEFINE_integer("lanes", 1, "pieces read side by side; 1 is exact, more are faster: see eval.lanes in configs/base.py")
+_LANES = flags.DEFINE_integer(
+    "lanes", 1, "pieces read side by side; 1 is exact, more are faster: see eval.lanes in configs/base.py"
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation nats), latest, or a step")
 
 

@@ -8,7 +8,7 @@ import pathlib
 import re
 
 import pytest
-from conftest import read_rows
+from conftest import make_text, read_rows
 
 from charlm import config as config_module
 from charlm import train
@@ -31,7 +31,7 @@ OTHER = {
     "corpus.lowercase": True,
     "corpus.keep": "abcdefghij\n",
     "corpus.newlines": False,
-    "vocab.source": "corpus",
+    "vocab.source": "train",
     "vocab.unknown": True,
     "batch.framing": "of another kind",
     "batch.size": 5,
@@ -63,7 +63,7 @@ OTHER = {
     "train.steps": 5,
     "train.log_every": 3,
     "train.eval_every": 2,
-    "train.checkpoint_every": 1,
+    "train.checkpoint_every": 0,
     "train.patience": 1,
     "eval.length": 100,
     "eval.lanes": 3,
@@ -82,6 +82,8 @@ CONTEXT = {
     "train.epochs": {"train.steps": 0, "train.epochs": 0.01},
     "train.patience": {"optim.learning_rate": 5.0, "train.steps": 12, "train.eval_every": 1},
     "eval.burn_in": {"eval.lanes": 3},
+    "sample.prompt": {"sample.length": 20},
+    "sample.temperature": {"sample.length": 20},
     "corpus.test_path": {"corpus.validation_path": "the corpus"},
 }
 # Memory, not result: what it changes is the shape of the windows, seen in tests/test_batches.py and tests/test_evaluate.py.
@@ -91,10 +93,8 @@ WITHOUT_EFFECT = {"eval.length"}
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     """A corpus in which every normalisation finds something to do."""
-    from conftest import make_text
-
     file = tmp_path_factory.mktemp("words") / "words.txt"
-    file.write_bytes((make_text(6000) + "ABC\r\n" + make_text(700, seed=1)).encode())
+    file.write_bytes((make_text(6000) + "ABC\r\n" + make_text(700, seed=1) + "Z").encode())
     return file
 
 
@@ -126,8 +126,8 @@ def _outcome(overrides, words, workdir):
         "train.checkpoint_every": 3,
         "eval.length": 128,
         "eval.burn_in": 5,
-        "sample.length": 20,
-        "vocab.source": "train",
+        "sample.length": 0,
+        "vocab.source": "corpus",
     }
     overrides = {key: str(words) if value == "the corpus" else value for key, value in overrides.items()}
     config = config_module.load(TINY, fixed | overrides)

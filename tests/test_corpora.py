@@ -27,7 +27,11 @@ def config_of(path, **keys):
 
 @pytest.mark.parametrize(
     ("split", "counts"),
-    [((0.9, 0.1), [1_003_854, 111_540]), ((0.9, 0.05, 0.05), [1_003_854, 55_770, 55_770]), ((0.8, 0.1, 0.1), [892_315, 111_539, 111_540])],
+    [
+        ((0.9, 0.1), [1_003_854, 111_540]),
+        ((0.9, 0.05, 0.05), [1_003_854, 55_770, 55_770]),
+        ((0.8, 0.1, 0.1), [892_315, 111_539, 111_540]),
+    ],
 )
 def test_cuts_are_contiguous_with_the_counts_of_the_literature(split, counts):
     text = "".join(chr(65 + k % 50) for k in range(1_115_394))
@@ -38,7 +42,7 @@ def test_cuts_are_contiguous_with_the_counts_of_the_literature(split, counts):
 
 
 def test_a_folder_of_plain_and_packed_files_is_sorted_and_joined(tmp_path):
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress("second ".encode()))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"second "))
     (tmp_path / "c.txt.xz").write_bytes(lzma.compress("third é".encode()))
     (tmp_path / "a.txt").write_text("first ", encoding="utf-8")
     (tmp_path / ".hidden").write_text("never", encoding="utf-8")

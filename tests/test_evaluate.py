@@ -1,5 +1,7 @@
 """Invariants 4 and 8, and the whole-split figure against a float64 NumPy forward pass over the text in one go."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def numpy_nats(params, ids):
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
     state = [(np.zeros(12), np.zeros(12)) for _ in range(2)]
     nats = 0.0
-    for this, following in zip(ids, ids[1:], strict=False):
+    for this, following in itertools.pairwise(ids):
         x = params["embedding"][this]
         for index in range(2):
             layer, (c, h) = params[f"lstm_{index}"], state[index]
@@ -64,7 +66,9 @@ def test_lanes_with_burn_in_come_near_and_lanes_without_are_another_protocol(tra
     assert warmed == pytest.approx(exact, rel=1e-5)
     cold, _ = evaluator(params, IDS, Protocol(256, lanes=8, burn_in=0))
     assert abs(cold - exact) > 10 * abs(warmed - exact)
-    names = [Protocol(256, lanes, burn_in).named("hash", "test", 3000)["state"] for lanes, burn_in in ((1, 9), (8, 100), (8, 0))]
+    names = [
+        Protocol(256, lanes, burn_in).named("hash", "test", 3000)["state"] for lanes, burn_in in ((1, 9), (8, 100), (8, 0))
+    ]
     assert len(set(names)) == 3
 
 

@@ -21,7 +21,14 @@ def textbook(inputs_TBI, input_kernel, bias, recurrent_kernel, c, h):
 
 def arguments(steps, batch=3, features=5, hidden=4, dtype=np.float32):
     rng = np.random.default_rng(steps)
-    shapes = [(steps, batch, features), (features, 4 * hidden), (4 * hidden,), (hidden, 4 * hidden), (batch, hidden), (batch, hidden)]
+    shapes = [
+        (steps, batch, features),
+        (features, 4 * hidden),
+        (4 * hidden,),
+        (hidden, 4 * hidden),
+        (batch, hidden),
+        (batch, hidden),
+    ]
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
@@ -37,7 +44,9 @@ def scalar(run):
     return value
 
 
-@pytest.mark.parametrize("steps", [1, 7, 16, 48, 51])  # one step, one odd chunk, one chunk, three chunks, chunks of 3 → one of 51
+@pytest.mark.parametrize(
+    "steps", [1, 7, 16, 48, 51]
+)  # one step, one odd chunk, one chunk, three chunks, chunks of 3 → one of 51
 def test_equals_the_textbook_cell_in_value_and_gradient(steps):
     args = arguments(steps)
     outputs, carry = lstm(*args)

@@ -39,7 +39,9 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_same_config_is_found_and_another_is_refused_with_the_keys_that_differ(tmp_path):
     begun(tmp_path / "run")
     assert exists(tmp_path / "run", config_module.load(TINY))
-    with pytest.raises(UserError, match=r"model\.hidden \(32 there, 64 here\), optim\.name \('adam' there, 'sgd' here\); choose"):
+    with pytest.raises(
+        UserError, match=r"model\.hidden \(32 there, 64 here\), optim\.name \('adam' there, 'sgd' here\); choose"
+    ):
         exists(tmp_path / "run", config_module.load(TINY, {"model.hidden": 64, "optim.name": "sgd"}))
 
 
@@ -117,7 +119,9 @@ def test_damaged_line_in_the_middle_is_named(tmp_path):
 
 def test_second_process_is_refused_until_the_first_has_gone(tmp_path):
     run = begun(tmp_path / "run")
-    holder = "import sys; from charlm.run import Run\nwith Run(sys.argv[1]).locked(): print('held', flush=True); sys.stdin.read()"
+    holder = (
+        "import sys; from charlm.run import Run\nwith Run(sys.argv[1]).locked(): print('held', flush=True); sys.stdin.read()"
+    )
     command = [sys.executable, "-c", holder, os.fspath(run.workdir)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"

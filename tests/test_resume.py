@@ -1,0 +1,100 @@
+"""Invariant 1: a run that was killed or stopped and gone on with equals one that was not, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, as_flags, read_rows
+from test_train import assert_same, final_params
+
+STEPS = 1200
+OVERRIDES = {
+    "batch.size": 4,
+    "batch.length": 16,
+    "model.hidden": 24,
+    "model.layers": 2,
+    "model.dropout": 0.3,
+    "train.steps": STEPS,
+    "train.log_every": 7,
+    "train.eval_every": 100,
+    "train.checkpoint_every": 30,
+    "sample.length": 30,
+}
+
+
+def command(script, corpus_file, workdir):
+    flags = as_flags(OVERRIDES | {"corpus.path": corpus_file})
+    return script.command("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}", *flags)
+
+
+@pytest.fixture(scope="module")
+def straight(script, corpus_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    subprocess.run(command(script, corpus_file, workdir), check=True, env=script.env(), capture_output=True)
+    return workdir
+
+
+def stop_at(step, number, script, corpus_file, workdir) -> int:
+    """Starts the training, sends a signal once its metrics have reached a step, and returns its exit status."""
+    with subprocess.Popen(
+        command(script, corpus_file, workdir), env=script.env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        metrics = workdir / "metrics.jsonl"
+        while process.poll() is None:
+            if metrics.exists():
+                complete = metrics.read_text().rpartition("\n")[0].splitlines()
+                if complete and json.loads(complete[-1])["step"] >= step:
+                    process.send_signal(number)
+                    break
+            time.sleep(0.005)
+        return process.wait()
+
+
+def assert_equal_runs(workdir, straight):
+    assert read_rows(workdir) == read_rows(straight)
+    assert_same(final_params(workdir), final_params(straight))
+    for file in (straight / "samples").iterdir():
+        assert (workdir / "samples" / file.name).read_text() == file.read_text()
+    assert json.loads((workdir / "status.json").read_text()) == json.loads((straight / "status.json").read_text())
+
+
+def test_kill_9_twice_then_the_same_command(script, straight, corpus_file, tmp_path):
+    workdir = tmp_path / "run"
+    assert stop_at(250, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
+    # As a crash in the middle of a write would leave it.
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9999, "na')
+    assert stop_at(700, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
+    done = subprocess.run(command(script, corpus_file, workdir), env=script.env(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step" in done.stdout
+    assert_equal_runs(workdir, straight)
+    assert len(json.loads((workdir / "environment.json").read_text())["starts"]) == 3
+    assert not list(workdir.rglob("*.new"))
+    assert all(file.name.isdigit() for file in (workdir / "checkpoints").iterdir())
+
+
+def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(script, straight, corpus_file, tmp_path):
+    workdir = tmp_path / "run"
+    assert stop_at(200, signal.SIGTERM, script, corpus_file, workdir) == 128 + signal.SIGTERM
+    status = json.loads((workdir / "status.json").read_text())
+    assert status["state"] == "incomplete"
+    steps = [int(name) for name in os.listdir(workdir / "checkpoints")]
+    assert status["step"] == max(steps) >= 200
+    done = subprocess.run(command(script, corpus_file, workdir), env=script.env(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming at step {status['step']} of {STEPS}" in done.stdout
+    assert_equal_runs(workdir, straight)
+
+
+def test_the_straight_run_itself_is_what_its_seed_makes_it(script, straight, corpus_file, tmp_path):
+    """The comparison above would be empty if nothing depended on what resume must restore."""
+    other = dict(OVERRIDES, seed=1)
+    flags = as_flags(other | {"corpus.path": corpus_file, "train.steps": 30})
+    script("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={tmp_path / 'run'}", *flags)
+    assert read_rows(tmp_path / "run")[0]["nats"] != read_rows(straight)[0]["nats"]
+    assert np.isfinite(read_rows(straight)[-1]["nats"])

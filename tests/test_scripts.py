@@ -1,0 +1,205 @@
+"""The scripts as a user runs them: what they print, what they refuse, and with which exit status."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT, as_flags
+
+TINY = f"--config={ROOT / 'configs' / 'tiny.py'}"
+
+
+@pytest.fixture(scope="module")
+def run(script, corpus_file, tmp_path_factory):
+    """A small finished run, made by the script itself from another directory."""
+    workdir = tmp_path_factory.mktemp("scripts") / "run"
+    flags = as_flags({"corpus.path": corpus_file.name, "model.hidden": 16, "train.steps": 30, "train.eval_every": 10})
+    result = script("train", TINY, f"--workdir={workdir}", *flags, cwd=corpus_file.parent)
+    assert f"made_up.txt: train 10,800, validation 1,200 chars, vocabulary of {14}" in result.stdout
+    assert "lstm_0/recurrent_kernel" in result.stdout
+    assert "done at step 30" in result.stdout
+    assert result.stderr == ""
+    return workdir
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    shutil.copytree(run, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def rows(workdir, split):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def evaluated(result) -> dict:
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def test_evaluate_repeats_the_validation_of_the_training(script, run):
+    for which, step in (("latest", 30), ("best", None), ("20", 20)):
+        result = evaluated(script("evaluate", f"--workdir={run}", "--split=validation", f"--checkpoint={which}"))
+        logged = {row["step"]: row for row in rows(run, "validation")}
+        if step is None:
+            step = min(logged, key=lambda step: logged[step]["nats"])
+        assert result["step"] == step
+        assert result["nats"] == pytest.approx(logged[step]["nats"], rel=1e-6)
+        assert result["perplexity"] == pytest.approx(2 ** result["bits"])
+        assert (result["chars"], result["protocol"]) == (1199, logged[step]["protocol"])
+
+
+def test_evaluate_scores_a_text_of_the_users_own(script, run, corpus_file, tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text(corpus_file.read_text()[-1200:])  # the validation split itself
+    result = evaluated(script("evaluate", f"--workdir={run}", f"--text={text}"))
+    assert result["nats"] == pytest.approx(min(row["nats"] for row in rows(run, "validation")), rel=1e-6)
+    assert result["protocol"]["split"] == f"text {text}"
+    text.write_text("aQb")
+    assert "'Q' (U+0051)" in script.fails("evaluate", f"--workdir={run}", f"--text={text}", status=2)
+
+
+def test_sample_is_the_same_for_the_same_seed(script, run):
+    flags = [f"--workdir={run}", "--prompt=abc", "--length=100", "--temperature=1"]
+    one, again = script("sample", *flags).stdout, script("sample", *flags).stdout
+    assert one == again
+    assert one.startswith("abc")
+    assert len(one) == 3 + 100 + 1
+    assert script("sample", *flags, "--seed=7").stdout != one
+    several = script("sample", *flags, "--num=3", "--top_k=5", "--top_p=0.9").stdout
+    texts = several.split("--- sample ")[1:]
+    assert [len(text) for text in texts] == [len("1 ---\n") + 103 + 1] * 3
+    assert len({text[2:] for text in texts}) == 3
+    assert script("sample", *flags, "--temperature=0").stdout == script("sample", *flags, "--temperature=0", "--seed=9").stdout
+
+
+def test_prompts_from_files_and_with_unknown_symbols(script, run, tmp_path):
+    prompt = tmp_path / "prompt"
+    prompt.write_text("abc déf", encoding="utf-8")
+    message = script.fails("sample", f"--workdir={run}", f"--prompt_file={prompt}")
+    assert "'é' (U+00E9)" in message
+    assert "--unknown=skip" in message
+    skipped = script("sample", f"--workdir={run}", f"--prompt_file={prompt}", "--unknown=skip", "--length=5").stdout
+    assert skipped.startswith("abc df")
+    assert "the prompt is empty" in script.fails("sample", f"--workdir={run}", "--prompt=É", "--unknown=skip")
+
+
+def test_train_again_says_done_and_another_config_is_refused(script, run, corpus_file):
+    flags = as_flags({"corpus.path": corpus_file, "model.hidden": 16, "train.steps": 30, "train.eval_every": 10})
+    assert "is done at step 30" in script("train", TINY, f"--workdir={run}", *flags).stdout
+    before = sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*"))
+    message = script.fails("train", TINY, f"--workdir={run}", *flags, "--config.model.layers=2", "--config.optim.beta1=0.8")
+    assert "model.layers (1 there, 2 here), optim.beta1 (0.9 there, 0.8 here)" in message
+    assert sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "sample"])
+def test_help_is_fit_for_people(script, name):
+    result = script(name, "--help")
+    assert f"scripts/{name}.py --" in result.stdout
+    assert "--workdir: run directory" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.model.hiden=3"], "unknown config key 'model.hiden': the nearest known one is 'model.hidden'"),
+        (["--config.model.hidden=x"], "model.hidden='x' is of the wrong type: an integer would be right"),
+        (["--config.model.hidden", "-3"], "model.hidden=-3 is not right: it must be positive"),
+        (["--config.model.dropout=1"], "model.dropout=1.0 is not right: it must be at least 0 and below 1"),
+        (["--config.corpus.path=/no/such/file"], "/no/such/file is no file or folder"),
+        (["--config.corpus.name=hamlet"], "corpus.name='hamlet' is none of: tiny_shakespeare"),
+        (["--config.model.hidden"], "--config.model.hidden has no value"),
+        (["--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir ?"),
+        (["stray"], "'stray' is no flag"),
+    ],
+)
+def test_train_refuses_and_writes_nothing(script, tmp_path, flags, message):
+    assert message in script.fails("train", TINY, f"--workdir={tmp_path / 'run'}", *flags)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no text left: the file is empty"),
+        (b"to be or not\xff", "not UTF-8: byte 0xff at offset 12"),
+        (b"short " * 20, "the training split has 108 chars, but one batch of batch.size=16 lanes times batch.length=32 needs 513"),
+    ],
+)
+def test_train_refuses_unfit_texts(script, tmp_path, content, message):
+    text = tmp_path / "text"
+    text.write_bytes(content)
+    flags = [f"--config.corpus.path={text}", f"--workdir={tmp_path / 'run'}"]
+    assert message in script.fails("train", TINY, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_refuses_directories_that_are_not_its_own(script, tmp_path, corpus_file):
+    flag = f"--config.corpus.path={corpus_file}"
+    (tmp_path / "file").touch()
+    assert "is a file" in script.fails("train", TINY, flag, f"--workdir={tmp_path / 'file'}")
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").touch()
+    assert "not the directory of a run" in script.fails("train", TINY, flag, f"--workdir={tmp_path / 'letters'}")
+    assert "can't be written" in script.fails("train", TINY, flag, "--workdir=/proc/run")
+    assert "there is no such file" in script.fails("train", "--config=configs/none.py", f"--workdir={tmp_path / 'run'}")
+    assert "--config" in script.fails("train", f"--workdir={tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("evaluate", ["--split=holdout"], "--split=holdout is none of this run's splits: train, validation"),
+        ("evaluate", ["--split=test"], "--split=test is none of this run's splits"),
+        ("evaluate", ["--text=/no/such"], "/no/such is no file or folder"),
+        ("evaluate", ["--checkpoint=7"], "--checkpoint=7 is not there: best, latest or a step would be right"),
+        ("evaluate", ["--config.model.hidden=3"], "this script takes no config"),
+        ("evaluate", ["--split=train", "--text=x"], "--split and --text are both given"),
+        ("sample", ["--prompt=a", "--length=-1"], "--length=-1 is not right: it must be 0 or more"),
+        ("sample", ["--prompt=a", "--temperature=-0.5"], "--temperature=-0.5 is not right"),
+        ("sample", ["--prompt=a", "--top_p=0"], "--top_p=0.0 is not right: it must be above 0 and at most 1"),
+        ("sample", ["--prompt=a", "--top_p=1.5"], "--top_p=1.5 is not right"),
+        ("sample", ["--prompt=a", "--top_k=-1"], "--top_k=-1 is not right"),
+        ("sample", ["--prompt=a", "--num=0"], "--num=0 is not right"),
+        ("sample", ["--prompt="], "the prompt is empty"),
+        ("sample", [], "--prompt or --prompt_file must be given"),
+        ("sample", ["--prompt_file=/no/such"], "--prompt_file=/no/such can't be read"),
+        ("sample", ["--prompt=a", "--length=many"], "--length"),
+    ],
+)
+def test_evaluate_and_sample_refuse(script, run, name, flags, message):
+    assert message in script.fails(name, f"--workdir={run}", *flags)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "sample"])
+def test_readers_refuse_what_is_no_run(script, tmp_path, name):
+    flags = ["--prompt=a"] if name == "sample" else []
+    assert "does not exist: --workdir must be the directory of a run" in script.fails(name, f"--workdir={tmp_path}", *flags)
+
+
+def test_readers_fall_back_from_a_damaged_checkpoint(script, copy):
+    for file in (copy / "checkpoints" / "30").rglob("manifest*"):
+        file.write_bytes(b"")
+    result = script("evaluate", f"--workdir={copy}", "--checkpoint=latest")
+    assert "checkpoints/30 can't be read" in result.stderr
+    assert evaluated(result)["step"] == 20
+    assert "can be read" in script("evaluate", f"--workdir={copy}", "--checkpoint=30", status=1).stderr
+
+
+@pytest.mark.parametrize("name", ["quickstart", "test"])
+def test_shell_scripts_refuse_an_old_python(tmp_path, name):
+    shutil.copytree(ROOT / "scripts", tmp_path / "repo" / "scripts")
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\ncase "$2" in *print*) echo 3.9 ;; *) exit 1 ;; esac\n')
+    old.chmod(0o755)
+    command = ["bash", os.fspath(tmp_path / "repo" / "scripts" / f"{name}.sh")]
+    for python, message in (
+        (os.fspath(old), f"error: {old} is Python 3.9, but charlm needs 3.11 or newer: name one with PYTHON=python3.13.\n"),
+        ("python9", "error: PYTHON=python9 is not there: install Python 3.11 or newer, or name one with PYTHON=python3.13.\n"),
+    ):
+        result = subprocess.run(command, env={**os.environ, "PYTHON": python}, capture_output=True, text=True, cwd=tmp_path)
+        assert (result.returncode, result.stderr, result.stdout) == (2, message, "")
+    assert not (tmp_path / "repo" / ".venv").exists()
