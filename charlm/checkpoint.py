@@ -1,6 +1,6 @@
 """Every Orbax call of the project: saving, finding, reading and dropping the checkpoints of a run.
 
-A checkpoint holds `params`, what else training needs to go on (`rest`: optimiser state, carry, step) and `progress`, a dict of
+A checkpoint holds `params`, what else training needs to go on (`rest`: optimiser state, carry) and `progress`, a dict of
 JSON values. Readers of a finished model restore the parameters alone.
 """
 
@@ -49,9 +49,12 @@ class Checkpoints:
         for step in set(self.steps()) - steps:
             self._manager.delete(step)
 
-    def discard(self, step: int) -> None:
-        """Removes a checkpoint that can't be read, so that its step can be saved again."""
-        shutil.rmtree(self._directory / str(step), ignore_errors=True)
+    def set_aside(self, step: int) -> None:
+        """Moves a checkpoint that can't be read to the folder `unreadable`, so that its step can be saved again."""
+        aside = self._directory.with_name("unreadable") / str(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        (self._directory / str(step)).rename(aside)
         self._manager.reload()
 
     def restore_params(self, step: int, abstract_params):
@@ -84,7 +87,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=items)
         except Exception as error:  # Orbax and TensorStore raise whatever the damaged bytes lead them to
-            reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+            reason = f"{type(error).__name__}: {str(error).split(' [')[0].splitlines()[0] if str(error) else ''}"[:200]
             raise Failure(f"checkpoint {self._directory / str(step)} can't be read ({reason})") from error
 
 

@@ -17,6 +17,7 @@ Rule = tuple[Callable[[object], bool], str]  # whether a value is right, and wha
 ANY: Rule = (lambda value: True, "")
 POSITIVE: Rule = (lambda value: value > 0, "positive")
 NOT_NEGATIVE: Rule = (lambda value: value >= 0, "0 or more")
+NOT_EMPTY: Rule = (lambda value: value != "", "at least one char")
 SHARE: Rule = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
@@ -32,10 +33,10 @@ def _are_fractions(value: tuple) -> bool:
 RULES: dict[str, Rule] = {
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
     "corpus.name": ANY,  # corpora.py knows which there are
-    "corpus.path": ANY,
-    "corpus.validation_path": ANY,
-    "corpus.test_path": ANY,
-    "corpus.data_dir": ANY,
+    "corpus.path": NOT_EMPTY,
+    "corpus.validation_path": NOT_EMPTY,
+    "corpus.test_path": NOT_EMPTY,
+    "corpus.data_dir": NOT_EMPTY,
     "corpus.split": (_are_fractions, "two or three positive fractions that sum to 1, such as (0.9,0.1)"),
     "corpus.lowercase": ANY,
     "corpus.keep": ANY,
@@ -77,7 +78,7 @@ RULES: dict[str, Rule] = {
     "eval.length": POSITIVE,
     "eval.lanes": POSITIVE,
     "eval.burn_in": NOT_NEGATIVE,
-    "sample.prompt": (lambda value: value != "", "at least one char"),
+    "sample.prompt": NOT_EMPTY,
     "sample.length": NOT_NEGATIVE,
     "sample.temperature": NOT_NEGATIVE,
 }
@@ -127,8 +128,14 @@ def override(config: ConfigDict, key: str, value: object) -> None:
 
 def check(config: ConfigDict) -> None:
     """Raises a UserError for the first key whose value is out of its range."""
+    base = _base()
     for key, (is_right, what) in RULES.items():
-        value = _get(config, key)
+        value, default = _get(config, key), _get(base, key)
+        if value is None and default is None:
+            continue
+        kind = _section(base, key).get_type(key.split(".")[-1])
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise UserError(f"{key}={value!r} is of the wrong type: {_expected(kind)} would be right.")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value} is not right: a finite number would be.")
         if not is_right(value):
@@ -209,7 +216,6 @@ def _get_config(file: pathlib.Path, arg: str | None) -> ConfigDict:
 
 
 def _check_keys(config: ConfigDict, file: str) -> None:
-    base = _base()
     given = flatten(config)
     for key in given:
         if key not in RULES:
@@ -217,9 +223,6 @@ def _check_keys(config: ConfigDict, file: str) -> None:
     for key in RULES:
         if key not in given:
             raise UserError(f"{file} has no {key}: begin its get_config with config = base.get_config().")
-        kind = _section(base, key).get_type(key.split(".")[-1])
-        if given[key] is not None and not isinstance(given[key], kind):
-            raise UserError(f"{file} sets {key}={given[key]!r}, which is of the wrong type: {_expected(kind)} would be right.")
 
 
 def _nearest(key: str) -> str:

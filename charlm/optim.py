@@ -38,7 +38,7 @@ def optimizer(config, total_steps: int) -> optax.GradientTransformation:
     rules = {
         "adam": lambda: optax.scale_by_adam(beta1, beta2, eps),
         "adamw": lambda: optax.scale_by_adam(beta1, beta2, eps),
-        "rmsprop": lambda: optax.scale_by_rms(beta2, eps),
+        "rmsprop": lambda: optax.scale_by_rms(beta2, eps, eps_in_sqrt=False),
         "sgd": lambda: optax.trace(momentum) if momentum > 0 else optax.identity(),
     }
     decay = optax.add_decayed_weights(weight_decay, lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params))

@@ -28,7 +28,8 @@ class Trained(NamedTuple):
 def load(workdir: str, which: str) -> Trained:
     """Reads a run and the checkpoint that `which` names: `best` by validation nats, `latest`, or a step.
 
-    Where that one can't be read and no step was named, the nearest one before it is taken, saying so.
+    Where that one can't be read and no step was named, the next best or the one before it is taken, saying so; where no
+    checkpoint has been evaluated yet, the best one is the latest.
 
     Raises:
       UserError: no run, or no such checkpoint. Failure: no checkpoint can be read.
@@ -61,7 +62,10 @@ def _candidates(checkpoints: Checkpoints, which: str) -> list[int]:
                 nats[step] = checkpoints.progress(step)["evaluated"]
             except Failure as error:
                 warn(f"{error}.")
-        return sorted((step for step in nats if nats[step] is not None), key=nats.get)
+        evaluated = sorted((step for step in nats if nats[step] is not None), key=nats.get)
+        if nats and not evaluated:
+            warn("this run has not been evaluated yet: the latest checkpoint is taken for the best.")
+        return evaluated or steps[::-1]
     if which.isdigit() and int(which) in steps:
         return [int(which)]
     listed = ", ".join(map(str, steps)) or "none yet"

@@ -235,7 +235,8 @@ def exists(workdir: str, config: ConfigDict) -> bool:
         raise UserError(f"--workdir={workdir} can't be written: choose a directory that can.")
     names = {entry.name for entry in path.iterdir()} if path.exists() else set()
     if "status.json" not in names:
-        if {name.removesuffix(".new") for name in names} - FIRST_FILES:
+        # A start that died leaves its lock, which is made first, and files of its own; anything else is not ours.
+        if names and ("lock" not in names or {name.removesuffix(".new") for name in names} - FIRST_FILES):
             raise UserError(f"--workdir={workdir} is not empty and not the directory of a run: choose another.")
         return False
     run = Run(path)
@@ -245,6 +246,14 @@ def exists(workdir: str, config: ConfigDict) -> bool:
         listed = ", ".join(f"{key} ({old!r} there, {new!r} here)" for key, (old, new) in different.items())
         raise UserError(f"--workdir={workdir} holds a run with another config: {listed}; choose another directory.")
     return True
+
+
+def make(workdir: str) -> None:
+    """Makes the directory of a run. Raises a UserError where that can't be done."""
+    try:
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} can't be written ({error.strerror}): choose a directory that can.") from error
 
 
 def _version(package: str) -> str | None:

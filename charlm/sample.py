@@ -32,13 +32,13 @@ class Decoding(NamedTuple):
 
 
 def sampler(model: Functions, vocab_size: int, decoding: Decoding, never: tuple[int, ...] = ()):
-    """A function (params, prompt_ids, rows, length, seed) → iterator of (B, n) arrays of ids, prompt excluded.
+    """A function (params, prompt_ids, rows, length, key) → iterator of (B, n) arrays of ids, prompt excluded.
 
     Args:
       never: ids that are not to be drawn, such as that of `<unk>`.
 
     The prompt is fed through the same loop, so that one compiled program serves prompts of every length. What a row draws at a
-    position depends on the seed, the row and the position alone: a longer sample begins like a shorter one.
+    position depends on the key, the row and the position alone: a longer sample begins like a shorter one.
     """
     allowed_V = np.ones(vocab_size, bool)
     allowed_V[list(never)] = False
@@ -61,8 +61,7 @@ def sampler(model: Functions, vocab_size: int, decoding: Decoding, never: tuple[
         (carry, ids_B), ids_NB = jax.lax.scan(step, (carry, ids_B), (forced_NB, noise_NBV))
         return carry, ids_B, ids_NB
 
-    def generate(params, prompt_ids: np.ndarray, rows: int, length: int, seed: int) -> Iterator[np.ndarray]:
-        key = jax.random.key(seed)
+    def generate(params, prompt_ids: np.ndarray, rows: int, length: int, key) -> Iterator[np.ndarray]:
         carry = model.zero_carry(rows)
         ids_B = jnp.full(rows, prompt_ids[0], jnp.int32)
         given = len(prompt_ids) - 1  # steps whose outcome the prompt dictates

@@ -124,6 +124,8 @@ def set_up(config) -> Setup:
     ids = {split: vocab.encode(text, f"the {split} split") for split, text in corpus.splits.items()}
     stream = batches.training_batches(config, ids["train"], seed)
     functions = model.functions(config, len(vocab))
+    protocol = evaluate.Protocol.of(config)
+    next(batches.evaluation_windows(ids["validation"], *protocol))  # what does not fit is said now, not after an epoch
     total_steps = config.train.steps or max(1, round(config.train.epochs * stream.steps_per_epoch))
     return Setup(
         vocab=vocab,
@@ -138,7 +140,7 @@ def set_up(config) -> Setup:
         eval_every=config.train.eval_every or stream.steps_per_epoch,
         checkpoint_every=config.train.checkpoint_every,
         patience=config.train.patience,
-        protocol=evaluate.Protocol.of(config),
+        protocol=protocol,
         draw_sample=_sample_drawer(config, functions, vocab, seed, corpus.splits["validation"][0]),
         seed=seed,
     )
@@ -152,18 +154,15 @@ def train(config, workdir: str) -> int:
       Failure: the run diverged.
     """
     run = run_module.Run(workdir)
-    if run_module.exists(workdir, config):
-        status = run.status()
-        if status["state"] == "done":
-            print(f"{workdir} is done at step {status['step']}: {_best(status['best'])}.")
-            return 0
-        if status["state"] == "diverged":
-            raise Failure(f"{workdir} has diverged ({status['message']}): change the config and train into another directory.")
+    if run_module.exists(workdir, config) and _has_ended(run):
+        return 0
     setup = set_up(config)
-    run.workdir.mkdir(parents=True, exist_ok=True)
+    run_module.make(workdir)
     with run.locked():
-        if not run_module.exists(workdir, config):  # asked again, now that nobody else can begin it
+        if not run_module.exists(workdir, config):  # asked again, now that nobody else can begin or end it
             run.begin(config, setup.vocab, setup.provenance)
+        elif _has_ended(run):
+            return 0
         run.check_data(setup.vocab, setup.provenance)
         run.note_start(device=f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}")
         with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
@@ -171,7 +170,7 @@ def train(config, workdir: str) -> int:
             _describe(setup, state.params)
             try:
                 stopped_by = _loop(setup, run, checkpoints, state, done)
-            except Failure:
+            except (Failure, KeyboardInterrupt):
                 raise
             except BaseException as error:
                 run.write_status("failed", done.step, done.best, f"{type(error).__name__}: {error}")
@@ -188,7 +187,7 @@ def _loop(setup: Setup, run: run_module.Run, checkpoints: Checkpoints, state: Tr
     train_step = jax.jit(make_train_step(setup.functions, setup.optimizer, setup.seed), donate_argnums=0)
     train_step = train_step.lower(state, setup.batches.batch_at(done.step)).compile()
     evaluate_split = evaluate.evaluator(setup.functions)
-    finished = False
+    finished, stopping = _is_finished(setup, done), False
     with (
         progress.Reporter(setup.total_steps, done.step) as reporter,
         run.scalars(done.step) as log,
@@ -196,13 +195,13 @@ def _loop(setup: Setup, run: run_module.Run, checkpoints: Checkpoints, state: Tr
     ):
         clock = _Clock(done)
         before = None  # metrics of the step before: fetched once the next one is under way, so that the device never waits
-        while not finished and not signals:
+        while not (finished or stopping):
             state, metrics = train_step(state, setup.batches.batch_at(done.step))
             if before is not None:
                 _add(done, before, run)
                 reporter.step(done.step, done.nats / done.chars, *clock.pace(setup.total_steps))
             before, done.step, done.evaluated = metrics, done.step + 1, None
-            finished = done.step >= setup.total_steps
+            finished = _is_finished(setup, done)
             stopping = bool(signals)  # asked once, since a signal may come at any moment
             log_now = finished or done.step % setup.log_every == 0
             evaluate_now = finished or done.step % setup.eval_every == 0
@@ -218,7 +217,8 @@ def _loop(setup: Setup, run: run_module.Run, checkpoints: Checkpoints, state: Tr
                 _reset_interval(done)
             if evaluate_now:
                 row = _validation_row(setup, done, evaluate_split, state.params)
-                finished |= _judge(setup, run, done, row)
+                _judge(run, done, row)
+                finished = _is_finished(setup, done)
                 log(row)
                 reporter.row(row, note="  best so far" if done.since_best == 0 else "")
                 if setup.draw_sample:
@@ -228,6 +228,7 @@ def _loop(setup: Setup, run: run_module.Run, checkpoints: Checkpoints, state: Tr
                 _save(run, checkpoints, state, done)
                 clock.lap(training=False)
         checkpoints.wait()
+        checkpoints.keep_only(_best_step(done) | set(checkpoints.steps()[-2:]))
     run.write_status("done" if finished else "incomplete", done.step, done.best)
     return 0 if finished else signals[0]
 
@@ -239,29 +240,36 @@ def _start(setup: Setup, run: run_module.Run, checkpoints: Checkpoints) -> tuple
     """
     initial = functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.lanes, setup.seed)
     abstract = jax.eval_shape(initial)
-    for step in reversed(checkpoints.steps()):
+    steps, unreadable = checkpoints.steps(), []
+    for step in reversed(steps):
         try:
             params, (opt_state, carry), saved = checkpoints.restore(step, abstract.params, (abstract.opt_state, abstract.carry))
         except Failure as error:
             progress.warn(f"{error}: going back to the checkpoint before it.")
-            checkpoints.discard(step)
+            unreadable.append(step)
             continue
+        for later in unreadable:
+            checkpoints.set_aside(later)
         dropped = run.rewind(step)
         print(
             f"resuming at step {step} of {setup.total_steps}"
             + (f" ({dropped} later rows of metrics dropped)." if dropped else ".")
         )
         return TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry), Progress(**saved)
+    if steps:
+        raise Failure(f"no checkpoint of {run.workdir} can be read: restore one from a copy, or train into another directory.")
     run.rewind(0)
     return jax.jit(initial)(), Progress()
 
 
 def _save(run: run_module.Run, checkpoints: Checkpoints, state: TrainState, done: Progress) -> None:
-    """Starts a checkpoint and drops those that are neither the best nor the one before."""
+    """Starts a checkpoint, and drops those that are neither the best nor the latest on disk."""
+    if not math.isfinite(float(optax.tree.norm(state.params))):
+        _diverged(run, done, f"a parameter after step {done.step} is not finite")
     run.sync_metrics()
     checkpoints.wait()
-    best = {done.best["step"]} if done.best else set()
-    checkpoints.keep_only(best | set(checkpoints.steps()[-1:]))
+    if _best_step(done) != {done.step}:  # else the best before this one stays until this one is on disk
+        checkpoints.keep_only(_best_step(done) | set(checkpoints.steps()[-1:]))
     checkpoints.save(done.step, state.params, (state.opt_state, state.carry), dataclasses.asdict(done))
     run.write_status("incomplete", done.step, done.best)
 
@@ -310,8 +318,8 @@ def _validation_row(setup: Setup, done: Progress, evaluate_split: Callable, para
     }
 
 
-def _judge(setup: Setup, run: run_module.Run, done: Progress, row: dict) -> bool:
-    """Notes whether this evaluation is the best so far; returns whether patience is at its end."""
+def _judge(run: run_module.Run, done: Progress, row: dict) -> None:
+    """Notes whether this evaluation is the best so far."""
     done.evaluated = row["nats"]
     if not math.isfinite(row["nats"]):
         _diverged(run, done, f"the validation loss at step {done.step} is not finite")
@@ -319,7 +327,6 @@ def _judge(setup: Setup, run: run_module.Run, done: Progress, row: dict) -> bool
         done.best, done.since_best = {"step": done.step, "nats": row["nats"]}, 0
     else:
         done.since_best += 1
-    return 0 < setup.patience <= done.since_best
 
 
 def _sample_drawer(config, functions: model.Functions, vocab: Vocab, seed: int, first: str):
@@ -333,7 +340,7 @@ def _sample_drawer(config, functions: model.Functions, vocab: Vocab, seed: int, 
     generate = sample.sampler(functions, len(vocab), decoding, vocab.never_drawn())
 
     def draw(params, step: int) -> str:
-        pieces = generate(params, prompt_ids, rows=1, length=length, seed=seed + step)
+        pieces = generate(params, prompt_ids, rows=1, length=length, key=jax.random.fold_in(jax.random.key(seed), step))
         return prompt + "".join(vocab.decode(ids_BN[0]) for ids_BN in pieces)
 
     return draw
@@ -389,6 +396,24 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _has_ended(run: run_module.Run) -> bool:
+    """Whether the run is done, which is said; a diverged one is a failure."""
+    status = run.status()
+    if status["state"] == "diverged":
+        raise Failure(f"{run.workdir} has diverged ({status['message']}): change the config and train into another directory.")
+    if status["state"] == "done":
+        print(f"{run.workdir} is done at step {status['step']}: {_best(status['best'])}.")
+    return status["state"] == "done"
+
+
+def _is_finished(setup: Setup, done: Progress) -> bool:
+    return done.step >= setup.total_steps or 0 < setup.patience <= done.since_best
+
+
+def _best_step(done: Progress) -> set[int]:
+    return {done.best["step"]} if done.best else set()
 
 
 def _is_multiple(step: int, every: int) -> bool:

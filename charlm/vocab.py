@@ -13,6 +13,7 @@ from charlm.errors import UserError
 
 UNK = "<unk>"
 NUM_CODE_POINTS = 0x110000
+HINT = "vocab.unknown=true maps such symbols to <unk>, vocab.source=corpus takes in those of all splits."
 BLOCK = 1 << 22  # symbols looked at together, so that a large text costs little beyond itself
 
 
@@ -65,7 +66,7 @@ class Vocab:
             codes = code_points(text[start : start + BLOCK])
             if UNK not in self.specials and not known[codes].all():
                 strangers = shown(self.missing(symbols_of(text)))
-                raise UserError(f"{where} has symbols that the vocabulary of {len(self.symbols)} has not: {strangers}.")
+                raise UserError(f"{where} has symbols the vocabulary has not: {strangers}; " + HINT)
             ids[start : start + BLOCK] = table[codes]
         return ids
 
@@ -87,7 +88,9 @@ class Vocab:
         fields = json.loads(text)
         if not isinstance(fields, dict) or not isinstance(fields.get("symbols"), str):
             raise ValueError("no symbols in it")
-        vocab = cls(fields["symbols"], tuple(fields.get("specials", ())))
+        if not isinstance(fields.get("specials"), list):
+            raise ValueError("no list of specials in it")
+        vocab = cls(fields["symbols"], tuple(fields["specials"]))
         if not vocab.symbols or vocab.symbols != "".join(sorted(set(vocab.symbols))):
             raise ValueError("its symbols are not sorted and distinct")
         return vocab

@@ -8,6 +8,7 @@ are per character. A text of your own is normalised as the run's corpus was.
 """
 
 import json
+import math
 import sys
 import time
 
@@ -32,6 +33,8 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("--split and --text are both given: one of them would be right.")
     if _LANES.value < 1:
         raise UserError(f"--lanes={_LANES.value} is not right: it must be 1 or more.")
+    if _CHECKPOINT.value not in ("best", "latest") and not _CHECKPOINT.value.isdigit():
+        raise UserError(f"--checkpoint={_CHECKPOINT.value} is not right: it must be best, latest or a step.")
     run = Run(_WORKDIR.value)
     run.status()
     split = _SPLIT.value or "validation"
@@ -54,7 +57,7 @@ def main(overrides: dict[str, str]) -> None:
         "seconds": round(time.perf_counter() - begin, 3),
         "protocol": protocol.named(sha256, f"text {_TEXT.value}" if _TEXT.value else split, chars),
     }
-    print(json.dumps(result))
+    print(json.dumps({key: None if value == math.inf else value for key, value in result.items()}))
 
 
 def _text(run: Run, split: str) -> tuple[str, str]:

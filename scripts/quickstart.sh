@@ -20,6 +20,6 @@ cat <<END
 
 The run is in $workdir: metrics.jsonl, samples/, checkpoints/, tensorboard/. What to try next:
   .venv/bin/python scripts/sample.py --workdir=$workdir --prompt='JULIET:' --temperature=0.5
-  .venv/bin/python scripts/evaluate.py --workdir=$workdir --text=README.md
+  .venv/bin/python scripts/evaluate.py --workdir=$workdir --split=train
   .venv/bin/python scripts/train.py --config=configs/quickstart.py --workdir=runs/wider --config.model.hidden=384
 END

@@ -36,17 +36,19 @@ def main(overrides: dict[str, str]) -> None:
     vocab = Run(_WORKDIR.value).vocab()
     if _UNKNOWN.value == "skip":
         prompt = "".join(symbol for symbol in prompt if symbol in vocab.symbols)
-    elif not vocab.specials and (strangers := vocab.missing(prompt)):
+    elif strangers := vocab.missing(prompt):
         raise UserError(f"the prompt has {shown(strangers)}, outside the run's vocabulary: --unknown=skip drops such symbols.")
     if not prompt:
         raise UserError("the prompt is empty: give at least one character of the run's vocabulary.")
+
+    import jax
 
     from charlm import restore, sample
 
     trained = restore.load(_WORKDIR.value, _CHECKPOINT.value)
     decoding = sample.Decoding(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     generate = sample.sampler(trained.functions, len(vocab), decoding, vocab.never_drawn())
-    pieces = generate(trained.params, vocab.encode(prompt), _NUM.value, _LENGTH.value, _SEED.value)
+    pieces = generate(trained.params, vocab.encode(prompt), _NUM.value, _LENGTH.value, jax.random.key(_SEED.value))
     if _NUM.value == 1:
         _write(prompt)
         for ids_BN in pieces:

@@ -23,7 +23,9 @@ if [ ! -e "$PY" ]; then
     fail "$python can't make a virtual environment: on Debian, 'apt-get install python3-venv' mends that."
   }
 elif [ -n "${PYTHON:-}" ] && [ "$(version_of "$PYTHON")" != "$(version_of "$PY")" ]; then
-  fail "PYTHON=$PYTHON is Python $(version_of "$PYTHON"), but .venv has $(version_of "$PY"): remove .venv to have it made anew."
+  fail "PYTHON=$PYTHON is not the Python $(version_of "$PY") that .venv has: remove .venv to have it made anew."
+elif ! "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  fail ".venv has Python $(version_of "$PY"), but charlm needs 3.11 or newer: remove .venv to have it made anew."
 fi
 
 # Installed anew only when what is installed would differ.

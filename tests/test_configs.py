@@ -26,7 +26,7 @@ OTHER = {
     "corpus.path": "/another/file",
     "corpus.validation_path": "/another/file",
     "corpus.test_path": "/another/file",
-    "corpus.data_dir": "/proc/no such folder",
+    "corpus.data_dir": "/proc/another folder",
     "corpus.split": (0.8, 0.2),
     "corpus.lowercase": True,
     "corpus.keep": "abcdefghij\n",
@@ -72,7 +72,7 @@ OTHER = {
     "sample.length": 5,
     "sample.temperature": 0.1,
 }
-NAMED = {"corpus.path": None}
+NAMED = {"corpus.path": None, "corpus.data_dir": "/proc/no folder"}  # refused at once, without a network
 CONTEXT = {
     "corpus.name": NAMED,
     "corpus.data_dir": NAMED,
@@ -138,7 +138,7 @@ def _outcome(overrides, words, workdir):
         return str(error)
     samples = [file.read_text() for file in sorted(workdir.glob("samples/*"))]
     checkpoints = sorted(file.name for file in workdir.glob("checkpoints/*"))
-    printed = re.sub(r"\d+ s\b|[\d,]+ chars/s", "", stdout.getvalue())
+    printed = re.sub(r"(\d+ min )?\d+ s\b|[\d,]+ chars/s", "", stdout.getvalue())
     files = [(workdir / name).read_text() for name in ("status.json", "vocab.json", "corpus.json")]
     whole = json.dumps([read_rows(workdir), samples, checkpoints, printed.replace(str(workdir), ""), files])
     return hashlib.sha256(whole.encode()).hexdigest()
@@ -153,6 +153,12 @@ def test_changing_a_key_changes_something(key, outcome):
         assert key in str(error)  # noqa: PT017
         return
     assert changed != outcome(context)
+
+
+def test_the_same_keys_give_the_same_and_the_window_of_an_evaluation_changes_nothing(words, outcome, tmp_path):
+    assert _outcome({}, words, tmp_path / "again") == outcome({})
+    whole = _outcome({"eval.length": 600}, words, tmp_path / "windows")
+    assert whole == outcome({}), "only rounding may change, and it does not here"
 
 
 def test_every_key_has_another_value_here_and_a_rule():

@@ -1,5 +1,6 @@
 """Texts from files and from the tiny Shakespeare builder: cut, normalised, refused."""
 
+import dataclasses
 import gzip
 import hashlib
 import lzma
@@ -88,9 +89,17 @@ def test_unfit_files_are_refused_in_a_sentence(tmp_path, content, message):
         corpora.load(config_of(file, split=(0.5, 0.5)))
 
 
-@pytest.mark.parametrize("name", ["damaged.gz", "damaged.xz"])
-def test_damaged_archives_are_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(b"not packed at all")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("damaged.gz", b"not packed at all"),
+        ("damaged.xz", b"not packed at all"),
+        ("damaged.gz", gzip.compress(b"a b c d e f g" * 99)[:12] + b"damage"),
+        ("damaged.xz", lzma.compress(b"a b c d e f g" * 99)[:-20]),
+    ],
+)
+def test_damaged_archives_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="can't be read"):
         corpora.load(config_of(tmp_path / name))
 
@@ -129,6 +138,26 @@ def test_manual_file_fills_the_tfds_cache_which_then_needs_no_source(tmp_path, m
     assert again.provenance["sha256"] == SHA256
     assert again.provenance["splits"] == {"train": 1_003_854, "validation": 111_540}
     assert "tensorflow" not in sys.modules
+
+
+def test_any_named_corpus_is_cached_by_its_hash(tmp_path, monkeypatch):
+    for text in ("first edition, é\n", "second edition\n"):
+        source = dataclasses.replace(
+            corpora.SOURCES["tiny_shakespeare"], sha256=hashlib.sha256(text.encode()).hexdigest(), package="none"
+        )
+        monkeypatch.setitem(corpora.SOURCES, "pamphlet", source)
+        monkeypatch.setattr(corpora, "_from_package", lambda _, text=text: text.encode())
+        corpora._builder_class.cache_clear()
+        config = named_config(tmp_path)
+        config.corpus.name = "pamphlet"
+        for origin in ("none", f"TFDS cache {tmp_path}"):
+            corpus = corpora.load(config)
+            assert "".join(corpus.splits.values()) == text
+            assert corpus.provenance["source"] == origin
+    for file in tmp_path.rglob("*array_record-*"):
+        file.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="does not hold pamphlet as published: remove that folder"):
+        corpora.load(config)
 
 
 def test_manual_file_with_another_text_is_refused(tmp_path):

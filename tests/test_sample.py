@@ -25,7 +25,7 @@ def trained():
 
 def draw(trained, decoding, rows=1, length=150, seed=0, prompt=PROMPT, never=()):
     functions, params = trained
-    pieces = list(sampler(functions, VOCAB, decoding, never)(params, prompt, rows, length, seed))
+    pieces = list(sampler(functions, VOCAB, decoding, never)(params, prompt, rows, length, jax.random.key(seed)))
     return np.concatenate(pieces, axis=1) if pieces else np.zeros((rows, 0), int)
 
 

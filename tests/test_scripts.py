@@ -126,7 +126,10 @@ def test_train_refuses_and_writes_nothing(script, tmp_path, flags, message):
     [
         (b"", "no text left: the file is empty"),
         (b"to be or not\xff", "not UTF-8: byte 0xff at offset 12"),
-        (b"short " * 20, "the training split has 108 chars, but one batch of batch.size=16 lanes times batch.length=32 needs 513"),
+        (
+            b"short " * 20,
+            "the training split has 108 chars, but one batch of batch.size=16 lanes times batch.length=32 needs 513",
+        ),
     ],
 )
 def test_train_refuses_unfit_texts(script, tmp_path, content, message):

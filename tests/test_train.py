@@ -104,7 +104,7 @@ def test_learns_more_than_the_frequencies_of_symbols(small, corpus_file, tmp_pat
     shares = counts / counts.sum()
     entropy = -(shares * np.log(shares)).sum()
     validation = [row for row in rows if row["split"] == "validation"]
-    assert validation[-1]["nats"] < 0.85 * entropy
+    assert validation[-1]["nats"] < 0.9 * entropy
     assert [row["step"] for row in rows if row["split"] == "train"] == [30, 60, 90, 120]
     for row in rows:
         assert row["perplexity"] == pytest.approx(np.exp(row["nats"]))
@@ -150,18 +150,22 @@ def test_best_and_two_latest_checkpoints_are_kept(small, tmp_path):
 
 
 def test_divergence_is_noticed_at_its_step_and_the_last_good_checkpoint_kept(small, tmp_path):
-    # A gradient step of this size takes the weights beyond the largest float at once.
-    overrides = small | {"optim.name": "sgd", "optim.clip_norm": 0.0, "optim.schedule": "step", "optim.decay_steps": 1000}
-    overrides |= {"train.steps": 40, "optim.learning_rate": 1e38, "optim.warmup_steps": 10}
+    # Each step multiplies the weights by -999, so that after a dozen they exceed the largest float.
+    overrides = small | {"optim.name": "sgd", "optim.learning_rate": 1.0, "optim.weight_decay": 1e3, "optim.clip_norm": 0.0}
+    overrides |= {"optim.schedule": "constant", "train.steps": 40}
     config = config_module.load(TINY, overrides)
-    with pytest.raises(Failure, match=r"of step \d+ is not finite: .* is marked diverged and its last good checkpoint kept"):
+    with pytest.raises(Failure, match=r"step \d+ is not finite: .* is marked diverged and its last good checkpoint kept"):
         train.train(config, tmp_path / "run")
     status = Run(tmp_path / "run").status()
     assert status["state"] == "diverged"
     rows = (tmp_path / "run" / "metrics.jsonl").read_text() if (tmp_path / "run" / "metrics.jsonl").exists() else ""
     assert "NaN" not in rows
     assert all(json.loads(line)["nats"] is not None for line in rows.splitlines())
-    with pytest.raises(Failure, match=r"has diverged \(the .* of step \d+ is not finite\)"):
+    checkpoints = Checkpoints(Run(tmp_path / "run").checkpoints, read_only=True)
+    saved = [step for step in range(1, status["step"]) if step % 3 == 0 or step % 4 == 0]
+    assert checkpoints.steps() == sorted({status["best"]["step"], *saved[-2:]})
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final_params(tmp_path / "run")))
+    with pytest.raises(Failure, match=r"has diverged \(.* step \d+ is not finite\)"):
         train.train(config, tmp_path / "run")
 
 
@@ -195,6 +199,41 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(small, tmp_path, capsys
     assert "resuming at step 4 of 6" in captured.out
     assert_same(final_params(tmp_path / "damaged"), final_params(tmp_path / "straight"))
     assert read_rows(tmp_path / "damaged") == read_rows(tmp_path / "straight")
+
+
+def test_killed_between_the_last_checkpoint_and_its_status_a_run_is_done(small, tmp_path):
+    for name, extra in (
+        ("steps", {}),
+        ("patience", {"train.patience": 1, "optim.learning_rate": 1e-30, "train.eval_every": 1}),
+    ):
+        config = config_module.load(TINY, small | extra)
+        train.train(config, tmp_path / name)
+        run = Run(tmp_path / name)
+        ended, rows, params = run.status(), read_rows(tmp_path / name), final_params(tmp_path / name)
+        run.write_status("incomplete", ended["step"], ended["best"])
+        assert train.train(config, tmp_path / name) == 0
+        assert (run.status(), read_rows(tmp_path / name)) == (ended, rows)
+        assert_same(final_params(tmp_path / name), params)
+
+
+def test_no_readable_checkpoint_is_a_failure_that_touches_nothing(small, tmp_path):
+    config = config_module.load(TINY, small)
+    train.train(config, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    for file in run.checkpoints.rglob("manifest*"):
+        file.write_bytes(b"")
+    run.write_status("incomplete", 6, None)
+    rows, steps = read_rows(tmp_path / "run"), sorted(run.checkpoints.iterdir())
+    with pytest.raises(Failure, match=r"no checkpoint of .* can be read: restore one from a copy"):
+        train.train(config, tmp_path / "run")
+    assert (read_rows(tmp_path / "run"), sorted(run.checkpoints.iterdir())) == (rows, steps)
+
+
+@pytest.mark.parametrize("overrides", [{"eval.lanes": 64, "eval.burn_in": 1300}, {"sample.prompt": "Q"}])
+def test_what_only_an_evaluation_would_find_is_found_before_training(small, tmp_path, overrides):
+    with pytest.raises(UserError):
+        train.train(config_module.load(TINY, small | overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_short_a_corpus_says_how_many_chars_it_needs(small, tmp_path):
