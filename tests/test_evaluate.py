@@ -72,13 +72,13 @@ def test_lanes_with_burn_in_come_near_and_lanes_without_are_another_protocol(tra
     assert len(set(names)) == 3
 
 
-def test_sum_over_windows_is_divided_once(trained):
-    # An average of window averages would weigh the short last window like the others.
+def test_sum_over_windows_is_divided_once(trained):  # invariant 8
+    # One full window and one of 99 characters: an average of the two averages would weigh the short one like the long one.
     params, evaluator = trained
-    head, _ = evaluator(params, IDS[:2902], Protocol(2901, lanes=1, burn_in=0))
-    whole, _ = evaluator(params, IDS, Protocol(2901, lanes=1, burn_in=0))
-    assert whole == pytest.approx(numpy_nats(params, IDS), rel=1e-6)
-    assert abs((head / 2901 + (whole - head) / 99) / 2 - whole / 3000) > 1e-3
+    nats, chars = evaluator(params, IDS, Protocol(2901, lanes=1, burn_in=0))
+    parts = [numpy_nats(params, IDS[:2902]), numpy_nats(params, IDS)]
+    assert nats / chars == pytest.approx(parts[1] / 3000, abs=1e-6)
+    assert nats / chars != pytest.approx((parts[0] / 2901 + (parts[1] - parts[0]) / 99) / 2, abs=1e-5)
 
 
 def test_bits_of_a_model_that_knows_nothing_are_those_of_a_uniform_guess(trained):

@@ -44,9 +44,7 @@ def scalar(run):
     return value
 
 
-@pytest.mark.parametrize(
-    "steps", [1, 7, 16, 48, 51]
-)  # one step, one odd chunk, one chunk, three chunks, chunks of 3 → one of 51
+@pytest.mark.parametrize("steps", [1, 7, 16, 32, 23])  # one step, one odd chunk, one chunk, two chunks, a prime
 def test_equals_the_textbook_cell_in_value_and_gradient(steps):
     args = arguments(steps)
     outputs, carry = lstm(*args)
@@ -60,7 +58,7 @@ def test_equals_the_textbook_cell_in_value_and_gradient(steps):
         np.testing.assert_allclose(gradient, expected_gradient, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("steps", [7, 48])
+@pytest.mark.parametrize("steps", [7, 32])
 def test_ids_stand_for_one_hot_rows(steps):
     _, kernel, bias, recurrent, c, h = arguments(steps)
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 5, (steps, 3)))
