@@ -1,5 +1,6 @@
 """What every script shares: reading the command line, and ending with one sentence and the right exit status."""
 
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -31,7 +32,8 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
                 raise UserError(f"--{PREFIX}{next(iter(overrides))}: this script takes no config; the run has its own.")
             return rest
         except (flags.Error, UserError) as error:
-            _end(_one_line(error), 2)
+            missing = re.match(r"flag (--\w+)=None", _one_line(error))
+            _end(f"{missing[1]} is not given: see --help." if missing else _one_line(error), 2)
 
     def guarded(argv: list[str]) -> None:
         del argv

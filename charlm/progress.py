@@ -3,7 +3,7 @@
 import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from charlm import objective
 
@@ -16,7 +16,7 @@ class Reporter:
         self._bar = None
         console = Console()
         if console.is_terminal:
-            columns = ("{task.description}", BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[text]}"))
+            columns = (BarColumn(bar_width=6), TextColumn("{task.fields[text]}"))  # all of it fits 80 characters
             self._bar = Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task("training", total=total_steps, completed=first_step, text="compiling …")
 
@@ -32,7 +32,8 @@ class Reporter:
     def step(self, step: int, nats: float, chars_per_second: float, seconds_left: float) -> None:
         """Moves the bar; does nothing elsewhere."""
         if self._bar:
-            text = f"step {step}/{self._total}  {_nats(nats)}  {chars_per_second:,.0f} chars/s  {duration(seconds_left)} left"
+            figures = f"{nats:.4f} nats, perplexity {objective.perplexity(nats):.2f}"
+            text = f"{step}/{self._total}  {figures}  {chars_per_second:,.0f} chars/s  {duration(seconds_left)} left"
             self._bar.update(self._task, completed=step, text=text)
 
     def row(self, row: dict, seconds_left: float = 0.0, note: str = "") -> None:

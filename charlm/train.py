@@ -364,6 +364,7 @@ class _Clock:
 
     def __init__(self, done: Progress):
         self._done, self._since = done, time.perf_counter()
+        self._first = (done.step, self._since)
 
     def lap(self, training: bool) -> None:
         now = time.perf_counter()
@@ -373,10 +374,11 @@ class _Clock:
         self._since = now
 
     def pace(self, total_steps: int) -> tuple[float, float]:
-        """Characters a second in this log interval, and seconds of training left at this pace."""
-        done = self._done
-        seconds = done.interval_seconds + time.perf_counter() - self._since
-        return done.chars / seconds, (total_steps - done.step) * seconds / max(done.steps, 1)
+        """Characters a second in this log interval, and seconds left at the pace of this start, evaluations included."""
+        done, now = self._done, time.perf_counter()
+        first_step, begin = self._first
+        left = (total_steps - done.step) * (now - begin) / max(done.step - first_step, 1)
+        return done.chars / (done.interval_seconds + now - self._since), left
 
 
 @contextlib.contextmanager

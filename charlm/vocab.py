@@ -13,7 +13,7 @@ from charlm.errors import UserError
 
 UNK = "<unk>"
 NUM_CODE_POINTS = 0x110000
-HINT = "vocab.unknown=true maps such symbols to <unk>, vocab.source=corpus takes in those of all splits."
+HINT = "training with vocab.unknown=true maps such symbols to <unk>, with vocab.source=corpus takes in all splits."
 BLOCK = 1 << 22  # symbols looked at together, so that a large text costs little beyond itself
 
 

@@ -19,7 +19,7 @@ from charlm.vocab import shown
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation nats), latest, or a step")
 _PROMPT = flags.DEFINE_string("prompt", None, "text that the sample goes on from")
-_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "UTF-8 file with the prompt")
+_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "UTF-8 file whose whole text, last line break included, is the prompt")
 _LENGTH = flags.DEFINE_integer("length", 500, "characters to draw, beside the prompt")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: the most probable character always; 1: as the model says")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "draw from the k most probable characters; 0: from all")
@@ -35,6 +35,8 @@ def main(overrides: dict[str, str]) -> None:
     prompt = _prompt()
     vocab = Run(_WORKDIR.value).vocab()
     if _UNKNOWN.value == "skip":
+        if strangers := vocab.missing(prompt):
+            print(f"note: dropped from the prompt: {shown(strangers)}", file=sys.stderr)
         prompt = "".join(symbol for symbol in prompt if symbol in vocab.symbols)
     elif strangers := vocab.missing(prompt):
         raise UserError(f"the prompt has {shown(strangers)}, outside the run's vocabulary: --unknown=skip drops such symbols.")

@@ -82,7 +82,7 @@ class Scripts:
         return [sys.executable, os.fspath(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
 
     def env(self) -> dict[str, str]:
-        return {**os.environ, "JAX_NUMPY_RANK_PROMOTION": "raise", "PYTHONDEVMODE": ""}
+        return {**os.environ, "JAX_NUMPY_RANK_PROMOTION": "raise"}
 
 
 @pytest.fixture(scope="session")

@@ -81,8 +81,9 @@ def test_prompts_from_files_and_with_unknown_symbols(script, run, tmp_path):
     message = script.fails("sample", f"--workdir={run}", f"--prompt_file={prompt}")
     assert "'é' (U+00E9)" in message
     assert "--unknown=skip" in message
-    skipped = script("sample", f"--workdir={run}", f"--prompt_file={prompt}", "--unknown=skip", "--length=5").stdout
-    assert skipped.startswith("abc df")
+    skipped = script("sample", f"--workdir={run}", f"--prompt_file={prompt}", "--unknown=skip", "--length=5")
+    assert skipped.stdout.startswith("abc df")
+    assert skipped.stderr == "note: dropped from the prompt: 'é' (U+00E9)\n"
     assert "the prompt is empty" in script.fails("sample", f"--workdir={run}", "--prompt=É", "--unknown=skip")
 
 
@@ -149,7 +150,7 @@ def test_train_refuses_directories_that_are_not_its_own(script, tmp_path, corpus
     assert "not the directory of a run" in script.fails("train", TINY, flag, f"--workdir={tmp_path / 'letters'}")
     assert "can't be written" in script.fails("train", TINY, flag, "--workdir=/proc/run")
     assert "there is no such file" in script.fails("train", "--config=configs/none.py", f"--workdir={tmp_path / 'run'}")
-    assert "--config" in script.fails("train", f"--workdir={tmp_path / 'run'}")
+    assert script.fails("train", f"--workdir={tmp_path / 'run'}") == "error: --config is not given: see --help."
 
 
 @pytest.mark.parametrize(
