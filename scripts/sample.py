@@ -35,9 +35,10 @@ def main(overrides: dict[str, str]) -> None:
     prompt = _prompt()
     vocab = Run(_WORKDIR.value).vocab()
     if _UNKNOWN.value == "skip":
-        if strangers := vocab.missing(prompt):
-            print(f"note: dropped from the prompt: {shown(strangers)}", file=sys.stderr)
+        strangers = vocab.missing(prompt)
         prompt = "".join(symbol for symbol in prompt if symbol in vocab.symbols)
+        if strangers and prompt:
+            print(f"note: dropped from the prompt: {shown(strangers)}", file=sys.stderr)
     elif strangers := vocab.missing(prompt):
         raise UserError(f"the prompt has {shown(strangers)}, outside the run's vocabulary: --unknown=skip drops such symbols.")
     if not prompt:
