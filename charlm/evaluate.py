@@ -1,17 +1,19 @@
-"""Perplexity of a whole split: in order, state carried, every character but the first scored once, divided once at the end.
+"""Perplexity of a whole split: in order, its characters scored once, nats summed and divided once at the end.
 
-Letters: N symbols of the split.
+Letters: B batch (rows).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from charlm import objective
-from charlm.batches import evaluation_windows
+from charlm.batches import Batch, Encoded, Framing, Order, evaluation_windows, in_pieces, once_through
+from charlm.errors import UserError
 from charlm.model import Functions
 
 
@@ -19,33 +21,69 @@ class Protocol(NamedTuple):
     """How a split is read; two figures compare only where all of this is the same.
 
     Attributes:
-      length: chars a window, which changes the memory needed and not the result.
-      lanes, burn_in: see `batches.evaluation_windows`; one lane is exact.
+      framing: its `kind` says whether the state is carried (`stream`) or begins at zero with each chunk, window or document.
+      rows: chunks, windows or documents side by side, which changes the memory needed and not the result.
+      length: chars of a window of a stream, likewise.
+      lanes, burn_in: of a stream, see `batches.evaluation_windows`; one lane is exact.
     """
 
+    framing: Framing
+    rows: int
     length: int
     lanes: int
     burn_in: int
 
     @classmethod
-    def of(cls, config) -> "Protocol":
-        return cls(config.eval.length, config.eval.lanes, config.eval.burn_in)
+    def of(cls, config, framing: Framing) -> "Protocol":
+        """The protocol of a config; `framing` is that of its training, which holds where nothing else is said."""
+        kind = config.eval.framing or framing.kind
+        return cls(
+            framing._replace(kind=kind, padding="masked"),
+            config.eval.rows,
+            config.eval.length,
+            config.eval.lanes,
+            config.eval.burn_in,
+        )
+
+    def batches(self, encoded: Encoded) -> Iterator[Batch]:
+        """The split as batches, in order.
+
+        Raises:
+          UserError: it does not fit the protocol.
+        """
+        if self.framing.kind == "stream":
+            return evaluation_windows(encoded.ids_N, self.length, self.lanes, self.burn_in)
+        return once_through(in_pieces(self.framing, encoded, self.rows, Order(shuffle=False)))
+
+    def check(self, encoded: Encoded) -> None:
+        """Raises the UserError that `batches` would, without the work."""
+        next(iter(self.batches(encoded)))
+
+    def state(self) -> str:
+        """How the LSTM state is carried, in words."""
+        match self.framing.kind:
+            case "stream" if self.lanes == 1:
+                return "carried"
+            case "stream":
+                return f"carried in {self.lanes} lanes, {self.burn_in} chars of burn-in"
+            case "chunks":
+                return f"zero at every chunk of {self.framing.length}"
+            case "windows":
+                return f"zero at every window of {self.framing.length}, one every {self.framing.stride}, its next char scored"
+            case "documents":
+                return f"zero at every document, of which the first {self.framing.length} chars"
+        raise UserError(f"eval.framing={self.framing.kind!r} is not known.")
 
     def named(self, corpus_sha256: str, split: str, chars: int) -> dict:
         """The protocol as it stands in logs beside each figure."""
-        burn_in = self.burn_in if self.lanes > 1 else 0
-        return {
-            "corpus": corpus_sha256,
-            "split": split,
-            "state": "carried" if self.lanes == 1 else f"carried in {self.lanes} lanes, {burn_in} chars of burn-in",
-            "chars": chars,
-        }
+        return {"corpus": corpus_sha256, "split": split, "state": self.state(), "chars": chars}
 
 
-def evaluator(model: Functions) -> Callable:
-    """A function (params, ids_N, protocol) → (nats, chars): the sum of nats over all scored characters, and their number.
+def evaluator(model: Functions, mesh: Mesh | None = None) -> Callable:
+    """A function (params, encoded, protocol) → (nats, chars): the sum of nats over all scored characters, and their number.
 
-    Compile once, use for every evaluation of a run. Training state is neither read nor written.
+    Compile once, use for every evaluation of a run. Training state is neither read nor written. The devices of a mesh share the
+    rows where their number divides them.
     """
 
     @functools.partial(jax.jit, donate_argnums=2)
@@ -53,12 +91,32 @@ def evaluator(model: Functions) -> Callable:
         logits_BSV, carry = model.apply(params, batch, carry)
         return objective.nats_and_count(logits_BSV, batch.targets_BS, batch.weights_BS), carry
 
-    def evaluate(params, ids_N: np.ndarray, protocol: Protocol) -> tuple[float, int]:
-        carry, sums = model.zero_carry(protocol.lanes), []
-        for batch in evaluation_windows(ids_N, protocol.length, protocol.lanes, protocol.burn_in):
-            window_sums, carry = window(params, batch, carry)
+    def evaluate(params, encoded: Encoded, protocol: Protocol) -> tuple[float, int]:
+        sums, carry, place = [], None, None
+        for batch in protocol.batches(encoded):
+            if carry is None:
+                rows = len(batch.reset_B)
+                place, params = _placement(mesh, rows, params)
+                carry = place(model.zero_carry(rows))
+            window_sums, carry = window(params, place(batch), carry)
             sums.append(window_sums)
         nats, chars = np.asarray(jax.device_get(sums), np.float64).sum(0)
         return float(nats), int(chars)
 
     return evaluate
+
+
+def _placement(mesh: Mesh | None, rows: int, params) -> tuple[Callable, dict]:
+    """A function that puts arrays of rows where they are to be, and the parameters there too."""
+    if mesh is None:
+        return lambda rows_of: rows_of, params
+    if rows % mesh.size == 0:
+        sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+        return functools.partial(jax.device_put, device=sharding), params
+    first = mesh.devices.flat[0]
+    return functools.partial(jax.device_put, device=first), on_one_device(params)
+
+
+def on_one_device(replicated):
+    """The copy on the first device of arrays that all devices have."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), replicated)

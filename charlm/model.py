@@ -23,16 +23,30 @@ class Initializers(NamedTuple):
     embedding: nn.initializers.Initializer
     input_kernel: nn.initializers.Initializer
     recurrent_kernel: nn.initializers.Initializer
+    bias: nn.initializers.Initializer
     head_kernel: nn.initializers.Initializer
+    head_bias: nn.initializers.Initializer
 
 
-def initializers(name: str, hidden: int) -> Initializers:
-    """`uniform`: ±1/sqrt(hidden) everywhere (PyTorch's); `orthogonal`: LeCun normal with orthogonal recurrence (Flax's)."""
+def initializers(name: str, hidden: int, scale: float) -> Initializers:
+    """The initial weights of four systems; the forget bias comes on top of `bias`.
+
+    `orthogonal` (Flax): LeCun normal, each gate's recurrence orthogonal. `glorot` (Keras): Glorot uniform, all four gates'
+    recurrence one matrix with orthogonal rows. `pytorch`: ±1/sqrt(hidden), biases too, of which PyTorch adds two; the embedding
+    standard normal. `uniform` (MXNet): ±scale, biases 0.
+    """
+    zeros = nn.initializers.zeros
+    if name == "glorot":
+        glorot = nn.initializers.glorot_uniform()
+        return Initializers(_symmetric_uniform(0.05), glorot, _orthogonal_rows, zeros, glorot, zeros)
+    if name == "pytorch":
+        small = _symmetric_uniform(1 / math.sqrt(hidden))
+        return Initializers(nn.initializers.normal(1.0), small, small, _sum_of_two(small), small, small)
     if name == "uniform":
-        bound = 1 / math.sqrt(hidden)
-        return Initializers(*[_symmetric_uniform(bound)] * 4)
+        small = _symmetric_uniform(scale)
+        return Initializers(small, small, small, zeros, small, zeros)
     lecun = nn.initializers.lecun_normal()
-    return Initializers(nn.initializers.normal(1.0), lecun, _orthogonal_gates, lecun)
+    return Initializers(nn.initializers.normal(1.0), lecun, _orthogonal_gates, zeros, lecun, zeros)
 
 
 class LSTMLayer(nn.Module):
@@ -58,7 +72,7 @@ class LSTMLayer(nn.Module):
         hidden, forget_bias = self.hidden, self.forget_bias
         input_kernel_IG = self.param("input_kernel", self.weights.input_kernel, (self.inputs, 4 * hidden))
         recurrent_kernel_HG = self.param("recurrent_kernel", self.weights.recurrent_kernel, (hidden, 4 * hidden))
-        bias_G = self.param("bias", lambda _, shape: jnp.zeros(shape).at[hidden : 2 * hidden].set(forget_bias), (4 * hidden,))
+        bias_G = self.param("bias", _with_forget_bias(self.weights.bias, forget_bias), (4 * hidden,))
         if embedding_VI is not None:
             # V rows are projected once instead of T·B of them: embedding and projection become one row lookup.
             input_kernel_IG = embedding_VI @ input_kernel_IG
@@ -70,11 +84,11 @@ class CharLM(nn.Module):
 
     Attributes:
       vocab_size: V.
-      input: `embedding` (V, E) or `onehot`.
+      input: `embedding` (V, E), `onehot`, or `scalar`: the id divided by V, one feature.
       embedding: E, used by the embedding input only.
       layers, hidden: number of LSTM layers, and H of each.
-      dropout: share of values dropped between layers and before the head, in [0, 1).
-      initializer: see `initializers`.
+      dropout: share of values dropped after each layer (so between layers and before the head), in [0, 1).
+      initializer, init_scale: see `initializers`.
       forget_bias: initial value of the forget gate's bias.
       dtype: of the operands of matrix products; parameters, state and sums are float32.
     """
@@ -86,30 +100,35 @@ class CharLM(nn.Module):
     hidden: int
     dropout: float
     initializer: str
+    init_scale: float
     forget_bias: float
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, batch: Batch, carry: CarryStack, dropout_key=None):
-        init = initializers(self.initializer, self.hidden)
+    def __call__(self, batch: Batch, carry: CarryStack, dropout_keys_B=None):
+        init = initializers(self.initializer, self.hidden, self.init_scale)
         embedding_VE = None
         if self.input == "embedding":
             embedding_VE = self.param("embedding", init.embedding, (self.vocab_size, self.embedding))
-        features = self.embedding if self.input == "embedding" else self.vocab_size
+        features = {"embedding": self.embedding, "onehot": self.vocab_size, "scalar": 1}[self.input]
         keep_B1 = ~batch.reset_B[:, None]
         carry = jax.tree.map(lambda state_BH: jnp.where(keep_B1, state_BH, 0), carry)
         x, new_carry = batch.inputs_BT.T, []
+        if self.input == "scalar":
+            x = x[..., None].astype(jnp.float32) / self.vocab_size
+        scored = batch.targets_BS.shape[1]
         for index in range(self.layers):
             layer = LSTMLayer(self.hidden, features, init, self.forget_bias, self.dtype, name=f"lstm_{index}")
             x, layer_carry = layer(x, carry[index], embedding_VE if index == 0 else None)
             new_carry.append(layer_carry)
             features = self.hidden
-            if dropout_key is not None and self.dropout > 0:
-                x = dropout(jax.random.fold_in(dropout_key, index), x, self.dropout)
-        scored = batch.targets_BS.shape[1]
+            if index == self.layers - 1:
+                x = x[x.shape[0] - scored :]
+            if dropout_keys_B is not None and self.dropout > 0:
+                x = dropout(jax.vmap(jax.random.fold_in, in_axes=(0, None))(dropout_keys_B, index), x, self.dropout)
         head_HV = self.param("head_kernel", init.head_kernel, (self.hidden, self.vocab_size))
-        head_bias_V = self.param("head_bias", nn.initializers.zeros, (self.vocab_size,))
-        hidden_BSH = x[x.shape[0] - scored :].swapaxes(0, 1)
+        head_bias_V = self.param("head_bias", init.head_bias, (self.vocab_size,))
+        hidden_BSH = x.swapaxes(0, 1)
         logits_BSV = jnp.matmul(
             hidden_BSH.astype(self.dtype), head_HV.astype(self.dtype), preferred_element_type=hidden_BSH.dtype
         )
@@ -121,13 +140,25 @@ class Functions(NamedTuple):
 
     Attributes:
       init: key → params, a tree of float32 arrays.
-      apply: (params, batch, carry, dropout_key=None) → (logits_BSV, carry). No dropout without a key.
+      apply: (params, batch, carry, dropout_keys_B=None) → (logits_BSV, carry). No dropout without keys, of which each row has
+        its own, so that what is dropped in a row does not depend on how rows are spread over devices.
       zero_carry: B → the state in which every text begins.
+      shape: what a picture of the network shows.
     """
 
     init: Callable
     apply: Callable
     zero_carry: Callable
+    shape: "Shape"
+
+
+class Shape(NamedTuple):
+    """Of a network: layers, units of each, how an id enters, share dropped after each layer."""
+
+    layers: int
+    hidden: int
+    encoding: str
+    dropout: float
 
 
 def functions(config, vocab_size: int) -> Functions:
@@ -141,6 +172,7 @@ def functions(config, vocab_size: int) -> Functions:
         hidden=hidden,
         dropout=config.model.dropout,
         initializer=config.model.init,
+        init_scale=config.model.init_scale,
         forget_bias=config.model.forget_bias,
         dtype=jnp.dtype(config.model.dtype),
     )
@@ -153,10 +185,10 @@ def functions(config, vocab_size: int) -> Functions:
         batch = Batch(ids, ids, jnp.ones((1, 1)), jnp.ones(1, bool))
         return module.init(key, batch, zero_carry(1))["params"]
 
-    def apply(params, batch, carry, dropout_key=None):
-        return module.apply({"params": params}, batch, carry, dropout_key)
+    def apply(params, batch, carry, dropout_keys_B=None):
+        return module.apply({"params": params}, batch, carry, dropout_keys_B)
 
-    return Functions(init, apply, zero_carry)
+    return Functions(init, apply, zero_carry, Shape(layers, hidden, module.input, module.dropout))
 
 
 def parameter_table(params) -> list[tuple[str, tuple[int, ...], int]]:
@@ -165,34 +197,69 @@ def parameter_table(params) -> list[tuple[str, tuple[int, ...], int]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, leaf.size) for path, leaf in leaves]
 
 
-def dropout(key, x, rate: float):
+def parameter_lines(params) -> list[str]:
+    """The table as lines for people; the last one counts two biases a layer, which PyTorch has for the same function."""
+    table = parameter_table(params)
+    total = sum(count for _, _, count in table)
+    doubled = total + sum(count for name, _, count in table if name.startswith("lstm_") and name.endswith("/bias"))
+    rows = [(name, " x ".join(map(str, shape)), count) for name, shape, count in table]
+    rows += [("parameters", "", total), ("with two biases a layer", "", doubled)]
+    width = max(len(name) for name, _, _ in rows)
+    return [f"  {name:<{width}}  {shape:>12}  {count:>12,}" for name, shape, count in rows]
+
+
+def dropout(keys_B, x_TBH, rate: float):
     """Inverted dropout (Srivastava et al. 2014): zeroes a share `rate` of x and scales the rest so that the mean stays.
 
     The rate is rounded to a multiple of 2^-16: one random word then serves two values, and drawing them costs half as much.
     """
     dropped = min(round(rate * 2**16), 2**16 - 1)
-    words = jax.random.bits(key, ((x.size + 1) // 2,), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size].reshape(x.shape)
-    return jnp.where(halves >= dropped, x * (2**16 / (2**16 - dropped)), 0)
+    steps, rows, hidden = x_TBH.shape
+    words_BN = jax.vmap(lambda key: jax.random.bits(key, ((steps * hidden + 1) // 2,), jnp.uint32))(keys_B)
+    halves_BTH = jax.lax.bitcast_convert_type(words_BN, jnp.uint16).reshape(rows, -1)[:, : steps * hidden]
+    halves_TBH = halves_BTH.reshape(rows, steps, hidden).swapaxes(0, 1)
+    return jnp.where(halves_TBH >= dropped, x_TBH * (2**16 / (2**16 - dropped)), 0)
+
+
+def _with_forget_bias(initializer, forget_bias: float):
+    def init(key, shape):
+        hidden = shape[0] // 4
+        return initializer(key, shape).at[hidden : 2 * hidden].add(forget_bias)
+
+    return init
 
 
 def _symmetric_uniform(bound: float):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def _orthogonal_gates(key, shape, dtype=jnp.float32):
-    """Each gate's (H, H) block a random orthogonal matrix, as in Flax's cells, to 1e-6 (to 1e-3 or worse for one in a hundred).
+def _sum_of_two(initializer):
+    return lambda key, shape: sum(initializer(each, shape) for each in jax.random.split(key))
 
-    The orthogonal factor of a Gaussian matrix, by Newton-Schulz iteration: products only, because several QR decompositions in
-    one program wait for each other for ever in XLA:CPU (jaxlib 0.10.2, two cores, H = 512).
-    """
+
+def _orthogonal_gates(key, shape, dtype=jnp.float32):
+    """Each gate's (H, H) block a random orthogonal matrix, as in Flax's cells."""
     hidden = shape[0]
-    blocks = jax.random.normal(key, (4, hidden, hidden), jnp.float32)
-    blocks /= jnp.linalg.norm(blocks, axis=(1, 2), keepdims=True)
+    blocks = _orthogonalized(jax.random.normal(key, (4, hidden, hidden), jnp.float32))
+    return blocks.swapaxes(0, 1).reshape(shape).astype(dtype)
+
+
+def _orthogonal_rows(key, shape, dtype=jnp.float32):
+    """The (H, 4H) matrix of all gates with orthonormal rows, as in Keras."""
+    return _orthogonalized(jax.random.normal(key, (1, *shape), jnp.float32))[0].astype(dtype)
+
+
+def _orthogonalized(blocks_NIO):
+    """The orthogonal factors of random matrices with at most as many rows as columns, to 1e-6 (to 1e-3 or worse for one square
+    matrix in a hundred).
+
+    By Newton-Schulz iteration: products only, because several QR decompositions in one program wait for each other for ever in
+    XLA:CPU (jaxlib 0.10.2, two cores, H = 512).
+    """
+    blocks_NIO /= jnp.linalg.norm(blocks_NIO, axis=(1, 2), keepdims=True)
 
     def iterate(_, blocks):
-        return 1.5 * blocks - 0.5 * blocks @ (blocks.swapaxes(1, 2) @ blocks)
+        return 1.5 * blocks - 0.5 * (blocks @ blocks.swapaxes(1, 2)) @ blocks
 
-    # A singular value grows by half a step until it is near 1, and the smallest begins at about hidden ** -1.5.
-    blocks = jax.lax.fori_loop(0, 20 + int(4 * math.log(hidden + 1)), iterate, blocks)
-    return blocks.swapaxes(0, 1).reshape(shape).astype(dtype)
+    # A singular value grows by half a step until it is near 1, and the smallest begins at about rows ** -1.5.
+    return jax.lax.fori_loop(0, 20 + int(4 * math.log(blocks_NIO.shape[1] + 1)), iterate, blocks_NIO)

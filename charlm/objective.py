@@ -33,6 +33,11 @@ def perplexity(nats: float) -> float:
         return math.inf
 
 
+def finite(row: dict) -> dict:
+    """A row as JSON can say it: infinite values and those that are no numbers become None."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
 def measures(nats: float) -> dict[str, float]:
     """The three names of one number, in the order in which every log and table gives them."""
     return {"nats": nats, "bits": bits(nats), "perplexity": perplexity(nats)}

@@ -1,6 +1,7 @@
 """The optimiser and its learning-rate schedule, from the config."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -28,20 +29,28 @@ def schedule(config, total_steps: int) -> optax.Schedule:
 def optimizer(config, total_steps: int) -> optax.GradientTransformation:
     """Clipping, then the rule, then weight decay, then the schedule.
 
-    Weight decay touches matrices only, never biases. For `adamw` it is decoupled (Loshchilov & Hutter 2019); for the others it
-    is added to the gradient before the rule, as L2 regularisation is in their original systems.
+    Weight decay touches matrices only, unless `optim.decay_biases`. For `adamw` it is decoupled (Loshchilov & Hutter 2019); for
+    the others it is added to the gradient before the rule, as L2 regularisation is in their original systems.
+
+    `optim.eps_form` says where eps stands. `outer`: Adam's textbook form and PyTorch's, m / (sqrt(v) + eps) with both corrected
+    for their bias; RMSprop g / (sqrt(v) + eps). `keras`: as Keras and MXNet have it, Adam's eps added to the uncorrected root
+    (the form that Kingma & Ba call more efficient), RMSprop's inside the root.
     """
     name, weight_decay = config.optim.name, config.optim.weight_decay
     clip_norm, clip_value = config.optim.clip_norm, config.optim.clip_value
     beta1, beta2, eps = config.optim.beta1, config.optim.beta2, config.optim.eps
-    momentum = config.optim.momentum
+    momentum, decay_biases = config.optim.momentum, config.optim.decay_biases
+    keras = config.optim.eps_form == "keras"
+    adam = _scale_by_keras_adam if keras else optax.scale_by_adam
     rules = {
-        "adam": lambda: optax.scale_by_adam(beta1, beta2, eps),
-        "adamw": lambda: optax.scale_by_adam(beta1, beta2, eps),
-        "rmsprop": lambda: optax.scale_by_rms(beta2, eps, eps_in_sqrt=False),
+        "adam": lambda: adam(beta1, beta2, eps),
+        "adamw": lambda: adam(beta1, beta2, eps),
+        "rmsprop": lambda: optax.scale_by_rms(beta2, eps, eps_in_sqrt=keras),
         "sgd": lambda: optax.trace(momentum) if momentum > 0 else optax.identity(),
     }
-    decay = optax.add_decayed_weights(weight_decay, lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params))
+    decay = optax.add_decayed_weights(
+        weight_decay, lambda params: jax.tree.map(lambda leaf: decay_biases or leaf.ndim > 1, params)
+    )
     before, after = (optax.identity(), decay) if name == "adamw" else (decay, optax.identity())
     return optax.chain(
         optax.clip(clip_value) if clip_value > 0 else optax.identity(),
@@ -51,3 +60,16 @@ def optimizer(config, total_steps: int) -> optax.GradientTransformation:
         after if weight_decay > 0 else optax.identity(),
         optax.scale_by_learning_rate(schedule(config, total_steps)),
     )
+
+
+def _scale_by_keras_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
+    """Adam with eps beside the uncorrected root: optax's form with an eps that shrinks as the correction fades."""
+
+    def init(params):
+        return optax.scale_by_adam(beta1, beta2).init(params)
+
+    def update(updates, state, params=None):
+        correction = jnp.sqrt(1 - beta2 ** (state.count + 1).astype(jnp.float32))
+        return optax.scale_by_adam(beta1, beta2, eps / correction).update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)

@@ -1,6 +1,7 @@
 """The arithmetic of an LSTM layer over time, as pure functions with a hand-written gradient.
 
-Letters: T time, B batch, I input features, H hidden, G = 4H gate pre-activations, K chunks, N steps of a chunk.
+Letters: T time, B batch, I input features, H hidden, G = 4H gate pre-activations, K chunks, N steps of a chunk,
+R = N·B rows of a chunk.
 
 The cell (Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; gate order i, f, g, o):
 
@@ -50,7 +51,8 @@ def lstm(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype
 
 def _forward(inputs, weights, carry, dtype, residuals):
     input_kernel_IG, bias_G, recurrent_kernel_HG = weights
-    input_kernel = input_kernel_IG if _is_ids(inputs) else input_kernel_IG.astype(dtype)
+    input_dtype = _input_dtype(input_kernel_IG, dtype)
+    input_kernel = input_kernel_IG if _is_ids(inputs) else input_kernel_IG.astype(input_dtype)
     recurrent_kernel = recurrent_kernel_HG.astype(dtype)
 
     def step(carry, z_in_BG):
@@ -67,7 +69,7 @@ def _forward(inputs, weights, carry, dtype, residuals):
         if _is_ids(inputs):
             z_in = jnp.take(input_kernel, inputs_N, axis=0, mode="clip") + bias_G[None, None, :]
         else:
-            z_in = _product(inputs_N, input_kernel, dtype) + bias_G[None, None, :]
+            z_in = _product(inputs_N, input_kernel, input_dtype) + bias_G[None, None, :]
         return jax.lax.scan(step, carry, z_in)
 
     carry, outputs = jax.lax.scan(chunk, carry, _chunked(inputs))
@@ -89,7 +91,8 @@ def _lstm_bwd(dtype, saved, cotangents):
     d_hidden_TBH, (d_c_BH, d_h_BH) = cotangents
     num_inputs = input_kernel_IG.shape[0]
     recurrent_kernel = recurrent_kernel_HG.astype(dtype)
-    input_kernel = input_kernel_IG.astype(dtype)
+    input_dtype = _input_dtype(input_kernel_IG, dtype)
+    input_kernel = input_kernel_IG.astype(input_dtype)
 
     def step(carry, factors):
         d_c, d_h = carry
@@ -101,33 +104,32 @@ def _lstm_bwd(dtype, saved, cotangents):
 
     def chunk(carry, chunk_of):
         state, d_input_kernel, d_bias, d_recurrent_kernel = carry
-        inputs_N, d_out, hidden, cells, gates, c_before, h_before = chunk_of
+        features, h_prev_HR, d_out, cells, gates, c_before = chunk_of
         c_prev = jnp.concatenate([c_before[None], cells[:-1]])
-        h_prev = jnp.concatenate([h_before[None], hidden[:-1]])
         state, d_z = jax.lax.scan(step, state, (d_out, *_factors(gates, cells, c_prev)), reverse=True)
-        rows = d_z.reshape(-1, d_z.shape[-1])
+        rows_RG = d_z.reshape(-1, d_z.shape[-1])
         if _is_ids(inputs):
-            features = jax.nn.one_hot(inputs_N.reshape(-1), num_inputs, dtype=dtype)
+            features_IR = (jnp.arange(num_inputs)[:, None] == features.reshape(-1)[None, :]).astype(dtype)
             d_inputs = None
         else:
-            features = inputs_N.reshape(-1, num_inputs)
-            d_inputs = _product_with_transpose(d_z, input_kernel, dtype)
-        d_input_kernel = d_input_kernel + _product(features.T, rows, dtype)
-        d_recurrent_kernel = d_recurrent_kernel + _product(h_prev.reshape(-1, h_prev.shape[-1]).T, rows, dtype)
-        return (state, d_input_kernel, d_bias + rows.sum(0, dtype=d_bias.dtype), d_recurrent_kernel), d_inputs
+            features_IR = features
+            d_inputs = _product_with_transpose(d_z, input_kernel, input_dtype)
+        d_input_kernel = d_input_kernel + _product(features_IR, rows_RG, input_dtype)
+        d_recurrent_kernel = d_recurrent_kernel + _product(h_prev_HR, rows_RG, dtype)
+        return (state, d_input_kernel, d_bias + rows_RG.sum(0, dtype=d_bias.dtype), d_recurrent_kernel), d_inputs
 
     # The state handed to each chunk is the last one of the chunk before it.
     c_before_KBH = jnp.concatenate([c_BH[None], cells_KNBH[:-1, -1]])
     h_before_KBH = jnp.concatenate([h_BH[None], hidden_KNBH[:-1, -1]])
+    h_prev_KNBH = jnp.concatenate([h_before_KBH[:, None], hidden_KNBH[:, :-1]], axis=1)
     zeros = (jnp.zeros_like(input_kernel_IG), jnp.zeros_like(recurrent_kernel_HG[0]), jnp.zeros_like(recurrent_kernel_HG))
     chunks = (
-        _chunked(inputs),
+        _chunked(inputs) if _is_ids(inputs) else _columns(_chunked(inputs), input_dtype),
+        _columns(h_prev_KNBH, dtype),
         _chunked(d_hidden_TBH),
-        hidden_KNBH,
         cells_KNBH,
         gates_KNBG,
         c_before_KBH,
-        h_before_KBH,
     )
     ((d_c_BH, d_h_BH), *d_weights), d_inputs = jax.lax.scan(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
     return (None if d_inputs is None else _flat(d_inputs), *d_weights, d_c_BH, d_h_BH)
@@ -164,6 +166,21 @@ def _product_with_transpose(a, b, dtype):
     sums = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
     last = ((a.ndim - 1,), (b.ndim - 1,))
     return jax.lax.dot_general(a.astype(dtype), b.astype(dtype), (last, ((), ())), preferred_element_type=sums)
+
+
+def _columns(x_KNBI, dtype):
+    """(K, I, N·B): the left operand of a weight gradient.
+
+    Transposed here, for all chunks at once, XLA:CPU has it ready in memory; within the loop over chunks it would fold the
+    transpose into the product, which then takes twice as long (bfloat16, AVX-512).
+    """
+    chunks, length, rows, features = x_KNBI.shape
+    return x_KNBI.astype(dtype).reshape(chunks, length * rows, features).swapaxes(1, 2)
+
+
+def _input_dtype(input_kernel_IG, dtype):
+    """A single feature is not rounded: its product costs nothing, and an id among 84 needs more than bfloat16's 8 bits."""
+    return jnp.promote_types(dtype, jnp.float32) if input_kernel_IG.shape[0] == 1 else dtype
 
 
 def _is_ids(inputs) -> bool:

@@ -12,7 +12,6 @@ import datetime
 import fcntl
 import importlib.metadata
 import json
-import math
 import os
 import pathlib
 import platform
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator
 from ml_collections import ConfigDict
 
 from charlm import config as config_module
+from charlm import corpora, objective
 from charlm.errors import UserError
 from charlm.vocab import Vocab
 
@@ -68,10 +68,9 @@ class Run:
         self._write(f"samples/{step:08d}.txt", text)
 
     def append(self, row: dict) -> None:
-        """Adds a row to the metrics; infinite values become null, which JSON can say."""
-        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        """Adds a row to the metrics; infinite values become null."""
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+            file.write(json.dumps(objective.finite(row)) + "\n")
 
     def rows(self) -> list[dict]:
         """The rows of the metrics; a damaged last line, as a crash leaves it, is passed over.
@@ -117,10 +116,27 @@ class Run:
         self._write("config.json", config_module.to_dict(config))
         self.write_status("incomplete", 0, None)
 
+    def splits(self) -> dict[str, str] | dict[str, list[str]]:
+        """The run's corpus, loaded anew.
+
+        Raises:
+          UserError: it has changed since the run began, or can't be had.
+        """
+        corpus = corpora.load(self.config())
+        self._check_same(corpus.provenance)
+        return corpus.splits
+
     def check_data(self, vocab: Vocab, corpus: dict) -> None:
         """Raises a UserError where the corpus is no longer the one that this run began with."""
+        self._check_same(corpus)
+        if self.vocab() != vocab:
+            raise UserError(
+                f"{self.workdir / 'vocab.json'} is not the vocabulary of this run's corpus: restore it from a copy."
+            )
+
+    def _check_same(self, corpus: dict) -> None:
         then = self.corpus()
-        if then.get("sha256") != corpus["sha256"] or then.get("splits") != corpus["splits"] or self.vocab() != vocab:
+        if any(then.get(key) != corpus.get(key) for key in ("sha256", "splits", "documents")):
             raise UserError(
                 f"corpus {corpus['name']} has changed since --workdir={self.workdir} began (sha256 {then.get('sha256')} then, "
                 f"{corpus['sha256']} now): restore the text or choose another directory."
@@ -219,6 +235,12 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+def check_checkpoint_name(which: str) -> None:
+    """Raises a UserError where --checkpoint is neither best, latest nor a step."""
+    if which not in ("best", "latest") and not which.isdigit():
+        raise UserError(f"--checkpoint={which} is not right: it must be best, latest or a step.")
 
 
 def exists(workdir: str, config: ConfigDict) -> bool:

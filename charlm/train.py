@@ -1,6 +1,6 @@
 """Training: the jitted step, and the loop around it that logs, evaluates, checkpoints, and goes on where it was stopped.
 
-Letters: B batch, S scored positions, V vocabulary, N symbols of a split.
+Letters: B batch (rows), S scored positions, V vocabulary.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from charlm import batches, corpora, evaluate, model, objective, optim, progress, sample
+from charlm import batches, evaluate, model, objective, progress
 from charlm import run as run_module
 from charlm.checkpoint import Checkpoints
 from charlm.errors import Failure
-from charlm.vocab import Vocab, symbols_of
+from charlm.setup import Setup, describe, set_up
 
 
 class TrainState(NamedTuple):
@@ -38,112 +38,118 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step: sum of nats, count of characters, global norm of the gradient before clipping."""
+    """Scalars of one step, summed over all devices.
+
+    Attributes:
+      nats, chars: over the characters of text. loss_nats, loss_weight: over all that the loss counts, so with padding where it
+        is counted.
+      grad_norm: global norm of the gradient before clipping.
+    """
 
     nats: jax.Array
     chars: jax.Array
+    loss_nats: jax.Array
+    loss_weight: jax.Array
     grad_norm: jax.Array
+
+
+@dataclasses.dataclass
+class Sums:
+    """Of `StepMetrics` over some steps."""
+
+    nats: float = 0.0
+    chars: int = 0
+    loss_nats: float = 0.0
+    loss_weight: int = 0
+    grad_norm: float = 0.0
+    steps: int = 0
+
+    def add(self, nats: float, chars: float, loss_nats: float, loss_weight: float, grad_norm: float) -> None:
+        self.nats, self.chars = self.nats + nats, self.chars + int(chars)
+        self.loss_nats, self.loss_weight = self.loss_nats + loss_nats, self.loss_weight + int(loss_weight)
+        self.grad_norm, self.steps = self.grad_norm + grad_norm, self.steps + 1
+
+    def measures(self) -> dict:
+        """For a row of metrics: per character, and beside it the mean over padding too where that was counted."""
+        padded = {"padded_nats": self.loss_nats / self.loss_weight} if self.loss_weight != self.chars else {}
+        return {**objective.measures(self.nats / self.chars), **padded, "chars": self.chars}
 
 
 @dataclasses.dataclass
 class Progress:
     """What the loop itself remembers, saved with each checkpoint so that a resumed run logs the same rows.
 
-    The sums are over the log interval that is under way. `best` is {"step", "nats"} of the best evaluation so far, and
-    `evaluated` the validation nats of this very step, if it was evaluated.
+    Attributes:
+      interval, epoch: sums since the last row of training metrics, and since the last evaluation.
+      best: {"step", "nats", "split"} of the best evaluation so far.
+      evaluated: the nats by which this very step was judged, if it was evaluated.
     """
 
     step: int = 0
-    nats: float = 0.0
-    chars: int = 0
-    grad_norm: float = 0.0
-    steps: int = 0
+    interval: Sums = dataclasses.field(default_factory=Sums)
+    epoch: Sums = dataclasses.field(default_factory=Sums)
     interval_seconds: float = 0.0
     seconds: float = 0.0
     best: dict | None = None
     since_best: int = 0
     evaluated: float | None = None
 
+    @classmethod
+    def from_dict(cls, saved: dict) -> "Progress":
+        return cls(**saved | {name: Sums(**saved[name]) for name in ("interval", "epoch")})
 
-def make_train_step(functions: model.Functions, optimizer: optax.GradientTransformation, seed: int) -> Callable:
-    """The pure function (state, batch) → (state, StepMetrics), to be jitted with the state donated."""
+
+def make_train_step(
+    functions: model.Functions, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, pad: int | None = None
+) -> Callable:
+    """The pure function (state, batch) → (state, StepMetrics), to be jitted with the state donated.
+
+    The devices of the mesh share the rows of a batch; their sums of gradients and nats are added once, at the end.
+
+    Args:
+      pad: id of `<pad>`, of which no nats are reported even where the loss counts them.
+    """
+    (axis,) = mesh.axis_names
+    shared, of_rows = PartitionSpec(), PartitionSpec(axis)
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(shared, of_rows, of_rows, of_rows), out_specs=(shared, of_rows), check_vma=False
+    )
+    def gradients(params, batch, carry, dropout_keys_B):
+        def loss(params):
+            logits_BSV, new_carry = functions.apply(params, batch, carry, dropout_keys_B)
+            loss_sums = objective.nats_and_count(logits_BSV, batch.targets_BS, batch.weights_BS)
+            text_sums = loss_sums
+            if pad is not None:
+                of_text_BS = batch.weights_BS * (batch.inputs_BT[:, -batch.targets_BS.shape[1] :] != pad)
+                text_sums = objective.nats_and_count(logits_BSV, batch.targets_BS, of_text_BS)
+            return loss_sums[0], ((*text_sums, *loss_sums), new_carry)
+
+        grads, (sums, new_carry) = jax.grad(loss, has_aux=True)(params)
+        return jax.lax.psum((grads, sums), axis), new_carry
 
     def train_step(state: TrainState, batch: batches.Batch) -> tuple[TrainState, StepMetrics]:
-        dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def loss(params):
-            logits_BSV, carry = functions.apply(params, batch, state.carry, dropout_key)
-            nats, chars = objective.nats_and_count(logits_BSV, batch.targets_BS, batch.weights_BS)
-            return nats / chars, (nats, chars, carry)
-
-        grads, (nats, chars, carry) = jax.grad(loss, has_aux=True)(state.params)
+        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        dropout_keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, jnp.arange(len(batch.reset_B)))
+        (grads, sums), carry = gradients(state.params, batch, state.carry, dropout_keys_B)
+        *_, loss_weight = sums
+        grads = jax.tree.map(lambda leaf: leaf / loss_weight, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, carry), StepMetrics(nats, chars, optax.tree.norm(grads))
+        return TrainState(state.step + 1, params, opt_state, carry), StepMetrics(*sums, optax.tree.norm(grads))
 
     return train_step
 
 
-def initial_state(functions: model.Functions, optimizer: optax.GradientTransformation, lanes: int, seed: int) -> TrainState:
+def initial_state(functions: model.Functions, optimizer: optax.GradientTransformation, rows: int, seed: int) -> TrainState:
     params = functions.init(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), functions.zero_carry(lanes))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), functions.zero_carry(rows))
 
 
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """A config made into things: data, functions and numbers. Nothing in here changes while it trains."""
-
-    vocab: Vocab
-    provenance: dict
-    ids: dict[str, np.ndarray]
-    batches: batches.Stream
-    functions: model.Functions
-    total_steps: int
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
-    log_every: int
-    eval_every: int
-    checkpoint_every: int
-    patience: int
-    protocol: evaluate.Protocol
-    draw_sample: Callable[[dict, int], str] | None
-    seed: int
-
-
-def set_up(config) -> Setup:
-    """Loads the corpus and builds model and optimiser; writes nothing.
-
-    Raises:
-      UserError: what the corpora, the vocabulary and the batches object to.
-    """
-    seed = config.seed
-    corpus = corpora.load(config)
-    vocab_splits = {"train": ["train"], "corpus": list(corpus.splits)}[config.vocab.source]
-    symbols = "".join(symbols_of(corpus.splits[split]) for split in vocab_splits)
-    vocab = Vocab.of(symbols, config.vocab.unknown)
-    ids = {split: vocab.encode(text, f"the {split} split") for split, text in corpus.splits.items()}
-    stream = batches.training_batches(config, ids["train"], seed)
-    functions = model.functions(config, len(vocab))
-    protocol = evaluate.Protocol.of(config)
-    next(batches.evaluation_windows(ids["validation"], *protocol))  # what does not fit is said now, not after an epoch
-    total_steps = config.train.steps or max(1, round(config.train.epochs * stream.steps_per_epoch))
-    return Setup(
-        vocab=vocab,
-        provenance=corpus.provenance,
-        ids=ids,
-        batches=stream,
-        functions=functions,
-        total_steps=total_steps,
-        schedule=optim.schedule(config, total_steps),
-        optimizer=optim.optimizer(config, total_steps),
-        log_every=config.train.log_every,
-        eval_every=config.train.eval_every or stream.steps_per_epoch,
-        checkpoint_every=config.train.checkpoint_every,
-        patience=config.train.patience,
-        protocol=protocol,
-        draw_sample=_sample_drawer(config, functions, vocab, seed, corpus.splits["validation"][0]),
-        seed=seed,
-    )
+def placed(state: TrainState, mesh: Mesh) -> TrainState:
+    """The state where the step wants it: rows of the carry shared by the devices of the mesh, all else on each of them."""
+    carry = jax.device_put(state.carry, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
+    return TrainState(*jax.device_put(tuple(state[:3]), NamedSharding(mesh, PartitionSpec())), carry)
 
 
 def train(config, workdir: str) -> int:
@@ -167,7 +173,7 @@ def train(config, workdir: str) -> int:
         run.note_start(device=f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}")
         with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
             state, done = _start(setup, run, checkpoints)
-            _describe(setup, state.params)
+            describe(setup, state.params)
             try:
                 stopped_by = _loop(setup, run, checkpoints, state, done)
             except (Failure, KeyboardInterrupt):
@@ -184,9 +190,9 @@ def train(config, workdir: str) -> int:
 
 def _loop(setup: Setup, run: run_module.Run, checkpoints: Checkpoints, state: TrainState, done: Progress) -> int:
     """Trains to the end; returns the number of the signal that stopped it before, else 0."""
-    train_step = jax.jit(make_train_step(setup.functions, setup.optimizer, setup.seed), donate_argnums=0)
-    train_step = train_step.lower(state, setup.batches.batch_at(done.step)).compile()
-    evaluate_split = evaluate.evaluator(setup.functions)
+    train_step = make_train_step(setup.functions, setup.optimizer, setup.seed, setup.mesh, setup.pad)
+    train_step = jax.jit(train_step, donate_argnums=0)
+    evaluate_split = evaluate.evaluator(setup.functions, setup.mesh)
     finished, stopping = _is_finished(setup, done), False
     with (
         progress.Reporter(setup.total_steps, done.step) as reporter,
@@ -199,7 +205,7 @@ def _loop(setup: Setup, run: run_module.Run, checkpoints: Checkpoints, state: Tr
             state, metrics = train_step(state, setup.batches.batch_at(done.step))
             if before is not None:
                 _add(done, before, run)
-                reporter.step(done.step, done.nats / done.chars, *clock.pace(setup.total_steps))
+                reporter.step(done.step, done.interval.nats / done.interval.chars, *clock.pace(setup.total_steps))
             before, done.step, done.evaluated = metrics, done.step + 1, None
             finished = _is_finished(setup, done)
             stopping = bool(signals)  # asked once, since a signal may come at any moment
@@ -214,15 +220,17 @@ def _loop(setup: Setup, run: run_module.Run, checkpoints: Checkpoints, state: Tr
                 row = _train_row(setup, done)
                 log(row)
                 reporter.row(row, clock.pace(setup.total_steps)[1])
-                _reset_interval(done)
+                done.interval, done.interval_seconds = Sums(), 0.0
             if evaluate_now:
-                row = _validation_row(setup, done, evaluate_split, state.params)
-                _judge(run, done, row)
+                rows = _evaluation_rows(setup, done, evaluate_split, state.params)
+                _judge(setup, run, done, rows[-1])
                 finished = _is_finished(setup, done)
-                log(row)
-                reporter.row(row, note="  best so far" if done.since_best == 0 else "")
+                for row in rows:
+                    log(row)
+                    reporter.row(row, note="  best so far" if row is rows[-1] and done.since_best == 0 else "")
+                done.epoch = Sums()
                 if setup.draw_sample:
-                    run.write_sample(done.step, setup.draw_sample(state.params, done.step))
+                    run.write_sample(done.step, setup.draw_sample(evaluate.on_one_device(state.params), done.step))
             clock.lap(training=not (log_now or save_now))
             if save_now:
                 _save(run, checkpoints, state, done)
@@ -238,7 +246,7 @@ def _start(setup: Setup, run: run_module.Run, checkpoints: Checkpoints) -> tuple
 
     Order of resume: 1. state and progress; 2. metrics cut back to that step; 3. data and randomness follow from the step.
     """
-    initial = functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.lanes, setup.seed)
+    initial = functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows, setup.seed)
     abstract = jax.eval_shape(initial)
     steps, unreadable = checkpoints.steps(), []
     for step in reversed(steps):
@@ -255,11 +263,12 @@ def _start(setup: Setup, run: run_module.Run, checkpoints: Checkpoints) -> tuple
             f"resuming at step {step} of {setup.total_steps}"
             + (f" ({dropped} later rows of metrics dropped)." if dropped else ".")
         )
-        return TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry), Progress(**saved)
+        state = TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry)
+        return placed(state, setup.mesh), Progress.from_dict(saved)
     if steps:
         raise Failure(f"no checkpoint of {run.workdir} can be read: restore one from a copy, or train into another directory.")
     run.rewind(0)
-    return jax.jit(initial)(), Progress()
+    return placed(jax.jit(initial)(), setup.mesh), Progress()
 
 
 def _save(run: run_module.Run, checkpoints: Checkpoints, state: TrainState, done: Progress) -> None:
@@ -276,13 +285,12 @@ def _save(run: run_module.Run, checkpoints: Checkpoints, state: TrainState, done
 
 def _add(done: Progress, metrics: StepMetrics, run: run_module.Run) -> None:
     """Adds a step to the sums of the log interval, and stops the run where its numbers are not finite."""
-    nats, chars, grad_norm = (float(value) for value in jax.device_get(metrics))
-    step = done.step
-    if not (math.isfinite(nats) and math.isfinite(grad_norm)):
-        what = "loss" if not math.isfinite(nats) else "gradient"
-        _diverged(run, done, f"the {what} of step {step} is not finite")
-    done.nats, done.chars = done.nats + nats, done.chars + int(chars)
-    done.grad_norm, done.steps = done.grad_norm + grad_norm, done.steps + 1
+    values = StepMetrics(*(float(value) for value in jax.device_get(metrics)))
+    for name, value in (("loss", values.loss_nats), ("gradient", values.grad_norm)):
+        if not math.isfinite(value):
+            _diverged(run, done, f"the {name} of step {done.step} is not finite")
+    done.interval.add(*values)
+    done.epoch.add(*values)
 
 
 def _diverged(run: run_module.Run, done: Progress, what: str) -> None:
@@ -294,69 +302,39 @@ def _diverged(run: run_module.Run, done: Progress, what: str) -> None:
 
 def _train_row(setup: Setup, done: Progress) -> dict:
     return {
-        "step": done.step,
-        "epoch": done.step / setup.batches.steps_per_epoch,
-        "split": "train",
-        **objective.measures(done.nats / done.chars),
-        "chars": done.chars,
+        **_where(setup, done, "train"),
+        **done.interval.measures(),
         "learning_rate": float(setup.schedule(done.step - 1)),
-        "grad_norm": done.grad_norm / done.steps,
-        "chars_per_second": done.chars / max(done.interval_seconds, 1e-9),
+        "grad_norm": done.interval.grad_norm / done.interval.steps,
+        "chars_per_second": done.interval.chars / max(done.interval_seconds, 1e-9),
         "seconds": done.seconds,
     }
 
 
-def _validation_row(setup: Setup, done: Progress, evaluate_split: Callable, params) -> dict:
-    nats, chars = evaluate_split(params, setup.ids["validation"], setup.protocol)
-    return {
-        "step": done.step,
-        "epoch": done.step / setup.batches.steps_per_epoch,
-        "split": "validation",
-        **objective.measures(nats / chars),
-        "chars": chars,
-        "protocol": setup.protocol.named(setup.provenance["sha256"], "validation", chars),
-    }
+def _evaluation_rows(setup: Setup, done: Progress, evaluate_split: Callable, params) -> list[dict]:
+    """The mean training loss since the evaluation before, and the validation loss if there is one; last the one that judges."""
+    rows = [{**_where(setup, done, "train_mean"), **done.epoch.measures(), "seconds": done.seconds}]
+    if "validation" in setup.encoded:
+        nats, chars = evaluate_split(params, setup.encoded["validation"], setup.protocol)
+        protocol = setup.protocol.named(setup.provenance["sha256"], "validation", chars)
+        measures = {**objective.measures(nats / chars), "chars": chars, "protocol": protocol}
+        rows.append({**_where(setup, done, "validation"), **measures})
+    return rows if setup.best_by == "validation" else rows[::-1]
 
 
-def _judge(run: run_module.Run, done: Progress, row: dict) -> None:
+def _where(setup: Setup, done: Progress, split: str) -> dict:
+    return {"step": done.step, "epoch": done.step / setup.batches.steps_per_epoch, "split": split}
+
+
+def _judge(setup: Setup, run: run_module.Run, done: Progress, row: dict) -> None:
     """Notes whether this evaluation is the best so far."""
     done.evaluated = row["nats"]
     if not math.isfinite(row["nats"]):
-        _diverged(run, done, f"the validation loss at step {done.step} is not finite")
+        _diverged(run, done, f"the {setup.best_by} loss at step {done.step} is not finite")
     if done.best is None or row["nats"] < done.best["nats"]:
-        done.best, done.since_best = {"step": done.step, "nats": row["nats"]}, 0
+        done.best, done.since_best = {"step": done.step, "nats": row["nats"], "split": setup.best_by}, 0
     else:
         done.since_best += 1
-
-
-def _sample_drawer(config, functions: model.Functions, vocab: Vocab, seed: int, first: str):
-    """A function (params, step) → text for the samples that are written while training; None where none are asked for."""
-    prompt, length, temperature = config.sample.prompt, config.sample.length, config.sample.temperature
-    if length == 0:
-        return None
-    prompt = first if prompt is None else prompt
-    prompt_ids = vocab.encode(prompt, "sample.prompt")
-    decoding = sample.Decoding(temperature=temperature)
-    generate = sample.sampler(functions, len(vocab), decoding, vocab.never_drawn())
-
-    def draw(params, step: int) -> str:
-        pieces = generate(params, prompt_ids, rows=1, length=length, key=jax.random.fold_in(jax.random.key(seed), step))
-        return prompt + "".join(vocab.decode(ids_BN[0]) for ids_BN in pieces)
-
-    return draw
-
-
-def _describe(setup: Setup, params) -> None:
-    """Prints what is trained on what: splits, parameter table, length."""
-    splits = ", ".join(f"{split} {len(ids):,}" for split, ids in setup.ids.items())
-    print(f"{setup.provenance['name']}: {splits} chars, vocabulary of {len(setup.vocab)}")
-    table = model.parameter_table(params)
-    width = max(len(name) for name, _, _ in table)
-    for name, shape, count in table:
-        print(f"  {name:<{width}}  {' x '.join(map(str, shape)):>12}  {count:>12,}")
-    print(f"  {'parameters':<{width}}  {'':>12}  {sum(count for _, _, count in table):>12,}")
-    steps, epoch = setup.total_steps, setup.batches.steps_per_epoch
-    print(f"{steps:,} steps, {steps / epoch:.2f} epochs of {epoch:,} steps, {jax.default_backend()}", flush=True)
 
 
 class _Clock:
@@ -378,7 +356,7 @@ class _Clock:
         done, now = self._done, time.perf_counter()
         first_step, begin = self._first
         left = (total_steps - done.step) * (now - begin) / max(done.step - first_step, 1)
-        return done.chars / (done.interval_seconds + now - self._since), left
+        return done.interval.chars / (done.interval_seconds + now - self._since), left
 
 
 @contextlib.contextmanager
@@ -426,8 +404,4 @@ def _best(best: dict | None) -> str:
     if best is None:
         return "not evaluated"
     perplexity = objective.perplexity(best["nats"])
-    return f"best validation {best['nats']:.4f} nats/char, perplexity {perplexity:.4f}, at step {best['step']}"
-
-
-def _reset_interval(done: Progress) -> None:
-    done.nats, done.chars, done.grad_norm, done.steps, done.interval_seconds = 0.0, 0, 0.0, 0, 0.0
+    return f"best {best['split']} {best['nats']:.4f} nats/char, perplexity {perplexity:.4f}, at step {best['step']}"

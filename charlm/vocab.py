@@ -11,7 +11,7 @@ import numpy as np
 
 from charlm.errors import UserError
 
-UNK = "<unk>"
+PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 NUM_CODE_POINTS = 0x110000
 HINT = "training with vocab.unknown=true maps such symbols to <unk>, with vocab.source=corpus takes in all splits."
 BLOCK = 1 << 22  # symbols looked at together, so that a large text costs little beyond itself
@@ -23,16 +23,16 @@ class Vocab:
 
     Attributes:
       symbols: distinct characters, sorted by code point.
-      specials: names such as `<unk>` that stand for no single character.
+      specials: `<pad>`, `<eos>` and `<unk>`, those that the corpus needs, in this order; they stand for no single character.
     """
 
     symbols: str
     specials: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, symbols: Iterable[str], unknown: bool) -> "Vocab":
-        """The vocabulary of the given characters, with `<unk>` where `unknown` is set."""
-        return cls("".join(sorted(set(symbols))), (UNK,) if unknown else ())
+    def of(cls, symbols: Iterable[str], unknown: bool, documents: bool = False) -> "Vocab":
+        """The vocabulary of the given characters, with `<unk>` where `unknown` is set, `<pad>` and `<eos>` for documents."""
+        return cls("".join(sorted(set(symbols))), ((PAD, EOS) if documents else ()) + ((UNK,) if unknown else ()))
 
     def __len__(self) -> int:
         return len(self.specials) + len(self.symbols)
@@ -42,8 +42,8 @@ class Vocab:
         return self.specials.index(name) if name in self.specials else None
 
     def never_drawn(self) -> tuple[int, ...]:
-        """Ids that a sample must not contain, since no text has them."""
-        return tuple(range(len(self.specials)))
+        """Ids that a sample must not contain, since no text has them: all specials but the end of a document."""
+        return tuple(index for index, name in enumerate(self.specials) if name != EOS)
 
     def missing(self, symbols: Iterable[str]) -> list[str]:
         """Those of the given characters that are not in the vocabulary, sorted, each once."""

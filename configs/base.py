@@ -8,15 +8,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The defaults. `arg` is what stands behind a colon in --config=FILE:ARG; base has no use for it."""
     del arg
     config = ConfigDict()
-    config.seed = 0  # integer; initial weights, dropout, lane offsets and samples follow from it
+    config.seed = 0  # integer; initial weights, dropout, lane offsets, shuffling and samples follow from it
+    config.devices = 0  # that share each batch, on a CPU one a core; 0: as many as there are and pay, a divisor of batch.size
 
     config.corpus = ConfigDict()
     config.corpus.name = "tiny_shakespeare"  # a corpus that charlm knows how to get; used where path is None
     config.corpus.path = placeholder(str)  # UTF-8 text file (plain, .gz, .xz) or a folder of them, sorted and joined
+    config.corpus.tfds = placeholder(str)  # DATASET:FEATURE, documents from a text feature of a dataset that TFDS has
+    config.corpus.documents = ""  # "": running text; or how path holds documents: lines, csv:COLUMN, jsonl:FIELD
     config.corpus.validation_path = placeholder(str)  # validation text of its own; then path is all training text
     config.corpus.test_path = placeholder(str)  # test text of its own; needs validation_path
     config.corpus.data_dir = placeholder(str)  # TFDS folder; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    config.corpus.split = (0.9, 0.1)  # contiguous fractions: train, validation[, test]
+    config.corpus.split = (0.9, 0.1)  # contiguous fractions of the chars, or of the documents: train[, validation[, test]]
     config.corpus.lowercase = False  # lower-case the text
     config.corpus.keep = ""  # characters to keep, everything else is deleted; "": keep all
     config.corpus.newlines = True  # CRLF and CR become LF
@@ -26,18 +29,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.vocab.unknown = False  # map symbols outside the vocabulary to <unk>; False: they are an error
 
     config.batch = ConfigDict()
-    config.batch.framing = "stream"  # stream: contiguous lanes, state carried over the epoch
-    config.batch.size = 32  # rows (lanes)
-    config.batch.length = 64  # chars a row a step; truncated back-propagation through time
-    config.batch.shift = True  # begin each epoch at a random offset within the chars that fill no step
+    config.batch.framing = "stream"  # stream (lanes, state carried), chunks, windows or documents (zero state each)
+    config.batch.size = 32  # rows: lanes, chunks, windows or documents
+    config.batch.length = 64  # chars a row a step; of documents the most, longer ones are cut
+    config.batch.shift = True  # stream: begin each epoch at a random offset within the chars that fill no step
+    config.batch.stride = 1  # windows: chars from the start of one to the start of the next
+    config.batch.shuffle = True  # chunks, windows, documents: another order each epoch; False: as they stand
+    config.batch.bucket = 16  # documents: a batch is padded to a multiple of this, so that few shapes are compiled
+    config.batch.padding = "masked"  # documents: masked (after the text, weight 0) or counted (before it, weight 1)
 
     config.model = ConfigDict()
-    config.model.input = "embedding"  # embedding or onehot
+    config.model.input = "embedding"  # embedding, onehot or scalar (the id divided by the vocabulary's size)
     config.model.embedding = 128  # features of the embedding
     config.model.layers = 2  # LSTM layers
     config.model.hidden = 256  # units a layer
-    config.model.dropout = 0.0  # share dropped between layers and before the head, in [0, 1)
-    config.model.init = "orthogonal"  # orthogonal (Flax's) or uniform: ±1/sqrt(hidden) (PyTorch's)
+    config.model.dropout = 0.0  # share dropped after each layer, the last included, in [0, 1)
+    config.model.init = "orthogonal"  # orthogonal (Flax's), glorot (Keras's), pytorch: ±1/sqrt(hidden), or uniform: ±init_scale
+    config.model.init_scale = 0.1  # uniform: bound
     config.model.forget_bias = 1.0  # initial bias of the forget gate
     config.model.dtype = "float32"  # of matrix-product operands: float32 or bfloat16; state and weights are float32
 
@@ -52,10 +60,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.beta1 = 0.9  # adam, adamw: decay of the mean gradient
     config.optim.beta2 = 0.999  # adam, adamw, rmsprop: decay of the mean squared gradient
     config.optim.eps = 1e-8  # adam, adamw, rmsprop: added to the root of the mean squared gradient
+    config.optim.eps_form = "outer"  # outer, or keras: Adam's before the bias correction (MXNet too), RMSprop's inside the root
     config.optim.momentum = 0.0  # sgd
     config.optim.clip_norm = 1.0  # largest global norm of the gradient; 0.0: no clipping
     config.optim.clip_value = 0.0  # largest absolute value of a gradient element; 0.0: no clipping
-    config.optim.weight_decay = 0.0  # of matrices; decoupled for adamw, L2 for the others
+    config.optim.weight_decay = 0.0  # decoupled for adamw, L2 for the others
+    config.optim.decay_biases = False  # weight decay of biases too, as in MXNet; False: of matrices only
 
     config.train = ConfigDict()
     config.train.epochs = 3.0  # length; used where steps is 0
@@ -64,11 +74,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.eval_every = 0  # steps between evaluations; 0: once an epoch. The last step is always evaluated
     config.train.checkpoint_every = 500  # steps between checkpoints beside those of the evaluations; 0: only those
     config.train.patience = 0  # evaluations without a new best before an early stop; 0: never
+    config.train.best = "validation"  # loss that names the best checkpoint: validation, or train (mean since the last)
 
     config.eval = ConfigDict()
-    config.eval.length = 512  # chars a window; memory, not result
-    config.eval.lanes = 1  # pieces read side by side; 1: exact state from the first char to the last
-    config.eval.burn_in = 1000  # chars that warm the state of each piece but the first, unscored
+    config.eval.framing = placeholder(str)  # as batch.framing, with its length and stride; None: that of training
+    config.eval.rows = 64  # chunks, windows, documents: read side by side; speed, not result
+    config.eval.length = 512  # stream: chars a window; memory, not result
+    config.eval.lanes = 1  # stream: pieces read side by side; 1: exact state from the first char to the last
+    config.eval.burn_in = 1000  # stream: chars that warm the state of each piece but the first, unscored
 
     config.sample = ConfigDict()
     config.sample.prompt = placeholder(str)  # of the sample written at each evaluation; None: first char of validation

@@ -1,30 +1,32 @@
 """Evaluates a run on a whole split of its corpus, or on a text of your own; the last line on stdout is one JSON object.
 
-    scripts/evaluate.py --workdir=runs/quickstart --split=validation [--checkpoint=best|latest|STEP]
+    scripts/evaluate.py --workdir=runs/quickstart --split=validation [--checkpoint=best|latest|STEP] [--framing=stream]
     scripts/evaluate.py --workdir=runs/quickstart --text=FILE
 
-Every character but the first is scored once, with the LSTM state carried from the first to the last. nats, bits and perplexity
-are per character. A text of your own is normalised as the run's corpus was.
+Characters are scored as the run's config asks, by default as it was trained: a stream is scored from its second character on,
+with the LSTM state carried from the first to the last; chunks, windows and documents each begin at the zero state. nats, bits
+and perplexity are per character. A text of your own is normalised, and split into documents, as the run's corpus was.
 """
 
 import json
-import math
 import sys
 import time
 
 from absl import flags
 
-from charlm import cli, corpora
+from charlm import batches, cli, corpora
+from charlm.config import FRAMINGS
 from charlm.errors import UserError
-from charlm.run import Run
+from charlm.run import Run, check_checkpoint_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _SPLIT = flags.DEFINE_string("split", None, "train, validation or test; validation where no text is given")
 _TEXT = flags.DEFINE_string("text", None, "UTF-8 text file or folder to evaluate instead of a split")
+_FRAMING = flags.DEFINE_enum("framing", None, FRAMINGS, "stream carries the state; by default eval.framing of the run's config")
 _LANES = flags.DEFINE_integer(
-    "lanes", 1, "pieces read side by side; 1 is exact, more are faster: see eval.lanes in configs/base.py"
+    "lanes", 1, "of a stream, read side by side; 1 is exact, more are faster: see eval.lanes in base.py"
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation nats), latest, or a step")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by train.best), latest, or a step")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -33,8 +35,7 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("--split and --text are both given: one of them would be right.")
     if _LANES.value < 1:
         raise UserError(f"--lanes={_LANES.value} is not right: it must be 1 or more.")
-    if _CHECKPOINT.value not in ("best", "latest") and not _CHECKPOINT.value.isdigit():
-        raise UserError(f"--checkpoint={_CHECKPOINT.value} is not right: it must be best, latest or a step.")
+    check_checkpoint_name(_CHECKPOINT.value)
     run = Run(_WORKDIR.value)
     run.status()
     split = _SPLIT.value or "validation"
@@ -45,11 +46,14 @@ def main(overrides: dict[str, str]) -> None:
     from charlm import evaluate, objective, restore
 
     trained = restore.load(_WORKDIR.value, _CHECKPOINT.value)
-    ids_N = trained.vocab.encode(text, f"--text={_TEXT.value}" if _TEXT.value else f"the {split} split")
-    protocol = evaluate.Protocol.of(trained.config)._replace(lanes=_LANES.value)
-    print(f"evaluating step {trained.step} on {len(ids_N):,} chars …", file=sys.stderr, flush=True)
+    encoded = batches.encode(trained.vocab, text, f"--text={_TEXT.value}" if _TEXT.value else f"the {split} split")
+    protocol = evaluate.Protocol.of(trained.config, batches.Framing.of(trained.config))._replace(lanes=_LANES.value)
+    if _FRAMING.value:
+        protocol = protocol._replace(framing=protocol.framing._replace(kind=_FRAMING.value))
+    protocol.check(encoded)
+    print(f"evaluating step {trained.step} on {len(encoded.ids_N):,} chars …", file=sys.stderr, flush=True)
     begin = time.perf_counter()
-    nats, chars = evaluate.evaluator(trained.functions)(trained.params, ids_N, protocol)
+    nats, chars = evaluate.evaluator(trained.functions)(trained.params, encoded, protocol)
     result = {
         **objective.measures(nats / chars),
         "chars": chars,
@@ -57,21 +61,21 @@ def main(overrides: dict[str, str]) -> None:
         "seconds": round(time.perf_counter() - begin, 3),
         "protocol": protocol.named(sha256, f"text {_TEXT.value}" if _TEXT.value else split, chars),
     }
-    print(json.dumps({key: None if value == math.inf else value for key, value in result.items()}))
+    print(json.dumps(objective.finite(result)))
 
 
-def _text(run: Run, split: str) -> tuple[str, str]:
-    """The text to score, and the hash of the corpus that it belongs to."""
-    config = run.config()
-    if _TEXT.value is not None:
-        text, _ = corpora.read(_TEXT.value, corpora.Normalisation.of(config))
-        if len(text) < 2:
-            raise UserError(f"--text={_TEXT.value} has {len(text)} chars, but scoring needs at least 2.")
-        return text, corpora.sha256([text])
-    corpus = corpora.load(config)
-    if corpus.provenance["sha256"] != run.corpus()["sha256"]:
-        raise UserError(f"corpus {corpus.provenance['name']} has changed since this run was trained: restore its text.")
-    return corpus.splits[split], corpus.provenance["sha256"]
+def _text(run: Run, split: str) -> tuple[str | list[str], str]:
+    """The text or documents to score, and the hash of the corpus that they belong to."""
+    if _TEXT.value is None:
+        return run.splits()[split], run.corpus()["sha256"]
+    config, form = run.config(), ""
+    if "documents" in run.corpus():
+        form = corpora.form_of(config) or "lines"
+    text, _ = corpora.read(_TEXT.value, corpora.Normalisation.of(config), form)
+    text = [document for document in text if document] if form else text
+    if (size := sum(map(len, text))) < 2:
+        raise UserError(f"--text={_TEXT.value} has {size} chars, but scoring needs at least 2.")
+    return text, corpora.sha256(text if form else [text])
 
 
 if __name__ == "__main__":

@@ -2,93 +2,148 @@
 
     scripts/sample.py --workdir=runs/quickstart --prompt='ROMEO:' --length=500 --temperature=0.8 [--top_k=5] [--top_p=0.9]
         [--num=4] [--seed=1]
+    scripts/sample.py --workdir=runs/ag_news --prompt='Today ' --prompt='On ' --temperature=0.3,0.8,1.3
+    scripts/sample.py --workdir=runs/sonnets_keras --prompt_from=train --temperature=0
 
-One sample is written as it is drawn; of several, each stands under a line with its number. The same seed gives the same text.
+One sample is written as it is drawn. Of several (each prompt with each temperature, --num of each) every one stands under a
+line that names it. The same seed gives the same text. A model of documents ends its text where it draws the end of one; one
+trained on windows draws each character after a window of its own output, as --window says.
 """
 
+import dataclasses
 import pathlib
 import sys
 
 from absl import flags
 
-from charlm import cli
+from charlm import batches, cli, corpora
 from charlm.errors import UserError
-from charlm.run import Run
-from charlm.vocab import shown
+from charlm.run import Run, check_checkpoint_name
+from charlm.vocab import Vocab, shown
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation nats), latest, or a step")
-_PROMPT = flags.DEFINE_string("prompt", None, "text that the sample goes on from")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by train.best), latest, or a step")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "text that the sample goes on from; may be given several times")
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "UTF-8 file whose whole text, last line break included, is the prompt")
+_PROMPT_FROM = flags.DEFINE_string(
+    "prompt_from", None, "split of the run's corpus from which a prompt is taken, chosen by --seed"
+)
+_PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 100, "of --prompt_from, in characters")
 _LENGTH = flags.DEFINE_integer("length", 500, "characters to draw, beside the prompt")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: the most probable character always; 1: as the model says")
+_TEMPERATURE = flags.DEFINE_list(
+    "temperature", ["0.8"], "0: the most probable character always; 1: as the model says; several, separated by commas"
+)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "draw from the k most probable characters; 0: from all")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest characters whose probabilities sum to p, in (0, 1]")
-_NUM = flags.DEFINE_integer("num", 1, "samples")
+_NUM = flags.DEFINE_integer("num", 1, "samples of each prompt and temperature, drawn at once")
+_WINDOW = flags.DEFINE_integer(
+    "window", None, "characters that each draw sees, from the zero state; 0: all, the state is carried"
+)
 _SEED = flags.DEFINE_integer("seed", 0, "of the draws")
 _UNKNOWN = flags.DEFINE_enum("unknown", "error", ["error", "skip"], "prompt characters outside the vocabulary: error or skip")
 
 
 def main(overrides: dict[str, str]) -> None:
     del overrides
-    _check_flags()
-    prompt = _prompt()
-    vocab = Run(_WORKDIR.value).vocab()
-    if _UNKNOWN.value == "skip":
-        strangers = vocab.missing(prompt)
-        prompt = "".join(symbol for symbol in prompt if symbol in vocab.symbols)
-        if strangers and prompt:
-            print(f"note: dropped from the prompt: {shown(strangers)}", file=sys.stderr)
-    elif strangers := vocab.missing(prompt):
-        raise UserError(f"the prompt has {shown(strangers)}, outside the run's vocabulary: --unknown=skip drops such symbols.")
-    if not prompt:
-        raise UserError("the prompt is empty: give at least one character of the run's vocabulary.")
+    temperatures = _check_flags()
+    run = Run(_WORKDIR.value)
+    vocab, config = run.vocab(), run.config()
+    prompts = [_known(prompt, vocab) for prompt in _prompts(run, config)]
 
     import jax
+    import numpy as np
 
     from charlm import restore, sample
 
+    framing = batches.Framing.of(config)
+    window = _WINDOW.value if _WINDOW.value is not None else framing.length if framing.kind == "windows" else 0
     trained = restore.load(_WORKDIR.value, _CHECKPOINT.value)
-    decoding = sample.Decoding(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    generate = sample.sampler(trained.functions, len(vocab), decoding, vocab.never_drawn())
-    pieces = generate(trained.params, vocab.encode(prompt), _NUM.value, _LENGTH.value, jax.random.key(_SEED.value))
-    if _NUM.value == 1:
-        _write(prompt)
-        for ids_BN in pieces:
-            _write(vocab.decode(ids_BN[0]))
+    generate = sample.sampler(trained.functions, vocab, _TOP_K.value, _TOP_P.value, window)
+
+    def pieces(prompt: str, temperature: float):
+        key = jax.random.key(_SEED.value)
+        return generate(trained.params, vocab.encode(prompt), _NUM.value, _LENGTH.value, temperature, key)
+
+    if len(prompts) * len(temperatures) * _NUM.value == 1:
+        _write(prompts[0])
+        for ids_BN in pieces(prompts[0], temperatures[0]):
+            ids_N = sample.until_end(ids_BN[0], vocab)
+            _write(vocab.decode(ids_N))
+            if len(ids_N) < ids_BN.shape[1]:
+                break
         _write("\n")
         return
-    texts = [prompt] * _NUM.value
-    for ids_BN in pieces:
-        texts = [text + vocab.decode(ids_N) for text, ids_N in zip(texts, ids_BN, strict=True)]
-    for number, text in enumerate(texts, start=1):
-        _write(f"--- sample {number} ---\n{text}\n")
+    for temperature in temperatures:
+        for prompt in prompts:
+            drawn = list(pieces(prompt, temperature)) or [np.zeros((_NUM.value, 0), np.int32)]
+            for number, ids_N in enumerate(np.concatenate(drawn, axis=1), start=1):
+                named = [f"sample {number}"] if _NUM.value > 1 else []
+                named += [f"temperature {temperature:g}"] if len(temperatures) > 1 else []
+                named += [f"prompt {prompt!r}"] if len(prompts) > 1 else []
+                _write(f"--- {', '.join(named)} ---\n{prompt}{vocab.decode(sample.until_end(ids_N, vocab))}\n")
 
 
-def _check_flags() -> None:
+def _check_flags() -> list[float]:
+    """The temperatures; raises a UserError for the first flag that is not right."""
+    try:
+        temperatures = [float(value) for value in _TEMPERATURE.value]
+    except ValueError as error:
+        raise UserError(
+            f"--temperature={','.join(_TEMPERATURE.value)} is not right: numbers separated by commas would be."
+        ) from error
     for flag, is_right, what in (
         (_LENGTH, _LENGTH.value >= 0, "0 or more"),
-        (_TEMPERATURE, 0 <= _TEMPERATURE.value < float("inf"), "0 or more"),
+        (_TEMPERATURE, temperatures and all(0 <= value < float("inf") for value in temperatures), "0 or more"),
         (_TOP_K, _TOP_K.value >= 0, "0 or more"),
         (_TOP_P, 0 < _TOP_P.value <= 1, "above 0 and at most 1"),
         (_NUM, _NUM.value >= 1, "1 or more"),
+        (_WINDOW, _WINDOW.value is None or _WINDOW.value >= 0, "0 or more"),
+        (_PROMPT_LENGTH, _PROMPT_LENGTH.value >= 1, "1 or more"),
         (_SEED, 0 <= _SEED.value < 2**32, "from 0 to 4294967295"),
     ):
         if not is_right:
-            raise UserError(f"--{flag.name}={flag.value} is not right: it must be {what}.")
-    if (_PROMPT.value is None) == (_PROMPT_FILE.value is None):
-        raise UserError("--prompt or --prompt_file must be given, and not both, for example --prompt='ROMEO:'.")
+            value = ",".join(flag.value) if isinstance(flag.value, list) else flag.value
+            raise UserError(f"--{flag.name}={value} is not right: it must be {what}.")
+    if sum((bool(_PROMPT.value), _PROMPT_FILE.value is not None, _PROMPT_FROM.value is not None)) != 1:
+        raise UserError("one of --prompt, --prompt_file and --prompt_from must be given, for example --prompt='ROMEO:'.")
+    check_checkpoint_name(_CHECKPOINT.value)
+    return temperatures
 
 
-def _prompt() -> str:
-    if _PROMPT.value is not None:
-        return _PROMPT.value
+def _prompts(run: Run, config) -> list[str]:
+    """The prompts, with the case and line breaks that the run's corpus has."""
+    if _PROMPT_FROM.value is not None:
+        if _PROMPT_FROM.value not in run.corpus()["splits"]:
+            raise UserError(
+                f"--prompt_from={_PROMPT_FROM.value} is none of this run's splits: {', '.join(run.corpus()['splits'])}."
+            )
+        return [corpora.excerpt(run.splits()[_PROMPT_FROM.value], _PROMPT_LENGTH.value, _SEED.value)]
+    normalise = dataclasses.replace(
+        corpora.Normalisation.of(config), keep=""
+    )  # what the vocabulary has not is told, not dropped
+    return [normalise(prompt) for prompt in _PROMPT.value or [_of_file()]]
+
+
+def _of_file() -> str:
     try:
         return pathlib.Path(_PROMPT_FILE.value).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt_file={_PROMPT_FILE.value} is not UTF-8: byte at offset {error.start}.") from error
     except OSError as error:
         raise UserError(f"--prompt_file={_PROMPT_FILE.value} can't be read: {error.strerror}.") from error
+
+
+def _known(prompt: str, vocab: Vocab) -> str:
+    """The prompt, without symbols outside the vocabulary where these are to be skipped."""
+    strangers = vocab.missing(prompt)
+    if strangers and _UNKNOWN.value == "error":
+        raise UserError(f"the prompt has {shown(strangers)}, outside the run's vocabulary: --unknown=skip drops such symbols.")
+    prompt = "".join(symbol for symbol in prompt if symbol in vocab.symbols)
+    if not prompt:
+        raise UserError("the prompt is empty: give at least one character of the run's vocabulary.")
+    if strangers:
+        print(f"note: dropped from the prompt: {shown(strangers)}", file=sys.stderr)
+    return prompt
 
 
 def _write(text: str) -> None:

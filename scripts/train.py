@@ -1,24 +1,37 @@
 """Trains the model of a config into a run directory, or goes on with the run that is there.
 
     scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.model.hidden=512 ...]
+    scripts/train.py --config=configs/quickstart.py --describe [--graph=network.dot] [--graph_steps=3]
 
 Every key of configs/base.py can be set by --config.KEY=VALUE. The same command again resumes a run that was stopped or killed
-and says so where it is done. Ctrl-C saves a checkpoint first. Exit status: 0 done, 1 diverged or failed, 2 a mistake in the
-command, 130 or 143 stopped and resumable.
+and says so where it is done. Ctrl-C saves a checkpoint first. --describe trains nothing: it prints data, parameters and length,
+and writes the unrolled network as Graphviz dot, and as SVG where Graphviz is installed. Exit status: 0 done, 1 diverged or
+failed, 2 a mistake in the command, 130 or 143 stopped and resumable.
 """
 
 from absl import flags
 
-from charlm import cli, config
+from charlm import batches, cli, config, devices
+from charlm.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, optionally with an argument: FILE.py[:ARG]", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "run directory: made, or resumed if it is there", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory: made, or resumed if it is there")
+_DESCRIBE = flags.DEFINE_bool("describe", False, "print what would be trained and draw it, instead of training")
+_GRAPH = flags.DEFINE_string("graph", "network.dot", "of --describe: file for the picture of the network")
+_GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "of --describe: characters in the picture")
 
 
 def main(overrides: dict[str, str]) -> int:
     checked = config.load(_CONFIG.value, overrides)
-    from charlm import train  # imports JAX, which takes a second: only once the command is known to be right
+    if _GRAPH_STEPS.value < 1:
+        raise UserError(f"--graph_steps={_GRAPH_STEPS.value} is not right: it must be 1 or more.")
+    if not _DESCRIBE.value and _WORKDIR.value is None:
+        raise UserError("--workdir is not given: see --help.")
+    devices.prepare_cpu(batches.Framing.of(checked).rows, checked.devices)
+    from charlm import setup, train  # these import JAX, which takes a second: only once the command is known to be right
 
+    if _DESCRIBE.value:
+        return setup.describe_only(checked, _GRAPH.value, _GRAPH_STEPS.value)
     return train.train(checked, _WORKDIR.value)
 
 

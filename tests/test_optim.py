@@ -60,6 +60,18 @@ def test_rmsprop_by_hand():
         np.testing.assert_allclose(update, -0.1 * g / (np.sqrt(g**2 * (1 - 0.81)) + 1e-2), rtol=1e-5)
 
 
+def test_eps_of_keras_by_hand():
+    # As in Keras and MXNet: Adam's eps stands beside the root of the uncorrected mean square, RMSprop's inside the root.
+    for steps in (1, 3):
+        correction = math.sqrt(1 - 0.999**steps)
+        for name, update in updates(name="adam", steps=steps, eps=1e-3, eps_form="keras").items():
+            g = np.asarray(GRADS[name])
+            np.testing.assert_allclose(update, -0.1 * correction * g / (correction * np.abs(g) + 1e-3), rtol=1e-4)
+    for name, update in updates(name="rmsprop", beta2=0.9, eps=1e-2, eps_form="keras").items():
+        g = np.asarray(GRADS[name])
+        np.testing.assert_allclose(update, -0.1 * g / np.sqrt(g**2 * 0.1 + 1e-2), rtol=1e-5)
+
+
 def test_sgd_with_and_without_momentum_by_hand():
     for name, update in updates(name="sgd", steps=3, momentum=0.5).items():
         np.testing.assert_allclose(update, -0.1 * np.asarray(GRADS[name]) * (1 + 0.5 + 0.25), rtol=1e-6)
@@ -80,5 +92,7 @@ def test_weight_decay_spares_biases_and_is_decoupled_for_adamw_only():
     np.testing.assert_array_equal(decayed["bias"], plain["bias"])
     decayed = updates(name="sgd", weight_decay=0.01)
     np.testing.assert_allclose(decayed["kernel"], -0.1 * (np.asarray(GRADS["kernel"]) + 0.01 * kernel), rtol=1e-6)
+    biases = updates(name="sgd", weight_decay=0.01, decay_biases=True)["bias"]
+    np.testing.assert_allclose(biases, -0.1 * (np.asarray(GRADS["bias"]) + 0.01 * np.asarray(PARAMS["bias"])), rtol=1e-6)
     adam = updates(name="adam", weight_decay=0.01)["kernel"]
     np.testing.assert_allclose(adam, -0.1 * np.sign(np.asarray(GRADS["kernel"]) + 0.01 * kernel), rtol=1e-4)

@@ -7,10 +7,12 @@ import pytest
 
 from charlm import model
 from charlm.batches import Batch
-from charlm.sample import CHUNK, Decoding, pick, sampler
+from charlm.sample import CHUNK, Decoding, pick, sampler, until_end
+from charlm.vocab import Vocab
 from configs import base
 
 VOCAB = 7
+PLAIN = Vocab("abcdefg")
 PROMPT = np.array([3, 1, 4, 1, 5], np.uint8)
 
 
@@ -23,9 +25,10 @@ def trained():
     return functions, params
 
 
-def draw(trained, decoding, rows=1, length=150, seed=0, prompt=PROMPT, never=()):
+def draw(trained, decoding, rows=1, length=150, seed=0, prompt=PROMPT, vocab=PLAIN, window=0):
     functions, params = trained
-    pieces = list(sampler(functions, VOCAB, decoding, never)(params, prompt, rows, length, jax.random.key(seed)))
+    generate = sampler(functions, vocab, decoding.top_k, decoding.top_p, window)
+    pieces = list(generate(params, prompt, rows, length, decoding.temperature, jax.random.key(seed)))
     return np.concatenate(pieces, axis=1) if pieces else np.zeros((rows, 0), int)
 
 
@@ -61,10 +64,39 @@ def test_length_zero_draws_nothing(trained):
     assert draw(trained, Decoding(), length=0).shape == (1, 0)
 
 
-def test_never_drawn_ids_are_never_drawn(trained):
+def test_ids_that_no_text_has_are_never_drawn(trained):
+    specials = Vocab("defg", ("<pad>", "<eos>", "<unk>"))
     for decoding in (Decoding(0), Decoding(5.0), Decoding(1.0, top_k=3), Decoding(2.0, top_p=0.99)):
-        drawn = draw(trained, decoding, rows=4, never=(0, 1, 2))
-        assert drawn.min() >= 3
+        drawn = draw(trained, decoding, rows=4, vocab=specials, length=64)
+        assert not np.isin(drawn, [0, 2]).any()
+    assert (draw(trained, Decoding(5.0), rows=4, vocab=specials, length=64) == 1).any()
+
+
+def test_drawing_stops_once_every_row_has_had_its_end(trained):
+    ending = Vocab("bcdefg", ("<eos>",))
+    whole = draw(trained, Decoding(1.0), rows=3, length=50 * CHUNK)
+    stopped = draw(trained, Decoding(1.0), rows=3, length=50 * CHUNK, vocab=ending)
+    ends = (whole == 0).argmax(axis=1)
+    assert (whole == 0).any(axis=1).all()
+    assert ends.max() < stopped.shape[1] <= (ends.max() // CHUNK + 3) * CHUNK < whole.shape[1]
+    np.testing.assert_array_equal(stopped, whole[:, : stopped.shape[1]])
+    assert until_end(stopped[0], ending).tolist() == whole[0, : ends[0]].tolist()
+    assert until_end(stopped[0][:0], ending).tolist() == []
+    assert until_end(whole[0], PLAIN).tolist() == whole[0].tolist()
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT[:1], np.resize(PROMPT, 12), np.resize(PROMPT, 40)])
+def test_a_sliding_window_sees_its_own_output_from_the_zero_state(trained, prompt):
+    functions, params = trained
+    window, text, apply = 12, list(prompt), jax.jit(functions.apply)
+    for _ in range(CHUNK + 9):
+        seen = np.asarray([text[-window:]], np.int32)
+        batch = Batch(seen, seen[:, -1:], np.ones((1, 1), np.float32), np.ones(1, bool))
+        text.append(int(np.argmax(apply(params, batch, functions.zero_carry(1))[0][0, -1])))
+    drawn = draw(trained, Decoding(0), length=CHUNK + 9, prompt=prompt, window=window)
+    assert drawn[0].tolist() == text[len(prompt) :]
+    if len(prompt) == 40:  # what a carried state would write differs
+        assert drawn[0].tolist() != draw(trained, Decoding(0), length=CHUNK + 9, prompt=prompt)[0].tolist()
 
 
 LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05]))

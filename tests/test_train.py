@@ -1,15 +1,19 @@
 """The step and the loop: what is learned, logged, kept, stopped, and left alone."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import read_rows
+from jax.sharding import Mesh
 
-from charlm import batches, model, objective, optim, train
+from charlm import batches, devices, model, objective, optim, train
 from charlm import config as config_module
 from charlm.checkpoint import Checkpoints
 from charlm.errors import Failure, UserError
@@ -17,6 +21,7 @@ from charlm.run import Run
 from configs import base
 
 TINY = "configs/tiny.py"
+ONE = Mesh(np.array(jax.devices()[:1]), ("rows",))
 
 
 @pytest.fixture(autouse=True)
@@ -46,29 +51,52 @@ def test_step_lowers_for_every_platform(platform, dtype):
     functions, optimizer = model.functions(config, 11), optim.optimizer(config, 10)
     state = jax.eval_shape(lambda: train.initial_state(functions, optimizer, 4, 0))
     batch = batches.Stream(np.zeros(1000, np.uint8), 4, 32, True, 0).batch_at(0)
-    step = jax.jit(train.make_train_step(functions, optimizer, 0), donate_argnums=0)
+    step = jax.jit(train.make_train_step(functions, optimizer, 0, ONE), donate_argnums=0)
     lowered = step.trace(state, batch).lower(lowering_platforms=(platform,))
     assert "stablehlo.while" in lowered.as_text()
 
 
-@pytest.mark.parametrize("encoding", ["embedding", "onehot"])
-def test_gradient_of_the_loss_against_finite_differences_in_float64(encoding):
+def framing_of(kind):
+    """A batch of each framing over the same made-up ids below 7, in which 0 is padding and 1 the end of a document."""
+    ids_N = np.random.default_rng(0).integers(2, 7, 60).astype(np.uint8)
+    order = batches.Order(shuffle=True)
+    ids_N[[9, 15, 36, 59]] = 1
+    documents = batches.Encoded(ids_N, np.array([0, 10, 16, 37, 60]))
+    return {
+        "stream": batches.Stream(ids_N, 2, 10, False, 0).batch_at(1),
+        "chunks": batches.Chunks(ids_N, 2, 10, order).batch_at(2),
+        "windows": batches.Windows(ids_N, 3, 10, 1, order).batch_at(0),
+        "documents": batches.Documents(documents, 3, 12, 4, "masked", order).batch_at(0),
+        "counted": batches.Documents(documents, 3, 12, 1, "counted", order).batch_at(0),
+    }[kind]
+
+
+@pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
+@pytest.mark.parametrize("kind", ["stream", "chunks", "windows", "documents", "counted"])
+def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, kind):
+    """Through the step itself: with plain SGD at rate 1 the update is the gradient."""
     config = base.get_config()
-    config.model.update({"hidden": 5, "embedding": 3, "dtype": "float64", "input": encoding})
+    config.model.update({"hidden": 5, "layers": 2, "embedding": 3, "dtype": "float64", "input": encoding})
+    config.optim.update({"name": "sgd", "learning_rate": 1.0, "schedule": "constant", "clip_norm": 0.0})
+    batch = framing_of(kind)
+    rows = len(batch.reset_B)
     with jax.enable_x64(True):
-        functions = model.functions(config, 7)
-        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), functions.init(jax.random.key(0)))
-        ids_BT = np.random.default_rng(0).integers(0, 7, (2, 10)).astype(np.int32)
-        batch = batches.Batch(ids_BT, ids_BT[::-1], np.ones((2, 10)), np.zeros(2, bool))
+        functions, optimizer = model.functions(config, 7), optim.optimizer(config, 10)
+        state = train.initial_state(functions, optimizer, rows, 0)
+        rng = np.random.default_rng(1)
+        params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5), state.params)
+        carry = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), state.carry)
+        state = state._replace(params=params, carry=carry)
+        after, _ = jax.jit(train.make_train_step(functions, optimizer, 0, ONE, pad=0))(state, batch)
+        gradients = jax.tree.map(lambda before, then: before - then, state.params, after.params)
 
         @jax.jit
         def loss(params):
-            logits, _ = functions.apply(params, batch, functions.zero_carry(2))
-            return objective.nats_and_count(logits, batch.targets_BS, batch.weights_BS)[0]
+            logits, _ = functions.apply(params, batch, state.carry)
+            nats, weight = objective.nats_and_count(logits, batch.targets_BS, batch.weights_BS.astype(np.float64))
+            return nats / weight
 
-        gradients = jax.grad(loss)(params)
-        rng = np.random.default_rng(1)
-        leaves, structure = jax.tree.flatten(params)
+        leaves, structure = jax.tree.flatten(state.params)
         for position, gradient in enumerate(jax.tree.leaves(gradients)):
             direction = rng.normal(size=gradient.shape)
 
@@ -76,7 +104,23 @@ def test_gradient_of_the_loss_against_finite_differences_in_float64(encoding):
                 return loss(structure.unflatten([a + by * direction if k == position else a for k, a in enumerate(leaves)]))
 
             difference = (shifted(1e-5) - shifted(-1e-5)) / 2e-5
-            np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=1e-6)
+            np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=2e-5, atol=1e-7)
+
+
+def test_nats_of_padding_are_counted_in_the_loss_alone():
+    config = base.get_config()
+    config.model.update({"hidden": 6, "layers": 1, "input": "onehot"})
+    functions, optimizer = model.functions(config, 7), optim.optimizer(config, 10)
+    state = train.initial_state(functions, optimizer, 3, 0)
+    batch = framing_of("counted")
+    logits, _ = functions.apply(state.params, batch, state.carry)
+    nats_BS = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch.targets_BS[..., None], -1)[..., 0]
+    _, metrics = jax.jit(train.make_train_step(functions, optimizer, 0, ONE, pad=0))(state, batch)
+    text_BS = batch.inputs_BT != 0
+    assert (float(metrics.chars), float(metrics.loss_weight)) == (text_BS.sum(), text_BS.size)
+    assert text_BS.sum() < text_BS.size
+    assert float(metrics.nats) == pytest.approx(nats_BS[text_BS].sum(), rel=1e-5)
+    assert float(metrics.loss_nats) == pytest.approx(nats_BS.sum(), rel=1e-5)
 
 
 def test_dropout_is_a_function_of_seed_and_step():  # invariant 2
@@ -86,7 +130,7 @@ def test_dropout_is_a_function_of_seed_and_step():  # invariant 2
     batch = batches.Stream(np.arange(200, dtype=np.uint8) % 5, 2, 8, False, 0).batch_at(0)
 
     state = jax.jit(lambda: train.initial_state(functions, optimizer, 2, 0))()
-    steps = [jax.jit(train.make_train_step(functions, optimizer, seed)) for seed in (0, 1)]
+    steps = [jax.jit(train.make_train_step(functions, optimizer, seed, ONE)) for seed in (0, 1)]
 
     def nats(seed, step):
         return float(steps[seed](state._replace(step=jnp.asarray(step, jnp.int32)), batch)[1].nats)
@@ -110,8 +154,12 @@ def test_learns_more_than_the_frequencies_of_symbols(small, corpus_file, tmp_pat
     for row in rows:
         assert row["perplexity"] == pytest.approx(np.exp(row["nats"]))
         assert row["bits"] == pytest.approx(row["nats"] / np.log(2))
-        assert row["chars"] == (30 * 4 * 16 if row["split"] == "train" else 1199)
+        assert row["chars"] == {"train": 30 * 4 * 16, "train_mean": 60 * 4 * 16, "validation": 1199}[row["split"]]
         assert row["epoch"] == pytest.approx(row["step"] / (10_799 // 64))
+    # The mean since the evaluation before is that of the rows between, which are of equal length.
+    losses = [row["nats"] for row in rows if row["split"] == "train"]
+    means = [row["nats"] for row in rows if row["split"] == "train_mean"]
+    assert means == pytest.approx([np.mean(losses[:2]), np.mean(losses[2:])], rel=1e-6)
     assert validation[-1]["protocol"] == {
         "corpus": Run(tmp_path / "run").corpus()["sha256"],
         "split": "validation",
@@ -146,8 +194,60 @@ def test_best_and_two_latest_checkpoints_are_kept(small, tmp_path):
     run = Run(tmp_path / "run")
     nats = {row["step"]: row["nats"] for row in run.rows() if row["split"] == "validation"}
     best = min(nats, key=nats.get)
-    assert run.status()["best"] == {"step": best, "nats": nats[best]}
+    assert run.status()["best"] == {"step": best, "nats": nats[best], "split": "validation"}
     assert Checkpoints(run.checkpoints, read_only=True).steps() == sorted({best, 36, 40})
+
+
+def test_best_by_training_loss_where_there_is_no_validation_text(small, tmp_path):
+    windows = {"batch.framing": "windows", "model.input": "scalar", "corpus.split": (1.0,), "batch.length": 12, "batch.size": 8}
+    rates = {"optim.learning_rate": 0.05, "optim.schedule": "constant", "train.steps": 30, "train.eval_every": 5}
+    overrides = small | windows | rates
+    with pytest.raises(UserError, match=r"train.best=validation, but corpus.split leaves no validation text"):
+        train.train(config_module.load(TINY, overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert train.train(config_module.load(TINY, overrides | {"train.best": "train"}), tmp_path / "run") == 0
+    rows = Run(tmp_path / "run").rows()
+    assert {row["split"] for row in rows} == {"train", "train_mean"}
+    nats = {row["step"]: row["nats"] for row in rows if row["split"] == "train_mean"}
+    best = min(nats, key=nats.get)
+    assert Run(tmp_path / "run").status()["best"] == {"step": best, "nats": nats[best], "split": "train"}
+    sample = (tmp_path / "run" / "samples" / "00000030.txt").read_text()
+    assert len(sample) == 12 + 20  # a window of the corpus, and what the model adds
+
+
+def test_devices_share_a_batch_with_the_same_result(small, corpus_file, tmp_path):
+    """In a process of its own, since the number of devices is fixed when JAX starts."""
+    code = (
+        "import sys; from charlm import config, train; "
+        "small = dict(pair.split('=', 1) for pair in sys.argv[3:]); "
+        "train.train(config.load('configs/tiny.py', small | {'devices': sys.argv[2]}), sys.argv[1])"
+    )
+    pairs = [f"{key}={value}" for key, value in (small | {"model.dropout": 0.3, "train.steps": 12}).items()]
+    flags = "--xla_force_host_platform_device_count=4"
+    for number in ("1", "2", "4", "3"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / number), number, *pairs],
+            env={**os.environ, "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("4 rows on" in done.stdout) == (number != "1")
+        assert ("devices=3, but of the 4 that are there 2 share batch.size=4 evenly" in done.stdout) == (number == "3")
+    one = read_rows(tmp_path / "1")
+    for number in ("2", "4"):
+        for mine, others in zip(read_rows(tmp_path / number), one, strict=True):
+            assert mine["nats"] == pytest.approx(others["nats"], rel=1e-4)
+    assert read_rows(tmp_path / "3") == read_rows(tmp_path / "2")
+
+
+def test_number_of_devices():
+    assert devices.shared_by(rows=64, available=2, wanted=0) == 2
+    assert devices.shared_by(rows=50, available=4, wanted=0) == 2  # 3 do not divide 50, 4 neither
+    assert devices.shared_by(rows=8, available=2, wanted=0) == 1  # too few rows to pay
+    assert devices.shared_by(rows=8, available=2, wanted=2) == 2
+    assert devices.shared_by(rows=7, available=4, wanted=3) == 1
+    assert devices.shared_by(rows=128, available=8, wanted=3) == 2
 
 
 def test_divergence_is_noticed_at_its_step_and_the_last_good_checkpoint_kept(small, tmp_path):

@@ -1,0 +1,48 @@
+"""How many devices share a batch, and what XLA is told about the CPU before JAX starts.
+
+On a CPU the devices are virtual ones, one a core: each runs its share of the batch on one thread, so that no small product has
+to be split over threads. Everything is the same for the devices of a GPU or TPU host, which are simply there.
+"""
+
+import ctypes
+import os
+
+ROWS_THAT_PAY = 16  # fewer rows a device make products so flat that another core does not help
+
+
+def shared_by(rows: int, available: int, wanted: int) -> int:
+    """How many devices share a batch of so many rows: the largest divisor of `rows` among those that are there and wanted.
+
+    Args:
+      wanted: 0 for as many as pay.
+    """
+    most = min(available, wanted or max(1, rows // ROWS_THAT_PAY))
+    return max(number for number in range(1, most + 1) if rows % number == 0)
+
+
+def prepare_cpu(rows: int, wanted: int) -> None:
+    """Sets XLA_FLAGS for a training on the CPU, unless the user has set them, and keeps freed memory in the process.
+
+    To be called before JAX is imported. With as many devices as cores each has one thread; with fewer, products use all cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    number = shared_by(rows, cores, wanted)
+    if "XLA_FLAGS" not in os.environ:
+        flags = [f"--xla_force_host_platform_device_count={number}"]
+        if number == cores > 1:
+            flags.append("--xla_cpu_multi_thread_eigen=false")
+        os.environ["XLA_FLAGS"] = " ".join(flags)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep the large arrays that XLA frees after each step: given back to the system and asked for anew, their pages
+    cost a fifth of a step (100 ms of 280 for four layers of 256, batch 64 x 100)."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    trim_threshold, mmap_max, arena_max = -1, -4, -8
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
+    mallopt(arena_max, 1)

@@ -1,0 +1,51 @@
+"""A picture of a network unrolled in time, as Graphviz dot (as in the tutorial of MXNet.jl's char-lstm)."""
+
+import itertools
+import pathlib
+import shutil
+import subprocess
+
+from charlm.errors import UserError
+
+
+def unrolled(layers: int, hidden: int, encoding: str, dropout: float, steps: int) -> str:
+    """The dot text of `layers` LSTM layers over `steps` characters: ids below, predictions above, time from left to right."""
+    lines = [
+        "digraph network {",
+        '  rankdir=BT; node [shape=box, style=rounded, fontname="sans-serif"]; edge [arrowsize=0.6];',
+    ]
+    for step in range(1, steps + 1):
+        column = [f"id_{step}", f"input_{step}"]
+        lines.append(f'  id_{step} [label="char {step}", shape=plaintext];')
+        lines.append(f'  input_{step} [label="{encoding}"];')
+        for layer in range(1, layers + 1):
+            lines.append(
+                f'  lstm_{layer}_{step} [label="LSTM {layer}\\n{hidden}", style="rounded,filled", fillcolor="#dde8f5"];'
+            )
+            column.append(f"lstm_{layer}_{step}")
+            if dropout > 0:
+                lines.append(f'  dropout_{layer}_{step} [label="dropout {dropout:g}"];')
+                column.append(f"dropout_{layer}_{step}")
+        lines.append(f'  head_{step} [label="softmax"];')
+        lines.append(f'  next_{step} [label="p(char {step + 1})", shape=plaintext];')
+        lines.append(f"  {' -> '.join([*column, f'head_{step}', f'next_{step}'])};")
+    for layer in range(1, layers + 1):
+        row = [f"lstm_{layer}_{step}" for step in range(1, steps + 1)]
+        lines.append(f"  {{ rank=same; {'; '.join(row)}; }}")
+        for before, after in itertools.pairwise(row):
+            lines.append(f'  {before} -> {after} [label="c, h", fontsize=9, constraint=false];')
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def write(dot: str, file: str) -> list[str]:
+    """Writes the dot text to a file, and beside it an SVG where Graphviz is installed; returns what was written."""
+    path = pathlib.Path(file)
+    try:
+        path.write_text(dot, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--graph={file} can't be written ({error.strerror}): choose a file that can.") from error
+    if shutil.which("dot") is None:
+        return [str(path)]
+    picture = path.with_suffix(".svg")
+    subprocess.run(["dot", "-Tsvg", f"-o{picture}", str(path)], check=True, capture_output=True)
+    return [str(path), str(picture)]

@@ -1,0 +1,197 @@
+"""Weights trained elsewhere as a run directory that evaluates and samples like any other: PyTorch's and Keras's layouts.
+
+PyTorch: `weight_ih_l0` (4H, I), `weight_hh_l0` (4H, H), two biases that add up; a linear head (V, H). Keras: `kernel` (I, 4H),
+`recurrent_kernel` (H, 4H), one bias; a dense head (H, V). Gates stand in the order i, f, g, o in both, as here.
+
+Letters: E embedding, I input features, H hidden, V vocabulary.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import pathlib
+import re
+import zipfile
+
+import jax
+import numpy as np
+
+from charlm import run as run_module
+from charlm.checkpoint import Checkpoints
+from charlm.errors import UserError
+from charlm.setup import Setup, set_up
+from charlm.train import Progress, initial_state
+
+Params = dict[str, object]
+
+
+def from_torch(file: str) -> tuple[Params, list[str] | None]:
+    """The parameters of a state_dict in charlm's layout, and the symbols in the order of its ids where the file has them.
+
+    Reads `.safetensors`, and what `torch.save` wrote, weights only: a state_dict, or Udacity's dict with `tokens` beside it.
+
+    Raises:
+      UserError: it can't be read, or is no CharRNN.
+    """
+    path, tokens = _existing(file), None
+    if path.suffix == ".safetensors":
+        library = _optional("safetensors.numpy", path, "safetensors")
+        state = _read(path, lambda: library.load_file(path))
+    else:
+        torch = _optional("torch", path, "PyTorch, or save the state_dict as .safetensors: 'pip install torch'")
+        state = _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+        if isinstance(state, dict) and "state_dict" in state:
+            tokens = list(state["tokens"]) if "tokens" in state else None
+            state = state["state_dict"]
+        if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
+            raise UserError(f"{path} holds no state_dict: save model.state_dict() with torch.save.")
+        state = {name: value.float().numpy() for name, value in state.items()}
+    params: Params = {}
+    for name, value in state.items():
+        if match := re.search(r"(?:^|\.)(weight_ih|weight_hh|bias_ih|bias_hh)_l(\d+)$", name):
+            kind, layer = match[1], params.setdefault(f"lstm_{match[2]}", {})
+            if kind.startswith("bias"):
+                layer["bias"] = layer.get("bias", 0) + value
+            else:
+                layer[{"weight_ih": "input_kernel", "weight_hh": "recurrent_kernel"}[kind]] = value.T
+        elif value.ndim == 1:
+            params["head_bias"] = value
+        elif re.search(r"(?:^|\.)(emb\w*|encoder)\.weight$", name):
+            params["embedding"] = value
+        else:
+            params["head_kernel"] = value.T
+    return params, tokens
+
+
+def from_keras(file: str) -> Params:
+    """The parameters of a Keras 3 model (`.weights.h5`, or `.keras`, which holds one) in charlm's layout.
+
+    Raises:
+      UserError: it can't be read, or has no LSTM layers.
+    """
+    path = _existing(file)
+    h5py = _optional("h5py", path, "h5py")
+
+    def weights() -> dict[str, np.ndarray]:
+        source = path
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                source = io.BytesIO(archive.read("model.weights.h5"))
+        found = {}
+        with h5py.File(source, "r") as h5:
+            h5.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+        return found
+
+    found = _read(path, weights)
+    params: Params = {}
+    layers = sorted({int(match[1] or 0) for name in found if (match := re.match(r"layers/lstm(?:_(\d+))?/", name))})
+    for index, number in enumerate(layers):
+        prefix = f"layers/lstm{f'_{number}' if number else ''}/cell/vars/"
+        names = {"input_kernel": "0", "recurrent_kernel": "1", "bias": "2"}
+        params[f"lstm_{index}"] = {name: found[prefix + key] for name, key in names.items() if prefix + key in found}
+    for name, value in found.items():
+        if re.match(r"layers/dense(_\d+)?/vars/[01]$", name):
+            params["head_bias" if value.ndim == 1 else "head_kernel"] = value
+        elif re.match(r"layers/embedding(_\d+)?/vars/0$", name):
+            params["embedding"] = value
+    return params
+
+
+def symbols_in(file: str) -> list[str]:
+    """The symbols in the order of their ids, from a JSON list; specials as `<pad>`, `<eos>` and `<unk>`."""
+    path = _existing(file)
+    symbols = _read(path, lambda: json.loads(path.read_text(encoding="utf-8")))
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise UserError(f'{path} is no JSON list of symbols, such as ["\\n", " ", "a"].')
+    return symbols
+
+
+def write_run(config, workdir: str, params: Params, symbols: list[str] | str | None, file: str) -> None:
+    """Makes a run directory, done at step 0, of a config and parameters from elsewhere.
+
+    Args:
+      symbols: in the order of the file's ids, or a JSON file of them; None where they are those of the config's corpus, sorted.
+
+    Raises:
+      UserError: shapes or symbols differ from what the config and its corpus make; both are named.
+    """
+    if run_module.exists(workdir, config):
+        raise UserError(f"--workdir={workdir} holds a run already: choose another directory.")
+    tokens = symbols_in(symbols) if isinstance(symbols, str) else symbols
+    setup = set_up(config)
+    state = jax.eval_shape(lambda: initial_state(setup.functions, setup.optimizer, setup.batches.rows, setup.seed))
+    _check_shapes(params, state.params, file)
+    params = _reordered(params, setup, tokens, file)
+    run_module.make(workdir)
+    run = run_module.Run(workdir)
+    with run.locked(), contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
+        run.begin(config, setup.vocab, setup.provenance)
+        run.note_start(device=f"imported from {file}")
+        params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, jax.numpy.float32), params)
+        rest = (setup.optimizer.init(params), setup.functions.zero_carry(setup.batches.rows))
+        checkpoints.save(0, params, rest, dataclasses.asdict(Progress()))
+        checkpoints.wait()
+        run.write_status("done", 0, None, f"imported from {file}")
+    print(f"{workdir} is made of {file}: evaluate.py and sample.py take it with --checkpoint=latest.")
+
+
+def _check_shapes(params: Params, expected, file: str) -> None:
+    mine = {name: tuple(leaf.shape) for name, leaf in _flat(params).items()}
+    wanted = {name: tuple(leaf.shape) for name, leaf in _flat(expected).items()}
+    for name in sorted(mine.keys() | wanted.keys()):
+        if mine.get(name) != wanted.get(name):
+            here, there = (_shown(shapes.get(name)) for shapes in (mine, wanted))
+            raise UserError(f"{file} has {here} for {name}, where the config and its corpus make {there}: change the config.")
+
+
+def _reordered(params: Params, setup: Setup, tokens: list[str] | None, file: str) -> Params:
+    """The parameters with the rows and columns of symbols in the order of the vocabulary."""
+    mine = [*setup.vocab.specials, *setup.vocab.symbols]
+    if tokens is None or tokens == mine:
+        return params
+    if sorted(tokens) != sorted(mine):
+        theirs, ours = sorted(set(tokens) - set(mine)), sorted(set(mine) - set(tokens))
+        raise UserError(
+            f"{file} has a vocabulary of {len(tokens)}, the corpus one of {len(mine)}: {theirs} only there, {ours} only here."
+        )
+    order = [tokens.index(symbol) for symbol in mine]
+    first = params["lstm_0"]
+    if "embedding" in params:
+        params = {**params, "embedding": params["embedding"][order]}
+    elif first["input_kernel"].shape[0] == len(order):
+        params = {**params, "lstm_0": {**first, "input_kernel": first["input_kernel"][order]}}
+    else:
+        raise UserError(f"{file} has its symbols in another order than sorted, which an input of one number can't follow.")
+    return {**params, "head_kernel": params["head_kernel"][:, order], "head_bias": params["head_bias"][order]}
+
+
+def _flat(tree) -> dict:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "nothing" if shape is None else f"the shape {shape}"
+
+
+def _existing(file: str) -> pathlib.Path:
+    path = pathlib.Path(file)
+    if not path.is_file():
+        raise UserError(f"{file} is no file: give the weights that were saved.")
+    return path
+
+
+def _read(path: pathlib.Path, read):
+    try:
+        return read()
+    except Exception as error:  # each library raises whatever the damaged bytes lead it to
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+        raise UserError(f"{path} can't be read ({reason}).") from error
+
+
+def _optional(module: str, path: pathlib.Path, what: str):
+    try:
+        return __import__(module, fromlist=["_"])
+    except ImportError as error:
+        raise UserError(f"reading {path.name} needs {what}.") from error

@@ -1,0 +1,151 @@
+"""From a config to the things that a training works with: data, functions and numbers; nothing is written."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from charlm import batches, corpora, devices, drawing, evaluate, model, optim, sample
+from charlm.errors import UserError
+from charlm.vocab import PAD, Vocab, symbols_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A config made into things. Nothing in here changes while it trains.
+
+    Attributes:
+      encoded: the splits as ids.
+      mesh: of the devices that share the rows of a batch.
+      best_by: the loss that names the best checkpoint, `validation` or `train`.
+      draw_sample: (params, step) → text, or None where no samples are asked for.
+    """
+
+    vocab: Vocab
+    provenance: dict
+    encoded: dict[str, batches.Encoded]
+    batches: batches.Batches
+    functions: model.Functions
+    mesh: Mesh
+    total_steps: int
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    patience: int
+    best_by: str
+    protocol: evaluate.Protocol
+    draw_sample: Callable[[dict, int], str] | None
+    seed: int
+
+    @property
+    def pad(self) -> int | None:
+        return self.vocab.id_of(PAD)
+
+
+def set_up(config) -> Setup:
+    """Loads the corpus and builds model and optimiser.
+
+    Raises:
+      UserError: what the corpora, the vocabulary and the batches object to.
+    """
+    seed, best_by = config.seed, config.train.best
+    framing = batches.Framing.of(config)
+    corpus = corpora.load(config)
+    vocab = _vocabulary(config, corpus)
+    encoded = {split: batches.encode(vocab, text, f"the {split} split") for split, text in corpus.splits.items()}
+    training = batches.training_batches(framing, encoded["train"], seed)
+    functions = model.functions(config, len(vocab))
+    protocol = evaluate.Protocol.of(config, framing)
+    if "validation" in encoded:
+        protocol.check(encoded["validation"])  # what does not fit is said now, not after an epoch
+    elif best_by == "validation":
+        raise UserError("train.best=validation, but corpus.split leaves no validation text: train.best=train would be right.")
+    total_steps = config.train.steps or max(1, round(config.train.epochs * training.steps_per_epoch))
+    return Setup(
+        vocab=vocab,
+        provenance=corpus.provenance,
+        encoded=encoded,
+        batches=training,
+        functions=functions,
+        mesh=_mesh(training.rows, config.devices),
+        total_steps=total_steps,
+        schedule=optim.schedule(config, total_steps),
+        optimizer=optim.optimizer(config, total_steps),
+        log_every=config.train.log_every,
+        eval_every=config.train.eval_every or training.steps_per_epoch,
+        checkpoint_every=config.train.checkpoint_every,
+        patience=config.train.patience,
+        best_by=best_by,
+        protocol=protocol,
+        draw_sample=_sample_drawer(config, functions, vocab, seed, framing, corpus.splits),
+        seed=seed,
+    )
+
+
+def describe(setup: Setup, params) -> None:
+    """Prints what is trained on what: splits, parameter table, length, devices."""
+    for line in _data_lines(setup.provenance):
+        print(line)
+    print(f"vocabulary of {len(setup.vocab)}")
+    print("\n".join(model.parameter_lines(params)))
+    steps, epoch = setup.total_steps, setup.batches.steps_per_epoch
+    number = setup.mesh.size
+    shared = f", {setup.batches.rows} rows on {number} devices" if number > 1 else ""
+    print(f"{steps:,} steps, {steps / epoch:.2f} epochs of {epoch:,} steps, {jax.default_backend()}{shared}", flush=True)
+
+
+def describe_only(config, graph: str, graph_steps: int) -> int:
+    """Prints what `describe` does of a config, and draws its network into a file; returns the exit status."""
+    setup = set_up(config)
+    describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)))
+    dot = drawing.unrolled(*setup.functions.shape, graph_steps)
+    print(f"written: {', '.join(drawing.write(dot, graph))}")
+    return 0
+
+
+def _data_lines(provenance: dict) -> list[str]:
+    splits = ", ".join(f"{split} {count:,}" for split, count in provenance["splits"].items())
+    lines = [f"{provenance['name']}: {splits} chars"]
+    if documents := provenance.get("documents"):
+        counts = ", ".join(f"{split} {count:,}" for split, count in documents["splits"].items())
+        lines.append(f"documents: {counts}; {documents['empty']:,} empty ones skipped")
+    return lines
+
+
+def _vocabulary(config, corpus: corpora.Corpus) -> Vocab:
+    names = {"train": ["train"], "corpus": list(corpus.splits)}[config.vocab.source]
+    texts = [text for name in names for text in ([corpus.splits[name]] if corpus.is_text else corpus.splits[name])]
+    return Vocab.of("".join(symbols_of(text) for text in texts), config.vocab.unknown, documents=not corpus.is_text)
+
+
+def _mesh(rows: int, wanted: int) -> Mesh:
+    there = jax.devices()
+    number = devices.shared_by(rows, len(there), wanted)
+    if wanted > number:
+        print(f"note: devices={wanted}, but of the {len(there)} that are there {number} share batch.size={rows} evenly.")
+    return Mesh(np.array(there[:number]), ("rows",))
+
+
+def _sample_drawer(config, functions: model.Functions, vocab: Vocab, seed: int, framing: batches.Framing, splits: dict):
+    """A function (params, step) → text for the samples that are written while training; None where none are asked for."""
+    prompt, length, temperature = config.sample.prompt, config.sample.length, config.sample.temperature
+    if length == 0:
+        return None
+    if prompt is None:
+        first = splits["validation" if "validation" in splits else "train"][0 : framing.length]
+        prompt = first if framing.kind == "windows" else first[0][0]
+    prompt_ids = vocab.encode(prompt, "sample.prompt")
+    window = framing.length if framing.kind == "windows" else 0
+    generate = sample.sampler(functions, vocab, window=window)
+
+    def draw(params, step: int) -> str:
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        pieces = generate(params, prompt_ids, 1, length, temperature, key)
+        return prompt + vocab.decode(sample.until_end(np.concatenate(list(pieces), axis=1)[0], vocab))
+
+    return draw

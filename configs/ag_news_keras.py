@@ -1,0 +1,37 @@
+"""Lesson 17 of Microsoft's AI-For-Beginners: titles of AG News, one a row, one-hot, LSTM 128, RMSprop, batch 8, one epoch.
+
+scripts/train.py --config=configs/ag_news_keras.py --workdir=runs/ag_news_keras
+scripts/train.py --config=configs/ag_news_keras.py:ag_news_test.csv --workdir=runs/ag_news_7600
+
+Without an argument the 120,000 titles that TFDS fetches; the argument is a CSV file of AG News: class, title, description.
+"""
+
+from configs import base
+
+
+def get_config(arg: str | None = None):
+    config = base.get_config()
+    config.corpus.tfds = None if arg else "ag_news_subset:title"
+    config.corpus.path = arg
+    config.corpus.documents = "csv:1" if arg else ""
+    config.corpus.split = (0.9, 0.1)
+    config.vocab.source = "corpus"
+    config.batch.framing = "documents"
+    config.batch.size = 8
+    config.batch.length = 256
+    config.model.input = "onehot"
+    config.model.layers = 1
+    config.model.hidden = 128
+    config.model.init = "glorot"
+    config.optim.name = "rmsprop"
+    config.optim.learning_rate = 1e-3
+    config.optim.schedule = "constant"
+    config.optim.beta2 = 0.9
+    config.optim.eps = 1e-7
+    config.optim.eps_form = "keras"
+    config.optim.clip_norm = 0.0
+    config.train.epochs = 1.0
+    config.sample.prompt = "Today "
+    config.sample.length = 100
+    config.sample.temperature = 0.0
+    return config

@@ -1,0 +1,38 @@
+"""The Axon notebook: Alice in Wonderland, windows of 100, the id as one number, LSTM 256, 20 epochs.
+
+scripts/train.py --config=configs/alice_axon.py --workdir=runs/alice_axon
+scripts/train.py --config=configs/alice_axon.py:2 --workdir=runs/alice_axon_2
+
+The argument 2 is the notebook's second variant: 2 x LSTM 256, batch 64, 50 epochs.
+"""
+
+from charlm.errors import UserError
+from configs import base
+
+
+def get_config(arg: str | None = None):
+    if arg not in (None, "1", "2"):
+        raise UserError(f"configs/alice_axon.py:{arg}: the argument is the number of layers, 1 or 2.")
+    config = base.get_config()
+    config.corpus.name = "alice"
+    config.corpus.split = (1.0,)
+    config.corpus.lowercase = True
+    config.corpus.keep = "abcdefghijklmnopqrstuvwxyz .\n"
+    config.batch.framing = "windows"
+    config.batch.size = 64 if arg == "2" else 128
+    config.batch.length = 100
+    config.model.input = "scalar"
+    config.model.layers = 2 if arg == "2" else 1
+    config.model.hidden = 256
+    config.model.dropout = 0.2
+    config.model.init = "glorot"
+    config.model.forget_bias = 0.0
+    config.model.dtype = "bfloat16"  # of products only; faster where the processor multiplies it natively
+    config.optim.learning_rate = 1e-3
+    config.optim.schedule = "constant"
+    config.optim.clip_norm = 0.0
+    config.train.epochs = 50.0 if arg == "2" else 20.0
+    config.train.best = "train"
+    config.sample.length = 100
+    config.sample.temperature = 0.0
+    return config

@@ -1,0 +1,30 @@
+"""The PyTorch CharRNN of Udacity's course: Anna Karenina in 128 lanes, one-hot, 2 x LSTM 512 with dropout 0.5, 20 epochs.
+
+scripts/train.py --config=configs/anna_pytorch.py --workdir=runs/anna_pytorch
+"""
+
+from configs import base
+
+
+def get_config(arg: str | None = None):
+    config = base.get_config(arg)
+    config.corpus.name = "anna"
+    config.vocab.source = "corpus"
+    config.batch.size = 128
+    config.batch.length = 100
+    config.batch.shift = False
+    config.model.input = "onehot"
+    config.model.hidden = 512
+    config.model.dropout = 0.5
+    config.model.init = "pytorch"
+    config.model.forget_bias = 0.0
+    config.model.dtype = "bfloat16"  # of products only; faster where the processor multiplies it natively
+    config.optim.learning_rate = 1e-3
+    config.optim.schedule = "constant"
+    config.optim.clip_norm = 5.0
+    config.train.epochs = 20.0
+    config.eval.lanes = 16  # the exact figure is that of scripts/evaluate.py
+    config.sample.prompt = "Anna"
+    config.sample.length = 1000
+    config.sample.temperature = 1.0
+    return config

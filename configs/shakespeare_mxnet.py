@@ -1,0 +1,31 @@
+"""MXNet.jl's char-lstm: tiny Shakespeare in chunks of 32 from the zero state, embedding 256, 2 x LSTM 256, 21 epochs.
+
+scripts/train.py --config=configs/shakespeare_mxnet.py --workdir=runs/shakespeare_mxnet
+"""
+
+from configs import base
+
+
+def get_config(arg: str | None = None):
+    config = base.get_config(arg)
+    config.vocab.unknown = True
+    config.batch.framing = "chunks"
+    config.batch.size = 32
+    config.batch.length = 32
+    config.model.embedding = 256
+    config.model.hidden = 256
+    config.model.init = "uniform"
+    config.model.forget_bias = 0.0
+    # MXNet's gradient is a sum over the 32 chars of a chunk where ours is their mean: its clip of 1, its weight decay of 1e-5
+    # and its eps of 1e-8 are divided by 32.
+    config.optim.learning_rate = 0.01
+    config.optim.schedule = "constant"
+    config.optim.eps_form = "keras"
+    config.optim.eps = 1e-8 / 32
+    config.optim.clip_norm = 0.0
+    config.optim.clip_value = 1 / 32
+    config.optim.weight_decay = 1e-5 / 32
+    config.optim.decay_biases = True
+    config.train.epochs = 21.0
+    config.sample.temperature = 1.0
+    return config

@@ -1,0 +1,111 @@
+"""The two Keras recipes against Keras 3 itself: same text, same initial weights, same batches in the same order, no dropout.
+
+    PYTHON experiments/2026-11-22-recipes/against_keras.py TEXT CSV
+
+PYTHON is that of an environment with Keras, JAX, h5py and charlm; TEXT is Alice in Wonderland, CSV the test file of AG News.
+The first recipe, four LSTM layers of 256 on windows of 100, is compared over 50 steps, the second over one epoch of the titles.
+"""
+
+import os
+import sys
+import tempfile
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+import jax
+import keras
+import numpy as np
+from jax.sharding import Mesh
+
+from charlm import batches, config, corpora, importing, model, optim, train
+from charlm.vocab import PAD, Vocab, symbols_of
+
+
+def main(text_file: str, csv_file: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        sonnets(text_file, folder)
+        ag_news(csv_file, folder)
+
+
+def sonnets(text_file: str, folder: str) -> None:
+    """The recipe of the sonnets on the first 20,000 characters of Alice, as the recipe of Alice filters them."""
+    text, _ = corpora.read(text_file, corpora.Normalisation.of(config.load("configs/alice_axon.py")))
+    overrides = {"model.dropout": 0.0, "model.dtype": "float32", "corpus.path": text_file}
+    recipe = config.load("configs/sonnets_keras.py", overrides)
+    vocab = Vocab.of(symbols_of(text[:20_000]), unknown=False)
+    training = batches.training_batches(
+        batches.Framing.of(recipe), batches.encode(vocab, text[:20_000], text_file), recipe.seed
+    )
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.LSTM(256, return_sequences=index < 3) for index in range(4)]
+    network = keras.Sequential([keras.Input((100, 1)), *layers, keras.layers.Dense(len(vocab), activation="softmax")])
+    network.compile(loss="categorical_crossentropy", optimizer="adam")
+    params = weights_of(network, folder)
+
+    def scaled(batch):
+        return batch.inputs_BT[..., None] / np.float32(len(vocab)), np.eye(len(vocab), dtype=np.float32)[batch.targets_BS[:, 0]]
+
+    steps = [training.batch_at(step) for step in range(50)]
+    theirs = [float(network.train_on_batch(*scaled(batch))) for batch in per_step(network, steps)]
+    mine = [metrics.loss_nats / metrics.loss_weight for metrics in our_steps(recipe, vocab, params, steps)]
+    apart = np.abs(np.array(mine) - theirs)
+    print(f"windows, 4 x LSTM 256, 50 steps: loss {mine[0]:.6f} to {mine[-1]:.6f}, Keras {theirs[0]:.6f} to {theirs[-1]:.6f}")
+    print(f"  largest difference {apart.max():.2e} nats, at step {apart.argmax() + 1}")
+
+
+def ag_news(csv_file: str, folder: str) -> None:
+    """The recipe of AG News over one epoch, padded as there and in the order of the file."""
+    overrides = {"corpus.split": (1.0,), "batch.padding": "counted", "batch.bucket": 1, "batch.shuffle": False}
+    recipe = config.load(f"configs/ag_news_keras.py:{csv_file}", overrides | {"train.best": "train"})
+    documents = corpora.load(recipe).splits["train"]
+    vocab = Vocab.of("".join(map(symbols_of, documents)), unknown=False, documents=True)
+    training = batches.training_batches(batches.Framing.of(recipe), batches.encode(vocab, documents, csv_file), recipe.seed)
+    keras.utils.set_random_seed(0)
+    hidden = keras.layers.LSTM(128, return_sequences=True)
+    network = keras.Sequential([keras.Input((None, len(vocab))), hidden, keras.layers.Dense(len(vocab), activation="softmax")])
+    network.compile(loss="categorical_crossentropy", optimizer="rmsprop")
+    params = weights_of(network, folder)
+    hot = np.eye(len(vocab), dtype=np.float32)
+    steps = list(batches.once_through(training))
+    theirs = [float(network.train_on_batch(hot[batch.inputs_BT], hot[batch.targets_BS])) for batch in per_step(network, steps)]
+    metrics = our_steps(recipe, vocab, params, steps)
+    mine = [each.loss_nats / each.loss_weight for each in metrics]
+    masked = sum(each.nats for each in metrics) / sum(each.chars for each in metrics)
+    print(f"documents, LSTM 128, one epoch over {len(documents):,} titles: {len(steps)} steps")
+    print(
+        f"  padded mean {np.mean(mine):.6f}, Keras {np.mean(theirs):.6f}, ratio - 1 = {np.mean(mine) / np.mean(theirs) - 1:.1e}"
+    )
+    apart = np.abs(np.subtract(mine, theirs)).max()
+    print(f"  mean over the characters alone {masked:.6f}; largest difference of a step {apart:.1e}")
+
+
+def per_step(network, steps):
+    """The batches, each with the running mean of Keras set back, so that `train_on_batch` returns the loss of that batch."""
+    for batch in steps:
+        network.reset_metrics()
+        yield batch
+
+
+def weights_of(network, folder: str):
+    file = f"{folder}/{network.name}.weights.h5"
+    network.save_weights(file)
+    return importing.from_keras(file)
+
+
+def our_steps(recipe, vocab: Vocab, params, steps) -> list[train.StepMetrics]:
+    """The metrics of charlm's own steps from the given weights."""
+    functions, optimizer = model.functions(recipe, len(vocab)), optim.optimizer(recipe, len(steps))
+    mesh = Mesh(np.array(jax.devices()[:1]), ("rows",))
+    params = jax.tree.map(jax.numpy.asarray, params)
+    rows = len(steps[0].reset_B)
+    state = train.TrainState(jax.numpy.zeros((), "int32"), params, optimizer.init(params), functions.zero_carry(rows))
+    step = jax.jit(train.make_train_step(functions, optimizer, recipe.seed, mesh, vocab.id_of(PAD)))
+    metrics = []
+    for batch in steps:
+        state, of_step = step(state, batch)
+        metrics.append(train.StepMetrics(*map(float, of_step)))
+    return metrics
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,188 @@
+"""Weights of PyTorch and Keras, against the arithmetic of those frameworks written out, and PyTorch itself where installed."""
+
+import json
+import zipfile
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, as_flags
+from safetensors.numpy import save_file
+
+from charlm import importing, model, objective
+from charlm.batches import Batch
+from charlm.errors import UserError
+from configs import base
+
+HIDDEN, LAYERS = 8, 2
+
+
+def torch_state(symbols: int, seed=0) -> dict[str, np.ndarray]:
+    """A CharRNN's state_dict: one-hot input, two layers, a linear head."""
+    rng = np.random.default_rng(seed)
+    state = {}
+    for layer in range(LAYERS):
+        for name, columns in (("weight_ih", symbols if layer == 0 else HIDDEN), ("weight_hh", HIDDEN)):
+            state[f"lstm.{name}_l{layer}"] = rng.normal(size=(4 * HIDDEN, columns)).astype(np.float32)
+        for name in ("bias_ih", "bias_hh"):
+            state[f"lstm.{name}_l{layer}"] = rng.normal(size=4 * HIDDEN).astype(np.float32)
+    state["fc.weight"] = rng.normal(size=(symbols, HIDDEN)).astype(np.float32)
+    state["fc.bias"] = rng.normal(size=symbols).astype(np.float32)
+    return state
+
+
+def torch_logits(state, ids) -> np.ndarray:
+    """What PyTorch's documentation of nn.LSTM and nn.Linear says, step by step, in float64."""
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    state = {name: value.astype(np.float64) for name, value in state.items()}
+    carried, logits = [(np.zeros(HIDDEN), np.zeros(HIDDEN)) for _ in range(LAYERS)], []
+    for symbol in ids:
+        x = np.eye(len(state["fc.bias"]))[symbol]
+        for layer in range(LAYERS):
+            c, h = carried[layer]
+            z = state[f"lstm.weight_ih_l{layer}"] @ x + state[f"lstm.bias_ih_l{layer}"]
+            z += state[f"lstm.weight_hh_l{layer}"] @ h + state[f"lstm.bias_hh_l{layer}"]
+            i, f, g, o = np.split(z, 4)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            x = sigmoid(o) * np.tanh(c)
+            carried[layer] = (c, x)
+        logits.append(state["fc.weight"] @ x + state["fc.bias"])
+    return np.array(logits)
+
+
+def network(corpus_file) -> dict:
+    return {
+        "corpus.path": corpus_file,
+        "model.input": "onehot",
+        "model.hidden": HIDDEN,
+        "model.layers": LAYERS,
+        "batch.size": 4,
+        "eval.length": 100,
+    }
+
+
+def import_flags(weights, workdir, corpus_file, *more):
+    tiny = f"--config={ROOT / 'configs' / 'tiny.py'}"
+    return [f"--weights={weights}", tiny, f"--workdir={workdir}", *as_flags(network(corpus_file)), *more]
+
+
+def test_imported_weights_of_pytorch_evaluate_and_sample(script, corpus_file, tmp_path):
+    text = corpus_file.read_text()
+    symbols = sorted(set(text))
+    shuffled = list(np.random.default_rng(1).permutation(symbols))  # as tuple(set(text)) leaves them
+    state = torch_state(len(symbols))
+    save_file(state, tmp_path / "rnn.safetensors")
+    (tmp_path / "symbols.json").write_text(json.dumps(shuffled))
+    flags = import_flags(tmp_path / "rnn.safetensors", tmp_path / "run", corpus_file, f"--symbols={tmp_path / 'symbols.json'}")
+    assert "is made of" in script("import_torch", *flags).stdout
+    validation = text[int(0.9 * len(text)) :]
+    ids = [shuffled.index(symbol) for symbol in validation]
+    logits = torch_logits(state, ids[:-1])
+    nats = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(ids) - 1), ids[1:]]
+    result = json.loads(script("evaluate", f"--workdir={tmp_path / 'run'}", "--checkpoint=latest").stdout.splitlines()[-1])
+    assert result["chars"] == len(validation) - 1
+    assert result["nats"] == pytest.approx(nats.mean(), rel=1e-5)
+    drawn = script("sample", f"--workdir={tmp_path / 'run'}", "--prompt=a", "--length=40", "--temperature=0").stdout
+    greedy = ["a"]
+    for _ in range(40):
+        greedy.append(shuffled[int(torch_logits(state, [shuffled.index(symbol) for symbol in greedy])[-1].argmax())])
+    assert drawn == "".join(greedy) + "\n"
+    assert "holds a run already" in script.fails("import_torch", *flags)
+
+
+def test_weights_that_do_not_fit_name_both_shapes(script, corpus_file, tmp_path):
+    symbols = sorted(set(corpus_file.read_text()))
+    save_file(torch_state(len(symbols)), tmp_path / "rnn.safetensors")
+    flags = import_flags(tmp_path / "rnn.safetensors", tmp_path / "run", corpus_file)
+    message = script.fails("import_torch", *flags, "--config.model.hidden=16")
+    assert f"has the shape (8, {len(symbols)}) for head_kernel" in message
+    assert f"make the shape (16, {len(symbols)})" in message
+    assert "has nothing for lstm_2/bias" in script.fails("import_torch", *flags, "--config.model.layers=3")
+    (tmp_path / "symbols.json").write_text(json.dumps([*symbols[1:], "Q"]))
+    message = script.fails("import_torch", *flags, f"--symbols={tmp_path / 'symbols.json'}")
+    assert f"['Q'] only there, [{symbols[0]!r}] only here" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.safetensors", None, "none.safetensors is no file"),
+        ("damaged.safetensors", b"12345678garbage", "damaged.safetensors can't be read"),
+        ("damaged.keras", b"no zip file", "damaged.keras can't be read"),
+        ("damaged.weights.h5", b"no HDF5", "damaged.weights.h5 can't be read"),
+    ],
+)
+def test_files_that_are_no_weights_get_one_sentence(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    read = importing.from_torch if name.endswith("safetensors") else importing.from_keras
+    with pytest.raises(UserError, match=message):
+        read(str(tmp_path / name))
+
+
+def test_symbols_must_be_a_list(tmp_path):
+    (tmp_path / "symbols.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="is no JSON list of symbols"):
+        importing.symbols_in(str(tmp_path / "symbols.json"))
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_keras_layout_is_read_as_its_documentation_has_it(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    wanted = {
+        "lstm_0": {"input_kernel": (5, 32), "recurrent_kernel": (8, 32), "bias": (32,)},
+        "lstm_1": {"input_kernel": (8, 32), "recurrent_kernel": (8, 32), "bias": (32,)},
+    }
+    wanted = jax.tree.map(
+        lambda shape: rng.normal(size=shape).astype(np.float32), wanted, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    wanted |= {"head_kernel": rng.normal(size=(8, 5)).astype(np.float32), "head_bias": rng.normal(size=5).astype(np.float32)}
+    with h5py.File(tmp_path / "model.weights.h5", "w") as h5:
+        for index, name in enumerate(("lstm", "lstm_1")):
+            for place, part in enumerate(("input_kernel", "recurrent_kernel", "bias")):
+                h5[f"layers/{name}/cell/vars/{place}"] = wanted[f"lstm_{index}"][part]
+        h5["layers/dense/vars/0"], h5["layers/dense/vars/1"] = wanted["head_kernel"], wanted["head_bias"]
+        h5["optimizer/vars/0"] = np.zeros(())
+    file = tmp_path / "model.weights.h5"
+    if suffix == ".keras":
+        file = tmp_path / "model.keras"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
+            archive.writestr("config.json", "{}")
+    jax.tree.map(np.testing.assert_array_equal, importing.from_keras(str(file)), wanted)
+
+
+def test_logits_and_gradients_equal_those_of_pytorch(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: 'pip install torch' into an environment of its own")
+    torch.manual_seed(0)
+    lstm, head = torch.nn.LSTM(13, 24, 2, batch_first=True), torch.nn.Linear(24, 13)
+    state = {f"lstm.{k}": v for k, v in lstm.state_dict().items()} | {f"fc.{k}": v for k, v in head.state_dict().items()}
+    torch.save({"n_hidden": 24, "state_dict": state, "tokens": tuple("abcdefghijklm")}, tmp_path / "rnn.pt")
+    params, tokens = importing.from_torch(str(tmp_path / "rnn.pt"))
+    assert tokens == list("abcdefghijklm")
+    config = base.get_config()
+    config.model.update({"input": "onehot", "hidden": 24, "layers": 2})
+    functions = model.functions(config, 13)
+    ids = np.random.default_rng(0).integers(0, 13, (4, 51)).astype(np.int32)
+    batch = Batch(ids[:, :-1], ids[:, 1:], np.ones((4, 50), np.float32), np.ones(4, bool))
+
+    def loss(params):
+        logits, _ = functions.apply(params, batch, functions.zero_carry(4))
+        nats, chars = objective.nats_and_count(logits, batch.targets_BS, batch.weights_BS)
+        return nats / chars, logits
+
+    gradients, logits = jax.grad(loss, has_aux=True)(jax.tree.map(jnp.asarray, params))
+    hot = torch.nn.functional.one_hot(torch.tensor(batch.inputs_BT.astype(np.int64)), 13).float()
+    theirs = head(lstm(hot)[0])
+    targets = torch.tensor(batch.targets_BS.astype(np.int64))
+    torch.nn.functional.cross_entropy(theirs.reshape(-1, 13), targets.reshape(-1)).backward()
+    np.testing.assert_allclose(logits, theirs.detach().numpy(), atol=1e-5)
+    for layer in range(2):
+        mine = gradients[f"lstm_{layer}"]
+        for name, theirs in (("input_kernel", "weight_ih"), ("recurrent_kernel", "weight_hh"), ("bias", "bias_ih")):
+            np.testing.assert_allclose(mine[name], getattr(lstm, f"{theirs}_l{layer}").grad.numpy().T, atol=1e-5)
+    np.testing.assert_allclose(gradients["head_kernel"], head.weight.grad.numpy().T, atol=1e-5)
+    np.testing.assert_allclose(gradients["head_bias"], head.bias.grad.numpy(), atol=1e-5)
