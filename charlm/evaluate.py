@@ -79,17 +79,26 @@ class Protocol(NamedTuple):
         return {"corpus": corpus_sha256, "split": split, "state": self.state(), "chars": chars}
 
 
+def make_window(model: Functions) -> Callable:
+    """The pure function (params, batch, carry) → ((nats_B, chars_B), carry), to be jitted."""
+
+    def window(params, batch, carry):
+        logits_BSV, carry = model.apply(params, batch, carry)
+        # Row by row, so that the devices have nothing to tell each other: two sums over devices in one program can wait for
+        # each other for ever where XLA:CPU has two threads (jaxlib 0.10.2).
+        row_sums = jax.vmap(objective.nats_and_count)(logits_BSV[:, None], batch.targets_BS[:, None], batch.weights_BS[:, None])
+        return row_sums, carry
+
+    return window
+
+
 def evaluator(model: Functions, mesh: Mesh | None = None) -> Callable:
     """A function (params, encoded, protocol) → (nats, chars): the sum of nats over all scored characters, and their number.
 
     Compile once, use for every evaluation of a run. Training state is neither read nor written. The devices of a mesh share the
     rows where their number divides them.
     """
-
-    @functools.partial(jax.jit, donate_argnums=2)
-    def window(params, batch, carry):
-        logits_BSV, carry = model.apply(params, batch, carry)
-        return objective.nats_and_count(logits_BSV, batch.targets_BS, batch.weights_BS), carry
+    window = jax.jit(make_window(model), donate_argnums=2)
 
     def evaluate(params, encoded: Encoded, protocol: Protocol) -> tuple[float, int]:
         sums, carry, place = [], None, None
@@ -98,9 +107,9 @@ def evaluator(model: Functions, mesh: Mesh | None = None) -> Callable:
                 rows = len(batch.reset_B)
                 place, params = _placement(mesh, rows, params)
                 carry = place(model.zero_carry(rows))
-            window_sums, carry = window(params, place(batch), carry)
-            sums.append(window_sums)
-        nats, chars = np.asarray(jax.device_get(sums), np.float64).sum(0)
+            row_sums, carry = window(params, place(batch), carry)
+            sums.append(row_sums)
+        nats, chars = np.asarray(jax.device_get(sums), np.float64).sum((0, 2))
         return float(nats), int(chars)
 
     return evaluate

@@ -89,9 +89,7 @@ def set_up(config) -> Setup:
 
 def describe(setup: Setup, params) -> None:
     """Prints what is trained on what: splits, parameter table, length, devices."""
-    for line in _data_lines(setup.provenance):
-        print(line)
-    print(f"vocabulary of {len(setup.vocab)}")
+    print(*_data_lines(setup), sep="\n")
     print("\n".join(model.parameter_lines(params)))
     steps, epoch = setup.total_steps, setup.batches.steps_per_epoch
     number = setup.mesh.size
@@ -108,12 +106,15 @@ def describe_only(config, graph: str, graph_steps: int) -> int:
     return 0
 
 
-def _data_lines(provenance: dict) -> list[str]:
-    splits = ", ".join(f"{split} {count:,}" for split, count in provenance["splits"].items())
-    lines = [f"{provenance['name']}: {splits} chars"]
-    if documents := provenance.get("documents"):
+def _data_lines(setup: Setup) -> list[str]:
+    splits = ", ".join(f"{split} {count:,}" for split, count in setup.provenance["splits"].items())
+    lines = [f"{setup.provenance['name']}: {splits} chars, vocabulary of {len(setup.vocab)}"]
+    if documents := setup.provenance.get("documents"):
         counts = ", ".join(f"{split} {count:,}" for split, count in documents["splits"].items())
-        lines.append(f"documents: {counts}; {documents['empty']:,} empty ones skipped")
+        limit = setup.protocol.framing.length
+        lengths = np.concatenate([np.diff(encoded.starts_D1) - 1 for encoded in setup.encoded.values()])
+        cut = f", {(lengths > limit).sum():,} cut to batch.length={limit}" if setup.protocol.framing.kind == "documents" else ""
+        lines.append(f"documents: {counts}; {documents['empty']:,} empty skipped{cut}")
     return lines
 
 

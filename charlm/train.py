@@ -104,7 +104,8 @@ def make_train_step(
 ) -> Callable:
     """The pure function (state, batch) → (state, StepMetrics), to be jitted with the state donated.
 
-    The devices of the mesh share the rows of a batch; their sums of gradients and nats are added once, at the end.
+    The devices of the mesh share the rows of a batch; their sums of gradients and nats are added once, at the end, all by one
+    `psum`: two of them can wait for each other for ever where XLA:CPU has two threads (jaxlib 0.10.2).
 
     Args:
       pad: id of `<pad>`, of which no nats are reported even where the loss counts them.

@@ -96,7 +96,7 @@ def test_train_again_says_done_and_another_config_is_refused(script, run, corpus
     assert sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "sample"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "sample", "import_torch", "import_keras"])
 def test_help_is_fit_for_people(script, name):
     result = script(name, "--help")
     assert f"scripts/{name}.py --" in result.stdout
@@ -169,9 +169,16 @@ def test_train_refuses_directories_that_are_not_its_own(script, tmp_path, corpus
         ("sample", ["--prompt=a", "--top_k=-1"], "--top_k=-1 is not right"),
         ("sample", ["--prompt=a", "--num=0"], "--num=0 is not right"),
         ("sample", ["--prompt="], "the prompt is empty"),
-        ("sample", [], "--prompt or --prompt_file must be given"),
+        ("sample", [], "one of --prompt, --prompt_file and --prompt_from must be given"),
         ("sample", ["--prompt_file=/no/such"], "--prompt_file=/no/such can't be read"),
         ("sample", ["--prompt=a", "--length=many"], "--length"),
+        ("sample", ["--prompt=a", "--temperature=0.5,"], "--temperature=0.5, is not right: numbers separated by commas"),
+        ("sample", ["--prompt=a", "--prompt_from=train"], "one of --prompt, --prompt_file and --prompt_from must be given"),
+        ("sample", ["--prompt_from=test"], "--prompt_from=test is none of this run's splits: train, validation"),
+        ("sample", ["--prompt=a", "--window=-1"], "--window=-1 is not right: it must be 0 or more"),
+        ("sample", ["--prompt=a", "--checkpoint=beast"], "--checkpoint=beast is not right: it must be best, latest or a step"),
+        ("evaluate", ["--framing=windows", "--text=/dev/null"], "has 0 chars, but scoring needs at least 2"),
+        ("evaluate", ["--framing=documents"], "needs a corpus of documents"),
     ],
 )
 def test_evaluate_and_sample_refuse(script, run, name, flags, message):

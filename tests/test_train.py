@@ -241,6 +241,31 @@ def test_devices_share_a_batch_with_the_same_result(small, corpus_file, tmp_path
     assert read_rows(tmp_path / "3") == read_rows(tmp_path / "2")
 
 
+def test_a_step_has_one_sum_over_devices_and_an_evaluation_none(tmp_path):
+    """With two of them in one program the two threads of a small machine can wait for each other for ever."""
+    code = """
+import jax, numpy as np
+from jax.sharding import Mesh
+from charlm import batches, evaluate, model, optim, train
+from configs import base
+config = base.get_config()
+config.model.update({"hidden": 8, "dropout": 0.5})
+functions, optimizer = model.functions(config, 5), optim.optimizer(config, 10)
+mesh = Mesh(np.array(jax.devices()), ("rows",))
+state = train.placed(train.initial_state(functions, optimizer, 4, 0), mesh)
+stream = batches.Stream(np.arange(200, dtype=np.uint8) % 5, 4, 8, False, 0)
+step = jax.jit(train.make_train_step(functions, optimizer, 0, mesh))
+print(step.lower(state, stream.batch_at(0)).compile().as_text().count(" all-reduce("))
+shared = jax.device_put(stream.batch_at(0), jax.tree.leaves(state.carry)[0].sharding)
+window = jax.jit(evaluate.make_window(functions))
+print(window.lower(state.params, shared, state.carry).compile().as_text().count("all-reduce"))
+"""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": "."}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1", "0"]
+
+
 def test_number_of_devices():
     assert devices.shared_by(rows=64, available=2, wanted=0) == 2
     assert devices.shared_by(rows=50, available=4, wanted=0) == 2  # 3 do not divide 50, 4 neither
