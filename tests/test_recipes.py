@@ -1,0 +1,178 @@
+"""The five systems as recipes: each trained, resumed, evaluated and sampled by the scripts, made small, and counted."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED_CORPORA, as_flags, make_text, read_rows
+from test_train import assert_same, final_params
+
+from charlm import config as config_module
+from charlm import setup, train
+from charlm.errors import UserError
+from charlm.run import Run
+
+SMALL = {"model.hidden": 12, "train.steps": 6, "train.log_every": 2, "train.eval_every": 4, "train.checkpoint_every": 3}
+SMALL |= {"sample.length": 8}
+# What a recipe needs to run on the made-up texts below.
+ON_TEXT = {
+    "shakespeare_mxnet": {"batch.size": 6},
+    "anna_pytorch": {"batch.size": 4, "batch.length": 20, "sample.prompt": "a", "eval.lanes": 2, "eval.burn_in": 20},
+    "alice_axon": {"batch.size": 8, "batch.length": 15},
+    "sonnets_keras": {"batch.size": 8, "batch.length": 15},
+    "ag_news_keras": {"batch.size": 4, "batch.length": 24, "sample.prompt": "a"},
+}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A running text and a CSV file of titles."""
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "text").write_text(make_text(3000), encoding="utf-8")
+    titles = [line for line in make_text(3000, seed=1).replace(",", "").split("\n") if line]
+    (folder / "titles.csv").write_text("".join(f'"1","{title}","x"\n' for title in [*titles, ""]), encoding="utf-8")
+    return folder
+
+
+def flags_of(name, texts, **more):
+    file = texts / ("titles.csv" if name == "ag_news_keras" else "text")
+    argument = f":{file}" if name in ("ag_news_keras", "sonnets_keras") else ""
+    path = {} if argument else {"corpus.path": file}
+    config = f"--config={ROOT / 'configs' / name}.py{argument}"
+    return [config, *as_flags(SMALL | ON_TEXT[name] | path | more)]
+
+
+@pytest.mark.parametrize("name", ON_TEXT)
+def test_recipe_is_trained_resumed_evaluated_and_sampled_by_the_scripts(script, texts, tmp_path, name):
+    flags, workdir = flags_of(name, texts), tmp_path / "run"
+    assert "done at step 6" in script("train", *flags, f"--workdir={workdir}").stdout
+    straight, params = read_rows(workdir), final_params(workdir)
+    assert {row["split"] for row in straight} >= {"train", "train_mean"}
+    # As a crash after step 4 leaves it: the same command then writes the same rows and parameters, bit for bit.
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    Run(workdir).write_status("incomplete", 4, None)
+    again = script("train", *flags, f"--workdir={workdir}").stdout
+    assert "resuming at step 4 of 6" in again
+    assert read_rows(workdir) == straight
+    assert_same(final_params(workdir), params)
+    splits = Run(workdir).corpus()["splits"]
+    split = "validation" if "validation" in splits else "train"
+    result = json.loads(script("evaluate", f"--workdir={workdir}", f"--split={split}").stdout.splitlines()[-1])
+    assert 0 < result["nats"] < 2 * np.log(len(Run(workdir).vocab()))
+    if split == "validation" and name != "anna_pytorch":
+        logged = {row["step"]: row["nats"] for row in straight if row["split"] == "validation"}
+        assert result["nats"] == pytest.approx(logged[result["step"]], rel=1e-5)
+    carried = script("evaluate", f"--workdir={workdir}", f"--split={split}", "--framing=stream").stdout
+    assert json.loads(carried.splitlines()[-1])["protocol"]["state"] == "carried"
+    prompt = ["--prompt_from=train", "--prompt_length=10"]
+    sample = script("sample", f"--workdir={workdir}", *prompt, "--length=12", "--temperature=0").stdout.removesuffix("\n")
+    source = Run(workdir).splits()["train"]
+    assert any(sample[:10] in document for document in ([source] if isinstance(source, str) else source))
+    assert len(sample) <= 22
+    assert "<" not in sample
+
+
+def test_a_grid_of_prompts_and_temperatures(script, texts, tmp_path):
+    script("train", *flags_of("ag_news_keras", texts), f"--workdir={tmp_path / 'run'}")
+    prompts = ["--prompt=a", "--prompt=b", "--num=2", "--length=200"]
+    grid = script("sample", f"--workdir={tmp_path / 'run'}", *prompts, "--temperature=0.3,0.8,1.3").stdout
+    headers = [line for line in grid.splitlines() if line.startswith("---")]
+    wanted = [(t, p, n) for t in ("0.3", "0.8", "1.3") for p in "ab" for n in (1, 2)]
+    assert headers == [f"--- sample {n}, temperature {t}, prompt '{p}' ---" for t, p, n in wanted]
+    for part in grid.split("---\n")[1:]:
+        assert "<pad>" not in part
+        assert "<eos>" not in part
+    texts_of = [part.split("\n---")[0].strip("\n") for part in grid.split("---\n")[1:]]
+    assert min(map(len, texts_of)) < 201  # some ended before the length that was asked for
+    assert "--temperature=0.3,hot is not right" in script.fails(
+        "sample", f"--workdir={tmp_path / 'run'}", "--temperature=0.3,hot"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "symbols", "count", "doubled"),
+    [
+        ("shakespeare_mxnet", 66, None, None),
+        ("anna_pytorch", 83, 3_366_483 - 4096, 3_366_483),  # PyTorch has two biases a layer
+        ("sonnets_keras", 48, 1_852_464, None),
+        ("ag_news_keras", 84, 119_892, None),
+        ("alice_axon", 29, None, None),
+    ],
+)
+def test_parameters_are_counted_as_published(name, symbols, count, doubled):
+    import jax
+
+    from charlm import model
+
+    config = config_module.load(str(ROOT / "configs" / f"{name}.py"))
+    lines = model.parameter_lines(jax.eval_shape(model.functions(config, symbols).init, jax.random.key(0)))
+    counts = [int(line.split()[-1].replace(",", "")) for line in lines[-2:]]
+    assert count in (None, counts[0])
+    assert doubled in (None, counts[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "symbols", "steps"),
+    [
+        # 1,003,853 targets in chunks of 32 by 32; windows of 100 in batches of 64 and 128; 1,786,700 chars by 12,800.
+        ("shakespeare_mxnet", "tiny_shakespeare.txt", 66, 981),
+        ("anna_pytorch", "anna.txt", 83, 139),
+        ("sonnets_keras", "sonnets.txt", 48, 1477),
+        ("alice_axon", "alice.txt", 29, 1071),
+    ],
+)
+def test_corpora_and_steps_are_those_of_the_originals(name, file, symbols, steps):
+    source = SHARED_CORPORA / file
+    if not source.exists():
+        pytest.skip(f"{source} is not on this machine")
+    overrides = {"corpus.path": str(source), "sample.length": 0}
+    made = setup.set_up(config_module.load(str(ROOT / "configs" / f"{name}.py"), overrides))
+    assert (len(made.vocab), made.batches.steps_per_epoch) == (symbols, steps)
+
+
+def test_describe_prints_the_table_and_draws_the_network(script, texts, tmp_path):
+    flags = [*flags_of("anna_pytorch", texts), "--describe", f"--graph={tmp_path / 'net.dot'}", "--graph_steps=4"]
+    printed = script("train", *flags).stdout
+    assert "with two biases a layer" in printed
+    dot = (tmp_path / "net.dot").read_text()
+    assert dot.startswith("digraph")
+    for layer in (1, 2):
+        for step in (1, 2, 3, 4):
+            assert f"lstm_{layer}_{step} [" in dot
+        assert f"lstm_{layer}_3 -> lstm_{layer}_4" in dot
+    assert "lstm_3_1" not in dot
+    assert "lstm_1_5" not in dot
+    assert (tmp_path / "net.svg").exists() == (shutil.which("dot") is not None)
+    assert "--graph=/no/such/net.dot can't be written" in script("train", *flags, "--graph=/no/such/net.dot", status=2).stderr
+    assert script.fails("train", *flags_of("anna_pytorch", texts)) == "error: --workdir is not given: see --help."
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):
+    printed = script("train", *flags_of("ag_news_keras", texts), "--describe", f"--graph={tmp_path / 'net.dot'}").stdout
+    titles = [line.split('"')[3] for line in (texts / "titles.csv").read_text().splitlines()]
+    longer = sum(len(title) > 24 for title in titles[:-1])
+    assert longer > 0
+    assert f"1 empty skipped, {longer} cut to batch.length=24" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "message"),
+    [
+        ("alice_axon", {"batch.length": 5000}, "a split has 3,000 chars, but windows of batch.length=5000 need at least 5,001"),
+        ("shakespeare_mxnet", {"batch.length": 5000}, "but chunks of batch.length=5000 need at least 5,001"),
+        ("shakespeare_mxnet", {"batch.framing": "documents"}, "needs a corpus of documents: set corpus.documents"),
+        ("ag_news_keras", {"corpus.documents": "csv:title"}, "has no column 'title'"),
+        ("ag_news_keras", {"corpus.documents": "xml"}, "corpus.documents='xml' is not right: it must be empty, lines"),
+        ("alice_axon", {"train.best": "validation"}, "train.best=validation, but corpus.split leaves no validation text"),
+        ("anna_pytorch", {"eval.framing": "documents"}, "needs a corpus of documents"),
+    ],
+)
+def test_what_does_not_fit_a_recipe_gets_one_sentence(texts, tmp_path, name, extra, message):
+    flags = flags_of(name, texts, **extra)
+    overrides = dict(flag.removeprefix("--config.").split("=", 1) for flag in flags[1:])
+    with pytest.raises(UserError, match=re.escape(message)):
+        train.train(config_module.load(flags[0].removeprefix("--config="), overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
