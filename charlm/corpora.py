@@ -71,59 +71,66 @@ def load(config) -> Corpus:
     Raises:
       UserError: it is missing, unreadable, not UTF-8, empty, or a split of it would be empty.
     """
-    normalise, form = Normalisation.of(config), form_of(config)
-    path, name, dataset, data_dir = config.corpus.path, config.corpus.name, config.corpus.tfds, config.corpus.data_dir
-    own_paths = {"validation": config.corpus.validation_path, "test": config.corpus.test_path}
-    split = config.corpus.split
-    if dataset is not None:
-        splits, provenance = sources.of_tfds(dataset, sources.data_dir_of(data_dir))
-        splits = {split_name: [normalise(document) for document in documents] for split_name, documents in splits.items()}
-    elif path is not None:
-        text, provenance = read(path, normalise, form)
-        splits = {"train": text}
-        for split_name, split_path in own_paths.items():
-            if split_path is not None:
-                splits[split_name], own = read(split_path, normalise, form)
-                provenance["files"] += own["files"]
-        del text
-    else:
-        if form:
-            raise UserError(f"corpus.documents={form!r} is set, but corpus.path is not: give the file of the documents there.")
-        text, provenance = sources.named(name, sources.data_dir_of(data_dir))
-        splits = {"train": normalise(text)}
-        del text
-    empty = 0
-    if not isinstance(splits["train"], str):
-        empty = sum(not document for documents in splits.values() for document in documents)
-        splits = {split_name: [document for document in documents if document] for split_name, documents in splits.items()}
-        if max((len(document) for document in splits["train"]), default=0) < 2:
-            raise UserError(
-                f"corpus {provenance['name']} has no document of 2 chars ({len(splits['train'])} shorter, {empty} empty): "
-                "give another file, or another corpus.documents or corpus.keep."
-            )
-    if not splits["train"]:
-        raise UserError(f"corpus {provenance['name']} has no text left: the file is empty or corpus.keep removes all of it.")
+    normalise, fractions_of = Normalisation.of(config), config.corpus.split
+    splits, provenance = _uncut(config, normalise)
+    empty = sum(not document for split in splits.values() if not isinstance(split, str) for document in split)
+    splits = {name: split if isinstance(split, str) else [text for text in split if text] for name, split in splits.items()}
+    _check_text(splits["train"], provenance["name"], empty)
     if "validation" not in splits:
-        splits = cut(splits["train"], split) | {
-            split_name: text for split_name, text in splits.items() if split_name != "train"
-        }
-    for split_name, text in splits.items():
-        if (size := sum(map(len, text))) < 2:
+        splits = cut(splits.pop("train"), fractions_of) | splits  # beside a test split that came with the corpus
+    texts = {name: joined(split) for name, split in splits.items()}
+    for name, text in texts.items():
+        if len(text) < 2:
             raise UserError(
-                f"the {split_name} split has {size} chars but needs at least 2: give a longer corpus or another corpus.split."
+                f"the {name} split has {len(text)} chars but needs at least 2: give a longer corpus or another corpus.split."
             )
-    pieces = {split_name: [text] if isinstance(text, str) else text for split_name, text in splits.items()}
     provenance |= {
-        "sha256": sha256(piece for of_split in pieces.values() for piece in of_split),
-        "chars": sum(len(piece) for of_split in pieces.values() for piece in of_split),
-        "symbols": len(symbols_of("".join(symbols_of(piece) for of_split in pieces.values() for piece in of_split))),
-        "splits": {split_name: sum(map(len, of_split)) for split_name, of_split in pieces.items()},
+        "sha256": sha256(texts.values()),
+        "chars": sum(map(len, texts.values())),
+        "symbols": len(symbols_of("".join(map(symbols_of, texts.values())))),
+        "splits": {name: len(text) for name, text in texts.items()},
         "normalisation": dataclasses.asdict(normalise),
     }
     if not isinstance(splits["train"], str):
-        counts = {split_name: len(documents) for split_name, documents in splits.items()}
-        provenance["documents"] = {"splits": counts, "empty": empty}
+        provenance["documents"] = {"splits": {name: len(split) for name, split in splits.items()}, "empty": empty}
     return Corpus(splits, provenance)
+
+
+def _uncut(config, normalise: Normalisation) -> tuple[dict, dict]:
+    """The splits as their source has them, normalised: at least `train`; and where they came from."""
+    form, path, dataset, name = form_of(config), config.corpus.path, config.corpus.tfds, config.corpus.name
+    data_dir = sources.data_dir_of(config.corpus.data_dir)
+    own_paths = {"validation": config.corpus.validation_path, "test": config.corpus.test_path}
+    if dataset is not None:
+        splits, provenance = sources.of_tfds(dataset, data_dir)
+        return {split: [normalise(document) for document in documents] for split, documents in splits.items()}, provenance
+    if path is None and form:
+        raise UserError(f"corpus.documents={form!r} is set, but corpus.path is not: give the file of the documents there.")
+    if path is None:
+        text, provenance = sources.named(name, data_dir)
+        return {"train": normalise(text)}, provenance
+    text, provenance = read(path, normalise, form)
+    splits = {"train": text}
+    for split, own_path in own_paths.items():
+        if own_path is not None:
+            splits[split], own = read(own_path, normalise, form)
+            provenance["files"] += own["files"]
+    return splits, provenance
+
+
+def _check_text(train: str | list[str], name: str, empty: int) -> None:
+    if not train and not empty:
+        raise UserError(f"corpus {name} has no text left: the file is empty or corpus.keep removes all of it.")
+    if not isinstance(train, str) and max(map(len, train), default=0) < 2:
+        raise UserError(
+            f"corpus {name} has no document of 2 chars ({len(train)} shorter, {empty} empty): "
+            "give another file, or another corpus.documents or corpus.keep."
+        )
+
+
+def joined(split: str | list[str]) -> str:
+    """A running text as it is, documents one after another."""
+    return split if isinstance(split, str) else "".join(split)
 
 
 def excerpt(split: str | list[str], length: int, seed: int) -> str:

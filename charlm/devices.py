@@ -20,13 +20,18 @@ def shared_by(rows: int, available: int, wanted: int) -> int:
     return max(number for number in range(1, most + 1) if rows % number == 0)
 
 
-def prepare_cpu(rows: int, wanted: int) -> None:
+def wanted(config) -> int:
+    """How many devices the config asks for; 0 for as many as pay."""
+    return config.devices
+
+
+def prepare_cpu(config, rows: int) -> None:
     """Sets XLA_FLAGS for a training on the CPU, unless the user has set them, and keeps freed memory in the process.
 
     To be called before JAX is imported. With as many devices as cores each has one thread; with fewer, products use all cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    number = shared_by(rows, cores, wanted)
+    number = shared_by(rows, cores, wanted(config))
     if "XLA_FLAGS" not in os.environ:
         flags = [f"--xla_force_host_platform_device_count={number}"]
         if number == cores > 1:

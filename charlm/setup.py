@@ -72,7 +72,7 @@ def set_up(config) -> Setup:
         encoded=encoded,
         batches=training,
         functions=functions,
-        mesh=_mesh(training.rows, config.devices),
+        mesh=_mesh(training.rows, devices.wanted(config)),
         total_steps=total_steps,
         schedule=optim.schedule(config, total_steps),
         optimizer=optim.optimizer(config, total_steps),
@@ -120,8 +120,8 @@ def _data_lines(setup: Setup) -> list[str]:
 
 def _vocabulary(config, corpus: corpora.Corpus) -> Vocab:
     names = {"train": ["train"], "corpus": list(corpus.splits)}[config.vocab.source]
-    texts = [text for name in names for text in ([corpus.splits[name]] if corpus.is_text else corpus.splits[name])]
-    return Vocab.of("".join(symbols_of(text) for text in texts), config.vocab.unknown, documents=not corpus.is_text)
+    symbols = "".join(symbols_of(corpora.joined(corpus.splits[name])) for name in names)
+    return Vocab.of(symbols, config.vocab.unknown, documents=not corpus.is_text)
 
 
 def _mesh(rows: int, wanted: int) -> Mesh:

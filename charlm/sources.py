@@ -101,9 +101,10 @@ def named(name: str, data_dir: pathlib.Path) -> tuple[str, dict]:
 def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]], dict]:
     """The documents of a dataset that TFDS has, by split; `dataset` is NAME:FEATURE."""
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
 
     tfds.disable_progress_bar()
-    tfds.core.download.downloader.MAX_RETRIES = DOWNLOAD_RETRIES
+    downloader.MAX_RETRIES = DOWNLOAD_RETRIES
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     name, _, feature = dataset.partition(":")
     try:

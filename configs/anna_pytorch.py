@@ -13,7 +13,9 @@ from configs import base
 
 def get_config(arg: str | None = None):
     if arg not in (None, "original"):
-        raise UserError(f"configs/anna_pytorch.py:{arg}: the argument is 'original', for PyTorch's initial weights, or nothing.")
+        raise UserError(
+            f"configs/anna_pytorch.py:{arg}: the argument is 'original', for PyTorch's initial weights, or nothing."
+        )
     config = base.get_config()
     config.corpus.name = "anna"
     config.vocab.source = "corpus"

@@ -27,7 +27,7 @@ def main(overrides: dict[str, str]) -> int:
         raise UserError(f"--graph_steps={_GRAPH_STEPS.value} is not right: it must be 1 or more.")
     if not _DESCRIBE.value and _WORKDIR.value is None:
         raise UserError("--workdir is not given: see --help.")
-    devices.prepare_cpu(batches.Framing.of(checked).rows, checked.devices)
+    devices.prepare_cpu(checked, batches.Framing.of(checked).rows)
     from charlm import setup, train  # these import JAX, which takes a second: only once the command is known to be right
 
     if _DESCRIBE.value:

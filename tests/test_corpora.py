@@ -45,7 +45,7 @@ def test_cuts_are_contiguous_with_the_counts_of_the_literature(split, counts):
 
 
 def test_a_folder_of_plain_and_packed_files_is_sorted_and_joined(tmp_path):
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"second "))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"second ", mtime=0))
     (tmp_path / "c.txt.xz").write_bytes(lzma.compress("third é".encode()))
     (tmp_path / "a.txt").write_text("first ", encoding="utf-8")
     (tmp_path / ".hidden").write_text("never", encoding="utf-8")
@@ -96,7 +96,7 @@ def test_unfit_files_are_refused_in_a_sentence(tmp_path, content, message):
     [
         ("damaged.gz", b"not packed at all"),
         ("damaged.xz", b"not packed at all"),
-        ("damaged.gz", gzip.compress(b"a b c d e f g" * 99)[:12] + b"damage"),
+        ("damaged.gz", gzip.compress(b"a b c d e f g" * 99, mtime=0)[:12] + b"damage"),
         ("damaged.xz", lzma.compress(b"a b c d e f g" * 99)[:-20]),
     ],
 )

@@ -161,7 +161,7 @@ def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):
 @pytest.mark.parametrize(
     ("name", "extra", "message"),
     [
-        ("alice_axon", {"batch.length": 5000}, "a split has 3,000 chars, but windows of batch.length=5000 need at least 5,001"),
+        ("alice_axon", {"batch.length": 5000}, "chars, but windows of batch.length=5000 need at least 5,001"),
         ("shakespeare_mxnet", {"batch.length": 5000}, "but chunks of batch.length=5000 need at least 5,001"),
         ("shakespeare_mxnet", {"batch.framing": "documents"}, "needs a corpus of documents: set corpus.documents"),
         ("ag_news_keras", {"corpus.documents": "csv:title"}, "has no column 'title'"),

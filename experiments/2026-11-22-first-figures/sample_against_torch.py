@@ -31,17 +31,18 @@ def charlm_rate(hidden: int, chars: int) -> float:
     import numpy as np
 
     from charlm import model, sample
+    from charlm.vocab import Vocab
     from configs import base
 
     config = base.get_config()
     config.model.update({"hidden": hidden, "embedding": hidden})
     functions = model.functions(config, 65)
     params = jax.jit(functions.init)(jax.random.key(0))
-    generate = sample.sampler(functions, 65, sample.Decoding(temperature=0.8))
+    generate = sample.sampler(functions, Vocab("".join(map(chr, range(65)))))
     prompt = np.zeros(1, np.uint8)
-    list(generate(params, prompt, 1, sample.CHUNK, jax.random.key(0)))  # compiles
+    list(generate(params, prompt, 1, sample.CHUNK, 0.8, jax.random.key(0)))  # compiles
     begin = time.perf_counter()
-    drawn = sum(piece.shape[1] for piece in generate(params, prompt, 1, chars, jax.random.key(1)))
+    drawn = sum(piece.shape[1] for piece in generate(params, prompt, 1, chars, 0.8, jax.random.key(1)))
     assert drawn == chars
     return chars / (time.perf_counter() - begin)
 

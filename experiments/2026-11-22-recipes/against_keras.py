@@ -58,7 +58,7 @@ def ag_news(csv_file: str, folder: str) -> None:
     overrides = {"corpus.split": (1.0,), "batch.padding": "counted", "batch.bucket": 1, "batch.shuffle": False}
     recipe = config.load(f"configs/ag_news_keras.py:{csv_file}", overrides | {"train.best": "train"})
     documents = corpora.load(recipe).splits["train"]
-    vocab = Vocab.of("".join(map(symbols_of, documents)), unknown=False, documents=True)
+    vocab = Vocab.of(symbols_of(corpora.joined(documents)), unknown=False, documents=True)
     training = batches.training_batches(batches.Framing.of(recipe), batches.encode(vocab, documents, csv_file), recipe.seed)
     keras.utils.set_random_seed(0)
     hidden = keras.layers.LSTM(128, return_sequences=True)
