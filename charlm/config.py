@@ -69,6 +69,7 @@ RULES: dict[str, Rule] = {
     "model.dropout": SHARE,
     "model.init": one_of("orthogonal", "glorot", "pytorch", "uniform"),
     "model.init_scale": POSITIVE,
+    "model.head_scale": NOT_NEGATIVE,
     "model.forget_bias": ANY,
     "model.dtype": one_of("float32", "bfloat16"),
     "optim.name": one_of("adam", "adamw", "rmsprop", "sgd"),

@@ -28,13 +28,17 @@ class Initializers(NamedTuple):
     head_bias: nn.initializers.Initializer
 
 
-def initializers(name: str, hidden: int, scale: float) -> Initializers:
+def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Initializers:
     """The initial weights of four systems; the forget bias comes on top of `bias`.
 
     `orthogonal` (Flax): LeCun normal, each gate's recurrence orthogonal. `glorot` (Keras): Glorot uniform, all four gates'
     recurrence one matrix with orthogonal rows. `pytorch`: ±1/sqrt(hidden), biases too, of which PyTorch adds two; the embedding
-    standard normal. `uniform` (MXNet): ±scale, biases 0.
+    standard normal. `uniform` (MXNet): ±scale, biases 0. Where `head_scale` is not 0, the head has ±head_scale and biases 0, as
+    Udacity's CharRNN has it beside PyTorch's own.
     """
+    if head_scale > 0:
+        head = {"head_kernel": _symmetric_uniform(head_scale), "head_bias": nn.initializers.zeros}
+        return initializers(name, hidden, scale, 0.0)._replace(**head)
     zeros = nn.initializers.zeros
     if name == "glorot":
         glorot = nn.initializers.glorot_uniform()
@@ -88,7 +92,7 @@ class CharLM(nn.Module):
       embedding: E, used by the embedding input only.
       layers, hidden: number of LSTM layers, and H of each.
       dropout: share of values dropped after each layer (so between layers and before the head), in [0, 1).
-      initializer, init_scale: see `initializers`.
+      initializer, init_scale, head_scale: see `initializers`.
       forget_bias: initial value of the forget gate's bias.
       dtype: of the operands of matrix products; parameters, state and sums are float32.
     """
@@ -101,12 +105,13 @@ class CharLM(nn.Module):
     dropout: float
     initializer: str
     init_scale: float
+    head_scale: float
     forget_bias: float
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, batch: Batch, carry: CarryStack, dropout_keys_B=None):
-        init = initializers(self.initializer, self.hidden, self.init_scale)
+        init = initializers(self.initializer, self.hidden, self.init_scale, self.head_scale)
         embedding_VE = None
         if self.input == "embedding":
             embedding_VE = self.param("embedding", init.embedding, (self.vocab_size, self.embedding))
@@ -173,6 +178,7 @@ def functions(config, vocab_size: int) -> Functions:
         dropout=config.model.dropout,
         initializer=config.model.init,
         init_scale=config.model.init_scale,
+        head_scale=config.model.head_scale,
         forget_bias=config.model.forget_bias,
         dtype=jnp.dtype(config.model.dtype),
     )

@@ -1,22 +1,13 @@
 """The PyTorch CharRNN of Udacity's course: Anna Karenina in 128 lanes, one-hot, 2 x LSTM 512 with dropout 0.5, 20 epochs.
 
 scripts/train.py --config=configs/anna_pytorch.py --workdir=runs/anna_pytorch
-scripts/train.py --config=configs/anna_pytorch.py:original --workdir=runs/anna_original
-
-All is as in the original but the initial weights: orthogonal recurrence and a forget bias of 1 leave the first plateau some
-hundred steps earlier. The argument `original` takes PyTorch's.
 """
 
-from charlm.errors import UserError
 from configs import base
 
 
 def get_config(arg: str | None = None):
-    if arg not in (None, "original"):
-        raise UserError(
-            f"configs/anna_pytorch.py:{arg}: the argument is 'original', for PyTorch's initial weights, or nothing."
-        )
-    config = base.get_config()
+    config = base.get_config(arg)
     config.corpus.name = "anna"
     config.vocab.source = "corpus"
     config.batch.size = 128
@@ -25,9 +16,9 @@ def get_config(arg: str | None = None):
     config.model.input = "onehot"
     config.model.hidden = 512
     config.model.dropout = 0.5
-    if arg == "original":
-        config.model.init = "pytorch"
-        config.model.forget_bias = 0.0
+    config.model.init = "pytorch"
+    config.model.head_scale = 1.0
+    config.model.forget_bias = 0.0
     config.model.dtype = "bfloat16"  # of products only; faster where the processor multiplies it natively
     config.optim.learning_rate = 1e-3
     config.optim.schedule = "constant"

@@ -46,6 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model.dropout = 0.0  # share dropped after each layer, the last included, in [0, 1)
     config.model.init = "orthogonal"  # orthogonal (Flax's), glorot (Keras's), pytorch: ±1/sqrt(hidden), or uniform: ±init_scale
     config.model.init_scale = 0.1  # uniform: bound
+    config.model.head_scale = 0.0  # bound of the head's initial weights, its biases 0; 0.0: as init has them
     config.model.forget_bias = 1.0  # initial bias of the forget gate
     config.model.dtype = "float32"  # of matrix-product operands: float32 or bfloat16; state and weights are float32
 

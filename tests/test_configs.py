@@ -50,6 +50,7 @@ OTHER = {
     "model.dropout": 0.5,
     "model.init": "uniform",
     "model.init_scale": 0.3,
+    "model.head_scale": 1.0,
     "model.forget_bias": 0.0,
     "model.dtype": "bfloat16",
     "optim.name": "sgd",

@@ -172,6 +172,10 @@ def test_initial_weights_of_pytorch_and_keras():
     assert 0.25 < np.abs(params["lstm_1"]["bias"]).max() <= 0.5
     assert np.std(params["lstm_1"]["bias"]) == pytest.approx(0.25 * np.sqrt(2 / 3), rel=0.25)  # of a sum of two uniform numbers
     assert np.std(params["embedding"]) == pytest.approx(1, rel=0.25)
+    _, params = build(init="pytorch", head_scale=1.0)
+    assert 0.9 < np.abs(params["head_kernel"]).max() <= 1
+    assert not params["head_bias"].any()
+    assert np.abs(params["lstm_1"]["input_kernel"]).max() <= 0.25
     _, params = build(init="glorot", forget_bias=1.0)
     recurrent = params["lstm_1"]["recurrent_kernel"]
     np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(16), atol=1e-5)
