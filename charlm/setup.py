@@ -138,8 +138,8 @@ def _sample_drawer(config, functions: model.Functions, vocab: Vocab, seed: int, 
     if length == 0:
         return None
     if prompt is None:
-        first = splits["validation" if "validation" in splits else "train"][0 : framing.length]
-        prompt = first if framing.kind == "windows" else first[0][0]
+        text = corpora.joined(splits["validation" if "validation" in splits else "train"])
+        prompt = text[: framing.length] if framing.kind == "windows" else text[0]
     prompt_ids = vocab.encode(prompt, "sample.prompt")
     window = framing.length if framing.kind == "windows" else 0
     generate = sample.sampler(functions, vocab, window=window)

@@ -34,5 +34,6 @@ def get_config(arg: str | None = None):
     config.optim.weight_decay = 1e-5 / 32
     config.optim.decay_biases = True
     config.train.epochs = 21.0
+    config.train.log_every = 200
     config.sample.temperature = 1.0
     return config
