@@ -329,3 +329,22 @@ def test_excerpts_are_windows_of_a_text_or_beginnings_of_documents():
     assert len(seen) > 40
     assert corpora.excerpt("short", 100, 3) == "short"
     assert {corpora.excerpt(["one", "fourteen"], 4, seed) for seed in range(20)} == {"one", "four"}
+
+
+def test_stock_ag_news_is_prepared_without_tensorflow(tmp_path, monkeypatch):
+    """The builder that TFDS ships, with a download that has happened already."""
+    import tensorflow_datasets as tfds
+
+    extracted = tmp_path / "extracted"
+    (extracted / "ag_news_csv").mkdir(parents=True)
+    for split, titles in (("train", ["Wall St. Bears", "Oil, again", "Third"]), ("test", ["Fears for T N"])):
+        rows = "".join(f'"3","{title}","A description."\n' for title in titles)
+        (extracted / "ag_news_csv" / f"{split}.csv").write_text(rows, encoding="utf-8")
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda *_: {"ag_news_csv": extracted})
+    config = named_config(tmp_path / "data")
+    config.corpus.tfds = "ag_news_subset:title"
+    config.corpus.split = (0.67, 0.33)
+    splits = corpora.load(config).splits
+    assert sorted(splits["train"] + splits["validation"]) == ["Oil, again", "Third", "Wall St. Bears"]
+    assert splits["test"] == ["Fears for T N"]
+    assert "tensorflow" not in sys.modules

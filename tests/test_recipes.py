@@ -45,16 +45,16 @@ def flags_of(name, texts, **more):
 
 
 @pytest.mark.parametrize("name", ON_TEXT)
-def test_recipe_is_trained_resumed_evaluated_and_sampled_by_the_scripts(script, texts, tmp_path, name):
+def test_recipe_is_trained_evaluated_and_sampled_by_the_scripts_and_resumes(script, texts, tmp_path, capsys, name):
     flags, workdir = flags_of(name, texts), tmp_path / "run"
     assert "done at step 6" in script("train", *flags, f"--workdir={workdir}").stdout
     straight, params = read_rows(workdir), final_params(workdir)
     assert {row["split"] for row in straight} >= {"train", "train_mean"}
-    # As a crash after step 4 leaves it: the same command then writes the same rows and parameters, bit for bit.
+    # As a crash after step 4 leaves it: the same config then writes the same rows and parameters, bit for bit.
     shutil.rmtree(workdir / "checkpoints" / "6")
     Run(workdir).write_status("incomplete", 4, None)
-    again = script("train", *flags, f"--workdir={workdir}").stdout
-    assert "resuming at step 4 of 6" in again
+    assert train.train(loaded(flags), workdir) == 0
+    assert "resuming at step 4 of 6" in capsys.readouterr().out
     assert read_rows(workdir) == straight
     assert_same(final_params(workdir), params)
     splits = Run(workdir).corpus()["splits"]
@@ -64,14 +64,23 @@ def test_recipe_is_trained_resumed_evaluated_and_sampled_by_the_scripts(script, 
     if split == "validation" and name != "anna_pytorch":
         logged = {row["step"]: row["nats"] for row in straight if row["split"] == "validation"}
         assert result["nats"] == pytest.approx(logged[result["step"]], rel=1e-5)
-    carried = script("evaluate", f"--workdir={workdir}", f"--split={split}", "--framing=stream").stdout
-    assert json.loads(carried.splitlines()[-1])["protocol"]["state"] == "carried"
+    if name == "shakespeare_mxnet":
+        carried = script("evaluate", f"--workdir={workdir}", f"--split={split}", "--framing=stream").stdout
+        carried = json.loads(carried.splitlines()[-1])
+        assert carried["protocol"]["state"] == "carried"
+        assert carried["nats"] != result["nats"]
     prompt = ["--prompt_from=train", "--prompt_length=10"]
     sample = script("sample", f"--workdir={workdir}", *prompt, "--length=12", "--temperature=0").stdout.removesuffix("\n")
     source = Run(workdir).splits()["train"]
     assert any(sample[:10] in document for document in ([source] if isinstance(source, str) else source))
     assert len(sample) <= 22
     assert "<" not in sample
+
+
+def loaded(flags):
+    """The config that the flags of a script make."""
+    overrides = dict(flag.removeprefix("--config.").split("=", 1) for flag in flags[1:])
+    return config_module.load(flags[0].removeprefix("--config="), overrides)
 
 
 def test_a_grid_of_prompts_and_temperatures(script, texts, tmp_path):
@@ -171,8 +180,6 @@ def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):
     ],
 )
 def test_what_does_not_fit_a_recipe_gets_one_sentence(texts, tmp_path, name, extra, message):
-    flags = flags_of(name, texts, **extra)
-    overrides = dict(flag.removeprefix("--config.").split("=", 1) for flag in flags[1:])
     with pytest.raises(UserError, match=re.escape(message)):
-        train.train(config_module.load(flags[0].removeprefix("--config="), overrides), tmp_path / "run")
+        train.train(loaded(flags_of(name, texts, **extra)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -88,6 +88,8 @@ def test_changed_corpus_is_refused(tmp_path):
     with pytest.raises(UserError, match="has changed since"):
         run.check_data(Vocab("abc"), CORPUS | {"sha256": "1"})
     with pytest.raises(UserError, match="has changed since"):
+        run.check_data(Vocab("abc"), CORPUS | {"documents": {"splits": {"train": 2}, "empty": 0}})
+    with pytest.raises(UserError, match=r"vocab.json is not the vocabulary of this run's corpus: restore it from a copy"):
         run.check_data(Vocab("abd"), CORPUS)
 
 

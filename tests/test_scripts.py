@@ -177,7 +177,7 @@ def test_train_refuses_directories_that_are_not_its_own(script, tmp_path, corpus
         ("sample", ["--prompt_from=test"], "--prompt_from=test is none of this run's splits: train, validation"),
         ("sample", ["--prompt=a", "--window=-1"], "--window=-1 is not right: it must be 0 or more"),
         ("sample", ["--prompt=a", "--checkpoint=beast"], "--checkpoint=beast is not right: it must be best, latest or a step"),
-        ("evaluate", ["--framing=windows", "--text=/dev/null"], "has 0 chars, but scoring needs at least 2"),
+        ("evaluate", ["--framing=tiles"], "flag --framing=tiles: value should be one of <stream|chunks|windows|documents>"),
         ("evaluate", ["--framing=documents"], "needs a corpus of documents"),
     ],
 )
