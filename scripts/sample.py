@@ -11,6 +11,7 @@ trained on windows draws each character after a window of its own output, as --w
 """
 
 import dataclasses
+import itertools
 import pathlib
 import sys
 
@@ -60,27 +61,26 @@ def main(overrides: dict[str, str]) -> None:
     trained = restore.load(_WORKDIR.value, _CHECKPOINT.value)
     generate = sample.sampler(trained.functions, vocab, _TOP_K.value, _TOP_P.value, window)
 
-    def pieces(prompt: str, temperature: float):
-        key = jax.random.key(_SEED.value)
+    def pieces(cell: int, prompt: str, temperature: float):
+        key = jax.random.fold_in(jax.random.key(_SEED.value), cell)  # no two cells of a grid draw with the same noise
         return generate(trained.params, vocab.encode(prompt), _NUM.value, _LENGTH.value, temperature, key)
 
     if len(prompts) * len(temperatures) * _NUM.value == 1:
         _write(prompts[0])
-        for ids_BN in pieces(prompts[0], temperatures[0]):
+        for ids_BN in pieces(0, prompts[0], temperatures[0]):
             ids_N = sample.until_end(ids_BN[0], vocab)
             _write(vocab.decode(ids_N))
             if len(ids_N) < ids_BN.shape[1]:
                 break
         _write("\n")
         return
-    for temperature in temperatures:
-        for prompt in prompts:
-            drawn = list(pieces(prompt, temperature)) or [np.zeros((_NUM.value, 0), np.int32)]
-            for number, ids_N in enumerate(np.concatenate(drawn, axis=1), start=1):
-                named = [f"sample {number}"] if _NUM.value > 1 else []
-                named += [f"temperature {temperature:g}"] if len(temperatures) > 1 else []
-                named += [f"prompt {prompt!r}"] if len(prompts) > 1 else []
-                _write(f"--- {', '.join(named)} ---\n{prompt}{vocab.decode(sample.until_end(ids_N, vocab))}\n")
+    for cell, (temperature, prompt) in enumerate(itertools.product(temperatures, prompts)):
+        drawn = list(pieces(cell, prompt, temperature)) or [np.zeros((_NUM.value, 0), np.int32)]
+        for number, ids_N in enumerate(np.concatenate(drawn, axis=1), start=1):
+            named = [f"sample {number}"] if _NUM.value > 1 else []
+            named += [f"temperature {temperature:g}"] if len(temperatures) > 1 else []
+            named += [f"prompt {prompt!r}"] if len(prompts) > 1 else []
+            _write(f"--- {', '.join(named)} ---\n{prompt}{vocab.decode(sample.until_end(ids_N, vocab))}\n")
 
 
 def _check_flags() -> list[float]:

@@ -93,6 +93,8 @@ def test_a_grid_of_prompts_and_temperatures(script, texts, tmp_path):
     for part in grid.split("---\n")[1:]:
         assert "<pad>" not in part
         assert "<eos>" not in part
+    endings = {part[2:12] for part in grid.split("---\n")[1:]}  # what follows a prompt differs from cell to cell
+    assert len(endings) > 6
     texts_of = [part.split("\n---")[0].strip("\n") for part in grid.split("---\n")[1:]]
     assert min(map(len, texts_of)) < 201  # some ended before the length that was asked for
     assert "--temperature=0.3,hot is not right" in script.fails(
