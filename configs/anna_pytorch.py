@@ -1,13 +1,20 @@
 """The PyTorch CharRNN of Udacity's course: Anna Karenina in 128 lanes, one-hot, 2 x LSTM 512 with dropout 0.5, 20 epochs.
 
 scripts/train.py --config=configs/anna_pytorch.py --workdir=runs/anna_pytorch
+scripts/train.py --config=configs/anna_pytorch.py:original --workdir=runs/anna_original
+
+All is as in the original but the learning rate, which falls to a hundredth by a cosine instead of staying at 0.001. The argument
+`original` leaves it constant: 40 minutes on 2 CPU cores with other work beside, validation 1.5912 after 5 epochs, 1.3146 after 20.
 """
 
+from charlm.errors import UserError
 from configs import base
 
 
 def get_config(arg: str | None = None):
-    config = base.get_config(arg)
+    if arg not in (None, "original"):
+        raise UserError(f"configs/anna_pytorch.py:{arg}: the argument is 'original', for a constant rate, or nothing.")
+    config = base.get_config()
     config.corpus.name = "anna"
     config.vocab.source = "corpus"
     config.batch.size = 128
@@ -21,7 +28,7 @@ def get_config(arg: str | None = None):
     config.model.forget_bias = 0.0
     config.model.dtype = "bfloat16"  # of products only; faster where the processor multiplies it natively
     config.optim.learning_rate = 1e-3
-    config.optim.schedule = "constant"
+    config.optim.schedule = "constant" if arg == "original" else "cosine"
     config.optim.clip_norm = 5.0
     config.train.epochs = 20.0
     config.eval.lanes = 16  # the exact figure is that of scripts/evaluate.py
