@@ -72,6 +72,11 @@ class Framing(NamedTuple):
             padding=config.batch.padding,
         )
 
+    @property
+    def window(self) -> int:
+        """Characters that a model so trained sees before each draw, from the zero state; 0: all, since the state is carried."""
+        return self.length if self.kind == "windows" else 0
+
 
 class Batches(Protocol):
     """What every framing offers."""

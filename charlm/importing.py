@@ -17,6 +17,7 @@ import zipfile
 import jax
 import numpy as np
 
+from charlm import model
 from charlm import run as run_module
 from charlm.checkpoint import Checkpoints
 from charlm.errors import UserError
@@ -137,8 +138,7 @@ def write_run(config, workdir: str, params: Params, symbols: list[str] | str | N
 
 
 def _check_shapes(params: Params, expected, file: str) -> None:
-    mine = {name: tuple(leaf.shape) for name, leaf in _flat(params).items()}
-    wanted = {name: tuple(leaf.shape) for name, leaf in _flat(expected).items()}
+    mine, wanted = ({name: shape for name, shape, _ in model.parameter_table(tree)} for tree in (params, expected))
     for name in sorted(mine.keys() | wanted.keys()):
         if mine.get(name) != wanted.get(name):
             here, there = (_shown(shapes.get(name)) for shapes in (mine, wanted))
@@ -164,11 +164,6 @@ def _reordered(params: Params, setup: Setup, tokens: list[str] | None, file: str
     else:
         raise UserError(f"{file} has its symbols in another order than sorted, which an input of one number can't follow.")
     return {**params, "head_kernel": params["head_kernel"][:, order], "head_bias": params["head_bias"][order]}
-
-
-def _flat(tree) -> dict:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:

@@ -139,10 +139,9 @@ def _sample_drawer(config, functions: model.Functions, vocab: Vocab, seed: int, 
         return None
     if prompt is None:
         text = corpora.joined(splits["validation" if "validation" in splits else "train"])
-        prompt = text[: framing.length] if framing.kind == "windows" else text[0]
+        prompt = text[: framing.window or 1]
     prompt_ids = vocab.encode(prompt, "sample.prompt")
-    window = framing.length if framing.kind == "windows" else 0
-    generate = sample.sampler(functions, vocab, window=window)
+    generate = sample.sampler(functions, vocab, window=framing.window)
 
     def draw(params, step: int) -> str:
         key = jax.random.fold_in(jax.random.key(seed), step)

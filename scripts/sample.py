@@ -56,8 +56,7 @@ def main(overrides: dict[str, str]) -> None:
 
     from charlm import restore, sample
 
-    framing = batches.Framing.of(config)
-    window = _WINDOW.value if _WINDOW.value is not None else framing.length if framing.kind == "windows" else 0
+    window = batches.Framing.of(config).window if _WINDOW.value is None else _WINDOW.value
     trained = restore.load(_WORKDIR.value, _CHECKPOINT.value)
     generate = sample.sampler(trained.functions, vocab, _TOP_K.value, _TOP_P.value, window)
 
