@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from charlm import recurrence
 from charlm.recurrence import lstm
 
 
@@ -44,9 +45,11 @@ def scalar(run):
     return value
 
 
+@pytest.mark.parametrize("batch", [3, 16])  # rows that fill no vector, and rows that do
 @pytest.mark.parametrize("steps", [1, 7, 16, 32, 23])  # one step, one odd chunk, one chunk, two chunks, a prime
-def test_equals_the_textbook_cell_in_value_and_gradient(steps):
-    args = arguments(steps)
+def test_equals_the_textbook_cell_in_value_and_gradient(steps, batch, monkeypatch):
+    monkeypatch.setattr(recurrence, "CHUNK_BYTES", 0)  # so small a network would be one chunk at any length
+    args = arguments(steps, batch)
     outputs, carry = lstm(*args)
     expected, expected_carry = textbook(*args)
     np.testing.assert_allclose(outputs, expected, atol=2e-6)

@@ -1,0 +1,88 @@
+"""Measures training and sampling against PyTorch, Keras and plain Flax on this machine, in turn, in one run.
+
+    scripts/benchmark.py --peer_python torch=/path/to/python --peer_python keras=/path/to/python [--json=FILE]
+        [--tasks=train,sample] [--shapes=S,M,L] [--implementations=charlm,torch] [--sample_batches=1,64] [--rounds=5]
+
+Shapes: S = 2 x 128, batch 50 x 50; M = 2 x 256 after an embedding of 256, batch 32 x 32; L = 2 x 512, batch 128 x 100. A
+training step is forward, backward, global-norm clip and Adam; sampling is the whole loop at temperature 0.8. Medians over the
+rounds are printed with their spread, the ratio to PyTorch, the share of what the machine's matrix products allow, and peak
+memory. An implementation whose library is not installed is skipped and named. All of it takes half an hour on 2 cores.
+"""
+
+import json
+
+from absl import flags
+
+from charlm import benchmark, cli
+from charlm.errors import UserError
+
+_PEER_PYTHON = flags.DEFINE_multi_string("peer_python", [], "NAME=/path/to/python: interpreter of torch, keras or flax")
+_TASKS = flags.DEFINE_list("tasks", ["train", "sample"], "train, sample or both")
+_SHAPES = flags.DEFINE_list("shapes", list(benchmark.SHAPES), "of S, M, L")
+_IMPLEMENTATIONS = flags.DEFINE_list("implementations", list(benchmark.IMPLEMENTATIONS), "which to measure")
+_SAMPLE_BATCHES = flags.DEFINE_list("sample_batches", ["1", "64"], "streams sampled at once")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each is measured")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "that each is measured in each round")
+_JSON = flags.DEFINE_string("json", None, "file for the figures as a list of objects")
+
+
+def main(overrides: dict[str, str]) -> None:
+    del overrides
+    pythons, sample_batches = _check_flags()
+    names, missing = benchmark.available(_IMPLEMENTATIONS.value, pythons)
+    for name, why in missing.items():
+        print(f"skipped {name}: {why}.", flush=True)
+    measured = []
+    for task in _TASKS.value:
+        for shape in _SHAPES.value:
+            for batch in [benchmark.SHAPES[shape].batch] if task == "train" else sample_batches:
+                measured += benchmark.measure(task, shape, batch, names, pythons, _ROUNDS.value, _SECONDS.value, _say)
+                if _JSON.value is not None:  # after each group, so that what was measured stays
+                    with open(_JSON.value, "w", encoding="utf-8") as file:
+                        json.dump([row._asdict() for row in measured], file, indent=1)
+    _print_table(benchmark.table(measured))
+    print(*benchmark.means(measured), sep="\n")
+
+
+def _check_flags() -> tuple[dict[str, str], list[int]]:
+    """Interpreters by name, and batches of sampling; raises a UserError for the first flag that is not right."""
+    for flag, known in (
+        (_TASKS, ("train", "sample")),
+        (_SHAPES, benchmark.SHAPES),
+        (_IMPLEMENTATIONS, benchmark.IMPLEMENTATIONS),
+    ):
+        for value in flag.value:
+            if value not in known:
+                raise UserError(f"--{flag.name}={value} is not right: it must be of {', '.join(known)}.")
+        if not flag.value:
+            raise UserError(f"--{flag.name}= is empty: it must be of {', '.join(known)}.")
+    if _ROUNDS.value < 1:
+        raise UserError(f"--rounds={_ROUNDS.value} is not right: it must be 1 or more.")
+    if not 0 < _SECONDS.value < float("inf"):
+        raise UserError(f"--seconds={_SECONDS.value} is not right: it must be above 0.")
+    if not all(value.isdecimal() and int(value) > 0 for value in _SAMPLE_BATCHES.value):
+        raise UserError(f"--sample_batches={','.join(_SAMPLE_BATCHES.value)} is not right: whole numbers above 0 would be.")
+    pythons = {}
+    for value in _PEER_PYTHON.value:
+        name, equals, python = value.partition("=")
+        if name not in ("flax", "keras", "torch") or not equals or not python:
+            raise UserError(f"--peer_python={value} is not right: torch=/path/to/python would be (or keras=, flax=).")
+        pythons[name] = python
+    return pythons, [int(value) for value in _SAMPLE_BATCHES.value]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        left, right = row[:4], row[4:]
+        cells = [cell.ljust(width) for cell, width in zip(left, widths, strict=False)]
+        cells += [cell.rjust(width) for cell, width in zip(right, widths[4:], strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,98 @@
+"""charlm's own step and sampler, made from a config as scripts/train.py and scripts/sample.py make them; see worker.py."""
+
+import os
+import pathlib
+import sys
+
+import worker
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, os.fspath(ROOT))
+
+
+def config_of(job: dict):
+    from charlm import config
+
+    overrides = {
+        "model.layers": job["layers"],
+        "model.hidden": job["hidden"],
+        "model.input": "embedding" if job["embedding"] else "onehot",
+        "model.embedding": job["embedding"] or 1,
+        "model.dtype": job["dtype"],
+        "batch.size": job["batch"],
+        "batch.length": job["length"],
+        "devices": job.get("devices", 0),
+        "train.steps": 1_000_000,
+    }
+    return config.load(os.fspath(ROOT / "configs/base.py"), {key: str(value) for key, value in overrides.items()})
+
+
+def main() -> None:
+    job = worker.job()
+    config = config_of(job)
+    from charlm import devices
+
+    if job["task"] == "train":
+        devices.prepare_cpu(config, job["batch"])
+        train(job, config)
+    else:
+        devices.prepare_cpu(config, 1)
+        sample(job, config)
+
+
+def train(job: dict, config) -> None:
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh
+
+    from charlm import batches, devices, model, optim
+    from charlm import train as training
+
+    ids_N = np.random.default_rng(0).integers(0, job["vocab"], 1_000_000).astype(np.uint8)
+    framing = batches.Framing.of(config)
+    data = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
+    functions, optimizer = model.functions(config, job["vocab"]), optim.optimizer(config, 1_000_000)
+    number = devices.shared_by(data.rows, len(jax.devices()), devices.wanted(config))
+    mesh = Mesh(np.array(jax.devices()[:number]), ("rows",))
+    step = jax.jit(training.make_train_step(functions, optimizer, 0, mesh), donate_argnums=0)
+    state, done = training.placed(jax.jit(lambda: training.initial_state(functions, optimizer, data.rows, 0))(), mesh), 0
+
+    def run(steps: int) -> int:
+        nonlocal state, done
+        metrics = None
+        for _ in range(steps):
+            before = metrics
+            state, metrics = step(state, data.batch_at(done))
+            done += 1
+            if before is not None:  # as the training loop does: a step is under way while the one before is read
+                jax.device_get(before)
+        jax.block_until_ready((state, metrics))
+        return steps * data.rows * framing.length
+
+    worker.serve(run, devices=number)
+
+
+def sample(job: dict, config) -> None:
+    import jax
+    import numpy as np
+
+    from charlm import model, sample
+    from charlm.vocab import Vocab
+
+    functions = model.functions(config, job["vocab"])
+    params = jax.jit(functions.init)(jax.random.key(0))
+    generate = sample.sampler(functions, Vocab("".join(map(chr, range(job["vocab"])))))
+    drawn = 0
+
+    def run(chunks: int) -> int:
+        nonlocal drawn
+        drawn += 1
+        key = jax.random.fold_in(jax.random.key(0), drawn)
+        pieces = generate(params, np.zeros(1, np.uint8), job["batch"], chunks * sample.CHUNK, 0.8, key)
+        return sum(piece.size for piece in pieces)
+
+    worker.serve(run, devices=1)
+
+
+if __name__ == "__main__":
+    main()

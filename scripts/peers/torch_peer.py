@@ -1,0 +1,138 @@
+"""PyTorch: nn.LSTM (oneDNN) for training; for sampling the faster of nn.LSTM, nn.LSTMCell and packed weights; see worker.py."""
+
+import time
+
+import numpy as np
+import torch
+import worker
+
+
+class CharRNN(torch.nn.Module):
+    def __init__(self, job: dict):
+        super().__init__()
+        self.vocab, embedding = job["vocab"], job["embedding"]
+        self.embed = torch.nn.Embedding(self.vocab, embedding) if embedding else None
+        self.lstm = torch.nn.LSTM(embedding or self.vocab, job["hidden"], job["layers"], batch_first=True)
+        self.head = torch.nn.Linear(job["hidden"], self.vocab)
+
+    def encode(self, ids):
+        return self.embed(ids) if self.embed is not None else torch.nn.functional.one_hot(ids, self.vocab).float()
+
+    def forward(self, ids_BT, state):
+        out, state = self.lstm(self.encode(ids_BT), state)
+        return self.head(out), state
+
+
+def main() -> None:
+    job = worker.job()
+    torch.manual_seed(0)
+    train(job) if job["task"] == "train" else sample(job)
+
+
+def train(job: dict) -> None:
+    batch, length, vocab = job["batch"], job["length"], job["vocab"]
+    model = CharRNN(job)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocab, (20, batch, length + 1)))
+    state = tuple(torch.zeros(job["layers"], batch, job["hidden"]) for _ in range(2))
+    done = 0
+
+    def run(steps: int) -> int:
+        nonlocal state, done
+        for _ in range(steps):
+            window_BT = ids[done % len(ids)]
+            done += 1
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=job["dtype"] == "bfloat16"):
+                logits, new = model(window_BT[:, :-1], state)
+                loss = torch.nn.functional.cross_entropy(logits.reshape(-1, vocab), window_BT[:, 1:].reshape(-1))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            state = tuple(part.detach().float() for part in new)
+        return steps * batch * length
+
+    worker.serve(run)
+
+
+def sample(job: dict) -> None:
+    batch = job["batch"]
+    model = CharRNN(job).eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=job["dtype"] == "bfloat16"):
+        forms = {"nn.LSTM": stepped(model, batch), "nn.LSTMCell": by_cells(model, batch), "packed": packed(model, batch)}
+        seconds = {}
+        for name, one in forms.items():
+            draw(one, batch, 30)
+            begin = time.perf_counter()
+            draw(one, batch, 200)
+            seconds[name] = time.perf_counter() - begin
+        fastest = min(seconds, key=seconds.get)
+        worker.serve(lambda chunks: draw(forms[fastest], batch, chunks * 64), form=fastest)
+
+
+def draw(one, batch: int, chars: int) -> int:
+    ids_B, state = torch.zeros(batch, dtype=torch.long), None
+    for _ in range(chars):
+        logits_BV, state = one(ids_B, state)
+        ids_B = torch.multinomial(torch.softmax(logits_BV.float() / 0.8, -1), 1)[:, 0]
+    return chars * batch
+
+
+def stepped(model: CharRNN, batch: int):
+    def one(ids_B, state):
+        out, state = model.lstm(model.encode(ids_B[:, None]), state)
+        return model.head(out[:, 0]), state
+
+    return one
+
+
+def by_cells(model: CharRNN, batch: int):
+    cells = []
+    for layer in range(model.lstm.num_layers):
+        cell = torch.nn.LSTMCell(getattr(model.lstm, f"weight_ih_l{layer}").shape[1], model.lstm.hidden_size)
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            setattr(cell, name, getattr(model.lstm, f"{name}_l{layer}"))
+        cells.append(cell)
+
+    def one(ids_B, state):
+        x, new = model.encode(ids_B), []
+        for cell, before in zip(cells, state or [None] * len(cells), strict=True):
+            h, c = cell(x, before)
+            new.append((h, c))
+            x = h
+        return model.head(x), new
+
+    return one
+
+
+def packed(model: CharRNN, batch: int):
+    """One product a layer: [x, h] by input and recurrent weights side by side; the first layer's input is a row lookup."""
+    layers = range(model.lstm.num_layers)
+    bias = [getattr(model.lstm, f"bias_ih_l{k}") + getattr(model.lstm, f"bias_hh_l{k}") for k in layers]
+    w_in = [getattr(model.lstm, f"weight_ih_l{k}") for k in layers]
+    w_rec = [getattr(model.lstm, f"weight_hh_l{k}") for k in layers]
+    table_VG = model.encode(torch.arange(model.vocab)) @ w_in[0].T + bias[0]
+    both = [torch.cat([w_in[k], w_rec[k]], 1).T.contiguous() for k in layers[1:]]
+    first = w_rec[0].T.contiguous()
+    zeros = torch.zeros(batch, model.lstm.hidden_size)
+
+    def cell(z_BG, c_BH):
+        i, f, g, o = z_BG.chunk(4, -1)
+        c_BH = torch.sigmoid(f) * c_BH + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c_BH), c_BH
+
+    def one(ids_B, state):
+        state = state or [(zeros, zeros)] * len(layers)
+        h, c = state[0]
+        x, c = cell(torch.addmm(table_VG[ids_B], h, first), c)
+        new = [(x, c)]
+        for (h, c), weights, its_bias in zip(state[1:], both, bias[1:], strict=True):
+            x, c = cell(torch.addmm(its_bias, torch.cat([x, h], 1), weights), c)
+            new.append((x, c))
+        return model.head(x), new
+
+    return one
+
+
+if __name__ == "__main__":
+    main()
