@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from charlm.errors import UserError
+from charlm.longtext import LongText
 from charlm.vocab import EOS, Vocab
 
 PAD_ID = 0  # what fills a row beyond its text; in vocabularies of documents it is `<pad>`
@@ -270,8 +271,10 @@ class Order:
         return piece_B.astype(np.int64)
 
 
-def encode(vocab: Vocab, split: str | list[str], where: str) -> Encoded:
+def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encoded:
     """A running text, or a list of documents, as ids; `where` names it in the message about symbols outside the vocabulary."""
+    if isinstance(split, LongText):
+        return Encoded(split.encode(vocab, where))
     if isinstance(split, str):
         return Encoded(vocab.encode(split, where))
     starts_D1 = np.cumsum([0, *(len(document) + 1 for document in split)])

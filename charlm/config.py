@@ -40,6 +40,7 @@ def _is_document_form(value: str) -> bool:
 
 RULES: dict[str, Rule] = {
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+    "cache_dir": ANY,
     "corpus.name": ANY,  # corpora.py knows which there are
     "corpus.path": NOT_EMPTY,
     "corpus.validation_path": NOT_EMPTY,

@@ -6,22 +6,23 @@ A named corpus and a dataset of TFDS come from `sources`; everything else is a f
 import csv
 import dataclasses
 import fractions
-import gzip
 import hashlib
 import io
 import json
-import lzma
 import os
 import pathlib
 import re
-import zlib
 from collections.abc import Iterable
 
-from charlm import sources
+from charlm import cache, longtext, sources
 from charlm.errors import UserError
+from charlm.longtext import LongText
 from charlm.vocab import symbols_of
 
 SPLIT_NAMES = ("train", "validation", "test")
+LONG = 50_000_000  # bytes of files from which a running text is encoded on disk instead of held in memory
+
+Split = str | LongText | list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +30,18 @@ class Corpus:
     """A running text or documents by split, and where they came from.
 
     Attributes:
-      splits: the split's name → its text, or the list of its documents, in the order train[, validation[, test]].
+      splits: the split's name → its text (a LongText where files are large), or the list of its documents, in the order
+        train[, validation[, test]].
       provenance: name, source, files, sha256 of the text as used, licence, chars, symbols, chars by split, normalisation, and
         the number of documents.
     """
 
-    splits: dict[str, str] | dict[str, list[str]]
+    splits: dict[str, Split]
     provenance: dict
 
     @property
     def is_text(self) -> bool:
-        return isinstance(self.splits["train"], str)
+        return not isinstance(self.splits["train"], list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +75,9 @@ def load(config) -> Corpus:
     """
     normalise, fractions_of = Normalisation.of(config), config.corpus.split
     splits, provenance = _uncut(config, normalise)
-    empty = sum(not document for split in splits.values() if not isinstance(split, str) for document in split)
-    splits = {name: split if isinstance(split, str) else [text for text in split if text] for name, split in splits.items()}
+    empty = sum(not document for split in splits.values() if isinstance(split, list) for document in split)
+    splits = {name: [text for text in split if text] if isinstance(split, list) else split for name, split in splits.items()}
+    known_sha256 = splits["train"].sha256 if isinstance(splits["train"], LongText) and len(splits) == 1 else None
     _check_text(splits["train"], provenance["name"], empty)
     if "validation" not in splits:
         splits = cut(splits.pop("train"), fractions_of) | splits  # beside a test split that came with the corpus
@@ -85,13 +88,13 @@ def load(config) -> Corpus:
                 f"the {name} split has {len(text)} chars but needs at least 2: give a longer corpus or another corpus.split."
             )
     provenance |= {
-        "sha256": sha256(texts.values()),
+        "sha256": known_sha256 or sha256(texts.values()),
         "chars": sum(map(len, texts.values())),
-        "symbols": len(symbols_of("".join(map(symbols_of, texts.values())))),
+        "symbols": len(symbols_of("".join(map(symbols_in, texts.values())))),
         "splits": {name: len(text) for name, text in texts.items()},
         "normalisation": dataclasses.asdict(normalise),
     }
-    if not isinstance(splits["train"], str):
+    if isinstance(splits["train"], list):
         provenance["documents"] = {"splits": {name: len(split) for name, split in splits.items()}, "empty": empty}
     return Corpus(splits, provenance)
 
@@ -109,37 +112,43 @@ def _uncut(config, normalise: Normalisation) -> tuple[dict, dict]:
     if path is None:
         text, provenance = sources.named(name, data_dir)
         return {"train": normalise(text)}, provenance
-    text, provenance = read(path, normalise, form)
+    folder = cache.folder_of(config)
+    text, provenance = read(path, normalise, form, folder)
     splits = {"train": text}
     for split, own_path in own_paths.items():
         if own_path is not None:
-            splits[split], own = read(own_path, normalise, form)
+            splits[split], own = read(own_path, normalise, form, folder)
             provenance["files"] += own["files"]
     return splits, provenance
 
 
-def _check_text(train: str | list[str], name: str, empty: int) -> None:
+def _check_text(train: Split, name: str, empty: int) -> None:
     if not train and not empty:
         raise UserError(f"corpus {name} has no text left: the file is empty or corpus.keep removes all of it.")
-    if not isinstance(train, str) and max(map(len, train), default=0) < 2:
+    if isinstance(train, list) and max(map(len, train), default=0) < 2:
         raise UserError(
             f"corpus {name} has no document of 2 chars ({len(train)} shorter, {empty} empty): "
             "give another file, or another corpus.documents or corpus.keep."
         )
 
 
-def joined(split: str | list[str]) -> str:
+def joined(split: Split) -> str | LongText:
     """A running text as it is, documents one after another."""
-    return split if isinstance(split, str) else "".join(split)
+    return "".join(split) if isinstance(split, list) else split
 
 
-def excerpt(split: str | list[str], length: int, seed: int) -> str:
+def symbols_in(text: str | LongText) -> str:
+    """The distinct characters of a text, sorted."""
+    return text.symbols_used() if isinstance(text, LongText) else symbols_of(text)
+
+
+def excerpt(split: Split, length: int, seed: int) -> str:
     """A window of a running text, or the beginning of a document, chosen by the seed; not longer than `length`."""
     number = int.from_bytes(hashlib.sha256(f"excerpt {seed}".encode()).digest()[:8], "big")
-    if not isinstance(split, str):
+    if isinstance(split, list):
         return split[number % len(split)][:length]
     start = number % max(1, len(split) - length + 1)
-    return split[start : start + length]
+    return str(split[start : start + length])
 
 
 def form_of(config) -> str:
@@ -147,15 +156,18 @@ def form_of(config) -> str:
     return config.corpus.documents
 
 
-def read(path: str, normalise: Normalisation, form: str = "") -> tuple[str | list[str], dict]:
+def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Path | None = None) -> tuple[Split, dict]:
     """The normalised text, or documents, of a file or folder, and its name, source and files.
 
     Args:
       form: `corpus.documents`: empty for a running text, else how a file holds documents.
+      folder: of the cache, for the encoding of a long text; None holds it in memory however long it is.
     """
     files = _files(pathlib.Path(path))
     if form:
         text = [normalise(document) for file in files for document in _documents(file, form)]
+    elif folder is not None and sum(file.stat().st_size for file in files) >= LONG:
+        text = longtext.load(files, normalise, dataclasses.asdict(normalise), folder / "corpora")
     else:
         text = "".join(normalise(_decoded(file)) for file in files)
     return text, {
@@ -209,7 +221,7 @@ def _json_field(file: pathlib.Path, number: int, line: str, field: str) -> str:
     return fields[field]
 
 
-def cut(text: str | list[str], split: tuple[float, ...]) -> dict[str, str] | dict[str, list[str]]:
+def cut(text: Split, split: tuple[float, ...]) -> dict[str, Split]:
     """Cuts a text, or a list of documents, at the given fractions, each cut rounded down.
 
     (0.9, 0.1) of 1,115,394 chars gives 1,003,854 and 111,540.
@@ -233,26 +245,20 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
 
 def _decoded(file: pathlib.Path) -> str:
     try:
-        raw = file.read_bytes()
-        if file.suffix == ".gz":
-            raw = gzip.decompress(raw)
-        elif file.suffix == ".xz":
-            raw = lzma.decompress(raw)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{file} can't be read: {error}.") from error
-    try:
-        return raw.decode("utf-8")
+        return b"".join(longtext.raw(file)).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start:,}; convert it, for example with iconv."
-        ) from error
+        raise longtext.not_utf8(file, error) from error
 
 
-def sha256(texts: Iterable[str]) -> str:
+def sha256(texts: Iterable[str | LongText]) -> str:
     """Of texts joined, as UTF-8. Where documents begin is not in it; that is compared by their number and length."""
     digest = hashlib.sha256()
     block = 1 << 22
     for text in texts:
-        for start in range(0, len(text), block):
-            digest.update(text[start : start + block].encode("utf-8"))
+        if isinstance(text, LongText):
+            blocks = text.utf8()
+        else:
+            blocks = (text[start : start + block].encode("utf-8") for start in range(0, len(text), block))
+        for piece in blocks:
+            digest.update(piece)
     return digest.hexdigest()

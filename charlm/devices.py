@@ -25,19 +25,23 @@ def wanted(config) -> int:
     return config.devices
 
 
-def prepare_cpu(config, rows: int) -> None:
+def prepare_cpu(config, rows: int) -> str:
     """Sets XLA_FLAGS for a training on the CPU, unless the user has set them, and keeps freed memory in the process.
+
+    Returns what it has set; nothing where the user's stand.
 
     To be called before JAX is imported. With as many devices as cores each has one thread; with fewer, products use all cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     number = shared_by(rows, cores, wanted(config))
-    if "XLA_FLAGS" not in os.environ:
-        flags = [f"--xla_force_host_platform_device_count={number}"]
-        if number == cores > 1:
-            flags.append("--xla_cpu_multi_thread_eigen=false")
-        os.environ["XLA_FLAGS"] = " ".join(flags)
     _keep_freed_memory()
+    if "XLA_FLAGS" in os.environ:
+        return ""
+    flags = [f"--xla_force_host_platform_device_count={number}"]
+    if number == cores > 1:
+        flags.append("--xla_cpu_multi_thread_eigen=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+    return os.environ["XLA_FLAGS"]
 
 
 def _keep_freed_memory() -> None:

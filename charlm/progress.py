@@ -1,9 +1,11 @@
 """What a person sees while a model trains: a bar on a terminal, one plain line for each row of metrics elsewhere."""
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from charlm import objective
 
@@ -52,6 +54,23 @@ class Reporter:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, flush=True)
+
+
+@contextlib.contextmanager
+def megabytes(what: str, size: int) -> Iterator[Callable[[int], None]]:
+    """A function to call with each number of bytes done; shows a bar on a terminal, one line elsewhere, both on stderr.
+
+    Args:
+      size: bytes in all, as far as is known.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        warn(f"{what}, {size / 1e6:,.0f} MB to read.")
+        yield lambda number: None
+        return
+    with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(what, total=size)
+        yield lambda number: bar.advance(task, number)
 
 
 def duration(seconds: float) -> str:

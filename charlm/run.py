@@ -116,7 +116,7 @@ class Run:
         self._write("config.json", config_module.to_dict(config))
         self.write_status("incomplete", 0, None)
 
-    def splits(self) -> dict[str, str] | dict[str, list[str]]:
+    def splits(self) -> dict[str, corpora.Split]:
         """The run's corpus, loaded anew.
 
         Raises:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from charlm import batches, corpora, devices, drawing, evaluate, model, optim, sample
 from charlm.errors import UserError
-from charlm.vocab import PAD, Vocab, symbols_of
+from charlm.vocab import PAD, Vocab
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _data_lines(setup: Setup) -> list[str]:
 
 def _vocabulary(config, corpus: corpora.Corpus) -> Vocab:
     names = {"train": ["train"], "corpus": list(corpus.splits)}[config.vocab.source]
-    symbols = "".join(symbols_of(corpora.joined(corpus.splits[name])) for name in names)
+    symbols = "".join(corpora.symbols_in(corpora.joined(corpus.splits[name])) for name in names)
     return Vocab.of(symbols, config.vocab.unknown, documents=not corpus.is_text)
 
 
@@ -139,7 +139,7 @@ def _sample_drawer(config, functions: model.Functions, vocab: Vocab, seed: int, 
         return None
     if prompt is None:
         text = corpora.joined(splits["validation" if "validation" in splits else "train"])
-        prompt = text[: framing.window or 1]
+        prompt = str(text[: framing.window or 1])
     prompt_ids = vocab.encode(prompt, "sample.prompt")
     generate = sample.sampler(functions, vocab, window=framing.window)
 

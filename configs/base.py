@@ -10,6 +10,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # integer; initial weights, dropout, lane offsets, shuffling and samples follow from it
     config.devices = 0  # that share each batch, on a CPU one a core; 0: as many as there are and pay, a divisor of batch.size
+    config.cache_dir = placeholder(str)  # encoded long texts, compiled programs; None: charlm in the user's cache; "": none
 
     config.corpus = ConfigDict()
     config.corpus.name = "tiny_shakespeare"  # a corpus that charlm knows how to get; used where path is None

@@ -14,7 +14,7 @@ import time
 
 from absl import flags
 
-from charlm import batches, cli, corpora
+from charlm import batches, cache, cli, corpora
 from charlm.config import FRAMINGS
 from charlm.errors import UserError
 from charlm.run import Run, check_checkpoint_name
@@ -42,6 +42,7 @@ def main(overrides: dict[str, str]) -> None:
     if _TEXT.value is None and split not in run.corpus()["splits"]:
         raise UserError(f"--split={split} is none of this run's splits: {', '.join(run.corpus()['splits'])}.")
     text, sha256 = _text(run, split)
+    cache.keep_compiled(cache.folder_of(run.config()))
 
     from charlm import evaluate, objective, restore
 
@@ -64,16 +65,16 @@ def main(overrides: dict[str, str]) -> None:
     print(json.dumps(objective.finite(result)))
 
 
-def _text(run: Run, split: str) -> tuple[str | list[str], str]:
+def _text(run: Run, split: str) -> tuple[corpora.Split, str]:
     """The text or documents to score, and the hash of the corpus that they belong to."""
     if _TEXT.value is None:
         return run.splits()[split], run.corpus()["sha256"]
     config, form = run.config(), ""
     if "documents" in run.corpus():
         form = corpora.form_of(config) or "lines"
-    text, _ = corpora.read(_TEXT.value, corpora.Normalisation.of(config), form)
+    text, _ = corpora.read(_TEXT.value, corpora.Normalisation.of(config), form, cache.folder_of(config))
     text = [document for document in text if document] if form else text
-    if (size := sum(map(len, text))) < 2:
+    if (size := len(corpora.joined(text))) < 2:
         raise UserError(f"--text={_TEXT.value} has {size} chars, but scoring needs at least 2.")
     return text, corpora.sha256(text if form else [text])
 

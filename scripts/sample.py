@@ -17,7 +17,7 @@ import sys
 
 from absl import flags
 
-from charlm import batches, cli, corpora
+from charlm import batches, cache, cli, corpora
 from charlm.errors import UserError
 from charlm.run import Run, check_checkpoint_name
 from charlm.vocab import Vocab, shown
@@ -50,6 +50,7 @@ def main(overrides: dict[str, str]) -> None:
     run = Run(_WORKDIR.value)
     vocab, config = run.vocab(), run.config()
     prompts = [_known(prompt, vocab) for prompt in _prompts(run, config)]
+    cache.keep_compiled(cache.folder_of(config))
 
     import jax
     import numpy as np

@@ -11,7 +11,7 @@ failed, 2 a mistake in the command, 130 or 143 stopped and resumable.
 
 from absl import flags
 
-from charlm import batches, cli, config, devices
+from charlm import batches, cache, cli, config, devices
 from charlm.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, optionally with an argument: FILE.py[:ARG]", required=True)
@@ -27,8 +27,10 @@ def main(overrides: dict[str, str]) -> int:
         raise UserError(f"--graph_steps={_GRAPH_STEPS.value} is not right: it must be 1 or more.")
     if not _DESCRIBE.value and _WORKDIR.value is None:
         raise UserError("--workdir is not given: see --help.")
-    devices.prepare_cpu(checked, batches.Framing.of(checked).rows)
-    from charlm import setup, train  # these import JAX, which takes a second: only once the command is known to be right
+    if flags_set := devices.prepare_cpu(checked, batches.Framing.of(checked).rows):
+        print(f"XLA_FLAGS={flags_set}")
+    cache.keep_compiled(cache.folder_of(checked))  # this imports JAX, which takes a second: only once the command is right
+    from charlm import setup, train
 
     if _DESCRIBE.value:
         return setup.describe_only(checked, _GRAPH.value, _GRAPH_STEPS.value)

@@ -22,6 +22,7 @@ TINY = str(ROOT / "configs" / "tiny.py")
 OTHER = {
     "seed": 1,
     "devices": 2,
+    "cache_dir": "/another/folder",
     "corpus.name": "no such corpus",
     "corpus.path": "/another/file",
     "corpus.validation_path": "/another/file",
@@ -109,8 +110,8 @@ CONTEXT = {
     "sample.temperature": {"sample.length": 20},
     "corpus.test_path": {"corpus.validation_path": "the corpus"},
 }
-# Memory, not result: it has a test of its own below.
-WITHOUT_EFFECT = {"eval.length", "eval.rows"}
+# Memory or time, not result: these have tests of their own, below and in test_cache.py.
+WITHOUT_EFFECT = {"eval.length", "eval.rows", "cache_dir"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,37 @@
+"""The cache folder: encodings of long texts, and programs that XLA has compiled. All of it can be deleted at any time."""
+
+import hashlib
+import os
+import pathlib
+import platform
+
+
+def folder_of(config) -> pathlib.Path | None:
+    """Where it is, or None where the config wants none."""
+    path = config.cache_dir
+    if path is None:
+        return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "charlm"
+    return pathlib.Path(path).expanduser() if path else None
+
+
+def keep_compiled(folder: pathlib.Path | None) -> None:
+    """Has JAX keep what it compiles there, so that the next start of the same program does not wait for the compiler.
+
+    What is compiled for one processor may not run on another one that shares the folder: each kind has a folder of its own. A
+    JAX_COMPILATION_CACHE_DIR of the user's stands.
+    """
+    import jax
+
+    if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    jax.config.update("jax_compilation_cache_dir", os.fspath(folder / "compiled" / _processor()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def _processor() -> str:
+    try:
+        about = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+        lines = [line for line in about.splitlines() if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    except OSError:
+        lines = [platform.processor()]
+    return hashlib.sha256("\n".join([platform.machine(), *lines]).encode()).hexdigest()[:16]
