@@ -20,6 +20,15 @@ def shared_by(rows: int, available: int, wanted: int) -> int:
     return max(number for number in range(1, most + 1) if rows % number == 0)
 
 
+def mesh(rows: int, wanted: int):
+    """A mesh, of one axis named `rows`, of the JAX devices that share a batch of so many rows; `wanted` as above."""
+    import jax
+    import numpy as np
+
+    there = jax.devices()
+    return jax.sharding.Mesh(np.array(there[: shared_by(rows, len(there), wanted)]), ("rows",))
+
+
 def wanted(config) -> int:
     """How many devices the config asks for; 0 for as many as pay."""
     return config.devices

@@ -25,8 +25,10 @@ class Trained(NamedTuple):
     step: int
 
 
-def load(workdir: str, which: str) -> Trained:
+def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
     """Reads a run and the checkpoint that `which` names: `best` by validation nats, `latest`, or a step.
+
+    Products are taken in `dtype` where one is given, else in that of the training.
 
     Where that one can't be read and no step was named, the next best or the one before it is taken, saying so; where no
     checkpoint has been evaluated yet, the best one is the latest.
@@ -37,6 +39,8 @@ def load(workdir: str, which: str) -> Trained:
     run = Run(workdir)
     run.status()
     config, vocab, corpus = run.config(), run.vocab(), run.corpus()
+    if dtype:
+        config.model.update({"dtype": dtype})
     functions = model.functions(config, len(vocab))
     abstract = jax.eval_shape(functions.init, jax.random.key(0))
     if not run.checkpoints.is_dir():

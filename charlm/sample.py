@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from charlm.batches import Batch
 from charlm.model import Functions
@@ -33,7 +34,9 @@ class Decoding(NamedTuple):
     top_p: float = 1.0
 
 
-def sampler(model: Functions, vocab: Vocab, top_k: int = 0, top_p: float = 1.0, window: int = 0) -> Callable:
+def sampler(
+    model: Functions, vocab: Vocab, top_k: int = 0, top_p: float = 1.0, window: int = 0, mesh: Mesh | None = None
+) -> Callable:
     """A function (params, prompt_ids, rows, length, temperature, key) → iterator of (B, n) arrays of ids, prompt excluded.
 
     The prompt is fed through the same loop, so that one compiled program serves prompts of every length and every temperature.
@@ -43,6 +46,7 @@ def sampler(model: Functions, vocab: Vocab, top_k: int = 0, top_p: float = 1.0, 
     Args:
       window: 0 carries the state from character to character. Else each character is drawn after the last `window` ones, read
         from the zero state, as the Keras and Axon notebooks do with models trained on such windows.
+      mesh: of devices that share the rows, whose number must divide them; None for the default device.
     """
     allowed_V = np.ones(len(vocab), bool)
     allowed_V[list(vocab.never_drawn())] = False
@@ -52,8 +56,7 @@ def sampler(model: Functions, vocab: Vocab, top_k: int = 0, top_p: float = 1.0, 
         logits_BV = jnp.where(jnp.asarray(allowed_V)[None, :], logits_BV, -jnp.inf)
         return pick(logits_BV, noise_BV, Decoding(temperature, top_k, top_p)).astype(jnp.int32)
 
-    @functools.partial(jax.jit, donate_argnums=1)
-    def carried_chunk(params, state, forced_NB, temperature, key):
+    def carried_chunk(params, state, forced_BN, row_B, temperature, key, number):
         def step(state, at):
             carry, ids_B = state
             forced_B, noise_BV = at
@@ -61,52 +64,62 @@ def sampler(model: Functions, vocab: Vocab, top_k: int = 0, top_p: float = 1.0, 
             ids_B = jnp.where(forced_B >= 0, forced_B, drawn(logits_BV, noise_BV, temperature))
             return (carry, ids_B), ids_B
 
-        return jax.lax.scan(step, state, (forced_NB, _noise(key, forced_NB.shape[1], len(vocab))))
+        state, ids_NB = jax.lax.scan(step, state, (forced_BN.T, _noise(key, number, row_B, len(vocab))))
+        return state, ids_NB.T
 
-    @functools.partial(jax.jit, donate_argnums=1)
-    def windowed_chunk(params, state, forced_NB, temperature, key):
+    def windowed_chunk(params, state, forced_BN, row_B, temperature, key, number):
+        del forced_BN  # the prompt is in the window already
+
         def step(state, noise_BV):
-            ids_WB, missing = state
-            rows = ids_WB.shape[1]
+            ids_BW, missing_B = state
 
             def within(state, at):
                 ids_B, position = at
-                logits_BV, carry = _one_step(model, params, ids_B, jnp.full(rows, position <= missing), state[0])
+                logits_BV, carry = _one_step(model, params, ids_B, position <= missing_B, state[0])
                 return (carry, logits_BV), None
 
-            nothing = (model.zero_carry(rows), jnp.zeros((rows, len(vocab))))
-            (_, logits_BV), _ = jax.lax.scan(within, nothing, (ids_WB, jnp.arange(window)))
+            nothing = (model.zero_carry(len(row_B)), jnp.zeros((len(row_B), len(vocab))))
+            (_, logits_BV), _ = jax.lax.scan(within, nothing, (ids_BW.T, jnp.arange(window)))
             ids_B = drawn(logits_BV, noise_BV, temperature)
-            return (jnp.concatenate([ids_WB[1:], ids_B[None]]), jnp.maximum(missing - 1, 0)), ids_B
+            return (jnp.concatenate([ids_BW[:, 1:], ids_B[:, None]], axis=1), jnp.maximum(missing_B - 1, 0)), ids_B
 
-        return jax.lax.scan(step, state, _noise(key, forced_NB.shape[1], len(vocab)))
+        state, ids_NB = jax.lax.scan(step, state, _noise(key, number, row_B, len(vocab)))
+        return state, ids_NB.T
+
+    chunk, place = windowed_chunk if window else carried_chunk, lambda params: params
+    if mesh is not None:
+        shared, of_rows = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
+        in_specs, out_specs = (shared, of_rows, of_rows, of_rows, shared, shared, shared), (of_rows, of_rows)
+        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        place = functools.partial(jax.device_put, device=NamedSharding(mesh, shared))
+    chunk = jax.jit(chunk, donate_argnums=1)
 
     def generate(params, prompt_ids: np.ndarray, rows: int, length: int, temperature: float, key) -> Iterator[np.ndarray]:
-        prompt_ids = np.asarray(prompt_ids, np.int32)
+        prompt_ids, params = np.asarray(prompt_ids, np.int32), place(params)
         if window:
-            chunk, given, missing = windowed_chunk, 0, max(0, window - len(prompt_ids))
+            given, missing = 0, max(0, window - len(prompt_ids))
             seen_W = np.concatenate([np.zeros(missing, np.int32), prompt_ids[-window:]])
-            state = (jnp.repeat(jnp.asarray(seen_W)[:, None], rows, axis=1), jnp.asarray(missing))
+            state = (np.repeat(seen_W[None, :], rows, axis=0), np.full(rows, missing, np.int32))
         else:
-            chunk, given = carried_chunk, len(prompt_ids) - 1  # steps whose outcome the prompt dictates
-            state = (model.zero_carry(rows), jnp.full(rows, prompt_ids[0], jnp.int32))
+            given = len(prompt_ids) - 1  # steps whose outcome the prompt dictates
+            state = (model.zero_carry(rows), np.full(rows, prompt_ids[0], np.int32))
         steps = given + length if length else 0
         ended_B = np.zeros(rows, bool)
         ahead = None  # what the chunk before drew: it is fetched while this one runs
         for start in range(0, steps, CHUNK):
-            forced_N = np.full(CHUNK, -1, np.int32)
-            rest_of_prompt = prompt_ids[1 + start : 1 + start + CHUNK] if not window else ()
-            forced_N[: len(rest_of_prompt)] = rest_of_prompt
-            forced_NB = np.repeat(forced_N[:, None], rows, axis=1)
-            chunk_key = jax.random.fold_in(key, start // CHUNK)
-            state, ids_NB = chunk(params, state, forced_NB, jnp.float32(temperature), chunk_key)
+            forced_BN = np.full((rows, CHUNK), -1, np.int32)
+            if not window:
+                rest_of_prompt = prompt_ids[1 + start : 1 + start + CHUNK]
+                forced_BN[:, : len(rest_of_prompt)] = rest_of_prompt
+            number = np.int32(start // CHUNK)
+            state, ids_BN = chunk(params, state, forced_BN, np.arange(rows), np.float32(temperature), key, number)
             if ahead is not None:
                 yield from _free(*ahead, given, steps)
                 if end is not None:
-                    ended_B |= (np.asarray(ahead[1]) == end).any(0)
+                    ended_B |= (np.asarray(ahead[1]) == end).any(1)
                     if ended_B.all():
                         return
-            ahead = (start, ids_NB)
+            ahead = (start, ids_BN)
         if ahead is not None:
             yield from _free(*ahead, given, steps)
 
@@ -126,9 +139,8 @@ def pick(logits_BV, noise_BV, decoding: Decoding):
       logits_BV: float32, -inf where a symbol is not allowed.
       noise_BV: standard Gumbel noise.
     """
-    most_probable_B = jnp.argmax(logits_BV, axis=-1)
-    temperature = jnp.where(decoding.temperature > 0, decoding.temperature, 1.0)
-    logits_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / temperature
+    greedy = decoding.temperature == 0
+    logits_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / jnp.where(greedy, 1.0, decoding.temperature)
     if 0 < decoding.top_k < logits_BV.shape[-1]:
         smallest_B1 = jax.lax.top_k(logits_BV, decoding.top_k)[0][:, -1:]
         logits_BV = jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
@@ -139,7 +151,7 @@ def pick(logits_BV, noise_BV, decoding: Decoding):
         kept_BV = (before_BV < decoding.top_p) & jnp.isfinite(descending_BV)
         smallest_B1 = jnp.min(jnp.where(kept_BV, descending_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
-    return jnp.where(decoding.temperature > 0, jnp.argmax(logits_BV + noise_BV, axis=-1), most_probable_B)
+    return jnp.argmax(logits_BV + jnp.where(greedy, 0.0, noise_BV), axis=-1)
 
 
 def _one_step(model: Functions, params, ids_B, reset_B, carry):
@@ -149,15 +161,14 @@ def _one_step(model: Functions, params, ids_B, reset_B, carry):
     return logits_BSV[:, 0], carry
 
 
-def _noise(key, rows: int, vocab_size: int):
-    """(N, B, V) standard Gumbel noise, each row from a key of its own."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
+def _noise(key, number, row_B, vocab_size: int):
+    """(N, B, V) standard Gumbel noise of the chunk with this number, each row from a key of its own."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, number), row_B)
     return jax.vmap(lambda row_key: jax.random.gumbel(row_key, (CHUNK, vocab_size)), out_axes=1)(keys)
 
 
-def _free(start: int, ids_NB, given: int, steps: int) -> Iterator[np.ndarray]:
+def _free(start: int, ids_BN, given: int, steps: int) -> Iterator[np.ndarray]:
     """The (B, n) ids of a chunk that the prompt did not dictate and that the length asks for; nothing where there are none."""
-    ids_BN = np.asarray(ids_NB).T
-    free = ids_BN[:, max(0, given - start) : max(0, steps - start)]
+    free = np.asarray(ids_BN)[:, max(0, given - start) : max(0, steps - start)]
     if free.shape[1]:
         yield free

@@ -125,11 +125,11 @@ def _vocabulary(config, corpus: corpora.Corpus) -> Vocab:
 
 
 def _mesh(rows: int, wanted: int) -> Mesh:
-    there = jax.devices()
-    number = devices.shared_by(rows, len(there), wanted)
-    if wanted > number:
-        print(f"note: devices={wanted}, but of the {len(there)} that are there {number} share batch.size={rows} evenly.")
-    return Mesh(np.array(there[:number]), ("rows",))
+    mesh = devices.mesh(rows, wanted)
+    if wanted > mesh.size:
+        there = len(jax.devices())
+        print(f"note: devices={wanted}, but of the {there} that are there {mesh.size} share batch.size={rows} evenly.")
+    return mesh
 
 
 def _sample_drawer(config, functions: model.Functions, vocab: Vocab, seed: int, framing: batches.Framing, splits: dict):

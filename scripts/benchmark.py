@@ -14,7 +14,7 @@ import json
 from absl import flags
 
 from charlm import benchmark, cli
-from charlm.errors import UserError
+from charlm.errors import Failure, UserError
 
 _PEER_PYTHON = flags.DEFINE_multi_string("peer_python", [], "NAME=/path/to/python: interpreter of torch, keras or flax")
 _TASKS = flags.DEFINE_list("tasks", ["train", "sample"], "train, sample or both")
@@ -32,6 +32,8 @@ def main(overrides: dict[str, str]) -> None:
     names, missing = benchmark.available(_IMPLEMENTATIONS.value, pythons)
     for name, why in missing.items():
         print(f"skipped {name}: {why}.", flush=True)
+    if not names:
+        raise Failure("none of the implementations can be measured.")
     measured = []
     for task in _TASKS.value:
         for shape in _SHAPES.value:

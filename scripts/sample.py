@@ -17,7 +17,7 @@ import sys
 
 from absl import flags
 
-from charlm import batches, cache, cli, corpora
+from charlm import batches, cache, cli, corpora, devices
 from charlm.errors import UserError
 from charlm.run import Run, check_checkpoint_name
 from charlm.vocab import Vocab, shown
@@ -40,6 +40,7 @@ _NUM = flags.DEFINE_integer("num", 1, "samples of each prompt and temperature, d
 _WINDOW = flags.DEFINE_integer(
     "window", None, "characters that each draw sees, from the zero state; 0: all, the state is carried"
 )
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "of matrix products; by default as in training")
 _SEED = flags.DEFINE_integer("seed", 0, "of the draws")
 _UNKNOWN = flags.DEFINE_enum("unknown", "error", ["error", "skip"], "prompt characters outside the vocabulary: error or skip")
 
@@ -50,6 +51,7 @@ def main(overrides: dict[str, str]) -> None:
     run = Run(_WORKDIR.value)
     vocab, config = run.vocab(), run.config()
     prompts = [_known(prompt, vocab) for prompt in _prompts(run, config)]
+    devices.prepare_cpu(config, _NUM.value)
     cache.keep_compiled(cache.folder_of(config))
 
     import jax
@@ -58,8 +60,9 @@ def main(overrides: dict[str, str]) -> None:
     from charlm import restore, sample
 
     window = batches.Framing.of(config).window if _WINDOW.value is None else _WINDOW.value
-    trained = restore.load(_WORKDIR.value, _CHECKPOINT.value)
-    generate = sample.sampler(trained.functions, vocab, _TOP_K.value, _TOP_P.value, window)
+    trained = restore.load(_WORKDIR.value, _CHECKPOINT.value, _DTYPE.value)
+    mesh = devices.mesh(_NUM.value, devices.wanted(config))
+    generate = sample.sampler(trained.functions, vocab, _TOP_K.value, _TOP_P.value, window, mesh)
 
     def pieces(cell: int, prompt: str, temperature: float):
         key = jax.random.fold_in(jax.random.key(_SEED.value), cell)  # no two cells of a grid draw with the same noise

@@ -127,3 +127,14 @@ def test_frequencies_are_those_that_the_rules_promise(decoding, expected):
     kept = expected > 0
     chi_squared = ((counts[kept] - expected[kept]) ** 2 / expected[kept]).sum()
     assert chi_squared < 24  # the seed is fixed; by chance one in ten thousand would exceed this with 4 degrees of freedom
+
+
+def test_devices_that_share_the_rows_draw_what_one_draws(script, small, tmp_path, monkeypatch):
+    flags = [f"--config.{key}={value}" for key, value in small.items()]
+    script("train", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *flags)
+    command = ("sample", f"--workdir={tmp_path / 'run'}", "--prompt=a", "--num=32", "--length=90", "--seed=4")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    shared = script(*command).stdout
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    assert script(*command).stdout == shared
+    assert len(set(shared.split("--- sample "))) == 33

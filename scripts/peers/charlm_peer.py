@@ -36,14 +36,13 @@ def main() -> None:
         devices.prepare_cpu(config, job["batch"])
         train(job, config)
     else:
-        devices.prepare_cpu(config, 1)
+        devices.prepare_cpu(config, job["batch"])
         sample(job, config)
 
 
 def train(job: dict, config) -> None:
     import jax
     import numpy as np
-    from jax.sharding import Mesh
 
     from charlm import batches, devices, model, optim
     from charlm import train as training
@@ -52,8 +51,7 @@ def train(job: dict, config) -> None:
     framing = batches.Framing.of(config)
     data = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
     functions, optimizer = model.functions(config, job["vocab"]), optim.optimizer(config, 1_000_000)
-    number = devices.shared_by(data.rows, len(jax.devices()), devices.wanted(config))
-    mesh = Mesh(np.array(jax.devices()[:number]), ("rows",))
+    mesh = devices.mesh(data.rows, devices.wanted(config))
     step = jax.jit(training.make_train_step(functions, optimizer, 0, mesh), donate_argnums=0)
     state, done = training.placed(jax.jit(lambda: training.initial_state(functions, optimizer, data.rows, 0))(), mesh), 0
 
@@ -69,19 +67,20 @@ def train(job: dict, config) -> None:
         jax.block_until_ready((state, metrics))
         return steps * data.rows * framing.length
 
-    worker.serve(run, devices=number)
+    worker.serve(run, devices=mesh.size)
 
 
 def sample(job: dict, config) -> None:
     import jax
     import numpy as np
 
-    from charlm import model, sample
+    from charlm import devices, model, sample
     from charlm.vocab import Vocab
 
     functions = model.functions(config, job["vocab"])
     params = jax.jit(functions.init)(jax.random.key(0))
-    generate = sample.sampler(functions, Vocab("".join(map(chr, range(job["vocab"])))))
+    mesh = devices.mesh(job["batch"], devices.wanted(config))
+    generate = sample.sampler(functions, Vocab("".join(map(chr, range(job["vocab"])))), mesh=mesh)
     drawn = 0
 
     def run(chunks: int) -> int:
@@ -91,7 +90,7 @@ def sample(job: dict, config) -> None:
         pieces = generate(params, np.zeros(1, np.uint8), job["batch"], chunks * sample.CHUNK, 0.8, key)
         return sum(piece.size for piece in pieces)
 
-    worker.serve(run, devices=1)
+    worker.serve(run, devices=mesh.size)
 
 
 if __name__ == "__main__":

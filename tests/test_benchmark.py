@@ -1,0 +1,89 @@
+"""The benchmark: its arithmetic by hand, and one small run of it as a user runs it."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from charlm import benchmark
+from charlm.benchmark import Measurement
+
+
+def measured(task, shape, batch, dtype, implementation, rate):
+    return Measurement(task, shape, batch, dtype, implementation, rate, 0.1, 300_000_000)
+
+
+def test_flop_per_char_by_hand():
+    # S: one-hot 65 into 4 x 128 gates, two recurrences of 128 x 512, one input of 128 x 512, a head of 128 x 65.
+    assert benchmark.SHAPES["S"].flop_per_char() == 6 * (65 * 512 + 128 * 512 + 128 * 512 + 128 * 512 + 128 * 65)
+    # M: after an embedding of 256 all four kernels are 256 x 1024.
+    assert benchmark.SHAPES["M"].flop_per_char() == 6 * (4 * 256 * 1024 + 256 * 65)
+
+
+def test_ratios_and_shares_of_the_limit():
+    rows = [
+        measured("train", "S", 50, "float32", "charlm", 150.0),
+        measured("train", "S", 50, "bfloat16", "charlm-bf16", 300.0),
+        measured("train", "S", 50, "float32", "torch", 100.0),
+        measured("train", "S", 50, "bfloat16", "torch-bf16", 200.0),
+        measured("train", "S", 50, "float32", "peak", 200.0 * benchmark.SHAPES["S"].flop_per_char()),
+    ]
+    cells = {row[3]: row[4:8] for row in benchmark.table(rows)[1:]}
+    assert cells["charlm"] == ["150", "10%", "1.50", "75%"]
+    assert cells["charlm-bf16"] == ["300", "10%", "1.50", ""]  # its own peak was not measured
+    assert cells["limit, float32"][0] == "200"
+
+
+def test_geometric_means_over_shapes_that_all_have():
+    rows = [measured("train", shape, 8, "float32", "charlm", rate) for shape, rate in (("S", 200.0), ("M", 80.0))]
+    rows += [measured("train", shape, 8, "float32", "torch", rate) for shape, rate in (("S", 100.0), ("M", 10.0))]
+    rows += [measured("train", "S", 8, "float32", "flax", 100.0)]  # not on M
+    assert benchmark.means(rows) == ["train, geometric mean over shapes: charlm / torch 4.00"]
+    assert math.isnan(benchmark.rate(rows, "train", "M", 8, "flax"))
+
+
+def test_a_small_run(script, tmp_path):
+    file = tmp_path / "figures.json"
+    flags = ("--tasks=sample", "--shapes=S", "--sample_batches=2", "--rounds=2", "--seconds=0.1", f"--json={file}")
+    python = tmp_path / "no python here"
+    result = script("benchmark", "--implementations=charlm,flax,torch", f"--peer_python=torch={python}", *flags)
+    assert f"skipped torch: {python} can't be run" in result.stdout
+    rows = json.loads(file.read_text())
+    assert [row["implementation"] for row in rows] == ["charlm", "flax"]
+    for row in rows:
+        assert set(row) == set(Measurement._fields)
+        assert row["task"] == "sample"
+        assert (row["shape"], row["batch"], row["dtype"]) == ("S", 2, "float32")
+        assert row["chars_per_second"] > 0
+        assert row["spread"] >= 0
+        assert 50e6 < row["peak_rss_bytes"] < 5e9
+    assert result.stdout.count("round 2 of 2 is done") == 1
+    assert f"{rows[0]['chars_per_second']:,.0f}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--shapes=XL", "--shapes=XL is not right: it must be of S, M, L."),
+        ("--tasks=", "--tasks= is empty"),
+        ("--implementations=jax", "it must be of charlm, charlm-bf16"),
+        ("--rounds=0", "--rounds=0 is not right: it must be 1 or more."),
+        ("--seconds=nan", "--seconds=nan is not right"),
+        ("--sample_batches=1,x", "--sample_batches=1,x is not right"),
+        ("--peer_python=/usr/bin/python3", "--peer_python=/usr/bin/python3 is not right: torch=/path/to/python would be"),
+    ],
+)
+def test_flags_that_are_not_right(script, flag, message):
+    assert message in script.fails("benchmark", flag)
+
+
+def test_nothing_to_measure_is_a_failure(script, tmp_path):
+    result = script("benchmark", "--implementations=torch", f"--peer_python=torch={tmp_path}/none", status=1)
+    assert result.stderr == "error: none of the implementations can be measured.\n"
+
+
+def test_a_program_that_ends_with_an_error_is_named(monkeypatch):
+    monkeypatch.setitem(benchmark.SHAPES, "S", benchmark.SHAPES["S"]._replace(hidden=-1))
+    with pytest.raises(benchmark.Failure, match="flax ended with status 1"):
+        list(benchmark.measure("sample", "S", 1, ["flax"], {"flax": sys.executable}, 1, 0.1, say=lambda line: None))
