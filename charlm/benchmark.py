@@ -13,12 +13,14 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from charlm.errors import Failure
 
 PEERS = pathlib.Path(__file__).parents[1] / "scripts/peers"
+PAUSE = 0.3  # seconds before each measurement, since the threads of OpenMP spin for a while after their work
 VOCAB = 65  # as tiny Shakespeare's
 
 
@@ -175,6 +177,7 @@ class Worker:
         self._process.communicate()
 
     def measure(self, seconds: float) -> dict:
+        time.sleep(PAUSE)
         self._process.stdin.write(f"{seconds}\n")
         self._process.stdin.flush()
         return self._answer()
