@@ -13,6 +13,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -158,10 +159,10 @@ class Worker:
     """A program of scripts/peers that waits for the word to measure; a context manager that ends it."""
 
     def __init__(self, name: str, implementation: Implementation, python: str, job: dict):
-        self._name = name
+        self._name, self._said = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe holds too little
         command = [python, os.fspath(PEERS / implementation.program), json.dumps(job | {"dtype": implementation.dtype})]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True, env=_environment()
         )
 
     def __enter__(self) -> "Worker":
@@ -174,19 +175,23 @@ class Worker:
 
     def __exit__(self, *_) -> None:
         self._process.kill()
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+        self._said.close()
 
     def measure(self, seconds: float) -> dict:
         time.sleep(PAUSE)
-        self._process.stdin.write(f"{seconds}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has died: its answer will say why
+            self._process.stdin.write(f"{seconds}\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict:
         while line := self._process.stdout.readline():
             if line.startswith("{"):  # libraries may talk too
                 return json.loads(line)
-        said = [line for line in self._process.stderr.read().splitlines() if "Error" in line] or ["it named no error"]
+        self._said.seek(0)
+        said = [line for line in self._said.read().splitlines() if "Error" in line] or ["it named no error"]
         raise Failure(f"{self._name} ended with status {self._process.wait()}: {said[-1]}")
 
 

@@ -5,13 +5,15 @@ import os
 import pathlib
 import platform
 
+from charlm.progress import warn
+
 
 def folder_of(config) -> pathlib.Path | None:
     """Where it is, or None where the config wants none."""
     path = config.cache_dir
     if path is None:
-        return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "charlm"
-    return pathlib.Path(path).expanduser() if path else None
+        return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "charlm"
+    return pathlib.Path(path) if path else None
 
 
 def keep_compiled(folder: pathlib.Path | None) -> None:
@@ -24,7 +26,16 @@ def keep_compiled(folder: pathlib.Path | None) -> None:
 
     if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    jax.config.update("jax_compilation_cache_dir", os.fspath(folder / "compiled" / _processor()))
+    compiled = folder / "compiled" / _processor()
+    try:
+        compiled.mkdir(parents=True, exist_ok=True)
+        usable = os.access(compiled, os.W_OK | os.X_OK)
+    except OSError:
+        usable = False
+    if not usable:
+        warn(f"the cache folder {folder} can't be written, so that nothing compiled is kept: cache_dir names another, or none.")
+        return
+    jax.config.update("jax_compilation_cache_dir", os.fspath(compiled))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 

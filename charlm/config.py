@@ -105,7 +105,8 @@ RULES: dict[str, Rule] = {
     "sample.length": NOT_NEGATIVE,
     "sample.temperature": NOT_NEGATIVE,
 }
-PATHS = ("corpus.path", "corpus.validation_path", "corpus.test_path", "corpus.data_dir")
+OF_THE_MACHINE = ("cache_dir",)  # these change no result: a run goes on with others, and old runs need not have them
+PATHS = ("corpus.path", "corpus.validation_path", "corpus.test_path", "corpus.data_dir", "cache_dir")
 
 
 def load(file_and_arg: str, overrides: Mapping[str, object] | None = None) -> ConfigDict:
@@ -128,7 +129,7 @@ def load(file_and_arg: str, overrides: Mapping[str, object] | None = None) -> Co
         override(config, key, value)
     check(config)
     for key in PATHS:
-        if _get(config, key) is not None:
+        if _get(config, key):
             _section(config, key)[key.split(".")[-1]] = os.path.abspath(os.path.expanduser(_get(config, key)))
     return config.lock()
 
@@ -185,7 +186,7 @@ def from_dict(fields: Mapping) -> ConfigDict:
     """
     config = _base()
     flat = flatten(fields)
-    missing = [key for key in RULES if key not in flat]
+    missing = [key for key in RULES if key not in flat and key not in OF_THE_MACHINE]
     if missing:
         raise UserError(f"the config has no {missing[0]}: it was written by another version of charlm.")
     for key, value in flat.items():
@@ -206,9 +207,9 @@ def flatten(fields: Mapping | ConfigDict, prefix: str = "") -> dict[str, object]
 
 
 def differences(mine: Mapping, others: Mapping) -> dict[str, tuple]:
-    """Dotted key → (value in mine, value in others) for the keys in which two nested dicts differ."""
+    """Dotted key → (value in mine, value in others) for the keys in which two runs differ, given as nested dicts."""
     mine, others = flatten(mine), flatten(others)
-    keys = [key for key in {**mine, **others} if mine.get(key) != others.get(key)]
+    keys = [key for key in {**mine, **others} if mine.get(key) != others.get(key) and key not in OF_THE_MACHINE]
     return {key: (mine.get(key), others.get(key)) for key in sorted(keys)}
 
 

@@ -35,7 +35,7 @@ def wanted(config) -> int:
 
 
 def prepare_cpu(config, rows: int) -> str:
-    """Sets XLA_FLAGS for a training on the CPU, unless the user has set them, and keeps freed memory in the process.
+    """Sets XLA_FLAGS for so many rows at once on the CPU, unless the user has set them, and keeps freed memory in the process.
 
     Returns what it has set; nothing where the user's stand.
 

@@ -9,11 +9,11 @@ Letters: N characters.
 
 import codecs
 import dataclasses
+import fcntl
 import gzip
 import hashlib
 import json
 import lzma
-import os
 import pathlib
 import shutil
 import zlib
@@ -107,15 +107,23 @@ def load(files: list[pathlib.Path], normalise: Callable[[str], str], how: dict, 
     Raises:
       UserError: a file can't be read or is not UTF-8.
     """
-    digest = hashlib.sha256(json.dumps([LAYOUT, how]).encode())
-    for file in files:
-        digest.update(b"\0")  # two files are not the one that they make together: normalising sees each by itself
+    hashes = [hashlib.sha256() for _ in files]
+    for file, digest in zip(files, hashes, strict=True):
         for block in raw(file):
             digest.update(block)
-    place = folder / digest.hexdigest()[:32]
-    if _about(place) is None:
-        _encode(files, normalise, place)
+    content = [digest.hexdigest() for digest in hashes]
+    place = folder / hashlib.sha256(json.dumps([LAYOUT, how, content]).encode()).hexdigest()[:32]
     about = _about(place)
+    if about is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / f"{place.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # of two that want the same encoding one makes it
+                about = _about(place) or _encode(files, content, normalise, place)
+        except OSError as error:
+            raise UserError(
+                f"the encoding of {files[0]} can't be kept in {folder} ({error}): cache_dir names another."
+            ) from error
     codes_N = np.memmap(place / "codes", np.dtype(about["dtype"]), "r") if about["chars"] else np.zeros(0, np.uint8)
     return LongText(about["symbols"], codes_N, about["sha256"])
 
@@ -130,14 +138,20 @@ def _about(place: pathlib.Path) -> dict | None:
     return about if size == about["chars"] * np.dtype(about["dtype"]).itemsize else None
 
 
-def _encode(files: list[pathlib.Path], normalise: Callable[[str], str], place: pathlib.Path) -> None:
-    """Writes the encoding; its folder appears when it is whole."""
-    new = place.with_name(f"{place.name}.{os.getpid()}.new")
-    new.mkdir(parents=True, exist_ok=True)
+def _encode(files: list[pathlib.Path], content: list[str], normalise: Callable[[str], str], place: pathlib.Path) -> dict:
+    """Writes the encoding and says what it is of; its folder appears when it is whole.
+
+    Args:
+      content: sha256 of each file's bytes, which must stay so while they are read.
+    """
+    new = place.with_name(f"{place.name}.new")
+    shutil.rmtree(new, ignore_errors=True)  # of a process that died amid it
+    shutil.rmtree(place, ignore_errors=True)
+    new.mkdir()
     try:
         with progress.megabytes(f"encoding {files[0]} (once)", 2 * sum(file.stat().st_size for file in files)) as advance:
             seen, digest, chars = np.zeros(NUM_CODE_POINTS, bool), hashlib.sha256(), 0
-            for text in _pieces(files, normalise, advance):
+            for text in _pieces(files, content, normalise, advance):
                 seen[code_points(text)] = True
                 digest.update(text.encode("utf-8"))
                 chars += len(text)
@@ -145,23 +159,27 @@ def _encode(files: list[pathlib.Path], normalise: Callable[[str], str], place: p
             dtype = np.min_scalar_type(max(0, len(symbols) - 1))
             table = np.zeros(NUM_CODE_POINTS, dtype)
             table[code_points(symbols)] = np.arange(len(symbols), dtype=dtype)
-            with (new / "codes").open("wb") as file:
-                for text in _pieces(files, normalise, advance):
-                    file.write(table[code_points(text)].tobytes())
+            with (new / "codes").open("wb") as codes:
+                for text in _pieces(files, content, normalise, advance):
+                    codes.write(table[code_points(text)].tobytes())
         about = {"symbols": symbols, "dtype": dtype.name, "chars": chars, "sha256": digest.hexdigest()}
         (new / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        if _about(place) is None:  # else another process was as quick: its encoding is the same
-            shutil.rmtree(place, ignore_errors=True)
-            new.replace(place)
+        new.replace(place)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+    return about
 
 
-def _pieces(files: list[pathlib.Path], normalise: Callable[[str], str], advance: Callable[[int], None]) -> Iterator[str]:
-    """The normalised text of files in pieces that end where normalising does not look across: at a line feed or a space."""
-    for file in files:
+def _pieces(
+    files: list[pathlib.Path], content: list[str], normalise: Callable[[str], str], advance: Callable[[int], None]
+) -> Iterator[str]:
+    """The normalised text of files in pieces that end where normalising does not look across: at a line feed or a space.
+
+    A file without either is one piece.
+    """
+    for file, sha256 in zip(files, content, strict=True):
         rest, first = "", True
-        for text in _decoded(file, advance):
+        for text in _decoded(file, sha256, advance):
             rest += text
             end = max(rest.rfind("\n"), rest.rfind(" ")) + 1
             if end:
@@ -175,18 +193,21 @@ def _kept(text: str) -> str:
     return "\ufeff" + text if text.startswith("\ufeff") else text
 
 
-def _decoded(file: pathlib.Path, advance: Callable[[int], None]) -> Iterator[str]:
-    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+def _decoded(file: pathlib.Path, sha256: str, advance: Callable[[int], None]) -> Iterator[str]:
+    decoder, offset, digest = codecs.getincrementaldecoder("utf-8")(), 0, hashlib.sha256()
     try:
         for block in raw(file):
             waiting = len(decoder.getstate()[0])  # bytes of a character that the block before began
             yield decoder.decode(block)
             offset += len(block)
+            digest.update(block)
             advance(len(block))
         waiting = len(decoder.getstate()[0])
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise not_utf8(file, error, offset - waiting) from error
+    if digest.hexdigest() != sha256:
+        raise UserError(f"{file} has changed while it was read: start again once it is complete.")
 
 
 def raw(file: pathlib.Path) -> Iterator[bytes]:

@@ -20,8 +20,8 @@ Only dc' and dh' are recurrent. What multiplies dc and dh on the dz lines comes 
 outside the recurrence; the sums over t are taken as one product for each chunk of time, which is long enough for the matrix
 unit and short enough to stay in cache.
 
-Several lines below look roundabout, because of how XLA:CPU compiles them (jaxlib 0.10.2); what each gained is written down in
-experiments/2026-11-22-speed. On other platforms they cost nothing.
+Several lines below look roundabout, because of how XLA:CPU compiles them (jaxlib 0.10.2): what most of them gain is written
+down in experiments/2026-11-22-speed. What they cost on other platforms has not been measured.
 """
 
 import functools
@@ -29,7 +29,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-CHUNK_STEPS = 16  # a chunk of time is at most as long as this,
+CHUNK_STEPS = 16  # a chunk of time is at most as long as this, where a divisor of the window allows it,
 CHUNK_BYTES = 5 * 2**19  # or as the number of steps whose gates fill this much cache, if that is more
 LANES = 16  # float32 numbers in the widest vector of a CPU
 

@@ -28,10 +28,11 @@ class Trained(NamedTuple):
 def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
     """Reads a run and the checkpoint that `which` names: `best` by validation nats, `latest`, or a step.
 
-    Products are taken in `dtype` where one is given, else in that of the training.
-
     Where that one can't be read and no step was named, the next best or the one before it is taken, saying so; where no
     checkpoint has been evaluated yet, the best one is the latest.
+
+    Args:
+      dtype: of the products; by default that of the training.
 
     Raises:
       UserError: no run, or no such checkpoint. Failure: no checkpoint can be read.

@@ -34,9 +34,22 @@ def test_what_was_compiled_is_kept_and_found_again(script, small, tmp_path, monk
         flags = as_flags(small | {"cache_dir": kept})
         result = script("train", "--config=configs/tiny.py", f"--workdir={tmp_path / workdir}", *flags)
         assert result.stderr == ""
-        return {path.name for path in kept.rglob("*-cache")}
+        # Programs that compile within a moment are kept or not as it happens; these never do.
+        return {path.name for path in kept.rglob("*-cache") if "train_step" in path.name or "chunk" in path.name}
 
     first = programs("one")
-    assert any("train_step" in name for name in first)
+    assert len(first) >= 2
     assert programs("two") == first
     assert read_rows(tmp_path / "one") == read_rows(tmp_path / "two")
+
+
+def test_a_run_goes_on_with_another_cache_and_without_one_it_can_write(script, small, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    command = ("train", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *as_flags(small))
+    script(*command, f"--config.cache_dir={tmp_path / 'one'}")
+    assert "is done" in script(*command, f"--config.cache_dir={tmp_path / 'two'}").stdout
+    (tmp_path / "file").write_text("no folder")
+    config_file = tmp_path / "run" / "config.json"
+    config_file.write_text(config_file.read_text().replace(f"{tmp_path / 'one'}", f"{tmp_path / 'file'}"))
+    result = script("evaluate", f"--workdir={tmp_path / 'run'}")
+    assert f"note: the cache folder {tmp_path / 'file'} can't be written" in result.stderr

@@ -88,7 +88,7 @@ def test_symbols_outside_the_vocabulary_are_the_same_error(tmp_path, monkeypatch
 def test_it_is_encoded_once_and_anew_when_the_text_or_its_normalisation_changes(tmp_path, monkeypatch, capsys):
     file = tmp_path / "text.txt"
     file.write_text("One text.\n" * 20, encoding="utf-8")
-    encodings = lambda: sorted((tmp_path / "cache/corpora").iterdir())  # noqa: E731
+    encodings = lambda: [path for path in sorted((tmp_path / "cache/corpora").iterdir()) if path.is_dir()]  # noqa: E731
     _, first = pair(file, tmp_path, monkeypatch)
     assert "encoding" in capsys.readouterr().err
     (place,) = encodings()
@@ -122,7 +122,50 @@ def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path, monkeypatc
             corpora.load(loaded)
         messages.add(str(error.value))
     assert len(messages) == 1
-    assert not list((tmp_path / "cache/corpora").glob("*"))  # nothing half-made stays
+    assert not [path for path in (tmp_path / "cache/corpora").glob("*") if path.is_dir()]  # nothing half-made stays
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "growing.txt"
+    file.write_text("One text.\n" * 20, encoding="utf-8")
+    loaded = config.load("configs/base.py", {"corpus.path": str(file), "cache_dir": f"{tmp_path}/cache"})
+    monkeypatch.setattr(corpora, "LONG", 0)
+    reads, once = [], longtext.raw
+
+    def growing(path):
+        reads.append(path)
+        if len(reads) == 3:  # amid writing the codes
+            path.write_text("One text.\n" * 20 + "Z", encoding="utf-8")
+        return once(path)
+
+    monkeypatch.setattr(longtext, "raw", growing)
+    with pytest.raises(UserError, match=r"growing\.txt has changed while it was read"):
+        corpora.load(loaded)
+    assert not [path for path in (tmp_path / "cache/corpora").iterdir() if path.is_dir()]
+
+
+def test_files_are_not_the_one_that_they_make_together(tmp_path, monkeypatch):
+    texts = {"one": ["x" * 30 + "\0" + "y" * 30], "two": ["x" * 30, "y" * 30]}
+    shas = set()
+    for name, contents in texts.items():
+        (tmp_path / name).mkdir()
+        for number, content in enumerate(contents):
+            (tmp_path / name / f"{number}.txt").write_text(content, encoding="utf-8")
+        in_memory, on_disk = pair(tmp_path / name, tmp_path, monkeypatch)
+        assert on_disk.provenance["sha256"] == in_memory.provenance["sha256"]
+        shas.add(on_disk.provenance["sha256"])
+        monkeypatch.undo()
+    assert len(shas) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    text = tmp_path / "text.txt"
+    text.write_text("One text.\n" * 20, encoding="utf-8")
+    monkeypatch.setattr(corpora, "LONG", 0)
+    loaded = config.load("configs/base.py", {"corpus.path": str(text), "cache_dir": f"{tmp_path}/file"})
+    with pytest.raises(UserError, match=f"can't be kept in {tmp_path}/file/corpora .*: cache_dir names another"):
+        corpora.load(loaded)
 
 
 def test_without_a_cache_folder_long_texts_are_held_in_memory(tmp_path, monkeypatch):

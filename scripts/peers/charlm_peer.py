@@ -32,12 +32,8 @@ def main() -> None:
     config = config_of(job)
     from charlm import devices
 
-    if job["task"] == "train":
-        devices.prepare_cpu(config, job["batch"])
-        train(job, config)
-    else:
-        devices.prepare_cpu(config, job["batch"])
-        sample(job, config)
+    devices.prepare_cpu(config, job["batch"])
+    train(job, config) if job["task"] == "train" else sample(job, config)
 
 
 def train(job: dict, config) -> None:

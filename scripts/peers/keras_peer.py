@@ -1,6 +1,4 @@
-"""Keras 3 on its JAX backend: model.fit for training, a jitted stateless_call a character for sampling; see worker.py."""
-
-import time
+"""Keras 3 on its JAX backend: model.fit for training, a jitted scan over stateless_call for sampling; see worker.py."""
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +12,16 @@ def main() -> None:
     train(job) if job["task"] == "train" else sample(job)
 
 
-def layers_of(job: dict) -> list:
-    first = keras.layers.Embedding(job["vocab"], job["embedding"]) if job["embedding"] else keras.layers.CategoryEncoding
-    if not job["embedding"]:
-        first = keras.layers.Lambda(lambda ids: keras.ops.one_hot(ids, job["vocab"]))
-    return [first]
+def encode(job: dict, ids):
+    if job["embedding"]:
+        return keras.layers.Embedding(job["vocab"], job["embedding"])(ids)
+    return keras.layers.Lambda(lambda ids: keras.ops.one_hot(ids, job["vocab"]))(ids)
 
 
 def train(job: dict) -> None:
     batch, length, vocab = job["batch"], job["length"], job["vocab"]
     inputs = keras.Input((length,), batch_size=batch, dtype="int32")
-    x = layers_of(job)[0](inputs)
+    x = encode(job, inputs)
     for _ in range(job["layers"]):
         x = keras.layers.LSTM(job["hidden"], return_sequences=True, stateful=True)(x)
     model = keras.Model(inputs, keras.layers.Dense(vocab)(x))
@@ -49,7 +46,7 @@ def sample(job: dict) -> None:
     batch, vocab, hidden = job["batch"], job["vocab"], job["hidden"]
     inputs = keras.Input((1,), batch_size=batch, dtype="int32")
     states = [keras.Input((hidden,), batch_size=batch) for _ in range(2 * job["layers"])]
-    x, new = layers_of(job)[0](inputs), []
+    x, new = encode(job, inputs), []
     for layer in range(job["layers"]):
         sequences = layer < job["layers"] - 1
         x, *state = keras.layers.LSTM(hidden, return_sequences=sequences, return_state=True)(
@@ -61,18 +58,23 @@ def sample(job: dict) -> None:
     fixed = [variable.value for variable in model.non_trainable_variables]
 
     @jax.jit
-    def one(weights, ids_B1, states, key):
-        (logits_BV, *states), _ = model.stateless_call(weights, fixed, [ids_B1, *states])
-        return jax.random.categorical(key, logits_BV / 0.8)[:, None].astype(jnp.int32), states
+    def draw(weights, state, key):
+        def one(state, key):
+            ids_B1, states = state
+            (logits_BV, *states), _ = model.stateless_call(weights, fixed, [ids_B1, *states])
+            ids_B1 = jax.random.categorical(key, logits_BV / 0.8)[:, None].astype(jnp.int32)
+            return (ids_B1, states), ids_B1
 
-    ids_B1, states = jnp.zeros((batch, 1), jnp.int32), [jnp.zeros((batch, hidden)) for _ in states]
-    key = jax.random.key(time.time_ns() % 2**31)
+        return jax.lax.scan(one, state, jax.random.split(key, 64))
+
+    state, done = (jnp.zeros((batch, 1), jnp.int32), [jnp.zeros((batch, hidden)) for _ in states]), 0
 
     def run(chunks: int) -> int:
-        nonlocal ids_B1, states
-        for char in range(chunks * 64):
-            ids_B1, states = one(weights, ids_B1, states, jax.random.fold_in(key, char))
-        np.asarray(ids_B1)
+        nonlocal state, done
+        for _ in range(chunks):
+            state, ids = draw(weights, state, jax.random.key(done))
+            done += 1
+        np.asarray(ids)
         return chunks * 64 * batch
 
     worker.serve(run)

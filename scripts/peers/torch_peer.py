@@ -59,7 +59,7 @@ def sample(job: dict) -> None:
     batch = job["batch"]
     model = CharRNN(job).eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=job["dtype"] == "bfloat16"):
-        forms = {"nn.LSTM": stepped(model, batch), "nn.LSTMCell": by_cells(model, batch), "packed": packed(model, batch)}
+        forms = {"nn.LSTM": stepped(model), "nn.LSTMCell": by_cells(model), "packed": packed(model, batch)}
         seconds = {}
         for name, one in forms.items():
             draw(one, batch, 30)
@@ -78,7 +78,7 @@ def draw(one, batch: int, chars: int) -> int:
     return chars * batch
 
 
-def stepped(model: CharRNN, batch: int):
+def stepped(model: CharRNN):
     def one(ids_B, state):
         out, state = model.lstm(model.encode(ids_B[:, None]), state)
         return model.head(out[:, 0]), state
@@ -86,7 +86,7 @@ def stepped(model: CharRNN, batch: int):
     return one
 
 
-def by_cells(model: CharRNN, batch: int):
+def by_cells(model: CharRNN):
     cells = []
     for layer in range(model.lstm.num_layers):
         cell = torch.nn.LSTMCell(getattr(model.lstm, f"weight_ih_l{layer}").shape[1], model.lstm.hidden_size)

@@ -1,0 +1,74 @@
+"""What a recipe reaches beside a stream over the same text in the same wall time, scored alike: validation with state carried.
+
+    .venv/bin/python experiments/2026-11-22-recipes/against_stream.py RECIPE[:ARG] SECONDS [--config.KEY=VALUE ...]
+
+RECIPE is a file of configs/. It is trained on the first nine tenths of its corpus for so many seconds, start-up and evaluation
+included, and stopped by SIGTERM. Then a stream is: an embedding, two LSTM layers of 256 with dropout, Adam under a cosine
+as long as a first short run says will fit. Further flags go to the recipe. Both are scored by scripts/evaluate.py
+--framing=stream on the last tenth; one line each.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[2]
+SPLIT = ["--config.corpus.split=(0.9,0.1)", "--config.train.best=validation", "--config.sample.length=0"]
+CORPUS_KEYS = ("name", "path", "data_dir", "lowercase", "keep", "newlines")
+STREAM = {
+    "batch.size": 16,
+    "batch.length": 64,
+    "model.layers": 2,
+    "model.hidden": 256,
+    "model.dropout": 0.4,
+    "model.dtype": "bfloat16",
+    "optim.learning_rate": 5e-3,
+    "optim.warmup_steps": 50,
+    "train.checkpoint_every": 200,
+    "eval.lanes": 8,
+    "vocab.source": "corpus",
+}
+
+
+def train(flags: list[str], workdir: pathlib.Path, seconds: float) -> None:
+    """Trains for at most so many seconds of wall time."""
+    command = [sys.executable, os.fspath(ROOT / "scripts/train.py"), *flags, f"--workdir={workdir}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+    if process.wait() not in (0, 128 + signal.SIGTERM):
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+
+
+def score(workdir: pathlib.Path) -> str:
+    command = [sys.executable, os.fspath(ROOT / "scripts/evaluate.py"), f"--workdir={workdir}", "--framing=stream"]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return f"{result['nats']:.4f} nats on {result['chars']:,} chars after step {result['step']}, epoch {rows[-1]['epoch']:.1f}"
+
+
+def main() -> None:
+    recipe, seconds = sys.argv[1], float(sys.argv[2])
+    with tempfile.TemporaryDirectory() as folder:
+        own, first, stream = (pathlib.Path(folder) / name for name in ("own", "first", "stream"))
+        train([f"--config={ROOT / recipe}", *SPLIT, *sys.argv[3:]], own, seconds)
+        print(f"{recipe}, {seconds:.0f} s: {score(own)}", flush=True)
+        corpus = json.loads((own / "config.json").read_text())["corpus"]
+        keys = STREAM | {f"corpus.{key}": corpus[key] for key in CORPUS_KEYS if corpus[key] is not None}
+        flags = [f"--config={ROOT / 'configs/base.py'}", *SPLIT, *(f"--config.{key}={value}" for key, value in keys.items())]
+        begin = time.perf_counter()
+        train([*flags, "--config.train.steps=300"], first, seconds)
+        steps = int(300 * seconds / (time.perf_counter() - begin))  # with its start-up, so rather too few
+        train([*flags, f"--config.train.steps={steps}"], stream, seconds)
+        print(f"stream, {seconds:.0f} s: {score(stream)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
