@@ -4,7 +4,8 @@ scripts/train.py --config=configs/shakespeare_mxnet.py --workdir=runs/shakespear
 scripts/train.py --config=configs/shakespeare_mxnet.py:original --workdir=runs/shakespeare_original
 
 All is as in the original but the learning rate, which falls to a hundredth by a cosine instead of staying at 0.01. The argument
-`original` leaves it constant.
+`original` leaves it constant: validation 1.6727. With the cosine it is 1.5785, best 1.5664 after 15 epochs, in 13 minutes on
+2 CPU cores; with the state carried (scripts/evaluate.py --framing=stream) 1.5090 and 1.4961.
 """
 
 from charlm.errors import UserError
