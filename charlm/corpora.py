@@ -139,7 +139,7 @@ def joined(split: Split) -> str | LongText:
 
 def symbols_in(text: str | LongText) -> str:
     """The distinct characters of a text, sorted."""
-    return text.symbols_used() if isinstance(text, LongText) else symbols_of(text)
+    return text.symbols_used if isinstance(text, LongText) else symbols_of(text)
 
 
 def excerpt(split: Split, length: int, seed: int) -> str:
@@ -252,8 +252,7 @@ def _decoded(file: pathlib.Path) -> str:
 
 def sha256(texts: Iterable[str | LongText]) -> str:
     """Of texts joined, as UTF-8. Where documents begin is not in it; that is compared by their number and length."""
-    digest = hashlib.sha256()
-    block = 1 << 22
+    digest, block = hashlib.sha256(), longtext.BLOCK
     for text in texts:
         if isinstance(text, LongText):
             blocks = text.utf8()

@@ -10,6 +10,7 @@ Letters: N characters.
 import codecs
 import dataclasses
 import fcntl
+import functools
 import gzip
 import hashlib
 import json
@@ -52,8 +53,9 @@ class LongText:
     def __str__(self) -> str:
         return "".join(self.symbols[code] for code in self.codes_N)
 
+    @functools.cached_property
     def symbols_used(self) -> str:
-        """The distinct characters of this piece, sorted."""
+        """The distinct characters of this piece, sorted; counted once, since that reads all of it."""
         counts = np.zeros(len(self.symbols), np.int64)
         for block in self._blocks():
             counts += np.bincount(block, minlength=len(self.symbols))
@@ -71,7 +73,7 @@ class LongText:
         Raises:
           UserError: as `Vocab.encode` does.
         """
-        used = set(self.symbols_used())
+        used = set(self.symbols_used)
         # Symbols that this piece has not may be outside the vocabulary: any id will do for them.
         table = vocab.encode("".join(symbol if symbol in used else vocab.symbols[0] for symbol in self.symbols), where)
         if np.array_equal(table, np.arange(len(self.symbols))):
