@@ -12,8 +12,10 @@ from charlm.errors import Failure, UserError
 PREFIX = "config."
 
 
-def run(main: Callable[[dict[str, str]], int | None]) -> None:
+def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
     """Parses the command line and runs a script's main, which receives the overrides: {'model.hidden': '512', …}.
+
+    With `takes_arguments` it receives those that are no flags too, as a list of strings.
 
     Exit status: 0 done, 1 a failure, 2 a mistake of the user's, 128 + n stopped by signal n.
     """
@@ -26,7 +28,7 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
                 app.usage(shorthelp=True, writeto_stdout=True)
                 sys.exit(0)
             rest = flags.FLAGS(plain)
-            if len(rest) > 1:
+            if len(rest) > 1 and not takes_arguments:
                 raise UserError(f"{rest[1]!r} is no flag: flags begin with --; see --help.")
             if overrides and PREFIX.rstrip(".") not in flags.FLAGS:
                 raise UserError(f"--{PREFIX}{next(iter(overrides))}: this script takes no config; the run has its own.")
@@ -36,9 +38,9 @@ def run(main: Callable[[dict[str, str]], int | None]) -> None:
             _end(f"{missing[1]} is not given: see --help." if missing else _one_line(error), 2)
 
     def guarded(argv: list[str]) -> None:
-        del argv
+        arguments = (argv[1:],) if takes_arguments else ()
         try:
-            sys.exit(main(overrides))
+            sys.exit(main(overrides, *arguments))
         except UserError as error:
             _end(_one_line(error), 2)
         except Failure as error:

@@ -4,8 +4,10 @@ import ast
 import difflib
 import importlib.util
 import math
+import operator
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
@@ -105,6 +107,7 @@ RULES: dict[str, Rule] = {
     "sample.length": NOT_NEGATIVE,
     "sample.temperature": NOT_NEGATIVE,
 }
+COMPARISONS = {">=": operator.ge, "<=": operator.le, "!=": operator.ne, ">": operator.gt, "<": operator.lt}
 OF_THE_MACHINE = ("cache_dir",)  # these change no result: a run goes on with others, and old runs need not have them
 PATHS = ("corpus.path", "corpus.validation_path", "corpus.test_path", "corpus.data_dir", "cache_dir")
 
@@ -134,15 +137,66 @@ def load(file_and_arg: str, overrides: Mapping[str, object] | None = None) -> Co
     return config.lock()
 
 
+def call(file_and_arg: str, function: str) -> object:
+    """What a config file's function of that name returns, such as its `sweep()`.
+
+    Raises:
+      UserError: there is no such file or function, or it fails.
+    """
+    file = pathlib.Path(file_and_arg.partition(":")[0])
+    result = _call(file, function)
+    if result is None:
+        raise UserError(f"--config={file} has no {function}() that returns something; see charlm/sweep.py.")
+    return result
+
+
+def condition(text: str) -> tuple[str, Callable[[object], bool]]:
+    """A condition such as `model.hidden>=256` as (left side, predicate on its value).
+
+    Numbers are compared as numbers, everything else as it is written; None fulfils only `=None` and `!=` something else.
+
+    Raises:
+      UserError: it is no condition.
+    """
+    match = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*", text)
+    if match is None:
+        raise UserError(f"{text!r} is no condition: one such as model.hidden>=256 would be right.")
+    name, sign, wanted = match.groups()
+    compare = COMPARISONS.get(sign, operator.eq)
+
+    def holds(value: object) -> bool:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                return compare(value, float(wanted))
+            except ValueError:
+                raise UserError(f"{text!r}: {name} is a number, but {wanted!r} is none.") from None
+        written = str(value).lower() if isinstance(value, bool) else str(value)
+        return compare(written, wanted) if value is not None or compare in (operator.eq, operator.ne) else False
+
+    return name, holds
+
+
+def known(key: str) -> str:
+    """The key itself. Raises a UserError where there is no such key, naming the nearest one."""
+    if key not in RULES:
+        raise UserError(f"unknown config key {key!r}: {_nearest(key)}.")
+    return key
+
+
+def short(key: str) -> str:
+    """The shortest ending of a key that no other key has: `hidden`, `optim.name`; of an unknown key all of it."""
+    names = key.split(".")
+    endings = [".".join(names[-count:]) for count in range(1, len(names) + 1)]
+    return next((ending for ending in endings if sum(f".{known}".endswith(f".{ending}") for known in RULES) == 1), key)
+
+
 def override(config: ConfigDict, key: str, value: object) -> None:
     """Sets a dotted key in place; a string is read as the key's type asks.
 
     Raises:
       UserError: an unknown key (the nearest known one is named) or a value of the wrong type.
     """
-    if key not in RULES:
-        raise UserError(f"unknown config key {key!r}: {_nearest(key)}.")
-    section, name = _section(config, key), key.split(".")[-1]
+    section, name = _section(config, known(key)), key.split(".")[-1]
     kind = section.get_type(name)
     try:
         section[name] = _typed(value, kind) if isinstance(value, str) else value
@@ -221,6 +275,14 @@ def _base() -> ConfigDict:
 
 
 def _get_config(file: pathlib.Path, arg: str | None) -> ConfigDict:
+    config = _call(file, "get_config", arg)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={file} has no get_config(arg=None) that returns a ConfigDict; see configs/quickstart.py.")
+    return config
+
+
+def _call(file: pathlib.Path, function: str, *arguments: str | None) -> object:
+    """What a function of a config file returns, None where there is none."""
     if not file.is_file():
         raise UserError(f"--config={file}: there is no such file; configs/quickstart.py is one to begin with.")
     spec = importlib.util.spec_from_file_location(f"charlm_config_{file.stem}", file)
@@ -229,14 +291,11 @@ def _get_config(file: pathlib.Path, arg: str | None) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(arg) if hasattr(module, "get_config") else None
+        return getattr(module, function)(*arguments) if hasattr(module, function) else None
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"--config={file} can't be loaded: {type(error).__name__}: {error}.") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config={file} has no get_config(arg=None) that returns a ConfigDict; see configs/quickstart.py.")
-    return config
 
 
 def _check_keys(config: ConfigDict, file: str) -> None:

@@ -128,7 +128,7 @@ def write_run(config, workdir: str, params: Params, symbols: list[str] | str | N
     run = run_module.Run(workdir)
     with run.locked(), contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
         run.begin(config, setup.vocab, setup.provenance)
-        run.note_start(device=f"imported from {file}")
+        run.note_start(f"imported from {file}", model.parameter_count(params), setup.total_steps)
         params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, jax.numpy.float32), params)
         rest = (setup.optimizer.init(params), setup.functions.zero_carry(setup.batches.rows))
         checkpoints.save(0, params, rest, dataclasses.asdict(Progress()))

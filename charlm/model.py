@@ -203,10 +203,15 @@ def parameter_table(params) -> list[tuple[str, tuple[int, ...], int]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, leaf.size) for path, leaf in leaves]
 
 
+def parameter_count(params) -> int:
+    """Numbers in all parameters together."""
+    return sum(count for _, _, count in parameter_table(params))
+
+
 def parameter_lines(params) -> list[str]:
     """The table as lines for people; the last one counts two biases a layer, which PyTorch has for the same function."""
     table = parameter_table(params)
-    total = sum(count for _, _, count in table)
+    total = parameter_count(params)
     doubled = total + sum(count for name, _, count in table if name.startswith("lstm_") and name.endswith("/bias"))
     rows = [(name, " x ".join(map(str, shape)), count) for name, shape, count in table]
     rows += [("parameters", "", total), ("with two biases a layer", "", doubled)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from charlm import objective
+from charlm import measures
 
 
 class Reporter:
@@ -34,7 +34,7 @@ class Reporter:
     def step(self, step: int, nats: float, chars_per_second: float, seconds_left: float) -> None:
         """Moves the bar; does nothing elsewhere."""
         if self._bar:
-            figures = f"{nats:.4f} nats, perplexity {objective.perplexity(nats):.2f}"
+            figures = f"{nats:.4f} nats, perplexity {measures.perplexity(nats):.2f}"
             text = f"{step}/{self._total}  {figures}  {chars_per_second:,.0f} chars/s  {duration(seconds_left)} left"
             self._bar.update(self._task, completed=step, text=text)
 
@@ -89,4 +89,4 @@ def warn(message: str) -> None:
 
 
 def _nats(nats: float) -> str:
-    return f"{nats:.4f} nats (perplexity {objective.perplexity(nats):.4f})"
+    return f"{nats:.4f} nats (perplexity {measures.perplexity(nats):.4f})"

@@ -5,6 +5,7 @@ vocab.json        symbols in the order of ids       checkpoints/STEP    the best
 corpus.json       where the text came from          tensorboard/        the same scalars and the config
 environment.json  one entry for each start          lock                held while a process trains here
 status.json       state, step, best                 metrics.jsonl       one row for each log interval and evaluation
+evaluations.jsonl what scripts/evaluate.py found
 """
 
 import contextlib
@@ -17,12 +18,13 @@ import pathlib
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
 from charlm import config as config_module
-from charlm import corpora, objective
+from charlm import corpora, measures
 from charlm.errors import UserError
 from charlm.vocab import Vocab
 
@@ -45,6 +47,10 @@ class Run:
             return config_module.from_dict(self._json("config.json"))
         except UserError as error:
             raise UserError(f"{self.workdir / 'config.json'}: {error}") from error
+
+    def config_fields(self) -> dict[str, object]:
+        """The config as it was written, flat and unchecked: what another version of charlm wrote can be compared too."""
+        return config_module.flatten(self._json("config.json"))
 
     def vocab(self) -> Vocab:
         try:
@@ -70,7 +76,7 @@ class Run:
     def append(self, row: dict) -> None:
         """Adds a row to the metrics; infinite values become null."""
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(objective.finite(row)) + "\n")
+            file.write(json.dumps(measures.finite(row)) + "\n")
 
     def rows(self) -> list[dict]:
         """The rows of the metrics; a damaged last line, as a crash leaves it, is passed over.
@@ -166,11 +172,20 @@ class Run:
         with contextlib.closing(writer):
             yield log
 
-    def note_start(self, device: str) -> None:
-        """Adds versions, device, commit and command of this start to environment.json."""
+    def note_evaluation(self, result: dict) -> None:
+        """Adds what scripts/evaluate.py found to evaluations.jsonl, where the directory can be written."""
+        with contextlib.suppress(OSError), (self.workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(measures.finite(result)) + "\n")
+
+    def starts(self) -> list[dict]:
+        """What `note_start` has written, oldest first."""
+        return self._json("environment.json").get("starts", [])
+
+    def note_start(self, device: str, parameters: int, total_steps: int) -> None:
+        """Adds versions, device, commit and command of this start, and what it trains for how long, to environment.json."""
         starts = []
         with contextlib.suppress(UserError):  # a damaged record of old starts is no reason not to train
-            starts = self._json("environment.json")["starts"] if (self.workdir / "environment.json").exists() else []
+            starts = self.starts() if (self.workdir / "environment.json").exists() else []
         starts.append(
             {
                 "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -181,6 +196,8 @@ class Run:
                 "device": device,
                 "machine": f"{platform.node()} {platform.machine()} {os.cpu_count()} cores",
                 "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+                "parameters": parameters,
+                "total_steps": total_steps,
             }
         )
         self._write("environment.json", {"starts": starts})
@@ -193,18 +210,34 @@ class Run:
           UserError: another process holds it.
         """
         with (self.workdir / "lock").open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise UserError(
-                    f"--workdir={self.workdir} is in use by {file.read().strip() or 'another process'}: "
-                    "wait for it, stop it, or choose another directory."
-                ) from error
+            for attempt in range(5):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if attempt < 4:
+                        time.sleep(0.05)  # it may be somebody in `is_training`, who lets go at once
+                        continue
+                    file.seek(0)
+                    raise UserError(
+                        f"--workdir={self.workdir} is in use by {file.read().strip() or 'another process'}: "
+                        "wait for it, stop it, or choose another directory."
+                    ) from error
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}\n")
             file.flush()
             yield
+
+    def is_training(self) -> bool:
+        """Whether a process holds the directory at this moment."""
+        try:
+            with (self.workdir / "lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def _text(self, name: str) -> str:
         path = self.workdir / name

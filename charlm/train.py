@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from charlm import batches, evaluate, model, objective, progress
+from charlm import batches, evaluate, measures, model, objective, progress
 from charlm import run as run_module
 from charlm.checkpoint import Checkpoints
 from charlm.errors import Failure
@@ -72,7 +72,7 @@ class Sums:
     def measures(self) -> dict:
         """For a row of metrics: per character, and beside it the mean over padding too where that was counted."""
         padded = {"padded_nats": self.loss_nats / self.loss_weight} if self.loss_weight != self.chars else {}
-        return {**objective.measures(self.nats / self.chars), **padded, "chars": self.chars}
+        return {**measures.of_nats(self.nats / self.chars), **padded, "chars": self.chars}
 
 
 @dataclasses.dataclass
@@ -171,7 +171,11 @@ def train(config, workdir: str) -> int:
         elif _has_ended(run):
             return 0
         run.check_data(setup.vocab, setup.provenance)
-        run.note_start(device=f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}")
+        run.note_start(
+            device=f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}",
+            parameters=model.parameter_count(jax.eval_shape(setup.functions.init, jax.random.key(0))),
+            total_steps=setup.total_steps,
+        )
         with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
             state, done = _start(setup, run, checkpoints)
             describe(setup, state.params)
@@ -318,8 +322,8 @@ def _evaluation_rows(setup: Setup, done: Progress, evaluate_split: Callable, par
     if "validation" in setup.encoded:
         nats, chars = evaluate_split(params, setup.encoded["validation"], setup.protocol)
         protocol = setup.protocol.named(setup.provenance["sha256"], "validation", chars)
-        measures = {**objective.measures(nats / chars), "chars": chars, "protocol": protocol}
-        rows.append({**_where(setup, done, "validation"), **measures})
+        figures = {**measures.of_nats(nats / chars), "chars": chars, "protocol": protocol}
+        rows.append({**_where(setup, done, "validation"), **figures})
     return rows if setup.best_by == "validation" else rows[::-1]
 
 
@@ -404,5 +408,5 @@ def _is_multiple(step: int, every: int) -> bool:
 def _best(best: dict | None) -> str:
     if best is None:
         return "not evaluated"
-    perplexity = objective.perplexity(best["nats"])
+    perplexity = measures.perplexity(best["nats"])
     return f"best {best['split']} {best['nats']:.4f} nats/char, perplexity {perplexity:.4f}, at step {best['step']}"

@@ -1,10 +1,12 @@
 """A model so small that it trains in seconds: for tests, and to see that everything works.
 
     scripts/train.py --config=configs/tiny.py --workdir=runs/tiny
+    scripts/sweep.py --config=configs/tiny.py --root=runs/tiny_sweep --parallel=2
 
 About 10 seconds on 2 CPU cores; validation perplexity about 17.
 """
 
+from charlm.sweep import product
 from configs import base
 
 
@@ -21,3 +23,7 @@ def get_config(arg: str | None = None):
     config.train.eval_every = 30
     config.sample.length = 100
     return config
+
+
+def sweep():
+    return product({"model.hidden": [32, 64], "optim.learning_rate": [1e-2, 3e-2]})

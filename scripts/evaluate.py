@@ -44,7 +44,7 @@ def main(overrides: dict[str, str]) -> None:
     text, sha256 = _text(run, split)
     cache.keep_compiled(cache.folder_of(run.config()))
 
-    from charlm import evaluate, objective, restore
+    from charlm import evaluate, measures, restore
 
     trained = restore.load(_WORKDIR.value, _CHECKPOINT.value)
     encoded = batches.encode(trained.vocab, text, f"--text={_TEXT.value}" if _TEXT.value else f"the {split} split")
@@ -56,13 +56,14 @@ def main(overrides: dict[str, str]) -> None:
     begin = time.perf_counter()
     nats, chars = evaluate.evaluator(trained.functions)(trained.params, encoded, protocol)
     result = {
-        **objective.measures(nats / chars),
+        **measures.of_nats(nats / chars),
         "chars": chars,
         "step": trained.step,
         "seconds": round(time.perf_counter() - begin, 3),
         "protocol": protocol.named(sha256, f"text {_TEXT.value}" if _TEXT.value else split, chars),
     }
-    print(json.dumps(objective.finite(result)))
+    run.note_evaluation(result)
+    print(json.dumps(measures.finite(result)))
 
 
 def _text(run: Run, split: str) -> tuple[corpora.Split, str]:

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 
-from charlm import objective
+from charlm import measures, objective
 
 
 def test_nats_of_a_case_worked_out_by_hand():
@@ -20,9 +20,9 @@ def test_logits_of_any_size_give_finite_nats():
 
 
 def test_bits_and_perplexity():
-    assert objective.measures(math.log(8)) == {"nats": math.log(8), "bits": 3.0, "perplexity": math.exp(math.log(8))}
+    assert measures.of_nats(math.log(8)) == {"nats": math.log(8), "bits": 3.0, "perplexity": math.exp(math.log(8))}
 
 
 def test_perplexity_is_never_clipped():
-    assert objective.perplexity(700.0) == math.exp(700)
-    assert objective.perplexity(1e4) == math.inf
+    assert measures.perplexity(700.0) == math.exp(700)
+    assert measures.perplexity(1e4) == math.inf

@@ -38,7 +38,7 @@ def texts(tmp_path_factory):
 
 def flags_of(name, texts, **more):
     file = texts / ("titles.csv" if name == "ag_news_keras" else "text")
-    argument = f":{file}" if name in ("ag_news_keras", "sonnets_keras") else ""
+    argument = f":{file}" if name == "ag_news_keras" else ""
     path = {} if argument else {"corpus.path": file}
     config = f"--config={ROOT / 'configs' / name}.py{argument}"
     return [config, *as_flags(SMALL | ON_TEXT[name] | path | more)]

@@ -136,8 +136,8 @@ def test_second_process_is_refused_until_the_first_has_gone(tmp_path):
 
 def test_each_start_is_recorded(tmp_path):
     run = begun(tmp_path / "run")
-    run.note_start("cpu: made up")
-    run.note_start("cpu: made up")
+    run.note_start("cpu: made up", 10, 20)
+    run.note_start("cpu: made up", 10, 20)
     starts = json.loads((run.workdir / "environment.json").read_text())["starts"]
     assert len(starts) == 2
     assert starts[1]["versions"]["jax"]

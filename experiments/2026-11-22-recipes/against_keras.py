@@ -31,7 +31,7 @@ def sonnets(text_file: str, folder: str) -> None:
     """The recipe of the sonnets on the first 20,000 characters of Alice, as the recipe of Alice filters them."""
     text, _ = corpora.read(text_file, corpora.Normalisation.of(config.load("configs/alice_axon.py")))
     overrides = {"model.dropout": 0.0, "model.dtype": "float32", "corpus.path": text_file}
-    recipe = config.load("configs/sonnets_keras.py", overrides)
+    recipe = config.load("configs/sonnets_keras.py:original", overrides)
     vocab = Vocab.of(symbols_of(text[:20_000]), unknown=False)
     training = batches.training_batches(
         batches.Framing.of(recipe), batches.encode(vocab, text[:20_000], text_file), recipe.seed

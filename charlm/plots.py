@@ -1,0 +1,161 @@
+"""Pictures of runs: learning curves with bands over seeds, and what a sweep found about one knob or two."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from charlm import compare, config, reading
+from charlm.errors import UserError
+
+NAMED_CURVES = 10  # more are drawn thin, and only the best are named
+AXES = {"step": "steps", "chars": "characters trained on", "seconds": "seconds"}
+LOG_FROM = 30.0  # an axis is logarithmic where its largest value is so many times its smallest
+
+
+class Curve(NamedTuple):
+    """A group's validation nats (training nats where it has no evaluations) at some points; low and high over its seeds."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def write(file: str, tables: Sequence[tuple[dict, Sequence[compare.Group]]], metric: str, x: str, by: Sequence[str]) -> str:
+    """Draws runs, a picture for each protocol one below the other, into a .png or .svg; returns the file's name.
+
+    Args:
+      tables: what `compare.by_protocol` found, grouped. by: no key for curves, one for a line, two for a map.
+
+    Raises:
+      UserError: there is nothing to draw, or the file can't be written.
+    """
+    drawn = [(protocol, groups) for protocol, groups in tables if any(group.figure(metric) is not None for group in groups)]
+    if not drawn:
+        raise UserError(f"--plot={file}: none of these runs has a figure yet.")
+    figure = Figure(figsize=(9, 5.5 * len(drawn)), layout="constrained")
+    axes = figure.subplots(len(drawn), 1, squeeze=False)
+    try:
+        for axis, (protocol, groups) in zip(axes[:, 0], drawn, strict=True):
+            axis.set_title(compare.protocol_in_words(protocol), fontsize=9, loc="left")
+            if len(by) == 2:
+                _draw_map(figure, axis, groups, by, metric)
+            elif by:
+                _draw_knob(axis, groups, by[0], metric)
+            else:
+                _draw_curves(axis, groups, metric, x)
+        figure.savefig(file, dpi=150)
+    except OSError as error:
+        raise UserError(f"--plot={file} can't be written ({error.strerror}): choose another file.") from error
+    return file
+
+
+def curve_of(group: compare.Group, x: str) -> Curve | None:
+    """The mean over seeds at the steps that all of them have; None where there is nothing."""
+    series = [reading.series(record) for record in group.counted]
+    split = "validation" if all(len(each["validation"]["step"]) > 1 for each in series) else "train"
+    series = [each[split] for each in series]
+    steps = sorted(set.intersection(*(set(each["step"]) for each in series))) if series else []
+    if not steps:
+        return None
+    at = [{step: place for place, step in enumerate(each["step"])} for each in series]
+    nats = np.array([[each["nats"][place[step]] for step in steps] for each, place in zip(series, at, strict=True)])
+    axis = np.array([[each[x][place[step]] for step in steps] for each, place in zip(series, at, strict=True)], float)
+    return Curve(axis.mean(0), nats.mean(0), nats.min(0), nats.max(0))
+
+
+def _draw_curves(axis, groups: Sequence[compare.Group], metric: str, x: str) -> None:
+    ranked = sorted(groups, key=lambda group: math.inf if group.figure(metric) is None else group.figure(metric))
+    curves = [(group, curve_of(group, x)) for group in ranked]
+    curves = [(group, curve) for group, curve in curves if curve is not None]
+    many = len(curves) > NAMED_CURVES
+    colours = (
+        matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(curves))) if many else matplotlib.colormaps["tab10"].colors
+    )
+    keys = compare.differing_keys([record for group, _ in curves for record in group.records], besides=("seed",))
+    for place, (group, curve) in reversed(list(enumerate(curves))):  # the best on top
+        named = not many or place < NAMED_CURVES // 2
+        style = {"linewidth": 1.8, "alpha": 1.0} if named else {"linewidth": 0.7, "alpha": 0.6}
+        label = _label(group, keys) if named else None
+        marker = "o" if len(curve.x) <= 30 and not many else None
+        axis.plot(curve.x, np.exp(curve.mean), color=colours[place], label=label, marker=marker, markersize=3, **style)
+        if len(group.counted) > 1:
+            axis.fill_between(curve.x, np.exp(curve.low), np.exp(curve.high), color=colours[place], alpha=0.2, linewidth=0)
+    axis.set_xlabel(AXES[x])
+    axis.set_ylabel("perplexity")
+    axis.set_yscale("log")
+    _plain_ticks(axis.yaxis)
+    xs = np.concatenate([curve.x for _, curve in curves])
+    if xs.min() > 0 and xs.max() / xs.min() > LOG_FROM:
+        axis.set_xscale("log")
+    axis.grid(True, which="both", alpha=0.15)
+    handles, labels = axis.get_legend_handles_labels()
+    title = f"best {NAMED_CURVES // 2} of {len(curves)}" if many else None
+    axis.legend(handles[::-1], labels[::-1], fontsize=8, title=title, title_fontsize=8, framealpha=0.8)
+
+
+def _draw_knob(axis, groups: Sequence[compare.Group], key: str, metric: str) -> None:
+    """Each configuration a dot, their means a line with standard errors."""
+    marginals = compare.marginals(groups, [key], metric)
+    values = [marginal.value[0] for marginal in marginals]
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    places = {repr(value): value if numeric else place for place, value in enumerate(values)}
+    dots = [(places[repr(group.config.get(key))], group.figure(metric)) for group in groups if group.figure(metric) is not None]
+    axis.scatter(*zip(*dots, strict=True), s=14, color="0.6", label="each configuration", zorder=2)
+    axis.errorbar(
+        [places[repr(value)] for value in values],
+        [marginal.nats for marginal in marginals],
+        yerr=[marginal.error or 0.0 for marginal in marginals],
+        marker="o",
+        capsize=4,
+        label="mean ± standard error",
+        zorder=3,
+    )
+    if numeric and min(values) > 0 and max(values) / min(values) >= 4:
+        axis.set_xscale("log")
+    axis.set_xticks([places[repr(value)] for value in values], [compare.written(value) for value in values])
+    axis.minorticks_off()
+    axis.set_xlabel(key)
+    axis.set_ylabel("nats per character")
+    axis.grid(True, alpha=0.2)
+    axis.legend(fontsize=8)
+
+
+def _draw_map(figure, axis, groups: Sequence[compare.Group], keys: Sequence[str], metric: str) -> None:
+    marginals = compare.marginals(groups, keys, metric)
+    rows, columns = (list(dict.fromkeys(marginal.value[place] for marginal in _ordered(marginals, place))) for place in (0, 1))
+    table = np.full((len(rows), len(columns)), np.nan)
+    for marginal in marginals:
+        table[rows.index(marginal.value[0]), columns.index(marginal.value[1])] = marginal.nats
+    image = axis.imshow(table, cmap="viridis_r", aspect="auto")
+    middle = np.nanmean([np.nanmin(table), np.nanmax(table)])
+    for row, column in np.argwhere(np.isfinite(table)):
+        colour = "white" if table[row, column] < middle else "black"
+        axis.text(column, row, f"{table[row, column]:.4f}", ha="center", va="center", color=colour, fontsize=9)
+    axis.set_xticks(range(len(columns)), [compare.written(value) for value in columns])
+    axis.set_yticks(range(len(rows)), [compare.written(value) for value in rows])
+    axis.set_xlabel(keys[1])
+    axis.set_ylabel(keys[0])
+    figure.colorbar(image, ax=axis, label="nats per character")
+
+
+def _ordered(marginals: Sequence[compare.Marginal], place: int) -> list[compare.Marginal]:
+    return sorted(marginals, key=lambda marginal: compare.sortable(marginal.value[place]))
+
+
+def _label(group: compare.Group, keys: Sequence[str]) -> str:
+    """What sets a group apart, in a legend's width."""
+    text = ", ".join(f"{config.short(key)} {compare.written(group.config.get(key))}" for key in keys) or group.name
+    seeds = f" ({len(group.counted)} seeds)" if len(group.counted) > 1 else ""
+    return (text if len(text) <= 60 else text[:57] + "…").replace("$", r"\$") + seeds
+
+
+def _plain_ticks(axis) -> None:
+    """Perplexities as 4, 5, 6 and not as powers of ten."""
+    for which in ("major", "minor"):
+        getattr(axis, f"set_{which}_formatter")(FuncFormatter(lambda value, _: f"{value:g}"))

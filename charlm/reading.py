@@ -1,0 +1,217 @@
+"""What run directories tell those who compare: figures and curves of each, whatever state it is in.
+
+Knows only the files of run directories, those of running and half-written ones too.
+"""
+
+import json
+import math
+import os
+import pathlib
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from charlm.errors import UserError
+from charlm.run import Run
+
+OF_TRAINING = {"split": "train", "why": "no validation text, so the mean training loss between two evaluations"}
+NO_FIGURE = {"split": "none", "why": "not evaluated yet"}
+SAMPLED_ROWS = 101  # of the training loss, whose median speed is a run's
+
+
+class Record(NamedTuple):
+    """One run as compare sees it.
+
+    Attributes:
+      name: its path below what was asked for. config: flat.
+      state: of run.STATES, `running` where a process trains it, `unknown` where status.json can't be read.
+      best, last: nats per char of the validation split, or of the mean training loss where there is none.
+      test: nats of the latest evaluation of the test split by scripts/evaluate.py, last line first. train: latest mean loss.
+      protocol: of best and last; two runs with different ones don't compare.
+      steps: done. seconds: of training and evaluating. chars_per_second: median over the log intervals.
+      problems: what could not be read, a sentence each.
+    """
+
+    name: str
+    path: pathlib.Path
+    config: dict[str, object]
+    state: str
+    best: float | None
+    best_step: int | None
+    last: float | None
+    test: float | None
+    train: float | None
+    protocol: dict
+    steps: int
+    parameters: int | None
+    chars_per_second: float | None
+    seconds: float | None
+    problems: tuple[str, ...]
+
+    def figure(self, metric: str) -> float | None:
+        return getattr(self, metric)
+
+
+def find(paths: Sequence[str]) -> list[pathlib.Path]:
+    """The run directories that these paths are or hold.
+
+    Raises:
+      UserError: a path is not there, or holds no runs.
+    """
+    found: dict[pathlib.Path, None] = {}
+    for path in paths:
+        if not os.path.isdir(path):
+            raise UserError(f"{path} is no directory: give run directories, or folders that hold some.")
+        runs = sorted(_runs_below(path))
+        if not runs:
+            raise UserError(f"{path} holds no runs: a run directory has a status.json and a config.json.")
+        found |= dict.fromkeys(runs)
+    return list(found)
+
+
+def read(paths: Sequence[pathlib.Path]) -> tuple[list[Record], list[str]]:
+    """The runs in these directories, and a sentence on each that can't be compared or was read in part."""
+    base = pathlib.Path(os.path.commonpath(paths)) if len(paths) > 1 else paths[0].parent
+    records, problems = [], []
+    for path in paths:
+        try:
+            record = read_run(path, str(path.relative_to(base)))
+        except UserError as error:
+            problems.append(f"{error}")
+            continue
+        records.append(record)
+        problems += [f"{path}: {problem}" for problem in record.problems]
+    return records, problems
+
+
+def read_run(path: pathlib.Path, name: str) -> Record:
+    """One run. Raises a UserError where its config can't be read, without which nothing compares."""
+    run, problems = Run(path), []
+    config = run.config_fields()
+    state, starts = "unknown", []
+    try:
+        state = run.status()["state"]
+    except UserError as error:
+        problems.append(str(error))
+    if state == "incomplete" and run.is_training():
+        state = "running"
+    try:
+        starts = run.starts()
+    except UserError as error:
+        problems.append(str(error))
+    rows = list(_rows(path / "metrics.jsonl", problems))
+    judged = [row for row in rows if row["split"] == "validation"]
+    means = [row for row in rows if row["split"] == "train_mean"]
+    protocol = judged[-1].get("protocol") if judged else OF_TRAINING if means else NO_FIGURE
+    judged = judged or means
+    best = min(judged, key=lambda row: row["nats"]) if judged else None
+    speeds = sorted(row["chars_per_second"] for row in rows if is_number(row.get("chars_per_second")))
+    return Record(
+        name=name,
+        path=path,
+        config=config,
+        state=state,
+        best=best and best["nats"],
+        best_step=best and best["step"],
+        last=judged[-1]["nats"] if judged else None,
+        test=_test_nats(path / "evaluations.jsonl", problems),
+        train=means[-1]["nats"] if means else None,
+        protocol=protocol if isinstance(protocol, dict) else {"split": "validation", "why": "no protocol was written down"},
+        steps=max((row["step"] for row in rows), default=0),
+        parameters=starts[-1].get("parameters") if starts else None,
+        chars_per_second=statistics.median(speeds) if speeds else None,
+        seconds=max((row["seconds"] for row in rows if is_number(row.get("seconds"))), default=None),
+        problems=tuple(problems),
+    )
+
+
+def series(record: Record) -> dict[str, dict[str, list]]:
+    """A run's curves: split (`train`, `validation`) → step, chars, seconds and nats of its rows, as lists.
+
+    chars: trained on so far, summed over the rows of the training loss, for evaluations over those of its mean.
+    """
+    curves = {split: {name: [] for name in ("step", "chars", "seconds", "nats")} for split in ("train", "validation")}
+    try:
+        lines = (record.path / "metrics.jsonl").read_bytes().splitlines()
+    except OSError:
+        return curves
+    rows = [row for row in map(parsed, lines) if row is not None]
+    told = {split: {} for split in ("train", "train_mean")}  # step → chars and seconds so far
+    for split, at in told.items():
+        chars = 0
+        for row in rows:
+            if row["split"] == split and is_number(row.get("chars")) and is_number(row.get("seconds")):
+                chars += row["chars"]
+                at[row["step"]] = (chars, row["seconds"])
+    for split, teller in (("train", "train"), ("validation", "train_mean")):
+        for row in rows:
+            if row["split"] == split and row["step"] in told[teller] and math.isfinite(row["nats"]):
+                chars, seconds = told[teller][row["step"]]
+                for name, value in (("step", row["step"]), ("chars", chars), ("seconds", seconds), ("nats", row["nats"])):
+                    curves[split][name].append(value)
+    return curves
+
+
+def parsed(line: bytes) -> dict | None:
+    """A row of metrics; infinite nats, which JSON can't say, as such. None where the line is no row."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("split"), str) or type(row.get("step")) is not int:
+        return None
+    if "nats" in row and row["nats"] is None:
+        row["nats"] = math.inf
+    return row if is_number(row.get("nats")) or row.get("nats") == math.inf else None
+
+
+def is_number(value: object) -> bool:
+    """Whether a value read from JSON is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _runs_below(folder: str) -> Iterator[pathlib.Path]:
+    for path, folders, files in os.walk(folder):
+        if "config.json" in files or "status.json" in files:
+            folders.clear()
+            yield pathlib.Path(path)
+        else:
+            folders[:] = [name for name in folders if not name.startswith(".")]
+
+
+def _rows(file: pathlib.Path, problems: list[str]) -> Iterator[dict]:
+    """The rows of metrics that a table needs: all evaluations, and of the training loss some, the last among them."""
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problems.append(f"metrics.jsonl can't be read ({error.strerror})")
+        return
+    of_training = [number for number, line in enumerate(lines) if b'"split": "train"' in line]
+    sampled = set(of_training[:: -max(1, len(of_training) // SAMPLED_ROWS)]) if of_training else set()
+    skipped = set(of_training) - sampled
+    for number, line in enumerate(lines):
+        if number in skipped or not line.strip():
+            continue
+        row = parsed(line)
+        if row is not None:
+            yield row
+        elif number < len(lines) - 1:  # the last one may be half-written
+            problems.append(f"metrics.jsonl line {number + 1} is no row of metrics and was passed over")
+
+
+def _test_nats(file: pathlib.Path, problems: list[str]) -> float | None:
+    """Of the latest evaluation of the test split, if there was one."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            result = json.loads(line)
+            if result["protocol"]["split"] == "test" and is_number(result["nats"]):
+                return result["nats"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            problems.append("evaluations.jsonl has a line that is no evaluation, which was passed over")
+    return None

@@ -1,0 +1,111 @@
+"""Launches the trials of a config's sweep(), one run directory each, and goes on with those that were stopped.
+
+    scripts/sweep.py --config=configs/FILE.py[:ARG] --root=runs/NAME [--parallel=2] [--only='model.hidden>=256'] [--dry_run]
+    scripts/sweep.py ... --launcher=slurm --partition=gpu --time=240 --gpus=1 --cpus=4
+    scripts/sweep.py ... --search=asha|tpe --trials=50
+
+The same command again starts what is not done: new trials, and those that were stopped or killed, which resume bit for bit.
+Done and diverged trials are left alone, failed ones too without --retry_failed. --config.KEY=VALUE holds for all trials.
+Ctrl-C has each training save its state first; with SLURM it ends the watching only. --search draws from the config's space().
+Exit status: 0 all done, 1 some diverged, failed or were stopped, 2 a mistake in the command, 130 or 143 stopped.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import flags
+
+from charlm import cli, config, launch, sweep
+from charlm.errors import UserError
+
+_CONFIG = flags.DEFINE_string(
+    "config", None, "config file with a sweep(), optionally with an argument: FILE.py[:ARG]", required=True
+)
+_ROOT = flags.DEFINE_string("root", None, "folder of the sweep: made, or gone on with if it is there", required=True)
+_ONLY = flags.DEFINE_multi_string("only", [], "only trials for which this holds, such as model.hidden=512; may be repeated")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the trials, where each stands and its command, and start nothing")
+_RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "go on with failed trials too")
+_PARALLEL = flags.DEFINE_integer("parallel", 1, "trials at once; locally they share the cores and GPUs evenly")
+_LAUNCHER = flags.DEFINE_enum("launcher", "local", ("local", "slurm"), "processes of this machine, or jobs of SLURM")
+
+TRAIN = pathlib.Path(__file__).with_name("train.py")
+
+
+def main(common: dict[str, str]) -> int:
+    if _PARALLEL.value < 1:
+        raise UserError(f"--parallel={_PARALLEL.value} is not right: it must be 1 or more.")
+    root = sweep.Root(_ROOT.value)
+    trials = sweep.trials_of(_CONFIG.value, common)
+    removed = root.check(_CONFIG.value, trials)
+    trials = [trial for trial in trials if _is_chosen(trial)]
+    if not trials:
+        raise UserError(f"--only={_ONLY.value[-1]}: no trial of {_CONFIG.value} is like that.")
+    standings = {trial.name: launch.standing_of(root.run(trial)) for trial in trials}
+    left_alone = ("done", "diverged") if _RETRY_FAILED.value else ("done", "diverged", "failed")
+    to_start = [trial for trial in trials if standings[trial.name].state not in left_alone]
+    _announce(trials, standings, removed)
+
+    def command_of(trial: sweep.Trial) -> list[str]:
+        overrides = sweep.flags_of({**common, **trial.overrides})
+        workdir = os.fspath(root.path / trial.name)
+        return [sys.executable, os.fspath(TRAIN), f"--config={_CONFIG.value}", f"--workdir={workdir}", *overrides]
+
+    if _DRY_RUN.value:
+        for trial in trials:
+            print(f"{standings[trial.name].state:<10} {trial.name}\n           {' '.join(command_of(trial))}")
+        return 0
+    display = launch.Display(len(trials))
+    with root.locked():
+        root.record(_CONFIG.value, trials)
+        for trial in trials:
+            if trial not in to_start:
+                display.known(trial, standings[trial.name])
+        places = launch.shares(_PARALLEL.value, launch.cores_here(), launch.gpus_here())
+        stopped_by = launch.local(root, iter(to_start), command_of, places, display)
+    return _conclude(trials, display, stopped_by)
+
+
+def _is_chosen(trial: sweep.Trial) -> bool:
+    flat = config.flatten(trial.config)
+    conditions = [config.condition(text) for text in _ONLY.value]
+    return all(holds(flat[config.known(key)]) for key, holds in conditions)
+
+
+def _announce(trials: list[sweep.Trial], standings: dict[str, launch.Standing], removed: list[str]) -> None:
+    names = {"new": "new", "incomplete": "to resume"}
+    counts: dict[str, int] = {}
+    for trial in trials:
+        state = names.get(standings[trial.name].state, standings[trial.name].state)
+        counts[state] = counts.get(state, 0) + 1
+    print(f"{len(trials)} trials in {_ROOT.value}: {', '.join(f'{number} {state}' for state, number in counts.items())}")
+    for name in removed:
+        print(f"no longer in the sweep, left as it is: {name}")
+    for trial in trials:
+        if (standing := standings[trial.name]).state in ("failed", "diverged"):
+            print(f"{standing.state}: {trial.name}: {standing.message}")
+
+
+def _conclude(trials: list[sweep.Trial], display: launch.Display, stopped_by: int) -> int:
+    """Says how it ended; returns the exit status."""
+    standings = {trial.name: launch.Standing("new") for trial in trials} | display.standings()
+    done = {name: standing for name, standing in standings.items() if standing.state == "done" and standing.best}
+    for name, standing in standings.items():
+        if standing.state in ("failed", "diverged", "stopped") and display.is_live:
+            print(f"{standing.state}: {name}: {standing.message}")
+    counts: dict[str, int] = {}
+    for standing in standings.values():
+        state = {"new": "not started"}.get(standing.state, standing.state)
+        counts[state] = counts.get(state, 0) + 1
+    print(", ".join(f"{number} {state}" for state, number in counts.items()) + f" of {len(trials)} trials.")
+    if done:
+        name = min(done, key=lambda name: done[name].best["nats"])
+        print(f"best: {name}: {launch.best_in_words(done[name].best)}; scripts/compare.py {_ROOT.value} compares them.")
+    if stopped_by:
+        print("stopped: the same command goes on from there.")
+        return 128 + stopped_by
+    return 0 if set(counts) == {"done"} else 1
+
+
+if __name__ == "__main__":
+    cli.run(main)
