@@ -4,8 +4,8 @@ scripts/train.py --config=configs/sonnets_keras.py --workdir=runs/sonnets_keras 
 scripts/train.py --config=configs/sonnets_keras.py:original --workdir=runs/sonnets_original
 
 About 2 h 30 min on 2 CPU cores. Without a path on the edition that a package of the index carries (93,718 chars; the notebook's
-has 94,630). `:original` has the notebook's constant rate of 0.001; with it the loss stays at that of single characters, 3.03, for
-an epoch or two, depending on the seed, before the state carries anything.
+has 94,630). `:original` has the notebook's constant rate of 0.001; with it the loss stays at that of single characters, 3.03,
+for an epoch or two, depending on the seed, before the state carries anything.
 """
 
 from charlm.errors import UserError
