@@ -68,6 +68,13 @@ def standing_of(run: Run) -> Standing:
     )
 
 
+def last_words(log: pathlib.Path) -> str:
+    """The sentence with which a training refused, else the last line of its log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    refusals = [line.removeprefix("error: ") for line in lines[-3:] if line.startswith("error: ")]
+    return (refusals or lines or [""])[-1][:300]
+
+
 class Share(NamedTuple):
     """What one of several processes may use. gpus: for CUDA_VISIBLE_DEVICES, None where there are none."""
 
@@ -316,14 +323,7 @@ def _standing_after(root: sweep.Root, trial: sweep.Trial, code: int, was_pruned:
         return standing._replace(state="stopped", message=f"killed by {signal.Signals(-code).name}")
     if code in SAVED_BY:
         return standing._replace(state="stopped")
-    return standing._replace(state="failed", message=_last_words(root.log(trial)) or f"exit status {code}")
-
-
-def _last_words(log: pathlib.Path) -> str:
-    """The sentence with which a training refused, else the last line of its log."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    refusals = [line.removeprefix("error: ") for line in lines[-3:] if line.startswith("error: ")]
-    return (refusals or lines or [""])[-1][:300]
+    return standing._replace(state="failed", message=last_words(root.log(trial)) or f"exit status {code}")
 
 
 def _last_train_row(file: pathlib.Path) -> dict:

@@ -16,7 +16,7 @@ import sys
 
 from absl import flags
 
-from charlm import cli, config, launch, sweep
+from charlm import cli, config, launch, slurm, sweep
 from charlm.errors import UserError
 
 _CONFIG = flags.DEFINE_string(
@@ -29,12 +29,26 @@ _RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "go on with failed tria
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "trials at once; locally they share the cores and GPUs evenly")
 _LAUNCHER = flags.DEFINE_enum("launcher", "local", ("local", "slurm"), "processes of this machine, or jobs of SLURM")
 
+_PARTITION = flags.DEFINE_string("partition", None, "of SLURM")
+_ACCOUNT = flags.DEFINE_string("account", None, "of SLURM")
+_TIME = flags.DEFINE_integer(
+    "time", 240, "of SLURM: minutes a job may run before it saves its state and is put into the queue again"
+)
+_GPUS = flags.DEFINE_integer("gpus", None, "of SLURM: GPUs a trial")
+_CPUS = flags.DEFINE_integer("cpus", None, "of SLURM: CPUs a trial")
+_MEMORY = flags.DEFINE_integer("memory", None, "of SLURM: gigabytes a trial")
+
 TRAIN = pathlib.Path(__file__).with_name("train.py")
 
 
 def main(common: dict[str, str]) -> int:
     if _PARALLEL.value < 1:
         raise UserError(f"--parallel={_PARALLEL.value} is not right: it must be 1 or more.")
+    for flag in (_TIME, _GPUS, _CPUS, _MEMORY):
+        if flag.value is not None and flag.value < 1:
+            raise UserError(f"--{flag.name}={flag.value} is not right: it must be 1 or more.")
+    if _LAUNCHER.value == "slurm":
+        slurm.check()
     root = sweep.Root(_ROOT.value)
     trials = sweep.trials_of(_CONFIG.value, common)
     removed = root.check(_CONFIG.value, trials)
@@ -48,8 +62,9 @@ def main(common: dict[str, str]) -> int:
 
     def command_of(trial: sweep.Trial) -> list[str]:
         overrides = sweep.flags_of({**common, **trial.overrides})
-        workdir = os.fspath(root.path / trial.name)
-        return [sys.executable, os.fspath(TRAIN), f"--config={_CONFIG.value}", f"--workdir={workdir}", *overrides]
+        config_file = os.path.abspath(_CONFIG.value)  # also that of a job, which begins in another directory
+        workdir = os.path.abspath(root.path / trial.name)
+        return [sys.executable, os.fspath(TRAIN), f"--config={config_file}", f"--workdir={workdir}", *overrides]
 
     if _DRY_RUN.value:
         for trial in trials:
@@ -61,9 +76,27 @@ def main(common: dict[str, str]) -> int:
         for trial in trials:
             if trial not in to_start:
                 display.known(trial, standings[trial.name])
-        places = launch.shares(_PARALLEL.value, launch.cores_here(), launch.gpus_here())
-        stopped_by = launch.local(root, iter(to_start), command_of, places, display)
+        if _LAUNCHER.value == "slurm":
+            stopped_by = _by_slurm(root, to_start, command_of, display)
+        else:
+            places = launch.shares(_PARALLEL.value, launch.cores_here(), launch.gpus_here())
+            stopped_by = launch.local(root, iter(to_start), command_of, places, display)
     return _conclude(trials, display, stopped_by)
+
+
+def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of, display: launch.Display) -> int:
+    resources = slurm.Resources(
+        partition=_PARTITION.value,
+        account=_ACCOUNT.value,
+        minutes=_TIME.value,
+        gpus=_GPUS.value,
+        cpus=_CPUS.value,
+        memory_gb=_MEMORY.value,
+        at_once=_PARALLEL.value,
+    )
+    return slurm.launched(
+        root, trials, command_of, resources, display, lambda jobs: root.record(_CONFIG.value, trials, jobs=jobs)
+    )
 
 
 def _is_chosen(trial: sweep.Trial) -> bool:

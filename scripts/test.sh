@@ -1,13 +1,28 @@
 #!/usr/bin/env bash
-# Sets everything up, then lints and tests. Usage: scripts/test.sh [--slow] [arguments for pytest]
-# --slow runs the long tests too. PYTHON=python3.13 chooses the interpreter.
+# Sets everything up, then lints and tests. Usage: scripts/test.sh [--slow | --slurm] [arguments for pytest]
+# --slow runs the long tests too. --slurm runs those against a SLURM of their own instead, on this machine, which they start and stop;
+# it is installed first where that is allowed. PYTHON=python3.13 chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-marks=(-m 'not slow')
-if [ "${1:-}" = --slow ]; then
-  marks=()
+marks=(-m 'not slow and not slurm')
+case "${1:-}" in
+--slow)
+  marks=(-m 'not slurm')
   shift
-fi
+  ;;
+--slurm)
+  marks=(-m slurm)
+  shift
+  if ! command -v slurmctld >/dev/null; then
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+      echo "error: SLURM is not installed, and only root can do so with apt-get: install slurm-wlm and munge." >&2
+      exit 2
+    fi
+    echo "installing SLURM …"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null
+  fi
+  ;;
+esac
 EXTRAS='[test]'
 . scripts/setup.sh
 

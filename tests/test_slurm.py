@@ -1,0 +1,162 @@
+"""Sweeps on a real SLURM, which the tests start on this machine: however its jobs end, the trials end as they should."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+
+import pytest
+from conftest import ROOT, read_rows
+from test_sweep import CONFIG
+
+pytestmark = pytest.mark.slurm
+
+SLURM_CONF = """
+ClusterName=charlm
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmdPort={next_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+ReturnToService=2
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+SWEEP = """chain(
+        product({"model.hidden": [16, 20, 24]}),
+        [{"optim.learning_rate": 1e30, "optim.name": "sgd", "optim.clip_norm": 0.0}],
+    )"""
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def wait_until(holds, seconds: float, what: str):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory):
+    """A SLURM of two cores that ends with the tests."""
+    if shutil.which("slurmctld") is None or os.getuid() != 0:
+        pytest.skip("SLURM is not installed or this is not root: scripts/test.sh --slurm installs it where that is allowed")
+    folder = tmp_path_factory.mktemp("slurm")
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        port, next_port = first.getsockname()[1], second.getsockname()[1]
+    conf = folder / "slurm.conf"
+    conf.write_text(SLURM_CONF.format(host=socket.gethostname(), folder=folder, port=port, next_port=next_port))
+    os.environ["SLURM_CONF"] = os.fspath(conf)
+    if subprocess.run(["pgrep", "munged"], capture_output=True).returncode:
+        os.makedirs("/run/munge", exist_ok=True)
+        shutil.chown("/run/munge", "munge")
+        run("runuser", "-u", "munge", "--", "munged")
+    daemons = [
+        subprocess.Popen([name, "-D"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for name in ("slurmctld", "slurmd")
+    ]
+    idle = ["sinfo", "--noheader", "--format=%T"]
+    try:
+        wait_until(lambda: subprocess.run(idle, capture_output=True, text=True).stdout.strip() == "idle", 60, "an idle node")
+        yield
+    finally:
+        for daemon in daemons[::-1]:
+            daemon.terminate()
+            daemon.wait()
+        del os.environ["SLURM_CONF"]
+
+
+@pytest.fixture
+def config_file(tmp_path, corpus_file):
+    file = tmp_path / "swept.py"
+    file.write_text(CONFIG.format(corpus=os.fspath(corpus_file), sweep=SWEEP, steps=1500))
+    return file
+
+
+def last_step(workdir) -> int:
+    metrics = workdir / "metrics.jsonl"
+    lines = metrics.read_text().rpartition("\n")[0].splitlines() if metrics.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def test_cancelled_requeued_and_diverged_jobs_end_as_they_should(script, config_file, tmp_path):
+    root = tmp_path / "root"
+    arguments = [f"--config={config_file}", f"--root={root}", "--launcher=slurm", "--parallel=2", "--cpus=1", "--time=10"]
+    with subprocess.Popen(script.command("sweep", *arguments), env=script.env(), stdout=subprocess.PIPE, text=True) as process:
+        wait_until(
+            lambda: last_step(root / "hidden=16") >= 100 and last_step(root / "hidden=20") >= 100, 120, "two trials to train"
+        )
+        jobs = json.loads((root / "sweep.json").read_text())["jobs"]
+        run("scancel", jobs["hidden=16"])
+        # What SLURM sends before it preempts a job or its time is up; a requeued job else waits two minutes.
+        warn = ["scancel", "--signal=USR2", jobs["hidden=20"]]
+        subprocess.run(warn, capture_output=True)  # its status tells whether the job was still there afterwards
+        queued = ["squeue", "--noheader", "--array", "--states=PENDING", "--format=%i"]
+        wait_until(lambda: jobs["hidden=20"] in run(*queued).split(), 60, "the job to be queued again")
+        run("scontrol", "update", f"JobId={jobs['hidden=20']}", "StartTime=now")
+        output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, output
+    assert "2 done, 1 diverged" in output.replace("1 stopped, ", "")
+    assert "cancelled" in output
+    states = {path.parent.name: json.loads(path.read_text())["state"] for path in root.glob("*/status.json")}
+    diverged = next(name for name in states if "1e+30" in name)
+    assert states == {"hidden=16": "incomplete", "hidden=20": "done", "hidden=24": "done", diverged: "diverged"}
+    assert "resuming at step" in (root / "logs" / "hidden=20.log").read_text()
+
+    result = script("sweep", *arguments, status=1)
+    assert "1 to resume" in result.stdout
+    assert "3 done, 1 diverged of 4 trials." in result.stdout
+    for hidden in (16, 20, 24):
+        straight = tmp_path / f"straight{hidden}"
+        script("train", f"--config={config_file}", f"--workdir={straight}", f"--config.model.hidden={hidden}")
+        assert read_rows(root / f"hidden={hidden}") == read_rows(straight)
+
+
+def test_watching_can_be_left_and_taken_up_again(script, config_file, tmp_path):
+    root = tmp_path / "root"
+    arguments = [f"--config={config_file}", f"--root={root}", "--launcher=slurm", "--only=model.hidden=16"]
+    with subprocess.Popen(script.command("sweep", *arguments), env=script.env(), stdout=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: last_step(root / "hidden=16") >= 100, 120, "the trial to train")
+        process.send_signal(2)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the jobs go on" in output
+    again = script("sweep", *arguments).stdout
+    assert "submitted" not in again
+    assert "1 done of 1 trials." in again
+
+
+def test_slurm_refuses_in_a_sentence(script, config_file, tmp_path):
+    flags = [f"--config={config_file}", f"--root={tmp_path / 'root'}", "--launcher=slurm", "--partition=moon"]
+    message = script("sweep", *flags, status=1).stderr.splitlines()[-1]  # before it stands what sbatch says itself
+    assert message.startswith("error: SLURM refuses the jobs: ")
+    assert "partition" in message
+
+
+def test_the_repository_runs_from_any_directory(script, tmp_path):
+    """A job begins elsewhere than the command that submitted it: paths in its command must be absolute."""
+    flags = ["--config=configs/tiny.py", f"--root={tmp_path / 'root'}", "--dry_run", "--launcher=slurm"]
+    output = script("sweep", *flags, cwd=ROOT).stdout
+    assert f"--config={ROOT / 'configs' / 'tiny.py'}" in output
