@@ -152,6 +152,16 @@ def series(record: Record) -> dict[str, dict[str, list]]:
     return curves
 
 
+def validation_nats(path: pathlib.Path) -> list[float]:
+    """A run's validation nats so far, in order."""
+    try:
+        lines = (path / "metrics.jsonl").read_bytes().splitlines()
+    except OSError:
+        return []
+    rows = (parsed(line) for line in lines if b'"split": "validation"' in line)
+    return [row["nats"] for row in rows if row is not None and row["split"] == "validation"]
+
+
 def parsed(line: bytes) -> dict | None:
     """A row of metrics; infinite nats, which JSON can't say, as such. None where the line is no row."""
     try:

@@ -55,7 +55,10 @@ class Interval(NamedTuple):
             return self.low + int(rng.random() * (self.high - self.low + 1))
         drawn = low + rng.random() * (high - low)
         drawn = math.exp(drawn) if self.log else drawn
-        return round(drawn) if self.integer else min(max(float(f"{drawn:.3g}"), self.low), self.high)
+        return round(drawn) if self.integer else self.rounded(drawn)
+
+    def rounded(self, value: float) -> float:
+        return min(max(float(f"{value:.3g}"), self.low), self.high)
 
 
 def uniform(low: float, high: float) -> Interval:
@@ -211,6 +214,9 @@ class Root:
     def check(self, file_and_arg: str, trials: Sequence[Trial]) -> list[str]:
         """The names of trials that were in the sweep once and are no longer; nothing is written.
 
+        Args:
+          trials: of a sweep; none of a search, which makes them as it goes.
+
         Raises:
           UserError: the folder is a file, holds something else or another sweep, or a trial of it has another config.
         """
@@ -232,8 +238,10 @@ class Root:
                     run_module.exists(os.fspath(self.path / trial.name), trial.config)
                 except UserError as error:
                     raise UserError(str(error).replace("choose another directory", "choose another --root")) from error
+        if recorded.get("search") and trials:
+            raise UserError(f"--root={self.path} holds a search: go on with --search, or choose another.")
         now = {trial.name for trial in trials}
-        return [name for name in recorded["trials"] if name not in now and (self.path / name).exists()]
+        return [name for name in recorded["trials"] if trials and name not in now and (self.path / name).exists()]
 
     def record(self, file_and_arg: str, trials: Sequence[Trial], **more: object) -> None:
         """Writes down whose folder this is and which trials are or were in it, and more by name."""

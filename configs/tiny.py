@@ -2,11 +2,12 @@
 
     scripts/train.py --config=configs/tiny.py --workdir=runs/tiny
     scripts/sweep.py --config=configs/tiny.py --root=runs/tiny_sweep --parallel=2
+    scripts/sweep.py --config=configs/tiny.py --root=runs/tiny_search --parallel=2 --search=tpe --trials=20
 
 About 10 seconds on 2 CPU cores; validation perplexity about 17.
 """
 
-from charlm.sweep import product
+from charlm.sweep import integers, log_uniform, product, uniform
 from configs import base
 
 
@@ -27,3 +28,11 @@ def get_config(arg: str | None = None):
 
 def sweep():
     return product({"model.hidden": [32, 64], "optim.learning_rate": [1e-2, 3e-2]})
+
+
+def space():
+    return {
+        "model.hidden": integers(16, 128, log=True),
+        "optim.learning_rate": log_uniform(1e-3, 1e-1),
+        "model.dropout": uniform(0.0, 0.5),
+    }

@@ -10,13 +10,15 @@ Ctrl-C has each training save its state first; with SLURM it ends the watching o
 Exit status: 0 all done, 1 some diverged, failed or were stopped, 2 a mistake in the command, 130 or 143 stopped.
 """
 
+import collections
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 
 from absl import flags
 
-from charlm import cli, config, launch, slurm, sweep
+from charlm import cli, config, launch, search, slurm, sweep
 from charlm.errors import UserError
 
 _CONFIG = flags.DEFINE_string(
@@ -29,6 +31,8 @@ _RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "go on with failed tria
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "trials at once; locally they share the cores and GPUs evenly")
 _LAUNCHER = flags.DEFINE_enum("launcher", "local", ("local", "slurm"), "processes of this machine, or jobs of SLURM")
 
+_SEARCH = flags.DEFINE_enum("search", None, search.METHODS, "draw trials from the config's space() by this method of Optuna's")
+_TRIALS = flags.DEFINE_integer("trials", 20, "of a search: how many, those of earlier starts included")
 _PARTITION = flags.DEFINE_string("partition", None, "of SLURM")
 _ACCOUNT = flags.DEFINE_string("account", None, "of SLURM")
 _TIME = flags.DEFINE_integer(
@@ -39,17 +43,27 @@ _CPUS = flags.DEFINE_integer("cpus", None, "of SLURM: CPUs a trial")
 _MEMORY = flags.DEFINE_integer("memory", None, "of SLURM: gigabytes a trial")
 
 TRAIN = pathlib.Path(__file__).with_name("train.py")
+Command = Callable[[sweep.Trial], list[str]]  # the training of a trial
 
 
 def main(common: dict[str, str]) -> int:
-    if _PARALLEL.value < 1:
-        raise UserError(f"--parallel={_PARALLEL.value} is not right: it must be 1 or more.")
-    for flag in (_TIME, _GPUS, _CPUS, _MEMORY):
+    for flag in (_PARALLEL, _TRIALS, _TIME, _GPUS, _CPUS, _MEMORY):
         if flag.value is not None and flag.value < 1:
             raise UserError(f"--{flag.name}={flag.value} is not right: it must be 1 or more.")
     if _LAUNCHER.value == "slurm":
         slurm.check()
     root = sweep.Root(_ROOT.value)
+
+    def command_of(trial: sweep.Trial) -> list[str]:
+        overrides = sweep.flags_of({**common, **trial.overrides})
+        config_file = os.path.abspath(_CONFIG.value)  # also that of a job, which begins in another directory
+        workdir = os.path.abspath(root.path / trial.name)
+        return [sys.executable, os.fspath(TRAIN), f"--config={config_file}", f"--workdir={workdir}", *overrides]
+
+    return _search(root, common, command_of) if _SEARCH.value else _sweep(root, common, command_of)
+
+
+def _sweep(root: sweep.Root, common: dict[str, str], command_of: Command) -> int:
     trials = sweep.trials_of(_CONFIG.value, common)
     removed = root.check(_CONFIG.value, trials)
     trials = [trial for trial in trials if _is_chosen(trial)]
@@ -58,14 +72,7 @@ def main(common: dict[str, str]) -> int:
     standings = {trial.name: launch.standing_of(root.run(trial)) for trial in trials}
     left_alone = ("done", "diverged") if _RETRY_FAILED.value else ("done", "diverged", "failed")
     to_start = [trial for trial in trials if standings[trial.name].state not in left_alone]
-    _announce(trials, standings, removed)
-
-    def command_of(trial: sweep.Trial) -> list[str]:
-        overrides = sweep.flags_of({**common, **trial.overrides})
-        config_file = os.path.abspath(_CONFIG.value)  # also that of a job, which begins in another directory
-        workdir = os.path.abspath(root.path / trial.name)
-        return [sys.executable, os.fspath(TRAIN), f"--config={config_file}", f"--workdir={workdir}", *overrides]
-
+    _announce(standings, removed)
     if _DRY_RUN.value:
         for trial in trials:
             print(f"{standings[trial.name].state:<10} {trial.name}\n           {' '.join(command_of(trial))}")
@@ -79,12 +86,33 @@ def main(common: dict[str, str]) -> int:
         if _LAUNCHER.value == "slurm":
             stopped_by = _by_slurm(root, to_start, command_of, display)
         else:
-            places = launch.shares(_PARALLEL.value, launch.cores_here(), launch.gpus_here())
-            stopped_by = launch.local(root, iter(to_start), command_of, places, display)
-    return _conclude(trials, display, stopped_by)
+            stopped_by = launch.local(root, iter(to_start), command_of, _places(), display)
+    return _conclude({trial.name: launch.Standing("new") for trial in trials} | display.standings(), display, stopped_by)
 
 
-def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of, display: launch.Display) -> int:
+def _search(root: sweep.Root, common: dict[str, str], command_of: Command) -> int:
+    for flag in (_ONLY, _DRY_RUN, _RETRY_FAILED):
+        if flag.value:
+            raise UserError(f"--{flag.name} is for sweeps: a search chooses its trials as it goes.")
+    if _LAUNCHER.value != "local":
+        raise UserError(f"--search with --launcher={_LAUNCHER.value} is not possible: local would be right.")
+    searched = search.Search(root, _CONFIG.value, common, _SEARCH.value, _TRIALS.value)
+    root.check(_CONFIG.value, [])
+    searched.check()
+    print(f"searching {_CONFIG.value} with {_TRIALS.value} trials in {_ROOT.value}")
+    display = launch.Display(_TRIALS.value)
+    with root.locked():
+        root.record(_CONFIG.value, [], search=searched.described())
+        searched.open()
+        stopped_by = launch.local(root, searched.trials(), command_of, _places(), display, searched.ended, searched.is_enough)
+    return _conclude(display.standings(), display, stopped_by)
+
+
+def _places() -> list[launch.Share]:
+    return launch.shares(_PARALLEL.value, launch.cores_here(), launch.gpus_here())
+
+
+def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of: Command, display: launch.Display) -> int:
     resources = slurm.Resources(
         partition=_PARTITION.value,
         account=_ACCOUNT.value,
@@ -105,39 +133,36 @@ def _is_chosen(trial: sweep.Trial) -> bool:
     return all(holds(flat[config.known(key)]) for key, holds in conditions)
 
 
-def _announce(trials: list[sweep.Trial], standings: dict[str, launch.Standing], removed: list[str]) -> None:
-    names = {"new": "new", "incomplete": "to resume"}
-    counts: dict[str, int] = {}
-    for trial in trials:
-        state = names.get(standings[trial.name].state, standings[trial.name].state)
-        counts[state] = counts.get(state, 0) + 1
-    print(f"{len(trials)} trials in {_ROOT.value}: {', '.join(f'{number} {state}' for state, number in counts.items())}")
+def _announce(standings: dict[str, launch.Standing], removed: list[str]) -> None:
+    words = _counted(standings, {"new": "new", "incomplete": "to resume"})
+    print(f"{len(standings)} trials in {_ROOT.value}: {words}")
     for name in removed:
         print(f"no longer in the sweep, left as it is: {name}")
-    for trial in trials:
-        if (standing := standings[trial.name]).state in ("failed", "diverged"):
-            print(f"{standing.state}: {trial.name}: {standing.message}")
-
-
-def _conclude(trials: list[sweep.Trial], display: launch.Display, stopped_by: int) -> int:
-    """Says how it ended; returns the exit status."""
-    standings = {trial.name: launch.Standing("new") for trial in trials} | display.standings()
-    done = {name: standing for name, standing in standings.items() if standing.state == "done" and standing.best}
     for name, standing in standings.items():
-        if standing.state in ("failed", "diverged", "stopped") and display.is_live:
+        if standing.state in ("failed", "diverged"):
             print(f"{standing.state}: {name}: {standing.message}")
-    counts: dict[str, int] = {}
-    for standing in standings.values():
-        state = {"new": "not started"}.get(standing.state, standing.state)
-        counts[state] = counts.get(state, 0) + 1
-    print(", ".join(f"{number} {state}" for state, number in counts.items()) + f" of {len(trials)} trials.")
+
+
+def _conclude(standings: dict[str, launch.Standing], display: launch.Display, stopped_by: int) -> int:
+    """Says how it ended; returns the exit status."""
+    if display.is_live:  # the table has gone
+        for name, standing in standings.items():
+            if standing.state in ("failed", "diverged", "stopped"):
+                print(f"{standing.state}: {name}: {standing.message}")
+    print(f"{_counted(standings, {'new': 'not started'})} of {len(standings)} trials.")
+    done = {name: standing.best for name, standing in standings.items() if standing.state == "done" and standing.best}
     if done:
-        name = min(done, key=lambda name: done[name].best["nats"])
-        print(f"best: {name}: {launch.best_in_words(done[name].best)}; scripts/compare.py {_ROOT.value} compares them.")
+        name = min(done, key=lambda name: done[name]["nats"])
+        print(f"best: {name}: {launch.best_in_words(done[name])}; scripts/compare.py {_ROOT.value} compares them.")
     if stopped_by:
         print("stopped: the same command goes on from there.")
         return 128 + stopped_by
-    return 0 if set(counts) == {"done"} else 1
+    return 0 if {standing.state for standing in standings.values()} <= {"done", "pruned"} else 1
+
+
+def _counted(standings: dict[str, launch.Standing], words: dict[str, str]) -> str:
+    counts = collections.Counter(words.get(standing.state, standing.state) for standing in standings.values())
+    return ", ".join(f"{number} {state}" for state, number in counts.items()) or "none"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,132 @@
+"""Searching a config's space for low validation nats with Optuna: what to try next, and which trials to end early.
+
+    asha  random trials; of those with 1, 3, 9, … evaluations the best third goes on (Li et al. 2020, "A system for massively
+          parallel hyperparameter tuning")
+    tpe   tree-structured Parzen estimators propose (Bergstra et al. 2011); worse than the median at an evaluation ends a trial
+
+The study is kept in search.db beside the runs, so that a search is gone on with by the same command.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from charlm import config as config_module
+from charlm import launch, reading, sweep
+from charlm.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+METHODS = ("asha", "tpe")
+REDUCTION = 3  # of asha: one in so many goes on
+
+
+class Search:
+    """A study of Optuna's over run directories: yields trials, watches them, and notes how they ended."""
+
+    def __init__(self, root: sweep.Root, file_and_arg: str, common: Mapping[str, object], method: str, number: int):
+        """Reads the space; nothing is written.
+
+        Args:
+          common: overrides of every trial. number: of trials in all, those of earlier starts included.
+
+        Raises:
+          UserError: Optuna is not installed, the config has no fit space(), or the folder holds a search of another one.
+        """
+        self._root, self._file, self._common, self._method, self._number = root, file_and_arg, common, method, number
+        self._space = config_module.call(file_and_arg, "space")
+        if not isinstance(self._space, Mapping) or not self._space:
+            raise UserError(f"space() of {file_and_arg} returns no dict of ranges: see charlm/sweep.py.")
+        for overrides in sweep.sample(self._space, 1):  # each key and each kind of value once, before anything is written
+            sweep.trial_of(file_and_arg, common, overrides)
+        try:
+            import optuna
+        except ImportError as error:
+            raise UserError("--search needs Optuna: pip install -e '.[search]' installs it.") from error
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._optuna = optuna
+        self._trials: dict[str, optuna.trial.Trial] = {}
+        self._reported: dict[str, int] = {}
+
+    def described(self) -> dict[str, object]:
+        """What makes it this search and no other, for the root's record."""
+        return {"method": self._method, "space": {key: repr(values) for key, values in self._space.items()}}
+
+    def check(self) -> None:
+        """Raises a UserError where the root holds another search."""
+        if (self._root.path / "sweep.json").exists() and self._root.recorded("search") != self.described():
+            raise UserError(f"--root={self._root.path} holds a sweep, or a search of another kind or space: choose another.")
+
+    def open(self) -> None:
+        """Opens the study, or makes it."""
+        seed = len(self._past()) if (self._root.path / "search.db").exists() else 0  # else each start would propose the same
+        samplers = {"asha": self._optuna.samplers.RandomSampler, "tpe": self._optuna.samplers.TPESampler}
+        pruners = {
+            "asha": lambda: self._optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
+            "tpe": lambda: self._optuna.pruners.MedianPruner(n_startup_trials=5),
+        }
+        self._study = self._optuna.create_study(
+            storage=self._storage(),
+            study_name="charlm",
+            load_if_exists=True,
+            direction="minimize",
+            sampler=samplers[self._method](seed=seed),
+            pruner=pruners[self._method](),
+        )
+
+    def trials(self) -> Iterator[sweep.Trial]:
+        """First those that an earlier start left unfinished, then new ones up to the number asked for."""
+        states = self._optuna.trial.TrialState
+        for frozen in self._study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            if "overrides" in frozen.user_attrs:
+                trial = self._noted(self._optuna.trial.Trial(self._study, frozen._trial_id), frozen.user_attrs["overrides"])
+                self._reported[trial.name] = len(frozen.intermediate_values)
+                yield trial
+        while len([trial for trial in self._past() if "overrides" in trial.user_attrs]) < self._number:
+            trial = self._study.ask()
+            overrides = {key: _suggested(trial, key, values) for key, values in self._space.items()}
+            trial.set_user_attr("overrides", overrides)
+            yield self._noted(trial, overrides)
+
+    def is_enough(self, trial: sweep.Trial) -> bool:
+        """Tells the study of new evaluations; whether the trial may end here."""
+        proposed = self._trials[trial.name]
+        nats = reading.validation_nats(self._root.path / trial.name)
+        for number in range(self._reported.get(trial.name, 0), len(nats)):
+            proposed.report(nats[number], number + 1)
+        is_new = len(nats) > self._reported.get(trial.name, 0)
+        self._reported[trial.name] = len(nats)
+        return is_new and proposed.should_prune()
+
+    def ended(self, trial: sweep.Trial, standing: launch.Standing) -> None:
+        """Tells the study how a trial ended; one that was stopped goes on at the next start."""
+        states = self._optuna.trial.TrialState
+        proposed = self._trials.pop(trial.name)
+        if standing.state == "done" and standing.best:
+            self._study.tell(proposed, standing.best["nats"], skip_if_finished=True)
+        elif standing.state == "pruned":
+            self._study.tell(proposed, state=states.PRUNED, skip_if_finished=True)
+        elif standing.state in ("diverged", "failed"):
+            self._study.tell(proposed, state=states.FAIL, skip_if_finished=True)
+
+    def _noted(self, proposed: "optuna.trial.Trial", overrides: sweep.Overrides) -> sweep.Trial:
+        trial = sweep.trial_of(self._file, self._common, overrides)
+        self._trials[trial.name] = proposed
+        self._root.record(self._file, [trial])
+        return trial
+
+    def _storage(self) -> str:
+        return f"sqlite:///{os.path.abspath(self._root.path / 'search.db')}"
+
+    def _past(self) -> list["optuna.trial.FrozenTrial"]:
+        return self._optuna.load_study(storage=self._storage(), study_name="charlm").get_trials(deepcopy=False)
+
+
+def _suggested(trial: "optuna.trial.Trial", key: str, values: sweep.Interval | sweep.Choice) -> object:
+    """A value of a range, numbers rounded as `sweep.sample` does."""
+    if isinstance(values, sweep.Choice):
+        return trial.suggest_categorical(key, values.options)
+    if values.integer:
+        return trial.suggest_int(key, values.low, values.high, log=values.log)
+    return values.rounded(trial.suggest_float(key, values.low, values.high, log=values.log))

@@ -1,0 +1,127 @@
+"""Searches: what is proposed fits the space, bad trials end early, and an interrupted search goes on."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+from test_sweep import CONFIG, trainings, wait_for_steps
+
+pytest.importorskip("optuna", reason="optuna is not installed: pip install -e '.[search]'")
+
+SPACE = """
+
+def space():
+    return {
+        "optim.learning_rate": log_uniform(1e-4, 1e-1),
+        "model.hidden": integers(4, 16),
+        "optim.name": choice("adam", "sgd"),
+    }
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path, corpus_file):
+    def write(steps: int = 40, space: str = SPACE) -> str:
+        file = tmp_path / "searched.py"
+        text = CONFIG.format(corpus=os.fspath(corpus_file), sweep="[{}]", steps=steps).replace(
+            "eval_every = 50", "eval_every = 10"
+        )
+        file.write_text(text + space)
+        return os.fspath(file)
+
+    return write
+
+
+def overrides_of(root) -> dict[str, dict]:
+    return json.loads((root / "sweep.json").read_text())["trials"]
+
+
+def validation(path) -> list[float]:
+    rows = map(json.loads, path.read_text().splitlines())
+    return [row["nats"] for row in rows if row["split"] == "validation"]
+
+
+@pytest.mark.parametrize("method", ["asha", "tpe"])
+def test_trials_fit_the_space_and_more_are_added_later(script, config_file, tmp_path, method):
+    root = tmp_path / "root"
+    flags = [f"--config={config_file()}", f"--root={root}", f"--search={method}", "--parallel=2"]
+    result = script("sweep", *flags, "--trials=3")
+    assert "of 3 trials." in result.stdout
+    first = overrides_of(root)
+    assert len(first) == 3
+    for name, overrides in first.items():
+        assert 1e-4 <= overrides["optim.learning_rate"] <= 1e-1
+        assert overrides["model.hidden"] in range(4, 17)
+        assert overrides["optim.name"] in ("adam", "sgd")
+        config = json.loads((root / name / "config.json").read_text())
+        assert config["optim"]["learning_rate"] == overrides["optim.learning_rate"]
+    result = script("sweep", *flags, "--trials=4")
+    assert len(overrides_of(root)) == 4
+    assert set(first) < set(overrides_of(root))
+    assert script("sweep", *flags, "--trials=4").stdout.count("running") == 0
+
+
+def test_asha_ends_the_worse_trials_early(script, config_file, tmp_path):
+    """One after the other: a trial whose first evaluation is not among the best third of those so far ends there."""
+    root = tmp_path / "root"
+    script("sweep", f"--config={config_file(steps=400)}", f"--root={root}", "--search=asha", "--trials=6")
+    ends = {path.parent.name: json.loads(path.read_text())["state"] for path in root.glob("*/status.json")}
+    assert len(ends) == 6
+    done = [name for name, state in ends.items() if state == "done"]
+    pruned = [name for name, state in ends.items() if state == "incomplete"]
+    assert done
+    assert pruned
+    assert all(len(validation(root / name / "metrics.jsonl")) == 40 for name in done)
+    assert all(len(validation(root / name / "metrics.jsonl")) < 40 for name in pruned)
+    best = min(min(validation(root / name / "metrics.jsonl")) for name in ends)
+    assert best == min(min(validation(root / name / "metrics.jsonl")) for name in done)
+
+
+def test_an_interrupted_search_goes_on_with_the_same_trials(script, config_file, tmp_path):
+    root = tmp_path / "root"
+    flags = [f"--config={config_file(steps=600)}", f"--root={root}", "--search=tpe", "--trials=2", "--parallel=2"]
+    with subprocess.Popen(script.command("sweep", *flags), env=script.env(), stdout=subprocess.PIPE, text=True) as process:
+        wait_for_steps(root, 20, 2, process)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert trainings(root) == []
+    before = overrides_of(root)
+    result = script("sweep", *flags)
+    assert "2 done of 2 trials." in result.stdout
+    assert overrides_of(root) == before
+    assert "resuming at step" in "".join(path.read_text() for path in (root / "logs").glob("*.log"))
+
+
+@pytest.mark.parametrize(
+    ("space", "flags", "message"),
+    [
+        ("", [], "has no space()"),
+        ("\ndef space():\n    return 3\n", [], "returns no dict of ranges"),
+        ('\ndef space():\n    return {"model.hidden": [1, 2]}\n', [], "is no range"),
+        ('\ndef space():\n    return {"model.hiden": integers(1, 2)}\n', [], "nearest known one is 'model.hidden'"),
+        ('\ndef space():\n    return {"model.hidden": uniform(1, 2)}\n', [], "model.hidden"),
+        (SPACE, ["--trials=0"], "--trials=0 is not right"),
+        (SPACE, ["--search=grid"], "--search"),
+        (SPACE, ["--only=model.hidden=3"], "--only is for sweeps"),
+        (SPACE, ["--config.model.hidden=3"], "is also what the sweep sets"),
+    ],
+)
+def test_bad_input_starts_nothing(script, config_file, tmp_path, space, flags, message):
+    root = tmp_path / "root"
+    error = script.fails("sweep", f"--config={config_file(space=space)}", f"--root={root}", "--search=tpe", *flags)
+    assert message in error
+    assert not root.exists()
+
+
+def test_a_root_is_either_a_sweeps_or_one_searchs(script, config_file, tmp_path):
+    root = tmp_path / "root"
+    flags = [f"--config={config_file(steps=5)}", f"--root={root}"]
+    script("sweep", *flags, "--search=asha", "--trials=1")
+    assert "holds a search" in script.fails("sweep", *flags)
+    assert "another kind or space" in script.fails("sweep", *flags, "--search=tpe")
+    other = [f"--config={config_file(steps=5)}", f"--root={tmp_path / 'swept'}"]
+    script("sweep", *other)
+    assert "holds a sweep" in script.fails("sweep", *other, "--search=tpe")
