@@ -4,8 +4,8 @@ scripts/train.py --config=configs/sonnets_keras.py --workdir=runs/sonnets_keras 
 scripts/train.py --config=configs/sonnets_keras.py:original --workdir=runs/sonnets_original
 
 About 2 h 30 min on 2 CPU cores. Without a path on the edition that a package of the index carries (93,718 chars; the notebook's
-has 94,630). `:original` has the notebook's initial weights and constant rate of 0.001. Glorot's weights for the one input are so
-small that the loss stays at that of single characters, 3.03, for about an epoch; LeCun's, here, leave it after 250 steps.
+has 94,630). `:original` has the notebook's initial weights and constant rate of 0.001. Glorot's weights for the one input are
+so small that the loss stays at that of single characters, 3.03, for about an epoch; LeCun's, here, leave it after 250 steps.
 """
 
 from charlm.errors import UserError
