@@ -1,7 +1,8 @@
 """From an encoded corpus to a `Batch` at a step: pure arithmetic on position, so a step number is the whole data state.
 
 A framing decides which characters stand together in a row, and from which state the row begins. All of them have the same face:
-`rows` (B), `steps_per_epoch`, `batch_at(step)` with steps counted from 0 over all epochs.
+`rows` (B), `steps_per_epoch`, `batch_at(step, part)` with steps counted from 0 over all epochs; `part` is a slice of the rows,
+for one of several processes, which then reads no others.
 
 Letters: B batch (rows), T time, S scored positions, N symbols of the corpus, D documents.
 """
@@ -17,6 +18,7 @@ from charlm.errors import UserError
 from charlm.longtext import LongText
 from charlm.vocab import EOS, Vocab
 
+ALL = slice(None)  # rows
 PAD_ID = 0  # what fills a row beyond its text; in vocabularies of documents it is `<pad>`
 
 
@@ -87,7 +89,7 @@ class Batches(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...
 
-    def batch_at(self, step: int) -> Batch: ...
+    def batch_at(self, step: int, part: slice = ALL) -> Batch: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,16 +111,16 @@ class Stream:
     def steps_per_epoch(self) -> int:
         return (len(self.ids_N) - 1) // (self.rows * self.length)
 
-    def batch_at(self, step: int) -> Batch:
+    def batch_at(self, step: int, part: slice = ALL) -> Batch:
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         offset = self._offset(epoch) + step_of_epoch * self.length
-        starts_B = offset + np.arange(self.rows) * (self.steps_per_epoch * self.length)
+        starts_B = offset + np.arange(self.rows)[part] * (self.steps_per_epoch * self.length)
         window_BT = self.ids_N[starts_B[:, None] + np.arange(self.length + 1)[None, :]].astype(np.int32)
         return Batch(
             inputs_BT=window_BT[:, :-1],
             targets_BS=window_BT[:, 1:],
-            weights_BS=np.ones((self.rows, self.length), np.float32),
-            reset_B=np.full(self.rows, step_of_epoch == 0),
+            weights_BS=np.ones((len(starts_B), self.length), np.float32),
+            reset_B=np.full(len(starts_B), step_of_epoch == 0),
         )
 
     def _offset(self, epoch: int) -> int:
@@ -147,8 +149,8 @@ class Chunks:
     def steps_per_epoch(self) -> int:
         return -(-self.pieces // self.rows)
 
-    def batch_at(self, step: int) -> Batch:
-        pieces_B, there_B = self.order.at(step, self.rows, self.pieces)
+    def batch_at(self, step: int, part: slice = ALL) -> Batch:
+        pieces_B, there_B = self.order.at(step, self.rows, self.pieces, part)
         position_BT = pieces_B[:, None] * self.length + np.arange(self.length)[None, :]
         scored_BT = there_B[:, None] & (position_BT < len(self.ids_N) - 1)
         position_BT = np.minimum(position_BT, len(self.ids_N) - 2)
@@ -156,7 +158,7 @@ class Chunks:
             inputs_BT=self.ids_N[position_BT].astype(np.int32),
             targets_BS=self.ids_N[position_BT + 1].astype(np.int32),
             weights_BS=scored_BT.astype(np.float32),
-            reset_B=np.ones(self.rows, bool),
+            reset_B=np.ones(len(there_B), bool),
         )
 
 
@@ -179,14 +181,14 @@ class Windows:
     def steps_per_epoch(self) -> int:
         return -(-self.windows // self.rows)
 
-    def batch_at(self, step: int) -> Batch:
-        windows_B, there_B = self.order.at(step, self.rows, self.windows)
+    def batch_at(self, step: int, part: slice = ALL) -> Batch:
+        windows_B, there_B = self.order.at(step, self.rows, self.windows, part)
         starts_B = windows_B * self.stride
         return Batch(
             inputs_BT=self.ids_N[starts_B[:, None] + np.arange(self.length)[None, :]].astype(np.int32),
             targets_BS=self.ids_N[starts_B + self.length][:, None].astype(np.int32),
             weights_BS=there_B[:, None].astype(np.float32),
-            reset_B=np.ones(self.rows, bool),
+            reset_B=np.ones(len(there_B), bool),
         )
 
 
@@ -214,11 +216,14 @@ class Documents:
     def steps_per_epoch(self) -> int:
         return -(-self.documents // self.rows)
 
-    def batch_at(self, step: int) -> Batch:
+    def batch_at(self, step: int, part: slice = ALL) -> Batch:
         documents_B, there_B = self.order.at(step, self.rows, self.documents)
         starts_B = self.encoded.starts_D1[documents_B]
         lengths_B = np.minimum(self.encoded.starts_D1[documents_B + 1] - starts_B - 1, self.length)
-        length = min(-(-int(lengths_B.max()) // self.bucket) * self.bucket, self.length)
+        length = min(
+            -(-int(lengths_B.max()) // self.bucket) * self.bucket, self.length
+        )  # of all rows, whichever part is wanted
+        starts_B, lengths_B, there_B = starts_B[part], lengths_B[part], there_B[part]
         first_B = length - lengths_B if self.padding == "counted" else np.zeros_like(lengths_B)
         of_document_BT = np.arange(length)[None, :] - first_B[:, None]
         inside_BT = (of_document_BT >= 0) & (of_document_BT < lengths_B[:, None])
@@ -234,7 +239,7 @@ class Documents:
             inputs_BT=inputs_BT,
             targets_BS=targets_BS,
             weights_BS=(counted_BS & there_B[:, None]).astype(np.float32),
-            reset_B=np.ones(self.rows, bool),
+            reset_B=np.ones(len(there_B), bool),
         )
 
 
@@ -249,10 +254,10 @@ class Order:
     shuffle: bool
     seed: int = 0
 
-    def at(self, step: int, rows: int, pieces: int) -> tuple[np.ndarray, np.ndarray]:
+    def at(self, step: int, rows: int, pieces: int, part: slice = ALL) -> tuple[np.ndarray, np.ndarray]:
         """(B,) pieces of a step, and whether each row of it has one; a row that has none repeats the last piece."""
         epoch, step_of_epoch = divmod(step, -(-pieces // rows))
-        position_B = step_of_epoch * rows + np.arange(rows)
+        position_B = step_of_epoch * rows + np.arange(rows)[part]
         there_B = position_B < pieces
         position_B = np.minimum(position_B, pieces - 1)
         return (self._permuted(position_B, epoch, pieces) if self.shuffle else position_B), there_B

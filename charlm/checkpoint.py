@@ -24,9 +24,15 @@ class Checkpoints:
         self._directory = pathlib.Path(directory).resolve()
         if read_only and not self._directory.is_dir():
             raise Failure(f"{directory} does not exist: this run has no checkpoint yet.")
+        alone = ocp.options.MultiprocessingOptions()
+        if jax.process_count() > 1:  # the others of this training know nothing of its checkpoints
+            me = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me))
+        if not read_only:
+            self._directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self._directory,
-            options=ocp.CheckpointManagerOptions(read_only=read_only, create=not read_only),
+            options=ocp.CheckpointManagerOptions(read_only=read_only, create=False, multiprocessing_options=alone),
             item_names=("params", "rest", "progress"),
         )
 
@@ -92,5 +98,5 @@ class Checkpoints:
 
 
 def _here(abstract):
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)

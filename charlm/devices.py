@@ -7,6 +7,8 @@ to be split over threads. Everything is the same for the devices of a GPU or TPU
 import ctypes
 import os
 
+from charlm.errors import UserError
+
 ROWS_THAT_PAY = 16  # fewer rows a device make products so flat that another core does not help
 
 
@@ -21,12 +23,50 @@ def shared_by(rows: int, available: int, wanted: int) -> int:
 
 
 def mesh(rows: int, wanted: int):
-    """A mesh, of one axis named `rows`, of the JAX devices that share a batch of so many rows; `wanted` as above."""
+    """A mesh, of one axis named `rows`, of the JAX devices that share a batch of so many rows; `wanted` as above.
+
+    Of several processes all devices take part, since each process must have some.
+
+    Raises:
+      UserError: these do not share the rows evenly.
+    """
     import jax
     import numpy as np
 
     there = jax.devices()
-    return jax.sharding.Mesh(np.array(there[: shared_by(rows, len(there), wanted)]), ("rows",))
+    if jax.process_count() == 1:
+        return jax.sharding.Mesh(np.array(there[: shared_by(rows, len(there), wanted)]), ("rows",))
+    if rows % len(there):
+        raise UserError(
+            f"batch.size={rows} can't be shared evenly by the {len(there)} devices of {jax.process_count()} processes: "
+            f"a multiple of {len(there)} would be right."
+        )
+    return jax.sharding.Mesh(np.array(sorted(there, key=lambda device: (device.process_index, device.id))), ("rows",))
+
+
+def own(mesh):
+    """The part of a mesh whose devices are this process's; all of it where there is one process."""
+    import jax
+
+    if jax.process_count() == 1:
+        return mesh
+    mine = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return jax.sharding.Mesh(mine, mesh.axis_names)
+
+
+def put(tree, sharding):
+    """Arrays that this process has whole, where a sharding wants them, be it on devices of other processes."""
+    import jax
+    import numpy as np
+
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def spread(leaf):
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(spread, tree)
 
 
 def wanted(config) -> int:
@@ -34,15 +74,18 @@ def wanted(config) -> int:
     return config.devices
 
 
-def prepare_cpu(config, rows: int) -> str:
+def prepare_cpu(config, rows: int, processes: int = 1) -> str:
     """Sets XLA_FLAGS for so many rows at once on the CPU, unless the user has set them, and keeps freed memory in the process.
+
+    Args:
+      processes: that share the rows, of which this is one.
 
     Returns what it has set; nothing where the user's stand.
 
     To be called before JAX is imported. With as many devices as cores each has one thread; with fewer, products use all cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    number = shared_by(rows, cores, wanted(config))
+    number = shared_by(max(1, rows // processes), cores, -(-wanted(config) // processes))
     _keep_freed_memory()
     if "XLA_FLAGS" in os.environ:
         return ""

@@ -94,6 +94,7 @@ def describe(setup: Setup, params) -> None:
     steps, epoch = setup.total_steps, setup.batches.steps_per_epoch
     number = setup.mesh.size
     shared = f", {setup.batches.rows} rows on {number} devices" if number > 1 else ""
+    shared += f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     print(f"{steps:,} steps, {steps / epoch:.2f} epochs of {epoch:,} steps, {jax.default_backend()}{shared}", flush=True)
 
 
@@ -126,7 +127,7 @@ def _vocabulary(config, corpus: corpora.Corpus) -> Vocab:
 
 def _mesh(rows: int, wanted: int) -> Mesh:
     mesh = devices.mesh(rows, wanted)
-    if wanted > mesh.size:
+    if wanted > mesh.size and jax.process_count() == 1:
         there = len(jax.devices())
         print(f"note: devices={wanted}, but of the {there} that are there {mesh.size} share batch.size={rows} evenly.")
     return mesh

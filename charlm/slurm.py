@@ -26,7 +26,8 @@ SECONDS_TO_SAVE = 90  # before its time limit a job is told to save and is put i
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What each job asks for; None leaves it to the cluster. minutes: its time limit, at which it is requeued."""
+    """What each job asks for; None leaves it to the cluster. minutes: its time limit, at which it is requeued. tasks:
+    processes that train one trial together."""
 
     partition: str | None
     account: str | None
@@ -34,6 +35,7 @@ class Resources:
     gpus: int | None
     cpus: int | None
     memory_gb: int | None
+    tasks: int
     at_once: int
 
     def parameters(self, name: str) -> dict[str, object]:
@@ -46,6 +48,7 @@ class Resources:
             "slurm_gpus_per_node": self.gpus,
             "cpus_per_task": self.cpus,
             "mem_gb": self.memory_gb,
+            "tasks_per_node": self.tasks,
             "slurm_array_parallelism": self.at_once,
             "slurm_signal_delay_s": min(SECONDS_TO_SAVE, self.minutes * 60 // 3),
             "stderr_to_stdout": True,

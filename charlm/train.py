@@ -14,13 +14,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from charlm import batches, evaluate, measures, model, objective, progress
+from charlm import batches, devices, evaluate, measures, model, objective, processes, progress
 from charlm import run as run_module
 from charlm.checkpoint import Checkpoints
 from charlm.errors import Failure
+from charlm.record import Record, Silence
 from charlm.setup import Setup, describe, set_up
 
 
@@ -44,6 +46,7 @@ class StepMetrics(NamedTuple):
       nats, chars: over the characters of text. loss_nats, loss_weight: over all that the loss counts, so with padding where it
         is counted.
       grad_norm: global norm of the gradient before clipping.
+      asked: devices whose process has been asked to stop; None where there is one process.
     """
 
     nats: jax.Array
@@ -51,6 +54,7 @@ class StepMetrics(NamedTuple):
     loss_nats: jax.Array
     loss_weight: jax.Array
     grad_norm: jax.Array
+    asked: jax.Array | None = None
 
 
 @dataclasses.dataclass
@@ -102,21 +106,23 @@ class Progress:
 def make_train_step(
     functions: model.Functions, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, pad: int | None = None
 ) -> Callable:
-    """The pure function (state, batch) → (state, StepMetrics), to be jitted with the state donated.
+    """The pure function (state, batch, asked_D=None) → (state, StepMetrics), to be jitted with the state donated.
 
     The devices of the mesh share the rows of a batch; their sums of gradients and nats are added once, at the end, all by one
     `psum`: two of them can wait for each other for ever where XLA:CPU has two threads (jaxlib 0.10.2).
 
     Args:
       pad: id of `<pad>`, of which no nats are reported even where the loss counts them.
+
+    Of several processes each says in `asked_D`, a number for each of its devices, whether it was asked to stop; all then know.
     """
     (axis,) = mesh.axis_names
     shared, of_rows = PartitionSpec(), PartitionSpec(axis)
 
     @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(shared, of_rows, of_rows, of_rows), out_specs=(shared, of_rows), check_vma=False
+        jax.shard_map, mesh=mesh, in_specs=(shared, *4 * (of_rows,)), out_specs=(shared, of_rows), check_vma=False
     )
-    def gradients(params, batch, carry, dropout_keys_B):
+    def gradients(params, batch, carry, dropout_keys_B, asked_D):
         def loss(params):
             logits_BSV, new_carry = functions.apply(params, batch, carry, dropout_keys_B)
             loss_sums = objective.nats_and_count(logits_BSV, batch.targets_BS, batch.weights_BS)
@@ -127,17 +133,18 @@ def make_train_step(
             return loss_sums[0], ((*text_sums, *loss_sums), new_carry)
 
         grads, (sums, new_carry) = jax.grad(loss, has_aux=True)(params)
-        return jax.lax.psum((grads, sums), axis), new_carry
+        asked = jax.tree.map(jnp.sum, asked_D)
+        return jax.lax.psum((grads, sums, asked), axis), new_carry
 
-    def train_step(state: TrainState, batch: batches.Batch) -> tuple[TrainState, StepMetrics]:
+    def train_step(state: TrainState, batch: batches.Batch, asked_D=None) -> tuple[TrainState, StepMetrics]:
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
         dropout_keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, jnp.arange(len(batch.reset_B)))
-        (grads, sums), carry = gradients(state.params, batch, state.carry, dropout_keys_B)
+        (grads, sums, asked), carry = gradients(state.params, batch, state.carry, dropout_keys_B, asked_D)
         *_, loss_weight = sums
         grads = jax.tree.map(lambda leaf: leaf / loss_weight, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, carry), StepMetrics(*sums, optax.tree.norm(grads))
+        return TrainState(state.step + 1, params, opt_state, carry), StepMetrics(*sums, optax.tree.norm(grads), asked)
 
     return train_step
 
@@ -149,110 +156,135 @@ def initial_state(functions: model.Functions, optimizer: optax.GradientTransform
 
 def placed(state: TrainState, mesh: Mesh) -> TrainState:
     """The state where the step wants it: rows of the carry shared by the devices of the mesh, all else on each of them."""
-    carry = jax.device_put(state.carry, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
-    return TrainState(*jax.device_put(tuple(state[:3]), NamedSharding(mesh, PartitionSpec())), carry)
+    of_rows, shared = NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
+    return TrainState(*devices.put(tuple(state[:3]), shared), devices.put(state.carry, of_rows))
 
 
 def train(config, workdir: str) -> int:
     """Trains what the config describes into a run directory, or goes on with what is there; returns the exit status.
 
+    Of several processes all call this; the first one alone reads and writes the directory.
+
     Raises:
       UserError: the directory is not fit for it, or the corpus is not.
-      Failure: the run diverged.
+      Failure: the run diverged, or another process of the training has gone.
     """
     run = run_module.Run(workdir)
-    if run_module.exists(workdir, config) and _has_ended(run):
+    if processes.first_says(lambda: run_module.exists(workdir, config) and _has_ended(run)):
         return 0
     setup = set_up(config)
-    run_module.make(workdir)
-    with run.locked():
-        if not run_module.exists(workdir, config):  # asked again, now that nobody else can begin or end it
-            run.begin(config, setup.vocab, setup.provenance)
-        elif _has_ended(run):
+    with contextlib.ExitStack() as held:
+        if processes.first_says(_open, run, config, setup, held):
             return 0
-        run.check_data(setup.vocab, setup.provenance)
-        run.note_start(
-            device=f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}",
-            parameters=model.parameter_count(jax.eval_shape(setup.functions.init, jax.random.key(0))),
-            total_steps=setup.total_steps,
-        )
-        with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
-            state, done = _start(setup, run, checkpoints)
-            describe(setup, state.params)
-            try:
-                stopped_by = _loop(setup, run, checkpoints, state, done)
-            except (Failure, KeyboardInterrupt):
-                raise
-            except BaseException as error:
+        first = processes.is_first()
+        checkpoints = held.enter_context(contextlib.closing(Checkpoints(run.checkpoints))) if first else None
+        state, done = _start(setup, run, checkpoints)
+        if first:
+            describe(setup, evaluate.on_one_device(state.params))
+        try:
+            with Record(setup, run, checkpoints, done) if first else Silence() as record:
+                stopped_by = _loop(setup, record, state, done)
+        except (Failure, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            if processes.is_loss(error):
+                raise processes.Lost(f"another process of this training has gone ({str(error).splitlines()[0]})") from error
+            if first:
                 run.write_status("failed", done.step, done.best, f"{type(error).__name__}: {error}")
-                raise
-    if stopped_by:
+            raise
+    if first and stopped_by:
         print(f"stopped at step {done.step} of {setup.total_steps}: the same command goes on from there.")
-        return 128 + stopped_by
-    print(f"done at step {done.step} in {progress.duration(done.seconds)}: {_best(done.best)}.")
-    return 0
+    elif first:
+        print(f"done at step {done.step} in {progress.duration(done.seconds)}: {_best(done.best)}.")
+    return 128 + stopped_by if stopped_by else 0
 
 
-def _loop(setup: Setup, run: run_module.Run, checkpoints: Checkpoints, state: TrainState, done: Progress) -> int:
+def _open(run: run_module.Run, config, setup: Setup, held: contextlib.ExitStack) -> bool:
+    """Takes the directory, and begins a run in it if there is none; whether the run that is there has ended."""
+    run_module.make(run.workdir)
+    held.enter_context(run.locked())
+    if not run_module.exists(run.workdir, config):  # asked again, now that nobody else can begin or end it
+        run.begin(config, setup.vocab, setup.provenance)
+    elif _has_ended(run):
+        return True
+    run.check_data(setup.vocab, setup.provenance)
+    run.note_start(
+        device=f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}",
+        parameters=model.parameter_count(jax.eval_shape(setup.functions.init, jax.random.key(0))),
+        total_steps=setup.total_steps,
+    )
+    return False
+
+
+def _loop(setup: Setup, record: "Record | Silence", state: TrainState, done: Progress) -> int:
     """Trains to the end; returns the number of the signal that stopped it before, else 0."""
     train_step = make_train_step(setup.functions, setup.optimizer, setup.seed, setup.mesh, setup.pad)
     train_step = jax.jit(train_step, donate_argnums=0)
-    evaluate_split = evaluate.evaluator(setup.functions, setup.mesh)
+    evaluate_split = evaluate.evaluator(setup.functions, devices.own(setup.mesh))
+    batch_of = _feed(setup)
     finished, stopping = _is_finished(setup, done), False
-    with (
-        progress.Reporter(setup.total_steps, done.step) as reporter,
-        run.scalars(done.step) as log,
-        _signals() as signals,
-    ):
+    with _signals() as signals:
         clock = _Clock(done)
         before = None  # metrics of the step before: fetched once the next one is under way, so that the device never waits
         while not (finished or stopping):
-            state, metrics = train_step(state, setup.batches.batch_at(done.step))
+            state, metrics = train_step(state, *batch_of(done.step, signals))
+            stopping = bool(signals) and processes.number() == 1  # read once, since a signal may come at any moment
             if before is not None:
-                _add(done, before, run)
-                reporter.step(done.step, done.interval.nats / done.interval.chars, *clock.pace(setup.total_steps))
+                stopping = _add(done, before, record) or stopping
+                record.step(done, clock)
             before, done.step, done.evaluated = metrics, done.step + 1, None
             finished = _is_finished(setup, done)
-            stopping = bool(signals)  # asked once, since a signal may come at any moment
             log_now = finished or done.step % setup.log_every == 0
             evaluate_now = finished or done.step % setup.eval_every == 0
             save_now = evaluate_now or stopping or _is_multiple(done.step, setup.checkpoint_every)
             if log_now or save_now:
-                _add(done, before, run)
+                _add(done, before, record)
                 before = None
                 clock.lap(training=True)
             if log_now:
-                row = _train_row(setup, done)
-                log(row)
-                reporter.row(row, clock.pace(setup.total_steps)[1])
+                record.row(_train_row(setup, done), clock)
                 done.interval, done.interval_seconds = Sums(), 0.0
             if evaluate_now:
-                rows = _evaluation_rows(setup, done, evaluate_split, state.params)
-                _judge(setup, run, done, rows[-1])
+                rows = processes.first_says(_evaluation_rows, setup, done, evaluate_split, state.params)
+                _judge(setup, done, rows[-1], record)
                 finished = _is_finished(setup, done)
-                for row in rows:
-                    log(row)
-                    reporter.row(row, note="  best so far" if row is rows[-1] and done.since_best == 0 else "")
+                record.evaluation(done, rows, state.params)
                 done.epoch = Sums()
-                if setup.draw_sample:
-                    run.write_sample(done.step, setup.draw_sample(evaluate.on_one_device(state.params), done.step))
             clock.lap(training=not (log_now or save_now))
             if save_now:
-                _save(run, checkpoints, state, done)
+                if not math.isfinite(float(optax.tree.norm(evaluate.on_one_device(state.params)))):
+                    _diverged(done, f"a parameter after step {done.step} is not finite", record)
+                record.save(done, processes.whole(state))
                 clock.lap(training=False)
-        checkpoints.wait()
-        checkpoints.keep_only(_best_step(done) | set(checkpoints.steps()[-2:]))
-    run.write_status("done" if finished else "incomplete", done.step, done.best)
-    return 0 if finished else signals[0]
+    record.end(done, finished)
+    return 0 if finished else (signals or [signal.SIGTERM])[0]
 
 
-def _start(setup: Setup, run: run_module.Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
+def _start(setup: Setup, run: run_module.Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Progress]:
     """The state to go on from: of the latest checkpoint that can be read, else the initial one.
 
     Order of resume: 1. state and progress; 2. metrics cut back to that step; 3. data and randomness follow from the step.
     """
     initial = functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows, setup.seed)
     abstract = jax.eval_shape(initial)
+    arrays = [None]
+
+    def latest() -> dict | None:
+        arrays[0], saved = _latest(setup, run, checkpoints, abstract)
+        return saved
+
+    saved = processes.first_says(latest)
+    if saved is None:
+        return placed(jax.jit(initial)(), setup.mesh), Progress()
+    if arrays[0] is None:  # in the other processes
+        arrays[0] = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+    return placed(TrainState(*processes.first_gives(arrays[0])), setup.mesh), Progress.from_dict(saved)
+
+
+def _latest(
+    setup: Setup, run: run_module.Run, checkpoints: Checkpoints, abstract: TrainState
+) -> tuple[TrainState | None, dict | None]:
+    """The latest checkpoint that can be read, and the progress saved with it; what was logged after it is dropped."""
     steps, unreadable = checkpoints.steps(), []
     for step in reversed(steps):
         try:
@@ -268,41 +300,48 @@ def _start(setup: Setup, run: run_module.Run, checkpoints: Checkpoints) -> tuple
             f"resuming at step {step} of {setup.total_steps}"
             + (f" ({dropped} later rows of metrics dropped)." if dropped else ".")
         )
-        state = TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry)
-        return placed(state, setup.mesh), Progress.from_dict(saved)
+        return TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry), saved
     if steps:
         raise Failure(f"no checkpoint of {run.workdir} can be read: restore one from a copy, or train into another directory.")
     run.rewind(0)
-    return placed(jax.jit(initial)(), setup.mesh), Progress()
+    return None, None
 
 
-def _save(run: run_module.Run, checkpoints: Checkpoints, state: TrainState, done: Progress) -> None:
-    """Starts a checkpoint, and drops those that are neither the best nor the latest on disk."""
-    if not math.isfinite(float(optax.tree.norm(state.params))):
-        _diverged(run, done, f"a parameter after step {done.step} is not finite")
-    run.sync_metrics()
-    checkpoints.wait()
-    if _best_step(done) != {done.step}:  # else the best before this one stays until this one is on disk
-        checkpoints.keep_only(_best_step(done) | set(checkpoints.steps()[-1:]))
-    checkpoints.save(done.step, state.params, (state.opt_state, state.carry), dataclasses.asdict(done))
-    run.write_status("incomplete", done.step, done.best)
+def _feed(setup: Setup) -> Callable:
+    """A function (step, signals) → what a step needs beside the state: the batch, and of several processes whether to stop."""
+    if processes.number() == 1:
+        return lambda step, signals: (setup.batches.batch_at(step),)
+    sharding = NamedSharding(setup.mesh, PartitionSpec(*setup.mesh.axis_names))
+    own = devices.own(setup.mesh).size
+    each = setup.batches.rows // processes.number()
+    part = slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+
+    def feed(step: int, signals: list[int]) -> tuple:
+        local = (setup.batches.batch_at(step, part), np.full(own, bool(signals), np.float32))
+        return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), local)
+
+    return feed
 
 
-def _add(done: Progress, metrics: StepMetrics, run: run_module.Run) -> None:
-    """Adds a step to the sums of the log interval, and stops the run where its numbers are not finite."""
-    values = StepMetrics(*(float(value) for value in jax.device_get(metrics)))
-    for name, value in (("loss", values.loss_nats), ("gradient", values.grad_norm)):
+def _add(done: Progress, metrics: StepMetrics, record: "Record | Silence") -> bool:
+    """Adds a step to the sums of the log interval, and stops the run where its numbers are not finite.
+
+    Returns whether a process had been asked to stop when it began this step.
+    """
+    *values, asked = jax.device_get(metrics)
+    values = [float(value) for value in values]
+    _, _, loss_nats, _, grad_norm = values
+    for name, value in (("loss", loss_nats), ("gradient", grad_norm)):
         if not math.isfinite(value):
-            _diverged(run, done, f"the {name} of step {done.step} is not finite")
+            _diverged(done, f"the {name} of step {done.step} is not finite", record)
     done.interval.add(*values)
     done.epoch.add(*values)
+    return bool(asked)
 
 
-def _diverged(run: run_module.Run, done: Progress, what: str) -> None:
-    run.write_status("diverged", done.step, done.best, what)
-    raise Failure(
-        f"{what}: {run.workdir} is marked diverged and its last good checkpoint kept; try a lower optim.learning_rate."
-    )
+def _diverged(done: Progress, what: str, record: "Record | Silence") -> None:
+    record.diverged(done, what)
+    raise Failure(f"{what}: the run is marked diverged and its last good checkpoint kept; try a lower optim.learning_rate.")
 
 
 def _train_row(setup: Setup, done: Progress) -> dict:
@@ -320,6 +359,8 @@ def _evaluation_rows(setup: Setup, done: Progress, evaluate_split: Callable, par
     """The mean training loss since the evaluation before, and the validation loss if there is one; last the one that judges."""
     rows = [{**_where(setup, done, "train_mean"), **done.epoch.measures(), "seconds": done.seconds}]
     if "validation" in setup.encoded:
+        if processes.number() > 1:
+            params = evaluate.on_one_device(params)
         nats, chars = evaluate_split(params, setup.encoded["validation"], setup.protocol)
         protocol = setup.protocol.named(setup.provenance["sha256"], "validation", chars)
         figures = {**measures.of_nats(nats / chars), "chars": chars, "protocol": protocol}
@@ -331,11 +372,11 @@ def _where(setup: Setup, done: Progress, split: str) -> dict:
     return {"step": done.step, "epoch": done.step / setup.batches.steps_per_epoch, "split": split}
 
 
-def _judge(setup: Setup, run: run_module.Run, done: Progress, row: dict) -> None:
+def _judge(setup: Setup, done: Progress, row: dict, record: "Record | Silence") -> None:
     """Notes whether this evaluation is the best so far."""
     done.evaluated = row["nats"]
     if not math.isfinite(row["nats"]):
-        _diverged(run, done, f"the {setup.best_by} loss at step {done.step} is not finite")
+        _diverged(done, f"the {setup.best_by} loss at step {done.step} is not finite", record)
     if done.best is None or row["nats"] < done.best["nats"]:
         done.best, done.since_best = {"step": done.step, "nats": row["nats"], "split": setup.best_by}, 0
     else:
@@ -395,10 +436,6 @@ def _has_ended(run: run_module.Run) -> bool:
 
 def _is_finished(setup: Setup, done: Progress) -> bool:
     return done.step >= setup.total_steps or 0 < setup.patience <= done.since_best
-
-
-def _best_step(done: Progress) -> set[int]:
-    return {done.best["step"]} if done.best else set()
 
 
 def _is_multiple(step: int, every: int) -> bool:

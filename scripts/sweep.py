@@ -40,6 +40,7 @@ _TIME = flags.DEFINE_integer(
 )
 _GPUS = flags.DEFINE_integer("gpus", None, "of SLURM: GPUs a trial")
 _CPUS = flags.DEFINE_integer("cpus", None, "of SLURM: CPUs a trial")
+_TASKS = flags.DEFINE_integer("tasks", 1, "of SLURM: processes that train one trial together, each with its own CPUs")
 _MEMORY = flags.DEFINE_integer("memory", None, "of SLURM: gigabytes a trial")
 
 TRAIN = pathlib.Path(__file__).with_name("train.py")
@@ -47,18 +48,21 @@ Command = Callable[[sweep.Trial], list[str]]  # the training of a trial
 
 
 def main(common: dict[str, str]) -> int:
-    for flag in (_PARALLEL, _TRIALS, _TIME, _GPUS, _CPUS, _MEMORY):
+    for flag in (_PARALLEL, _TRIALS, _TIME, _GPUS, _CPUS, _TASKS, _MEMORY):
         if flag.value is not None and flag.value < 1:
             raise UserError(f"--{flag.name}={flag.value} is not right: it must be 1 or more.")
     if _LAUNCHER.value == "slurm":
         slurm.check()
+    elif _TASKS.value > 1:
+        raise UserError(f"--tasks={_TASKS.value} is for --launcher=slurm: locally each trial is one process.")
     root = sweep.Root(_ROOT.value)
 
     def command_of(trial: sweep.Trial) -> list[str]:
         overrides = sweep.flags_of({**common, **trial.overrides})
         config_file = os.path.abspath(_CONFIG.value)  # also that of a job, which begins in another directory
         workdir = os.path.abspath(root.path / trial.name)
-        return [sys.executable, os.fspath(TRAIN), f"--config={config_file}", f"--workdir={workdir}", *overrides]
+        together = ["--distributed"] if _TASKS.value > 1 else []
+        return [sys.executable, os.fspath(TRAIN), f"--config={config_file}", f"--workdir={workdir}", *together, *overrides]
 
     return _search(root, common, command_of) if _SEARCH.value else _sweep(root, common, command_of)
 
@@ -120,6 +124,7 @@ def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of: Command, 
         gpus=_GPUS.value,
         cpus=_CPUS.value,
         memory_gb=_MEMORY.value,
+        tasks=_TASKS.value,
         at_once=_PARALLEL.value,
     )
     return slurm.launched(

@@ -11,12 +11,18 @@ failed, 2 a mistake in the command, 130 or 143 stopped and resumable.
 
 from absl import flags
 
-from charlm import batches, cache, cli, config, devices
+from charlm import batches, cache, cli, config, devices, processes
 from charlm.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, optionally with an argument: FILE.py[:ARG]", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory: made, or resumed if it is there")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "print what would be trained and draw it, instead of training")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "train together with the other tasks of this step of SLURM's")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, of several processes that train together")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of several processes: how many")
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "of several processes: which this is, from 0; 0 writes the run directory"
+)
 _GRAPH = flags.DEFINE_string("graph", "network.dot", "of --describe: file for the picture of the network")
 _GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "of --describe: characters in the picture")
 
@@ -27,14 +33,22 @@ def main(overrides: dict[str, str]) -> int:
         raise UserError(f"--graph_steps={_GRAPH_STEPS.value} is not right: it must be 1 or more.")
     if not _DESCRIBE.value and _WORKDIR.value is None:
         raise UserError("--workdir is not given: see --help.")
-    if flags_set := devices.prepare_cpu(checked, batches.Framing.of(checked).rows):
+    place = processes.place_of(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    rows = batches.Framing.of(checked).rows
+    if rows % place.number:
+        raise UserError(f"batch.size={rows} can't be shared evenly by {place.number} processes: a multiple would be right.")
+    if (flags_set := devices.prepare_cpu(checked, rows, place.number)) and place.index == 0:
         print(f"XLA_FLAGS={flags_set}")
     cache.keep_compiled(cache.folder_of(checked))  # this imports JAX, which takes a second: only once the command is right
     from charlm import setup, train
 
+    processes.join(place)
     if _DESCRIBE.value:
         return setup.describe_only(checked, _GRAPH.value, _GRAPH_STEPS.value)
-    return train.train(checked, _WORKDIR.value)
+    try:
+        return train.train(checked, _WORKDIR.value)
+    except processes.Lost as error:
+        processes.abandon(error)
 
 
 if __name__ == "__main__":

@@ -148,6 +148,18 @@ def test_watching_can_be_left_and_taken_up_again(script, config_file, tmp_path):
     assert "1 done of 1 trials." in again
 
 
+def test_a_trial_of_two_tasks_is_one_training(script, config_file, tmp_path):
+    root = tmp_path / "root"
+    flags = [f"--config={config_file}", f"--root={root}", "--only=model.hidden=16", "--config.train.steps=60"]
+    result = script("sweep", *flags, "--launcher=slurm", "--tasks=2", "--cpus=1")
+    assert "1 done of 1 trials." in result.stdout
+    assert "4 rows on 2 devices of 2 processes" in (root / "logs" / "hidden=16.log").read_text()
+    script("train", *flags[:1], *flags[3:], f"--workdir={tmp_path / 'one'}", "--config.model.hidden=16")
+    ours, alone = read_rows(root / "hidden=16"), read_rows(tmp_path / "one")
+    assert [row["step"] for row in ours] == [row["step"] for row in alone]
+    assert [row["nats"] for row in ours] == pytest.approx([row["nats"] for row in alone], rel=1e-5)
+
+
 def test_slurm_refuses_in_a_sentence(script, config_file, tmp_path):
     flags = [f"--config={config_file}", f"--root={tmp_path / 'root'}", "--launcher=slurm", "--partition=moon"]
     message = script("sweep", *flags, status=1).stderr.splitlines()[-1]  # before it stands what sbatch says itself

@@ -1,0 +1,152 @@
+"""Several processes, on one machine or many, that train one model together: who speaks, and what all of them know.
+
+Each process feeds its own devices with its own rows of a batch. The first one alone has the run directory, evaluates and
+prints; what it finds is told to the others. With one process everything here does nothing.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from charlm.errors import Failure, UserError
+
+ERRORS = {"UserError": UserError, "Failure": Failure}
+
+
+class Lost(Failure):
+    """Another process of the training has gone."""
+
+
+class Place(NamedTuple):
+    """Where a process stands among all that train together. coordinator: HOST:PORT of the first; None: SLURM knows."""
+
+    number: int
+    index: int
+    coordinator: str | None
+
+
+def place_of(distributed: bool, coordinator: str | None, number: int | None, index: int | None) -> Place:
+    """From flags, or with `distributed` from the environment of a SLURM step.
+
+    Raises:
+      UserError: flags are missing or contradict each other, or this is no step of SLURM.
+    """
+    given = {"coordinator": coordinator, "num_processes": number, "process_id": index}
+    missing = [name for name, value in given.items() if value is None]
+    if distributed:
+        if len(missing) < 3:
+            raise UserError("--distributed takes all from SLURM: leave --coordinator, --num_processes and --process_id away.")
+        try:
+            return Place(int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_PROCID"]), None)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                "--distributed is for tasks that srun has started: elsewhere give --coordinator=HOST:PORT."
+            ) from error
+    if len(missing) == 3:
+        return Place(1, 0, None)
+    if missing:
+        raise UserError(f"--{missing[0]} is not given: several processes need --coordinator, --num_processes and --process_id.")
+    if number < 1 or not 0 <= index < number:
+        raise UserError(f"--process_id={index} is not right: with --num_processes={number} it must be from 0 to {number - 1}.")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--coordinator={coordinator} is not right: HOST:PORT of the process 0 would be, such as node1:1234.")
+    return Place(number, index, coordinator)
+
+
+def join(place: Place) -> None:
+    """Waits until all processes are there. To be called before JAX does anything.
+
+    Raises:
+      Failure: they don't come.
+    """
+    if place.number == 1:
+        return
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        if place.coordinator is None:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(place.coordinator, place.number, place.index)
+    except (RuntimeError, ValueError) as error:
+        raise Failure(f"the {place.number} processes did not find each other: {_first_line(error)}") from error
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error of JAX's says that another process has gone."""
+    return number() > 1 and isinstance(error, RuntimeError | ValueError) and ("Gloo" in str(error) or "NCCL" in str(error))
+
+
+def abandon(error: Lost) -> NoReturn:
+    """Ends this process with a sentence. At a normal exit JAX would wait for the one that has gone, and then abort."""
+    print(f"error: {error}: the same commands go on from the last checkpoint.", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def is_first() -> bool:
+    import jax
+
+    return jax.process_index() == 0
+
+
+def number() -> int:
+    import jax
+
+    return jax.process_count()
+
+
+def first_says(function: Callable[..., object], *arguments: object) -> object:
+    """What a function returns in the first process, in all of them: it is called there only.
+
+    The result is anything JSON can say; a UserError or Failure is raised in all processes alike.
+    """
+    if number() == 1:
+        return function(*arguments)
+    from jax.experimental import multihost_utils
+
+    said = b""
+    if is_first():
+        try:
+            answer = {"value": function(*arguments)}
+        except (UserError, Failure) as error:
+            answer = {"error": type(error).__name__, "message": str(error)}
+        said = json.dumps(answer).encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
+    padded = np.frombuffer(said.ljust(length, b" "), np.uint8)
+    answer = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes())
+    if "error" in answer:
+        raise ERRORS[answer["error"]](answer["message"])
+    return answer["value"]
+
+
+def first_gives(tree):
+    """Arrays that the first process has, in all of them, as NumPy arrays; the others give arrays of the same shapes."""
+    if number() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def whole(tree):
+    """Arrays of which each process has all or some rows, whole in each of them, as NumPy arrays."""
+    if number() == 1:
+        return tree
+    import jax
+    from jax.experimental import multihost_utils
+
+    def gathered(leaf):
+        return np.asarray(leaf) if leaf.is_fully_replicated else multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(gathered, tree)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
