@@ -93,6 +93,7 @@ RULES: dict[str, Rule] = {
     "optim.decay_biases": ANY,
     "train.epochs": POSITIVE,
     "train.steps": NOT_NEGATIVE,
+    "train.steps_per_call": NOT_NEGATIVE,
     "train.log_every": POSITIVE,
     "train.eval_every": NOT_NEGATIVE,
     "train.checkpoint_every": NOT_NEGATIVE,
@@ -108,7 +109,10 @@ RULES: dict[str, Rule] = {
     "sample.temperature": NOT_NEGATIVE,
 }
 COMPARISONS = {">=": operator.ge, "<=": operator.le, "!=": operator.ne, ">": operator.gt, "<": operator.lt}
-OF_THE_MACHINE = ("cache_dir",)  # these change no result: a run goes on with others, and old runs need not have them
+OF_THE_MACHINE = (
+    "cache_dir",
+    "train.steps_per_call",
+)  # these change no result: a run goes on with others, and old runs need not have them
 PATHS = ("corpus.path", "corpus.validation_path", "corpus.test_path", "corpus.data_dir", "cache_dir")
 
 

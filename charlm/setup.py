@@ -12,6 +12,9 @@ from charlm import batches, corpora, devices, drawing, evaluate, model, optim, s
 from charlm.errors import UserError
 from charlm.vocab import PAD, Vocab
 
+TOGETHER = 10  # steps in one call, where they are short
+SHORT = 5e10  # floating-point operations of a step; more take so long that a call's overhead no longer counts
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -31,6 +34,7 @@ class Setup:
     functions: model.Functions
     mesh: Mesh
     total_steps: int
+    steps_per_call: int
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     log_every: int
@@ -74,6 +78,7 @@ def set_up(config) -> Setup:
         functions=functions,
         mesh=_mesh(training.rows, devices.wanted(config)),
         total_steps=total_steps,
+        steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions),
         schedule=optim.schedule(config, total_steps),
         optimizer=optim.optimizer(config, total_steps),
         log_every=config.train.log_every,
@@ -85,6 +90,17 @@ def set_up(config) -> Setup:
         draw_sample=_sample_drawer(config, functions, vocab, seed, framing, corpus.splits),
         seed=seed,
     )
+
+
+def steps_per_call(wanted: int, framing: batches.Framing, functions: model.Functions) -> int:
+    """How many steps one call makes where `wanted` of the config is 0: more than one where they are short.
+
+    One for documents, whose batches differ in length, and for several processes, which must hear of signals at each step.
+    """
+    if framing.kind == "documents" or jax.process_count() > 1:
+        return 1
+    parameters = model.parameter_count(jax.eval_shape(functions.init, jax.random.key(0)))
+    return wanted or (TOGETHER if 6 * parameters * framing.rows * framing.length < SHORT else 1)
 
 
 def describe(setup: Setup, params) -> None:

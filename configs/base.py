@@ -72,6 +72,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train = ConfigDict()
     config.train.epochs = 3.0  # length; used where steps is 0
     config.train.steps = 0  # length in steps; 0: epochs decides
+    config.train.steps_per_call = 0  # that one call of the jitted function makes; 0: ten where they are short, else one
     config.train.log_every = 50  # steps between rows of metrics
     config.train.eval_every = 0  # steps between evaluations; 0: once an epoch. The last step is always evaluated
     config.train.checkpoint_every = 500  # steps between checkpoints beside those of the evaluations; 0: only those

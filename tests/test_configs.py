@@ -72,6 +72,7 @@ OTHER = {
     "optim.decay_biases": True,
     "train.epochs": 0.02,
     "train.steps": 5,
+    "train.steps_per_call": 2,
     "train.log_every": 3,
     "train.eval_every": 2,
     "train.checkpoint_every": 0,
@@ -111,7 +112,7 @@ CONTEXT = {
     "corpus.test_path": {"corpus.validation_path": "the corpus"},
 }
 # Memory or time, not result: these have tests of their own, below and in test_cache.py.
-WITHOUT_EFFECT = {"eval.length", "eval.rows", "cache_dir"}
+WITHOUT_EFFECT = {"eval.length", "eval.rows", "cache_dir", "train.steps_per_call"}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The step and the loop: what is learned, logged, kept, stopped, and left alone."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 from conftest import read_rows
 from jax.sharding import Mesh
 
-from charlm import batches, devices, model, objective, optim, train
+from charlm import batches, devices, model, objective, optim, setup, train
 from charlm import config as config_module
 from charlm.checkpoint import Checkpoints
 from charlm.errors import Failure, UserError
@@ -401,3 +402,32 @@ def test_signals_are_heard_once():
         assert signals == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) == before  # a second one ends the process at once
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("framing", ["stream", "windows"])
+def test_several_steps_in_one_call_are_the_same_steps(small, tmp_path, framing):
+    """Bit for bit, and whatever is logged, evaluated and saved between them."""
+    every = {"train.log_every": 7, "train.eval_every": 16, "train.checkpoint_every": 11}
+    more = {"train.steps": 33, "batch.framing": framing, **every}
+    for together in (1, 4):
+        checked = config_module.load(TINY, small | more | {"train.steps_per_call": together, "model.dropout": 0.3})
+        assert train.train(checked, tmp_path / str(together)) == 0
+    assert read_rows(tmp_path / "4") == read_rows(tmp_path / "1")
+    assert_same(final_params(tmp_path / "4"), final_params(tmp_path / "1"))
+
+
+def test_calls_of_several_steps_end_before_anything_is_logged_and_begin_alike_after_a_resume(small):
+    made = setup.set_up(
+        config_module.load(TINY, small | {"train.steps": 100, "train.log_every": 14, "train.steps_per_call": 4})
+    )
+    made = dataclasses.replace(made, eval_every=30, checkpoint_every=0, steps_per_call=4)
+    step, calls = 0, []
+    while step < 100:
+        count = train.steps_at_once(made, step)
+        calls.append((step, step + count))
+        step += count
+    assert step == 100
+    ends = {end for _, end in calls}
+    assert ends >= set(range(14, 100, 14)) | {30, 60, 90, 100}
+    assert {end - begin for begin, end in calls} == {1, 4}
+    assert sum(end - begin == 4 for begin, end in calls) > 10

@@ -40,7 +40,7 @@ def train(job: dict, config) -> None:
     import jax
     import numpy as np
 
-    from charlm import batches, devices, model, optim
+    from charlm import batches, devices, model, optim, setup
     from charlm import train as training
 
     ids_N = np.random.default_rng(0).integers(0, job["vocab"], 1_000_000).astype(np.uint8)
@@ -48,20 +48,22 @@ def train(job: dict, config) -> None:
     data = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
     functions, optimizer = model.functions(config, job["vocab"]), optim.optimizer(config, 1_000_000)
     mesh = devices.mesh(data.rows, devices.wanted(config))
-    step = jax.jit(training.make_train_step(functions, optimizer, 0, mesh), donate_argnums=0)
+    step = jax.jit(training.several(training.make_train_step(functions, optimizer, 0, mesh)), donate_argnums=0)
+    together = setup.steps_per_call(config.train.steps_per_call, framing, functions)
     state, done = training.placed(jax.jit(lambda: training.initial_state(functions, optimizer, data.rows, 0))(), mesh), 0
 
     def run(steps: int) -> int:
         nonlocal state, done
         metrics = None
-        for _ in range(steps):
+        for _ in range(-(-steps // together)):
             before = metrics
-            state, metrics = step(state, data.batch_at(done))
-            done += 1
+            batches_K = jax.tree.map(lambda *each: np.stack(each), *(data.batch_at(done + k) for k in range(together)))
+            state, metrics = step(state, batches_K)
+            done += together
             if before is not None:  # as the training loop does: a step is under way while the one before is read
                 jax.device_get(before)
         jax.block_until_ready((state, metrics))
-        return steps * data.rows * framing.length
+        return -(-steps // together) * together * data.rows * framing.length
 
     worker.serve(run, devices=mesh.size)
 
