@@ -28,6 +28,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 CHUNK_STEPS = 16  # a chunk of time is at most as long as this, where a divisor of the window allows it,
 CHUNK_BYTES = 5 * 2**19  # or as the number of steps whose gates fill this much cache, if that is more
@@ -110,8 +111,9 @@ def _lstm_bwd(dtype, saved, cotangents):
 
     def chunk(carry, chunk_of):
         state, d_input_kernel, d_bias, d_recurrent_kernel = carry
-        features, h_prev_HR, d_out, cells, gates, c_before = chunk_of
+        features, d_out, out, cells, gates, h_before, c_before = chunk_of
         c_prev = jnp.concatenate([c_before[None], cells[:-1]])
+        h_prev = jnp.concatenate([h_before[None], out[:-1]])
         state, d_z = jax.lax.scan(step, state, (d_out, *_factors(gates, cells, c_prev)), reverse=True)
         d_bias = d_bias + d_z.sum((0, 1))
         d_z = jax.lax.optimization_barrier(d_z.astype(dtype))  # rounded once a chunk: at each step it is slow to store
@@ -120,23 +122,23 @@ def _lstm_bwd(dtype, saved, cotangents):
             features_IR = (jnp.arange(num_inputs)[:, None] == features.reshape(-1)[None, :]).astype(dtype)
             d_inputs = None
         else:
-            features_IR = features
+            features_IR = _columns(features, input_dtype)
             d_inputs = _product_with_transpose(d_z, input_kernel, input_dtype)
         d_input_kernel = d_input_kernel + _product(features_IR, rows_RG, input_dtype)
-        d_recurrent_kernel = d_recurrent_kernel + _product(h_prev_HR, rows_RG, dtype)
+        d_recurrent_kernel = d_recurrent_kernel + _product(_columns(h_prev, dtype), rows_RG, dtype)
         return (state, d_input_kernel, d_bias, d_recurrent_kernel), d_inputs
 
     # The state handed to each chunk is the last one of the chunk before it.
     c_before_KBH = jnp.concatenate([c_BH[None], cells_KNBH[:-1, -1]])
     h_before_KBH = jnp.concatenate([h_BH[None], hidden_KNBH[:-1, -1]])
-    h_prev_KNBH = jnp.concatenate([h_before_KBH[:, None], hidden_KNBH[:, :-1]], axis=1)
     zeros = (jnp.zeros_like(input_kernel_IG), jnp.zeros_like(recurrent_kernel_HG[0]), jnp.zeros_like(recurrent_kernel_HG))
     chunks = (
-        _chunked(inputs, hidden) if _is_ids(inputs) else _columns(_chunked(inputs, hidden), input_dtype),
-        _columns(h_prev_KNBH, dtype),
+        _chunked(inputs, hidden),
         _chunked(d_hidden_TBH, hidden),
+        hidden_KNBH,
         cells_KNBH,
         gates_KNBG,
+        h_before_KBH,
         c_before_KBH,
     )
     ((d_c_BH, d_h_BH), *d_weights), d_inputs = jax.lax.scan(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
@@ -190,14 +192,13 @@ def _back_through_h(recurrent_kernel_HG, rows: int):
     return lambda d_z_BG: _product(d_z_BG, recurrent_kernel_GH, dtype)
 
 
-def _columns(x_KNBI, dtype):
-    """(K, I, N·B): the left operand of a weight gradient.
+def _columns(x_NBI, dtype):
+    """(I, N·B): the left operand of a weight gradient.
 
-    Transposed here, for all chunks at once, XLA:CPU has it ready in memory; within the loop over chunks it would fold the
-    transpose into the product, which then takes twice as long (bfloat16, AVX-512).
+    The layout has XLA:CPU turn it round in memory; it would fold the transpose into the product, which then takes twice as long
+    (bfloat16, AVX-512).
     """
-    chunks, length, rows, features = x_KNBI.shape
-    return x_KNBI.astype(dtype).reshape(chunks, length * rows, features).swapaxes(1, 2)
+    return with_layout_constraint(x_NBI.reshape(-1, x_NBI.shape[-1]).T.astype(dtype), Layout(major_to_minor=(0, 1)))
 
 
 def _input_dtype(input_kernel_IG, dtype):
