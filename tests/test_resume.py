@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, as_flags, read_rows
 from test_train import assert_same, final_params
+
+from charlm.errors import Failure
 
 STEPS = 1200
 OVERRIDES = {
@@ -98,3 +101,29 @@ def test_the_straight_run_itself_is_what_its_seed_makes_it(script, straight, cor
     script("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={tmp_path / 'run'}", *flags)
     assert read_rows(tmp_path / "run")[0]["nats"] != read_rows(straight)[0]["nats"]
     assert np.isfinite(read_rows(straight)[-1]["nats"])
+
+
+def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_noticed_or_changes_nothing(straight, tmp_path):
+    """Whatever is flipped, what is restored is what was saved, or nothing is."""
+    shutil.copytree(straight / "checkpoints", tmp_path / "checkpoints")
+    restored = {path: noticed(path, straight, tmp_path) for path in (tmp_path / "checkpoints" / str(STEPS)).rglob("*")}
+    assert {True, False} <= set(restored.values())
+    assert any(restored[path] for path in restored if "params" in path.parts and path.parent.name == "d")
+
+
+def noticed(path, straight, tmp_path) -> bool:
+    """Whether the params can't be restored once a bit in the middle of this file is flipped; else they have to be the same."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 4
+    path.write_bytes(flipped)
+    try:
+        params = final_params(straight, tmp_path / "checkpoints")
+    except Failure:
+        return True
+    finally:
+        path.write_bytes(content)
+    assert_same(params, final_params(straight))
+    return False

@@ -32,8 +32,8 @@ def _in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def final_params(workdir):
-    checkpoints = Checkpoints(Run(workdir).checkpoints, read_only=True)
+def final_params(workdir, directory=None):
+    checkpoints = Checkpoints(directory or Run(workdir).checkpoints, read_only=True)
     config = Run(workdir).config()
     functions = model.functions(config, len(Run(workdir).vocab()))
     abstract = jax.eval_shape(functions.init, jax.random.key(0))
