@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from charlm import config as config_module
 from charlm import measures, progress
-from charlm.errors import UserError
 from charlm.reading import Record, is_number
 
 METRICS = ("best", "last", "test", "train")
@@ -47,16 +46,18 @@ def mean_and_error(values: Sequence[float | None]) -> tuple[float | None, float 
     there = [value for value in values if value is not None]
     if not there:
         return None, None, 0
-    error = statistics.stdev(there) / math.sqrt(len(there)) if len(there) > 1 else None
+    spread = len(there) > 1 and all(map(math.isfinite, there))
+    error = statistics.stdev(there) / math.sqrt(len(there)) if spread else None
     mean = there[0] if len(set(there)) == 1 else statistics.fmean(there)  # whole numbers stay whole
     return mean, error, len(there)
 
 
-def by_protocol(records: Sequence[Record]) -> list[tuple[dict, list[Record]]]:
-    """The runs apart by how they were measured, the largest set first."""
+def by_protocol(records: Sequence[Record], metric: str) -> list[tuple[dict, list[Record]]]:
+    """The runs apart by how this figure of theirs was measured, the largest set first."""
     apart: dict[str, tuple[dict, list[Record]]] = {}
     for record in records:
-        apart.setdefault(json.dumps(record.protocol, sort_keys=True), (record.protocol, []))[1].append(record)
+        protocol = record.protocols[metric]
+        apart.setdefault(json.dumps(protocol, sort_keys=True), (protocol, []))[1].append(record)
     return sorted(apart.values(), key=lambda item: -len(item[1]))
 
 
@@ -80,15 +81,18 @@ def differing_keys(records: Sequence[Record], besides: Sequence[str] = ()) -> li
 
 
 def groups_of(records: Sequence[Record], each: bool = False) -> list[Group]:
-    """Runs together that differ in nothing but the seed; with `each`, every run on its own."""
-    together: dict[str, list[Record]] = {}
+    """Runs together that differ in their seed and in nothing else; with `each`, every run on its own."""
+    together: dict[str, list[list[Record]]] = {}
     for record in records:
         config = {
             key: value for key, value in record.config.items() if key != "seed" and key not in config_module.OF_THE_MACHINE
         }
         key = str(record.path) if each else json.dumps(config, sort_keys=True)
-        together.setdefault(key, []).append(record)
-    return [Group.of(members) for members in together.values()]
+        groups = together.setdefault(key, [])
+        # The same seed again is no other draw, and so begins another row.
+        fit = [group for group in groups if all(member.config.get("seed") != record.config.get("seed") for member in group)]
+        (fit[0] if fit else groups.append([]) or groups[-1]).append(record)
+    return [Group.of(members) for groups in together.values() for members in groups]
 
 
 class Column(NamedTuple):
@@ -112,6 +116,7 @@ def columns_of(groups: Sequence[Group], metric: str, each: bool) -> list[Column]
         _column("bits", lambda group: _bits(group.figure(metric)), _number),
         _column("n", lambda group: len(group.counted), str),
         _column("at step", _mean_of("best_step"), _whole),
+        _column("best", _perplexity_of("best"), _number),
         _column("test", _perplexity_of("test"), _number),
         _column("last", _perplexity_of("last"), _number),
         _column("train", _perplexity_of("train"), _number),
@@ -148,27 +153,29 @@ def filtered(records: Sequence[Record], conditions: Sequence[str]) -> list[Recor
     kept = list(records)
     for text in conditions:
         name, holds = config_module.condition(text)
-        own = name in Record._fields
-        if not own:
-            config_module.known(name)
-        kept = [record for record in kept if holds(getattr(record, name) if own else record.config.get(name))]
+        value = _value_of(name)
+        kept = [record for record in kept if holds(value(record))]
     return kept
 
 
-def sorted_groups(groups: Sequence[Group], columns: Sequence[Column], metric: str, by: str | None) -> list[Group]:
-    """By the metric, or by a column; a minus before its name turns it round. What has no value comes last.
+def _value_of(name: str) -> Callable[[Record], object]:
+    of_best = {"nats": float, "bits": measures.bits, "perplexity": measures.perplexity}
+    if name in of_best:
+        return lambda record: None if record.best is None else of_best[name](record.best)
+    if name in Record._fields:
+        return lambda record: getattr(record, name)
+    key = config_module.known(name)
+    return lambda record: record.config.get(key)
 
-    Raises:
-      UserError: no such column.
-    """
+
+def sorted_groups(groups: Sequence[Group], columns: Sequence[Column], metric: str, by: str | None) -> list[Group]:
+    """By the metric, or by a column or config key; a minus before its name turns it round. What has no value comes last."""
     if by is None:
         value, descending = (lambda group: group.figure(metric)), False
     else:
         descending, name = by.startswith("-"), by.removeprefix("-")
         named = {column.name: column.value for column in columns}
-        value = named.get(name) or (lambda group: group.config.get(config_module.known(name)))
-        if name not in named and name not in config_module.RULES:
-            raise UserError(f"--sort={by}: one of {', '.join(named)}, or a config key, would be right.")
+        value = named.get(name) or (lambda group: group.config.get(name))
     there = [group for group in groups if value(group) is not None]
     missing = [group for group in groups if value(group) is None]
     return sorted(there, key=lambda group: sortable(value(group)), reverse=descending) + missing
@@ -184,13 +191,20 @@ class Marginal(NamedTuple):
     n: int
 
 
+def finished(groups: Sequence[Group]) -> list[Group]:
+    """Those whose runs are done; all of them where none are. A figure of a run on its way says how far it is."""
+    done = [group for group in groups if all(record.state == "done" for record in group.counted)]
+    return done or list(groups)
+
+
 def marginals(groups: Sequence[Group], keys: Sequence[str], metric: str) -> list[Marginal]:
-    """For each value of a key, or of several together, the mean over whatever the other keys are.
+    """For each value of a key, or of several together, the mean over whatever the other keys are, of what is done.
 
     The mean is fair where each value was tried with the same others; n tells where it was not.
     """
     for key in keys:
         config_module.known(key)
+    groups = finished(groups)
     apart: dict[str, tuple[tuple, list[float]]] = {}
     for group in groups:
         figure = group.figure(metric)

@@ -108,6 +108,7 @@ RULES: dict[str, Rule] = {
     "sample.length": NOT_NEGATIVE,
     "sample.temperature": NOT_NEGATIVE,
 }
+DEFAULTS_FILE = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
 COMPARISONS = {">=": operator.ge, "<=": operator.le, "!=": operator.ne, ">": operator.gt, "<": operator.lt}
 OF_THE_MACHINE = (
     "cache_dir",
@@ -210,7 +211,7 @@ def override(config: ConfigDict, key: str, value: object) -> None:
 
 def check(config: ConfigDict) -> None:
     """Raises a UserError for the first key whose value is out of its range."""
-    base = _base()
+    base = defaults()
     for key, (is_right, what) in RULES.items():
         value, default = _get(config, key), _get(base, key)
         if value is None and default is None:
@@ -242,7 +243,7 @@ def from_dict(fields: Mapping) -> ConfigDict:
     Raises:
       UserError: keys missing, unknown, or with values of the wrong type or range.
     """
-    config = _base()
+    config = defaults()
     flat = flatten(fields)
     missing = [key for key in RULES if key not in flat and key not in OF_THE_MACHINE]
     if missing:
@@ -271,7 +272,8 @@ def differences(mine: Mapping, others: Mapping) -> dict[str, tuple]:
     return {key: (mine.get(key), others.get(key)) for key in sorted(keys)}
 
 
-def _base() -> ConfigDict:
+def defaults() -> ConfigDict:
+    """What configs/base.py says."""
     # Here and not above: the defaults stand in configs/, beside the package, and nothing else needs them.
     from configs import base
 

@@ -18,6 +18,7 @@ from charlm.errors import UserError
 from charlm.run import Run
 
 POLL_SECONDS = 0.2
+ELSEWHERE = "in another process"
 REPORT_SECONDS = 60.0  # between lines on what runs, where there is no terminal
 ENDED = ("done", "diverged", "failed", "pruned")
 SAVED_BY = (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -59,18 +60,21 @@ def standing_of(run: Run) -> Standing:
     row = _last_train_row(run.workdir / "metrics.jsonl")
     return Standing(
         status["state"],
-        max(status["step"], row.get("step", 0)),
+        max(status.get("step", 0), row.get("step", 0)),
         starts[-1].get("total_steps") if starts else None,
-        status["best"],
+        status.get("best"),
         row.get("chars_per_second"),
         row.get("seconds"),
-        status["message"],
+        status.get("message", ""),
     )
 
 
 def last_words(log: pathlib.Path) -> str:
     """The sentence with which a training refused, else the last line of its log."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
     refusals = [line.removeprefix("error: ") for line in lines[-3:] if line.startswith("error: ")]
     return (refusals or lines or [""])[-1][:300]
 
@@ -158,11 +162,22 @@ def local(
     elsewhere: dict[int, sweep.Trial] = {}
     pruned: set[str] = set()
     exhausted = False
-    with display, _signals(lambda: [process for _, process in running.values()]) as stopped:
+
+    def begin(place: int, trial: sweep.Trial) -> None:
+        process = start(command_of(trial), places[place], root.log(trial))
+        running[place] = (trial, process)
+        if stopped:  # between the two lines above, when nobody could pass it on
+            process.send_signal(stopped[0])
+
+    children = _Children(lambda: [process for _, process in running.values()])
+    with display, children as stopped:
         while True:
             for place, (trial, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[place]
+                    if process.returncode == 2 and root.run(trial).is_training():  # an orphan that was still starting
+                        elsewhere[place] = trial
+                        continue
                     standing = _standing_after(root, trial, process.returncode, trial.name in pruned)
                     display.set(trial, standing)
                     ended(trial, standing)
@@ -176,10 +191,12 @@ def local(
                     del elsewhere[place]
                     standing = standing_of(root.run(trial))
                     if standing.state not in ENDED and not stopped:
-                        running[place] = (trial, start(command_of(trial), places[place], root.log(trial)))
+                        begin(place, trial)
                     else:
                         display.set(trial, standing)
                         ended(trial, standing)
+                else:
+                    display.set(trial, standing_of(root.run(trial))._replace(state="running", message=ELSEWHERE))
             for place in range(len(places)):
                 if place in running or place in elsewhere or exhausted or stopped:
                     continue
@@ -189,9 +206,9 @@ def local(
                     continue
                 if root.run(trial).is_training():
                     elsewhere[place] = trial
-                    display.set(trial, standing_of(root.run(trial))._replace(state="running", message="in another process"))
+                    display.set(trial, standing_of(root.run(trial))._replace(state="running", message=ELSEWHERE))
                 else:
-                    running[place] = (trial, start(command_of(trial), places[place], root.log(trial)))
+                    begin(place, trial)
                     display.set(trial, standing_of(root.run(trial))._replace(state="running", message=""))
             if not running and (stopped or (exhausted and not elsewhere)):
                 return stopped[0] if stopped else 0
@@ -202,8 +219,8 @@ def local(
 class Display:
     """Shows trials: as a live table on a terminal, elsewhere as a line for each that begins or ends, and one a minute."""
 
-    def __init__(self, number: int | None = None):
-        """number: of trials in all, where that is known."""
+    def __init__(self, number: int):
+        """number: of trials in all."""
         self._number = number
         self._standings: dict[str, Standing] = {}
         self._console = Console()
@@ -265,7 +282,7 @@ class Display:
             parts.append(f"{progress.duration(standing.seconds_left)} left")
         if standing.message:
             parts.append(standing.message)
-        if standing.state in ENDED and self._number:
+        if standing.state in ENDED:
             parts.append(f"({sum(other.state in ENDED for other in self._standings.values())} of {self._number} ended)")
         print("  ".join(parts), flush=True)
 
@@ -290,7 +307,7 @@ class Display:
 
     def _caption(self) -> str:
         counts = ", ".join(f"{number} {state}" for state, number in sorted(self.counts().items()))
-        waiting = (self._number or 0) - len(self._standings)
+        waiting = self._number - len(self._standings)
         return counts + (f", {waiting} waiting" if waiting > 0 else "")
 
 
@@ -344,8 +361,11 @@ def _last_train_row(file: pathlib.Path) -> dict:
     return {}
 
 
-class _signals:
-    """A list to which SIGINT and SIGTERM add their number; the first is passed on to the children, the second kills them."""
+class _Children:
+    """A list to which SIGINT and SIGTERM add their number; the first is passed on to the children, the second kills them.
+
+    Where the launcher itself fails, they are asked to save their state and to end.
+    """
 
     def __init__(self, children: Callable[[], list[subprocess.Popen]]):
         self._children, self._received = children, []
@@ -354,7 +374,11 @@ class _signals:
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self._received
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
+        for process in self._children() if kind else ():
+            process.send_signal(signal.SIGTERM)
+        for process in self._children() if kind else ():
+            process.wait()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

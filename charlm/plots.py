@@ -14,11 +14,13 @@ from charlm.errors import UserError
 
 NAMED_CURVES = 10  # more are drawn thin, and only the best are named
 AXES = {"step": "steps", "chars": "characters trained on", "seconds": "seconds"}
+MOST_NATS = 25.0  # a perplexity of 7e10
+MOST_TICKS = 12  # more values of a knob are an axis of numbers
 LOG_FROM = 30.0  # an axis is logarithmic where its largest value is so many times its smallest
 
 
 class Curve(NamedTuple):
-    """A group's validation nats (training nats where it has no evaluations) at some points; low and high over its seeds."""
+    """A group's nats at some points; low and high over its seeds."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -55,11 +57,9 @@ def write(file: str, tables: Sequence[tuple[dict, Sequence[compare.Group]]], met
     return file
 
 
-def curve_of(group: compare.Group, x: str) -> Curve | None:
-    """The mean over seeds at the steps that all of them have; None where there is nothing."""
-    series = [reading.series(record) for record in group.counted]
-    split = "validation" if all(len(each["validation"]["step"]) > 1 for each in series) else "train"
-    series = [each[split] for each in series]
+def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
+    """The mean over seeds at the steps that all of them have; None where there is nothing. series: a seed each."""
+    series = [_drawable(each) for each in series]
     steps = sorted(set.intersection(*(set(each["step"]) for each in series))) if series else []
     if not steps:
         return None
@@ -70,9 +70,15 @@ def curve_of(group: compare.Group, x: str) -> Curve | None:
 
 
 def _draw_curves(axis, groups: Sequence[compare.Group], metric: str, x: str) -> None:
+    """Of one split for all: validation, or where no run has been evaluated, or the metric is of training, the training loss."""
     ranked = sorted(groups, key=lambda group: math.inf if group.figure(metric) is None else group.figure(metric))
-    curves = [(group, curve_of(group, x)) for group in ranked]
+    series = [[reading.series(record) for record in group.counted] for group in ranked]
+    evaluated = any(each["validation"]["step"] for seeds in series for each in seeds)
+    split = "validation" if evaluated and metric != "train" else "train"
+    curves = [(group, curve_of([each[split] for each in seeds], x)) for group, seeds in zip(ranked, series, strict=True)]
     curves = [(group, curve) for group, curve in curves if curve is not None]
+    if not curves:
+        raise UserError("--plot: these runs have no curves: they have written no metrics.")
     many = len(curves) > NAMED_CURVES
     colours = (
         matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(curves))) if many else matplotlib.colormaps["tab10"].colors
@@ -87,7 +93,7 @@ def _draw_curves(axis, groups: Sequence[compare.Group], metric: str, x: str) -> 
         if len(group.counted) > 1:
             axis.fill_between(curve.x, np.exp(curve.low), np.exp(curve.high), color=colours[place], alpha=0.2, linewidth=0)
     axis.set_xlabel(AXES[x])
-    axis.set_ylabel("perplexity")
+    axis.set_ylabel(f"{split} perplexity" if split == "validation" else "training perplexity")
     axis.set_yscale("log")
     _plain_ticks(axis.yaxis)
     xs = np.concatenate([curve.x for _, curve in curves])
@@ -99,13 +105,23 @@ def _draw_curves(axis, groups: Sequence[compare.Group], metric: str, x: str) -> 
     axis.legend(handles[::-1], labels[::-1], fontsize=8, title=title, title_fontsize=8, framealpha=0.8)
 
 
+def _drawable(curve: dict[str, list]) -> dict[str, list]:
+    """Without what would make a picture of one point: perplexities beyond any reason."""
+    kept = [place for place, nats in enumerate(curve["nats"]) if nats < MOST_NATS]
+    return {name: [values[place] for place in kept] for name, values in curve.items()}
+
+
 def _draw_knob(axis, groups: Sequence[compare.Group], key: str, metric: str) -> None:
     """Each configuration a dot, their means a line with standard errors."""
     marginals = compare.marginals(groups, [key], metric)
     values = [marginal.value[0] for marginal in marginals]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     places = {repr(value): value if numeric else place for place, value in enumerate(values)}
-    dots = [(places[repr(group.config.get(key))], group.figure(metric)) for group in groups if group.figure(metric) is not None]
+    dots = [
+        (places[repr(group.config.get(key))], group.figure(metric))
+        for group in compare.finished(groups)
+        if group.figure(metric) is not None
+    ]
     axis.scatter(*zip(*dots, strict=True), s=14, color="0.6", label="each configuration", zorder=2)
     axis.errorbar(
         [places[repr(value)] for value in values],
@@ -118,8 +134,9 @@ def _draw_knob(axis, groups: Sequence[compare.Group], key: str, metric: str) -> 
     )
     if numeric and min(values) > 0 and max(values) / min(values) >= 4:
         axis.set_xscale("log")
-    axis.set_xticks([places[repr(value)] for value in values], [compare.written(value) for value in values])
-    axis.minorticks_off()
+    if len(values) <= MOST_TICKS or not numeric:
+        axis.set_xticks([places[repr(value)] for value in values], [compare.written(value) for value in values])
+        axis.minorticks_off()
     axis.set_xlabel(key)
     axis.set_ylabel("nats per character")
     axis.grid(True, alpha=0.2)

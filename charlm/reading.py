@@ -14,7 +14,6 @@ from typing import NamedTuple
 from charlm.errors import UserError
 from charlm.run import Run
 
-OF_TRAINING = {"split": "train", "why": "no validation text, so the mean training loss between two evaluations"}
 NO_FIGURE = {"split": "none", "why": "not evaluated yet"}
 SAMPLED_ROWS = 101  # of the training loss, whose median speed is a run's
 
@@ -26,8 +25,8 @@ class Record(NamedTuple):
       name: its path below what was asked for. config: flat.
       state: of run.STATES, `running` where a process trains it, `unknown` where status.json can't be read.
       best, last: nats per char of the validation split, or of the mean training loss where there is none.
-      test: nats of the latest evaluation of the test split by scripts/evaluate.py, last line first. train: latest mean loss.
-      protocol: of best and last; two runs with different ones don't compare.
+      test: nats of the latest evaluation of the test split by scripts/evaluate.py. train: latest mean loss.
+      protocols: metric → how that figure was measured; figures with different ones don't compare.
       steps: done. seconds: of training and evaluating. chars_per_second: median over the log intervals.
       problems: what could not be read, a sentence each.
     """
@@ -41,7 +40,7 @@ class Record(NamedTuple):
     last: float | None
     test: float | None
     train: float | None
-    protocol: dict
+    protocols: dict[str, dict]
     steps: int
     parameters: int | None
     chars_per_second: float | None
@@ -71,9 +70,10 @@ def find(paths: Sequence[str]) -> list[pathlib.Path]:
 
 def read(paths: Sequence[pathlib.Path]) -> tuple[list[Record], list[str]]:
     """The runs in these directories, and a sentence on each that can't be compared or was read in part."""
-    base = pathlib.Path(os.path.commonpath(paths)) if len(paths) > 1 else paths[0].parent
+    whole = [pathlib.Path(os.path.abspath(path)) for path in paths]
+    base = pathlib.Path(os.path.commonpath(whole)) if len(whole) > 1 else whole[0].parent
     records, problems = [], []
-    for path in paths:
+    for path in dict.fromkeys(whole):
         try:
             record = read_run(path, str(path.relative_to(base)))
         except UserError as error:
@@ -96,13 +96,16 @@ def read_run(path: pathlib.Path, name: str) -> Record:
     if state == "incomplete" and run.is_training():
         state = "running"
     try:
-        starts = run.starts()
+        starts = [start for start in run.starts() if isinstance(start, dict)]
     except UserError as error:
         problems.append(str(error))
     rows = list(_rows(path / "metrics.jsonl", problems))
     judged = [row for row in rows if row["split"] == "validation"]
     means = [row for row in rows if row["split"] == "train_mean"]
-    protocol = judged[-1].get("protocol") if judged else OF_TRAINING if means else NO_FIGURE
+    of_training = _of_training(run, config) if means else NO_FIGURE
+    protocol = judged[-1].get("protocol") if judged else of_training
+    protocol = protocol if isinstance(protocol, dict) else {"split": "validation", "why": "no protocol was written down"}
+    test, test_protocol = _test_figure(path / "evaluations.jsonl", problems)
     judged = judged or means
     best = min(judged, key=lambda row: row["nats"]) if judged else None
     speeds = sorted(row["chars_per_second"] for row in rows if is_number(row.get("chars_per_second")))
@@ -114,9 +117,9 @@ def read_run(path: pathlib.Path, name: str) -> Record:
         best=best and best["nats"],
         best_step=best and best["step"],
         last=judged[-1]["nats"] if judged else None,
-        test=_test_nats(path / "evaluations.jsonl", problems),
+        test=test,
         train=means[-1]["nats"] if means else None,
-        protocol=protocol if isinstance(protocol, dict) else {"split": "validation", "why": "no protocol was written down"},
+        protocols={"best": protocol, "last": protocol, "test": test_protocol, "train": of_training},
         steps=max((row["step"] for row in rows), default=0),
         parameters=starts[-1].get("parameters") if starts else None,
         chars_per_second=statistics.median(speeds) if speeds else None,
@@ -211,17 +214,28 @@ def _rows(file: pathlib.Path, problems: list[str]) -> Iterator[dict]:
             problems.append(f"metrics.jsonl line {number + 1} is no row of metrics and was passed over")
 
 
-def _test_nats(file: pathlib.Path, problems: list[str]) -> float | None:
-    """Of the latest evaluation of the test split, if there was one."""
+def _of_training(run: Run, config: dict[str, object]) -> dict:
+    """The protocol of a training loss: its corpus, and from which state its rows begin."""
+    try:
+        corpus = run.corpus().get("sha256")
+    except UserError:
+        corpus = None
+    framing = f"{config.get('batch.framing')} of {config.get('batch.length')}"
+    why = f"mean training loss between two evaluations, {framing}, corpus {str(corpus)[:8]}"
+    return {"corpus": corpus, "split": "train", "why": why}
+
+
+def _test_figure(file: pathlib.Path, problems: list[str]) -> tuple[float | None, dict]:
+    """The nats of the latest evaluation of the test split and its protocol, if there was one."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError:
-        return None
+        return None, NO_FIGURE
     for line in reversed(lines):
         try:
             result = json.loads(line)
             if result["protocol"]["split"] == "test" and is_number(result["nats"]):
-                return result["nats"]
+                return result["nats"], result["protocol"]
         except (ValueError, KeyError, TypeError, RecursionError):
             problems.append("evaluations.jsonl has a line that is no evaluation, which was passed over")
-    return None
+    return None, NO_FIGURE

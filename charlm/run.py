@@ -160,7 +160,7 @@ class Run:
         writer = tensorboardX.SummaryWriter(os.fspath(self.tensorboard), purge_step=step + 1)
         hparams = config_module.flatten(self._json("config.json"))
         plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in hparams.items()}
-        for summary in tensorboardX.summary.hparams(plain, {"validation/nats": 0.0}):
+        for summary in tensorboardX.summary.hparams(plain, {"validation/nats": 0.0, "validation/perplexity": 0.0}):
             writer.file_writer.add_summary(summary)
 
         def log(row: dict) -> None:

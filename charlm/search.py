@@ -7,6 +7,7 @@
 The study is kept in search.db beside the runs, so that a search is gone on with by the same command.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import optuna
 
 METHODS = ("asha", "tpe")
+MOST_MISSES = 100  # proposals of what was tried already, before a search ends
 REDUCTION = 3  # of asha: one in so many goes on
 
 
@@ -38,8 +40,10 @@ class Search:
         self._space = config_module.call(file_and_arg, "space")
         if not isinstance(self._space, Mapping) or not self._space:
             raise UserError(f"space() of {file_and_arg} returns no dict of ranges: see charlm/sweep.py.")
-        for overrides in sweep.sample(self._space, 1):  # each key and each kind of value once, before anything is written
-            sweep.trial_of(file_and_arg, common, overrides)
+        one = sweep.sample(self._space, 1)[0]
+        for key, values in self._space.items():  # before anything is written: both ends of a range, each option of a choice
+            for value in values.options if isinstance(values, sweep.Choice) else (values.low, values.high):
+                self._base = sweep.trial_of(file_and_arg, common, {**one, key: value}).config
         try:
             import optuna
         except ImportError as error:
@@ -48,32 +52,40 @@ class Search:
         self._optuna = optuna
         self._trials: dict[str, optuna.trial.Trial] = {}
         self._reported: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}  # of metrics.jsonl, when it was read last
 
     def described(self) -> dict[str, object]:
         """What makes it this search and no other, for the root's record."""
-        return {"method": self._method, "space": {key: repr(values) for key, values in self._space.items()}}
+        fixed = config_module.flatten(config_module.to_dict(self._base))
+        fixed = {key: value for key, value in fixed.items() if key not in {*self._space, *config_module.OF_THE_MACHINE}}
+        return {"method": self._method, "space": {key: repr(values) for key, values in self._space.items()}, "config": fixed}
 
     def check(self) -> None:
         """Raises a UserError where the root holds another search."""
-        if (self._root.path / "sweep.json").exists() and self._root.recorded("search") != self.described():
+        if not (self._root.path / "sweep.json").exists():
+            return
+        then, now = self._root.recorded("search"), self.described()
+        if then is None or any(then.get(name) != now[name] for name in ("method", "space")):
             raise UserError(f"--root={self._root.path} holds a sweep, or a search of another kind or space: choose another.")
+        different = [key for key in now["config"] if then["config"].get(key) != now["config"][key]]
+        if different:
+            key = different[0]
+            listed = f"{key} ({then['config'].get(key)!r} there, {now['config'][key]!r} here)"
+            raise UserError(f"--root={self._root.path} holds a search with another config: {listed}; choose another.")
 
     def open(self) -> None:
         """Opens the study, or makes it."""
-        seed = len(self._past()) if (self._root.path / "search.db").exists() else 0  # else each start would propose the same
         samplers = {"asha": self._optuna.samplers.RandomSampler, "tpe": self._optuna.samplers.TPESampler}
         pruners = {
             "asha": lambda: self._optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
             "tpe": lambda: self._optuna.pruners.MedianPruner(n_startup_trials=5),
         }
+        storage = f"sqlite:///{os.path.abspath(self._root.path / 'search.db')}"
         self._study = self._optuna.create_study(
-            storage=self._storage(),
-            study_name="charlm",
-            load_if_exists=True,
-            direction="minimize",
-            sampler=samplers[self._method](seed=seed),
-            pruner=pruners[self._method](),
+            storage=storage, study_name="charlm", load_if_exists=True, direction="minimize", pruner=pruners[self._method]()
         )
+        seed = len(self._study.get_trials(deepcopy=False))  # else each start would propose the same
+        self._study.sampler = samplers[self._method](seed=seed)
 
     def trials(self) -> Iterator[sweep.Trial]:
         """First those that an earlier start left unfinished, then new ones up to the number asked for."""
@@ -83,15 +95,37 @@ class Search:
                 trial = self._noted(self._optuna.trial.Trial(self._study, frozen._trial_id), frozen.user_attrs["overrides"])
                 self._reported[trial.name] = len(frozen.intermediate_values)
                 yield trial
-        while len([trial for trial in self._past() if "overrides" in trial.user_attrs]) < self._number:
-            trial = self._study.ask()
-            overrides = {key: _suggested(trial, key, values) for key, values in self._space.items()}
-            trial.set_user_attr("overrides", overrides)
-            yield self._noted(trial, overrides)
+        misses = 0
+        while len(tried := self.tried()) < self._number and misses < MOST_MISSES:
+            proposed = self._study.ask()
+            overrides = {key: _suggested(proposed, key, values) for key, values in self._space.items()}
+            name = self._trial_of(overrides).name
+            if name in tried:  # small spaces are soon tried; the study learns what came of it, where that is known
+                misses += 1
+                value = tried[name]
+                self._study.tell(proposed, value, state=None if value is not None else states.FAIL)
+                continue
+            proposed.set_user_attr("overrides", overrides)
+            yield self._noted(proposed, overrides)
+
+    def tried(self) -> dict[str, float | None]:
+        """Name of each trial so far → its nats, None where there are none yet."""
+        frozen = [trial for trial in self._study.get_trials(deepcopy=False) if "overrides" in trial.user_attrs]
+        return {self._trial_of(trial.user_attrs["overrides"]).name: trial.value for trial in frozen}
+
+    def pruned(self) -> set[str]:
+        """Names of the trials that ended early."""
+        states = (self._optuna.trial.TrialState.PRUNED,)
+        frozen = self._study.get_trials(deepcopy=False, states=states)
+        return {self._trial_of(trial.user_attrs["overrides"]).name for trial in frozen if "overrides" in trial.user_attrs}
 
     def is_enough(self, trial: sweep.Trial) -> bool:
         """Tells the study of new evaluations; whether the trial may end here."""
-        proposed = self._trials[trial.name]
+        proposed, metrics = self._trials[trial.name], self._root.path / trial.name / "metrics.jsonl"
+        size = metrics.stat().st_size if metrics.exists() else 0
+        if self._sizes.get(trial.name) == size:
+            return False
+        self._sizes[trial.name] = size
         nats = reading.validation_nats(self._root.path / trial.name)
         for number in range(self._reported.get(trial.name, 0), len(nats)):
             proposed.report(nats[number], number + 1)
@@ -107,20 +141,19 @@ class Search:
             self._study.tell(proposed, standing.best["nats"], skip_if_finished=True)
         elif standing.state == "pruned":
             self._study.tell(proposed, state=states.PRUNED, skip_if_finished=True)
-        elif standing.state in ("diverged", "failed"):
+        elif standing.state == "diverged":  # so that there it looks no more
+            self._study.tell(proposed, math.inf, skip_if_finished=True)
+        elif standing.state == "failed":
             self._study.tell(proposed, state=states.FAIL, skip_if_finished=True)
 
     def _noted(self, proposed: "optuna.trial.Trial", overrides: sweep.Overrides) -> sweep.Trial:
-        trial = sweep.trial_of(self._file, self._common, overrides)
+        trial = self._trial_of(overrides)
         self._trials[trial.name] = proposed
         self._root.record(self._file, [trial])
         return trial
 
-    def _storage(self) -> str:
-        return f"sqlite:///{os.path.abspath(self._root.path / 'search.db')}"
-
-    def _past(self) -> list["optuna.trial.FrozenTrial"]:
-        return self._optuna.load_study(storage=self._storage(), study_name="charlm").get_trials(deepcopy=False)
+    def _trial_of(self, overrides: sweep.Overrides) -> sweep.Trial:
+        return sweep.trial_of(self._file, self._common, overrides)
 
 
 def _suggested(trial: "optuna.trial.Trial", key: str, values: sweep.Interval | sweep.Choice) -> object:

@@ -18,16 +18,18 @@ from charlm import launch, sweep
 from charlm.errors import Failure, UserError
 
 POLL_SECONDS = 2.0
+PATIENCE = 30  # times that SLURM may not answer, one after the other
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED", "RESIZING")
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED")
 REQUEUES = 1000  # of a job that reaches its time limit: as often as it takes
+SECONDS_OF_GRACE = 600  # the longest between SLURM's SIGTERM and SIGKILL
 SECONDS_TO_SAVE = 90  # before its time limit a job is told to save and is put into the queue again
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
     """What each job asks for; None leaves it to the cluster. minutes: its time limit, at which it is requeued. tasks:
-    processes that train one trial together."""
+    processes on each node that train one trial together."""
 
     partition: str | None
     account: str | None
@@ -35,6 +37,7 @@ class Resources:
     gpus: int | None
     cpus: int | None
     memory_gb: int | None
+    nodes: int
     tasks: int
     at_once: int
 
@@ -48,7 +51,10 @@ class Resources:
             "slurm_gpus_per_node": self.gpus,
             "cpus_per_task": self.cpus,
             "mem_gb": self.memory_gb,
+            "nodes": self.nodes,
             "tasks_per_node": self.tasks,
+            "slurm_srun_args": [f"--cpus-per-task={self.cpus}"] if self.cpus else None,  # srun no longer takes it from sbatch
+            "slurm_additional_parameters": {"requeue": True},
             "slurm_array_parallelism": self.at_once,
             "slurm_signal_delay_s": min(SECONDS_TO_SAVE, self.minutes * 60 // 3),
             "stderr_to_stdout": True,
@@ -71,7 +77,11 @@ class Training:
             before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
             process = self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
             signal.signal(signal.SIGUSR2, before)
-        return process.wait()
+        code = process.wait()
+        if code in launch.SAVED_BY and self._process is not None:
+            # SLURM has said SIGTERM: it cancels or preempts this job. A job that ended by itself it would not queue again.
+            time.sleep(SECONDS_OF_GRACE)
+        return code
 
     def checkpoint(self):
         """Called by submitit when the job is to end: what shall be run when it begins again."""
@@ -112,20 +122,38 @@ def launched(
     Raises:
       Failure: SLURM refuses the jobs, or does not answer.
     """
-    jobs = dict(root.recorded("jobs") or {})
-    queue = _queue()
-    new = [trial for trial in trials if queue.get(jobs.get(trial.name, "")) not in (*WAITING, *RUNNING)]
-    if new:
-        jobs |= _submit(root, new, command_of, resources)
-        record(jobs)
-        ids = sorted({jobs[trial.name].split("_")[0] for trial in new})
-        print(
-            f"submitted as job {', '.join(ids)}; scancel {' '.join(ids)} stops {'them' if len(new) > 1 else 'it'}.", flush=True
-        )
-    waiting = list(trials)
-    with display, _interrupted() as interrupted:
+    with _interrupted() as interrupted:
+        jobs = dict(root.recorded("jobs") or {})
+        queue = _queue()
+        new = [trial for trial in trials if queue.get(jobs.get(trial.name, "")) not in (*WAITING, *RUNNING)]
+        if new:
+            jobs |= _submit(root, new, command_of, resources)
+            record(jobs)
+            ids = " ".join(sorted({jobs[trial.name].split("_")[0] for trial in new}))
+            print(f"submitted as job {ids}; scancel {ids} stops {'them' if len(new) > 1 else 'it'}.", flush=True)
+        waiting = _watched(root, trials, jobs, display, interrupted)
+    if interrupted:
+        ids = " ".join(jobs[trial.name] for trial in waiting)
+        print(f"the jobs go on: the same command watches them again, scancel {ids} stops them.")
+        return interrupted[0]
+    return 0
+
+
+def _watched(
+    root: sweep.Root, trials: Sequence[sweep.Trial], jobs: dict[str, str], display: launch.Display, interrupted: list[int]
+) -> list[sweep.Trial]:
+    """Shows the trials until all have ended or somebody interrupts; returns those that have not ended."""
+    waiting, unanswered = list(trials), 0
+    with display:
         while waiting and not interrupted:
-            queue = _queue()
+            try:
+                queue, unanswered = _queue(), 0
+            except Failure:
+                unanswered += 1
+                if unanswered > PATIENCE:
+                    raise
+                time.sleep(POLL_SECONDS)
+                continue
             for trial in list(waiting):
                 standing = _standing(root, trial, queue.get(jobs[trial.name]))
                 display.set(trial, standing)
@@ -134,11 +162,7 @@ def launched(
             display.refresh()
             if waiting:
                 time.sleep(POLL_SECONDS)
-    if interrupted:
-        ids = " ".join(jobs[trial.name] for trial in waiting)
-        print(f"the jobs go on: the same command watches them again, scancel {ids} stops them.")
-        return interrupted[0]
-    return 0
+    return waiting
 
 
 def _submit(
@@ -170,7 +194,7 @@ def _queue() -> dict[str, str]:
     """Job id → state, of all jobs of this user that SLURM still remembers."""
     command = ["squeue", "--noheader", "--array", "--states=all", "--me", "--format=%i %T"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, start_new_session=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise Failure(f"SLURM does not answer: {_words(error)}") from error
     return dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if line.strip())
@@ -188,7 +212,11 @@ def _standing(root: sweep.Root, trial: sweep.Trial, state: str | None) -> launch
     words = (state or "no longer in SLURM's queue").lower()
     if state in ("CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL", "DEADLINE", None):
         return standing._replace(state="stopped", message=words)
-    return standing._replace(state="failed", message=launch.last_words(root.log(trial)) or words)
+    if state == "COMPLETED" and standing.step:
+        return standing._replace(state="stopped", message=words)
+    return standing._replace(
+        state="failed", message=launch.last_words(root.log(trial)) or f"{words}, see {root.path}/logs/slurm"
+    )
 
 
 def _words(error: Exception) -> str:

@@ -62,11 +62,11 @@ class Interval(NamedTuple):
 
 
 def uniform(low: float, high: float) -> Interval:
-    return _interval(low, high, log=False, integer=False)
+    return _interval(low, high, log=False, integer=False)._replace(low=float(low), high=float(high))
 
 
 def log_uniform(low: float, high: float) -> Interval:
-    return _interval(low, high, log=True, integer=False)
+    return _interval(low, high, log=True, integer=False)._replace(low=float(low), high=float(high))
 
 
 def integers(low: int, high: int, log: bool = False) -> Interval:
@@ -86,17 +86,12 @@ def product(*parts: Mapping[str, Sequence] | Sweep) -> Sweep:
     Args:
       parts: key → list of values, or sweeps.
     """
-    factors = []
-    for part in parts:
-        factors += [_column(key, values) for key, values in part.items()] if isinstance(part, Mapping) else [list(part)]
-    return [_merged(combination) for combination in itertools.product(*factors)]
+    return [_merged(combination) for combination in itertools.product(*_columns(parts))]
 
 
 def zipped(*parts: Mapping[str, Sequence] | Sweep) -> Sweep:
     """The first of each, the second of each, and so on. Raises a UserError where they differ in length."""
-    columns = []
-    for part in parts:
-        columns += [_column(key, values) for key, values in part.items()] if isinstance(part, Mapping) else [list(part)]
+    columns = _columns(parts)
     if len({len(column) for column in columns}) > 1:
         lengths = ", ".join(f"{'+'.join(column[0]) if column else 'a sweep'} has {len(column)}" for column in columns)
         raise UserError(f"zipped() needs equally many values of each: {lengths}.")
@@ -185,17 +180,25 @@ def name_of(overrides: Overrides) -> str:
     hold is replaced, and what is too long is cut; a hash then keeps the name unique.
     """
     keys = sorted((key for key in config_module.RULES if key in overrides), key=lambda key: key == "seed")
-    written = ",".join(f"{config_module.short(key)}={_written(overrides[key])}" for key in keys) or "base"
-    safe = re.sub(r"[^A-Za-z0-9._+,=-]", "_", written)
-    if safe == written and len(safe) <= LONGEST_NAME:
-        return safe
+    values = {key: _written(overrides[key]) for key in keys}
+    # What separates keys must not stand in a text, nor anything that a path had better not hold.
+    unsafe = {key: r"[^A-Za-z0-9._-]" if isinstance(overrides[key], str) else r"[^A-Za-z0-9._+-]" for key in keys}
+    safe = {key: re.sub(unsafe[key], "_", values[key]) for key in keys}
+    name = ",".join(f"{config_module.short(key)}={safe[key]}" for key in keys) or "base"
+    if safe == values and len(name) <= LONGEST_NAME:
+        return name
     digest = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{safe[: LONGEST_NAME - 9]}-{digest}"
+    return f"{name[: LONGEST_NAME - 9]}-{digest}"
 
 
-def flags_of(overrides: Mapping[str, object]) -> list[str]:
-    """The overrides as flags of scripts/train.py."""
-    return [f"--config.{key}={value}" for key, value in overrides.items()]
+def flags_of(config: ConfigDict) -> list[str]:
+    """The config as flags of scripts/train.py: what differs from configs/base.py.
+
+    So a trial is what was checked, even if the config file has been edited since.
+    """
+    mine, defaults = config_module.flatten(config), config_module.flatten(config_module.defaults())
+    changed = [f"--config.{key}={value}" for key, value in mine.items() if value != defaults[key]]
+    return [f"--config={config_module.DEFAULTS_FILE}", *changed]
 
 
 class Root:
@@ -233,11 +236,14 @@ class Root:
                 f"--root={self.path} holds a sweep of {recorded['config']}, not of {_identity(file_and_arg)}: choose another."
             )
         for trial in trials:
-            if (self.path / trial.name / "status.json").exists():
-                try:
-                    run_module.exists(os.fspath(self.path / trial.name), trial.config)
-                except UserError as error:
-                    raise UserError(str(error).replace("choose another directory", "choose another --root")) from error
+            try:
+                there = self.run(trial).config()
+            except UserError:  # none yet, or damaged: the trial itself will say so
+                continue
+            different = config_module.differences(config_module.to_dict(there), config_module.to_dict(trial.config))
+            if different:
+                listed = ", ".join(f"{key} ({old!r} there, {new!r} here)" for key, (old, new) in different.items())
+                raise UserError(f"{self.path / trial.name} was made with another config: {listed}; choose another --root.")
         if recorded.get("search") and trials:
             raise UserError(f"--root={self.path} holds a search: go on with --search, or choose another.")
         now = {trial.name for trial in trials}
@@ -292,10 +298,17 @@ def _interval(low: float, high: float, log: bool, integer: bool) -> Interval:
     return Interval(low, high, log, integer)
 
 
-def _column(key: str, values: Sequence) -> Sweep:
-    if not isinstance(values, list | tuple | range):
-        raise UserError(f"the sweep gives {key} the values {values!r}: a list of them would be right.")
-    return [{key: value} for value in values]
+def _columns(parts: Sequence[Mapping[str, Sequence] | Sweep]) -> list[Sweep]:
+    """Each key's values as a sweep, and each part that is a sweep."""
+    columns = []
+    for part in parts:
+        for key, values in part.items() if isinstance(part, Mapping) else ():
+            if not isinstance(values, list | tuple | range):
+                raise UserError(f"the sweep gives {key} the values {values!r}: a list of them would be right.")
+            columns.append([{key: value} for value in values])
+        if not isinstance(part, Mapping):
+            columns.append(list(part))
+    return columns
 
 
 def _merged(parts: Sequence[Overrides]) -> Overrides:

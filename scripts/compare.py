@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from charlm import cli, compare, reading
+from charlm import cli, compare, config, measures, reading
 from charlm.errors import UserError
 
 _WHERE = flags.DEFINE_multi_string(
@@ -56,7 +56,10 @@ def main(overrides: dict[str, str], paths: list[str]) -> int:
     records = compare.filtered(records, _WHERE.value)
     if not records:
         raise UserError(f"--where={_WHERE.value[-1]}: no run is like that.")
-    tables = [(protocol, compare.groups_of(members, _EACH.value)) for protocol, members in compare.by_protocol(records)]
+    tables = [
+        (protocol, compare.groups_of(members, _each())) for protocol, members in compare.by_protocol(records, _METRIC.value)
+    ]
+    _check_sort(tables)
     _print(tables)
     if _PLOT.value:
         from charlm import plots
@@ -69,6 +72,21 @@ def main(overrides: dict[str, str], paths: list[str]) -> int:
     return 0
 
 
+def _each() -> bool:
+    """Whether each run is a row: asked for, or needed to look at seeds."""
+    return _EACH.value or "seed" in [*_BY.value, (_SORT.value or "").removeprefix("-")]
+
+
+def _check_sort(tables: list[tuple[dict, list[compare.Group]]]) -> None:
+    if _SORT.value is None:
+        return
+    if _BY.value:
+        raise UserError("--sort and --by are both given: the table of --by stands in the order of its key.")
+    names = {column.name: None for _, groups in tables for column in compare.columns_of(groups, _METRIC.value, _each())}
+    if _SORT.value.removeprefix("-") not in {*names, *config.RULES}:
+        raise UserError(f"--sort={_SORT.value}: one of {', '.join(names)}, or a config key, would be right.")
+
+
 def _print(tables: list[tuple[dict, list[compare.Group]]]) -> None:
     machine: list[dict] = []
     if len(tables) > 1 and not (_CSV.value or _JSON.value):
@@ -76,15 +94,21 @@ def _print(tables: list[tuple[dict, list[compare.Group]]]) -> None:
     for protocol, groups in tables:
         if _BY.value:
             header, rows, values = _marginal_table(groups)
+            if left_out := len(groups) - len(compare.finished(groups)):
+                print(f"note: {left_out} of {len(groups)} configs are not done and left out of the means.", file=sys.stderr)
         else:
-            columns = compare.columns_of(groups, _METRIC.value, _EACH.value)
+            columns = compare.columns_of(groups, _METRIC.value, _each())
             ordered = compare.sorted_groups(groups, columns, _METRIC.value, _SORT.value)
             header = [column.name for column in columns]
             rows = [[column.text(group) for column in columns] for group in ordered]
             values = [[column.value(group) for column in columns] for group in ordered]
+            if _CSV.value or _JSON.value:
+                header.append("standard error")  # of the mean nats; people read it beside them
+                for row, group in zip(values, ordered, strict=True):
+                    row.append(compare.mean_and_error([record.figure(_METRIC.value) for record in group.counted])[1])
         words = compare.protocol_in_words(protocol)
         if _CSV.value or _JSON.value:
-            machine += [dict(zip(header, row, strict=True)) | {"protocol": words} for row in values]
+            machine += [measures.finite(dict(zip(header, row, strict=True))) | {"protocol": words} for row in values]
         elif _MARKDOWN.value:
             print(f"{words}\n\n" + "\n".join(_markdown(header, rows)) + "\n")
         else:

@@ -20,6 +20,7 @@ from absl import flags
 
 from charlm import cli, config, launch, search, slurm, sweep
 from charlm.errors import UserError
+from charlm.run import Run
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "config file with a sweep(), optionally with an argument: FILE.py[:ARG]", required=True
@@ -39,8 +40,11 @@ _TIME = flags.DEFINE_integer(
     "time", 240, "of SLURM: minutes a job may run before it saves its state and is put into the queue again"
 )
 _GPUS = flags.DEFINE_integer("gpus", None, "of SLURM: GPUs a trial")
+_NODES = flags.DEFINE_integer("nodes", 1, "of SLURM: machines a trial, with so many --tasks on each")
 _CPUS = flags.DEFINE_integer("cpus", None, "of SLURM: CPUs a trial")
-_TASKS = flags.DEFINE_integer("tasks", 1, "of SLURM: processes that train one trial together, each with its own CPUs")
+_TASKS = flags.DEFINE_integer(
+    "tasks", 1, "of SLURM: processes on each node that train one trial together, each with its own CPUs"
+)
 _MEMORY = flags.DEFINE_integer("memory", None, "of SLURM: gigabytes a trial")
 
 TRAIN = pathlib.Path(__file__).with_name("train.py")
@@ -48,21 +52,21 @@ Command = Callable[[sweep.Trial], list[str]]  # the training of a trial
 
 
 def main(common: dict[str, str]) -> int:
-    for flag in (_PARALLEL, _TRIALS, _TIME, _GPUS, _CPUS, _TASKS, _MEMORY):
+    for flag in (_PARALLEL, _TRIALS, _TIME, _GPUS, _CPUS, _NODES, _TASKS, _MEMORY):
         if flag.value is not None and flag.value < 1:
             raise UserError(f"--{flag.name}={flag.value} is not right: it must be 1 or more.")
-    if _LAUNCHER.value == "slurm":
+    if _LAUNCHER.value == "slurm" and not _DRY_RUN.value:
         slurm.check()
-    elif _TASKS.value > 1:
-        raise UserError(f"--tasks={_TASKS.value} is for --launcher=slurm: locally each trial is one process.")
+    if _LAUNCHER.value == "local" and _TASKS.value * _NODES.value > 1:
+        raise UserError(
+            f"--tasks={_TASKS.value} with --nodes={_NODES.value} is for --launcher=slurm: locally each trial is one process."
+        )
     root = sweep.Root(_ROOT.value)
 
     def command_of(trial: sweep.Trial) -> list[str]:
-        overrides = sweep.flags_of({**common, **trial.overrides})
-        config_file = os.path.abspath(_CONFIG.value)  # also that of a job, which begins in another directory
-        workdir = os.path.abspath(root.path / trial.name)
-        together = ["--distributed"] if _TASKS.value > 1 else []
-        return [sys.executable, os.fspath(TRAIN), f"--config={config_file}", f"--workdir={workdir}", *together, *overrides]
+        workdir = os.path.abspath(root.path / trial.name)  # a job begins in another directory
+        together = ["--distributed"] if _TASKS.value * _NODES.value > 1 else []
+        return [sys.executable, os.fspath(TRAIN), f"--workdir={workdir}", *together, *sweep.flags_of(trial.config)]
 
     return _search(root, common, command_of) if _SEARCH.value else _sweep(root, common, command_of)
 
@@ -109,7 +113,9 @@ def _search(root: sweep.Root, common: dict[str, str], command_of: Command) -> in
         root.record(_CONFIG.value, [], search=searched.described())
         searched.open()
         stopped_by = launch.local(root, searched.trials(), command_of, _places(), display, searched.ended, searched.is_enough)
-    return _conclude(display.standings(), display, stopped_by)
+    standings = {name: launch.standing_of(Run(root.path / name)) for name in searched.tried()}
+    standings |= {name: standings[name]._replace(state="pruned") for name in searched.pruned()}
+    return _conclude(standings | display.standings(), display, stopped_by)
 
 
 def _places() -> list[launch.Share]:
@@ -124,6 +130,7 @@ def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of: Command, 
         gpus=_GPUS.value,
         cpus=_CPUS.value,
         memory_gb=_MEMORY.value,
+        nodes=_NODES.value,
         tasks=_TASKS.value,
         at_once=_PARALLEL.value,
     )

@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 marks=(-m 'not slow and not slurm')
+spread=(--numprocesses=2 --dist=worksteal)
 case "${1:-}" in
 --slow)
   marks=(-m 'not slurm')
@@ -12,6 +13,7 @@ case "${1:-}" in
   ;;
 --slurm)
   marks=(-m slurm)
+  spread=() # one SLURM, not two
   shift
   if ! command -v slurmctld >/dev/null; then
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
@@ -28,4 +30,4 @@ EXTRAS='[test]'
 
 "$PY" -m ruff check .
 "$PY" -m ruff format --check --quiet .
-"$PY" -m pytest --numprocesses=2 --dist=worksteal "${marks[@]}" "$@"
+"$PY" -m pytest "${spread[@]}" "${marks[@]}" "$@"

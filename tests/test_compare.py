@@ -72,8 +72,8 @@ def runs(tmp_path):
     return folder
 
 
-def table(script, *flags) -> list[dict]:
-    return list(csv.DictReader(io.StringIO(script("compare", *flags, "--csv").stdout)))
+def table(script, *flags, **options) -> list[dict]:
+    return list(csv.DictReader(io.StringIO(script("compare", *flags, "--csv", **options).stdout)))
 
 
 def test_seeds_are_one_row_with_mean_and_standard_error(script, runs):
@@ -296,3 +296,86 @@ def test_conditions():
     assert not holds("a>1", None)
     with pytest.raises(UserError):
         holds("a<b", 2)
+
+
+def test_a_seed_is_a_key_where_it_is_asked_for(script, runs):
+    rows = json.loads(script("compare", runs, "--where=batch.framing=stream", "--by=seed", "--json").stdout)
+    assert {(row["seed"], row["configs"]) for row in rows} == {(0, 2), (1, 1), (2, 1)}
+    assert len(table(script, runs, "--sort=-seed", "--where=model.hidden=64", "--where=batch.framing=stream")) == 3
+
+
+def test_the_same_seed_twice_is_no_other_draw(script, tmp_path):
+    for name, seed, nats in (("a", 0, 1.0), ("b", 0, 1.0), ("c", 1, 3.0)):
+        make_run(tmp_path / name, {"seed": seed}, nats=(nats,))
+    rows = table(script, tmp_path)
+    assert sorted((row["n"], float(row["nats"])) for row in rows) == [("1", 1.0), ("2", 2.0)]
+
+
+def test_means_over_keys_leave_out_what_is_not_done(script, tmp_path):
+    make_run(tmp_path / "done", {"model.hidden": 8}, nats=(2.0,))
+    make_run(tmp_path / "stopped", {"model.hidden": 8, "model.layers": 2}, nats=(9.0,), state="incomplete")
+    result = script("compare", tmp_path, "--by=model.hidden", "--json")
+    assert [(row["nats"], row["configs"]) for row in json.loads(result.stdout)] == [(2.0, 1)]
+    assert result.stderr == "note: 1 of 2 configs are not done and left out of the means.\n"
+
+
+def test_test_figures_under_different_protocols_are_apart(script, tmp_path):
+    make_run(tmp_path / "one", test=2.0)
+    make_run(tmp_path / "two", {"model.hidden": 8}, test=1.0)
+    file = tmp_path / "two" / "evaluations.jsonl"
+    file.write_text(file.read_text().replace("carried", "zero at every chunk of 32"))
+    assert len({row["protocol"] for row in table(script, tmp_path)}) == 1
+    assert len({row["protocol"] for row in table(script, tmp_path, "--metric=test")}) == 2
+    row = table(script, tmp_path, "--metric=test", "--where=model.hidden=8")[0]
+    assert float(row["best"]) == pytest.approx(math.exp(1.5))  # what --metric does not rank stands beside it
+
+
+def test_training_losses_of_other_corpora_or_framings_are_apart(script, tmp_path):
+    for name, overrides, sha in (
+        ("a", {}, "1"),
+        ("b", {}, "2"),
+        ("c", {"batch.length": 7}, "1"),
+        ("d", {"model.hidden": 8}, "1"),
+    ):
+        path = make_run(tmp_path / name, overrides)
+        rows = [line for line in (path / "metrics.jsonl").read_text().splitlines() if '"validation"' not in line]
+        (path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+        (path / "corpus.json").write_text(json.dumps({"sha256": sha * 64}))
+    protocols = [row["protocol"] for row in table(script, tmp_path)]
+    assert sorted(map(protocols.count, set(protocols))) == [1, 1, 2]
+
+
+def test_runs_may_be_given_by_any_path_and_twice(script, tmp_path):
+    for name in ("a", "b"):
+        make_run(tmp_path / name, {"model.hidden": 8 + len(name)})
+    rows = table(script, "a", tmp_path / "a", tmp_path / "b", "--each", cwd=tmp_path)
+    assert sorted(row["run"] for row in rows) == ["a", "b"]
+
+
+def test_a_column_that_one_table_lacks_sorts_the_others(script, runs):
+    rows = table(script, runs, "--sort=-n")
+    assert [row["n"] for row in rows if row["n"]] == ["3", "1"]
+
+
+def test_machines_read_errors_and_no_infinities(script, runs):
+    path = runs / "large1" / "metrics.jsonl"
+    last = path.read_text().splitlines()[-1]
+    path.write_text(path.read_text().replace(last, json.dumps({**json.loads(last), "nats": None})))
+    rows = json.loads(script("compare", runs, "--json", "--where=batch.framing=stream").stdout, parse_constant=pytest.fail)
+    assert rows[0]["standard error"] == pytest.approx(statistics.stdev([1.5, 1.6, 1.8]) / math.sqrt(3))
+    assert script("compare", runs, "--metric=last").stdout.count(" inf ") == 3  # nats, bits and perplexity of one row
+    assert [row["run"] for row in table(script, runs, "--where=perplexity<4.7", "--where=batch.framing=stream")] == ["large0"]
+
+
+def test_what_a_diverging_run_wrote_is_no_point_of_a_picture(script, tmp_path):
+    make_run(tmp_path / "bad", nats=(2.0, 4000.0))
+    make_run(tmp_path / "good", {"model.hidden": 8}, nats=(2.0, 1.0))
+    result = script("compare", tmp_path, f"--plot={tmp_path / 'x.png'}", f"--html={tmp_path / 'x.html'}")
+    assert result.stderr.count("written") == 2
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_a_plot_of_nothing_is_refused(script, tmp_path):
+    make_run(tmp_path / "imported", nats=(), test=1.0)
+    message = script("compare", tmp_path, "--metric=test", f"--plot={tmp_path / 'x.png'}", status=2).stderr
+    assert "have no curves" in message

@@ -103,6 +103,8 @@ def test_an_interrupted_search_goes_on_with_the_same_trials(script, config_file,
         ('\ndef space():\n    return {"model.hidden": [1, 2]}\n', [], "is no range"),
         ('\ndef space():\n    return {"model.hiden": integers(1, 2)}\n', [], "nearest known one is 'model.hidden'"),
         ('\ndef space():\n    return {"model.hidden": uniform(1, 2)}\n', [], "model.hidden"),
+        ('\ndef space():\n    return {"model.dropout": uniform(0, 1)}\n', [], "model.dropout=1.0 is not right"),
+        ('\ndef space():\n    return {"optim.name": choice("adam", "sdg")}\n', [], "optim.name='sdg' is not right"),
         (SPACE, ["--trials=0"], "--trials=0 is not right"),
         (SPACE, ["--search=grid"], "--search"),
         (SPACE, ["--only=model.hidden=3"], "--only is for sweeps"),
@@ -114,6 +116,18 @@ def test_bad_input_starts_nothing(script, config_file, tmp_path, space, flags, m
     error = script.fails("sweep", f"--config={config_file(space=space)}", f"--root={root}", "--search=tpe", *flags)
     assert message in error
     assert not root.exists()
+
+
+def test_a_small_space_ends_when_all_is_tried(script, config_file, tmp_path):
+    root = tmp_path / "root"
+    space = '\n\ndef space():\n    return {"model.hidden": choice(8, 12)}\n'
+    flags = [f"--config={config_file(steps=5, space=space)}", f"--root={root}", "--search=tpe", "--parallel=2"]
+    assert "2 done of 2 trials." in script("sweep", *flags, "--trials=5").stdout
+    again = script("sweep", *flags, "--trials=5").stdout
+    assert "2 done of 2 trials." in again
+    assert "best: hidden=" in again
+    message = script.fails("sweep", *flags, "--trials=5", "--config.train.steps=6")
+    assert "another config: train.steps (5 there, 6 here)" in message
 
 
 def test_a_root_is_either_a_sweeps_or_one_searchs(script, config_file, tmp_path):

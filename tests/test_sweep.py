@@ -122,6 +122,7 @@ def test_names_are_short_stable_unique_and_safe():
     hostile = ["/a/../b", "a/b", "a b", "a\nb", "ü", "$(x)", "x" * 500, "x" * 501, "", ".."]
     names = [name({"corpus.path": value}) for value in hostile]
     assert len(set(names)) == len(hostile)
+    assert name({"corpus.keep": "a,newlines=true"}) != name({"corpus.keep": "a", "corpus.newlines": True})
     for each in names:
         assert len(each) <= sweep.LONGEST_NAME
         assert "/" not in each
@@ -295,7 +296,8 @@ def test_dry_run_prints_commands_and_writes_nothing(script, swept, tmp_path):
         script, swept(FOUR), tmp_path / "root", "--dry_run", "--only=model.hidden=12", "--only=optim.learning_rate<5e-3"
     )
     assert "1 trials" in result.stdout
-    assert "--config.model.hidden=12 --config.optim.learning_rate=0.001" in result.stdout
+    assert "--config.model.hidden=12 " in result.stdout
+    assert "--config.optim.learning_rate=0.001 " in result.stdout
     assert not (tmp_path / "root").exists()
 
 
@@ -328,17 +330,70 @@ def test_bad_input_starts_nothing(script, swept, tmp_path, expression, flags, me
     assert not (tmp_path / "root").exists()
 
 
-def test_roots_of_others_are_refused(script, straight, swept, tmp_path):
-    file = swept(FOUR)
+def test_a_config_edited_meanwhile_changes_no_trial(script, swept, tmp_path):
+    """Trials wait for hours: each trains what was checked when the sweep was launched."""
+    file, root = swept('product({"model.hidden": [8, 12]})', steps=10), tmp_path / "root"
+    with subprocess.Popen(
+        script.command("sweep", f"--config={file}", f"--root={root}"), env=script.env(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        while not (root / "hidden=8").exists() and process.poll() is None:
+            time.sleep(0.01)
+        swept('product({"model.hidden": [8, 12]})', steps=15)
+        process.communicate()
+    assert process.returncode == 0
+    assert [run_module.Run(root / f"hidden={hidden}").config().train.steps for hidden in (8, 12)] == [10, 10]
+
+
+def test_a_launcher_that_fails_takes_its_trainings_along(tmp_path):
+    code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print('up', flush=True); time.sleep(60)"
+    trial = sweep.Trial("t", {}, None)
+    root = sweep.Root(tmp_path)
+    (tmp_path / "logs").mkdir()
+
+    def one_then_failure():
+        yield trial
+        while "up" not in root.log(trial).read_text().split("\n"):
+            time.sleep(0.01)
+        raise RuntimeError("the moon")
+
+    places = launch.shares(2, launch.cores_here(), [])
+    with pytest.raises(RuntimeError, match="the moon"):
+        launch.local(
+            root, one_then_failure(), lambda _: [sys.executable, "-c", code, f"--workdir={tmp_path}"], places, launch.Display(2)
+        )
+    assert trainings(tmp_path) == []
+
+
+def test_without_slurm_there_is_one_sentence(script, swept, tmp_path):
+    command = script.command("sweep", f"--config={swept(FOUR)}", f"--root={tmp_path / 'root'}", "--launcher=slurm")
+    result = subprocess.run(command, env={**script.env(), "PATH": os.fspath(tmp_path)}, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "there is no sbatch on this machine" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_damaged_trial_is_named_and_the_others_go_on(script, swept, tmp_path):
+    file, root = swept('product({"model.hidden": [8, 12]})', steps=5), tmp_path / "root"
+    launched(script, file, root)
+    (root / "hidden=8" / "status.json").write_text("{")
+    result = launched(script, file, root, status=1)
+    assert "failed: hidden=8: " in result.stdout
+    assert "status.json is damaged" in result.stdout
+    assert "1 failed, 1 done of 2 trials." in result.stdout
+
+
+def test_roots_of_others_are_refused(script, swept, tmp_path):
+    file = swept('[{"model.hidden": 8}]', steps=2)
+    launched(script, file, tmp_path / "root")
     (tmp_path / "file").touch()
     assert "is a file" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'file'}")
     assert "not empty and not the root of a sweep" in script.fails("sweep", f"--config={file}", f"--root={tmp_path}")
     other = tmp_path / "other.py"
-    other.write_text((straight / "swept.py").read_text())
-    message = script.fails("sweep", f"--config={other}", f"--root={straight / 'root'}")
+    other.write_text(pathlib.Path(file).read_text())
+    message = script.fails("sweep", f"--config={other}", f"--root={tmp_path / 'root'}")
     assert "holds a sweep of swept.py, not of other.py" in message
     without = f"--config={ROOT / 'configs' / 'quickstart.py'}"
-    assert "has no sweep()" in script.fails("sweep", without, f"--root={tmp_path / 'root'}")
+    assert "has no sweep()" in script.fails("sweep", without, f"--root={tmp_path / 'new'}")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sweep.json").write_text("{")
     assert "sweep.json is damaged" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'broken'}")
