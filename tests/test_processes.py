@@ -127,6 +127,7 @@ def test_killed_processes_take_the_others_along_and_all_go_on(script, corpus_fil
     assert_same(final_params(workdir), final_params(two))
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_one_process_goes_on(script, corpus_file, two, tmp_path):
     workdir = tmp_path / "run"
     started = start(script, corpus_file, workdir, 2)

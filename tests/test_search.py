@@ -43,7 +43,7 @@ def validation(path) -> list[float]:
     return [row["nats"] for row in rows if row["split"] == "validation"]
 
 
-@pytest.mark.parametrize("method", ["asha", "tpe"])
+@pytest.mark.parametrize("method", [pytest.param("asha", marks=pytest.mark.slow), "tpe"])
 def test_trials_fit_the_space_and_more_are_added_later(script, config_file, tmp_path, method):
     root = tmp_path / "root"
     flags = [f"--config={config_file()}", f"--root={root}", f"--search={method}", "--parallel=2"]
@@ -63,6 +63,7 @@ def test_trials_fit_the_space_and_more_are_added_later(script, config_file, tmp_
     assert script("sweep", *flags, "--trials=4").stdout.count("running") == 0
 
 
+@pytest.mark.slow
 def test_asha_ends_the_worse_trials_early(script, config_file, tmp_path):
     """One after the other: a trial whose first evaluation is not among the best third of those so far ends there."""
     root = tmp_path / "root"
@@ -79,6 +80,7 @@ def test_asha_ends_the_worse_trials_early(script, config_file, tmp_path):
     assert best == min(min(validation(root / name / "metrics.jsonl")) for name in done)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_with_the_same_trials(script, config_file, tmp_path):
     root = tmp_path / "root"
     flags = [f"--config={config_file(steps=600)}", f"--root={root}", "--search=tpe", "--trials=2", "--parallel=2"]
@@ -118,6 +120,7 @@ def test_bad_input_starts_nothing(script, config_file, tmp_path, space, flags, m
     assert not root.exists()
 
 
+@pytest.mark.slow
 def test_a_small_space_ends_when_all_is_tried(script, config_file, tmp_path):
     root = tmp_path / "root"
     space = '\n\ndef space():\n    return {"model.hidden": choice(8, 12)}\n'

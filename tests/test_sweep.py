@@ -162,7 +162,7 @@ def launched(script, file, root, *flags, **options):
 def straight(script, corpus_file, tmp_path_factory):
     """The sweep of four, never interrupted."""
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "swept.py").write_text(CONFIG.format(corpus=os.fspath(corpus_file), sweep=FOUR, steps=300))
+    (folder / "swept.py").write_text(CONFIG.format(corpus=os.fspath(corpus_file), sweep=FOUR, steps=160))
     result = launched(script, folder / "swept.py", folder / "root", "--parallel=2")
     assert "4 trials in" in result.stdout
     assert "4 new" in result.stdout
