@@ -103,6 +103,7 @@ def test_four_processes_have_the_losses_of_one_in_every_framing(script, tmp_path
     assert_close(tmp_path / "four", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_killed_processes_take_the_others_along_and_all_go_on(script, corpus_file, two, tmp_path):
     """Bit for bit with as many processes as before, up to the order of summation with one."""
     workdir = tmp_path / "run"

@@ -44,7 +44,10 @@ def flags_of(name, texts, **more):
     return [config, *as_flags(SMALL | ON_TEXT[name] | path | more)]
 
 
-@pytest.mark.parametrize("name", ON_TEXT)
+LONGER = ("shakespeare_mxnet", "alice_axon", "anna_pytorch")  # the others have documents and windows
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONGER else []) for name in ON_TEXT])
 def test_recipe_is_trained_evaluated_and_sampled_by_the_scripts_and_resumes(script, texts, tmp_path, capsys, name):
     flags, workdir = flags_of(name, texts), tmp_path / "run"
     assert "done at step 6" in script("train", *flags, f"--workdir={workdir}").stdout
