@@ -169,6 +169,8 @@ def test_slurm_refuses_in_a_sentence(script, config_file, tmp_path):
 
 def test_the_repository_runs_from_any_directory(script, tmp_path):
     """A job begins elsewhere than the command that submitted it: paths in its command must be absolute."""
-    flags = ["--config=configs/tiny.py", f"--root={tmp_path / 'root'}", "--dry_run", "--launcher=slurm"]
+    root = os.path.relpath(tmp_path / "root", ROOT)
+    flags = ["--config=configs/tiny.py", f"--root={root}", "--dry_run", "--launcher=slurm"]
     output = script("sweep", *flags, cwd=ROOT).stdout
-    assert f"--config={ROOT / 'configs' / 'tiny.py'}" in output
+    assert f"--config={ROOT / 'configs' / 'base.py'}" in output
+    assert f"--workdir={tmp_path / 'root'}" in output
