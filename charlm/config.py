@@ -272,6 +272,11 @@ def differences(mine: Mapping, others: Mapping) -> dict[str, tuple]:
     return {key: (mine.get(key), others.get(key)) for key in sorted(keys)}
 
 
+def in_words(different: Mapping[str, tuple]) -> str:
+    """What `differences` found, as messages have it: `optim.beta1 (0.9 there, 0.8 here)`."""
+    return ", ".join(f"{key} ({there!r} there, {here!r} here)" for key, (there, here) in different.items())
+
+
 def defaults() -> ConfigDict:
     """What configs/base.py says."""
     # Here and not above: the defaults stand in configs/, beside the package, and nothing else needs them.

@@ -1,6 +1,5 @@
 """Running the trials of a sweep as processes of this machine, and showing where each stands."""
 
-import json
 import os
 import pathlib
 import signal
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from charlm import measures, progress, sweep
+from charlm import measures, progress, reading, sweep
 from charlm.errors import UserError
 from charlm.run import Run
 
@@ -348,17 +347,11 @@ def _last_train_row(file: pathlib.Path) -> dict:
     try:
         with file.open("rb") as opened:
             opened.seek(max(0, opened.seek(0, os.SEEK_END) - 2**14))
-            lines = opened.read().decode("utf-8", "replace").splitlines()
+            lines = opened.read().splitlines()
     except OSError:
         return {}
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.get("split") == "train":
-            return row
-    return {}
+    rows = (reading.parsed(line) for line in reversed(lines))
+    return next((row for row in rows if row is not None and row["split"] == "train"), {})
 
 
 class _Children:

@@ -298,7 +298,7 @@ def exists(workdir: str, config: ConfigDict) -> bool:
     run.status()
     different = config_module.differences(config_module.to_dict(run.config()), config_module.to_dict(config))
     if different:
-        listed = ", ".join(f"{key} ({old!r} there, {new!r} here)" for key, (old, new) in different.items())
+        listed = config_module.in_words(different)
         raise UserError(f"--workdir={workdir} holds a run with another config: {listed}; choose another directory.")
     return True
 

@@ -67,10 +67,8 @@ class Search:
         then, now = self._root.recorded("search"), self.described()
         if then is None or any(then.get(name) != now[name] for name in ("method", "space")):
             raise UserError(f"--root={self._root.path} holds a sweep, or a search of another kind or space: choose another.")
-        different = [key for key in now["config"] if then["config"].get(key) != now["config"][key]]
-        if different:
-            key = different[0]
-            listed = f"{key} ({then['config'].get(key)!r} there, {now['config'][key]!r} here)"
+        if different := config_module.differences(then["config"], now["config"]):
+            listed = config_module.in_words(different)
             raise UserError(f"--root={self._root.path} holds a search with another config: {listed}; choose another.")
 
     def open(self) -> None:
@@ -92,32 +90,30 @@ class Search:
         states = self._optuna.trial.TrialState
         for frozen in self._study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             if "overrides" in frozen.user_attrs:
-                trial = self._noted(self._optuna.trial.Trial(self._study, frozen._trial_id), frozen.user_attrs["overrides"])
+                trial = self._trial_of(frozen.user_attrs["overrides"])
+                self._note(self._optuna.trial.Trial(self._study, frozen._trial_id), trial)
                 self._reported[trial.name] = len(frozen.intermediate_values)
                 yield trial
         misses = 0
         while len(tried := self.tried()) < self._number and misses < MOST_MISSES:
             proposed = self._study.ask()
-            overrides = {key: _suggested(proposed, key, values) for key, values in self._space.items()}
-            name = self._trial_of(overrides).name
-            if name in tried:  # small spaces are soon tried; the study learns what came of it, where that is known
+            trial = self._trial_of({key: _suggested(proposed, key, values) for key, values in self._space.items()})
+            if trial.name in tried:  # small spaces are soon tried; the study learns what came of it, where that is known
                 misses += 1
-                value = tried[name]
+                value = tried[trial.name]
                 self._study.tell(proposed, value, state=None if value is not None else states.FAIL)
                 continue
-            proposed.set_user_attr("overrides", overrides)
-            yield self._noted(proposed, overrides)
+            proposed.set_user_attr("overrides", trial.overrides)
+            self._note(proposed, trial)
+            yield trial
 
     def tried(self) -> dict[str, float | None]:
         """Name of each trial so far → its nats, None where there are none yet."""
-        frozen = [trial for trial in self._study.get_trials(deepcopy=False) if "overrides" in trial.user_attrs]
-        return {self._trial_of(trial.user_attrs["overrides"]).name: trial.value for trial in frozen}
+        return {name: frozen.value for name, frozen in self._by_name().items()}
 
     def pruned(self) -> set[str]:
         """Names of the trials that ended early."""
-        states = (self._optuna.trial.TrialState.PRUNED,)
-        frozen = self._study.get_trials(deepcopy=False, states=states)
-        return {self._trial_of(trial.user_attrs["overrides"]).name for trial in frozen if "overrides" in trial.user_attrs}
+        return {name for name, frozen in self._by_name().items() if frozen.state == self._optuna.trial.TrialState.PRUNED}
 
     def is_enough(self, trial: sweep.Trial) -> bool:
         """Tells the study of new evaluations; whether the trial may end here."""
@@ -146,11 +142,13 @@ class Search:
         elif standing.state == "failed":
             self._study.tell(proposed, state=states.FAIL, skip_if_finished=True)
 
-    def _noted(self, proposed: "optuna.trial.Trial", overrides: sweep.Overrides) -> sweep.Trial:
-        trial = self._trial_of(overrides)
+    def _by_name(self) -> dict[str, "optuna.trial.FrozenTrial"]:
+        trials = self._study.get_trials(deepcopy=False)
+        return {sweep.name_of(trial.user_attrs["overrides"]): trial for trial in trials if "overrides" in trial.user_attrs}
+
+    def _note(self, proposed: "optuna.trial.Trial", trial: sweep.Trial) -> None:
         self._trials[trial.name] = proposed
         self._root.record(self._file, [trial])
-        return trial
 
     def _trial_of(self, overrides: sweep.Overrides) -> sweep.Trial:
         return sweep.trial_of(self._file, self._common, overrides)

@@ -242,7 +242,7 @@ class Root:
                 continue
             different = config_module.differences(config_module.to_dict(there), config_module.to_dict(trial.config))
             if different:
-                listed = ", ".join(f"{key} ({old!r} there, {new!r} here)" for key, (old, new) in different.items())
+                listed = config_module.in_words(different)
                 raise UserError(f"{self.path / trial.name} was made with another config: {listed}; choose another --root.")
         if recorded.get("search") and trials:
             raise UserError(f"--root={self.path} holds a search: go on with --search, or choose another.")
