@@ -5,11 +5,14 @@ JSON values. Readers of a finished model restore the parameters alone. With the 
 TensorStore does not notice every flipped bit.
 """
 
+import contextlib
 import hashlib
 import logging
 import pathlib
+import re
 import shutil
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -28,6 +31,7 @@ class Checkpoints:
     """The checkpoints of one run directory; kept are the best and the two latest."""
 
     def __init__(self, directory: pathlib.Path, read_only: bool = False):
+        _silence_what_is_left_behind()
         self._directory = pathlib.Path(directory).resolve()
         if read_only and not self._directory.is_dir():
             raise Failure(f"{directory} does not exist: this run has no checkpoint yet.")
@@ -47,20 +51,38 @@ class Checkpoints:
         """The steps that have a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
+    def is_there(self, step: int) -> bool:
+        """Whether the folder of a step is there at this moment."""
+        return (self._directory / str(step)).is_dir()
+
+    def reload(self) -> None:
+        """Has `steps` look again at what is there."""
+        self._manager.reload()
+
     def save(self, step: int, params, rest, progress: dict) -> None:
-        """Starts to save; the copying is done when this returns, the writing goes on in the background."""
+        """Starts to save; the copying is done when this returns, the writing goes on in the background.
+
+        A checkpoint that has this step already goes: the training was stopped amid the evaluation of the step.
+
+        Raises:
+          OSError: this one, or the one before it, can't be written. So do `keep_only` and `wait`.
+        """
         copies = jax.tree.map(lambda leaf: leaf.copy(), (params, rest))  # the originals are donated to the next step
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(copies[0]),
             rest=ocp.args.StandardSave(copies[1]),
             progress=ocp.args.JsonSave({**progress, DIGESTS: [_digest(tree) for tree in copies]}),
         )
-        self._manager.save(step, args=items)
+        with _as_os_error():
+            if step in self.steps():
+                self._manager.delete(step)
+            self._manager.save(step, args=items)
 
     def keep_only(self, steps: set[int]) -> None:
         """Deletes the complete checkpoints of all other steps."""
-        for step in set(self.steps()) - steps:
-            self._manager.delete(step)
+        with _as_os_error():
+            for step in set(self.steps()) - steps:
+                self._manager.delete(step)
 
     def set_aside(self, step: int) -> None:
         """Moves a checkpoint that can't be read to the folder `unreadable`, so that its step can be saved again."""
@@ -94,10 +116,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until what `save` started is on disk."""
-        self._manager.wait_until_finished()
+        with _as_os_error():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with contextlib.suppress(Exception):  # who waited has been told what could not be written
+            self._manager.close()
 
     def _verify(self, step: int, progress: dict, *trees) -> None:
         """Raises a Failure where arrays are not those that were saved; checkpoints of older versions have no digests."""
@@ -110,23 +134,41 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=items)
         except Exception as error:  # Orbax and TensorStore raise whatever the damaged bytes lead them to
-            _hear_no_more_of_it()
             reason = f"{type(error).__name__}: {str(error).split(' [')[0].splitlines()[0] if str(error) else ''}"[:200]
             raise Failure(f"checkpoint {self._directory / str(step)} can't be read ({reason})") from error
 
 
-def _hear_no_more_of_it() -> None:
-    """Arrays are read side by side: of several that can't be, one is raised. The others, left behind, would be printed with a
-    traceback whenever they are collected."""
-    before = sys.unraisablehook
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What Orbax and TensorStore raise where they can't write, a ValueError of many lines say, as an OSError that says why."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        why = re.search(r"([^:]+) \[os_error_code", str(error))
+        raise OSError(why[1].strip() if why else lines[0][:200]) from error
 
-    def hook(unraisable) -> None:
+
+def _silence_what_is_left_behind() -> None:
+    """Arrays are read and written side by side: of several that can't be, one is raised. The others would be printed, each with
+    a traceback: coroutines left behind when they are collected, writes when they report to an event loop that has gone."""
+    unraisable_before, except_before = sys.unraisablehook, sys.excepthook
+    if hasattr(unraisable_before, "of_charlm"):
+        return
+
+    def unraisable_hook(unraisable) -> None:
         code = getattr(unraisable.object, "cr_code", None)
         if code is None or "orbax" not in code.co_filename:
-            before(unraisable)
+            unraisable_before(unraisable)
 
-    if getattr(before, "__name__", "") != hook.__name__:
-        sys.unraisablehook = hook
+    def except_hook(kind, error, traceback) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            except_before(kind, error, traceback)
+
+    unraisable_hook.of_charlm = True
+    sys.unraisablehook, sys.excepthook = unraisable_hook, except_hook
 
 
 def _without_digests(progress: dict) -> dict:

@@ -1,5 +1,6 @@
 """What every script shares: reading the command line, and ending with one sentence and the right exit status."""
 
+import os
 import re
 import signal
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from charlm.errors import Failure, UserError
+from charlm.errors import Broken, Failure, UserError
 
 PREFIX = "config."
 
@@ -43,6 +44,10 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
             sys.exit(main(overrides, *arguments))
         except UserError as error:
             _end(_one_line(error), 2)
+        except Broken as error:
+            print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(1)
         except Failure as error:
             _end(_one_line(error), 1)
         except BrokenPipeError:  # the reader of our output has gone: nobody to tell

@@ -98,6 +98,7 @@ RULES: dict[str, Rule] = {
     "train.eval_every": NOT_NEGATIVE,
     "train.checkpoint_every": NOT_NEGATIVE,
     "train.patience": NOT_NEGATIVE,
+    "train.halvings": NOT_NEGATIVE,
     "train.best": one_of("validation", "train"),
     "eval.framing": one_of(*FRAMINGS),
     "eval.rows": POSITIVE,

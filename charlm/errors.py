@@ -7,3 +7,8 @@ class UserError(Exception):
 
 class Failure(Exception):
     """Something broke that no flag would have prevented, such as a diverged run. Exit status 1."""
+
+
+class Broken(Failure):
+    """A failure after which the process can only be left at once: in a normal exit libraries would wait for what has gone, or
+    print from their threads what became of it."""

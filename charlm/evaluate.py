@@ -16,6 +16,8 @@ from charlm.batches import Batch, Encoded, Framing, Order, evaluation_windows, i
 from charlm.errors import UserError
 from charlm.model import Functions
 
+AHEAD = 4  # windows on their way to the device: enough that it never waits, few enough that a request to stop is soon heard
+
 
 class Protocol(NamedTuple):
     """How a split is read; two figures compare only where all of this is the same.
@@ -96,11 +98,12 @@ def evaluator(model: Functions, mesh: Mesh | None = None) -> Callable:
     """A function (params, encoded, protocol) → (nats, chars): the sum of nats over all scored characters, and their number.
 
     Compile once, use for every evaluation of a run. Training state is neither read nor written. The devices of a mesh share the
-    rows where their number divides them.
+    rows where their number divides them. A fourth argument is a function that is asked again and again whether to stop; where
+    it says so, the result is None.
     """
     window = jax.jit(make_window(model), donate_argnums=2)
 
-    def evaluate(params, encoded: Encoded, protocol: Protocol) -> tuple[float, int]:
+    def evaluate(params, encoded: Encoded, protocol: Protocol, asked_to_stop=lambda: False) -> tuple[float, int] | None:
         sums, carry, place = [], None, None
         for batch in protocol.batches(encoded):
             if carry is None:
@@ -109,6 +112,10 @@ def evaluator(model: Functions, mesh: Mesh | None = None) -> Callable:
                 carry = place(model.zero_carry(rows))
             row_sums, carry = window(params, place(batch), carry)
             sums.append(row_sums)
+            if len(sums) > AHEAD:
+                jax.block_until_ready(sums[-AHEAD])
+            if asked_to_stop():
+                return None
         nats, chars = np.asarray(jax.device_get(sums), np.float64).sum((0, 2))
         return float(nats), int(chars)
 

@@ -22,7 +22,7 @@ from charlm import run as run_module
 from charlm.checkpoint import Checkpoints
 from charlm.errors import UserError
 from charlm.setup import Setup, set_up
-from charlm.train import Progress, initial_state
+from charlm.state import Progress, initial_state
 
 Params = dict[str, object]
 

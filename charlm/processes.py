@@ -6,19 +6,18 @@ prints; what it finds is told to the others. With one process everything here do
 
 import json
 import os
-import sys
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 
-from charlm.errors import Failure, UserError
+from charlm.errors import Broken, Failure, UserError
 
 ERRORS = {"UserError": UserError, "Failure": Failure}
 
 
-class Lost(Failure):
-    """Another process of the training has gone."""
+class Lost(Broken):
+    """Another process of the training has gone, for which JAX would wait at a normal exit, and then abort."""
 
 
 class Place(NamedTuple):
@@ -81,13 +80,6 @@ def join(place: Place) -> None:
 def is_loss(error: BaseException) -> bool:
     """Whether an error of JAX's says that another process has gone."""
     return number() > 1 and isinstance(error, RuntimeError | ValueError) and ("Gloo" in str(error) or "NCCL" in str(error))
-
-
-def abandon(error: Lost) -> NoReturn:
-    """Ends this process with a sentence. At a normal exit JAX would wait for the one that has gone, and then abort."""
-    print(f"error: {error}: the same commands go on from the last checkpoint.", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(1)
 
 
 def is_first() -> bool:

@@ -1,6 +1,7 @@
 """What a person sees while a model trains: a bar on a terminal, one plain line for each row of metrics elsewhere."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -86,6 +87,12 @@ def duration(seconds: float) -> str:
 def warn(message: str) -> None:
     """One line on stderr for what went wrong and was mended."""
     print(f"note: {message}", file=sys.stderr, flush=True)
+
+
+def stopping() -> None:
+    """What a signal is answered with. Safe in its handler, where print and the bar are not: they may be at work below it."""
+    show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # which the bar hides, and only the end of it shows again
+    os.write(2, show_cursor + b"stopping at the next step; a second signal ends this at once.\n")
 
 
 def _nats(nats: float) -> str:

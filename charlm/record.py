@@ -2,21 +2,18 @@
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING
 
 from charlm import evaluate, progress
 from charlm.checkpoint import Checkpoints
 from charlm.run import Run
 from charlm.setup import Setup
-
-if TYPE_CHECKING:
-    from charlm.train import Progress, TrainState
+from charlm.state import Progress, TrainState
 
 
 class Record:
     """The record of one start; a context manager, so that bar and event file are closed whatever happens."""
 
-    def __init__(self, setup: Setup, run: Run, checkpoints: Checkpoints, done: "Progress"):
+    def __init__(self, setup: Setup, run: Run, checkpoints: Checkpoints, done: Progress):
         self._setup, self._run, self._checkpoints = setup, run, checkpoints
         self._first_step = done.step
 
@@ -29,7 +26,7 @@ class Record:
     def __exit__(self, *error) -> None:
         self._held.close()
 
-    def step(self, done: "Progress", clock) -> None:
+    def step(self, done: Progress, clock) -> None:
         """A step was trained."""
         self._reporter.step(done.step, done.interval.nats / done.interval.chars, *clock.pace(self._setup.total_steps))
 
@@ -38,7 +35,7 @@ class Record:
         self._log(row)
         self._reporter.row(row, clock.pace(self._setup.total_steps)[1])
 
-    def evaluation(self, done: "Progress", rows: list[dict], params) -> None:
+    def evaluation(self, done: Progress, rows: list[dict], params) -> None:
         """An evaluation was made; the last of its rows is the one that judges."""
         for row in rows:
             self._log(row)
@@ -46,19 +43,17 @@ class Record:
         if self._setup.draw_sample:
             self._run.write_sample(done.step, self._setup.draw_sample(evaluate.on_one_device(params), done.step))
 
-    def save(self, done: "Progress", state: "TrainState") -> None:
+    def save(self, done: Progress, state: TrainState) -> None:
         """Starts a checkpoint, and drops those that are neither the best nor the latest on disk."""
         self._run.sync_metrics()
         self._checkpoints.wait()
         if best_step(done) != {done.step}:  # else the best before this one stays until this one is on disk
-            self._checkpoints.keep_only(best_step(done) | set(self._checkpoints.steps()[-1:]))
+            others = [step for step in self._checkpoints.steps() if step != done.step]
+            self._checkpoints.keep_only(best_step(done) | set(others[-1:]))
         self._checkpoints.save(done.step, state.params, (state.opt_state, state.carry), dataclasses.asdict(done))
         self._run.write_status("incomplete", done.step, done.best)
 
-    def diverged(self, done: "Progress", what: str) -> None:
-        self._run.write_status("diverged", done.step, done.best, what)
-
-    def end(self, done: "Progress", finished: bool) -> None:
+    def end(self, done: Progress, finished: bool) -> None:
         """Waits for what is being saved, and writes how it ended."""
         self._checkpoints.wait()
         self._checkpoints.keep_only(best_step(done) | set(self._checkpoints.steps()[-2:]))
@@ -78,5 +73,5 @@ class Silence:
         return lambda *arguments: None
 
 
-def best_step(done: "Progress") -> set[int]:
+def best_step(done: Progress) -> set[int]:
     return {done.best["step"]} if done.best else set()

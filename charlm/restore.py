@@ -1,6 +1,7 @@
 """A trained model as evaluate and sample need it: read from a run directory, without anything of training."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -47,12 +48,30 @@ def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
     if not run.checkpoints.is_dir():
         raise UserError(f"--workdir={workdir} has no checkpoint yet: train it for longer.")
     with contextlib.closing(Checkpoints(run.checkpoints, read_only=True)) as checkpoints:
-        for step in _candidates(checkpoints, which):
+        for _ in range(10):
             try:
-                return Trained(config, vocab, corpus, functions, checkpoints.restore_params(step, abstract), step)
-            except Failure as error:
-                warn(f"{error}.")
+                for step in _candidates(checkpoints, which):
+                    with _readable(checkpoints, step):
+                        return Trained(config, vocab, corpus, functions, checkpoints.restore_params(step, abstract), step)
+                break
+            except _Dropped:
+                checkpoints.reload()
     raise Failure(f"--checkpoint={which}: no such checkpoint of {workdir} can be read; train again or name another one.")
+
+
+class _Dropped(Exception):
+    """A training that goes on beside us has dropped a checkpoint while it was read."""
+
+
+@contextlib.contextmanager
+def _readable(checkpoints: Checkpoints, step: int) -> Iterator[None]:
+    """Passes over a checkpoint that can't be read, saying so. Raises `_Dropped` where it is no longer there."""
+    try:
+        yield
+    except Failure as error:
+        if not checkpoints.is_there(step):
+            raise _Dropped from error
+        warn(f"{error}.")
 
 
 def _candidates(checkpoints: Checkpoints, which: str) -> list[int]:
@@ -63,10 +82,8 @@ def _candidates(checkpoints: Checkpoints, which: str) -> list[int]:
     if which == "best":
         nats = {}
         for step in steps:
-            try:
+            with _readable(checkpoints, step):
                 nats[step] = checkpoints.progress(step)["evaluated"]
-            except Failure as error:
-                warn(f"{error}.")
         evaluated = sorted((step for step in nats if nats[step] is not None), key=nats.get)
         if nats and not evaluated:
             warn("this run has not been evaluated yet: the latest checkpoint is taken for the best.")

@@ -28,6 +28,7 @@ from charlm import corpora, measures
 from charlm.errors import UserError
 from charlm.vocab import Vocab
 
+SCALARS = {"nats", "bits", "perplexity", "learning_rate", "grad_norm", "chars_per_second"}  # that TensorBoard shows
 STATES = ("incomplete", "done", "diverged", "failed")
 FIRST_FILES = {"lock", "vocab.json", "corpus.json", "config.json", "status.json"}  # all that a start can die amid writing
 PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -100,12 +101,17 @@ class Run:
             rows.append(row)
         return rows
 
-    def rewind(self, step: int) -> int:
-        """Drops what was logged after a step, and a damaged last line; returns how many lines went."""
+    def rewind(self, step: int, evaluated: bool) -> int:
+        """Drops what was logged after a step, and a damaged last line; returns how many lines went.
+
+        Args:
+          evaluated: whether the evaluation of this very step was finished, so that its rows stay.
+        """
         if not self._metrics.exists():
             return 0
         text = self._metrics.read_text(encoding="utf-8", errors="replace")
-        kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
+        rows = [row for row in self.rows() if row["step"] < step + (evaluated or row.get("split") == "train")]
+        kept = [json.dumps(row) + "\n" for row in rows]
         if "".join(kept) != text:
             self._write("metrics.jsonl", "".join(kept))
         return len(text.splitlines()) - len(kept)
@@ -155,27 +161,40 @@ class Run:
         Args:
           step: at which the training goes on; TensorBoard then hides what an earlier start logged after it.
         """
-        import tensorboardX
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        writer = tensorboardX.SummaryWriter(os.fspath(self.tensorboard), purge_step=step + 1)
+        # Not the SummaryWriter around it: that one writes from a thread, and waits for it for ever where the disk is full.
+        self.tensorboard.mkdir(exist_ok=True)
+        writer = event_file_writer.EventsWriter(os.fspath(self.tensorboard / "events"), f".{os.getpid()}.{time.time_ns()}")
+
+        def write(**content) -> None:
+            writer.write_event(Event(wall_time=time.time(), **content))
+
+        write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
         hparams = config_module.flatten(self._json("config.json"))
         plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in hparams.items()}
-        for summary in tensorboardX.summary.hparams(plain, {"validation/nats": 0.0, "validation/perplexity": 0.0}):
-            writer.file_writer.add_summary(summary)
+        for described in summary.hparams(plain, {"validation/nats": 0.0, "validation/perplexity": 0.0}):
+            write(summary=described)
 
         def log(row: dict) -> None:
             self.append(row)
-            for name in ("nats", "bits", "perplexity", "learning_rate", "grad_norm", "chars_per_second"):
-                if name in row:
-                    writer.add_scalar(f"{row['split']}/{name}", row[name], row["step"])
+            for name in SCALARS & row.keys():
+                write(summary=summary.scalar(f"{row['split']}/{name}", row[name]), step=row["step"])
+            if row["split"] != "train":
+                writer.flush()
 
-        with contextlib.closing(writer):
+        try:
             yield log
+        finally:
+            with contextlib.suppress(OSError):  # the metrics tell it
+                writer.close()
 
     def note_evaluation(self, result: dict) -> None:
         """Adds what scripts/evaluate.py found to evaluations.jsonl, where the directory can be written."""
-        with contextlib.suppress(OSError), (self.workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(measures.finite(result)) + "\n")
+        with contextlib.suppress(OSError), (self.workdir / "evaluations.jsonl").open("ab+") as file:
+            torn = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"  # a line whose writer died amid it
+            file.write(b"\n" * bool(torn) + json.dumps(measures.finite(result)).encode() + b"\n")
 
     def starts(self) -> list[dict]:
         """What `note_start` has written, oldest first."""
@@ -263,11 +282,15 @@ class Run:
         path = self.workdir / name
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(path.name + ".new")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def check_checkpoint_name(which: str) -> None:

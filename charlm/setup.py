@@ -41,6 +41,7 @@ class Setup:
     eval_every: int
     checkpoint_every: int
     patience: int
+    halvings: int
     best_by: str
     protocol: evaluate.Protocol
     draw_sample: Callable[[dict, int], str] | None
@@ -85,6 +86,7 @@ def set_up(config) -> Setup:
         eval_every=config.train.eval_every or training.steps_per_epoch,
         checkpoint_every=config.train.checkpoint_every,
         patience=config.train.patience,
+        halvings=config.train.halvings,
         best_by=best_by,
         protocol=protocol,
         draw_sample=_sample_drawer(config, functions, vocab, seed, framing, corpus.splits),

@@ -4,7 +4,6 @@ Letters: B batch (rows), S scored positions, V vocabulary.
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
 import signal
@@ -21,22 +20,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from charlm import batches, devices, evaluate, measures, model, objective, processes, progress
 from charlm import run as run_module
 from charlm.checkpoint import Checkpoints
-from charlm.errors import Failure
+from charlm.errors import Broken, Failure
 from charlm.record import Record, Silence
 from charlm.setup import Setup, describe, set_up
+from charlm.state import Progress, Sums, TrainState, resumed
 
 
-class TrainState(NamedTuple):
-    """All that a step changes.
-
-    Attributes:
-      step: int32 scalar, steps done. Randomness is folded from the seed and this number; no key is stored.
-    """
-
-    step: jax.Array
-    params: dict
-    opt_state: optax.OptState
-    carry: model.CarryStack
+class Diverged(Exception):
+    """A number of the training is no longer finite; says which."""
 
 
 class StepMetrics(NamedTuple):
@@ -57,54 +48,13 @@ class StepMetrics(NamedTuple):
     asked: jax.Array | None = None
 
 
-@dataclasses.dataclass
-class Sums:
-    """Of `StepMetrics` over some steps."""
-
-    nats: float = 0.0
-    chars: int = 0
-    loss_nats: float = 0.0
-    loss_weight: int = 0
-    grad_norm: float = 0.0
-    steps: int = 0
-
-    def add(self, nats: float, chars: float, loss_nats: float, loss_weight: float, grad_norm: float) -> None:
-        self.nats, self.chars = self.nats + nats, self.chars + int(chars)
-        self.loss_nats, self.loss_weight = self.loss_nats + loss_nats, self.loss_weight + int(loss_weight)
-        self.grad_norm, self.steps = self.grad_norm + grad_norm, self.steps + 1
-
-    def measures(self) -> dict:
-        """For a row of metrics: per character, and beside it the mean over padding too where that was counted."""
-        padded = {"padded_nats": self.loss_nats / self.loss_weight} if self.loss_weight != self.chars else {}
-        return {**measures.of_nats(self.nats / self.chars), **padded, "chars": self.chars}
-
-
-@dataclasses.dataclass
-class Progress:
-    """What the loop itself remembers, saved with each checkpoint so that a resumed run logs the same rows.
-
-    Attributes:
-      interval, epoch: sums since the last row of training metrics, and since the last evaluation.
-      best: {"step", "nats", "split"} of the best evaluation so far.
-      evaluated: the nats by which this very step was judged, if it was evaluated.
-    """
-
-    step: int = 0
-    interval: Sums = dataclasses.field(default_factory=Sums)
-    epoch: Sums = dataclasses.field(default_factory=Sums)
-    interval_seconds: float = 0.0
-    seconds: float = 0.0
-    best: dict | None = None
-    since_best: int = 0
-    evaluated: float | None = None
-
-    @classmethod
-    def from_dict(cls, saved: dict) -> "Progress":
-        return cls(**saved | {name: Sums(**saved[name]) for name in ("interval", "epoch")})
-
-
 def make_train_step(
-    functions: model.Functions, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, pad: int | None = None
+    functions: model.Functions,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    pad: int | None = None,
+    halvings: int = 0,
 ) -> Callable:
     """The pure function (state, batch, asked_D=None) → (state, StepMetrics), to be jitted with the state donated.
 
@@ -113,6 +63,7 @@ def make_train_step(
 
     Args:
       pad: id of `<pad>`, of which no nats are reported even where the loss counts them.
+      halvings: of the learning rate, beside its schedule.
 
     Of several processes each says in `asked_D`, a number for each of its devices, whether it was asked to stop; all then know.
     """
@@ -143,6 +94,8 @@ def make_train_step(
         *_, loss_weight = sums
         grads = jax.tree.map(lambda leaf: leaf / loss_weight, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        if halvings:  # of each optimiser here the update is proportional to the learning rate
+            updates = jax.tree.map(lambda update: 0.5**halvings * update, updates)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, carry), StepMetrics(*sums, optax.tree.norm(grads), asked)
 
@@ -157,17 +110,6 @@ def several(train_step: Callable) -> Callable:
         return jax.lax.scan(train_step, state, batches_K)
 
     return steps
-
-
-def initial_state(functions: model.Functions, optimizer: optax.GradientTransformation, rows: int, seed: int) -> TrainState:
-    params = functions.init(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), functions.zero_carry(rows))
-
-
-def placed(state: TrainState, mesh: Mesh) -> TrainState:
-    """The state where the step wants it: rows of the carry shared by the devices of the mesh, all else on each of them."""
-    of_rows, shared = NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
-    return TrainState(*devices.put(tuple(state[:3]), shared), devices.put(state.carry, of_rows))
 
 
 def train(config, workdir: str) -> int:
@@ -188,20 +130,27 @@ def train(config, workdir: str) -> int:
             return 0
         first = processes.is_first()
         checkpoints = held.enter_context(contextlib.closing(Checkpoints(run.checkpoints))) if first else None
-        state, done = _start(setup, run, checkpoints)
+        state, done = resumed(setup, run, checkpoints)
         if first:
             describe(setup, evaluate.on_one_device(state.params))
-        try:
-            with Record(setup, run, checkpoints, done) if first else Silence() as record:
-                stopped_by = _loop(setup, record, state, done)
-        except (Failure, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            if processes.is_loss(error):
-                raise processes.Lost(f"another process of this training has gone ({str(error).splitlines()[0]})") from error
-            if first:
-                run.write_status("failed", done.step, done.best, f"{type(error).__name__}: {error}")
-            raise
+        stopped_by = None
+        while stopped_by is None:
+            try:
+                with Record(setup, run, checkpoints, done) if first else Silence() as record:
+                    stopped_by = _loop(setup, record, state, done)
+            except Diverged as error:
+                state, done = _gone_back(error, setup, run, checkpoints, done)
+            except (Failure, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                if processes.is_loss(error):
+                    why = str(error).splitlines()[0]
+                    raise processes.Lost(
+                        f"another process of this training has gone ({why}): the same commands go on from the last checkpoint."
+                    ) from error
+                if first:
+                    _failed(error, run, done)
+                raise
     if first and stopped_by:
         print(f"stopped at step {done.step} of {setup.total_steps}: the same command goes on from there.")
     elif first:
@@ -226,9 +175,9 @@ def _open(run: run_module.Run, config, setup: Setup, held: contextlib.ExitStack)
     return False
 
 
-def _loop(setup: Setup, record: "Record | Silence", state: TrainState, done: Progress) -> int:
+def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progress) -> int:
     """Trains to the end; returns the number of the signal that stopped it before, else 0."""
-    train_step = make_train_step(setup.functions, setup.optimizer, setup.seed, setup.mesh, setup.pad)
+    train_step = make_train_step(setup.functions, setup.optimizer, setup.seed, setup.mesh, setup.pad, done.halvings)
     one, many = jax.jit(train_step, donate_argnums=0), jax.jit(several(train_step), donate_argnums=0)
     evaluate_split = evaluate.evaluator(setup.functions, devices.own(setup.mesh))
     batch_of = _feed(setup)
@@ -237,85 +186,41 @@ def _loop(setup: Setup, record: "Record | Silence", state: TrainState, done: Pro
         clock = _Clock(done)
         before = None  # metrics of the call before: fetched once the next one is under way, so that the device never waits
         while not (finished or stopping):
-            count = steps_at_once(setup, done.step)
-            state, metrics = (one if count == 1 else many)(state, *batch_of(done.step, count, signals))
-            stopping = bool(signals) and processes.number() == 1  # read once, since a signal may come at any moment
-            if before is not None:
-                stopping = _add(done, before, record) or stopping
-                record.step(done, clock)
-            before, done.step, done.evaluated = metrics, done.step + count, None
-            finished = _is_finished(setup, done)
-            log_now = finished or done.step % setup.log_every == 0
-            evaluate_now = finished or done.step % setup.eval_every == 0
+            if not _is_due(setup, done):  # else it was stopped amid this evaluation, which comes first then
+                count = steps_at_once(setup, done.step)
+                state, metrics = (one if count == 1 else many)(state, *batch_of(done.step, count, signals))
+                stopping = bool(signals) and processes.number() == 1  # read once, since a signal may come at any moment
+                if before is not None:
+                    stopping = _add(done, before) or stopping
+                    record.step(done, clock)
+                before, done.step, done.evaluated = metrics, done.step + count, None
+            evaluate_now = _is_due(setup, done)
+            log_now = before is not None and (done.step >= setup.total_steps or done.step % setup.log_every == 0)
             save_now = evaluate_now or stopping or _is_multiple(done.step, setup.checkpoint_every)
-            if log_now or save_now:
-                _add(done, before, record)
+            if before is not None and (log_now or save_now):
+                _add(done, before)
                 before = None
                 clock.lap(training=True)
             if log_now:
                 record.row(_train_row(setup, done), clock)
                 done.interval, done.interval_seconds = Sums(), 0.0
             if evaluate_now:
-                rows = processes.first_says(_evaluation_rows, setup, done, evaluate_split, state.params)
-                _judge(setup, done, rows[-1], record)
-                finished = _is_finished(setup, done)
-                record.evaluation(done, rows, state.params)
-                done.epoch = Sums()
+                rows = processes.first_says(_evaluation_rows, setup, done, evaluate_split, state.params, signals)
+                if rows is None:
+                    stopping = True
+                else:
+                    _judge(setup, done, rows[-1])
+                    record.evaluation(done, rows, state.params)
+                    done.epoch = Sums()
+                    finished = _is_finished(setup, done)
             clock.lap(training=not (log_now or save_now))
             if save_now:
                 if not math.isfinite(float(optax.tree.norm(evaluate.on_one_device(state.params)))):
-                    _diverged(done, f"a parameter after step {done.step} is not finite", record)
+                    raise Diverged(f"a parameter after step {done.step} is not finite")
                 record.save(done, processes.whole(state))
                 clock.lap(training=False)
     record.end(done, finished)
     return 0 if finished else (signals or [signal.SIGTERM])[0]
-
-
-def _start(setup: Setup, run: run_module.Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Progress]:
-    """The state to go on from: of the latest checkpoint that can be read, else the initial one.
-
-    Order of resume: 1. state and progress; 2. metrics cut back to that step; 3. data and randomness follow from the step.
-    """
-    initial = functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows, setup.seed)
-    abstract = jax.eval_shape(initial)
-    arrays = [None]
-
-    def latest() -> dict | None:
-        arrays[0], saved = _latest(setup, run, checkpoints, abstract)
-        return saved
-
-    saved = processes.first_says(latest)
-    if saved is None:
-        return placed(jax.jit(initial)(), setup.mesh), Progress()
-    if arrays[0] is None:  # in the other processes
-        arrays[0] = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
-    return placed(TrainState(*processes.first_gives(arrays[0])), setup.mesh), Progress.from_dict(saved)
-
-
-def _latest(
-    setup: Setup, run: run_module.Run, checkpoints: Checkpoints, abstract: TrainState
-) -> tuple[TrainState | None, dict | None]:
-    """The latest checkpoint that can be read, and the progress saved with it; what was logged after it is dropped."""
-    steps, unreadable = checkpoints.steps(), []
-    for step in reversed(steps):
-        try:
-            params, (opt_state, carry), saved = checkpoints.restore(step, abstract.params, (abstract.opt_state, abstract.carry))
-        except Failure as error:
-            progress.warn(f"{error}: going back to the checkpoint before it.")
-            unreadable.append(step)
-            continue
-        for later in unreadable:
-            checkpoints.set_aside(later)
-        dropped = run.rewind(step)
-        print(
-            f"resuming at step {step} of {setup.total_steps}"
-            + (f" ({dropped} later rows of metrics dropped)." if dropped else ".")
-        )
-        return TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry), saved
-    if steps:
-        raise Failure(f"no checkpoint of {run.workdir} can be read: restore one from a copy, or train into another directory.")
-    run.rewind(0)
-    return None, None
 
 
 def steps_at_once(setup: Setup, step: int) -> int:
@@ -350,45 +255,87 @@ def _stacked(setup: Setup, step: int, count: int) -> batches.Batch:
     return jax.tree.map(lambda *steps: np.stack(steps), *(setup.batches.batch_at(step + number) for number in range(count)))
 
 
-def _add(done: Progress, metrics: StepMetrics, record: "Record | Silence") -> bool:
-    """Adds the steps of a call to the sums of the log interval, and stops the run where its numbers are not finite.
+def _add(done: Progress, metrics: StepMetrics) -> bool:
+    """Adds the steps of a call to the sums of the log interval; returns whether a process had been asked to stop when it began.
 
-    Returns whether a process had been asked to stop when it began this step.
+    Raises:
+      Diverged: their numbers are not finite.
     """
     *values, asked = jax.device_get(metrics)
     steps = np.stack(values, axis=-1, dtype=float).reshape(-1, len(values))
     for number, (nats, chars, loss_nats, loss_weight, grad_norm) in enumerate(steps.tolist()):
         for name, value in (("loss", loss_nats), ("gradient", grad_norm)):
             if not math.isfinite(value):
-                _diverged(done, f"the {name} of step {done.step - len(steps) + number + 1} is not finite", record)
+                raise Diverged(f"the {name} of step {done.step - len(steps) + number + 1} is not finite")
         for sums in (done.interval, done.epoch):
             sums.add(nats, chars, loss_nats, loss_weight, grad_norm)
     return bool(asked)
 
 
-def _diverged(done: Progress, what: str, record: "Record | Silence") -> None:
-    record.diverged(done, what)
-    raise Failure(f"{what}: the run is marked diverged and its last good checkpoint kept; try a lower optim.learning_rate.")
+def _gone_back(
+    error: Diverged, setup: Setup, run: run_module.Run, checkpoints: Checkpoints | None, done: Progress
+) -> tuple[TrainState, Progress]:
+    """State and progress of the last checkpoint, its learning rate halved once more than that of the start that diverged.
+
+    A start that is killed before the next checkpoint comes here again, and to the same numbers.
+
+    Raises:
+      Failure: the rate has been halved as often as `train.halvings` allows; the run is then marked diverged.
+    """
+    if checkpoints:
+        checkpoints.wait()
+    if done.halvings >= setup.halvings:
+        if checkpoints:
+            run.write_status("diverged", done.step, done.best, str(error))
+        raise Failure(
+            f"{error}: the run is marked diverged and its last good checkpoint kept; try a lower optim.learning_rate."
+        )
+    if checkpoints:
+        progress.warn(f"{error}: going back to the last checkpoint and halving the learning rate.")
+    state, before = resumed(setup, run, checkpoints)
+    before.halvings = done.halvings + 1
+    return state, before
+
+
+def _failed(error: BaseException, run: run_module.Run, done: Progress) -> None:
+    """Notes in the run's status what went wrong.
+
+    Raises:
+      Broken: the directory can't be written any more.
+    """
+    with contextlib.suppress(OSError):
+        run.write_status("failed", done.step, done.best, f"{type(error).__name__}: {error}")
+    if isinstance(error, OSError):
+        raise Broken(
+            f"{run.workdir} can't be written ({error.strerror or error}): "
+            "once that is mended, the same command goes on from the last checkpoint."
+        ) from error
 
 
 def _train_row(setup: Setup, done: Progress) -> dict:
     return {
         **_where(setup, done, "train"),
         **done.interval.measures(),
-        "learning_rate": float(setup.schedule(done.step - 1)),
+        "learning_rate": float(setup.schedule(done.step - 1)) * 0.5**done.halvings,
         "grad_norm": done.interval.grad_norm / done.interval.steps,
         "chars_per_second": done.interval.chars / max(done.interval_seconds, 1e-9),
         "seconds": done.seconds,
     }
 
 
-def _evaluation_rows(setup: Setup, done: Progress, evaluate_split: Callable, params) -> list[dict]:
-    """The mean training loss since the evaluation before, and the validation loss if there is one; last the one that judges."""
+def _evaluation_rows(setup: Setup, done: Progress, evaluate_split: Callable, params, signals: list[int]) -> list[dict] | None:
+    """The mean training loss since the evaluation before, and the validation loss if there is one; last the one that judges.
+
+    None where a signal came in the meantime.
+    """
     rows = [{**_where(setup, done, "train_mean"), **done.epoch.measures(), "seconds": done.seconds}]
     if "validation" in setup.encoded:
         if processes.number() > 1:
             params = evaluate.on_one_device(params)
-        nats, chars = evaluate_split(params, setup.encoded["validation"], setup.protocol)
+        sums = evaluate_split(params, setup.encoded["validation"], setup.protocol, lambda: bool(signals))
+        if sums is None:
+            return None
+        nats, chars = sums
         protocol = setup.protocol.named(setup.provenance["sha256"], "validation", chars)
         figures = {**measures.of_nats(nats / chars), "chars": chars, "protocol": protocol}
         rows.append({**_where(setup, done, "validation"), **figures})
@@ -399,11 +346,11 @@ def _where(setup: Setup, done: Progress, split: str) -> dict:
     return {"step": done.step, "epoch": done.step / setup.batches.steps_per_epoch, "split": split}
 
 
-def _judge(setup: Setup, done: Progress, row: dict, record: "Record | Silence") -> None:
+def _judge(setup: Setup, done: Progress, row: dict) -> None:
     """Notes whether this evaluation is the best so far."""
     done.evaluated = row["nats"]
     if not math.isfinite(row["nats"]):
-        _diverged(done, f"the {setup.best_by} loss at step {done.step} is not finite", record)
+        raise Diverged(f"the {setup.best_by} loss at step {done.step} is not finite")
     if done.best is None or row["nats"] < done.best["nats"]:
         done.best, done.since_best = {"step": done.step, "nats": row["nats"], "split": setup.best_by}, 0
     else:
@@ -434,14 +381,15 @@ class _Clock:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list to which SIGINT and SIGTERM add their number; the second signal acts as if nobody listened."""
+    """A list to which SIGINT and SIGTERM add their number; the second signal ends the process at once."""
     received = []
 
     def note(number, frame):
         del frame
         received.append(number)
-        for signal_number, handler in before.items():
-            signal.signal(signal_number, handler)
+        progress.stopping()
+        for signal_number in before:
+            signal.signal(signal_number, signal.SIG_DFL)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -461,7 +409,14 @@ def _has_ended(run: run_module.Run) -> bool:
     return status["state"] == "done"
 
 
+def _is_due(setup: Setup, done: Progress) -> bool:
+    """Whether the evaluation of this step is still to be made."""
+    return done.step > 0 and done.evaluated is None and (done.step >= setup.total_steps or done.step % setup.eval_every == 0)
+
+
 def _is_finished(setup: Setup, done: Progress) -> bool:
+    if _is_due(setup, done):
+        return False
     return done.step >= setup.total_steps or 0 < setup.patience <= done.since_best
 
 

@@ -77,6 +77,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train.eval_every = 0  # steps between evaluations; 0: once an epoch. The last step is always evaluated
     config.train.checkpoint_every = 500  # steps between checkpoints beside those of the evaluations; 0: only those
     config.train.patience = 0  # evaluations without a new best before an early stop; 0: never
+    config.train.halvings = 0  # of the learning rate: times that a diverged run goes back to its last checkpoint; 0: it ends
     config.train.best = "validation"  # loss that names the best checkpoint: validation, or train (mean since the last)
 
     config.eval = ConfigDict()

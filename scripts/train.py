@@ -45,10 +45,7 @@ def main(overrides: dict[str, str]) -> int:
     processes.join(place)
     if _DESCRIBE.value:
         return setup.describe_only(checked, _GRAPH.value, _GRAPH_STEPS.value)
-    try:
-        return train.train(checked, _WORKDIR.value)
-    except processes.Lost as error:
-        processes.abandon(error)
+    return train.train(checked, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from conftest import make_text, read_rows
 
 from charlm import config as config_module
 from charlm import train
-from charlm.errors import UserError
+from charlm.errors import Failure, UserError
 from configs import base
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -77,6 +77,7 @@ OTHER = {
     "train.eval_every": 2,
     "train.checkpoint_every": 0,
     "train.patience": 1,
+    "train.halvings": 1,
     "train.best": "train",
     "eval.framing": "chunks",
     "eval.rows": 7,
@@ -106,6 +107,7 @@ CONTEXT = {
     "optim.momentum": {"optim.name": "sgd"},
     "train.epochs": {"train.steps": 0, "train.epochs": 0.01},
     "train.patience": {"optim.learning_rate": 5.0, "train.steps": 12, "train.eval_every": 1},
+    "train.halvings": {"optim.name": "sgd", "optim.weight_decay": 1e3, "optim.learning_rate": 1.0, "train.steps": 40},
     "eval.burn_in": {"eval.lanes": 3},
     "sample.prompt": {"sample.length": 20},
     "sample.temperature": {"sample.length": 20},
@@ -159,7 +161,7 @@ def _outcome(overrides, words, workdir):
     try:
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
             train.train(config, workdir)
-    except UserError as error:
+    except (UserError, Failure) as error:
         return str(error)
     samples = [file.read_text() for file in sorted(workdir.glob("samples/*"))]
     checkpoints = sorted(file.name for file in workdir.glob("checkpoints/*"))

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from charlm import batches, devices, model, objective, optim, setup, train
 from charlm import config as config_module
+from charlm import state as state_module
 from charlm.checkpoint import Checkpoints
 from charlm.errors import Failure, UserError
 from charlm.run import Run
@@ -50,7 +51,7 @@ def test_step_lowers_for_every_platform(platform, dtype):
     config = base.get_config()
     config.model.update({"hidden": 16, "dropout": 0.3, "dtype": dtype})
     functions, optimizer = model.functions(config, 11), optim.optimizer(config, 10)
-    state = jax.eval_shape(lambda: train.initial_state(functions, optimizer, 4, 0))
+    state = jax.eval_shape(lambda: state_module.initial_state(functions, optimizer, 4, 0))
     batch = batches.Stream(np.zeros(1000, np.uint8), 4, 32, True, 0).batch_at(0)
     step = jax.jit(train.make_train_step(functions, optimizer, 0, ONE), donate_argnums=0)
     lowered = step.trace(state, batch).lower(lowering_platforms=(platform,))
@@ -83,7 +84,7 @@ def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, ki
     rows = len(batch.reset_B)
     with jax.enable_x64(True):
         functions, optimizer = model.functions(config, 7), optim.optimizer(config, 10)
-        state = train.initial_state(functions, optimizer, rows, 0)
+        state = state_module.initial_state(functions, optimizer, rows, 0)
         rng = np.random.default_rng(1)
         params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5), state.params)
         carry = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), state.carry)
@@ -112,7 +113,7 @@ def test_nats_of_padding_are_counted_in_the_loss_alone():
     config = base.get_config()
     config.model.update({"hidden": 6, "layers": 1, "input": "onehot"})
     functions, optimizer = model.functions(config, 7), optim.optimizer(config, 10)
-    state = train.initial_state(functions, optimizer, 3, 0)
+    state = state_module.initial_state(functions, optimizer, 3, 0)
     batch = framing_of("counted")
     logits, _ = functions.apply(state.params, batch, state.carry)
     nats_BS = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch.targets_BS[..., None], -1)[..., 0]
@@ -130,7 +131,7 @@ def test_dropout_is_a_function_of_seed_and_step():  # invariant 2
     functions, optimizer = model.functions(config, 5), optim.optimizer(config, 10)
     batch = batches.Stream(np.arange(200, dtype=np.uint8) % 5, 2, 8, False, 0).batch_at(0)
 
-    state = jax.jit(lambda: train.initial_state(functions, optimizer, 2, 0))()
+    state = jax.jit(lambda: state_module.initial_state(functions, optimizer, 2, 0))()
     steps = [jax.jit(train.make_train_step(functions, optimizer, seed, ONE)) for seed in (0, 1)]
 
     def nats(seed, step):
@@ -246,12 +247,13 @@ def test_a_step_has_one_sum_over_devices_and_an_evaluation_none(tmp_path):
 import jax, numpy as np
 from jax.sharding import Mesh
 from charlm import batches, evaluate, model, optim, train
+from charlm import state as state_module
 from configs import base
 config = base.get_config()
 config.model.update({"hidden": 8, "dropout": 0.5})
 functions, optimizer = model.functions(config, 5), optim.optimizer(config, 10)
 mesh = Mesh(np.array(jax.devices()), ("rows",))
-state = train.placed(train.initial_state(functions, optimizer, 4, 0), mesh)
+state = state_module.placed(state_module.initial_state(functions, optimizer, 4, 0), mesh)
 stream = batches.Stream(np.arange(200, dtype=np.uint8) % 5, 4, 8, False, 0)
 step = jax.jit(train.make_train_step(functions, optimizer, 0, mesh))
 print(step.lower(state, stream.batch_at(0)).compile().as_text().count(" all-reduce("))
