@@ -7,24 +7,28 @@ TensorStore does not notice every flipped bit.
 
 import contextlib
 import hashlib
+import json
 import logging
 import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from charlm import seal
 from charlm.errors import Failure
 
 for name in ("absl", "asyncio", "orbax"):  # their lines on saves and on damaged files are no news for the user
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-DIGESTS = "digests"  # of params and rest, beside the progress
+T = TypeVar("T")
+DIGESTS = "digests"  # of the progress itself, of params and of rest; saved with the progress
 
 
 class Checkpoints:
@@ -41,11 +45,9 @@ class Checkpoints:
             alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me))
         if not read_only:
             self._directory.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(read_only=read_only, create=False, multiprocessing_options=alone),
-            item_names=("params", "rest", "progress"),
-        )
+        options = ocp.CheckpointManagerOptions(read_only=read_only, create=False, multiprocessing_options=alone)
+        items = ("params", "rest", "progress")
+        self._manager = _listed(lambda: ocp.CheckpointManager(self._directory, options=options, item_names=items))
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, ascending."""
@@ -57,7 +59,7 @@ class Checkpoints:
 
     def reload(self) -> None:
         """Has `steps` look again at what is there."""
-        self._manager.reload()
+        _listed(self._manager.reload)
 
     def save(self, step: int, params, rest, progress: dict) -> None:
         """Starts to save; the copying is done when this returns, the writing goes on in the background.
@@ -71,18 +73,25 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(copies[0]),
             rest=ocp.args.StandardSave(copies[1]),
-            progress=ocp.args.JsonSave({**progress, DIGESTS: [_digest(tree) for tree in copies]}),
+            progress=ocp.args.JsonSave({**progress, DIGESTS: _digests(progress, {"params": copies[0], "rest": copies[1]})}),
         )
+        if step in self.steps():
+            self._drop(step)
         with _as_os_error():
-            if step in self.steps():
-                self._manager.delete(step)
             self._manager.save(step, args=items)
 
     def keep_only(self, steps: set[int]) -> None:
         """Deletes the complete checkpoints of all other steps."""
-        with _as_os_error():
-            for step in set(self.steps()) - steps:
-                self._manager.delete(step)
+        for step in set(self.steps()) - steps:
+            self._drop(step)
+
+    def _drop(self, step: int) -> None:
+        """Deletes a checkpoint. It is renamed first, so that nobody takes what is left of it for one: neither who reads beside
+        us nor, where we are killed in the meantime, the next start, at which Orbax deletes whatever has such a name."""
+        dropped = self._directory / f"{step}.dropped.orbax-checkpoint-tmp"
+        (self._directory / str(step)).rename(dropped)
+        shutil.rmtree(dropped)
+        self._manager.reload()
 
     def set_aside(self, step: int) -> None:
         """Moves a checkpoint that can't be read to the folder `unreadable`, so that its step can be saved again."""
@@ -96,7 +105,7 @@ class Checkpoints:
         """The parameters of a step, placed on this process's default device whatever wrote them."""
         items = ocp.args.Composite(params=ocp.args.StandardRestore(_here(abstract_params)), progress=ocp.args.JsonRestore())
         restored = self._restored(step, items)
-        self._verify(step, restored.progress, restored.params)
+        self._opened(step, restored.progress, params=restored.params)
         return restored.params
 
     def restore(self, step: int, abstract_params, abstract_rest) -> tuple:
@@ -107,12 +116,11 @@ class Checkpoints:
             progress=ocp.args.JsonRestore(),
         )
         restored = self._restored(step, items)
-        self._verify(step, restored.progress, restored.params, restored.rest)
-        return restored.params, restored.rest, _without_digests(restored.progress)
+        return restored.params, restored.rest, self._opened(step, restored.progress, params=restored.params, rest=restored.rest)
 
     def progress(self, step: int) -> dict:
         """The progress saved with a step."""
-        return _without_digests(self._restored(step, ocp.args.Composite(progress=ocp.args.JsonRestore())).progress)
+        return self._opened(step, self._restored(step, ocp.args.Composite(progress=ocp.args.JsonRestore())).progress)
 
     def wait(self) -> None:
         """Blocks until what `save` started is on disk."""
@@ -123,12 +131,13 @@ class Checkpoints:
         with contextlib.suppress(Exception):  # who waited has been told what could not be written
             self._manager.close()
 
-    def _verify(self, step: int, progress: dict, *trees) -> None:
-        """Raises a Failure where arrays are not those that were saved; checkpoints of older versions have no digests."""
-        saved = progress.get(DIGESTS, [])
-        for tree, digest in zip(trees, saved, strict=False):
-            if _digest(tree) != digest:
-                raise Failure(f"checkpoint {self._directory / str(step)} can't be read (its contents are not what was saved)")
+    def _opened(self, step: int, saved: dict, **trees) -> dict:
+        """The progress without its digests. Raises a Failure where it, or one of the trees, is not what was saved."""
+        progress = {key: value for key, value in saved.items() if key != DIGESTS}
+        found, written = _digests(progress, trees), saved.get(DIGESTS, {})
+        if found != {name: written.get(name) for name in found}:
+            raise Failure(f"checkpoint {self._directory / str(step)} can't be read (its contents are not what was saved)")
+        return progress
 
     def _restored(self, step: int, items):
         try:
@@ -136,6 +145,14 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise whatever the damaged bytes lead them to
             reason = f"{type(error).__name__}: {str(error).split(' [')[0].splitlines()[0] if str(error) else ''}"[:200]
             raise Failure(f"checkpoint {self._directory / str(step)} can't be read ({reason})") from error
+
+
+def _listed(look: Callable[[], T]) -> T:
+    """Looks at what is there. Orbax lists the steps and then looks at each, which a training beside us may drop in between."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            return look()
+    return look()
 
 
 @contextlib.contextmanager
@@ -154,25 +171,22 @@ def _as_os_error() -> Iterator[None]:
 def _silence_what_is_left_behind() -> None:
     """Arrays are read and written side by side: of several that can't be, one is raised. The others would be printed, each with
     a traceback: coroutines left behind when they are collected, writes when they report to an event loop that has gone."""
-    unraisable_before, except_before = sys.unraisablehook, sys.excepthook
-    if hasattr(unraisable_before, "of_charlm"):
+    before = sys.unraisablehook
+    if hasattr(before, "of_charlm"):
         return
 
-    def unraisable_hook(unraisable) -> None:
+    def hook(unraisable) -> None:
         code = getattr(unraisable.object, "cr_code", None)
-        if code is None or "orbax" not in code.co_filename:
-            unraisable_before(unraisable)
+        left_behind = code is not None and "orbax" in code.co_filename
+        if not left_behind and str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
 
-    def except_hook(kind, error, traceback) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            except_before(kind, error, traceback)
-
-    unraisable_hook.of_charlm = True
-    sys.unraisablehook, sys.excepthook = unraisable_hook, except_hook
+    hook.of_charlm = True
+    sys.unraisablehook = hook
 
 
-def _without_digests(progress: dict) -> dict:
-    return {key: value for key, value in progress.items() if key != DIGESTS}
+def _digests(progress: dict, trees: dict) -> dict[str, str]:
+    return {"progress": seal.digest(json.dumps(progress)), **{name: _digest(tree) for name, tree in trees.items()}}
 
 
 def _digest(tree) -> str:

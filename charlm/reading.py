@@ -3,7 +3,6 @@
 Knows only the files of run directories, those of running and half-written ones too.
 """
 
-import json
 import math
 import os
 import pathlib
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from charlm.errors import UserError
 from charlm.run import Run
+from charlm.seal import opened
 
 NO_FIGURE = {"split": "none", "why": "not evaluated yet"}
 SAMPLED_ROWS = 101  # of the training loss, whose median speed is a run's
@@ -88,9 +88,10 @@ def read_run(path: pathlib.Path, name: str) -> Record:
     """One run. Raises a UserError where its config can't be read, without which nothing compares."""
     run, problems = Run(path), []
     config = run.config_fields()
-    state, starts = "unknown", []
+    state, starts, written = "unknown", [], 0
     try:
-        state = run.status()["state"]
+        status = run.status()
+        state, written = status["state"], status.get("rows", 0)
     except UserError as error:
         problems.append(str(error))
     if state == "incomplete" and run.is_training():
@@ -99,7 +100,7 @@ def read_run(path: pathlib.Path, name: str) -> Record:
         starts = [start for start in run.starts() if isinstance(start, dict)]
     except UserError as error:
         problems.append(str(error))
-    rows = list(_rows(path / "metrics.jsonl", problems))
+    rows = list(_rows(path / "metrics.jsonl", written, problems))
     judged = [row for row in rows if row["split"] == "validation"]
     means = [row for row in rows if row["split"] == "train_mean"]
     of_training = _of_training(run, config) if means else NO_FIGURE
@@ -168,7 +169,7 @@ def validation_nats(path: pathlib.Path) -> list[float]:
 def parsed(line: bytes) -> dict | None:
     """A row of metrics; infinite nats, which JSON can't say, as such. None where the line is no row."""
     try:
-        row = json.loads(line)
+        row = opened(line.decode())
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or not isinstance(row.get("split"), str) or type(row.get("step")) is not int:
@@ -192,15 +193,22 @@ def _runs_below(folder: str) -> Iterator[pathlib.Path]:
             folders[:] = [name for name in folders if not name.startswith(".")]
 
 
-def _rows(file: pathlib.Path, problems: list[str]) -> Iterator[dict]:
-    """The rows of metrics that a table needs: all evaluations, and of the training loss some, the last among them."""
+def _rows(file: pathlib.Path, written: object, problems: list[str]) -> Iterator[dict]:
+    """The rows of metrics that a table needs: all evaluations, and of the training loss some, the last among them.
+
+    Args:
+      written: how many there should be at least.
+    """
+    lines = []
     try:
         lines = file.read_bytes().split(b"\n")
     except FileNotFoundError:
-        return
+        pass
     except OSError as error:
         problems.append(f"metrics.jsonl can't be read ({error.strerror})")
         return
+    if isinstance(written, int) and len(lines) - 1 < written:
+        problems.append(f"metrics.jsonl has {max(0, len(lines) - 1)} rows of the {written} that were written")
     of_training = [number for number, line in enumerate(lines) if b'"split": "train"' in line]
     sampled = set(of_training[:: -max(1, len(of_training) // SAMPLED_ROWS)]) if of_training else set()
     skipped = set(of_training) - sampled
@@ -233,7 +241,7 @@ def _test_figure(file: pathlib.Path, problems: list[str]) -> tuple[float | None,
         return None, NO_FIGURE
     for line in reversed(lines):
         try:
-            result = json.loads(line)
+            result = opened(line.decode())
             if result["protocol"]["split"] == "test" and is_number(result["nats"]):
                 return result["nats"], result["protocol"]
         except (ValueError, KeyError, TypeError, RecursionError):

@@ -15,7 +15,7 @@ class Record:
 
     def __init__(self, setup: Setup, run: Run, checkpoints: Checkpoints, done: Progress):
         self._setup, self._run, self._checkpoints = setup, run, checkpoints
-        self._first_step = done.step
+        self._done, self._first_step = done, done.step
 
     def __enter__(self) -> "Record":
         self._held = contextlib.ExitStack()
@@ -32,13 +32,13 @@ class Record:
 
     def row(self, row: dict, clock) -> None:
         """A log interval has ended."""
-        self._log(row)
+        self._put(row)
         self._reporter.row(row, clock.pace(self._setup.total_steps)[1])
 
     def evaluation(self, done: Progress, rows: list[dict], params) -> None:
         """An evaluation was made; the last of its rows is the one that judges."""
         for row in rows:
-            self._log(row)
+            self._put(row)
             self._reporter.row(row, note="  best so far" if row is rows[-1] and done.since_best == 0 else "")
         if self._setup.draw_sample:
             self._run.write_sample(done.step, self._setup.draw_sample(evaluate.on_one_device(params), done.step))
@@ -51,13 +51,17 @@ class Record:
             others = [step for step in self._checkpoints.steps() if step != done.step]
             self._checkpoints.keep_only(best_step(done) | set(others[-1:]))
         self._checkpoints.save(done.step, state.params, (state.opt_state, state.carry), dataclasses.asdict(done))
-        self._run.write_status("incomplete", done.step, done.best)
+        self._run.write_status("incomplete", done.step, done.best, rows=done.rows)
 
     def end(self, done: Progress, finished: bool) -> None:
         """Waits for what is being saved, and writes how it ended."""
         self._checkpoints.wait()
         self._checkpoints.keep_only(best_step(done) | set(self._checkpoints.steps()[-2:]))
-        self._run.write_status("done" if finished else "incomplete", done.step, done.best)
+        self._run.write_status("done" if finished else "incomplete", done.step, done.best, rows=done.rows)
+
+    def _put(self, row: dict) -> None:
+        self._log(row)
+        self._done.rows += 1
 
 
 class Silence:

@@ -48,14 +48,16 @@ def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
     if not run.checkpoints.is_dir():
         raise UserError(f"--workdir={workdir} has no checkpoint yet: train it for longer.")
     with contextlib.closing(Checkpoints(run.checkpoints, read_only=True)) as checkpoints:
-        for _ in range(10):
+        for _ in range(100):
             try:
-                for step in _candidates(checkpoints, which):
+                for step in (candidates := _candidates(checkpoints, which)):
                     with _readable(checkpoints, step):
                         return Trained(config, vocab, corpus, functions, checkpoints.restore_params(step, abstract), step)
-                break
+                if candidates or not run.is_training():
+                    break
             except _Dropped:
-                checkpoints.reload()
+                pass
+            checkpoints.reload()
     raise Failure(f"--checkpoint={which}: no such checkpoint of {workdir} can be read; train again or name another one.")
 
 

@@ -12,7 +12,6 @@ import contextlib
 import datetime
 import fcntl
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -26,6 +25,8 @@ from ml_collections import ConfigDict
 from charlm import config as config_module
 from charlm import corpora, measures
 from charlm.errors import UserError
+from charlm.progress import warn
+from charlm.seal import opened, sealed
 from charlm.vocab import Vocab
 
 SCALARS = {"nats", "bits", "perplexity", "learning_rate", "grad_norm", "chars_per_second"}  # that TensorBoard shows
@@ -44,8 +45,9 @@ class Run:
         self._metrics = self.workdir / "metrics.jsonl"
 
     def config(self) -> ConfigDict:
+        fields = self._json("config.json")
         try:
-            return config_module.from_dict(self._json("config.json"))
+            return config_module.from_dict(fields)
         except UserError as error:
             raise UserError(f"{self.workdir / 'config.json'}: {error}") from error
 
@@ -55,7 +57,7 @@ class Run:
 
     def vocab(self) -> Vocab:
         try:
-            return Vocab.from_json(self._text("vocab.json"))
+            return Vocab.from_dict(self._json("vocab.json"))
         except ValueError as error:
             raise UserError(f"{self.workdir / 'vocab.json'} is damaged ({error}): restore it from a copy.") from error
 
@@ -68,8 +70,9 @@ class Run:
             raise UserError(f"{self.workdir / 'status.json'} has the state {status.get('state')!r}, which is none of {STATES}.")
         return status
 
-    def write_status(self, state: str, step: int, best: dict | None, message: str = "") -> None:
-        self._write("status.json", {"state": state, "step": step, "best": best, "message": message})
+    def write_status(self, state: str, step: int, best: dict | None, message: str = "", rows: int = 0) -> None:
+        """Args: rows: of metrics, that were written by then."""
+        self._write("status.json", {"state": state, "step": step, "best": best, "message": message, "rows": rows})
 
     def write_sample(self, step: int, text: str) -> None:
         self._write(f"samples/{step:08d}.txt", text)
@@ -77,7 +80,7 @@ class Run:
     def append(self, row: dict) -> None:
         """Adds a row to the metrics; infinite values become null."""
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(measures.finite(row)) + "\n")
+            file.write(sealed(measures.finite(row)) + "\n")
 
     def rows(self) -> list[dict]:
         """The rows of the metrics; a damaged last line, as a crash leaves it, is passed over.
@@ -91,7 +94,7 @@ class Run:
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
+                row = opened(line)
                 if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                     raise ValueError("no object with a step")
             except ValueError as error:
@@ -101,20 +104,20 @@ class Run:
             rows.append(row)
         return rows
 
-    def rewind(self, step: int, evaluated: bool) -> int:
-        """Drops what was logged after a step, and a damaged last line; returns how many lines went.
+    def rewind(self, step: int, evaluated: bool) -> tuple[int, int]:
+        """Drops what was logged after a step, and a damaged last line; returns how many lines stayed and how many went.
 
         Args:
           evaluated: whether the evaluation of this very step was finished, so that its rows stay.
         """
         if not self._metrics.exists():
-            return 0
+            return 0, 0
         text = self._metrics.read_text(encoding="utf-8", errors="replace")
         rows = [row for row in self.rows() if row["step"] < step + (evaluated or row.get("split") == "train")]
-        kept = [json.dumps(row) + "\n" for row in rows]
+        kept = [sealed(row) + "\n" for row in rows]
         if "".join(kept) != text:
             self._write("metrics.jsonl", "".join(kept))
-        return len(text.splitlines()) - len(kept)
+        return len(kept), len(text.splitlines()) - len(kept)
 
     def sync_metrics(self) -> None:
         """Has the rows on disk before a checkpoint that counts on them."""
@@ -123,7 +126,7 @@ class Run:
 
     def begin(self, config: ConfigDict, vocab: Vocab, corpus: dict) -> None:
         """Writes what a new run is made of; status.json last, since it says that there is a run."""
-        self._write("vocab.json", vocab.to_json())
+        self._write("vocab.json", vocab.to_dict())
         self._write("corpus.json", corpus)
         self._write("config.json", config_module.to_dict(config))
         self.write_status("incomplete", 0, None)
@@ -194,7 +197,7 @@ class Run:
         """Adds what scripts/evaluate.py found to evaluations.jsonl, where the directory can be written."""
         with contextlib.suppress(OSError), (self.workdir / "evaluations.jsonl").open("ab+") as file:
             torn = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"  # a line whose writer died amid it
-            file.write(b"\n" * bool(torn) + json.dumps(measures.finite(result)).encode() + b"\n")
+            file.write(b"\n" * bool(torn) + sealed(measures.finite(result)).encode() + b"\n")
 
     def starts(self) -> list[dict]:
         """What `note_start` has written, oldest first."""
@@ -203,8 +206,11 @@ class Run:
     def note_start(self, device: str, parameters: int, total_steps: int) -> None:
         """Adds versions, device, commit and command of this start, and what it trains for how long, to environment.json."""
         starts = []
-        with contextlib.suppress(UserError):  # a damaged record of old starts is no reason not to train
-            starts = self.starts() if (self.workdir / "environment.json").exists() else []
+        try:
+            starts = self.starts()
+        except UserError:
+            if self._metrics.exists():  # this is not the first start, but no reason not to train
+                warn(f"{self.workdir / 'environment.json'} is damaged or gone: what it said of earlier starts is lost.")
         starts.append(
             {
                 "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -269,16 +275,17 @@ class Run:
 
     def _json(self, name: str) -> dict:
         try:
-            fields = json.loads(self._text(name))
+            fields = opened(self._text(name))
             if not isinstance(fields, dict):
                 raise ValueError("no object")
             return fields
-        except ValueError as error:
-            raise UserError(f"{self.workdir / name} is damaged ({error}): restore it from a copy.") from error
+        except (ValueError, RecursionError) as error:
+            way_out = ", or remove its seal if you have changed it yourself" if "seal" in str(error) else ""
+            raise UserError(f"{self.workdir / name} is damaged ({error}): restore it from a copy{way_out}.") from error
 
     def _write(self, name: str, content: str | dict) -> None:
         """Writes a whole file or nothing of it."""
-        text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
+        text = content if isinstance(content, str) else sealed(content, indent=1) + "\n"
         path = self.workdir / name
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(path.name + ".new")
@@ -314,6 +321,8 @@ def exists(workdir: str, config: ConfigDict) -> bool:
     names = {entry.name for entry in path.iterdir()} if path.exists() else set()
     if "status.json" not in names:
         # A start that died leaves its lock, which is made first, and files of its own; anything else is not ours.
+        if {"config.json", "checkpoints"} <= names:
+            raise UserError(f"{path / 'status.json'} does not exist, though a run is there: restore it from a copy.")
         if names and ("lock" not in names or {name.removesuffix(".new") for name in names} - FIRST_FILES):
             raise UserError(f"--workdir={workdir} is not empty and not the directory of a run: choose another.")
         return False

@@ -60,6 +60,7 @@ class Progress:
       interval, epoch: sums since the last row of training metrics, and since the last evaluation.
       best: {"step", "nats", "split"} of the best evaluation so far.
       evaluated: the nats by which this very step was judged, if it was evaluated.
+      rows: of metrics, written so far.
       halvings: of the learning rate, after a divergence each.
     """
 
@@ -71,6 +72,7 @@ class Progress:
     best: dict | None = None
     since_best: int = 0
     evaluated: float | None = None
+    rows: int = 0
     halvings: int = 0
 
     @classmethod
@@ -122,7 +124,12 @@ def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainSta
             continue
         for later in unreadable:
             checkpoints.set_aside(later)
-        dropped = run.rewind(step, evaluated=saved["evaluated"] is not None)
+        run.write_status("incomplete", step, saved["best"], rows=saved.get("rows", 0))
+        kept, dropped = run.rewind(step, evaluated=saved["evaluated"] is not None)
+        if kept < saved.get("rows", 0):
+            progress.warn(
+                f"{run.workdir / 'metrics.jsonl'} has {kept} of the {saved['rows']} rows there were: the others are lost."
+            )
         print(
             f"resuming at step {step} of {setup.total_steps}"
             + (f" ({dropped} later rows of metrics dropped)." if dropped else ".")

@@ -286,7 +286,7 @@ def _gone_back(
         checkpoints.wait()
     if done.halvings >= setup.halvings:
         if checkpoints:
-            run.write_status("diverged", done.step, done.best, str(error))
+            run.write_status("diverged", done.step, done.best, str(error), done.rows)
         raise Failure(
             f"{error}: the run is marked diverged and its last good checkpoint kept; try a lower optim.learning_rate."
         )
@@ -304,7 +304,7 @@ def _failed(error: BaseException, run: run_module.Run, done: Progress) -> None:
       Broken: the directory can't be written any more.
     """
     with contextlib.suppress(OSError):
-        run.write_status("failed", done.step, done.best, f"{type(error).__name__}: {error}")
+        run.write_status("failed", done.step, done.best, f"{type(error).__name__}: {error}", done.rows)
     if isinstance(error, OSError):
         raise Broken(
             f"{run.workdir} can't be written ({error.strerror or error}): "

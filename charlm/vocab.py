@@ -4,7 +4,6 @@ Letters: N symbols of a text.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -75,18 +74,17 @@ class Vocab:
         pieces = (*self.specials, *self.symbols)
         return "".join(pieces[i] for i in ids)
 
-    def to_json(self) -> str:
-        return json.dumps({"specials": self.specials, "symbols": self.symbols}, ensure_ascii=True, indent=1) + "\n"
+    def to_dict(self) -> dict:
+        return {"specials": list(self.specials), "symbols": self.symbols}
 
     @classmethod
-    def from_json(cls, text: str) -> "Vocab":
-        """Reads what `to_json` wrote.
+    def from_dict(cls, fields: dict) -> "Vocab":
+        """Reads what `to_dict` gave.
 
         Raises:
-          ValueError: the text is not such a vocabulary.
+          ValueError: this is not such a vocabulary.
         """
-        fields = json.loads(text)
-        if not isinstance(fields, dict) or not isinstance(fields.get("symbols"), str):
+        if not isinstance(fields.get("symbols"), str):
             raise ValueError("no symbols in it")
         if not isinstance(fields.get("specials"), list):
             raise ValueError("no list of specials in it")

@@ -95,7 +95,7 @@ def as_flags(overrides: dict) -> list[str]:
 
 
 def read_rows(workdir) -> list[dict]:
-    """The rows of a run's metrics without the columns that tell time, which no two runs share."""
-    timing = ("seconds", "chars_per_second")
+    """The rows of a run's metrics without the columns that tell time, which no two runs share, and what seals them."""
+    timing = ("seconds", "chars_per_second", "seal")
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in timing} for line in lines]

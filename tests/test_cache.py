@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from charlm import cache, config
+from charlm.seal import opened, sealed
 from tests.conftest import as_flags, read_rows
 
 
@@ -50,6 +51,9 @@ def test_a_run_goes_on_with_another_cache_and_without_one_it_can_write(script, s
     assert "is done" in script(*command, f"--config.cache_dir={tmp_path / 'two'}").stdout
     (tmp_path / "file").write_text("no folder")
     config_file = tmp_path / "run" / "config.json"
-    config_file.write_text(config_file.read_text().replace(f"{tmp_path / 'one'}", f"{tmp_path / 'file'}"))
+    written = config_file.read_text()
+    config_file.write_text(written.replace(f"{tmp_path / 'one'}", f"{tmp_path / 'file'}"))
+    assert "or remove its seal if you have changed it yourself" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}")
+    config_file.write_text(sealed(opened(written) | {"cache_dir": f"{tmp_path / 'file'}"}))
     result = script("evaluate", f"--workdir={tmp_path / 'run'}")
     assert f"note: the cache folder {tmp_path / 'file'} can't be written" in result.stderr

@@ -32,7 +32,7 @@ def test_what_is_written_is_read_back(tmp_path):
     )
     assert run.vocab() == Vocab("abc")
     assert run.corpus() == CORPUS
-    assert run.status() == {"state": "incomplete", "step": 0, "best": None, "message": ""}
+    assert run.status() == {"state": "incomplete", "step": 0, "best": None, "message": "", "rows": 0}
     assert not list((tmp_path / "run").glob("*.new"))
 
 
@@ -102,14 +102,14 @@ def test_damaged_last_line_is_passed_over_and_repaired(tmp_path):
     metrics.write_bytes(whole[:-9])
     assert [row["step"] for row in run.rows()] == [1, 2]
     assert run.rows()[0] == {"step": 1, "nats": 1.1, "perplexity": None}
-    assert run.rewind(3, evaluated=True) == 1
+    assert run.rewind(3, evaluated=True) == (2, 1)
     assert metrics.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
     # A last line that lacks only its line break must not run into the next row.
     metrics.write_bytes(whole[:-1])
-    assert run.rewind(3, evaluated=True) == 0
+    assert run.rewind(3, evaluated=True) == (3, 0)
     assert metrics.read_bytes() == whole
-    assert run.rewind(1, evaluated=True) == 2
-    assert run.rewind(0, evaluated=False) == 1
+    assert run.rewind(1, evaluated=True) == (1, 2)
+    assert run.rewind(0, evaluated=False) == (0, 1)
 
 
 def test_damaged_line_in_the_middle_is_named(tmp_path):

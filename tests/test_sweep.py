@@ -16,6 +16,7 @@ from conftest import ROOT, read_rows
 from charlm import launch, sweep
 from charlm import run as run_module
 from charlm.errors import UserError
+from charlm.run import Run
 
 CONFIG = """
 from charlm.sweep import *
@@ -266,8 +267,7 @@ def test_failed_and_diverged_trials_are_named_and_the_others_go_on(script, swept
     assert "1 done, 1 diverged" in again.stdout
     assert "running" not in again.stdout
     name = "learning_rate=0.01"
-    status = json.loads((root / name / "status.json").read_text())
-    (root / name / "status.json").write_text(json.dumps(status | {"state": "failed", "message": "the moon"}))
+    Run(root / name).write_status("failed", 4, None, "the moon")
     assert f"failed: {name}: the moon" in launched(script, file, root, status=1).stdout
     assert "1 done, 1 diverged" in launched(script, file, root, "--retry_failed", status=1).stdout
 

@@ -1,0 +1,341 @@
+"""What happens to trainings on real machines: signals at bad moments, full disks, damaged files, divergence."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, as_flags, make_text, read_rows
+from test_train import TINY, assert_same, final_params
+
+from charlm import config as config_module
+from charlm import seal, train
+from charlm.checkpoint import Checkpoints
+from charlm.errors import Broken, Failure
+from charlm.run import Run
+from charlm.state import Progress
+
+FILES = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")
+HARMS = ("truncated", "emptied", "flipped", "deleted")
+DIVERGING = {  # each step multiplies the weights by -19; with the rate halved by -9, -4, -1.5, -0.25
+    "optim.name": "sgd",
+    "optim.learning_rate": 1.0,
+    "optim.weight_decay": 20.0,
+    "optim.clip_norm": 0.0,
+    "optim.schedule": "constant",
+    "train.steps": 40,
+}
+
+
+def harm(path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "emptied":
+        path.write_bytes(b"")
+    elif how == "flipped":
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 4
+        path.write_bytes(flipped)
+    else:
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def stopped(corpus_file, tmp_path_factory):
+    """Overrides of a run, the run stopped at step 40 of 60, and the same one never stopped."""
+    folder = tmp_path_factory.mktemp("faults")
+    overrides = {
+        "corpus.path": os.fspath(corpus_file),
+        "model.dropout": 0.2,
+        "train.log_every": 5,
+        "train.eval_every": 20,
+        "train.checkpoint_every": 10,
+        "sample.length": 20,
+    }
+    config = config_module.load(TINY, overrides)
+    assert train.train(config, folder / "straight") == 0
+    begin = config_module.load(TINY, overrides)
+    stop = threading.Thread(target=stop_at, args=(folder / "stopped" / "metrics.jsonl", 40))
+    stop.start()
+    assert train.train(begin, folder / "stopped") == 128 + signal.SIGTERM
+    stop.join()
+    return overrides, folder / "stopped", folder / "straight"
+
+
+def stop_at(metrics, step: int) -> None:
+    while not metrics.exists() or f'"step": {step}' not in metrics.read_text():
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("how", HARMS)
+@pytest.mark.parametrize(
+    "name", ["config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl"]
+)
+def test_damage_is_mended_and_said_or_refused_in_a_sentence_that_names_the_file(script, stopped, tmp_path, name, how):
+    overrides, run, straight = stopped
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    harm(workdir / name, how)
+    command = script.command("train", f"--config={TINY}", f"--workdir={workdir}", *as_flags(overrides))
+    result = subprocess.run(command, capture_output=True, text=True, env=script.env())
+    lines = result.stderr.strip().splitlines()
+    if result.returncode:
+        assert len(lines) == 1, result.stderr
+        assert lines[0].startswith("error: ")
+        assert name in lines[0]
+        return
+    assert name in ("environment.json", "metrics.jsonl")
+    assert any(line.startswith("note: ") and name in line for line in lines), result.stderr
+    assert_same(final_params(workdir), final_params(straight))
+    kept = read_rows(workdir)
+    assert all(row in read_rows(straight) for row in kept)
+
+
+@pytest.mark.parametrize("how", HARMS)
+@pytest.mark.parametrize("name", ["config.json", "status.json", "environment.json", "metrics.jsonl", "evaluations.jsonl"])
+def test_compare_says_what_it_could_not_read(stopped, tmp_path, name, how):
+    from charlm import reading
+
+    _, _, straight = stopped
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    Run(workdir).note_evaluation({"nats": 2.5, "protocol": {"split": "test"}})
+    (before,), problems = reading.read([workdir])
+    assert problems == []
+    harm(workdir / name, how)
+    records, problems = reading.read([workdir])
+    if how in ("deleted", "emptied") and name == "evaluations.jsonl":  # as if it had never been evaluated
+        assert records[0].test is None
+        return
+    assert records == [before] or any(name in problem for problem in problems)
+
+
+def test_a_bit_flipped_anywhere_in_a_sealed_text_is_noticed_or_changes_nothing():
+    fields = {"step": 120, "nats": 1.25, "of": {"é\udcff": [1, None, True]}, "text": 'a "seal": "b'}
+    text = seal.sealed(fields, indent=1)
+    assert seal.opened(text) == fields
+    content, noticed = text.encode(), 0
+    for position in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << bit
+            try:
+                found = seal.opened(flipped.decode())
+            except ValueError:
+                noticed += 1
+                continue
+            assert {key: found[key] for key in fields} == fields
+    assert noticed > 7 * len(content)
+
+
+def test_the_progress_of_a_checkpoint_is_sealed_too(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"w": np.ones(2, np.float32)}, {"c": np.ones(1)}, {"evaluated": 1.25, "best": None})
+    checkpoints.wait()
+    (file,) = [file for file in (tmp_path / "3" / "progress").iterdir() if b"1.25" in file.read_bytes()]
+    assert checkpoints.progress(3) == {"evaluated": 1.25, "best": None}
+    file.write_bytes(file.read_bytes().replace(b"1.25", b"1.24"))
+    with pytest.raises(Failure, match="3 can't be read"):
+        checkpoints.progress(3)
+    with pytest.raises(Failure, match="3 can't be read"):
+        checkpoints.restore_params(3, {"w": jax.ShapeDtypeStruct((2,), np.float32)})
+
+
+LONG_EVALUATION = {
+    "corpus.split": (0.3, 0.7),
+    "eval.length": 8,
+    "train.steps": 30,
+    "train.log_every": 10,
+    "train.eval_every": 10,
+    "train.checkpoint_every": 4,
+    "sample.length": 20,
+}
+
+
+def test_a_signal_amid_an_evaluation_stops_it_and_the_same_command_makes_it(script, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(make_text(100_000))
+    flags = [f"--config={TINY}", *as_flags(LONG_EVALUATION | {"corpus.path": text})]
+    script("train", *flags, f"--workdir={tmp_path / 'straight'}")
+    workdir = tmp_path / "run"
+    with subprocess.Popen(
+        script.command("train", *flags, f"--workdir={workdir}"), env=script.env(), stdout=subprocess.DEVNULL
+    ) as process:
+        metrics = workdir / "metrics.jsonl"
+        while not metrics.exists() or '"step": 20' not in metrics.read_text():
+            time.sleep(0.001)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+    assert [(row["step"], row["split"]) for row in read_rows(workdir)][-1] == (20, "train")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    assert checkpoints.progress(20)["evaluated"] is None
+    checkpoints.close()
+    script("train", *flags, f"--workdir={workdir}")
+    assert read_rows(workdir) == read_rows(tmp_path / "straight")
+    assert_same(final_params(workdir), final_params(tmp_path / "straight"))
+    again = Checkpoints(workdir / "checkpoints", read_only=True)
+    straight = Checkpoints(tmp_path / "straight" / "checkpoints", read_only=True)
+    assert again.steps() == straight.steps()
+    for step in again.steps():
+        assert figures(again.progress(step)) == figures(straight.progress(step))
+
+
+def figures(progress: dict) -> dict:
+    return {key: value for key, value in progress.items() if "seconds" not in key}
+
+
+def test_a_second_signal_ends_it_at_once_and_without_damage(script, stopped, tmp_path):
+    overrides, _, straight = stopped
+    flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
+    with subprocess.Popen(
+        script.command("train", *flags), env=script.env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not metrics.exists():
+            time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)  # so that both signals wait for it
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        assert process.stderr.readline() == "stopping at the next step; a second signal ends this at once.\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) in (-signal.SIGINT, 128 + signal.SIGTERM)  # it may have saved already
+    script("train", *flags)
+    assert read_rows(tmp_path / "run") == read_rows(straight)
+    assert_same(final_params(tmp_path / "run"), final_params(straight))
+
+
+@pytest.mark.parametrize("room", [40, 4000])
+def test_a_quota_that_is_used_up_is_one_sentence_and_nothing_is_lost(script, stopped, tmp_path, room):
+    """With little room left a row of metrics does not fit, with more an array of a checkpoint."""
+    overrides, _, straight = stopped
+    flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
+    with subprocess.Popen(
+        script.command("train", *flags), env=script.env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not metrics.exists() or '"step": 15' not in metrics.read_text():
+            time.sleep(0.001)
+        limit = metrics.stat().st_size + room
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        assert process.wait() == 1
+        errors = process.stderr.read().strip().splitlines()
+    assert len(errors) == 1, errors
+    assert re.match(
+        r"error: .*/run can't be written \(File too large\): once that is mended, the same command goes on", errors[0]
+    )
+    script("train", *flags)
+    assert read_rows(tmp_path / "run") == read_rows(straight)
+    assert_same(final_params(tmp_path / "run"), final_params(straight))
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".new") or "tmp" in path.name]
+
+
+def test_a_directory_that_can_no_longer_be_written_is_broken(small, tmp_path, monkeypatch):
+    """Within one process, where the sentence is an exception that the scripts end with."""
+
+    def full(self, row):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Run, "append", full)
+    with pytest.raises(Broken, match=r"run can't be written \(No space left on device\)"):
+        train.train(config_module.load(TINY, small), tmp_path / "run")
+
+
+def test_a_diverged_run_goes_back_and_halves_the_rate_as_often_as_it_may(small, tmp_path, capsys):
+    straight = config_module.load(TINY, small | DIVERGING | {"train.halvings": 9})
+    assert train.train(straight, tmp_path / "run") == 0
+    assert capsys.readouterr().err.count("going back to the last checkpoint and halving the learning rate.") > 1
+    rows = [row for row in Run(tmp_path / "run").rows() if row["split"] == "train"]
+    rates = [row["learning_rate"] for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > rates[-1] == 2.0 ** -round(-np.log2(rates[-1]))
+    assert all(row["nats"] is not None for row in rows)
+    few = config_module.load(TINY, small | DIVERGING | {"train.halvings": 1})
+    with pytest.raises(Failure, match="is marked diverged"):
+        train.train(few, tmp_path / "few")
+    assert Run(tmp_path / "few").status()["state"] == "diverged"
+
+
+def test_a_halved_rate_is_that_rate(small, tmp_path):
+    """A run with half the rate from its first step on, and one that is told so by its progress."""
+    from charlm import model, optim, state
+    from charlm.setup import set_up
+
+    for name in ("adamw", "sgd"):
+        config = config_module.load(TINY, small | {"optim.name": name, "optim.weight_decay": 0.1, "optim.momentum": 0.5})
+        setup = set_up(config)
+        half = config_module.load(TINY, small | {"optim.name": name, "optim.weight_decay": 0.1, "optim.momentum": 0.5})
+        half.optim.learning_rate = config.optim.learning_rate / 2
+        functions = model.functions(config, len(setup.vocab))
+        after = []
+        for optimizer, halvings in ((optim.optimizer(half, 10), 0), (optim.optimizer(config, 10), 1)):
+            step = jax.jit(train.make_train_step(functions, optimizer, 0, setup.mesh, None, halvings))
+            now = state.placed(state.initial_state(functions, optimizer, setup.batches.rows, 0), setup.mesh)
+            for number in range(3):
+                now, _ = step(now, setup.batches.batch_at(number))
+            after.append(now.params)
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7), *after)
+
+
+def test_a_damaged_parameter_is_noticed_before_it_is_saved(small, tmp_path, monkeypatch):
+    """NaN that comes from nowhere: the run diverges, and what is saved is finite."""
+    config = config_module.load(TINY, small | {"train.steps": 12})
+    resumed = train.resumed
+
+    def corrupted(*arguments):
+        state, done = resumed(*arguments)
+        state.params["head_bias"] = state.params["head_bias"].at[0].set(np.nan)
+        return state, done
+
+    monkeypatch.setattr(train, "resumed", corrupted)
+    with pytest.raises(Failure, match="not finite"):
+        train.train(config, tmp_path / "run")
+    status = Run(tmp_path / "run").status()
+    assert status["state"] == "diverged"
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_lock_that_a_dead_process_left_holds_nobody_up(script, stopped, tmp_path):
+    overrides, run, straight = stopped
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "lock").write_text(f"process {os.getpid()} on this machine\n")  # a pid that lives, as after a restart
+    script("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides))
+    assert read_rows(tmp_path / "run") == read_rows(straight)
+
+
+def test_reading_a_run_that_trains_finds_a_checkpoint_each_time(script, stopped, tmp_path):
+    """Checkpoints come and go in the meantime; none that goes is taken for damaged."""
+    overrides, _, _ = stopped
+    often = overrides | {"train.steps": 120, "train.checkpoint_every": 2, "train.eval_every": 40}
+    flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(often)]
+    code = (
+        "import sys, contextlib; from charlm import restore; from charlm.run import Run; run = Run(sys.argv[1]); n = 0\n"
+        "while run.is_training() or not n:\n"
+        "    restore.load(sys.argv[1], ['latest', 'best'][n % 2]); n += 1\n"
+        "print(n)"
+    )
+    with subprocess.Popen(script.command("train", *flags), env=script.env(), stdout=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("run/checkpoints/[0-9]")):
+            time.sleep(0.01)
+        reader = [sys.executable, "-c", code, os.fspath(tmp_path / "run")]
+        result = subprocess.run(reader, env=script.env() | {"PYTHONPATH": os.fspath(ROOT)}, capture_output=True, text=True)
+        assert process.wait() == 0
+    assert result.returncode == 0, result.stderr
+    assert "can't be read" not in result.stderr
+    assert int(result.stdout) > 3
+
+
+def test_progress_of_an_older_version_can_be_read():
+    """Fields that came later have their defaults."""
+    saved = json.loads(json.dumps({"step": 3, "interval": {"nats": 1.0, "chars": 2}, "epoch": {}}))
+    assert Progress.from_dict(saved).halvings == 0
