@@ -28,6 +28,7 @@ for name in ("absl", "asyncio", "orbax"):  # their lines on saves and on damaged
 
 
 T = TypeVar("T")
+DROPPED = ".dropped.orbax-checkpoint-tmp"  # Orbax takes what has the second half of this name for no checkpoint
 DIGESTS = "digests"  # of the progress itself, of params and of rest; saved with the progress
 
 
@@ -45,6 +46,8 @@ class Checkpoints:
             alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me))
         if not read_only:
             self._directory.mkdir(parents=True, exist_ok=True)
+            for dropped in self._directory.glob(f"*{DROPPED}"):  # we were killed amid its deletion
+                shutil.rmtree(dropped)
         options = ocp.CheckpointManagerOptions(read_only=read_only, create=False, multiprocessing_options=alone)
         items = ("params", "rest", "progress")
         self._manager = _listed(lambda: ocp.CheckpointManager(self._directory, options=options, item_names=items))
@@ -86,9 +89,9 @@ class Checkpoints:
             self._drop(step)
 
     def _drop(self, step: int) -> None:
-        """Deletes a checkpoint. It is renamed first, so that nobody takes what is left of it for one: neither who reads beside
-        us nor, where we are killed in the meantime, the next start, at which Orbax deletes whatever has such a name."""
-        dropped = self._directory / f"{step}.dropped.orbax-checkpoint-tmp"
+        """Deletes a checkpoint. It is renamed first, so that nobody who reads beside us, and no next start where we are killed
+        in the meantime, takes what is left of it for one."""
+        dropped = self._directory / f"{step}{DROPPED}"
         (self._directory / str(step)).rename(dropped)
         shutil.rmtree(dropped)
         self._manager.reload()

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import fcntl
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -183,7 +184,8 @@ class Run:
         def log(row: dict) -> None:
             self.append(row)
             for name in SCALARS & row.keys():
-                write(summary=summary.scalar(f"{row['split']}/{name}", row[name]), step=row["step"])
+                if math.isfinite(row[name]):
+                    write(summary=summary.scalar(f"{row['split']}/{name}", row[name]), step=row["step"])
             if row["split"] != "train":
                 writer.flush()
 

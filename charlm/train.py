@@ -126,6 +126,7 @@ def train(config, workdir: str) -> int:
         return 0
     setup = set_up(config)
     with contextlib.ExitStack() as held:
+        held.enter_context(_writing(run))
         if processes.first_says(_open, run, config, setup, held):
             return 0
         first = processes.is_first()
@@ -149,7 +150,8 @@ def train(config, workdir: str) -> int:
                         f"another process of this training has gone ({why}): the same commands go on from the last checkpoint."
                     ) from error
                 if first:
-                    _failed(error, run, done)
+                    with contextlib.suppress(OSError):
+                        run.write_status("failed", done.step, done.best, f"{type(error).__name__}: {error}", done.rows)
                 raise
     if first and stopped_by:
         print(f"stopped at step {done.step} of {setup.total_steps}: the same command goes on from there.")
@@ -297,15 +299,12 @@ def _gone_back(
     return state, before
 
 
-def _failed(error: BaseException, run: run_module.Run, done: Progress) -> None:
-    """Notes in the run's status what went wrong.
-
-    Raises:
-      Broken: the directory can't be written any more.
-    """
-    with contextlib.suppress(OSError):
-        run.write_status("failed", done.step, done.best, f"{type(error).__name__}: {error}", done.rows)
-    if isinstance(error, OSError):
+@contextlib.contextmanager
+def _writing(run: run_module.Run) -> Iterator[None]:
+    """Raises a Broken where the run's directory can't be written any more."""
+    try:
+        yield
+    except OSError as error:
         raise Broken(
             f"{run.workdir} can't be written ({error.strerror or error}): "
             "once that is mended, the same command goes on from the last checkpoint."

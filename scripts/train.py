@@ -9,6 +9,8 @@ and writes the unrolled network as Graphviz dot, and as SVG where Graphviz is in
 failed, 2 a mistake in the command, 130 or 143 stopped and resumable.
 """
 
+import signal
+
 from absl import flags
 
 from charlm import batches, cache, cli, config, devices, processes
@@ -28,6 +30,7 @@ _GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "of --describe: characters
 
 
 def main(overrides: dict[str, str]) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until train listens: JAX, while it starts, may swallow a KeyboardInterrupt
     checked = config.load(_CONFIG.value, overrides)
     if _GRAPH_STEPS.value < 1:
         raise UserError(f"--graph_steps={_GRAPH_STEPS.value} is not right: it must be 1 or more.")
