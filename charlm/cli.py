@@ -21,6 +21,8 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
     Exit status: 0 done, 1 a failure, 2 a mistake of the user's, 128 + n stopped by signal n.
     """
     overrides: dict[str, str] = {}
+    for stream in (sys.stdout, sys.stderr):  # a name or a text that the terminal's encoding has not is shown, not the end of it
+        stream.reconfigure(errors="backslashreplace")
 
     def parse(argv: list[str]) -> list[str]:
         try:

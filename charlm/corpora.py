@@ -233,9 +233,10 @@ def cut(text: Split, split: tuple[float, ...]) -> dict[str, Split]:
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    if path.is_file():
+    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # which do without an error for names that can't be
+    if is_file:
         return [path]
-    if path.is_dir():
+    if is_folder:
         files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
         if not files:
             raise UserError(f"folder {path} has no files: put UTF-8 text files there (plain, .gz or .xz).")

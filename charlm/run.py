@@ -315,6 +315,10 @@ def exists(workdir: str, config: ConfigDict) -> bool:
       UserError: the directory holds something else, a run with another config, or can't be written.
     """
     path = pathlib.Path(workdir)
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:  # TensorStore knows files by names of UTF-8 alone
+        raise UserError(f"--workdir={workdir} is no UTF-8: choose a directory whose name is.") from error
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir={workdir} is a file: give a directory.")
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())

