@@ -26,7 +26,7 @@ from charlm.state import Progress
 
 FILES = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")
 HARMS = ("truncated", "emptied", "flipped", "deleted")
-DIVERGING = {  # each step multiplies the weights by -7, after 24 of them past the largest float; with half the rate by -3, to 3e11
+DIVERGING = {  # each step multiplies the weights by -7, after 24 past the largest float; with half the rate by -3, to 3e11
     "optim.name": "sgd",
     "optim.learning_rate": 1.0,
     "optim.weight_decay": 8.0,
