@@ -114,6 +114,8 @@ CONTEXT = {
         "optim.clip_norm": 0.0,
         "optim.schedule": "constant",
         "train.steps": 24,
+        "train.eval_every": 100,
+        "train.checkpoint_every": 0,
     },
     "eval.burn_in": {"eval.lanes": 3},
     "sample.prompt": {"sample.length": 20},
