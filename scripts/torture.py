@@ -151,7 +151,8 @@ def rows(workdir: pathlib.Path) -> list[dict]:
 def names(workdir: pathlib.Path) -> set[str]:
     """The files of a run by their names, those of arrays and of TensorBoard, one a start, by their folders'."""
     found = {str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file()}
-    return {re.sub(r"(tensorboard/|checkpoints/\d+/\w+/).*", r"\1", name) for name in found}
+    found = {re.sub(r"(tensorboard/|checkpoints/\d+/\w+/).*", r"\1", name) for name in found}
+    return {name for name in found if name != "evaluations.jsonl" and not name.startswith("unreadable/")}
 
 
 def kill(place: Place, framing: str, seed: int, count: int) -> Row:
@@ -308,14 +309,14 @@ def sentence(status: int, errors: str, words: tuple[str, ...], what: str) -> lis
     lines = errors.strip().splitlines()
     mistakes = [line for line in lines if not line.startswith("note: ")]
     right = status in (1, 2) and len(mistakes) == 1 and mistakes[0].startswith("error: ")
-    return [] if right and any(word in mistakes[0] for word in words) else [f"{what}: exit status {status}: {errors[-400:]}"]
+    return [] if right and any(word in errors for word in words) else [f"{what}: exit status {status}: {errors[-400:]}"]
 
 
 def damage(place: Place, seed: int) -> list[Row]:
     """Each file that a program reads, harmed in four ways, and then each of the four programs."""
     del seed
     straight = place.straight("stream")
-    before = place.folder / "stopped"
+    before = place.folder / "stopped" / "run"
     process = started(place.train(before, "stream"))
     while not list(before.glob("checkpoints/120")) and process.poll() is None:
         time.sleep(0.001)
@@ -329,7 +330,7 @@ def damage(place: Place, seed: int) -> list[Row]:
 
     def one(case: tuple[pathlib.Path, str]) -> list[tuple[str, list[str]]]:
         name, harm = case
-        workdir = place.folder / "damage" / f"{str(name).replace('/', '_')}_{harm}"
+        workdir = place.folder / "damage" / f"{str(name).replace('/', '_')}_{harm}" / "run"
         shutil.copytree(before, workdir)
         harmed(workdir / name, harm)
         words = (name.name,) if len(name.parts) == 1 else (f"checkpoints/{latest}", "--checkpoint=latest")
@@ -352,8 +353,8 @@ def damage(place: Place, seed: int) -> list[Row]:
         else:
             found = differences(workdir, straight)
             said = any(line.startswith("note: ") and any(word in line for word in words) for line in errors.splitlines())
-            aside = [line for line in found if "unreadable" in line or (said and line in ("rows of metrics", "status"))]
-            results.append(("resume", [] if found == aside else [f"{what}: {found} {errors[-300:]}"]))
+            lost = [line for line in found if not (said and line in ("rows of metrics", "status"))]
+            results.append(("resume", [f"{what}: {lost} {errors[-300:]}"] if lost else []))
         if not any(lost for _, lost in results):
             shutil.rmtree(workdir)
         return results
@@ -566,7 +567,7 @@ def main(overrides: dict[str, str]) -> int:
     for row in table:
         print(f"| {row.fault} | {row.tried} | {row.tried - min(row.tried, len(row.lost))} | {row.note} |")
     for line in (line for row in table for line in row.lost):
-        print(f"not survived: {line}", file=sys.stderr)
+        print(f"not survived: {' '.join(line.split())[:500]}", file=sys.stderr)
     return 1 if any(row.lost for row in table) else 0
 
 
