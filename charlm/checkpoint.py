@@ -28,7 +28,8 @@ for name in ("absl", "asyncio", "orbax"):  # their lines on saves and on damaged
 
 
 T = TypeVar("T")
-DROPPED = ".dropped.orbax-checkpoint-tmp"  # Orbax takes what has the second half of this name for no checkpoint
+TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax takes what has such a name for no checkpoint
+DROPPED, REPLACED = f".dropped{TEMPORARY}", f".replaced{TEMPORARY}"
 DIGESTS = "digests"  # of the progress itself, of params and of rest; saved with the progress
 
 
@@ -37,6 +38,7 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, read_only: bool = False):
         _silence_what_is_left_behind()
+        self._replaced: pathlib.Path | None = None
         self._directory = pathlib.Path(directory).resolve()
         if read_only and not self._directory.is_dir():
             raise Failure(f"{directory} does not exist: this run has no checkpoint yet.")
@@ -46,8 +48,7 @@ class Checkpoints:
             alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me))
         if not read_only:
             self._directory.mkdir(parents=True, exist_ok=True)
-            for dropped in self._directory.glob(f"*{DROPPED}"):  # we were killed amid its deletion
-                shutil.rmtree(dropped)
+            self._tidy()
         options = ocp.CheckpointManagerOptions(read_only=read_only, create=False, multiprocessing_options=alone)
         items = ("params", "rest", "progress")
         self._manager = _listed(lambda: ocp.CheckpointManager(self._directory, options=options, item_names=items))
@@ -67,7 +68,7 @@ class Checkpoints:
     def save(self, step: int, params, rest, progress: dict) -> None:
         """Starts to save; the copying is done when this returns, the writing goes on in the background.
 
-        A checkpoint that has this step already goes: the training was stopped amid the evaluation of the step.
+        A checkpoint that has this step already is replaced: the training was stopped amid the evaluation of the step.
 
         Raises:
           OSError: this one, or the one before it, can't be written. So do `keep_only` and `wait`.
@@ -79,7 +80,9 @@ class Checkpoints:
             progress=ocp.args.JsonSave({**progress, DIGESTS: _digests(progress, {"params": copies[0], "rest": copies[1]})}),
         )
         if step in self.steps():
-            self._drop(step)
+            self._replaced = self._directory / f"{step}{REPLACED}"
+            (self._directory / str(step)).rename(self._replaced)
+            self._manager.reload()
         with _as_os_error():
             self._manager.save(step, args=items)
 
@@ -87,6 +90,15 @@ class Checkpoints:
         """Deletes the complete checkpoints of all other steps."""
         for step in set(self.steps()) - steps:
             self._drop(step)
+
+    def _tidy(self) -> None:
+        """Deletes what was not yet a checkpoint, or no longer one, when the start before was killed."""
+        for path in self._directory.glob(f"*{REPLACED}"):
+            step = self._directory / path.name.removesuffix(REPLACED)
+            if not step.exists():  # what was to replace it never came
+                path.rename(step)
+        for path in self._directory.glob(f"*{TEMPORARY}"):
+            shutil.rmtree(path)
 
     def _drop(self, step: int) -> None:
         """Deletes a checkpoint. It is renamed first, so that nobody who reads beside us, and no next start where we are killed
@@ -129,6 +141,9 @@ class Checkpoints:
         """Blocks until what `save` started is on disk."""
         with _as_os_error():
             self._manager.wait_until_finished()
+        if self._replaced is not None:
+            shutil.rmtree(self._replaced)
+            self._replaced = None
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # who waited has been told what could not be written
@@ -137,7 +152,9 @@ class Checkpoints:
     def _opened(self, step: int, saved: dict, **trees) -> dict:
         """The progress without its digests. Raises a Failure where it, or one of the trees, is not what was saved."""
         progress = {key: value for key, value in saved.items() if key != DIGESTS}
-        found, written = _digests(progress, trees), saved.get(DIGESTS, {})
+        if DIGESTS not in saved:
+            raise Failure(f"checkpoint {self._directory / str(step)} can't be read (an older version of charlm saved it)")
+        found, written = _digests(progress, trees), saved[DIGESTS]
         if found != {name: written.get(name) for name in found}:
             raise Failure(f"checkpoint {self._directory / str(step)} can't be read (its contents are not what was saved)")
         return progress
@@ -145,7 +162,12 @@ class Checkpoints:
     def _restored(self, step: int, items):
         try:
             return self._manager.restore(step, args=items)
+        except MemoryError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise whatever the damaged bytes lead them to
+            gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+            if (isinstance(error, OSError) and not gone) or re.search("RESOURCE_EXHAUSTED|UNAVAILABLE|PERMISSION", str(error)):
+                raise OSError(f"{self._directory / str(step)}: {str(error).splitlines()[0][:200]}") from error
             reason = f"{type(error).__name__}: {str(error).split(' [')[0].splitlines()[0] if str(error) else ''}"[:200]
             raise Failure(f"checkpoint {self._directory / str(step)} can't be read ({reason})") from error
 

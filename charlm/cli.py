@@ -1,5 +1,6 @@
 """What every script shares: reading the command line, and ending with one sentence and the right exit status."""
 
+import contextlib
 import os
 import re
 import signal
@@ -47,8 +48,9 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
         except UserError as error:
             _end(_one_line(error), 2)
         except Broken as error:
-            print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):
+                print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+                sys.stdout.flush()
             os._exit(1)
         except Failure as error:
             _end(_one_line(error), 1)
@@ -85,5 +87,6 @@ def _one_line(error: Exception) -> str:
 
 
 def _end(message: str, status: int) -> None:
-    print(f"error: {message}" if status in (1, 2) else message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"error: {message}" if status in (1, 2) else message, file=sys.stderr, flush=True)
     sys.exit(status)

@@ -206,7 +206,7 @@ def override(config: ConfigDict, key: str, value: object) -> None:
     kind = section.get_type(name)
     try:
         section[name] = _typed(value, kind) if isinstance(value, str) else value
-    except (TypeError, ValueError, SyntaxError, KeyError) as error:
+    except (TypeError, ValueError, SyntaxError, KeyError, RecursionError, MemoryError) as error:
         raise UserError(f"{key}={value!r} is of the wrong type: {_expected(kind)} would be right.") from error
 
 

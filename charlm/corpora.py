@@ -196,7 +196,7 @@ def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:
     except csv.Error as error:
         raise UserError(f"{file} is no CSV file: {error}.") from error
     names = rows[0] if rows else []
-    if field.isdigit():
+    if field.isascii() and field.isdigit():
         column, rows = int(field), rows
     elif field in names:
         column, rows = names.index(field), rows[1:]

@@ -4,16 +4,18 @@ Each process feeds its own devices with its own rows of a batch. The first one a
 prints; what it finds is told to the others. With one process everything here does nothing.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from charlm.errors import Broken, Failure, UserError
 
-ERRORS = {"UserError": UserError, "Failure": Failure}
+T = TypeVar("T")
+ERRORS = {"UserError": UserError, "Failure": Failure, "OSError": OSError}
 
 
 class Lost(Broken):
@@ -97,7 +99,7 @@ def number() -> int:
 def first_says(function: Callable[..., object], *arguments: object) -> object:
     """What a function returns in the first process, in all of them: it is called there only.
 
-    The result is anything JSON can say; a UserError or Failure is raised in all processes alike.
+    The result is anything JSON can say; a UserError, Failure or OSError is raised in all processes alike.
     """
     if number() == 1:
         return function(*arguments)
@@ -109,6 +111,8 @@ def first_says(function: Callable[..., object], *arguments: object) -> object:
             answer = {"value": function(*arguments)}
         except (UserError, Failure) as error:
             answer = {"error": type(error).__name__, "message": str(error)}
+        except OSError as error:
+            answer = {"error": "OSError", "message": error.strerror or str(error)}
         said = json.dumps(answer).encode()
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
     padded = np.frombuffer(said.ljust(length, b" "), np.uint8)
@@ -116,6 +120,39 @@ def first_says(function: Callable[..., object], *arguments: object) -> object:
     if "error" in answer:
         raise ERRORS[answer["error"]](answer["message"])
     return answer["value"]
+
+
+def alike(make: Callable[[], T], named: Callable[[T], str]) -> T:
+    """What each process makes for itself, once all have made the same.
+
+    Args:
+      named: by what it is compared, such as a hash.
+
+    Raises:
+      UserError, Failure: it can't be made in this process, or in another one, or is not the same in all.
+    """
+    if number() == 1:
+        return make()
+    from jax.experimental import multihost_utils
+
+    made, error, digest = None, None, b"\0" * 32
+    try:
+        made = make()
+        digest = hashlib.sha256(named(made).encode()).digest()
+    except (UserError, Failure) as caught:
+        error = caught
+    digests = np.asarray(multihost_utils.process_allgather(np.frombuffer(digest, np.uint8)))
+    if error is not None:
+        raise error
+    failed = [index for index, other in enumerate(digests) if not other.any()]
+    if failed:
+        raise Failure(f"process {failed[0]} of this training could not begin: it says why.")
+    different = [index for index, other in enumerate(digests) if other.tobytes() != digests[0].tobytes()]
+    if different:
+        raise UserError(
+            f"process {different[0]} has another config or corpus than process 0: give all the same flags and the same files."
+        )
+    return made
 
 
 def first_gives(tree):

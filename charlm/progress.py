@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -54,7 +55,7 @@ class Reporter:
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(line, flush=True)
+            tell(line)
 
 
 @contextlib.contextmanager
@@ -84,15 +85,29 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
 
 
+def tell(line: str) -> None:
+    """One line on stdout, for as long as somebody reads it: a training does not end because a pipe does, or a disk of logs."""
+    _put(line, sys.stdout)
+
+
 def warn(message: str) -> None:
     """One line on stderr for what went wrong and was mended."""
-    print(f"note: {message}", file=sys.stderr, flush=True)
+    _put(f"note: {message}", sys.stderr)
+
+
+def _put(line: str, stream: TextIO) -> None:
+    try:
+        print(line, file=stream, flush=True)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what is still buffered would be the next to fail
 
 
 def stopping() -> None:
     """What a signal is answered with. Safe in its handler, where print and the bar are not: they may be at work below it."""
     show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # which the bar hides, and only the end of it shows again
-    os.write(2, show_cursor + b"stopping at the next step; a second signal ends this at once.\n")
+    with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe too
+        os.write(2, show_cursor + b"stopping at the next step; a second signal ends this at once.\n")
 
 
 def _nats(nats: float) -> str:

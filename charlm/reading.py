@@ -97,7 +97,7 @@ def read_run(path: pathlib.Path, name: str) -> Record:
     if state == "incomplete" and run.is_training():
         state = "running"
     try:
-        starts = [start for start in run.starts() if isinstance(start, dict)]
+        starts = run.starts()
     except UserError as error:
         problems.append(str(error))
     rows = list(_rows(path / "metrics.jsonl", written, problems))
@@ -122,7 +122,7 @@ def read_run(path: pathlib.Path, name: str) -> Record:
         train=means[-1]["nats"] if means else None,
         protocols={"best": protocol, "last": protocol, "test": test_protocol, "train": of_training},
         steps=max((row["step"] for row in rows), default=0),
-        parameters=starts[-1].get("parameters") if starts else None,
+        parameters=_parameters(starts),
         chars_per_second=statistics.median(speeds) if speeds else None,
         seconds=max((row["seconds"] for row in rows if is_number(row.get("seconds"))), default=None),
         problems=tuple(problems),
@@ -181,7 +181,7 @@ def parsed(line: bytes) -> dict | None:
 
 def is_number(value: object) -> bool:
     """Whether a value read from JSON is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf and abs(value) < 1e300
 
 
 def _runs_below(folder: str) -> Iterator[pathlib.Path]:
@@ -220,6 +220,11 @@ def _rows(file: pathlib.Path, written: object, problems: list[str]) -> Iterator[
             yield row
         elif number < len(lines) - 1:  # the last one may be half-written
             problems.append(f"metrics.jsonl line {number + 1} is no row of metrics and was passed over")
+
+
+def _parameters(starts: list[dict]) -> int | None:
+    parameters = starts[-1].get("parameters") if starts else None
+    return parameters if type(parameters) is int else None
 
 
 def _of_training(run: Run, config: dict[str, object]) -> dict:

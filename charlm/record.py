@@ -16,11 +16,13 @@ class Record:
     def __init__(self, setup: Setup, run: Run, checkpoints: Checkpoints, done: Progress):
         self._setup, self._run, self._checkpoints = setup, run, checkpoints
         self._done, self._first_step = done, done.step
+        self._best_saved = best_step(done)
 
     def __enter__(self) -> "Record":
-        self._held = contextlib.ExitStack()
-        self._reporter = self._held.enter_context(progress.Reporter(self._setup.total_steps, self._first_step))
-        self._log = self._held.enter_context(self._run.scalars(self._first_step))
+        with contextlib.ExitStack() as held:
+            self._reporter = held.enter_context(progress.Reporter(self._setup.total_steps, self._first_step))
+            self._log = held.enter_context(self._run.scalars(self._first_step))
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *error) -> None:
@@ -44,12 +46,13 @@ class Record:
             self._run.write_sample(done.step, self._setup.draw_sample(evaluate.on_one_device(params), done.step))
 
     def save(self, done: Progress, state: TrainState) -> None:
-        """Starts a checkpoint, and drops those that are neither the best nor the latest on disk."""
+        """Starts a checkpoint, and drops those that are neither the latest on disk nor the best, of now and of the last time:
+        that one stays until this one is on disk."""
         self._run.sync_metrics()
         self._checkpoints.wait()
-        if best_step(done) != {done.step}:  # else the best before this one stays until this one is on disk
-            others = [step for step in self._checkpoints.steps() if step != done.step]
-            self._checkpoints.keep_only(best_step(done) | set(others[-1:]))
+        others = [step for step in self._checkpoints.steps() if step != done.step]
+        self._checkpoints.keep_only(best_step(done) | self._best_saved | {done.step} | set(others[-1:]))
+        self._best_saved = best_step(done)
         self._checkpoints.save(done.step, state.params, (state.opt_state, state.carry), dataclasses.asdict(done))
         self._run.write_status("incomplete", done.step, done.best, rows=done.rows)
 

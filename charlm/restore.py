@@ -1,6 +1,7 @@
 """A trained model as evaluate and sample need it: read from a run directory, without anything of training."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -57,7 +58,10 @@ def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
                     break
             except _Dropped:
                 pass
+            time.sleep(0.01)
             checkpoints.reload()
+        if not checkpoints.steps():
+            raise UserError(f"--workdir={workdir} has no checkpoint yet: train it for longer.")
     raise Failure(f"--checkpoint={which}: no such checkpoint of {workdir} can be read; train again or name another one.")
 
 
@@ -90,7 +94,7 @@ def _candidates(checkpoints: Checkpoints, which: str) -> list[int]:
         if nats and not evaluated:
             warn("this run has not been evaluated yet: the latest checkpoint is taken for the best.")
         return evaluated or steps[::-1]
-    if which.isdigit() and int(which) in steps:
+    if which.isdecimal() and int(which) in steps:
         return [int(which)]
     listed = ", ".join(map(str, steps)) or "none yet"
     raise UserError(f"--checkpoint={which} is not there: best, latest or a step would be right (this run has {listed}).")

@@ -63,13 +63,16 @@ class Run:
             raise UserError(f"{self.workdir / 'vocab.json'} is damaged ({error}): restore it from a copy.") from error
 
     def corpus(self) -> dict:
-        return self._json("corpus.json")
+        corpus = self._json("corpus.json")
+        if not isinstance(corpus.get("splits"), dict) or not isinstance(corpus.get("sha256"), str):
+            raise UserError(f"{self.workdir / 'corpus.json'} is damaged (it has no splits and sha256): restore it from a copy.")
+        return corpus
 
     def status(self) -> dict:
         status = self._json("status.json")
         if status.get("state") not in STATES:
             raise UserError(f"{self.workdir / 'status.json'} has the state {status.get('state')!r}, which is none of {STATES}.")
-        return status
+        return {"step": 0, "best": None, "message": "", "rows": 0} | status
 
     def write_status(self, state: str, step: int, best: dict | None, message: str = "", rows: int = 0) -> None:
         """Args: rows: of metrics, that were written by then."""
@@ -203,7 +206,10 @@ class Run:
 
     def starts(self) -> list[dict]:
         """What `note_start` has written, oldest first."""
-        return self._json("environment.json").get("starts", [])
+        starts = self._json("environment.json").get("starts", [])
+        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+            raise UserError(f"{self.workdir / 'environment.json'} is damaged (no list of starts): restore it from a copy.")
+        return starts
 
     def note_start(self, device: str, parameters: int, total_steps: int) -> None:
         """Adds versions, device, commit and command of this start, and what it trains for how long, to environment.json."""
@@ -304,7 +310,7 @@ class Run:
 
 def check_checkpoint_name(which: str) -> None:
     """Raises a UserError where --checkpoint is neither best, latest nor a step."""
-    if which not in ("best", "latest") and not which.isdigit():
+    if which not in ("best", "latest") and not (which.isascii() and which.isdigit()):
         raise UserError(f"--checkpoint={which} is not right: it must be best, latest or a step.")
 
 

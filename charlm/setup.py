@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from charlm import batches, corpora, devices, drawing, evaluate, model, optim, sample
+from charlm import batches, corpora, devices, drawing, evaluate, model, optim, progress, sample
 from charlm.errors import UserError
 from charlm.vocab import PAD, Vocab
 
@@ -107,13 +107,12 @@ def steps_per_call(wanted: int, framing: batches.Framing, functions: model.Funct
 
 def describe(setup: Setup, params) -> None:
     """Prints what is trained on what: splits, parameter table, length, devices."""
-    print(*_data_lines(setup), sep="\n")
-    print("\n".join(model.parameter_lines(params)))
+    progress.tell("\n".join([*_data_lines(setup), *model.parameter_lines(params)]))
     steps, epoch = setup.total_steps, setup.batches.steps_per_epoch
     number = setup.mesh.size
     shared = f", {setup.batches.rows} rows on {number} devices" if number > 1 else ""
     shared += f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    print(f"{steps:,} steps, {steps / epoch:.2f} epochs of {epoch:,} steps, {jax.default_backend()}{shared}", flush=True)
+    progress.tell(f"{steps:,} steps, {steps / epoch:.2f} epochs of {epoch:,} steps, {jax.default_backend()}{shared}")
 
 
 def describe_only(config, graph: str, graph_steps: int) -> int:

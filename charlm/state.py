@@ -130,12 +130,15 @@ def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainSta
             progress.warn(
                 f"{run.workdir / 'metrics.jsonl'} has {kept} of the {saved['rows']} rows there were: the others are lost."
             )
-        print(
+        progress.tell(
             f"resuming at step {step} of {setup.total_steps}"
             + (f" ({dropped} later rows of metrics dropped)." if dropped else ".")
         )
         return TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry), saved
     if steps:
         raise Failure(f"no checkpoint of {run.workdir} can be read: restore one from a copy, or train into another directory.")
+    if (reached := run.status()["step"]) > 0:
+        progress.warn(f"{run.workdir} has no checkpoint, though it had reached step {reached}: it begins again.")
+        run.write_status("incomplete", 0, None)
     run.rewind(0, evaluated=False)
     return None, None

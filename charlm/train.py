@@ -5,6 +5,7 @@ Letters: B batch (rows), S scored positions, V vocabulary.
 
 import contextlib
 import functools
+import json
 import math
 import signal
 import time
@@ -18,6 +19,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from charlm import batches, devices, evaluate, measures, model, objective, processes, progress
+from charlm import config as config_module
 from charlm import run as run_module
 from charlm.checkpoint import Checkpoints
 from charlm.errors import Broken, Failure
@@ -119,13 +121,13 @@ def train(config, workdir: str) -> int:
 
     Raises:
       UserError: the directory is not fit for it, or the corpus is not.
-      Failure: the run diverged, or another process of the training has gone.
+      Failure: the run diverged; as a Broken, the directory can't be written, or another process of the training has gone.
     """
     run = run_module.Run(workdir)
-    if processes.first_says(lambda: run_module.exists(workdir, config) and _has_ended(run)):
-        return 0
-    setup = set_up(config)
-    with contextlib.ExitStack() as held:
+    with _in_company(), contextlib.ExitStack() as held:
+        if processes.first_says(lambda: run_module.exists(workdir, config) and _has_ended(run)):
+            return 0
+        setup = processes.alike(lambda: set_up(config), functools.partial(_identity, config))
         held.enter_context(_writing(run))
         if processes.first_says(_open, run, config, setup, held):
             return 0
@@ -134,30 +136,30 @@ def train(config, workdir: str) -> int:
         state, done = resumed(setup, run, checkpoints)
         if first:
             describe(setup, evaluate.on_one_device(state.params))
-        stopped_by = None
+        signals, stopped_by = held.enter_context(_signals()), None
         while stopped_by is None:
             try:
                 with Record(setup, run, checkpoints, done) if first else Silence() as record:
-                    stopped_by = _loop(setup, record, state, done)
+                    stopped_by = _loop(setup, record, state, done, signals)
             except Diverged as error:
                 state, done = _gone_back(error, setup, run, checkpoints, done)
-            except (Failure, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                if processes.is_loss(error):
-                    why = str(error).splitlines()[0]
-                    raise processes.Lost(
-                        f"another process of this training has gone ({why}): the same commands go on from the last checkpoint."
-                    ) from error
-                if first:
+            except Exception as error:
+                if first and not isinstance(error, Failure) and not processes.is_loss(error):
                     with contextlib.suppress(OSError):
                         run.write_status("failed", done.step, done.best, f"{type(error).__name__}: {error}", done.rows)
                 raise
     if first and stopped_by:
-        print(f"stopped at step {done.step} of {setup.total_steps}: the same command goes on from there.")
+        progress.tell(f"stopped at step {done.step} of {setup.total_steps}: the same command goes on from there.")
     elif first:
-        print(f"done at step {done.step} in {progress.duration(done.seconds)}: {_best(done.best)}.")
+        progress.tell(f"done at step {done.step} in {progress.duration(done.seconds)}: {_best(done.best)}.")
     return 128 + stopped_by if stopped_by else 0
+
+
+def _identity(config, setup: Setup) -> str:
+    """What has to be the same in all processes."""
+    fields = config_module.flatten(config_module.to_dict(config))
+    same = {key: value for key, value in fields.items() if key not in config_module.OF_THE_MACHINE}
+    return json.dumps([same, setup.vocab.to_dict(), setup.provenance["sha256"], setup.provenance["splits"]], sort_keys=True)
 
 
 def _open(run: run_module.Run, config, setup: Setup, held: contextlib.ExitStack) -> bool:
@@ -177,50 +179,50 @@ def _open(run: run_module.Run, config, setup: Setup, held: contextlib.ExitStack)
     return False
 
 
-def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progress) -> int:
+def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progress, signals: list[int]) -> int:
     """Trains to the end; returns the number of the signal that stopped it before, else 0."""
     train_step = make_train_step(setup.functions, setup.optimizer, setup.seed, setup.mesh, setup.pad, done.halvings)
     one, many = jax.jit(train_step, donate_argnums=0), jax.jit(several(train_step), donate_argnums=0)
     evaluate_split = evaluate.evaluator(setup.functions, devices.own(setup.mesh))
     batch_of = _feed(setup)
-    finished, stopping = _is_finished(setup, done), False
-    with _signals() as signals:
-        clock = _Clock(done)
-        before = None  # metrics of the call before: fetched once the next one is under way, so that the device never waits
-        while not (finished or stopping):
-            if not _is_due(setup, done):  # else it was stopped amid this evaluation, which comes first then
-                count = steps_at_once(setup, done.step)
-                state, metrics = (one if count == 1 else many)(state, *batch_of(done.step, count, signals))
-                stopping = bool(signals) and processes.number() == 1  # read once, since a signal may come at any moment
-                if before is not None:
-                    stopping = _add(done, before) or stopping
-                    record.step(done, clock)
-                before, done.step, done.evaluated = metrics, done.step + count, None
-            evaluate_now = _is_due(setup, done)
-            log_now = before is not None and (done.step >= setup.total_steps or done.step % setup.log_every == 0)
-            save_now = evaluate_now or stopping or _is_multiple(done.step, setup.checkpoint_every)
-            if before is not None and (log_now or save_now):
-                _add(done, before)
-                before = None
-                clock.lap(training=True)
-            if log_now:
-                record.row(_train_row(setup, done), clock)
-                done.interval, done.interval_seconds = Sums(), 0.0
-            if evaluate_now:
-                rows = processes.first_says(_evaluation_rows, setup, done, evaluate_split, state.params, signals)
-                if rows is None:
-                    stopping = True
-                else:
-                    _judge(setup, done, rows[-1])
-                    record.evaluation(done, rows, state.params)
-                    done.epoch = Sums()
-                    finished = _is_finished(setup, done)
-            clock.lap(training=not (log_now or save_now))
-            if save_now:
-                if not math.isfinite(float(optax.tree.norm(evaluate.on_one_device(state.params)))):
-                    raise Diverged(f"a parameter after step {done.step} is not finite")
-                record.save(done, processes.whole(state))
-                clock.lap(training=False)
+    finished = _is_finished(setup, done)
+    stopping = bool(signals) and processes.number() == 1  # in the loop before this one, which has diverged
+    clock = _Clock(done)
+    before = None  # metrics of the call before: fetched once the next one is under way, so that the device never waits
+    while not (finished or stopping):
+        if not _is_due(setup, done):  # else it was stopped amid this evaluation, which comes first then
+            count = steps_at_once(setup, done.step)
+            state, metrics = (one if count == 1 else many)(state, *batch_of(done.step, count, signals))
+            stopping = bool(signals) and processes.number() == 1  # read once, since a signal may come at any moment
+            if before is not None:
+                stopping = _add(done, before) or stopping
+                record.step(done, clock)
+            before, done.step, done.evaluated = metrics, done.step + count, None
+        evaluate_now = _is_due(setup, done)
+        log_now = before is not None and (done.step >= setup.total_steps or done.step % setup.log_every == 0)
+        save_now = evaluate_now or stopping or _is_multiple(done.step, setup.checkpoint_every)
+        if before is not None and (log_now or save_now):
+            _add(done, before)
+            before = None
+            clock.lap(training=True)
+        if log_now:
+            record.row(_train_row(setup, done), clock)
+            done.interval, done.interval_seconds = Sums(), 0.0
+        if evaluate_now:
+            rows = processes.first_says(_evaluation_rows, setup, done, evaluate_split, state.params, signals)
+            if rows is None:
+                stopping = True
+            else:
+                _judge(setup, done, rows[-1])
+                record.evaluation(done, rows, state.params)
+                done.epoch = Sums()
+                finished = _is_finished(setup, done)
+        clock.lap(training=not (log_now or save_now))
+        if save_now:
+            if not math.isfinite(float(optax.tree.norm(evaluate.on_one_device(state.params)))):
+                raise Diverged(f"a parameter after step {done.step} is not finite")
+            record.save(done, processes.whole(state))
+            clock.lap(training=False)
     record.end(done, finished)
     return 0 if finished else (signals or [signal.SIGTERM])[0]
 
@@ -297,6 +299,20 @@ def _gone_back(
     state, before = resumed(setup, run, checkpoints)
     before.halvings = done.halvings + 1
     return state, before
+
+
+@contextlib.contextmanager
+def _in_company() -> Iterator[None]:
+    """Raises a Lost where another process of this training has gone."""
+    try:
+        yield
+    except Exception as error:
+        if not processes.is_loss(error):
+            raise
+        why = str(error).splitlines()[0]
+        raise processes.Lost(
+            f"another process of this training has gone ({why}): the same commands go on from the last checkpoint."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -404,7 +420,7 @@ def _has_ended(run: run_module.Run) -> bool:
     if status["state"] == "diverged":
         raise Failure(f"{run.workdir} has diverged ({status['message']}): change the config and train into another directory.")
     if status["state"] == "done":
-        print(f"{run.workdir} is done at step {status['step']}: {_best(status['best'])}.")
+        progress.tell(f"{run.workdir} is done at step {status['step']}: {_best(status['best'])}.")
     return status["state"] == "done"
 
 

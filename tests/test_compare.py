@@ -340,7 +340,7 @@ def test_training_losses_of_other_corpora_or_framings_are_apart(script, tmp_path
         path = make_run(tmp_path / name, overrides)
         rows = [line for line in (path / "metrics.jsonl").read_text().splitlines() if '"validation"' not in line]
         (path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
-        (path / "corpus.json").write_text(json.dumps({"sha256": sha * 64}))
+        (path / "corpus.json").write_text(json.dumps({"sha256": sha * 64, "splits": {}}))
     protocols = [row["protocol"] for row in table(script, tmp_path)]
     assert sorted(map(protocols.count, set(protocols))) == [1, 1, 2]
 

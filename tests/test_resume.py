@@ -72,9 +72,11 @@ def test_kill_9_twice_then_the_same_command(script, straight, corpus_file, tmp_p
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9999, "na')
     assert stop_at(700, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    assert saved >= 600
     done = subprocess.run(command(script, corpus_file, workdir), env=script.env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "resuming at step" in done.stdout
+    assert f"resuming at step {saved} of {STEPS}" in done.stdout
     assert_equal_runs(workdir, straight)
     assert len(json.loads((workdir / "environment.json").read_text())["starts"]) == 3
     assert not list(workdir.rglob("*.new"))

@@ -73,11 +73,6 @@ def test_damaged_files_are_named(tmp_path, name, content):
     run = begun(tmp_path / "run")
     (run.workdir / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     read = {"config.json": run.config, "vocab.json": run.vocab, "corpus.json": run.corpus, "status.json": run.status}[name]
-    if name == "corpus.json" and content.startswith('{"'):
-        assert read() == {"model": 3}  # whether it fits is asked by check_data
-        with pytest.raises(UserError, match="has changed since"):
-            run.check_data(Vocab("abc"), CORPUS)
-        return
     with pytest.raises(UserError, match=str(run.workdir / name)):
         read()
 
