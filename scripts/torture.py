@@ -319,7 +319,7 @@ def disk(place: Place, seed: int) -> list[Row]:
 def readers(workdir: pathlib.Path) -> list[list[str]]:
     """The commands that read a run."""
     return [
-        program("evaluate", f"--workdir={workdir}", "--checkpoint=latest"),
+        program("evaluate", f"--workdir={workdir}"),
         program("sample", f"--workdir={workdir}", "--prompt=a", "--length=50", "--checkpoint=latest"),
         program("compare", workdir, "--json", "--each"),
     ]
@@ -340,7 +340,7 @@ def sentence(status: int, errors: str, words: tuple[str, ...], what: str) -> lis
 
 
 def damage(place: Place, seed: int) -> list[Row]:
-    """Each text of a run and each file of its latest and its best checkpoint, harmed in four ways, then each of the programs."""
+    """Each text of a run and each file of its latest and its best checkpoint, harmed in four ways, then each program."""
     straight = place.straight("stream")
     before = place.folder / "stopped" / "run"
     process = started(place.train(before, "stream"))
@@ -428,10 +428,8 @@ def diverge(place: Place, seed: int) -> list[Row]:
             finite += 1  # bounded steps of 1,000 need not be infinite
             continue
         lost += sentence(status, errors, ("is marked diverged",), f"diverge with {optimizer}")
-        if (
-            state["state"] != "diverged"
-            or state["step"] > (rows(workdir)[-1]["step"] if size(workdir) else 0) + RUN["train.log_every"]
-        ):
+        logged = rows(workdir)[-1]["step"] if size(workdir) else 0
+        if state["state"] != "diverged" or state["step"] > logged + RUN["train.log_every"]:
             lost.append(f"diverge with {optimizer}: {state}")
     note = f"{finite} stayed finite; the others diverged, noticed within a log interval"
     return [Row("learning rate of 1,000, each optimiser", 4, lost, note)]
