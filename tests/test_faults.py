@@ -337,3 +337,68 @@ def test_progress_of_an_older_version_can_be_read():
     """Fields that came later have their defaults."""
     saved = json.loads(json.dumps({"step": 3, "interval": {"nats": 1.0, "chars": 2}, "epoch": {}}))
     assert Progress.from_dict(saved).halvings == 0
+
+
+def test_a_reader_that_goes_ends_no_training(script, stopped, tmp_path):
+    """As `| head -1` does, and as Ctrl-C does to `2>&1 | tee`."""
+    overrides, _, straight = stopped
+    flags = [f"--config={TINY}", *as_flags(overrides)]
+    for name, number, status in (("read_to_the_end", None, 0), ("stopped", signal.SIGINT, 128 + signal.SIGINT)):
+        command = script.command("train", *flags, f"--workdir={tmp_path / name}")
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, env=script.env(), **pipes) as process:
+            process.stdout.readline()
+            process.stdout.close()
+            if number:
+                metrics = tmp_path / name / "metrics.jsonl"
+                while not metrics.exists():
+                    time.sleep(0.001)
+                process.send_signal(number)
+            assert process.wait(timeout=60) == status
+        assert Run(tmp_path / name).status()["state"] == ("incomplete" if number else "done")
+    assert list((tmp_path / "stopped" / "checkpoints").iterdir())
+    assert read_rows(tmp_path / "read_to_the_end") == read_rows(straight)
+
+
+def test_best_checkpoints_do_not_pile_up(small, tmp_path, monkeypatch):
+    often = {"train.eval_every": 1, "train.checkpoint_every": 0, "train.steps": 12, "train.best": "train"}
+    kept, save = [], Checkpoints.save
+
+    def counted(self, *arguments):
+        save(self, *arguments)
+        self.wait()
+        kept.append(self.steps())
+
+    monkeypatch.setattr(Checkpoints, "save", counted)
+    assert train.train(config_module.load(TINY, small | often), tmp_path / "run") == 0
+    assert len(kept) == 12
+    assert max(map(len, kept)) <= 4  # the best now and before, this one and the one before it
+
+
+def test_what_a_killed_start_left_is_tidied_and_what_it_was_replacing_is_there_again(tmp_path):
+    def saved(step: int) -> None:
+        checkpoints = Checkpoints(tmp_path)
+        checkpoints.save(step, {"w": np.full(2, step, np.float32)}, {"c": np.ones(1)}, {"evaluated": None})
+        checkpoints.wait()
+        checkpoints.close()
+
+    saved(3)
+    saved(6)
+    saved(6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "6"]
+    (tmp_path / "6").rename(tmp_path / "6.replaced.orbax-checkpoint-tmp")
+    for name in ("9.orbax-checkpoint-tmp", "2.dropped.orbax-checkpoint-tmp"):
+        shutil.copytree(tmp_path / "3", tmp_path / name)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [3, 6]
+    assert checkpoints.restore_params(6, {"w": jax.ShapeDtypeStruct((2,), np.float32)})["w"].tolist() == [6, 6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "6"]
+
+
+def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(stopped, tmp_path, capsys):
+    overrides, run, straight = stopped
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert train.train(config_module.load(TINY, overrides), tmp_path / "run") == 0
+    assert "has no checkpoint, though it had reached step 40: it begins again." in capsys.readouterr().err
+    assert read_rows(tmp_path / "run") == read_rows(straight)
