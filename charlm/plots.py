@@ -102,7 +102,8 @@ def _draw_curves(axis, groups: Sequence[compare.Group], metric: str, x: str) -> 
     axis.grid(True, which="both", alpha=0.15)
     handles, labels = axis.get_legend_handles_labels()
     title = f"best {NAMED_CURVES // 2} of {len(curves)}" if many else None
-    axis.legend(handles[::-1], labels[::-1], fontsize=8, title=title, title_fontsize=8, framealpha=0.8)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2, "frameon": False}  # where it hides no curve
+    axis.legend(handles[::-1], labels[::-1], fontsize=8, title=title, title_fontsize=8, **below)
 
 
 def _drawable(curve: dict[str, list]) -> dict[str, list]:
@@ -150,15 +151,20 @@ def _draw_map(figure, axis, groups: Sequence[compare.Group], keys: Sequence[str]
     for marginal in marginals:
         table[rows.index(marginal.value[0]), columns.index(marginal.value[1])] = marginal.nats
     image = axis.imshow(table, cmap="viridis_r", aspect="auto")
-    middle = np.nanmean([np.nanmin(table), np.nanmax(table)])
     for row, column in np.argwhere(np.isfinite(table)):
-        colour = "white" if table[row, column] < middle else "black"
+        colour = readable_on(image.cmap(image.norm(table[row, column])))
         axis.text(column, row, f"{table[row, column]:.4f}", ha="center", va="center", color=colour, fontsize=9)
     axis.set_xticks(range(len(columns)), [compare.written(value) for value in columns])
     axis.set_yticks(range(len(rows)), [compare.written(value) for value in rows])
     axis.set_xlabel(keys[1])
     axis.set_ylabel(keys[0])
     figure.colorbar(image, ax=axis, label="nats per character")
+
+
+def readable_on(colour: tuple[float, float, float, float]) -> str:
+    """Black or white, whichever can be read on a colour given as red, green, blue, alpha in [0, 1]."""
+    red, green, blue, _ = colour
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
 def _ordered(marginals: Sequence[compare.Marginal], place: int) -> list[compare.Marginal]:

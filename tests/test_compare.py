@@ -16,6 +16,7 @@ from conftest import ROOT
 from charlm import config as config_module
 from charlm import reading
 from charlm.errors import UserError
+from charlm.plots import readable_on
 from charlm.run import Run
 
 PROTOCOL = {"corpus": "c0ffee00" * 8, "split": "validation", "state": "carried", "chars": 1000}
@@ -379,3 +380,8 @@ def test_a_plot_of_nothing_is_refused(script, tmp_path):
     make_run(tmp_path / "imported", nats=(), test=1.0)
     message = script("compare", tmp_path, "--metric=test", f"--plot={tmp_path / 'x.png'}", status=2).stderr
     assert "have no curves" in message
+
+
+def test_numbers_of_a_map_can_be_read_on_their_colours():
+    assert readable_on((0.99, 0.91, 0.14, 1)) == "black"  # viridis's yellow, and its darkest
+    assert readable_on((0.27, 0.00, 0.33, 1)) == "white"

@@ -8,7 +8,7 @@ Each trial is the quickstart with other values, so that it sees 2 x 1,003,854 ch
 from charlm.sweep import chain, product, repeat
 from configs import quickstart
 
-BEST = {"model.hidden": [384], "model.dropout": [0.0], "optim.learning_rate": [5e-3]}  # of the product, once that was done
+BEST = {"model.hidden": [384], "model.dropout": [0.0], "optim.learning_rate": [1e-2]}  # of the product, once that was done
 
 
 def get_config(arg: str | None = None):
