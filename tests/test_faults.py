@@ -18,10 +18,11 @@ from conftest import ROOT, as_flags, make_text, read_rows
 from test_train import TINY, assert_same, final_params
 
 from charlm import config as config_module
-from charlm import seal, train
+from charlm import seal, state, train
 from charlm.checkpoint import Checkpoints
 from charlm.errors import Broken, Failure
 from charlm.run import Run
+from charlm.setup import set_up
 from charlm.state import Progress
 
 FILES = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")
@@ -78,7 +79,7 @@ def stop_at(metrics, step: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("how", ["flipped", "deleted", *(pytest.param(how, marks=pytest.mark.slow) for how in HARMS[:2])])
+@pytest.mark.parametrize("how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in HARMS if how != "flipped")])
 @pytest.mark.parametrize("name", FILES)
 def test_damage_is_mended_and_said_or_refused_in_a_sentence_that_names_the_file(script, stopped, tmp_path, name, how):
     overrides, run, straight = stopped
@@ -264,25 +265,21 @@ def test_a_diverged_run_goes_back_and_halves_the_rate_as_often_as_it_may(small, 
     assert Run(tmp_path / "few").status()["state"] == "diverged"
 
 
-def test_a_halved_rate_is_that_rate(small, tmp_path):
-    """A run with half the rate from its first step on, and one that is told so by its progress."""
-    from charlm import model, optim, state
-    from charlm.setup import set_up
-
-    for name in ("adamw", "sgd"):
-        config = config_module.load(TINY, small | {"optim.name": name, "optim.weight_decay": 0.1, "optim.momentum": 0.5})
+@pytest.mark.parametrize("name", ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "rmsprop"))])
+def test_a_halved_rate_is_that_rate(small, name):
+    """Three steps at half the rate, and three that are told to halve it."""
+    whole = small | {"optim.name": name, "optim.weight_decay": 0.1, "optim.momentum": 0.5, "optim.learning_rate": 0.01}
+    after = []
+    for rate, halvings in ((0.005, 0), (0.01, 1)):
+        config = config_module.load(TINY, whole | {"optim.learning_rate": rate})
         setup = set_up(config)
-        half = config_module.load(TINY, small | {"optim.name": name, "optim.weight_decay": 0.1, "optim.momentum": 0.5})
-        half.optim.learning_rate = config.optim.learning_rate / 2
-        functions = model.functions(config, len(setup.vocab))
-        after = []
-        for optimizer, halvings in ((optim.optimizer(half, 10), 0), (optim.optimizer(config, 10), 1)):
-            step = jax.jit(train.make_train_step(functions, optimizer, 0, setup.mesh, None, halvings))
-            now = state.placed(state.initial_state(functions, optimizer, setup.batches.rows, 0), setup.mesh)
-            for number in range(3):
-                now, _ = step(now, setup.batches.batch_at(number))
-            after.append(now.params)
-        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7), *after)
+        step = jax.jit(train.make_train_step(setup.functions, setup.optimizer, 0, setup.mesh, None, halvings))
+        initial = state.initial_state(setup.functions, setup.optimizer, setup.batches.rows, 0)
+        now = state.placed(initial, setup.mesh)
+        for number in range(3):
+            now, _ = step(now, setup.batches.batch_at(number))
+        after.append(now.params)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7), *after)
 
 
 def test_a_damaged_parameter_is_noticed_before_it_is_saved(small, tmp_path, monkeypatch):
@@ -291,9 +288,9 @@ def test_a_damaged_parameter_is_noticed_before_it_is_saved(small, tmp_path, monk
     resumed = train.resumed
 
     def corrupted(*arguments):
-        state, done = resumed(*arguments)
-        state.params["head_bias"] = state.params["head_bias"].at[0].set(np.nan)
-        return state, done
+        now, done = resumed(*arguments)
+        now.params["head_bias"] = now.params["head_bias"].at[0].set(np.nan)
+        return now, done
 
     monkeypatch.setattr(train, "resumed", corrupted)
     with pytest.raises(Failure, match="not finite"):
@@ -311,6 +308,7 @@ def test_a_lock_that_a_dead_process_left_holds_nobody_up(script, stopped, tmp_pa
     assert read_rows(tmp_path / "run") == read_rows(straight)
 
 
+@pytest.mark.slow
 def test_reading_a_run_that_trains_finds_a_checkpoint_each_time(script, stopped, tmp_path):
     """Checkpoints come and go in the meantime; none that goes is taken for damaged."""
     overrides, _, _ = stopped
@@ -400,5 +398,5 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(stopped, tmp
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert train.train(config_module.load(TINY, overrides), tmp_path / "run") == 0
-    assert "has no checkpoint, though it had reached step 40: it begins again." in capsys.readouterr().err
+    assert re.search(r"has no checkpoint, though it had reached step 4\d: it begins again\.", capsys.readouterr().err)
     assert read_rows(tmp_path / "run") == read_rows(straight)
