@@ -44,6 +44,7 @@ def test_what_was_compiled_is_kept_and_found_again(script, small, tmp_path, monk
     assert read_rows(tmp_path / "one") == read_rows(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_cache_and_without_one_it_can_write(script, small, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     command = ("train", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *as_flags(small))

@@ -164,7 +164,7 @@ LONG_EVALUATION = {
 
 def test_a_signal_amid_an_evaluation_stops_it_and_the_same_command_makes_it(script, tmp_path):
     text = tmp_path / "text.txt"
-    text.write_text(make_text(60_000))
+    text.write_text(make_text(40_000))
     flags = [f"--config={TINY}", *as_flags(LONG_EVALUATION | {"corpus.path": text})]
     script("train", *flags, f"--workdir={tmp_path / 'straight'}")
     workdir = tmp_path / "run"

@@ -129,6 +129,7 @@ def test_frequencies_are_those_that_the_rules_promise(decoding, expected):
     assert chi_squared < 24  # the seed is fixed; by chance one in ten thousand would exceed this with 4 degrees of freedom
 
 
+@pytest.mark.slow
 def test_devices_that_share_the_rows_draw_what_one_draws(script, small, tmp_path, monkeypatch):
     flags = [f"--config.{key}={value}" for key, value in small.items()]
     script("train", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *flags)

@@ -406,7 +406,7 @@ def test_signals_are_heard_once():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize("framing", ["stream", "windows"])
+@pytest.mark.parametrize("framing", ["stream", pytest.param("windows", marks=pytest.mark.slow)])
 def test_several_steps_in_one_call_are_the_same_steps(small, tmp_path, framing):
     """Bit for bit, and whatever is logged, evaluated and saved between them."""
     every = {"train.log_every": 7, "train.eval_every": 16, "train.checkpoint_every": 11}
