@@ -88,8 +88,15 @@ class Checkpoints:
 
     def keep_only(self, steps: set[int]) -> None:
         """Deletes the complete checkpoints of all other steps."""
-        for step in set(self.steps()) - steps:
-            self._drop(step)
+        surplus = set(self.steps()) - steps
+        for step in surplus:
+            # Renamed first, so that nobody who reads beside us, and no next start where we are killed in the meantime, takes
+            # what is left of it for a checkpoint.
+            dropped = self._directory / f"{step}{DROPPED}"
+            (self._directory / str(step)).rename(dropped)
+            shutil.rmtree(dropped)
+        if surplus:
+            self._manager.reload()
 
     def _tidy(self) -> None:
         """Deletes what was not yet a checkpoint, or no longer one, when the start before was killed."""
@@ -99,14 +106,6 @@ class Checkpoints:
                 path.rename(step)
         for path in self._directory.glob(f"*{TEMPORARY}"):
             shutil.rmtree(path)
-
-    def _drop(self, step: int) -> None:
-        """Deletes a checkpoint. It is renamed first, so that nobody who reads beside us, and no next start where we are killed
-        in the meantime, takes what is left of it for one."""
-        dropped = self._directory / f"{step}{DROPPED}"
-        (self._directory / str(step)).rename(dropped)
-        shutil.rmtree(dropped)
-        self._manager.reload()
 
     def set_aside(self, step: int) -> None:
         """Moves a checkpoint that can't be read to the folder `unreadable`, so that its step can be saved again."""

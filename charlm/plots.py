@@ -14,7 +14,6 @@ from charlm.errors import UserError
 
 NAMED_CURVES = 10  # more are drawn thin, and only the best are named
 AXES = {"step": "steps", "chars": "characters trained on", "seconds": "seconds"}
-MOST_NATS = 25.0  # a perplexity of 7e10
 MOST_TICKS = 12  # more values of a knob are an axis of numbers
 LOG_FROM = 30.0  # an axis is logarithmic where its largest value is so many times its smallest
 
@@ -59,7 +58,7 @@ def write(file: str, tables: Sequence[tuple[dict, Sequence[compare.Group]]], met
 
 def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
     """The mean over seeds at the steps that all of them have; None where there is nothing. series: a seed each."""
-    series = [_drawable(each) for each in series]
+    series = [reading.within_reason(each) for each in series]
     steps = sorted(set.intersection(*(set(each["step"]) for each in series))) if series else []
     if not steps:
         return None
@@ -104,12 +103,6 @@ def _draw_curves(axis, groups: Sequence[compare.Group], metric: str, x: str) -> 
     title = f"best {NAMED_CURVES // 2} of {len(curves)}" if many else None
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2, "frameon": False}  # where it hides no curve
     axis.legend(handles[::-1], labels[::-1], fontsize=8, title=title, title_fontsize=8, **below)
-
-
-def _drawable(curve: dict[str, list]) -> dict[str, list]:
-    """Without what would make a picture of one point: perplexities beyond any reason."""
-    kept = [place for place, nats in enumerate(curve["nats"]) if nats < MOST_NATS]
-    return {name: [values[place] for place in kept] for name, values in curve.items()}
 
 
 def _draw_knob(axis, groups: Sequence[compare.Group], key: str, metric: str) -> None:

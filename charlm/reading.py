@@ -15,6 +15,7 @@ from charlm.run import Run
 from charlm.seal import opened
 
 NO_FIGURE = {"split": "none", "why": "not evaluated yet"}
+MOST_NATS = 25.0  # that a picture shows: a perplexity of 7e10
 SAMPLED_ROWS = 101  # of the training loss, whose median speed is a run's
 
 
@@ -154,6 +155,12 @@ def series(record: Record) -> dict[str, dict[str, list]]:
                 for name, value in (("step", row["step"]), ("chars", chars), ("seconds", seconds), ("nats", row["nats"])):
                     curves[split][name].append(value)
     return curves
+
+
+def within_reason(curve: dict[str, list]) -> dict[str, list]:
+    """One curve of `series` without the points, of a run that diverges, that would make a picture of one point."""
+    kept = [place for place, nats in enumerate(curve["nats"]) if nats < MOST_NATS]
+    return {name: [values[place] for place in kept] for name, values in curve.items()}
 
 
 def validation_nats(path: pathlib.Path) -> list[float]:

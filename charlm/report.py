@@ -13,7 +13,6 @@ from charlm import compare, config, reading
 from charlm.errors import UserError
 
 MOST_POINTS = 400  # of a curve
-MOST_NATS = 25.0  # a perplexity of 7e10
 MOST_SAMPLES = 12  # of a run, the latest
 
 
@@ -63,8 +62,7 @@ def embedded(values: object) -> str:
 def _thinned(curve: dict[str, list]) -> dict[str, list]:
     """At most so many points, evenly, the last one among them; six digits are more than a screen shows. Of a run that diverges
     the points beyond reason are left out."""
-    kept = [place for place, nats in enumerate(curve["nats"]) if nats < MOST_NATS]
-    curve = {name: [values[place] for place in kept] for name, values in curve.items()}
+    curve = reading.within_reason(curve)
     every = max(1, math.ceil(len(curve["step"]) / MOST_POINTS))
     return {name: [_rounded(value) for value in values[::-every][::-1]] for name, values in curve.items()}
 

@@ -1,5 +1,6 @@
 """What happens to trainings on real machines: signals at bad moments, full disks, damaged files, divergence."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, as_flags, make_text, read_rows
+from test_processes import wait_for_step
 from test_train import TINY, assert_same, final_params
 
 from charlm import config as config_module
@@ -66,16 +68,15 @@ def stopped(corpus_file, tmp_path_factory):
     config = config_module.load(TINY, overrides)
     assert train.train(config, folder / "straight") == 0
     begin = config_module.load(TINY, overrides)
-    stop = threading.Thread(target=stop_at, args=(folder / "stopped" / "metrics.jsonl", 40))
+    stop = threading.Thread(target=stop_at, args=(folder / "stopped", 40))
     stop.start()
     assert train.train(begin, folder / "stopped") == 128 + signal.SIGTERM
     stop.join()
     return overrides, folder / "stopped", folder / "straight"
 
 
-def stop_at(metrics, step: int) -> None:
-    while not metrics.exists() or f'"step": {step}' not in metrics.read_text():
-        time.sleep(0.001)
+def stop_at(workdir, step: int) -> None:
+    wait_for_step(workdir, step)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -171,9 +172,7 @@ def test_a_signal_amid_an_evaluation_stops_it_and_the_same_command_makes_it(scri
     with subprocess.Popen(
         script.command("train", *flags, f"--workdir={workdir}"), env=script.env(), stdout=subprocess.DEVNULL
     ) as process:
-        metrics = workdir / "metrics.jsonl"
-        while not metrics.exists() or '"step": 20' not in metrics.read_text():
-            time.sleep(0.001)
+        wait_for_step(workdir, 20)
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
     assert [(row["step"], row["split"]) for row in read_rows(workdir)][-1] == (20, "train")
@@ -194,15 +193,19 @@ def figures(progress: dict) -> dict:
     return {key: value for key, value in progress.items() if "seconds" not in key}
 
 
+@contextlib.contextmanager
+def begun(script, flags, workdir, step: int):
+    """A training whose metrics have reached a step; its standard error is a pipe."""
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(script.command("train", *flags), env=script.env(), **pipes) as process:
+        wait_for_step(workdir, step)
+        yield process
+
+
 def test_a_second_signal_ends_it_at_once_and_without_damage(script, stopped, tmp_path):
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
-    with subprocess.Popen(
-        script.command("train", *flags), env=script.env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        while not metrics.exists():
-            time.sleep(0.001)
+    with begun(script, flags, tmp_path / "run", 1) as process:
         process.send_signal(signal.SIGSTOP)  # so that both signals wait for it
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
@@ -219,13 +222,8 @@ def test_a_quota_that_is_used_up_is_one_sentence_and_nothing_is_lost(script, sto
     """With little room left a row of metrics does not fit, with more an array of a checkpoint."""
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
-    with subprocess.Popen(
-        script.command("train", *flags), env=script.env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        while not metrics.exists() or '"step": 15' not in metrics.read_text():
-            time.sleep(0.001)
-        limit = metrics.stat().st_size + room
+    with begun(script, flags, tmp_path / "run", 15) as process:
+        limit = (tmp_path / "run" / "metrics.jsonl").stat().st_size + room
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
         assert process.wait() == 1
         errors = process.stderr.read().strip().splitlines()
@@ -348,9 +346,7 @@ def test_a_reader_that_goes_ends_no_training(script, stopped, tmp_path):
             process.stdout.readline()
             process.stdout.close()
             if number:
-                metrics = tmp_path / name / "metrics.jsonl"
-                while not metrics.exists():
-                    time.sleep(0.001)
+                wait_for_step(tmp_path / name, 1)
                 process.send_signal(number)
             assert process.wait(timeout=60) == status
         assert Run(tmp_path / name).status()["state"] == ("incomplete" if number else "done")

@@ -58,7 +58,7 @@ def wait_for_step(workdir, step):
         lines = metrics.read_text().rpartition("\n")[0].splitlines() if metrics.exists() else []
         if lines and json.loads(lines[-1])["step"] >= step:
             return
-        time.sleep(0.01)
+        time.sleep(0.001)
     raise AssertionError(f"{workdir} did not reach step {step}")
 
 
