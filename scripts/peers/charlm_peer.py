@@ -41,6 +41,7 @@ def train(job: dict, config) -> None:
     import numpy as np
 
     from charlm import batches, devices, model, optim, setup
+    from charlm import state as state_module
     from charlm import train as training
 
     ids_N = np.random.default_rng(0).integers(0, job["vocab"], 1_000_000).astype(np.uint8)
@@ -50,7 +51,8 @@ def train(job: dict, config) -> None:
     mesh = devices.mesh(data.rows, devices.wanted(config))
     step = jax.jit(training.several(training.make_train_step(functions, optimizer, 0, mesh)), donate_argnums=0)
     together = setup.steps_per_call(config.train.steps_per_call, framing, functions)
-    state, done = training.placed(jax.jit(lambda: training.initial_state(functions, optimizer, data.rows, 0))(), mesh), 0
+    initial = jax.jit(lambda: state_module.initial_state(functions, optimizer, data.rows, 0))
+    state, done = state_module.placed(initial(), mesh), 0
 
     def run(steps: int) -> int:
         nonlocal state, done
