@@ -122,25 +122,37 @@ def measure(
       say: called with a line on what is being done.
 
     Raises:
-      Failure: a program has ended with an error, which is named.
+      Failure: once the others' figures have been yielded: programs have ended with an error, which is named.
     """
     job = {"task": task, **SHAPES[shape]._asdict(), "batch": batch, "vocab": VOCAB}
     programs = {name: IMPLEMENTATIONS[name] for name in names}
     if task == "train":
         programs |= {f"peak-{dtype}": peak for dtype, peak in PEAKS.items()}
     answers: dict[str, list[dict]] = {name: [] for name in programs}
+    failures = []
     with contextlib.ExitStack() as stack:
         workers = {}
         for name, implementation in programs.items():
             python = _python(name, pythons) if name in IMPLEMENTATIONS else sys.executable
-            workers[name] = stack.enter_context(Worker(name, implementation, python, job))
+            try:
+                workers[name] = stack.enter_context(Worker(name, implementation, python, job))
+            except Failure as failure:
+                failures.append(f"{task} {shape}, batch {batch}: {failure}")
+                say(f"{failures[-1]}; it is left out")
+                continue
             started = {key: value for key, value in workers[name].started.items() if key != "ready"}
             say(f"{task} {shape}, batch {batch}: {name} is ready {started or ''}")
         for number in range(rounds):
-            for name, worker in workers.items():
-                answers[name].append(worker.measure(seconds))
+            for name, worker in list(workers.items()):
+                try:
+                    answers[name].append(worker.measure(seconds))
+                except Failure as failure:
+                    failures.append(f"{task} {shape}, batch {batch}: {failure}")
+                    say(f"{failures[-1]}; it is left out")
+                    del workers[name]
             say(f"{task} {shape}, batch {batch}: round {number + 1} of {rounds} is done")
-    for name, implementation in programs.items():
+    for name in workers:
+        implementation = programs[name]
         rates = [answer["chars_per_second"] for answer in answers[name]]
         middle = statistics.median(rates)
         yield Measurement(
@@ -153,6 +165,8 @@ def measure(
             spread=(max(rates) - min(rates)) / middle,
             peak_rss_bytes=max(answer["peak_rss_bytes"] for answer in answers[name]),
         )
+    if failures:
+        raise Failure("; ".join(failures))
 
 
 class Worker:

@@ -229,6 +229,7 @@ class Run:
                 "device": device,
                 "machine": f"{platform.node()} {platform.machine()} {os.cpu_count()} cores",
                 "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+                "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
                 "parameters": parameters,
                 "total_steps": total_steps,
             }

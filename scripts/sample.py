@@ -51,7 +51,8 @@ def main(overrides: dict[str, str]) -> None:
     run = Run(_WORKDIR.value)
     vocab, config = run.vocab(), run.config()
     prompts = [_known(prompt, vocab) for prompt in _prompts(run, config)]
-    devices.prepare_cpu(config, _NUM.value)
+    for line in devices.prepare_cpu(config, _NUM.value):
+        print(line, file=sys.stderr)
     cache.keep_compiled(cache.folder_of(config))
 
     import jax

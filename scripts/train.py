@@ -40,8 +40,10 @@ def main(overrides: dict[str, str]) -> int:
     rows = batches.Framing.of(checked).rows
     if rows % place.number:
         raise UserError(f"batch.size={rows} can't be shared evenly by {place.number} processes: a multiple would be right.")
-    if (flags_set := devices.prepare_cpu(checked, rows, place.number)) and place.index == 0:
-        print(f"XLA_FLAGS={flags_set}")
+    devices.use_huge_pages()
+    for line in devices.prepare_cpu(checked, rows, place.number):
+        if place.index == 0:
+            print(line)
     cache.keep_compiled(cache.folder_of(checked))  # this imports JAX, which takes a second: only once the command is right
     from charlm import setup, train
 

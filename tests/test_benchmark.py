@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import pytest
 
@@ -43,22 +42,27 @@ def test_geometric_means_over_shapes_that_all_have():
     assert math.isnan(benchmark.rate(rows, "train", "M", 8, "flax"))
 
 
-def test_a_small_run(script, tmp_path):
+@pytest.mark.parametrize("ours", [["charlm"], pytest.param(["charlm", "charlm-bf16", "flax"], marks=pytest.mark.slow)])
+def test_a_small_run(script, tmp_path, ours):
     file = tmp_path / "figures.json"
-    flags = ("--tasks=sample", "--shapes=S", "--sample_batches=2", "--rounds=2", "--seconds=0.1", f"--json={file}")
+    flags = ("--shapes=S", "--sample_batches=2", "--rounds=2", "--seconds=0.1", f"--json={file}")
     python = tmp_path / "no python here"
-    result = script("benchmark", "--implementations=charlm,flax,torch", f"--peer_python=torch={python}", *flags)
+    result = script("benchmark", f"--implementations={','.join(ours)},torch", f"--peer_python=torch={python}", *flags)
     assert f"skipped torch: {python} can't be run" in result.stdout
     rows = json.loads(file.read_text())
-    assert [row["implementation"] for row in rows] == ["charlm", "flax"]
+    for task, expected in (("train", [*ours, "peak", "peak"]), ("sample", ours)):
+        assert [row["implementation"] for row in rows if row["task"] == task] == expected
     for row in rows:
         assert set(row) == set(Measurement._fields)
-        assert row["task"] == "sample"
-        assert (row["shape"], row["batch"], row["dtype"]) == ("S", 2, "float32")
+        assert (row["shape"], row["batch"]) == ("S", 50 if row["task"] == "train" else 2)
+        assert (
+            row["dtype"] == ("bfloat16" if row["implementation"] == "charlm-bf16" else "float32")
+            or row["implementation"] == "peak"
+        )
         assert row["chars_per_second"] > 0
         assert row["spread"] >= 0
         assert 50e6 < row["peak_rss_bytes"] < 5e9
-    assert result.stdout.count("round 2 of 2 is done") == 1
+    assert result.stdout.count("round 2 of 2 is done") == 2
     assert f"{rows[0]['chars_per_second']:,.0f}" in result.stdout
 
 
@@ -83,7 +87,10 @@ def test_nothing_to_measure_is_a_failure(script, tmp_path):
     assert result.stderr == "error: none of the implementations can be measured.\n"
 
 
-def test_a_program_that_ends_with_an_error_is_named(monkeypatch):
-    monkeypatch.setitem(benchmark.SHAPES, "S", benchmark.SHAPES["S"]._replace(hidden=-1))
-    with pytest.raises(benchmark.Failure, match="flax ended with status 1"):
-        list(benchmark.measure("sample", "S", 1, ["flax"], {"flax": sys.executable}, 1, 0.1, say=lambda line: None))
+def test_a_program_that_ends_with_an_error_is_named_and_the_others_are_measured(monkeypatch):
+    broken = benchmark.IMPLEMENTATIONS["flax"]._replace(dtype="no type", program="charlm_peer.py")
+    monkeypatch.setitem(benchmark.IMPLEMENTATIONS, "charlm", broken)
+    rows = benchmark.measure("sample", "S", 1, ["charlm", "flax"], {}, 1, 0.1, say=lambda line: None)
+    assert next(rows).implementation == "flax"
+    with pytest.raises(benchmark.Failure, match=r"sample S, batch 1: charlm ended with status 1: .*no type"):
+        next(rows)

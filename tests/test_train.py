@@ -267,6 +267,36 @@ print(window.lower(state.params, shared, state.carry).compile().as_text().count(
     assert done.stdout.split() == ["1", "0"]
 
 
+@pytest.mark.parametrize(
+    ("given", "set_before", "expected"),
+    [
+        ("always [madvise] never", None, "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.arena_max=1", "glibc.malloc.arena_max=1"),
+        ("[always] madvise never", None, None),
+        (None, None, None),
+    ],
+)
+def test_a_program_starts_anew_for_huge_pages_where_they_are_given_on_request(tmp_path, given, set_before, expected):
+    if given is not None:
+        (tmp_path / "enabled").write_text(given)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, pathlib, sys\nfrom charlm import devices\nprint(os.getpid(), sys.argv[1:])\n"
+        f"devices.HUGE_PAGES_GIVEN = pathlib.Path({str(tmp_path / 'enabled')!r})\ndevices.use_huge_pages()\n"
+        "print(os.getpid(), sys.argv[1:])\nprint(os.environ.get('GLIBC_TUNABLES'))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | {"PYTHONPATH": "."}
+    if set_before is not None:
+        environment["GLIBC_TUNABLES"] = set_before
+    command = [sys.executable, os.fspath(program), "--text=a b", "c"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    *starts, tunables = done.stdout.splitlines()
+    assert tunables == str(expected)
+    assert len(starts) == (3 if expected and not set_before else 2)
+    assert len(set(starts)) == 1  # one process id, one list of arguments
+    assert "['--text=a b', 'c']" in starts[0]
+
+
 def test_number_of_devices():
     assert devices.shared_by(rows=64, available=2, wanted=0) == 2
     assert devices.shared_by(rows=50, available=4, wanted=0) == 2  # 3 do not divide 50, 4 neither

@@ -32,6 +32,7 @@ def main() -> None:
     config = config_of(job)
     from charlm import devices
 
+    devices.use_huge_pages()
     devices.prepare_cpu(config, job["batch"])
     train(job, config) if job["task"] == "train" else sample(job, config)
 
