@@ -12,6 +12,7 @@ from charlm.errors import UserError
 
 HUGE_PAGES_GIVEN = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
+WEIGHTS_THAT_PAY = 4 * 2**20  # bytes of weights, beyond which reading them, by each device again, is what sampling waits for
 ROWS_THAT_PAY = 16  # fewer rows a device make products so flat that another core does not help
 
 
@@ -75,6 +76,17 @@ def put(tree, sharding):
 def wanted(config) -> int:
     """How many devices the config asks for; 0 for as many as pay."""
     return config.devices
+
+
+def rows_to_share(config, rows: int, dtype: str) -> int:
+    """Of so many rows that are sampled at once, those for devices to share: all, or one where that does not pay.
+
+    Args:
+      dtype: of the operands of matrix products.
+    """
+    weights = 4 * config.model.hidden**2 * (2 * config.model.layers - 1)  # the input of the first layer is a row lookup
+    pays = weights * (2 if dtype == "bfloat16" else 4) <= WEIGHTS_THAT_PAY
+    return rows if pays or wanted(config) else 1
 
 
 def prepare_cpu(config, rows: int, processes: int = 1) -> list[str]:

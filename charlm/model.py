@@ -134,10 +134,8 @@ class CharLM(nn.Module):
         head_HV = self.param("head_kernel", init.head_kernel, (self.hidden, self.vocab_size))
         head_bias_V = self.param("head_bias", init.head_bias, (self.vocab_size,))
         hidden_BSH = x.swapaxes(0, 1)
-        logits_BSV = jnp.matmul(
-            hidden_BSH.astype(self.dtype), head_HV.astype(self.dtype), preferred_element_type=hidden_BSH.dtype
-        )
-        return logits_BSV + head_bias_V[None, None, :], tuple(new_carry)
+        logits_BSV = recurrence.product(hidden_BSH, head_HV, self.dtype) + head_bias_V[None, None, :]
+        return logits_BSV, tuple(new_carry)
 
 
 class Functions(NamedTuple):

@@ -4,10 +4,11 @@ Each process feeds its own devices with its own rows of a batch. The first one a
 prints; what it finds is told to the others. With one process everything here does nothing.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -82,6 +83,20 @@ def join(place: Place) -> None:
 def is_loss(error: BaseException) -> bool:
     """Whether an error of JAX's says that another process has gone."""
     return number() > 1 and isinstance(error, RuntimeError | ValueError) and ("Gloo" in str(error) or "NCCL" in str(error))
+
+
+@contextlib.contextmanager
+def in_company() -> Iterator[None]:
+    """Raises a Lost where another process of this training has gone."""
+    try:
+        yield
+    except Exception as error:
+        if not is_loss(error):
+            raise
+        why = str(error).splitlines()[0]
+        raise Lost(
+            f"another process of this training has gone ({why}): the same commands go on from the last checkpoint."
+        ) from error
 
 
 def is_first() -> bool:

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from charlm import config as config_module
 from charlm import corpora, measures
-from charlm.errors import UserError
+from charlm.errors import Broken, UserError
 from charlm.progress import warn
 from charlm.seal import opened, sealed
 from charlm.vocab import Vocab
@@ -261,6 +261,17 @@ class Run:
             file.write(f"process {os.getpid()} on {platform.node()}\n")
             file.flush()
             yield
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raises a Broken where the directory can't be written any more."""
+        try:
+            yield
+        except OSError as error:
+            raise Broken(
+                f"{self.workdir} can't be written ({error.strerror or error}): "
+                "once that is mended, the same command goes on from the last checkpoint."
+            ) from error
 
     def is_training(self) -> bool:
         """Whether a process holds the directory at this moment."""

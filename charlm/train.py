@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -22,7 +23,7 @@ from charlm import batches, devices, evaluate, measures, model, objective, proce
 from charlm import config as config_module
 from charlm import run as run_module
 from charlm.checkpoint import Checkpoints
-from charlm.errors import Broken, Failure
+from charlm.errors import Failure
 from charlm.record import Record, Silence
 from charlm.setup import Setup, describe, set_up
 from charlm.state import Progress, Sums, TrainState, resumed
@@ -60,8 +61,9 @@ def make_train_step(
 ) -> Callable:
     """The pure function (state, batch, asked_D=None) → (state, StepMetrics), to be jitted with the state donated.
 
-    The devices of the mesh share the rows of a batch; their sums of gradients and nats are added once, at the end, all by one
-    `psum`: two of them can wait for each other for ever where XLA:CPU has two threads (jaxlib 0.10.2).
+    The devices of the mesh share the rows of a batch; their sums of gradients and nats are added once, at the end, as one array
+    by one `psum`: two of them can wait for each other for ever where XLA:CPU has two threads (jaxlib 0.10.2), and between
+    processes each array costs a round trip of its own.
 
     Args:
       pad: id of `<pad>`, of which no nats are reported even where the loss counts them.
@@ -87,7 +89,8 @@ def make_train_step(
 
         grads, (sums, new_carry) = jax.grad(loss, has_aux=True)(params)
         asked = jax.tree.map(jnp.sum, asked_D)
-        return jax.lax.psum((grads, sums, asked), axis), new_carry
+        sums_N, as_tree = jax.flatten_util.ravel_pytree((grads, sums, asked))
+        return as_tree(jax.lax.psum(sums_N, axis)), new_carry
 
     def train_step(state: TrainState, batch: batches.Batch, asked_D=None) -> tuple[TrainState, StepMetrics]:
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -124,11 +127,11 @@ def train(config, workdir: str) -> int:
       Failure: the run diverged; as a Broken, the directory can't be written, or another process of the training has gone.
     """
     run = run_module.Run(workdir)
-    with _in_company(), contextlib.ExitStack() as held:
+    with processes.in_company(), contextlib.ExitStack() as held:
         if processes.first_says(lambda: run_module.exists(workdir, config) and _has_ended(run)):
             return 0
         setup = processes.alike(lambda: set_up(config), functools.partial(_identity, config))
-        held.enter_context(_writing(run))
+        held.enter_context(run.writing())
         if processes.first_says(_open, run, config, setup, held):
             return 0
         first = processes.is_first()
@@ -299,32 +302,6 @@ def _gone_back(
     state, before = resumed(setup, run, checkpoints)
     before.halvings = done.halvings + 1
     return state, before
-
-
-@contextlib.contextmanager
-def _in_company() -> Iterator[None]:
-    """Raises a Lost where another process of this training has gone."""
-    try:
-        yield
-    except Exception as error:
-        if not processes.is_loss(error):
-            raise
-        why = str(error).splitlines()[0]
-        raise processes.Lost(
-            f"another process of this training has gone ({why}): the same commands go on from the last checkpoint."
-        ) from error
-
-
-@contextlib.contextmanager
-def _writing(run: run_module.Run) -> Iterator[None]:
-    """Raises a Broken where the run's directory can't be written any more."""
-    try:
-        yield
-    except OSError as error:
-        raise Broken(
-            f"{run.workdir} can't be written ({error.strerror or error}): "
-            "once that is mended, the same command goes on from the last checkpoint."
-        ) from error
 
 
 def _train_row(setup: Setup, done: Progress) -> dict:

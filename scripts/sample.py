@@ -51,7 +51,8 @@ def main(overrides: dict[str, str]) -> None:
     run = Run(_WORKDIR.value)
     vocab, config = run.vocab(), run.config()
     prompts = [_known(prompt, vocab) for prompt in _prompts(run, config)]
-    for line in devices.prepare_cpu(config, _NUM.value):
+    shared = devices.rows_to_share(config, _NUM.value, _DTYPE.value or config.model.dtype)
+    for line in devices.prepare_cpu(config, shared):
         print(line, file=sys.stderr)
     cache.keep_compiled(cache.folder_of(config))
 
@@ -62,7 +63,7 @@ def main(overrides: dict[str, str]) -> None:
 
     window = batches.Framing.of(config).window if _WINDOW.value is None else _WINDOW.value
     trained = restore.load(_WORKDIR.value, _CHECKPOINT.value, _DTYPE.value)
-    mesh = devices.mesh(_NUM.value, devices.wanted(config))
+    mesh = devices.mesh(shared, devices.wanted(config))
     generate = sample.sampler(trained.functions, vocab, _TOP_K.value, _TOP_P.value, window, mesh)
 
     def pieces(cell: int, prompt: str, temperature: float):

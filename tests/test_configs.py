@@ -211,6 +211,7 @@ def test_every_key_is_read_in_exactly_one_place():
     for key in OTHER:
         reads = re.findall(rf"\bconfig\.{re.escape(key)}\b", re.sub(r'f?"[^"\n]*"|#[^\n]*', "", text))
         checks = {"corpus.path": 1, "corpus.validation_path": 2, "corpus.test_path": 1}  # the two rules over several keys
+        checks |= {"model.layers": 1, "model.hidden": 1, "model.dtype": 1}  # how many weights there are, before JAX starts
         assert len(reads) - checks.get(key, 0) == 1, f"{key} is read {len(reads)} times"
 
 

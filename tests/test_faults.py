@@ -335,6 +335,7 @@ def test_progress_of_an_older_version_can_be_read():
     assert Progress.from_dict(saved).halvings == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_ends_no_training(script, stopped, tmp_path):
     """As `| head -1` does, and as Ctrl-C does to `2>&1 | tee`."""
     overrides, _, straight = stopped

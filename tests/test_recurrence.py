@@ -90,6 +90,15 @@ def test_gradient_against_finite_differences_in_float64():
             np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=1e-7)
 
 
+def test_a_single_row_is_rounded_to_bfloat16_as_several_are():
+    """One row is multiplied within float32, see `_operand`; the terms of the sums are the same."""
+    left, right = (jax.random.normal(jax.random.key(number), shape) for number, shape in enumerate([(5, 64), (64, 96)]))
+    rounded = np.asarray(left.astype(jnp.bfloat16), np.float64) @ np.asarray(right.astype(jnp.bfloat16), np.float64)
+    for rows in (1, 5):
+        np.testing.assert_allclose(recurrence.product(left[:rows], right, jnp.bfloat16), rounded[:rows], rtol=0, atol=2e-5)
+    assert np.abs(np.asarray(left @ right) - rounded).max() > 1e-3  # float32 is something else
+
+
 def test_bfloat16_rounds_products_but_keeps_float32_state():
     args = arguments(48)
     outputs, carry = lstm(*args, jnp.bfloat16)

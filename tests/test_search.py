@@ -43,7 +43,8 @@ def validation(path) -> list[float]:
     return [row["nats"] for row in rows if row["split"] == "validation"]
 
 
-@pytest.mark.parametrize("method", [pytest.param("asha", marks=pytest.mark.slow), "tpe"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["asha", "tpe"])
 def test_trials_fit_the_space_and_more_are_added_later(script, config_file, tmp_path, method):
     root = tmp_path / "root"
     flags = [f"--config={config_file()}", f"--root={root}", f"--search={method}", "--parallel=2"]

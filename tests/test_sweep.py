@@ -279,6 +279,7 @@ def test_a_trial_that_cannot_start_says_why(script, swept, tmp_path):
     assert "1 failed of 1 trials." in result.stdout
 
 
+@pytest.mark.slow
 def test_a_changed_sweep_adds_trials_and_names_the_removed(script, swept, tmp_path):
     root = tmp_path / "root"
     launched(script, swept('product({"model.hidden": [8, 12]})', steps=5), root)
@@ -330,6 +331,7 @@ def test_bad_input_starts_nothing(script, swept, tmp_path, expression, flags, me
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.slow
 def test_a_config_edited_meanwhile_changes_no_trial(script, swept, tmp_path):
     """Trials wait for hours: each trains what was checked when the sweep was launched."""
     file, root = swept('product({"model.hidden": [8, 12]})', steps=10), tmp_path / "root"

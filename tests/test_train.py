@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import read_rows
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from charlm import batches, devices, model, objective, optim, setup, train
 from charlm import config as config_module
@@ -226,7 +227,7 @@ def test_devices_share_a_batch_with_the_same_result(small, corpus_file, tmp_path
     )
     pairs = [f"{key}={value}" for key, value in (small | {"model.dropout": 0.3, "train.steps": 12}).items()]
     flags = "--xla_force_host_platform_device_count=4"
-    for number in ("1", "4", "3"):
+    for number in ("1", "3"):
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / number), number, *pairs],
             env={**os.environ, "XLA_FLAGS": flags},
@@ -236,9 +237,8 @@ def test_devices_share_a_batch_with_the_same_result(small, corpus_file, tmp_path
         assert done.returncode == 0, done.stderr
         assert ("4 rows on" in done.stdout) == (number != "1")
         assert ("devices=3, but of the 4 that are there 2 share batch.size=4 evenly" in done.stdout) == (number == "3")
-    for number in ("4", "3"):
-        for mine, others in zip(read_rows(tmp_path / number), read_rows(tmp_path / "1"), strict=True):
-            assert mine["nats"] == pytest.approx(others["nats"], rel=1e-4)
+    for mine, others in zip(read_rows(tmp_path / "3"), read_rows(tmp_path / "1"), strict=True):
+        assert mine["nats"] == pytest.approx(others["nats"], rel=1e-4)
 
 
 def test_a_step_has_one_sum_over_devices_and_an_evaluation_none(tmp_path):
@@ -246,6 +246,7 @@ def test_a_step_has_one_sum_over_devices_and_an_evaluation_none(tmp_path):
     code = """
 import jax, numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 from charlm import batches, evaluate, model, optim, train
 from charlm import state as state_module
 from configs import base
@@ -295,6 +296,20 @@ def test_a_program_starts_anew_for_huge_pages_where_they_are_given_on_request(tm
     assert len(starts) == (3 if expected and not set_before else 2)
     assert len(set(starts)) == 1  # one process id, one list of arguments
     assert "['--text=a b', 'c']" in starts[0]
+
+
+def test_rows_are_sampled_by_several_devices_where_their_weights_are_few():
+    config = ConfigDict({"devices": 0, "model": {"hidden": 512, "layers": 2}})
+    # Three matrices of 512 x 2,048: 12 MB in float32, 6 MB in bfloat16; of 256 x 1,024, 3 MB and 1.5 MB; 4 MB pay.
+    assert devices.rows_to_share(config, 64, "float32") == 1
+    assert devices.rows_to_share(config, 64, "bfloat16") == 1
+    config.model.hidden = 256
+    assert devices.rows_to_share(config, 64, "float32") == 64
+    config.model.layers = 4  # seven
+    assert devices.rows_to_share(config, 64, "float32") == 1
+    assert devices.rows_to_share(config, 64, "bfloat16") == 64
+    config.devices = 2  # who asks for them has them
+    assert devices.rows_to_share(config, 64, "float32") == 64
 
 
 def test_number_of_devices():

@@ -32,9 +32,13 @@ def main() -> None:
     config = config_of(job)
     from charlm import devices
 
-    devices.use_huge_pages()
-    devices.prepare_cpu(config, job["batch"])
-    train(job, config) if job["task"] == "train" else sample(job, config)
+    rows = job["batch"]
+    if job["task"] == "train":
+        devices.use_huge_pages()
+    else:
+        rows = devices.rows_to_share(config, rows, job["dtype"])
+    devices.prepare_cpu(config, rows)
+    train(job, config) if job["task"] == "train" else sample(job, config, rows)
 
 
 def train(job: dict, config) -> None:
@@ -71,7 +75,7 @@ def train(job: dict, config) -> None:
     worker.serve(run, devices=mesh.size)
 
 
-def sample(job: dict, config) -> None:
+def sample(job: dict, config, shared: int) -> None:
     import jax
     import numpy as np
 
@@ -80,7 +84,7 @@ def sample(job: dict, config) -> None:
 
     functions = model.functions(config, job["vocab"])
     params = jax.jit(functions.init)(jax.random.key(0))
-    mesh = devices.mesh(job["batch"], devices.wanted(config))
+    mesh = devices.mesh(shared, devices.wanted(config))
     generate = sample.sampler(functions, Vocab("".join(map(chr, range(job["vocab"])))), mesh=mesh)
     drawn = 0
 
