@@ -2,7 +2,7 @@
 
 scripts/train.py --config=configs/tiny_shakespeare.py --workdir=runs/tiny_shakespeare
 
-22 minutes on 2 CPU cores that multiply bfloat16 natively; validation 1.436 nats/char (perplexity 4.20) on 90/10, the whole
+7 minutes on 2 CPU cores that multiply bfloat16 natively; validation 1.437 nats/char (perplexity 4.21) on 90/10, the whole
 split, state carried.
 """
 
@@ -19,5 +19,5 @@ def get_config(arg: str | None = None):
     config.model.dtype = "bfloat16"
     config.optim.learning_rate = 4e-3
     config.train.epochs = 8.0
-    config.eval.lanes = 16  # the exact figure is that of scripts/evaluate.py
+    config.eval.lanes = 32  # the exact figure is that of scripts/evaluate.py
     return config

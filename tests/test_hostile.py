@@ -23,7 +23,7 @@ from charlm import batches, corpora, importing, model, reading, sources, sweep, 
 from charlm import config as config_module
 from charlm.errors import Failure, UserError
 from charlm.run import Run
-from charlm.sample import sampler
+from charlm.sample import Decoding, pick, sampler
 from charlm.vocab import Vocab, symbols_of
 from configs import base
 
@@ -307,6 +307,38 @@ def test_settings_of_sampling_at_their_extremes(trained):
     assert ((counts - expected) ** 2 / expected).sum() < 24  # as in test_sample.py: one in ten thousand by chance
     assert np.isin(drawn(trained, temperature=1e-38), range(5)).all()
     assert np.isin(drawn(trained, temperature=3e38), range(5)).all()
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(
+    logits=strategies.lists(strategies.floats(-1e30, 1e30, width=32), min_size=1, max_size=6),
+    temperature=strategies.floats(0, 1e6, width=32),
+    top_k=strategies.integers(0, 10),
+    top_p=strategies.floats(0, 1, exclude_min=True, width=32),
+)
+def test_what_is_drawn_is_among_the_most_probable_whatever_the_settings(logits, temperature, top_k, top_p):
+    logits, kept = np.asarray(logits, np.float32), top_k or len(logits)
+    (picked,) = pick(logits[None, :], np.zeros((1, len(logits)), np.float32), Decoding(temperature, top_k, top_p))
+    assert 0 <= picked < len(logits)
+    assert (logits > logits[picked]).sum() < kept
+    if temperature == 0:
+        assert logits[picked] == logits.max()
+
+
+PROMPTS = strategies.text(max_size=30) | strategies.text(alphabet="abé\n\0\u0301\U0001f600", max_size=30)
+
+
+@hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
+@hypothesis.given(prompt=PROMPTS | strategies.text(alphabet=strategies.characters(categories=["Cs", "Lo"]), max_size=5))
+def test_any_prompt_is_read_or_what_is_strange_in_it_is_named(prompt):
+    vocab = Vocab.of("abé\n\0\U0001f600", unknown=False)
+    if strangers := set(prompt) - set("abé\n\0\U0001f600"):
+        with pytest.raises(UserError) as refused:
+            vocab.encode(prompt, "the prompt")
+        assert any(f"U+{ord(stranger):04X}" in str(refused.value) for stranger in strangers)
+        assert is_a_sentence(str(refused.value))
+    else:
+        assert vocab.decode(vocab.encode(prompt, "the prompt")) == prompt
 
 
 @pytest.fixture(scope="module")

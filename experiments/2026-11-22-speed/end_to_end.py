@@ -2,9 +2,9 @@
 
     .venv/bin/python experiments/2026-11-22-speed/end_to_end.py [configs/tiny_shakespeare.py] [rounds]
 
-In each round an epoch is trained by scripts/train.py in a new directory, and its rate taken from the first log row to the end
-of the program, evaluation, sample and checkpoint included; compiling the step is left out. Before and after it a process of
-its own makes bare steps on the same batches. One line a round, chars/s.
+In each round the config is trained by scripts/train.py in a new directory, and its rate taken from the first log row to the end
+of the program, evaluations, samples and checkpoints included; compiling the step is left out. Before and after it a process of
+its own makes bare steps on the same batches. Two lines a round: the last of the training, and chars/s.
 """
 
 import json
@@ -65,13 +65,15 @@ def end_to_end(config_file: str) -> float:
         workdir = pathlib.Path(folder) / "run"
         command = [sys.executable, os.fspath(ROOT / "scripts/train.py"), f"--config={config_file}", f"--workdir={workdir}"]
         metrics = workdir / "metrics.jsonl"
-        with subprocess.Popen([*command, "--config.train.epochs=1"], stdout=subprocess.DEVNULL, cwd=ROOT) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
             while not (metrics.exists() and metrics.read_text().endswith("\n")):
                 time.sleep(0.02)
             begin = time.perf_counter()
+            *_, last_line = process.stdout
             if process.wait():
                 sys.exit(f"{' '.join(command)} ended with {process.returncode}")
             seconds = time.perf_counter() - begin
+        print(last_line, end="", flush=True)
         first, *_, last = (json.loads(line)["step"] for line in metrics.read_text().splitlines())
         config = json.loads((workdir / "config.json").read_text())
         return (last - first) * config["batch"]["size"] * config["batch"]["length"] / seconds

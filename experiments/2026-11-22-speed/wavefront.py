@@ -19,8 +19,8 @@ ROUNDS = 15
 def layered(ids_TB, weights, zeros_BH):
     hidden, kept = ids_TB, []
     for layer in weights:
-        _, *residuals = recurrence._forward(hidden, layer, (zeros_BH, zeros_BH), jnp.float32, residuals=True)
-        hidden = recurrence._flat(residuals[1])
+        residuals, hidden_KNBH = recurrence._forward(hidden, layer, (zeros_BH, zeros_BH), jnp.float32, residuals=True)
+        hidden = recurrence._flat(hidden_KNBH)
         kept.append(residuals)
     return hidden, kept
 
