@@ -52,8 +52,7 @@ def main(overrides: dict[str, str]) -> None:
     vocab, config = run.vocab(), run.config()
     prompts = [_known(prompt, vocab) for prompt in _prompts(run, config)]
     shared = devices.rows_to_share(config, _NUM.value, _DTYPE.value or config.model.dtype)
-    for line in devices.prepare_cpu(config, shared):
-        print(line, file=sys.stderr)
+    set_here = devices.prepare_cpu(config, shared)
     cache.keep_compiled(cache.folder_of(config))
 
     import jax
@@ -63,6 +62,8 @@ def main(overrides: dict[str, str]) -> None:
 
     window = batches.Framing.of(config).window if _WINDOW.value is None else _WINDOW.value
     trained = restore.load(_WORKDIR.value, _CHECKPOINT.value, _DTYPE.value)
+    for line in set_here:
+        print(line, file=sys.stderr)
     mesh = devices.mesh(shared, devices.wanted(config))
     generate = sample.sampler(trained.functions, vocab, _TOP_K.value, _TOP_P.value, window, mesh)
 

@@ -4,7 +4,7 @@
 
 Each fault befalls small runs, started as a user starts them. Survived means that what the same command makes of it afterwards
 is bit for bit the run to which nothing happened (rows of metrics, samples, parameters, status, no file more), or, of damaged
-files, that a program says what it did without, or refuses in one sentence that names the file. Half an hour on 2 CPU cores.
+files, that a program says what it did without, or refuses in one sentence that names the file. Three quarters of an hour on 2 CPU cores.
 A full and a read-only disk need root, for a small tmpfs. Exit status: 0 if all was survived, else 1; --scratch keeps the runs.
 """
 
@@ -588,20 +588,22 @@ def main(overrides: dict[str, str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     table, begin = [], time.monotonic()
+    print("| fault | tried | survived | |\n|---|---|---|---|", flush=True)
     try:
         place = Place(folder)
         for name, fault in faults.items():
             if not _ONLY.value or name in _ONLY.value:
                 print(f"{time.monotonic() - begin:5.0f} s  {name} …", file=sys.stderr, flush=True)
-                table += fault(place)
+                for row in fault(place):
+                    table.append(row)
+                    print(
+                        f"| {row.fault} | {row.tried} | {row.tried - min(row.tried, len(row.lost))} | {row.note} |", flush=True
+                    )
+                    for line in row.lost:
+                        print(f"not survived: {' '.join(line.split())[:500]}", file=sys.stderr, flush=True)
     finally:
         if not _SCRATCH.value:
             shutil.rmtree(folder, ignore_errors=True)
-    print("| fault | tried | survived | |\n|---|---|---|---|")
-    for row in table:
-        print(f"| {row.fault} | {row.tried} | {row.tried - min(row.tried, len(row.lost))} | {row.note} |")
-    for line in (line for row in table for line in row.lost):
-        print(f"not survived: {' '.join(line.split())[:500]}", file=sys.stderr)
     return 1 if any(row.lost or not (row.tried or row.note) for row in table) else 0
 
 
