@@ -149,7 +149,8 @@ def pick(logits_BV, noise_BV, decoding: Decoding):
         descending_BV = -jnp.sort(-logits_BV, axis=-1)
         probabilities_BV = jax.nn.softmax(descending_BV, axis=-1)
         before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-        kept_BV = (before_BV < decoding.top_p) & jnp.isfinite(descending_BV)
+        # The most probable stays whatever top_p is: one below the smallest normal number counts as 0 here.
+        kept_BV = ((before_BV < decoding.top_p) | (before_BV == 0)) & jnp.isfinite(descending_BV)
         smallest_B1 = jnp.min(jnp.where(kept_BV, descending_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
     return jnp.argmax(logits_BV + jnp.where(greedy, 0.0, noise_BV), axis=-1)

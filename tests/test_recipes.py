@@ -44,7 +44,7 @@ def flags_of(name, texts, **more):
     return [config, *as_flags(SMALL | ON_TEXT[name] | path | more)]
 
 
-LONGER = ("shakespeare_mxnet", "sonnets_keras", "anna_pytorch")  # the others have documents and windows
+LONGER = ("shakespeare_mxnet", "sonnets_keras", "anna_pytorch", "alice_axon")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONGER else []) for name in ON_TEXT])

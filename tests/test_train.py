@@ -415,6 +415,7 @@ def test_too_short_a_corpus_says_how_many_chars_it_needs(small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_symbols_unseen_in_training_are_an_error_unless_mapped(small, corpus_file, tmp_path):
     text = tmp_path / "text"
     text.write_text(corpus_file.read_text() + "Q?", encoding="utf-8")
