@@ -130,6 +130,11 @@ def measure(
         programs |= {f"peak-{dtype}": peak for dtype, peak in PEAKS.items()}
     answers: dict[str, list[dict]] = {name: [] for name in programs}
     failures = []
+
+    def leave_out(failure: Failure) -> None:
+        failures.append(f"{task} {shape}, batch {batch}: {failure}")
+        say(f"{failures[-1]}; it is left out")
+
     with contextlib.ExitStack() as stack:
         workers = {}
         for name, implementation in programs.items():
@@ -137,8 +142,7 @@ def measure(
             try:
                 workers[name] = stack.enter_context(Worker(name, implementation, python, job))
             except Failure as failure:
-                failures.append(f"{task} {shape}, batch {batch}: {failure}")
-                say(f"{failures[-1]}; it is left out")
+                leave_out(failure)
                 continue
             started = {key: value for key, value in workers[name].started.items() if key != "ready"}
             say(f"{task} {shape}, batch {batch}: {name} is ready {started or ''}")
@@ -147,8 +151,7 @@ def measure(
                 try:
                     answers[name].append(worker.measure(seconds))
                 except Failure as failure:
-                    failures.append(f"{task} {shape}, batch {batch}: {failure}")
-                    say(f"{failures[-1]}; it is left out")
+                    leave_out(failure)
                     del workers[name]
             say(f"{task} {shape}, batch {batch}: round {number + 1} of {rounds} is done")
     for name in workers:
