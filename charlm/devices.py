@@ -126,4 +126,4 @@ def use_huge_pages() -> None:
     if on_request and "GLIBC_TUNABLES" not in os.environ:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES})
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES})

@@ -13,7 +13,7 @@ from charlm.errors import UserError
 from charlm.vocab import PAD, Vocab
 
 TOGETHER = 10  # steps in one call, where they are short
-SHORT = 5e10  # floating-point operations of a step; more take so long that a call's overhead no longer counts
+SHORT = 1e11  # floating-point operations of a step; more take so long that a call's overhead no longer counts
 
 
 @dataclasses.dataclass(frozen=True)
