@@ -5,7 +5,7 @@
 RECIPE is a file of configs/. It is trained on the first nine tenths of its corpus for so many seconds, start-up and evaluation
 included, and stopped by SIGTERM. Then a stream is: an embedding, two LSTM layers of 256 with dropout, Adam under a cosine
 as long as a first short run says will fit. Further flags go to the recipe. Both are scored by scripts/evaluate.py
---framing=stream on the last tenth; one line each.
+--framing=stream on the last tenth; one line each. Where the recipe has documents, so has ours, and both are scored by them.
 """
 
 import json
@@ -19,8 +19,8 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 SPLIT = ["--config.corpus.split=(0.9,0.1)", "--config.train.best=validation", "--config.sample.length=0"]
-CORPUS_KEYS = ("name", "path", "data_dir", "lowercase", "keep", "newlines")
-STREAM = {
+CORPUS_KEYS = ("name", "path", "tfds", "documents", "data_dir", "lowercase", "keep", "newlines")
+OURS = {
     "batch.size": 16,
     "batch.length": 64,
     "model.layers": 2,
@@ -33,6 +33,7 @@ STREAM = {
     "eval.lanes": 8,
     "vocab.source": "corpus",
 }
+OF_DOCUMENTS = {"batch.framing": "documents", "batch.size": 32, "batch.length": 256}
 
 
 def train(flags: list[str], workdir: pathlib.Path, seconds: float) -> None:
@@ -47,8 +48,8 @@ def train(flags: list[str], workdir: pathlib.Path, seconds: float) -> None:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}")
 
 
-def score(workdir: pathlib.Path) -> str:
-    command = [sys.executable, os.fspath(ROOT / "scripts/evaluate.py"), f"--workdir={workdir}", "--framing=stream"]
+def score(workdir: pathlib.Path, framing: str) -> str:
+    command = [sys.executable, os.fspath(ROOT / "scripts/evaluate.py"), f"--workdir={workdir}", f"--framing={framing}"]
     result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return f"{result['nats']:.4f} nats on {result['chars']:,} chars after step {result['step']}, epoch {rows[-1]['epoch']:.1f}"
@@ -57,17 +58,19 @@ def score(workdir: pathlib.Path) -> str:
 def main() -> None:
     recipe, seconds = sys.argv[1], float(sys.argv[2])
     with tempfile.TemporaryDirectory() as folder:
-        own, first, stream = (pathlib.Path(folder) / name for name in ("own", "first", "stream"))
+        own, first, ours = (pathlib.Path(folder) / name for name in ("own", "first", "ours"))
         train([f"--config={ROOT / recipe}", *SPLIT, *sys.argv[3:]], own, seconds)
-        print(f"{recipe}, {seconds:.0f} s: {score(own)}", flush=True)
-        corpus = json.loads((own / "config.json").read_text())["corpus"]
-        keys = STREAM | {f"corpus.{key}": corpus[key] for key in CORPUS_KEYS if corpus[key] is not None}
+        config = json.loads((own / "config.json").read_text())
+        framing = "documents" if config["batch"]["framing"] == "documents" else "stream"
+        print(f"{recipe}, {seconds:.0f} s: {score(own, framing)}", flush=True)
+        corpus = {f"corpus.{key}": config["corpus"][key] for key in CORPUS_KEYS if config["corpus"][key] is not None}
+        keys = OURS | (OF_DOCUMENTS if framing == "documents" else {}) | corpus
         flags = [f"--config={ROOT / 'configs/base.py'}", *SPLIT, *(f"--config.{key}={value}" for key, value in keys.items())]
         begin = time.perf_counter()
         train([*flags, "--config.train.steps=300"], first, seconds)
         steps = int(300 * seconds / (time.perf_counter() - begin))  # with its start-up, so rather too few
-        train([*flags, f"--config.train.steps={steps}"], stream, seconds)
-        print(f"stream, {seconds:.0f} s: {score(stream)}", flush=True)
+        train([*flags, f"--config.train.steps={steps}"], ours, seconds)
+        print(f"{framing}, {seconds:.0f} s: {score(ours, framing)}", flush=True)
 
 
 if __name__ == "__main__":
