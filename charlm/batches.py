@@ -44,10 +44,12 @@ class Encoded(NamedTuple):
     Attributes:
       ids_N: of the running text, or of all documents, one after another, each with `<eos>` at its end.
       starts_D1: int64 (D + 1,), where each document begins and the last one ends; None for a running text.
+      name: in messages.
     """
 
     ids_N: np.ndarray
     starts_D1: np.ndarray | None = None
+    name: str = "the text"
 
 
 class Framing(NamedTuple):
@@ -277,11 +279,11 @@ class Order:
 
 
 def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encoded:
-    """A running text, or a list of documents, as ids; `where` names it in the message about symbols outside the vocabulary."""
+    """A running text, or a list of documents, as ids; `where` names it in messages."""
     if isinstance(split, LongText):
-        return Encoded(split.encode(vocab, where))
+        return Encoded(split.encode(vocab, where), name=where)
     if isinstance(split, str):
-        return Encoded(vocab.encode(split, where))
+        return Encoded(vocab.encode(split, where), name=where)
     starts_D1 = np.cumsum([0, *(len(document) + 1 for document in split)])
     texts_N = vocab.encode("".join(split), where)
     # Each document's last place is free for <eos>: its own characters move up by as many places as documents stand before it.
@@ -289,7 +291,7 @@ def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encod
     is_text_N = np.ones(len(ids_N), bool)
     is_text_N[starts_D1[1:] - 1] = False
     ids_N[is_text_N] = texts_N
-    return Encoded(ids_N, starts_D1)
+    return Encoded(ids_N, starts_D1, where)
 
 
 def training_batches(framing: Framing, encoded: Encoded, seed: int) -> Batches:
@@ -303,7 +305,7 @@ def training_batches(framing: Framing, encoded: Encoded, seed: int) -> Batches:
     needed = framing.rows * framing.length + 1
     if len(encoded.ids_N) < needed:
         raise UserError(
-            f"the training split has {len(encoded.ids_N):,} chars, but one batch of batch.size={framing.rows} lanes times "
+            f"{encoded.name} has {len(encoded.ids_N):,} chars, but one batch of batch.size={framing.rows} lanes times "
             f"batch.length={framing.length} needs {needed:,}: give a longer corpus or a smaller batch."
         )
     return Stream(encoded.ids_N, framing.rows, framing.length, framing.shift, seed)
@@ -324,8 +326,8 @@ def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Ch
         return Documents(encoded, rows, length, framing.bucket, framing.padding, order)
     if len(ids_N) < length + 1:
         raise UserError(
-            f"a split has {len(ids_N):,} chars, but {framing.kind} of batch.length={length} need at least {length + 1:,}: "
-            "give a longer corpus or a smaller batch.length."
+            f"{encoded.name} has {len(ids_N):,} chars, but {framing.kind} of batch.length={length} need at least "
+            f"{length + 1:,}: give a longer text, another corpus.split or a smaller batch.length."
         )
     if framing.kind == "windows":
         return Windows(ids_N, rows, length, framing.stride, order)

@@ -70,7 +70,7 @@ RULES: dict[str, Rule] = {
     "model.layers": POSITIVE,
     "model.hidden": POSITIVE,
     "model.dropout": SHARE,
-    "model.init": one_of("orthogonal", "glorot", "pytorch", "uniform"),
+    "model.init": one_of("orthogonal", "glorot", "axon", "pytorch", "uniform"),
     "model.init_scale": POSITIVE,
     "model.head_scale": NOT_NEGATIVE,
     "model.forget_bias": ANY,
@@ -108,6 +108,7 @@ RULES: dict[str, Rule] = {
     "sample.prompt": NOT_EMPTY,
     "sample.length": NOT_NEGATIVE,
     "sample.temperature": NOT_NEGATIVE,
+    "sample.top_k": NOT_NEGATIVE,
 }
 DEFAULTS_FILE = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
 COMPARISONS = {">=": operator.ge, "<=": operator.le, "!=": operator.ne, ">": operator.gt, "<": operator.lt}
@@ -115,6 +116,7 @@ OF_THE_MACHINE = (
     "cache_dir",
     "train.steps_per_call",
 )  # these change no result: a run goes on with others, and old runs need not have them
+LATER = ("sample.top_k",)  # newer than some runs, which are as the default has it
 PATHS = ("corpus.path", "corpus.validation_path", "corpus.test_path", "corpus.data_dir", "cache_dir")
 
 
@@ -228,6 +230,12 @@ def check(config: ConfigDict) -> None:
         raise UserError("corpus.test_path is set but corpus.validation_path is not: give both files, or neither.")
     if config.corpus.validation_path is not None and config.corpus.path is None:
         raise UserError("corpus.validation_path is set but corpus.path is not: give the training text there.")
+    dataset = config.corpus.tfds
+    for key, value in (("path", config.corpus.path), ("documents", config.corpus.documents)):
+        if dataset is not None and value:
+            raise UserError(
+                f"corpus.{key}={value!r} and corpus.tfds={dataset!r} are both set: corpus.tfds=None takes the file."
+            )
 
 
 def to_dict(config: ConfigDict) -> dict:
@@ -246,7 +254,7 @@ def from_dict(fields: Mapping) -> ConfigDict:
     """
     config = defaults()
     flat = flatten(fields)
-    missing = [key for key in RULES if key not in flat and key not in OF_THE_MACHINE]
+    missing = [key for key in RULES if key not in flat and key not in (*OF_THE_MACHINE, *LATER)]
     if missing:
         raise UserError(f"the config has no {missing[0]}: it was written by another version of charlm.")
     for key, value in flat.items():

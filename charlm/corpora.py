@@ -79,6 +79,11 @@ def load(config) -> Corpus:
     splits = {name: [text for text in split if text] if isinstance(split, list) else split for name, split in splits.items()}
     known_sha256 = splits["train"].sha256 if isinstance(splits["train"], LongText) and len(splits) == 1 else None
     _check_text(splits["train"], provenance["name"], empty)
+    if "test" in splits and "validation" not in splits and len(fractions_of) == 3:
+        raise UserError(
+            f"corpus.split={fractions_of} cuts off a test split, but {provenance['name']} has one of its own: two shares, "
+            "of train and validation, would be right."
+        )
     if "validation" not in splits:
         splits = cut(splits.pop("train"), fractions_of) | splits  # beside a test split that came with the corpus
     texts = {name: joined(split) for name, split in splits.items()}
@@ -142,11 +147,17 @@ def symbols_in(text: str | LongText) -> str:
     return text.symbols_used if isinstance(text, LongText) else symbols_of(text)
 
 
+def prompt(text: str, config) -> str:
+    """A prompt with the case and line breaks that the corpus has; what its vocabulary has not is told, not dropped."""
+    return dataclasses.replace(Normalisation.of(config), keep="")(text)
+
+
 def excerpt(split: Split, length: int, seed: int) -> str:
-    """A window of a running text, or the beginning of a document, chosen by the seed; not longer than `length`."""
+    """A window of a running text, or at most the first half of a document, chosen by the seed; not longer than `length`."""
     number = int.from_bytes(hashlib.sha256(f"excerpt {seed}".encode()).digest()[:8], "big")
     if isinstance(split, list):
-        return split[number % len(split)][:length]
+        document = split[number % len(split)]
+        return document[: min(length, (len(document) + 1) // 2)]
     start = number % max(1, len(split) - length + 1)
     return str(split[start : start + length])
 
@@ -182,7 +193,8 @@ def _documents(file: pathlib.Path, form: str) -> list[str]:
     text = _decoded(file).removeprefix("\ufeff")
     kind, _, field = form.partition(":")
     if kind == "lines":
-        return re.split("\r\n|\r|\n", text.removesuffix("\n"))
+        lines = re.split("\r\n|\r|\n", text)
+        return lines if lines[-1] else lines[:-1]  # the last line break ends a line, and begins none
     if kind == "csv":
         return _csv_column(file, text, field)
     return [_json_field(file, number, line, field) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]

@@ -5,11 +5,15 @@ import pathlib
 import shutil
 import subprocess
 
-from charlm.errors import UserError
+from charlm.errors import Failure, UserError
 
 
-def unrolled(layers: int, hidden: int, encoding: str, dropout: float, steps: int) -> str:
-    """The dot text of `layers` LSTM layers over `steps` characters: ids below, predictions above, time from left to right."""
+def unrolled(layers: int, hidden: int, encoding: str, dropout: float, steps: int, last_only: bool = False) -> str:
+    """The dot text of `layers` LSTM layers over `steps` characters: ids below, predictions above, time from left to right.
+
+    Args:
+      last_only: whether only the character after the last is predicted, as with windows.
+    """
     lines = [
         "digraph network {",
         '  rankdir=BT; node [shape=box, style=rounded, fontname="sans-serif"]; edge [arrowsize=0.6];',
@@ -23,12 +27,14 @@ def unrolled(layers: int, hidden: int, encoding: str, dropout: float, steps: int
                 f'  lstm_{layer}_{step} [label="LSTM {layer}\\n{hidden}", style="rounded,filled", fillcolor="#dde8f5"];'
             )
             column.append(f"lstm_{layer}_{step}")
-            if dropout > 0:
+            if dropout > 0 and not (last_only and layer == layers and step < steps):
                 lines.append(f'  dropout_{layer}_{step} [label="dropout {dropout:g}"];')
                 column.append(f"dropout_{layer}_{step}")
-        lines.append(f'  head_{step} [label="softmax"];')
-        lines.append(f'  next_{step} [label="p(char {step + 1})", shape=plaintext];')
-        lines.append(f"  {' -> '.join([*column, f'head_{step}', f'next_{step}'])};")
+        if step == steps or not last_only:
+            lines.append(f'  head_{step} [label="softmax"];')
+            lines.append(f'  next_{step} [label="p(char {step + 1})", shape=plaintext];')
+            column += [f"head_{step}", f"next_{step}"]
+        lines.append(f"  {' -> '.join(column)};")
     for layer in range(1, layers + 1):
         row = [f"lstm_{layer}_{step}" for step in range(1, steps + 1)]
         lines.append(f"  {{ rank=same; {'; '.join(row)}; }}")
@@ -38,8 +44,15 @@ def unrolled(layers: int, hidden: int, encoding: str, dropout: float, steps: int
 
 
 def write(dot: str, file: str) -> list[str]:
-    """Writes the dot text to a file, and beside it an SVG where Graphviz is installed; returns what was written."""
+    """Writes the dot text to a file, and beside it an SVG where Graphviz is installed; returns what was written.
+
+    A file named .svg is the picture, and the text then stands beside it.
+
+    Raises:
+      UserError: it can't be written. Failure: Graphviz fails.
+    """
     path = pathlib.Path(file)
+    path = path.with_suffix(".dot") if path.suffix == ".svg" else path
     try:
         path.write_text(dot, encoding="utf-8")
     except OSError as error:
@@ -47,5 +60,8 @@ def write(dot: str, file: str) -> list[str]:
     if shutil.which("dot") is None:
         return [str(path)]
     picture = path.with_suffix(".svg")
-    subprocess.run(["dot", "-Tsvg", f"-o{picture}", str(path)], check=True, capture_output=True)
+    made = subprocess.run(["dot", "-Tsvg", f"-o{picture}", str(path)], capture_output=True, text=True, errors="replace")
+    if made.returncode:
+        why = next(iter(made.stderr.splitlines()), f"status {made.returncode}")[:200]
+        raise Failure(f"{path} is written, but Graphviz's dot makes no {picture} of it ({why}).")
     return [str(path), str(picture)]

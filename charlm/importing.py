@@ -6,6 +6,7 @@ PyTorch: `weight_ih_l0` (4H, I), `weight_hh_l0` (4H, H), two biases that add up;
 Letters: E embedding, I input features, H hidden, V vocabulary.
 """
 
+import collections
 import contextlib
 import dataclasses
 import io
@@ -13,6 +14,7 @@ import json
 import pathlib
 import re
 import zipfile
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -48,7 +50,7 @@ def from_torch(file: str) -> tuple[Params, list[str] | None]:
         if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
             raise UserError(f"{path} holds no state_dict: save model.state_dict() with torch.save.")
         state = {name: value.float().numpy() for name, value in state.items()}
-    params: Params = {}
+    params, others = {}, {}
     for name, value in state.items():
         if match := re.search(r"(?:^|\.)(weight_ih|weight_hh|bias_ih|bias_hh)_l(\d+)$", name):
             kind, layer = match[1], params.setdefault(f"lstm_{match[2]}", {})
@@ -56,20 +58,21 @@ def from_torch(file: str) -> tuple[Params, list[str] | None]:
                 layer["bias"] = layer.get("bias", 0) + value
             else:
                 layer[{"weight_ih": "input_kernel", "weight_hh": "recurrent_kernel"}[kind]] = value.T
-        elif value.ndim == 1:
-            params["head_bias"] = value
-        elif re.search(r"(?:^|\.)(emb\w*|encoder)\.weight$", name):
+        elif re.search(r"(?:^|\.)(emb\w*|encoder)\.weight$", name) and "embedding" not in params:
             params["embedding"] = value
         else:
-            params["head_kernel"] = value.T
-    return params, tokens
+            others[name] = value
+    heads = {name.rpartition(".")[0] for name in others}
+    shapes = {name.rpartition(".")[2]: value.ndim for name, value in others.items()}
+    _check_layers(path, params, others if len(heads) > 1 or shapes != {"weight": 2, "bias": 1} else {})
+    return params | {"head_kernel": others[f"{(head := heads.pop())}.weight"].T, "head_bias": others[f"{head}.bias"]}, tokens
 
 
 def from_keras(file: str) -> Params:
     """The parameters of a Keras 3 model (`.weights.h5`, or `.keras`, which holds one) in charlm's layout.
 
     Raises:
-      UserError: it can't be read, or has no LSTM layers.
+      UserError: it can't be read, or is no stack of LSTM layers with a dense head.
     """
     path = _existing(file)
     h5py = _optional("h5py", path, "h5py")
@@ -91,12 +94,30 @@ def from_keras(file: str) -> Params:
         prefix = f"layers/lstm{f'_{number}' if number else ''}/cell/vars/"
         names = {"input_kernel": "0", "recurrent_kernel": "1", "bias": "2"}
         params[f"lstm_{index}"] = {name: found[prefix + key] for name, key in names.items() if prefix + key in found}
+    others = []
     for name, value in found.items():
         if re.match(r"layers/dense(_\d+)?/vars/[01]$", name):
-            params["head_bias" if value.ndim == 1 else "head_kernel"] = value
+            kind = "head_bias" if value.ndim == 1 else "head_kernel"
         elif re.match(r"layers/embedding(_\d+)?/vars/0$", name):
-            params["embedding"] = value
+            kind = "embedding"
+        else:
+            kind = None
+        if kind and kind not in params:
+            params[kind] = value
+        elif kind or (name.startswith("layers/") and not re.match(r"layers/lstm(_\d+)?/|.*/seed_generator/", name)):
+            others.append(name)
+    _check_layers(path, params, others)
     return params
+
+
+def _check_layers(path: pathlib.Path, params: Params, others: Iterable[str]) -> None:
+    if "lstm_0" not in params:
+        raise UserError(f"{path} has no LSTM layers: weights of a PyTorch CharRNN or of a Keras 3 model would be right.")
+    if others:
+        raise UserError(
+            f"{path} has {', '.join(sorted(others))}: LSTM layers, one linear head with a bias and at most one embedding "
+            "would be right."
+        )
 
 
 def symbols_in(file: str) -> list[str]:
@@ -105,6 +126,8 @@ def symbols_in(file: str) -> list[str]:
     symbols = _read(path, lambda: json.loads(path.read_text(encoding="utf-8")))
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
         raise UserError(f'{path} is no JSON list of symbols, such as ["\\n", " ", "a"].')
+    if twice := sorted(symbol for symbol, count in collections.Counter(symbols).items() if count > 1):
+        raise UserError(f"{path} has {', '.join(map(repr, twice))} more than once: each symbol stands for one id.")
     return symbols
 
 
@@ -123,7 +146,7 @@ def write_run(config, workdir: str, params: Params, symbols: list[str] | str | N
     setup = set_up(config)
     state = jax.eval_shape(lambda: initial_state(setup.functions, setup.optimizer, setup.batches.rows, setup.seed))
     _check_shapes(params, state.params, file)
-    params = _reordered(params, setup, tokens, file)
+    params = _reordered(params, setup, tokens, symbols if isinstance(symbols, str) else file)
     run_module.make(workdir)
     run = run_module.Run(workdir)
     with run.locked(), contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:

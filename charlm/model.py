@@ -29,12 +29,12 @@ class Initializers(NamedTuple):
 
 
 def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Initializers:
-    """The initial weights of four systems; the forget bias comes on top of `bias`.
+    """The initial weights of five systems; the forget bias comes on top of `bias`.
 
     `orthogonal` (Flax): LeCun normal, each gate's recurrence orthogonal. `glorot` (Keras): Glorot uniform, all four gates'
-    recurrence one matrix with orthogonal rows. `pytorch`: ±1/sqrt(hidden), biases too, of which PyTorch adds two; the embedding
-    standard normal. `uniform` (MXNet): ±scale, biases 0. Where `head_scale` is not 0, the head has ±head_scale and biases 0, as
-    Udacity's CharRNN has it beside PyTorch's own.
+    recurrence one matrix with orthogonal rows. `axon`: Glorot uniform, each gate's input and recurrence by itself. `pytorch`:
+    ±1/sqrt(hidden), biases too, of which PyTorch adds two; the embedding standard normal. `uniform` (MXNet): ±scale, biases 0.
+    Where `head_scale` is not 0, the head has ±head_scale and biases 0, as Udacity's CharRNN has it beside PyTorch's own.
     """
     if head_scale > 0:
         head = {"head_kernel": _symmetric_uniform(head_scale), "head_bias": nn.initializers.zeros}
@@ -43,6 +43,9 @@ def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Ini
     if name == "glorot":
         glorot = nn.initializers.glorot_uniform()
         return Initializers(_symmetric_uniform(0.05), glorot, _orthogonal_rows, zeros, glorot, zeros)
+    if name == "axon":
+        glorot = nn.initializers.glorot_uniform()
+        return Initializers(_symmetric_uniform(0.05), _glorot_gates, _glorot_gates, zeros, glorot, zeros)
     if name == "pytorch":
         small = _symmetric_uniform(1 / math.sqrt(hidden))
         return Initializers(nn.initializers.normal(1.0), small, small, _sum_of_two(small), small, small)
@@ -244,6 +247,12 @@ def _symmetric_uniform(bound: float):
 
 def _sum_of_two(initializer):
     return lambda key, shape: sum(initializer(each, shape) for each in jax.random.split(key))
+
+
+def _glorot_gates(key, shape, dtype=jnp.float32):
+    """Each gate's (I, H) block by itself, so that its bound is that of I inputs and H outputs, not of 4H."""
+    inputs, units = shape
+    return _symmetric_uniform(math.sqrt(6 / (inputs + units // 4)))(key, shape, dtype)
 
 
 def _orthogonal_gates(key, shape, dtype=jnp.float32):

@@ -214,7 +214,7 @@ def _rows(file: pathlib.Path, written: object, problems: list[str]) -> Iterator[
     except OSError as error:
         problems.append(f"metrics.jsonl can't be read ({error.strerror})")
         return
-    if isinstance(written, int) and len(lines) - 1 < written:
+    if isinstance(written, int) and max(0, len(lines) - 1) < written:
         problems.append(f"metrics.jsonl has {max(0, len(lines) - 1)} rows of the {written} that were written")
     of_training = [number for number, line in enumerate(lines) if b'"split": "train"' in line]
     sampled = set(of_training[:: -max(1, len(of_training) // SAMPLED_ROWS)]) if of_training else set()

@@ -119,7 +119,7 @@ def describe_only(config, graph: str, graph_steps: int) -> int:
     """Prints what `describe` does of a config, and draws its network into a file; returns the exit status."""
     setup = set_up(config)
     describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)))
-    dot = drawing.unrolled(*setup.functions.shape, graph_steps)
+    dot = drawing.unrolled(*setup.functions.shape, graph_steps, last_only=batches.Framing.of(config).window > 0)
     print(f"written: {', '.join(drawing.write(dot, graph))}")
     return 0
 
@@ -158,8 +158,9 @@ def _sample_drawer(config, functions: model.Functions, vocab: Vocab, seed: int, 
     if prompt is None:
         text = corpora.joined(splits["validation" if "validation" in splits else "train"])
         prompt = str(text[: framing.window or 1])
+    prompt = corpora.prompt(prompt, config)
     prompt_ids = vocab.encode(prompt, "sample.prompt")
-    generate = sample.sampler(functions, vocab, window=framing.window)
+    generate = sample.sampler(functions, vocab, config.sample.top_k, window=framing.window)
 
     def draw(params, step: int) -> str:
         key = jax.random.fold_in(jax.random.key(seed), step)

@@ -119,7 +119,7 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
         raise UserError(
             f"corpus.tfds={dataset} can't be prepared in {data_dir} ({reason}): "
-            "give the documents as a file by corpus.path and corpus.documents."
+            "give the documents as a file by corpus.path and corpus.documents, with corpus.tfds=None."
         ) from error
     texts = [key for key in builder.info.features if isinstance(builder.info.features[key], tfds.features.Text)]
     if feature not in texts:

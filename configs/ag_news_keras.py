@@ -2,8 +2,13 @@
 
 scripts/train.py --config=configs/ag_news_keras.py --workdir=runs/ag_news_keras
 scripts/train.py --config=configs/ag_news_keras.py:ag_news_test.csv --workdir=runs/ag_news_7600
+scripts/sample.py --workdir=runs/ag_news_7600 --prompt='Today ' --prompt='On Sunday ' --prompt='Moscow, '
+    --prompt='President ' --prompt='Little red riding hood ' --temperature=0.3,0.8,1.0,1.3,1.8
 
-Without an argument the 120,000 titles that TFDS fetches; the argument is a CSV file of AG News: class, title, description.
+Without an argument the 120,000 titles that TFDS fetches, nine tenths of them for training; the argument is a CSV file of AG
+News: class, title, description. The 7,600 titles of its test file take 25 s on 2 CPU cores, validation 2.7782 nats. The loss is
+of characters and <eos> alone; with --config.batch.padding=counted --config.batch.bucket=1 padding counts too, as it does in
+the original.
 """
 
 from configs import base

@@ -1,6 +1,7 @@
 """The PyTorch CharRNN of Udacity's course: Anna Karenina in 128 lanes, one-hot, 2 x LSTM 512 with dropout 0.5, 20 epochs.
 
 scripts/train.py --config=configs/anna_pytorch.py --workdir=runs/anna_pytorch
+scripts/sample.py --workdir=runs/anna_pytorch
 scripts/train.py --config=configs/anna_pytorch.py:original --workdir=runs/anna_original
 
 All is as in the original but the number type of products and the learning rate, which rises to 0.003 and falls to a hundredth
@@ -37,6 +38,10 @@ def get_config(arg: str | None = None):
         config.optim.warmup_steps = 50
     config.optim.clip_norm = 5.0
     config.train.epochs = 20.0
+    config.sample.prompt = "Anna"
+    config.sample.length = 1000
+    config.sample.temperature = 1.0
+    config.sample.top_k = 5
     config.eval.lanes = 16  # the exact figure is that of scripts/evaluate.py
     config.sample.prompt = "Anna"
     config.sample.length = 1000

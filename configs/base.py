@@ -45,8 +45,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model.layers = 2  # LSTM layers
     config.model.hidden = 256  # units a layer
     config.model.dropout = 0.0  # share dropped after each layer, the last included, in [0, 1)
-    config.model.init = "orthogonal"  # orthogonal (Flax's), glorot (Keras's), pytorch: ±1/sqrt(hidden), or uniform: ±init_scale
-    config.model.init_scale = 0.1  # uniform: bound
+    config.model.init = "orthogonal"  # orthogonal (Flax's), glorot (Keras's), axon, pytorch or uniform: see model.initializers
+    config.model.init_scale = 0.1  # uniform: its bound
     config.model.head_scale = 0.0  # bound of the head's initial weights, its biases 0; 0.0: as init has them
     config.model.forget_bias = 1.0  # initial bias of the forget gate
     config.model.dtype = "float32"  # of matrix-product operands: float32 or bfloat16; state and weights are float32
@@ -89,6 +89,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.sample = ConfigDict()
     config.sample.prompt = placeholder(str)  # of the sample written at each evaluation; None: first char of validation
-    config.sample.length = 300  # chars; 0: no samples while training
-    config.sample.temperature = 0.8  # 0.0: greedy
+    config.sample.length = 300  # chars, here and where scripts/sample.py is told no other; 0: no samples while training
+    config.sample.temperature = 0.8  # likewise; 0.0: greedy
+    config.sample.top_k = 0  # likewise; draw from the k most probable chars; 0: from all
     return config

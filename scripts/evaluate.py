@@ -20,7 +20,7 @@ from charlm.errors import UserError
 from charlm.run import Run, check_checkpoint_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-_SPLIT = flags.DEFINE_string("split", None, "train, validation or test; validation where no text is given")
+_SPLIT = flags.DEFINE_string("split", None, "train, validation or test; by default validation, or train where there is none")
 _TEXT = flags.DEFINE_string("text", None, "UTF-8 text file or folder to evaluate instead of a split")
 _FRAMING = flags.DEFINE_enum("framing", None, FRAMINGS, "stream carries the state; by default eval.framing of the run's config")
 _LANES = flags.DEFINE_integer(
@@ -38,9 +38,10 @@ def main(overrides: dict[str, str]) -> None:
     check_checkpoint_name(_CHECKPOINT.value)
     run = Run(_WORKDIR.value)
     run.status()
-    split = _SPLIT.value or "validation"
-    if _TEXT.value is None and split not in run.corpus()["splits"]:
-        raise UserError(f"--split={split} is none of this run's splits: {', '.join(run.corpus()['splits'])}.")
+    splits = run.corpus()["splits"]
+    split = _SPLIT.value or ("validation" if "validation" in splits else "train")
+    if _TEXT.value is None and split not in splits:
+        raise UserError(f"--split={split} is none of this run's splits: {', '.join(splits)}.")
     text, sha256 = _text(run, split)
     cache.keep_compiled(cache.folder_of(run.config()))
 

@@ -3,7 +3,8 @@
     scripts/import_keras.py --weights=model.keras --config=configs/ag_news_keras.py --workdir=runs/imported
 
 The model is a stack of LSTM layers and a dense head, over an embedding, one-hot or scalar inputs, as .keras or .weights.h5.
-The config says what network and corpus it belongs to. --symbols is a JSON list in the order of the ids, with <pad>, <eos> and
+The config says what network and corpus it belongs to; its products are float32 unless --config.model.dtype says otherwise.
+--symbols is a JSON list in the order of the ids, with <pad>, <eos> and
 <unk> where there are such; without it they are taken to be those of the corpus, sorted. Needs h5py.
 """
 
@@ -18,7 +19,8 @@ _SYMBOLS = flags.DEFINE_string("symbols", None, "JSON list of the symbols in the
 
 
 def main(overrides: dict[str, str]) -> None:
-    checked = config.load(_CONFIG.value, overrides)
+    # The weights come from float32; the products of a recipe may be rounded, and then its figures are not the original's.
+    checked = config.load(_CONFIG.value, {"model.dtype": "float32"} | overrides)
     from charlm import importing
 
     importing.write_run(checked, _WORKDIR.value, importing.from_keras(_WEIGHTS.value), _SYMBOLS.value, _WEIGHTS.value)

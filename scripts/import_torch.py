@@ -3,7 +3,8 @@
     scripts/import_torch.py --weights=rnn.pt --config=configs/anna_pytorch.py --workdir=runs/imported
 
 The weights are a state_dict, or Udacity's dict with `state_dict` and `tokens`, as .pt (needs PyTorch) or .safetensors (needs
-safetensors). The config says what network and corpus they belong to. --symbols is a JSON list in the order of the ids; without
+safetensors). The config says what network and corpus they belong to; its
+products are float32 unless --config.model.dtype says otherwise. --symbols is a JSON list in the order of the ids; without
 it and without `tokens` they are taken to be those of the corpus, sorted.
 """
 
@@ -18,7 +19,8 @@ _SYMBOLS = flags.DEFINE_string("symbols", None, "JSON list of the symbols in the
 
 
 def main(overrides: dict[str, str]) -> None:
-    checked = config.load(_CONFIG.value, overrides)
+    # The weights come from float32; the products of a recipe may be rounded, and then its figures are not the original's.
+    checked = config.load(_CONFIG.value, {"model.dtype": "float32"} | overrides)
     from charlm import importing
 
     params, tokens = importing.from_torch(_WEIGHTS.value)

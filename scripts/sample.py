@@ -1,16 +1,17 @@
 """Writes text with a trained model.
 
-    scripts/sample.py --workdir=runs/quickstart --prompt='ROMEO:' --length=500 --temperature=0.8 [--top_k=5] [--top_p=0.9]
+    scripts/sample.py --workdir=runs/quickstart --prompt='ROMEO:' [--length=500] [--temperature=0.8] [--top_k=5] [--top_p=0.9]
         [--num=4] [--seed=1]
     scripts/sample.py --workdir=runs/ag_news --prompt='Today ' --prompt='On ' --temperature=0.3,0.8,1.3
-    scripts/sample.py --workdir=runs/sonnets_keras --prompt_from=train --temperature=0
+    scripts/sample.py --workdir=runs/sonnets_keras --prompt_from=train
+
+What is not given, the prompt too, is as the section `sample` of the run's config has it.
 
 One sample is written as it is drawn. Of several (each prompt with each temperature, --num of each) every one stands under a
 line that names it. The same seed gives the same text. A model of documents ends its text where it draws the end of one; one
 trained on windows draws each character after a window of its own output, as --window says.
 """
 
-import dataclasses
 import itertools
 import pathlib
 import sys
@@ -18,6 +19,7 @@ import sys
 from absl import flags
 
 from charlm import batches, cache, cli, corpora, devices
+from charlm.config import defaults
 from charlm.errors import UserError
 from charlm.run import Run, check_checkpoint_name
 from charlm.vocab import Vocab, shown
@@ -30,11 +32,13 @@ _PROMPT_FROM = flags.DEFINE_string(
     "prompt_from", None, "split of the run's corpus from which a prompt is taken, chosen by --seed"
 )
 _PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 100, "of --prompt_from, in characters")
-_LENGTH = flags.DEFINE_integer("length", 500, "characters to draw, beside the prompt")
+_LENGTH = flags.DEFINE_integer("length", None, "characters to draw, beside the prompt; by default sample.length")
 _TEMPERATURE = flags.DEFINE_list(
-    "temperature", ["0.8"], "0: the most probable character always; 1: as the model says; several, separated by commas"
+    "temperature",
+    None,
+    "0: the most probable character always; 1: as the model says; several, separated by commas; by default sample.temperature",
 )
-_TOP_K = flags.DEFINE_integer("top_k", 0, "draw from the k most probable characters; 0: from all")
+_TOP_K = flags.DEFINE_integer("top_k", None, "draw from the k most probable characters; 0: from all; by default sample.top_k")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest characters whose probabilities sum to p, in (0, 1]")
 _NUM = flags.DEFINE_integer("num", 1, "samples of each prompt and temperature, drawn at once")
 _WINDOW = flags.DEFINE_integer(
@@ -47,9 +51,12 @@ _UNKNOWN = flags.DEFINE_enum("unknown", "error", ["error", "skip"], "prompt char
 
 def main(overrides: dict[str, str]) -> None:
     del overrides
-    temperatures = _check_flags()
+    asked = _check_flags()
     run = Run(_WORKDIR.value)
     vocab, config = run.vocab(), run.config()
+    temperatures = asked or [config.sample.temperature]
+    length = (config.sample.length or defaults().sample.length) if _LENGTH.value is None else _LENGTH.value
+    top_k = config.sample.top_k if _TOP_K.value is None else _TOP_K.value
     prompts = [_known(prompt, vocab) for prompt in _prompts(run, config)]
     shared = devices.rows_to_share(config, _NUM.value, _DTYPE.value or config.model.dtype)
     set_here = devices.prepare_cpu(config, shared)
@@ -65,11 +72,11 @@ def main(overrides: dict[str, str]) -> None:
     for line in set_here:
         print(line, file=sys.stderr)
     mesh = devices.mesh(shared, devices.wanted(config))
-    generate = sample.sampler(trained.functions, vocab, _TOP_K.value, _TOP_P.value, window, mesh)
+    generate = sample.sampler(trained.functions, vocab, top_k, _TOP_P.value, window, mesh)
 
     def pieces(cell: int, prompt: str, temperature: float):
         key = jax.random.fold_in(jax.random.key(_SEED.value), cell)  # no two cells of a grid draw with the same noise
-        return generate(trained.params, vocab.encode(prompt), _NUM.value, _LENGTH.value, temperature, key)
+        return generate(trained.params, vocab.encode(prompt), _NUM.value, length, temperature, key)
 
     if len(prompts) * len(temperatures) * _NUM.value == 1:
         _write(prompts[0])
@@ -90,17 +97,17 @@ def main(overrides: dict[str, str]) -> None:
 
 
 def _check_flags() -> list[float]:
-    """The temperatures; raises a UserError for the first flag that is not right."""
+    """The temperatures, where some are given; raises a UserError for the first flag that is not right."""
     try:
-        temperatures = [float(value) for value in _TEMPERATURE.value]
+        temperatures = [float(value) for value in _TEMPERATURE.value or []]
     except ValueError as error:
         raise UserError(
             f"--temperature={','.join(_TEMPERATURE.value)} is not right: numbers separated by commas would be."
         ) from error
     for flag, is_right, what in (
-        (_LENGTH, _LENGTH.value >= 0, "0 or more"),
-        (_TEMPERATURE, temperatures and all(0 <= value < float("inf") for value in temperatures), "0 or more"),
-        (_TOP_K, _TOP_K.value >= 0, "0 or more"),
+        (_LENGTH, _LENGTH.value is None or _LENGTH.value >= 0, "0 or more"),
+        (_TEMPERATURE, _TEMPERATURE.value != [] and all(0 <= value < float("inf") for value in temperatures), "0 or more"),
+        (_TOP_K, _TOP_K.value is None or _TOP_K.value >= 0, "0 or more"),
         (_TOP_P, 0 < _TOP_P.value <= 1, "above 0 and at most 1"),
         (_NUM, _NUM.value >= 1, "1 or more"),
         (_WINDOW, _WINDOW.value is None or _WINDOW.value >= 0, "0 or more"),
@@ -110,8 +117,8 @@ def _check_flags() -> list[float]:
         if not is_right:
             value = ",".join(flag.value) if isinstance(flag.value, list) else flag.value
             raise UserError(f"--{flag.name}={value} is not right: it must be {what}.")
-    if sum((bool(_PROMPT.value), _PROMPT_FILE.value is not None, _PROMPT_FROM.value is not None)) != 1:
-        raise UserError("one of --prompt, --prompt_file and --prompt_from must be given, for example --prompt='ROMEO:'.")
+    if sum((bool(_PROMPT.value), _PROMPT_FILE.value is not None, _PROMPT_FROM.value is not None)) > 1:
+        raise UserError("of --prompt, --prompt_file and --prompt_from more than one is given: one would be right.")
     check_checkpoint_name(_CHECKPOINT.value)
     return temperatures
 
@@ -124,10 +131,12 @@ def _prompts(run: Run, config) -> list[str]:
                 f"--prompt_from={_PROMPT_FROM.value} is none of this run's splits: {', '.join(run.corpus()['splits'])}."
             )
         return [corpora.excerpt(run.splits()[_PROMPT_FROM.value], _PROMPT_LENGTH.value, _SEED.value)]
-    normalise = dataclasses.replace(
-        corpora.Normalisation.of(config), keep=""
-    )  # what the vocabulary has not is told, not dropped
-    return [normalise(prompt) for prompt in _PROMPT.value or [_of_file()]]
+    if _PROMPT_FILE.value is not None:
+        return [corpora.prompt(_of_file(), config)]
+    prompts = _PROMPT.value or [config.sample.prompt]
+    if prompts == [None]:
+        raise UserError("one of --prompt, --prompt_file and --prompt_from must be given, for example --prompt='ROMEO:'.")
+    return [corpora.prompt(prompt, config) for prompt in prompts]
 
 
 def _of_file() -> str:

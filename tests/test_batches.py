@@ -209,10 +209,10 @@ def test_once_through_is_the_first_epoch():
 @pytest.mark.parametrize(
     ("kind", "length", "message"),
     [
-        ("windows", 1000, r"a split has 1,000 chars, but windows of batch.length=1000 need at least 1,001"),
-        ("chunks", 2000, r"a split has 1,000 chars, but chunks of batch.length=2000 need at least 2,001"),
+        ("windows", 1000, r"the text has 1,000 chars, but windows of batch.length=1000 need at least 1,001"),
+        ("chunks", 2000, r"the text has 1,000 chars, but chunks of batch.length=2000 need at least 2,001"),
         ("documents", 10, r"needs a corpus of documents: set corpus.documents"),
-        ("stream", 500, r"the training split has 1,000 chars, but one batch .* needs 1,001"),
+        ("stream", 500, r"the text has 1,000 chars, but one batch .* needs 1,001"),
     ],
 )
 def test_what_does_not_fit_gets_one_sentence(kind, length, message):

@@ -88,12 +88,13 @@ OTHER = {
     "sample.prompt": "a",
     "sample.length": 5,
     "sample.temperature": 0.1,
+    "sample.top_k": 2,
 }
 NAMED = {"corpus.path": None, "corpus.data_dir": "/proc/no folder"}  # refused at once, without a network
 LINES = {"corpus.documents": "lines", "batch.framing": "documents", "batch.length": 30}
 CONTEXT = {
     "devices": {"batch.size": 3},
-    "corpus.tfds": {"corpus.data_dir": "/tmp/no folder"},
+    "corpus.tfds": {"corpus.data_dir": "/tmp/no folder", "corpus.path": None},
     "batch.stride": {"batch.framing": "windows"},
     "batch.shuffle": {"batch.framing": "chunks"},
     "batch.bucket": LINES | {"batch.padding": "counted"},
@@ -121,6 +122,7 @@ CONTEXT = {
     "eval.burn_in": {"eval.lanes": 3},
     "sample.prompt": {"sample.length": 20},
     "sample.temperature": {"sample.length": 20},
+    "sample.top_k": {"sample.length": 20},
     "corpus.test_path": {"corpus.validation_path": "the corpus"},
 }
 # Memory or time, not result: these have tests of their own, below and in test_cache.py.
@@ -219,7 +221,9 @@ def test_every_key_is_read_in_exactly_one_place():
     text = "\n".join(re.sub(r'""".*?"""', "", file.read_text(), flags=re.DOTALL) for file in sources)
     for key in OTHER:
         reads = re.findall(rf"\bconfig\.{re.escape(key)}\b", re.sub(r'f?"[^"\n]*"|#[^\n]*', "", text))
-        checks = {"corpus.path": 1, "corpus.validation_path": 2, "corpus.test_path": 1}  # the two rules over several keys
+        checks = {"corpus.path": 2, "corpus.validation_path": 2, "corpus.test_path": 1}  # the rules over several keys
+        checks |= {"corpus.tfds": 1, "corpus.documents": 1}
+        checks |= {f"sample.{name}": 1 for name in ("prompt", "length", "temperature", "top_k")}  # scripts/sample.py's defaults
         checks |= {"model.layers": 1, "model.hidden": 1, "model.dtype": 1}  # how many weights there are, before JAX starts
         assert len(reads) - checks.get(key, 0) == 1, f"{key} is read {len(reads)} times"
 
@@ -265,6 +269,22 @@ def test_every_key_of_base_is_commented():
 def test_wrong_overrides_get_one_sentence(key, value, message):
     with pytest.raises(UserError, match=message):
         config_module.load(TINY, {key: value})
+
+
+def test_runs_that_are_older_than_a_key_are_as_its_default_has_it():
+    fields = config_module.to_dict(config_module.load(TINY))
+    del fields["sample"]["top_k"]
+    assert config_module.from_dict(fields) == config_module.load(TINY)
+    del fields["sample"]["length"]
+    with pytest.raises(UserError, match=r"has no sample.length: it was written by another version"):
+        config_module.from_dict(fields)
+
+
+def test_a_dataset_of_tfds_beside_a_file_is_refused():
+    for key, value in (("corpus.path", "titles.csv"), ("corpus.documents", "csv:1")):
+        message = rf"{key}='{value}' and corpus.tfds='a:b' are both set: corpus.tfds=None takes the file"
+        with pytest.raises(UserError, match=message):
+            config_module.load(TINY, {"corpus.tfds": "a:b", key: value})
 
 
 def test_values_are_read_as_their_key_asks():

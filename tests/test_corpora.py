@@ -292,6 +292,9 @@ def test_documents_of_a_tfds_dataset(dataset):
     assert corpus.splits == {"train": ["one", "two"], "validation": ["three"], "test": ["four"]}
     assert corpus.provenance["source"].startswith("TFDS made_up_titles/1.0.0")
     assert "tensorflow" not in sys.modules
+    config.corpus.split = (0.5, 0.25, 0.25)
+    with pytest.raises(UserError, match=r"cuts off a test split, but made_up_titles:title has one of its own: two shares"):
+        corpora.load(config)
     config.corpus.tfds = "made_up_titles:label"
     with pytest.raises(UserError, match=r"made_up_titles has no text feature 'label', but title"):
         corpora.load(config)
@@ -328,7 +331,18 @@ def test_excerpts_are_windows_of_a_text_or_beginnings_of_documents():
     assert all(len(excerpt) == 100 and excerpt in text for excerpt in seen)
     assert len(seen) > 40
     assert corpora.excerpt("short", 100, 3) == "short"
-    assert {corpora.excerpt(["one", "fourteen"], 4, seed) for seed in range(20)} == {"one", "four"}
+    assert {corpora.excerpt(["one", "fourteen"], 3, seed) for seed in range(20)} == {"on", "fou"}  # at most half of a document
+    assert {corpora.excerpt(["one", "fourteen"], 9, seed) for seed in range(20)} == {"on", "four"}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_last_line_break_begins_no_document(tmp_path, end):
+    for last, empty in (("", 0), (end, 0), (2 * end, 1)):
+        (tmp_path / "lines").write_bytes(f"one{end}two{last}".encode())
+        config = named_config(tmp_path)
+        config.corpus.update({"path": str(tmp_path / "lines"), "documents": "lines", "split": (1.0,)})
+        provenance = corpora.load(config).provenance
+        assert provenance["documents"] == {"splits": {"train": 2}, "empty": empty}
 
 
 def test_stock_ag_news_is_prepared_without_tensorflow(tmp_path, monkeypatch):

@@ -123,6 +123,79 @@ def test_files_that_are_no_weights_get_one_sentence(tmp_path, name, content, mes
         read(str(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            {"fc2.weight": (5, 5), "fc2.bias": (5,)},
+            "has fc.bias, fc.weight, fc2.bias, fc2.weight: LSTM layers, one linear head",
+        ),
+        ({"norm.weight": (8,)}, "has fc.bias, fc.weight, norm.weight: "),
+        ({"lstm.weight_ih_l0_reverse": (32, 5)}, "lstm.weight_ih_l0_reverse"),
+        ({"lstm.weight_hr_l0": (4, 8)}, "lstm.weight_hr_l0"),
+        (None, "has no LSTM layers"),
+    ],
+)
+def test_a_network_of_pytorch_that_is_no_charrnn_is_refused(tmp_path, extra, message):
+    state = torch_state(5)
+    if extra is None:
+        state = {name: value for name, value in state.items() if name.startswith("fc")}
+    save_file(state | {name: np.zeros(shape, np.float32) for name, shape in (extra or {}).items()}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=message):
+        importing.from_torch(str(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("layers/dense_1/vars/0", "has layers/dense_1/vars/0: LSTM layers, one linear head"),
+        ("layers/layer_normalization/vars/0", "has layers/layer_normalization/vars/0: "),
+        (None, "has no LSTM layers"),
+    ],
+)
+def test_a_network_of_keras_with_other_layers_is_refused(tmp_path, extra, message):
+    with h5py.File(tmp_path / "a.weights.h5", "w") as h5:
+        h5["layers/dense/vars/0"], h5["layers/dense/vars/1"] = np.zeros((8, 5)), np.zeros(5)
+        h5["layers/dropout/seed_generator/vars/0"] = np.zeros(2)
+        if extra:
+            h5["layers/lstm/cell/vars/0"] = np.zeros((5, 32))
+            h5[extra] = np.zeros((5, 5))
+    with pytest.raises(UserError, match=message):
+        importing.from_keras(str(tmp_path / "a.weights.h5"))
+
+
+def test_imported_weights_of_keras_evaluate_as_those_of_pytorch(script, corpus_file, tmp_path):
+    """The same network in both layouts; that of PyTorch is compared with its arithmetic above."""
+    state = torch_state(len(set(corpus_file.read_text())))
+    save_file(state, tmp_path / "rnn.safetensors")
+    with h5py.File(tmp_path / "rnn.weights.h5", "w") as h5:
+        for layer, name in enumerate(("lstm", "lstm_1")):
+            h5[f"layers/{name}/cell/vars/0"] = state[f"lstm.weight_ih_l{layer}"].T
+            h5[f"layers/{name}/cell/vars/1"] = state[f"lstm.weight_hh_l{layer}"].T
+            h5[f"layers/{name}/cell/vars/2"] = state[f"lstm.bias_ih_l{layer}"] + state[f"lstm.bias_hh_l{layer}"]
+        h5["layers/dense/vars/0"], h5["layers/dense/vars/1"] = state["fc.weight"].T, state["fc.bias"]
+    rounded = "--config.model.dtype=bfloat16"
+    nats = []
+    for kind, weights, *more in (
+        ("torch", "rnn.safetensors"),
+        ("keras", "rnn.weights.h5"),
+        ("keras", "rnn.weights.h5", rounded),
+    ):
+        workdir = tmp_path / f"run{len(nats)}"
+        script(f"import_{kind}", *import_flags(tmp_path / weights, workdir, corpus_file, *more))
+        nats.append(
+            json.loads(script("evaluate", f"--workdir={workdir}", "--checkpoint=latest").stdout.splitlines()[-1])["nats"]
+        )
+    assert nats[1] == pytest.approx(nats[0], rel=1e-6)
+    assert nats[2] != pytest.approx(nats[0], rel=1e-6)
+
+
+def test_symbols_must_each_stand_once(tmp_path):
+    (tmp_path / "symbols.json").write_text('["a", "b", "a"]')
+    with pytest.raises(UserError, match="has 'a' more than once"):
+        importing.symbols_in(str(tmp_path / "symbols.json"))
+
+
 def test_symbols_must_be_a_list(tmp_path):
     (tmp_path / "symbols.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="is no JSON list of symbols"):

@@ -182,6 +182,15 @@ def test_initial_weights_of_pytorch_and_keras():
     bound = np.sqrt(6 / (16 + 64))
     assert 0.9 * bound < np.abs(params["lstm_1"]["input_kernel"]).max() <= bound
     np.testing.assert_array_equal(params["lstm_0"]["bias"], [0] * 16 + [1] * 16 + [0] * 32)
+    _, params = build(init="axon", input="scalar", forget_bias=0.0)
+    for leaf, inputs in (
+        (params["lstm_0"]["input_kernel"], 1),
+        (params["lstm_1"]["input_kernel"], 16),
+        (params["lstm_1"]["recurrent_kernel"], 16),
+    ):
+        bound = np.sqrt(6 / (inputs + 16))  # of one gate
+        assert 0.9 * bound < np.abs(leaf).max() <= bound
+    assert not params["lstm_0"]["bias"].any()
 
 
 def test_a_scalar_input_is_the_id_divided_by_the_vocabulary():

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ SMALL |= {"sample.length": 8}
 ON_TEXT = {
     "shakespeare_mxnet": {"batch.size": 6},
     "anna_pytorch": {"batch.size": 4, "batch.length": 20, "sample.prompt": "a", "eval.lanes": 2, "eval.burn_in": 20},
-    "alice_axon": {"batch.size": 8, "batch.length": 15},
+    "alice_axon": {"batch.size": 8, "batch.length": 15, "sample.prompt": "a"},
     "sonnets_keras": {"batch.size": 8, "batch.length": 15},
     "ag_news_keras": {"batch.size": 4, "batch.length": 24, "sample.prompt": "a"},
 }
@@ -162,6 +163,49 @@ def test_describe_prints_the_table_and_draws_the_network(script, texts, tmp_path
     assert "--graph=/no/such/net.dot can't be written" in script("train", *flags, "--graph=/no/such/net.dot", status=2).stderr
     assert script.fails("train", *flags_of("anna_pytorch", texts)) == "error: --workdir is not given: see --help."
     assert not list(tmp_path.glob("run*"))
+
+
+def test_of_windows_the_picture_has_one_prediction_and_a_graph_named_svg_is_the_picture(script, texts, tmp_path):
+    tool = tmp_path / "bin" / "dot"  # stands in for Graphviz
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\ncp "$3" "${2#-o}"\n')
+    tool.chmod(0o755)
+    env = script.env() | {"PATH": f"{tool.parent}:/usr/bin:/bin"}
+    command = script.command("train", *flags_of("sonnets_keras", texts), "--describe", f"--graph={tmp_path / 'net.svg'}")
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert f"written: {tmp_path / 'net.dot'}, {tmp_path / 'net.svg'}" in done.stdout
+    dot = (tmp_path / "net.dot").read_text()
+    assert dot == (tmp_path / "net.svg").read_text()
+    assert re.findall(r"head_\d|next_\d|dropout_4_\d", dot.split("rank=same")[0]).count("head_3") == 2
+    assert not re.search(r"head_[12]|next_[12]|dropout_4_[12]", dot)
+    assert "dropout_3_1 [" in dot
+    tool.write_text("#!/bin/sh\necho 'no picture today' >&2; exit 3\n")
+    failed = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert failed.returncode == 1
+    assert (
+        failed.stderr.strip().splitlines()[-1].endswith("dot makes no " + f"{tmp_path / 'net.svg'} of it (no picture today).")
+    )
+    assert "Traceback" not in failed.stderr
+
+
+def test_what_is_not_given_to_sample_and_evaluate_is_as_the_run_has_it(script, texts, tmp_path):
+    decoding = {
+        "sample.prompt": "Ab",
+        "sample.length": 30,
+        "sample.temperature": 0.7,
+        "sample.top_k": 2,
+        "corpus.split": "1.0,",
+    }
+    decoding |= {"corpus.lowercase": True, "train.best": "train"}
+    script("train", *flags_of("anna_pytorch", texts, **decoding), f"--workdir={tmp_path / 'run'}")
+    run = f"--workdir={tmp_path / 'run'}"
+    by_default = script("sample", run).stdout
+    assert by_default.startswith("ab")
+    assert by_default == script("sample", run, "--prompt=ab", "--length=30", "--temperature=0.7", "--top_k=2").stdout
+    assert by_default != script("sample", run, "--top_k=0").stdout
+    assert len(script("sample", run, "--length=5").stdout) == 8
+    train = json.loads(script("evaluate", run).stdout.splitlines()[-1])
+    assert train["protocol"]["split"] == "train"
 
 
 def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):

@@ -130,7 +130,7 @@ def test_train_refuses_and_writes_nothing(script, tmp_path, flags, message):
         (b"to be or not\xff", "not UTF-8: byte 0xff at offset 12"),
         (
             b"short " * 20,
-            "the training split has 108 chars, but one batch of batch.size=16 lanes times batch.length=32 needs 513",
+            "the train split has 108 chars, but one batch of batch.size=16 lanes times batch.length=32 needs 513",
         ),
     ],
 )
@@ -174,7 +174,11 @@ def test_train_refuses_directories_that_are_not_its_own(script, tmp_path, corpus
         ("sample", ["--prompt_file=/no/such"], "--prompt_file=/no/such can't be read"),
         ("sample", ["--prompt=a", "--length=many"], "--length"),
         ("sample", ["--prompt=a", "--temperature=0.5,"], "--temperature=0.5, is not right: numbers separated by commas"),
-        ("sample", ["--prompt=a", "--prompt_from=train"], "one of --prompt, --prompt_file and --prompt_from must be given"),
+        (
+            "sample",
+            ["--prompt=a", "--prompt_from=train"],
+            "of --prompt, --prompt_file and --prompt_from more than one is given",
+        ),
         ("sample", ["--prompt_from=test"], "--prompt_from=test is none of this run's splits: train, validation"),
         ("sample", ["--prompt=a", "--window=-1"], "--window=-1 is not right: it must be 0 or more"),
         ("sample", ["--prompt=a", "--checkpoint=beast"], "--checkpoint=beast is not right: it must be best, latest or a step"),
