@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import warnings
 
 from charlm.progress import warn
 
@@ -12,17 +13,29 @@ def folder_of(config) -> pathlib.Path | None:
     """Where it is, or None where the config wants none."""
     path = config.cache_dir
     if path is None:
-        return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "charlm"
+        return _default_folder()
     return pathlib.Path(path) if path else None
+
+
+def own_folder(config) -> pathlib.Path | None:
+    """The user's own, for programs that read a run which may come from elsewhere: compiled code is loaded from none that a run
+    names. None where its config wants none."""
+    return _default_folder() if folder_of(config) else None
+
+
+def _default_folder() -> pathlib.Path:
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "charlm"
 
 
 def keep_compiled(folder: pathlib.Path | None) -> None:
     """Has JAX keep what it compiles there, so that the next start of the same program does not wait for the compiler.
 
     What is compiled for one processor may not run on another one that shares the folder: each kind has a folder of its own. A
-    JAX_COMPILATION_CACHE_DIR of the user's stands.
+    JAX_COMPILATION_CACHE_DIR of the user's stands. On a full disk nothing is kept, without a word.
     """
     import jax
+
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
 
     if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return

@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from charlm.errors import Broken, Failure, UserError
 
 PREFIX = "config."
+LESS_MEMORY = "a smaller model, batch (rows, length), number of eval.rows or eval.lanes, or of samples at once needs less."
 
 
 def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
@@ -59,6 +60,11 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
             sys.exit(1)
         except OSError as error:
             _end(_one_line(error), 1)
+        except (MemoryError, RuntimeError) as error:  # jaxlib's is a RuntimeError
+            if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
+                raise
+            asked = re.search(r"allocat\w+ [\d.]+ ?\w+", str(error))
+            _end(f"there is not enough memory{f' ({asked[0]})' if asked else ''}: {LESS_MEMORY}", 1)
         except KeyboardInterrupt:
             _end("stopped.", 128 + signal.SIGINT)
 

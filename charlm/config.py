@@ -20,6 +20,7 @@ ANY: Rule = (lambda value: True, "")
 POSITIVE: Rule = (lambda value: value > 0, "positive")
 NOT_NEGATIVE: Rule = (lambda value: value >= 0, "0 or more")
 NOT_EMPTY: Rule = (lambda value: value != "", "at least one char")
+TEMPERATURE: Rule = (lambda value: 0 <= value <= 3e38, "from 0 to 3e38")  # the largest of float32
 SHARE: Rule = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
@@ -107,7 +108,7 @@ RULES: dict[str, Rule] = {
     "eval.burn_in": NOT_NEGATIVE,
     "sample.prompt": NOT_EMPTY,
     "sample.length": NOT_NEGATIVE,
-    "sample.temperature": NOT_NEGATIVE,
+    "sample.temperature": TEMPERATURE,
     "sample.top_k": NOT_NEGATIVE,
 }
 DEFAULTS_FILE = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
@@ -224,7 +225,13 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{key}={value!r} is of the wrong type: {_expected(kind)} would be right.")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value} is not right: a finite number would be.")
-        if not is_right(value):
+        if isinstance(value, int) and abs(value) >= 2**31 and key != "seed":
+            raise UserError(f"{key}={value} is not right: it must be below 2147483648.")
+        try:
+            right = is_right(value)
+        except OverflowError:  # of integers of hundreds of digits as fractions
+            right = False
+        if not right:
             raise UserError(f"{key}={value!r} is not right: it must be {what}.")
     if config.corpus.test_path is not None and config.corpus.validation_path is None:
         raise UserError("corpus.test_path is set but corpus.validation_path is not: give both files, or neither.")

@@ -208,7 +208,7 @@ def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:
     except csv.Error as error:
         raise UserError(f"{file} is no CSV file: {error}.") from error
     names = rows[0] if rows else []
-    if field.isascii() and field.isdigit():
+    if field.isascii() and field.isdigit() and len(field) < 10:
         column, rows = int(field), rows
     elif field in names:
         column, rows = names.index(field), rows[1:]
@@ -223,13 +223,17 @@ def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:
 def _json_field(file: pathlib.Path, number: int, line: str, field: str) -> str:
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} line {number} is not JSON ({error}): one object a line would be right.") from error
     if not isinstance(fields, dict) or field not in fields:
         have = ", ".join(map(repr, fields)) if isinstance(fields, dict) else "no object"
         raise UserError(f"{file} line {number} has no field {field!r}: it has {have}.")
     if not isinstance(fields[field], str):
         raise UserError(f"{file} line {number}: field {field!r} is {fields[field]!r}, not a text.")
+    if lone := re.search("[\ud800-\udfff]", fields[field]):
+        raise UserError(
+            f"{file} line {number}: field {field!r} has half a character (\\u{ord(lone[0]):04x}), as cut texts do: mend it."
+        )
     return fields[field]
 
 

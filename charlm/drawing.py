@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 
+from charlm import files
 from charlm.errors import Failure, UserError
 
 
@@ -54,7 +55,7 @@ def write(dot: str, file: str) -> list[str]:
     path = pathlib.Path(file)
     path = path.with_suffix(".dot") if path.suffix == ".svg" else path
     try:
-        path.write_text(dot, encoding="utf-8")
+        files.write(path, dot)
     except OSError as error:
         raise UserError(f"--graph={file} can't be written ({error.strerror}): choose a file that can.") from error
     if shutil.which("dot") is None:

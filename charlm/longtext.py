@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import pathlib
 import shutil
 import zlib
@@ -22,11 +23,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from charlm import files as charlm_files
 from charlm import progress
 from charlm.errors import UserError
 from charlm.vocab import NUM_CODE_POINTS, Vocab, code_points
 
-LAYOUT = 1  # of the files in the cache folder; another number makes old ones unused
+LAYOUT = 2  # of the files in the cache folder; another number makes old ones unused
 BLOCK = 1 << 22  # bytes read, or characters looked at, together
 
 
@@ -117,6 +119,8 @@ def load(files: list[pathlib.Path], normalise: Callable[[str], str], how: dict, 
     place = folder / hashlib.sha256(json.dumps([LAYOUT, how, content]).encode()).hexdigest()[:32]
     about = _about(place)
     if about is None:
+        if place.exists():
+            progress.warn(f"the encoding in {place} is damaged or of an older version: it is made anew.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / f"{place.name}.lock").open("w") as lock:
@@ -131,13 +135,16 @@ def load(files: list[pathlib.Path], normalise: Callable[[str], str], how: dict, 
 
 
 def _about(place: pathlib.Path) -> dict | None:
-    """What is known of a whole encoding; None where there is none, or a part of one."""
+    """What is known of an encoding that is as it was written; None where there is none."""
     try:
         about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-        size = (place / "codes").stat().st_size
-    except (OSError, ValueError):
-        return None
-    return about if size == about["chars"] * np.dtype(about["dtype"]).itemsize else None
+        with (place / "codes").open("rb") as codes:
+            found = hashlib.file_digest(codes, "sha256").hexdigest()
+        if found == about["codes_sha256"]:
+            return about
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def _encode(files: list[pathlib.Path], content: list[str], normalise: Callable[[str], str], place: pathlib.Path) -> dict:
@@ -162,10 +169,16 @@ def _encode(files: list[pathlib.Path], content: list[str], normalise: Callable[[
             table = np.zeros(NUM_CODE_POINTS, dtype)
             table[code_points(symbols)] = np.arange(len(symbols), dtype=dtype)
             with (new / "codes").open("wb") as codes:
+                written = hashlib.sha256()
                 for text in _pieces(files, content, normalise, advance):
-                    codes.write(table[code_points(text)].tobytes())
+                    block = table[code_points(text)].tobytes()
+                    codes.write(block)
+                    written.update(block)
+                codes.flush()
+                os.fsync(codes.fileno())
         about = {"symbols": symbols, "dtype": dtype.name, "chars": chars, "sha256": digest.hexdigest()}
-        (new / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        about |= {"codes_sha256": written.hexdigest()}
+        charlm_files.write(new / "about.json", json.dumps(about))
         new.replace(place)
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 import math
 
+MOST_NATS = 25.0  # of a run that has not diverged; to guess among all characters of Unicode costs 13.9
+
 
 def bits(nats: float) -> float:
     """Bits per character from nats per character."""

@@ -1,6 +1,8 @@
 """Pictures of runs: learning curves with bands over seeds, and what a sweep found about one knob or two."""
 
+import io
 import math
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from charlm import compare, config, reading
+from charlm import compare, config, files, reading
 from charlm.errors import UserError
 
 NAMED_CURVES = 10  # more are drawn thin, and only the best are named
@@ -50,7 +52,9 @@ def write(file: str, tables: Sequence[tuple[dict, Sequence[compare.Group]]], met
                 _draw_knob(axis, groups, by[0], metric)
             else:
                 _draw_curves(axis, groups, metric, x)
-        figure.savefig(file, dpi=150)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=150, format=pathlib.Path(file).suffix[1:] or "png")
+        files.write(pathlib.Path(file), picture.getvalue())
     except OSError as error:
         raise UserError(f"--plot={file} can't be written ({error.strerror}): choose another file.") from error
     return file

@@ -4,10 +4,16 @@ Each process feeds its own devices with its own rows of a batch. The first one a
 prints; what it finds is told to the others. With one process everything here does nothing.
 """
 
+import collections
 import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -16,6 +22,9 @@ import numpy as np
 from charlm.errors import Broken, Failure, UserError
 
 T = TypeVar("T")
+JOIN_SECONDS = 280  # that a process waits for the others at the start; JAX itself would wait for longer, and then abort
+SILENT_SECONDS = 40  # without a sign of life after which a process counts as gone; JAX itself would take 100, and then abort
+SIGN_SECONDS = 2  # between signs of life
 ERRORS = {"UserError": UserError, "Failure": Failure, "OSError": OSError}
 
 
@@ -61,23 +70,65 @@ def place_of(distributed: bool, coordinator: str | None, number: int | None, ind
 
 
 def join(place: Place) -> None:
-    """Waits until all processes are there. To be called before JAX does anything.
+    """Waits until all processes are there, and from then on ends this one where another goes. To be called before JAX does
+    anything.
 
     Raises:
-      Failure: they don't come.
+      UserError: they have different numbers of devices.
+      Failure: they don't find each other. Where they don't come this process ends here.
     """
     if place.number == 1:
         return
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    late = f"of the {place.number} processes not all came within {JOIN_SECONDS} s: start them all, with the same coordinator."
+    patience = threading.Timer(JOIN_SECONDS, _end, [late])
+    patience.daemon = True
+    patience.start()
     try:
-        if place.coordinator is None:
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(place.coordinator, place.number, place.index)
+        initialize = functools.partial(jax.distributed.initialize, initialization_timeout=JOIN_SECONDS + 60)
+        initialize() if place.coordinator is None else initialize(place.coordinator, place.number, place.index)
     except (RuntimeError, ValueError) as error:
         raise Failure(f"the {place.number} processes did not find each other: {_first_line(error)}") from error
+    finally:
+        patience.cancel()
+    threading.Thread(target=_watch, args=(place.index, place.number), daemon=True).start()
+    devices = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(devices.values())) > 1:
+        numbers = ", ".join(str(devices[index]) for index in sorted(devices))
+        raise UserError(
+            f"the {place.number} processes have {numbers} devices, but must have as many each: on CPUs "
+            f"--config.devices={place.number} gives each of them one."
+        )
+
+
+def _watch(index: int, number: int) -> None:
+    """Gives signs of life to the other processes, and ends this one where another has given none for long.
+
+    Where the first one has gone JAX itself ends the others at once, in its own words, unless a step tells them before.
+    """
+    from jax._src import distributed  # of what is public nothing reads what another process says without waiting for it
+
+    client, alive = distributed.global_state.client, time.monotonic()
+    heard = {other: ("", alive) for other in range(number) if other != index}  # last sign, and when it was new
+    for sign in itertools.count():
+        with contextlib.suppress(RuntimeError):
+            client.key_value_set(f"charlm/alive/{index}", str(sign), allow_overwrite=True)
+        for other, (before, since) in heard.items():
+            with contextlib.suppress(RuntimeError):  # none has come yet
+                now = client.key_value_try_get(f"charlm/alive/{other}")
+                if now != before:
+                    heard[other] = (now, time.monotonic())
+            if time.monotonic() - since > SILENT_SECONDS:
+                _end(f"another process of this training has gone (process {other}): the same commands go on.")
+        time.sleep(SIGN_SECONDS)
+
+
+def _end(message: str) -> None:
+    """Ends the process from whatever thread, since the main one waits within JAX."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def is_loss(error: BaseException) -> bool:

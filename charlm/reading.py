@@ -10,12 +10,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from charlm import measures
 from charlm.errors import UserError
 from charlm.run import Run
 from charlm.seal import opened
 
 NO_FIGURE = {"split": "none", "why": "not evaluated yet"}
-MOST_NATS = 25.0  # that a picture shows: a perplexity of 7e10
 SAMPLED_ROWS = 101  # of the training loss, whose median speed is a run's
 
 
@@ -159,7 +159,7 @@ def series(record: Record) -> dict[str, dict[str, list]]:
 
 def within_reason(curve: dict[str, list]) -> dict[str, list]:
     """One curve of `series` without the points, of a run that diverges, that would make a picture of one point."""
-    kept = [place for place, nats in enumerate(curve["nats"]) if nats < MOST_NATS]
+    kept = [place for place, nats in enumerate(curve["nats"]) if nats < measures.MOST_NATS]
     return {name: [values[place] for place in kept] for name, values in curve.items()}
 
 

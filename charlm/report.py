@@ -7,9 +7,10 @@ import datetime
 import importlib.resources
 import json
 import math
+import pathlib
 from collections.abc import Sequence
 
-from charlm import compare, config, reading
+from charlm import compare, config, files, reading
 from charlm.errors import UserError
 
 MOST_POINTS = 400  # of a curve
@@ -20,8 +21,7 @@ def write(file: str, records: Sequence[reading.Record]) -> str:
     """Writes the page; returns its name. Raises a UserError where it can't be written."""
     template = importlib.resources.files("charlm").joinpath("report.html").read_text(encoding="utf-8")
     try:
-        with open(file, "w", encoding="utf-8") as opened:
-            opened.write(template.replace("__DATA__", embedded(content(records))))
+        files.write(pathlib.Path(file), template.replace("__DATA__", embedded(content(records))))
     except OSError as error:
         raise UserError(f"--html={file} can't be written ({error.strerror}): choose another file.") from error
     return file

@@ -30,8 +30,8 @@ class Trained(NamedTuple):
 def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
     """Reads a run and the checkpoint that `which` names: `best` by validation nats, `latest`, or a step.
 
-    Where that one can't be read and no step was named, the next best or the one before it is taken, saying so; where no
-    checkpoint has been evaluated yet, the best one is the latest.
+    Where that one can't be read, or is gone, and no step was named, the next best or the one before it is taken, saying so;
+    where no checkpoint has been evaluated yet, the best one is the latest.
 
     Args:
       dtype: of the products; by default that of the training.
@@ -51,9 +51,14 @@ def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
     with contextlib.closing(Checkpoints(run.checkpoints, read_only=True)) as checkpoints:
         for _ in range(100):
             try:
-                for step in (candidates := _candidates(checkpoints, which)):
+                for step in (candidates := _candidates(checkpoints, which, run.status()["best"])):
                     with _readable(checkpoints, step):
-                        return Trained(config, vocab, corpus, functions, checkpoints.restore_params(step, abstract), step)
+                        params = checkpoints.restore_params(step, abstract)
+                        wanted = _wanted(checkpoints, which, run.status()["best"])
+                        if step != wanted and wanted is not None and not run.is_training():
+                            gone = "can't be read" if wanted in checkpoints.steps() else "is not there"
+                            warn(f"--checkpoint={which}: step {step} is taken, since {wanted} {gone}.")
+                        return Trained(config, vocab, corpus, functions, params, step)
                 if candidates or not run.is_training():
                     break
             except _Dropped:
@@ -80,8 +85,15 @@ def _readable(checkpoints: Checkpoints, step: int) -> Iterator[None]:
         warn(f"{error}.")
 
 
-def _candidates(checkpoints: Checkpoints, which: str) -> list[int]:
-    """Steps in the order in which to try them."""
+def _wanted(checkpoints: Checkpoints, which: str, best: dict | None) -> int | None:
+    """The step that `which` names where nothing is damaged or gone; None where that is not known."""
+    if which == "best":
+        return best["step"] if best else None
+    return checkpoints.steps()[-1] if which == "latest" else int(which)
+
+
+def _candidates(checkpoints: Checkpoints, which: str, best: dict | None) -> list[int]:
+    """Steps in the order in which to try them. best: of the run, by its status."""
     steps = checkpoints.steps()
     if which == "latest":
         return steps[::-1]
@@ -91,9 +103,9 @@ def _candidates(checkpoints: Checkpoints, which: str) -> list[int]:
             with _readable(checkpoints, step):
                 nats[step] = checkpoints.progress(step)["evaluated"]
         evaluated = sorted((step for step in nats if nats[step] is not None), key=nats.get)
-        if nats and not evaluated:
+        if nats and not evaluated and best is None:
             warn("this run has not been evaluated yet: the latest checkpoint is taken for the best.")
-        return evaluated or steps[::-1]
+        return [*evaluated, *sorted((step for step in nats if nats[step] is None), reverse=True)] or steps[::-1]
     if which.isdecimal() and int(which) in steps:
         return [int(which)]
     listed = ", ".join(map(str, steps)) or "none yet"

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from ml_collections import ConfigDict
 
 from charlm import config as config_module
-from charlm import corpora, measures
+from charlm import corpora, files, measures
 from charlm.errors import Broken, UserError
 from charlm.progress import warn
 from charlm.seal import opened, sealed
@@ -200,9 +200,12 @@ class Run:
 
     def note_evaluation(self, result: dict) -> None:
         """Adds what scripts/evaluate.py found to evaluations.jsonl, where the directory can be written."""
-        with contextlib.suppress(OSError), (self.workdir / "evaluations.jsonl").open("ab+") as file:
-            torn = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"  # a line whose writer died amid it
-            file.write(b"\n" * bool(torn) + sealed(measures.finite(result)).encode() + b"\n")
+        try:
+            with (self.workdir / "evaluations.jsonl").open("ab+") as file:
+                torn = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"  # a line whose writer died amid it
+                file.write(b"\n" * bool(torn) + sealed(measures.finite(result)).encode() + b"\n")
+        except OSError as error:
+            warn(f"{error.filename} can't be written ({error.strerror}): compare.py will not have this figure.")
 
     def starts(self) -> list[dict]:
         """What `note_start` has written, oldest first."""
@@ -308,16 +311,7 @@ class Run:
         text = content if isinstance(content, str) else sealed(content, indent=1) + "\n"
         path = self.workdir / name
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(path.name + ".new")
-        try:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        files.write(path, text)
 
 
 def check_checkpoint_name(which: str) -> None:

@@ -12,8 +12,8 @@ from charlm import batches, corpora, devices, drawing, evaluate, model, optim, p
 from charlm.errors import UserError
 from charlm.vocab import PAD, Vocab
 
-TOGETHER = 10  # steps in one call, where they are short
-SHORT = 1e11  # floating-point operations of a step; more take so long that a call's overhead no longer counts
+TOGETHER = (10, 5, 2)  # steps in one call, where they are short
+CALL = 5e11  # floating-point operations of a call at most: more would have signals wait, and its overhead no longer counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,8 @@ def steps_per_call(wanted: int, framing: batches.Framing, functions: model.Funct
     if framing.kind == "documents" or jax.process_count() > 1:
         return 1
     parameters = model.parameter_count(jax.eval_shape(functions.init, jax.random.key(0)))
-    return wanted or (TOGETHER if 6 * parameters * framing.rows * framing.length < SHORT else 1)
+    operations = 6 * parameters * framing.rows * framing.length
+    return wanted or next((steps for steps in TOGETHER if steps * operations <= CALL), 1)
 
 
 def describe(setup: Setup, params) -> None:
@@ -146,7 +147,7 @@ def _mesh(rows: int, wanted: int) -> Mesh:
     mesh = devices.mesh(rows, wanted)
     if wanted > mesh.size and jax.process_count() == 1:
         there = len(jax.devices())
-        print(f"note: devices={wanted}, but of the {there} that are there {mesh.size} share batch.size={rows} evenly.")
+        progress.tell(f"note: devices={wanted}, but of the {there} that are there {mesh.size} share batch.size={rows} evenly.")
     return mesh
 
 

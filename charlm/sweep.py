@@ -24,6 +24,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from charlm import config as config_module
+from charlm import files
 from charlm import run as run_module
 from charlm.errors import UserError
 
@@ -254,9 +255,7 @@ class Root:
         recorded = self._recorded() if self._record.exists() else {"trials": {}}
         recorded |= {"config": _identity(file_and_arg), **more}
         recorded["trials"] |= {trial.name: trial.overrides for trial in trials}
-        temporary = self._record.with_suffix(".new")
-        temporary.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self._record)
+        files.write(self._record, json.dumps(recorded, indent=1) + "\n")
 
     def recorded(self, name: str) -> object:
         """What `record` was given by that name, or None."""

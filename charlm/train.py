@@ -30,7 +30,7 @@ from charlm.state import Progress, Sums, TrainState, resumed
 
 
 class Diverged(Exception):
-    """A number of the training is no longer finite; says which."""
+    """A number of the training is no longer finite, or out of all reason; says which."""
 
 
 class StepMetrics(NamedTuple):
@@ -193,7 +193,8 @@ def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progr
     clock = _Clock(done)
     before = None  # metrics of the call before: fetched once the next one is under way, so that the device never waits
     while not (finished or stopping):
-        if not _is_due(setup, done):  # else it was stopped amid this evaluation, which comes first then
+        stopping = bool(signals) and processes.number() == 1
+        if not (stopping or _is_due(setup, done)):  # if due, it was stopped amid this evaluation, which comes first then
             count = steps_at_once(setup, done.step)
             state, metrics = (one if count == 1 else many)(state, *batch_of(done.step, count, signals))
             stopping = bool(signals) and processes.number() == 1  # read once, since a signal may come at any moment
@@ -209,7 +210,9 @@ def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progr
             before = None
             clock.lap(training=True)
         if log_now:
-            record.row(_train_row(setup, done), clock)
+            row = _train_row(setup, done)
+            record.row(row, clock)
+            _check_loss(row["nats"], f"the mean loss up to step {done.step}")
             done.interval, done.interval_seconds = Sums(), 0.0
         if evaluate_now:
             rows = processes.first_says(_evaluation_rows, setup, done, evaluate_split, state.params, signals)
@@ -341,12 +344,19 @@ def _where(setup: Setup, done: Progress, split: str) -> dict:
 def _judge(setup: Setup, done: Progress, row: dict) -> None:
     """Notes whether this evaluation is the best so far."""
     done.evaluated = row["nats"]
-    if not math.isfinite(row["nats"]):
-        raise Diverged(f"the {setup.best_by} loss at step {done.step} is not finite")
+    _check_loss(row["nats"], f"the {setup.best_by} loss at step {done.step}")
     if done.best is None or row["nats"] < done.best["nats"]:
         done.best, done.since_best = {"step": done.step, "nats": row["nats"], "split": setup.best_by}, 0
     else:
         done.since_best += 1
+
+
+def _check_loss(nats: float, what: str) -> None:
+    """Raises Diverged where no character model that learns has such a loss."""
+    if not math.isfinite(nats):
+        raise Diverged(f"{what} is not finite")
+    if nats > measures.MOST_NATS:
+        raise Diverged(f"{what} is {nats:,.0f} nats a char, beyond the {measures.MOST_NATS:.0f} of anything that learns")
 
 
 class _Clock:

@@ -43,7 +43,7 @@ def main(overrides: dict[str, str]) -> None:
     if _TEXT.value is None and split not in splits:
         raise UserError(f"--split={split} is none of this run's splits: {', '.join(splits)}.")
     text, sha256 = _text(run, split)
-    cache.keep_compiled(cache.folder_of(run.config()))
+    cache.keep_compiled(cache.own_folder(run.config()))
 
     from charlm import evaluate, measures, restore
 

@@ -60,7 +60,7 @@ def main(overrides: dict[str, str]) -> None:
     prompts = [_known(prompt, vocab) for prompt in _prompts(run, config)]
     shared = devices.rows_to_share(config, _NUM.value, _DTYPE.value or config.model.dtype)
     set_here = devices.prepare_cpu(config, shared)
-    cache.keep_compiled(cache.folder_of(config))
+    cache.keep_compiled(cache.own_folder(config))
 
     import jax
     import numpy as np
@@ -105,12 +105,12 @@ def _check_flags() -> list[float]:
             f"--temperature={','.join(_TEMPERATURE.value)} is not right: numbers separated by commas would be."
         ) from error
     for flag, is_right, what in (
-        (_LENGTH, _LENGTH.value is None or _LENGTH.value >= 0, "0 or more"),
-        (_TEMPERATURE, _TEMPERATURE.value != [] and all(0 <= value < float("inf") for value in temperatures), "0 or more"),
-        (_TOP_K, _TOP_K.value is None or _TOP_K.value >= 0, "0 or more"),
+        (_LENGTH, _LENGTH.value is None or 0 <= _LENGTH.value < 2**31, "from 0 to 2147483647"),
+        (_TEMPERATURE, _TEMPERATURE.value != [] and all(0 <= value <= 3e38 for value in temperatures), "from 0 to 3e38"),
+        (_TOP_K, _TOP_K.value is None or 0 <= _TOP_K.value < 2**31, "from 0 to 2147483647"),
         (_TOP_P, 0 < _TOP_P.value <= 1, "above 0 and at most 1"),
-        (_NUM, _NUM.value >= 1, "1 or more"),
-        (_WINDOW, _WINDOW.value is None or _WINDOW.value >= 0, "0 or more"),
+        (_NUM, 1 <= _NUM.value < 2**31, "from 1 to 2147483647"),
+        (_WINDOW, _WINDOW.value is None or 0 <= _WINDOW.value < 2**31, "from 0 to 2147483647"),
         (_PROMPT_LENGTH, _PROMPT_LENGTH.value >= 1, "1 or more"),
         (_SEED, 0 <= _SEED.value < 2**32, "from 0 to 4294967295"),
     ):

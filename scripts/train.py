@@ -13,7 +13,7 @@ import signal
 
 from absl import flags
 
-from charlm import batches, cache, cli, config, devices, processes
+from charlm import batches, cache, cli, config, devices, processes, progress
 from charlm.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", None, "config file, optionally with an argument: FILE.py[:ARG]", required=True)
@@ -43,7 +43,7 @@ def main(overrides: dict[str, str]) -> int:
     devices.use_huge_pages()
     for line in devices.prepare_cpu(checked, rows, place.number):
         if place.index == 0:
-            print(line)
+            progress.tell(line)
     cache.keep_compiled(cache.folder_of(checked))  # this imports JAX, which takes a second: only once the command is right
     from charlm import setup, train
 

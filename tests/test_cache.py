@@ -5,7 +5,6 @@ import pathlib
 import pytest
 
 from charlm import cache, config
-from charlm.seal import opened, sealed
 from tests.conftest import as_flags, read_rows
 
 
@@ -24,6 +23,19 @@ def test_the_folder(value, environment, expected, monkeypatch):
     overrides = {} if value is None else {"cache_dir": value}
     folder = cache.folder_of(config.load("configs/base.py", overrides))
     assert folder == (None if expected is None else pathlib.Path(expected))
+
+
+def test_readers_load_no_compiled_code_from_where_a_run_says(script, small, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    flags = as_flags(small | {"cache_dir": tmp_path / "named"})
+    run = f"--workdir={tmp_path / 'run'}"
+    script("train", "--config=configs/tiny.py", run, *flags)
+    (tmp_path / "named").rename(tmp_path / "away")
+    script("evaluate", run)
+    script("sample", run, "--prompt=a", "--length=3")
+    assert not (tmp_path / "named").exists()
+    assert (tmp_path / "own" / "charlm" / "compiled").is_dir()
 
 
 def test_what_was_compiled_is_kept_and_found_again(script, small, tmp_path, monkeypatch):
@@ -55,6 +67,5 @@ def test_a_run_goes_on_with_another_cache_and_without_one_it_can_write(script, s
     written = config_file.read_text()
     config_file.write_text(written.replace(f"{tmp_path / 'one'}", f"{tmp_path / 'file'}"))
     assert "or remove its seal if you have changed it yourself" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}")
-    config_file.write_text(sealed(opened(written) | {"cache_dir": f"{tmp_path / 'file'}"}))
-    result = script("evaluate", f"--workdir={tmp_path / 'run'}")
+    result = script(*command, f"--config.cache_dir={tmp_path / 'file'}", f"--workdir={tmp_path / 'other'}")
     assert f"note: the cache folder {tmp_path / 'file'} can't be written" in result.stderr

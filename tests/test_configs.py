@@ -111,7 +111,7 @@ CONTEXT = {
     "train.patience": {"optim.learning_rate": 5.0, "train.steps": 12, "train.eval_every": 1},
     "train.halvings": {
         "optim.name": "sgd",
-        "optim.weight_decay": 8.0,
+        "optim.weight_decay": 3.0,
         "optim.learning_rate": 1.0,
         "optim.clip_norm": 0.0,
         "optim.schedule": "constant",
@@ -262,6 +262,10 @@ def test_every_key_of_base_is_commented():
         ("corpus.split", "(0.9,", r"corpus.split='\(0.9,' is of the wrong type"),
         ("corpus.split", "('a','b')", r"corpus.split=\('a', 'b'\) is not right"),
         ("vocab.unknown", "maybe", r"vocab.unknown='maybe' is of the wrong type: true or false would be right"),
+        ("model.hidden", "10000000000", r"model.hidden=10000000000 is not right: it must be below 2147483648"),
+        ("optim.decay_steps", "3000000000", r"optim.decay_steps=3000000000 is not right: it must be below 2147483648"),
+        ("corpus.split", f"({'9' * 400},)", r"corpus.split=.* is not right: it must be one to three"),
+        ("sample.temperature", "1e300", r"sample.temperature=1e\+300 is not right: it must be from 0 to 3e38"),
         ("sample.prompt", "", r"sample.prompt='' is not right: it must be at least one char"),
         ("corpus.test_path", "x", r"corpus.test_path is set but corpus.validation_path is not"),
     ],
@@ -274,7 +278,7 @@ def test_wrong_overrides_get_one_sentence(key, value, message):
 def test_runs_that_are_older_than_a_key_are_as_its_default_has_it():
     fields = config_module.to_dict(config_module.load(TINY))
     del fields["sample"]["top_k"]
-    assert config_module.from_dict(fields) == config_module.load(TINY)
+    assert config_module.to_dict(config_module.from_dict(fields)) == config_module.to_dict(config_module.load(TINY))
     del fields["sample"]["length"]
     with pytest.raises(UserError, match=r"has no sample.length: it was written by another version"):
         config_module.from_dict(fields)

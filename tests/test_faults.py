@@ -29,10 +29,10 @@ from charlm.state import Progress
 
 FILES = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")
 HARMS = ("truncated", "emptied", "flipped", "deleted")
-DIVERGING = {  # each step multiplies the weights by -7, after 24 past the largest float; with half the rate by -3, to 3e11
+DIVERGING = {  # each step multiplies the weights by -2, with half the rate by -0.5
     "optim.name": "sgd",
     "optim.learning_rate": 1.0,
-    "optim.weight_decay": 8.0,
+    "optim.weight_decay": 3.0,
     "optim.clip_norm": 0.0,
     "optim.schedule": "constant",
     "train.steps": 24,
@@ -328,6 +328,40 @@ def test_reading_a_run_that_trains_finds_a_checkpoint_each_time(script, stopped,
     assert result.returncode == 0, result.stderr
     assert "can't be read" not in result.stderr
     assert int(result.stdout) > 3
+
+
+def test_what_is_taken_for_a_checkpoint_that_is_gone_or_damaged_is_said(script, stopped, tmp_path):
+    _, before, _ = stopped
+    shutil.copytree(before, tmp_path / "run")
+    run, best = f"--workdir={tmp_path / 'run'}", Run(before).status()["best"]["step"]
+    steps = sorted(int(path.name) for path in (before / "checkpoints").iterdir())
+    assert script("evaluate", run).stderr.count("note") == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(best))
+    there = [step for step in steps if step != best]
+    for name, *flags in (("evaluate",), ("sample", "--prompt=a", "--length=3")):
+        errors = script(name, run, *flags).stderr
+        assert re.search(
+            rf"note: --checkpoint=best: step ({'|'.join(map(str, there))}) is taken, since {best} is not there", errors
+        )
+        assert "has not been evaluated yet" not in errors
+    for path in (tmp_path / "run" / "checkpoints" / str(there[-1])).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    errors = script("evaluate", run, "--checkpoint=latest").stderr if there[:-1] else ""
+    assert not there[:-1] or f"step {there[-2]} is taken, since {there[-1]} can't be read" in errors
+
+
+def test_a_page_that_does_not_fit_leaves_the_one_before(script, stopped, tmp_path):
+    _, _, run = stopped
+    page = tmp_path / "page.html"
+    script("compare", run, f"--html={page}")
+    before = page.read_bytes()
+    limited = ["sh", "-c", 'ulimit -f 2; exec "$@"', "sh", *script.command("compare", run, f"--html={page}")]
+    done = subprocess.run(limited, capture_output=True, text=True, env=script.env())
+    assert done.returncode == 2
+    assert "can't be written" in done.stderr
+    assert page.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html"]
 
 
 def test_progress_of_an_older_version_can_be_read():

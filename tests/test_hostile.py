@@ -84,6 +84,7 @@ ODD = strategies.one_of(
         ]
     ),
     strategies.integers(-3, 70).map(str),
+    strategies.sampled_from([2**31 - 1, 2**31, 2**32, 3 * 10**9, 2**63, 10**20, 10**400]).map(str),
     strategies.floats(allow_nan=True).map(repr),
     strategies.text(max_size=5),
 )
@@ -222,6 +223,38 @@ def test_no_files_that_can_be_read_to_their_end(tmp_path):
             read(path)
     with pytest.raises(UserError, match="has no files"):
         read(tmp_path)  # of which nothing is a file
+
+
+@pytest.mark.parametrize(
+    ("line", "form", "message"),
+    [
+        ('{"text": "cut \\ud83d here"}', "jsonl:text", "line 1: field 'text' has half a character"),
+        ("[" * 200_000, "jsonl:text", "line 1 is not JSON"),
+        ("a,b", f"csv:{'1' * 5000}", "has no column"),
+    ],
+)
+def test_odd_documents_are_refused(line, form, message, small, tmp_path):
+    (tmp_path / "file").write_text(line)
+    overrides = small | {"corpus.path": str(tmp_path / "file"), "corpus.documents": form, "batch.framing": "documents"}
+    with pytest.raises(UserError, match=message):
+        train.train(config_module.load(TINY, overrides), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"), [("train", ["--config.model.hidden=300000"]), ("sample", ["--prompt=a", "--num=2000000000"])]
+)
+def test_too_little_memory_is_a_sentence(script, run, corpus_file, tmp_path, name, flags):
+    if name == "train":
+        flags = [f"--config={TINY}", f"--config.corpus.path={corpus_file}", f"--workdir={tmp_path / 'run'}", *flags]
+    else:
+        flags = [f"--workdir={run}", *flags]
+    limited = ["sh", "-c", 'ulimit -v 67108864; exec "$@"', "sh", *script.command(name, *flags)]
+    done = subprocess.run(limited, capture_output=True, text=True, env=script.env())
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: there is not enough memory")
+    assert "a smaller model, batch" in last
 
 
 def test_lone_surrogates_are_no_utf8(tmp_path):

@@ -102,9 +102,16 @@ def test_it_is_encoded_once_and_anew_when_the_text_or_its_normalisation_changes(
     assert len(encodings()) == 3
     assert str(other.splits["train"]).startswith("One toxt.")
     file.write_text("One text.\n" * 20, encoding="utf-8")
-    for damage in (lambda: (place / "about.json").unlink(), lambda: (place / "codes").write_bytes(b"\0\1")):
+    codes = (place / "codes").read_bytes()
+    for damage in (
+        lambda: (place / "about.json").unlink(),
+        lambda: (place / "codes").write_bytes(b"\0\1"),
+        lambda: (place / "codes").write_bytes(codes[:9] + bytes([codes[9] ^ 1]) + codes[10:]),
+    ):
         damage()
+        capsys.readouterr()
         _, mended = pair(file, tmp_path, monkeypatch)
+        assert "is damaged or of an older version: it is made anew." in capsys.readouterr().err
         assert mended.provenance == first.provenance
         assert str(mended.splits["train"]) == str(first.splits["train"])
 

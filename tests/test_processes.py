@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -29,11 +30,15 @@ OVERRIDES = {
 }
 
 
-def start(script, corpus_file, workdir, number, **more) -> list[subprocess.Popen]:
-    """That many trainings that make one, each on one device."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(script, corpus_file, workdir, number, **more) -> list[subprocess.Popen]:
+    """That many trainings that make one, each on one device."""
+    port = free_port()
     flags = [f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}"]
     flags += as_flags(OVERRIDES | {"corpus.path": corpus_file} | more)
     together = [[f"--coordinator=127.0.0.1:{port}", f"--num_processes={number}", f"--process_id={i}"] for i in range(number)]
@@ -92,11 +97,11 @@ def test_two_processes_have_the_losses_of_one(script, corpus_file, two, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("framing", ["chunks", "windows", "documents"])
+@pytest.mark.parametrize("framing", ["stream", "chunks", "windows", "documents"])
 def test_four_processes_have_the_losses_of_one_in_every_framing(script, tmp_path, framing):
     text = tmp_path / "lines"
     text.write_text(make_text(12_000))
-    more = {"batch.framing": framing, "model.dropout": 0.0, "batch.length": 15}
+    more = {"batch.framing": framing, "model.dropout": 0.2 if framing == "stream" else 0.0, "batch.length": 15}
     more |= {"corpus.documents": "lines"} if framing == "documents" else {}
     finish(start(script, text, tmp_path / "one", 1, **more))
     finish(start(script, text, tmp_path / "four", 4, **more))
@@ -147,6 +152,54 @@ def test_mistakes_end_all_processes_with_one_sentence(script, corpus_file, tmp_p
     for _, errors in finish(start(script, corpus_file, tmp_path / "file", 2), status=2):
         assert "is a file: give a directory" in errors
         assert len(errors.splitlines()) == 1
+
+
+ALONE = """
+import sys, time
+from charlm import processes
+processes.JOIN_SECONDS, processes.SILENT_SECONDS, processes.SIGN_SECONDS = 4, 4, 0.5
+processes.join(processes.Place(2, int(sys.argv[1]), "127.0.0.1:" + sys.argv[2]))
+print("joined", flush=True)
+time.sleep(60)
+"""
+
+
+def joining(index, port) -> subprocess.Popen:
+    command = [sys.executable, "-c", ALONE, str(index), str(port)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_who_waits_alone_ends_with_a_sentence(index):
+    waiting = joining(index, free_port())
+    _, errors = waiting.communicate(timeout=60)
+    assert waiting.returncode == 1
+    assert "error: of the 2 processes not all came within 4 s" in errors
+
+
+def test_a_process_that_goes_before_anything_was_said_is_noticed():
+    port = free_port()
+    first, second = joining(0, port), joining(1, port)
+    assert [process.stdout.readline() for process in (first, second)] == ["joined\n", "joined\n"]
+    time.sleep(1)
+    second.kill()
+    _, errors = first.communicate(timeout=30)
+    assert first.returncode == 1
+    assert "error: another process of this training has gone (process 1)" in errors
+    second.communicate()
+
+
+def test_processes_with_different_numbers_of_devices_are_refused(script, corpus_file, tmp_path):
+    port, started = free_port(), []
+    for index in range(2):
+        flags = as_flags(OVERRIDES | {"corpus.path": corpus_file, "batch.size": 12})
+        flags += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}"]
+        command = script.command("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={tmp_path / 'run'}", *flags)
+        env = script.env() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={index + 1}"}
+        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    for _, errors in finish(started, status=2):
+        assert "error: the 2 processes have 1, 2 devices, but must have as many each" in errors
+        assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

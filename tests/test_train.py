@@ -326,7 +326,9 @@ def test_divergence_is_noticed_at_its_step_and_the_last_good_checkpoint_kept(sma
     overrides = small | {"optim.name": "sgd", "optim.learning_rate": 1.0, "optim.weight_decay": 1e3, "optim.clip_norm": 0.0}
     overrides |= {"optim.schedule": "constant", "train.steps": 40}
     config = config_module.load(TINY, overrides)
-    with pytest.raises(Failure, match=r"step \d+ is not finite: .* is marked diverged and its last good checkpoint kept"):
+    with pytest.raises(
+        Failure, match=r"step \d+ is (not finite|[\d,]+ nats a char).*: .* is marked diverged and its last good checkpoint kept"
+    ):
         train.train(config, tmp_path / "run")
     status = Run(tmp_path / "run").status()
     assert status["state"] == "diverged"
@@ -337,8 +339,50 @@ def test_divergence_is_noticed_at_its_step_and_the_last_good_checkpoint_kept(sma
     saved = [step for step in range(1, status["step"]) if step % 3 == 0 or step % 4 == 0]
     assert checkpoints.steps() == sorted({status["best"]["step"], *saved[-2:]})
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final_params(tmp_path / "run")))
-    with pytest.raises(Failure, match=r"has diverged \(.* step \d+ is not finite\)"):
+    with pytest.raises(Failure, match=r"has diverged \(.* step \d+ is .*\)"):
         train.train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adamw", "rmsprop"])
+def test_a_rate_of_a_thousand_has_diverged_within_a_log_interval(small, tmp_path, optimizer):
+    """Bounded steps of 1,000 stay finite, but teach nothing."""
+    wild = {
+        "optim.name": optimizer,
+        "optim.learning_rate": 1e3,
+        "train.steps": 40,
+        "train.log_every": 5,
+        "train.eval_every": 20,
+    }
+    with pytest.raises(Failure, match=r"is marked diverged and its last good checkpoint kept"):
+        train.train(config_module.load(TINY, small | wild), tmp_path / "run")
+    status = Run(tmp_path / "run").status()
+    assert status["state"] == "diverged"
+    assert status["step"] <= 5
+
+
+@pytest.mark.parametrize(("rows", "together"), [(8, 10), (800, 5), (2000, 2), (20_000, 1)])
+def test_a_call_has_no_more_work_than_a_signal_can_wait_for(small, rows, together):
+    config = config_module.load(TINY, small | {"model.hidden": 64, "batch.size": rows, "batch.length": 1000})
+    functions = model.functions(config, 20)
+    parameters = model.parameter_count(jax.eval_shape(functions.init, jax.random.key(0)))
+    assert setup.steps_per_call(0, batches.Framing.of(config), functions) == together
+    assert together * 6 * parameters * rows * 1000 <= 5e11 or together == 1
+
+
+def test_a_signal_is_followed_after_the_calls_that_are_under_way(small, tmp_path, monkeypatch):
+    config = config_module.load(TINY, small | {"train.steps": 400, "train.log_every": 400, "train.steps_per_call": 10})
+    config = config_module.load(TINY, config_module.flatten(config) | {"train.eval_every": 400, "train.checkpoint_every": 0})
+    seen, add = [], train._add
+
+    def added(done, metrics):
+        seen.append(done.step)  # of calls that have been begun
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return add(done, metrics)
+
+    monkeypatch.setattr(train, "_add", added)
+    assert train.train(config, tmp_path / "run") == 128 + signal.SIGTERM
+    assert Run(tmp_path / "run").status()["step"] <= seen[2] + 10
 
 
 def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
