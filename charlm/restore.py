@@ -54,7 +54,7 @@ def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
                 for step in (candidates := _candidates(checkpoints, which, run.status()["best"])):
                     with _readable(checkpoints, step):
                         params = checkpoints.restore_params(step, abstract)
-                        wanted = _wanted(checkpoints, which, run.status()["best"])
+                        wanted = _wanted(checkpoints, which, run.status())
                         if step != wanted and wanted is not None and not run.is_training():
                             gone = "can't be read" if wanted in checkpoints.steps() else "is not there"
                             warn(f"--checkpoint={which}: step {step} is taken, since {wanted} {gone}.")
@@ -85,11 +85,14 @@ def _readable(checkpoints: Checkpoints, step: int) -> Iterator[None]:
         warn(f"{error}.")
 
 
-def _wanted(checkpoints: Checkpoints, which: str, best: dict | None) -> int | None:
+def _wanted(checkpoints: Checkpoints, which: str, status: dict) -> int | None:
     """The step that `which` names where nothing is damaged or gone; None where that is not known."""
     if which == "best":
-        return best["step"] if best else None
-    return checkpoints.steps()[-1] if which == "latest" else int(which)
+        return status["best"]["step"] if status["best"] else None
+    if which == "latest":
+        saved = status["step"] if status["state"] in ("incomplete", "done") else 0
+        return max(saved, checkpoints.steps()[-1])
+    return int(which)
 
 
 def _candidates(checkpoints: Checkpoints, which: str, best: dict | None) -> list[int]:

@@ -19,6 +19,7 @@ import resource
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,9 +34,9 @@ from charlm.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FRAMINGS = {
-    "stream": {},
+    "stream": {"devices": 2},
     "chunks": {"batch.framing": "chunks"},
-    "windows": {"batch.framing": "windows", "batch.stride": 3},
+    "windows": {"batch.framing": "windows", "batch.stride": 3, "devices": 2},
     "documents": {"batch.framing": "documents", "corpus.documents": "lines", "batch.length": 40},
 }
 STEPS = 300
@@ -43,9 +44,9 @@ RUN = {
     "model.hidden": 24,
     "model.dropout": 0.2,
     "train.steps": STEPS,
-    "train.log_every": 7,
+    "train.log_every": 10,
     "train.eval_every": 50,
-    "train.checkpoint_every": 10,
+    "train.checkpoint_every": 20,
     "sample.length": 20,
 }
 MODES = ("any moment", "start-up", "checkpoint", "row")  # when a kill comes
@@ -94,8 +95,19 @@ def program(name: str, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
 
 
-def started(command: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def started(command: list[str], **environment: str) -> subprocess.Popen:
+    env = os.environ | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def ended(process: subprocess.Popen) -> tuple[str, str]:
+    """What a program has printed, and its errors. One that hangs is killed, and has then failed."""
+    try:
+        return process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        return output, f"{errors}\nhung for {LIMIT} s"
 
 
 def succeed(command: list[str]) -> str:
@@ -174,7 +186,7 @@ def kill(place: Place, framing: str, seed: int, count: int) -> Row:
             process = started(place.train(workdir, framing))
             await_moment(process, workdir, rng.choice(MODES), rng, whole)
             process.kill()
-            output, errors = process.communicate()
+            output, errors = ended(process)
             lost += resumed_elsewhere(workdir, there, output)
             if process.returncode == -signal.SIGKILL:
                 killed, in_this_one = killed + 1, in_this_one + 1
@@ -231,7 +243,7 @@ def stop(place: Place, framing: str, seed: int) -> Row:
         for number in signals:
             process.send_signal(number)
             time.sleep(rng.uniform(0, 0.05) if len(signals) > 1 else 0)
-        output, errors = process.communicate(timeout=LIMIT)
+        output, errors = ended(process)
         seconds = time.monotonic() - begin
         lost += resumed_elsewhere(workdir, there, output)
         if process.returncode == 0:  # it was done already
@@ -240,7 +252,7 @@ def stop(place: Place, framing: str, seed: int) -> Row:
             continue
         tried, slowest = tried + 1, max(slowest, seconds)
         allowed = {128 + number for number in signals}
-        if not begun or len(signals) > 1:
+        if not begun or len(signals) > 1 or json.loads((workdir / "status.json").read_text())["state"] == "done":
             allowed |= {-number for number in signals}
         if process.returncode not in allowed or seconds > PATIENCE or "Traceback" in errors:
             lost.append(f"{workdir}: {signals} gave {process.returncode} after {seconds:.1f} s: {errors[-300:]}")
@@ -267,7 +279,7 @@ def quota(place: Place, framing: str, seed: int) -> Row:
         limit = size(workdir) + room
         if process.poll() is None:
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-        _, errors = process.communicate(timeout=LIMIT)
+        _, errors = ended(process)
         if process.returncode == 0:
             lost += [f"{workdir}: {found}" for found in differences(workdir, straight)]
             shutil.rmtree(workdir)
@@ -281,7 +293,7 @@ def quota(place: Place, framing: str, seed: int) -> Row:
 
 
 def disk(place: Place, seed: int) -> list[Row]:
-    """A tmpfs that is nearly full, and one that is read-only."""
+    """A tmpfs that is nearly full, every second time with the cache of compiled programs on it, and one that is read-only."""
     mount = place.folder / "disk"
     mount.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", mount]).returncode:
@@ -292,9 +304,11 @@ def disk(place: Place, seed: int) -> list[Row]:
         while tried < 10:
             shutil.rmtree(workdir, ignore_errors=True)
             filler.write_bytes(b"\0" * (4 * 2**20 - rng.randint(20_000, 400_000)))
-            process = started(place.train(workdir, "stream"))
-            _, errors = process.communicate(timeout=LIMIT)
+            cache = {"JAX_COMPILATION_CACHE_DIR": str(mount / "xla")} if tried % 2 else {}
+            process = started(place.train(workdir, "stream"), **cache)
+            _, errors = ended(process)
             filler.unlink()
+            shutil.rmtree(mount / "xla", ignore_errors=True)
             if process.returncode == 0:
                 continue
             tried += 1
@@ -306,7 +320,7 @@ def disk(place: Place, seed: int) -> list[Row]:
         before = [outcome(command) for command in readers(workdir)]
         subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
         lost = []
-        refused = subprocess.run(place.train(mount / "new", "stream"), capture_output=True, text=True)
+        refused = subprocess.run(place.train(mount / "new", "stream"), capture_output=True, text=True, timeout=LIMIT)
         lost += sentence(refused.returncode, refused.stderr, ("can't be written",), "training on a read-only disk")
         for command, (status, output, _) in zip(readers(workdir), before, strict=True):
             now = outcome(command)
@@ -341,21 +355,31 @@ def sentence(status: int, errors: str, words: tuple[str, ...], what: str) -> lis
 
 
 def damage(place: Place, seed: int) -> list[Row]:
-    """Each text of a run and each file of its latest and its best checkpoint, harmed in four ways, then each program."""
+    """Each text of a run and each file of its latest and its best checkpoint, harmed in four ways, and these checkpoints gone;
+    then each program. Samples and event files are no evidence of anything, and not sealed."""
     straight = place.straight("stream")
     before = place.folder / "stopped" / "run"
     process = started(place.train(before, "stream"))
     while not list(before.glob("checkpoints/120")) and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
-    process.communicate()
+    ended(process)
     latest, best = complete(before), json.loads((before / "status.json").read_text())["best"]["step"]
     expected = [outcome(command) for command in readers(before)]
-    texts = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")
+    texts = [
+        "config.json",
+        "vocab.json",
+        "corpus.json",
+        "status.json",
+        "environment.json",
+        "metrics.jsonl",
+        "evaluations.jsonl",
+    ]
     files = [before / name for name in texts]
     for step in {latest, best}:
         files += [path for path in (before / "checkpoints" / str(step)).rglob("*") if path.is_file()]
     cases = [(file.relative_to(before), harm) for file in files for harm in HARMS]
+    cases += [(pathlib.Path("checkpoints", str(step)), "deleted") for step in {latest, best}]
 
     def one(case: tuple[pathlib.Path, str]) -> list[tuple[str, list[str]]]:
         name, harm = case
@@ -403,6 +427,9 @@ def damage(place: Place, seed: int) -> list[Row]:
 
 
 def harmed(path: pathlib.Path, how: str, rng: random.Random) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+        return
     content = path.read_bytes()
     at = rng.randrange(len(content)) if content else 0
     if how == "deleted":
@@ -418,22 +445,17 @@ def harmed(path: pathlib.Path, how: str, rng: random.Random) -> None:
 def diverge(place: Place, seed: int) -> list[Row]:
     """A learning rate of 1,000, with each optimiser."""
     del seed
-    lost, finite = [], 0
+    lost = []
     for optimizer in ("sgd", "adam", "adamw", "rmsprop"):
-        wild = {"optim.name": optimizer, "optim.learning_rate": 1e3, "optim.clip_norm": 0.0, "optim.schedule": "constant"}
-        wild |= {"optim.weight_decay": 1.0}
+        wild = {"optim.name": optimizer, "optim.learning_rate": 1e3}
         workdir = place.folder / f"diverge_{optimizer}"
         status, _, errors = outcome(place.train(workdir, "stream", **wild))
         state = json.loads((workdir / "status.json").read_text())
-        if state["state"] == "done" and all(row["nats"] is not None for row in rows(workdir)):
-            finite += 1  # bounded steps of 1,000 need not be infinite
-            continue
         lost += sentence(status, errors, ("is marked diverged",), f"diverge with {optimizer}")
         logged = rows(workdir)[-1]["step"] if size(workdir) else 0
         if state["state"] != "diverged" or state["step"] > logged + RUN["train.log_every"]:
             lost.append(f"diverge with {optimizer}: {state}")
-    note = f"{finite} stayed finite; the others diverged, noticed within a log interval"
-    return [Row("learning rate of 1,000, each optimiser", 4, lost, note)]
+    return [Row("learning rate of 1,000, each optimiser", 4, lost, "noticed within a log interval")]
 
 
 def two(place: Place, seed: int) -> list[Row]:
@@ -450,11 +472,11 @@ def two(place: Place, seed: int) -> list[Row]:
             read += 1
             if status or "can't be read" in errors or "Traceback" in errors:
                 lost_read.append(f"{command[1]} beside a training: exit status {status}: {errors[-300:]}")
-        _, errors = second.communicate()
+        _, errors = ended(second)
         if second.returncode:  # else the first had ended before
             tried += 1
             lost += sentence(second.returncode, errors, ("is in use by process",), "a second training")
-        process.communicate(timeout=LIMIT)
+        ended(process)
         if "rows of metrics" in (found := differences(workdir, straight)) or "parameters" in found:
             lost.append(f"{workdir}: {found}")
     return [
@@ -468,23 +490,25 @@ def one_of_two(place: Place, rng: random.Random) -> Row:
     """Two processes train together; one is killed, the other has to end, and both together go on."""
     lost, slowest = [], 0.0
     straight = place.folder / "pair_straight"
-    finish = lambda: [process.communicate() for process in pair(place, straight)]  # noqa: E731
-    finish()
+    for process in pair(place, straight):
+        ended(process)
     for number in range(4):
         workdir = place.folder / f"pair_{number}"
         processes = pair(place, workdir)
         await_moment(processes[0], workdir, "row", rng, 60.0)
-        victim = rng.randrange(2)
+        victim = number % 2
         processes[victim].kill()
         begin = time.monotonic()
-        _, errors = processes[1 - victim].communicate(timeout=LIMIT)
-        slowest = max(slowest, time.monotonic() - begin)
-        processes[victim].communicate()
-        # Where the first has gone, JAX itself may end the second before charlm hears of it.
-        if processes[1 - victim].returncode == 0 or not errors or slowest > 60:
+        _, errors = ended(processes[1 - victim])
+        seconds = time.monotonic() - begin
+        slowest = max(slowest, seconds)
+        ended(processes[victim])
+        said = ["error: another process of this training has gone"]
+        said += ["JAX distributed service detected fatal errors"] if victim == 0 else []  # JAX itself may be quicker then
+        if processes[1 - victim].returncode == 0 or not any(line in errors for line in said) or seconds > 60:
             lost.append(f"{workdir}: process {victim} killed: {errors[-300:]}")
         for process in pair(place, workdir):
-            process.communicate()
+            ended(process)
         if found := differences(workdir, straight):
             lost.append(f"{workdir}: {', '.join(found)}")
     return Row("one of two processes killed", 4, lost, f"the other ended within {slowest:.1f} s")
@@ -506,18 +530,23 @@ def load(place: Place, seed: int) -> list[Row]:
         capture_output=True,
         text=True,
         cwd=ROOT,
+        timeout=4 * LIMIT,
     )
     lost = [] if counts.returncode == 0 else [f"24 starts in one process: {counts.stderr[-500:]}"]
     note = counts.stdout.strip().splitlines()[-1] if counts.returncode == 0 else ""
     workdir = place.folder / "long"
     more = {"train.steps": 20_500, "train.checkpoint_every": 500, "train.eval_every": 2000, "train.log_every": 50}
     process = started(place.train(workdir, "stream", **more))
-    sizes = []
+    sizes, end = [], time.monotonic() + 4 * LIMIT
     for step in (2000, 20_000):
-        while process.poll() is None and last_step(workdir) < step:
+        while process.poll() is None and last_step(workdir) < step and time.monotonic() < end:
             time.sleep(0.05)
-        sizes.append(resident(process.pid))
-    process.communicate(timeout=LIMIT)
+        readings = []
+        for _ in range(5):
+            readings.append(resident(process.pid))
+            time.sleep(0.1)
+        sizes.append(statistics.median(readings))
+    ended(process)
     flat = f"{sizes[0]:.0f} MB after 2,000 steps, {sizes[1]:.0f} MB after 20,000"
     return [
         Row("24 starts one after another in one process", 24, lost, note),
@@ -536,7 +565,7 @@ def stop_at(step):
     os.kill(os.getpid(), signal.SIGTERM)
 seen = []
 for start in range(24):
-    thread = threading.Thread(target=stop_at, args=(28 * (start + 1),))
+    thread = threading.Thread(target=stop_at, args=(30 * (start + 1),))
     thread.start()
     assert train.train(config.load(path, overrides), workdir) == 143
     thread.join()
@@ -546,7 +575,7 @@ for start in range(24):
     seen.append((megabytes, len(os.listdir("/proc/self/fd")), threading.active_count()))
 (early, files, threads), (late, files_late, threads_late) = seen[3], seen[-1]
 assert files_late <= files and threads_late <= threads, seen
-assert late < 1.25 * early, seen
+assert late < 1.1 * early, seen
 print(f"{early:.0f} MB and {files} files after 4 starts, {late:.0f} MB and {files_late} files after 24")
 """
 
