@@ -547,10 +547,11 @@ def load(place: Place, seed: int) -> list[Row]:
             time.sleep(0.1)
         sizes.append(statistics.median(readings))
     ended(process)
+    # Linux takes back what a start no longer needs, unused halves of huge pages above all, at any time: less is no leak.
     flat = f"{sizes[0]:.0f} MB after 2,000 steps, {sizes[1]:.0f} MB after 20,000"
     return [
         Row("24 starts one after another in one process", 24, lost, note),
-        Row("memory of 20,000 steps", 1, [] if abs(sizes[1] / sizes[0] - 1) <= 0.05 else [flat], flat),
+        Row("memory of 20,000 steps", 1, [] if sizes[1] <= 1.05 * sizes[0] else [flat], flat),
     ]
 
 
