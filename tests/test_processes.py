@@ -1,6 +1,7 @@
 """Several processes that train one model: the same figures as one process, and nothing lost when one of them goes."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -134,15 +135,18 @@ def test_killed_processes_take_the_others_along_and_all_go_on(script, corpus_fil
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all_and_one_process_goes_on(script, corpus_file, two, tmp_path):
+def test_a_signal_to_one_stops_all_and_one_process_or_four_go_on(script, corpus_file, two, tmp_path):
     workdir = tmp_path / "run"
     started = start(script, corpus_file, workdir, 2)
     wait_for_step(workdir, 14)
     started[1].send_signal(signal.SIGTERM)
     (output, _), _ = finish(started, status=143)
     assert "stopped at step" in output
+    shutil.copytree(workdir, tmp_path / "four")
     finish(start(script, corpus_file, workdir, 1))
     assert_close(workdir, two)
+    finish(start(script, corpus_file, tmp_path / "four", 4))
+    assert_close(tmp_path / "four", two)
 
 
 def test_mistakes_end_all_processes_with_one_sentence(script, corpus_file, tmp_path):
