@@ -5,7 +5,8 @@
 
 Characters are scored as the run's config asks, by default as it was trained: a stream is scored from its second character on,
 with the LSTM state carried from the first to the last; chunks, windows and documents each begin at the zero state. nats, bits
-and perplexity are per character. A text of your own is normalised, and split into documents, as the run's corpus was.
+and perplexity are per character. A text of your own is normalised, and split into documents, as the run's corpus was; each line
+is a document where that came from TFDS.
 """
 
 import json
@@ -42,8 +43,10 @@ def main(overrides: dict[str, str]) -> None:
     split = _SPLIT.value or ("validation" if "validation" in splits else "train")
     if _TEXT.value is None and split not in splits:
         raise UserError(f"--split={split} is none of this run's splits: {', '.join(splits)}.")
-    text, sha256 = _text(run, split)
+    text, sha256, empty = _text(run, split)
     cache.keep_compiled(cache.own_folder(run.config()))
+
+    import numpy as np
 
     from charlm import evaluate, measures, restore
 
@@ -53,7 +56,11 @@ def main(overrides: dict[str, str]) -> None:
     if _FRAMING.value:
         protocol = protocol._replace(framing=protocol.framing._replace(kind=_FRAMING.value))
     protocol.check(encoded)
-    print(f"evaluating step {trained.step} on {len(encoded.ids_N):,} chars …", file=sys.stderr, flush=True)
+    cut = ""
+    if protocol.framing.kind == "documents":
+        longer = (np.diff(encoded.starts_D1) - 1 > protocol.framing.length).sum()
+        cut = f" of {len(text):,} documents ({empty:,} empty skipped, {longer:,} cut to batch.length={protocol.framing.length})"
+    print(f"evaluating step {trained.step} on {len(encoded.ids_N):,} chars{cut} …", file=sys.stderr, flush=True)
     begin = time.perf_counter()
     nats, chars = evaluate.evaluator(trained.functions)(trained.params, encoded, protocol)
     result = {
@@ -67,18 +74,19 @@ def main(overrides: dict[str, str]) -> None:
     print(json.dumps(measures.finite(result)))
 
 
-def _text(run: Run, split: str) -> tuple[corpora.Split, str]:
-    """The text or documents to score, and the hash of the corpus that they belong to."""
+def _text(run: Run, split: str) -> tuple[corpora.Split, str, int]:
+    """The text or documents to score, the hash of the corpus that they belong to, and how many empty ones were left out."""
     if _TEXT.value is None:
-        return run.splits()[split], run.corpus()["sha256"]
+        return run.splits()[split], run.corpus()["sha256"], 0
     config, form = run.config(), ""
     if "documents" in run.corpus():
         form = corpora.form_of(config) or "lines"
     text, _ = corpora.read(_TEXT.value, corpora.Normalisation.of(config), form, cache.folder_of(config))
+    empty = sum(not document for document in text) if form else 0
     text = [document for document in text if document] if form else text
     if (size := len(corpora.joined(text))) < 2:
         raise UserError(f"--text={_TEXT.value} has {size} chars, but scoring needs at least 2.")
-    return text, corpora.sha256(text if form else [text])
+    return text, corpora.sha256(text if form else [text]), empty
 
 
 if __name__ == "__main__":

@@ -214,6 +214,10 @@ def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):
     longer = sum(len(title) > 24 for title in titles[:-1])
     assert longer > 0
     assert f"1 empty skipped, {longer} cut to batch.length=24" in printed
+    script("train", *flags_of("ag_news_keras", texts), f"--workdir={tmp_path / 'run'}")
+    (tmp_path / "own.csv").write_text(f'"1","{titles[0]}","x"\n"1","","x"\n"1","{30 * titles[0][0]}","x"\n')
+    said = script("evaluate", f"--workdir={tmp_path / 'run'}", f"--text={tmp_path / 'own.csv'}").stderr
+    assert f"chars of 2 documents (1 empty skipped, {1 + (len(titles[0]) > 24)} cut to batch.length=24)" in said
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""What reading a validation split in lanes costs and changes: nats and seconds, for numbers of lanes and lengths of burn-in.
+
+    .venv/bin/python experiments/2026-11-22-speed/lanes.py WORKDIR
+
+WORKDIR is a run, say of configs/tiny_shakespeare.py. One line for each: lanes, burn-in, nats, seconds (median of three).
+"""
+
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, os.fspath(ROOT))
+
+from charlm import batches, devices, run  # noqa: E402
+
+LANES = ((1, 0), (16, 1000), (32, 1000), (32, 250), (64, 1000), (64, 500), (64, 250), (64, 100), (64, 0))
+
+
+def main() -> None:
+    there = run.Run(sys.argv[1])
+    devices.use_huge_pages()
+    devices.prepare_cpu(there.config(), max(lanes for lanes, _ in LANES))
+
+    import jax
+
+    from charlm import evaluate, restore
+
+    trained = restore.load(sys.argv[1], "best")
+    mesh = devices.mesh(max(lanes for lanes, _ in LANES), 0)
+    params = jax.device_put(trained.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    encoded = batches.encode(trained.vocab, there.splits()["validation"], "the validation split")
+    protocol = evaluate.Protocol.of(trained.config, batches.Framing.of(trained.config))
+    for lanes, burn_in in LANES:
+        evaluated, seconds = evaluate.evaluator(trained.functions, mesh), []
+        for _ in range(4):
+            begin = time.perf_counter()
+            nats, chars = evaluated(params, encoded, protocol._replace(lanes=lanes, burn_in=burn_in))
+            seconds.append(time.perf_counter() - begin)
+        print(f"{lanes:>3} {burn_in:>5} {nats / chars:.7f} {statistics.median(seconds[1:]):.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
