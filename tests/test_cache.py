@@ -25,6 +25,7 @@ def test_the_folder(value, environment, expected, monkeypatch):
     assert folder == (None if expected is None else pathlib.Path(expected))
 
 
+@pytest.mark.slow
 def test_readers_load_no_compiled_code_from_where_a_run_says(script, small, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))

@@ -106,7 +106,7 @@ def test_bits_of_a_model_that_knows_nothing_are_those_of_a_uniform_guess(trained
     assert nats / chars == pytest.approx(np.log(VOCAB), rel=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("rows", [5, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (1, 64))])
 def test_chunks_windows_and_documents_each_begin_at_the_zero_state(of_each_encoding, rows):
     params, evaluator = of_each_encoding
     ids = IDS[:203]

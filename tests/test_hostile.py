@@ -241,7 +241,11 @@ def test_odd_documents_are_refused(line, form, message, small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "flags"), [("train", ["--config.model.hidden=300000"]), ("sample", ["--prompt=a", "--num=2000000000"])]
+    ("name", "flags"),
+    [
+        ("train", ["--config.model.hidden=300000"]),
+        pytest.param("sample", ["--prompt=a", "--num=2000000000"], marks=pytest.mark.slow),
+    ],
 )
 def test_too_little_memory_is_a_sentence(script, run, corpus_file, tmp_path, name, flags):
     if name == "train":

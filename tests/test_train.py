@@ -343,7 +343,9 @@ def test_divergence_is_noticed_at_its_step_and_the_last_good_checkpoint_kept(sma
         train.train(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adamw", "rmsprop"])
+@pytest.mark.parametrize(
+    "optimizer", ["adam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adamw", "rmsprop"))]
+)
 def test_a_rate_of_a_thousand_has_diverged_within_a_log_interval(small, tmp_path, optimizer):
     """Bounded steps of 1,000 stay finite, but teach nothing."""
     wild = {
