@@ -262,7 +262,7 @@ def test_failed_and_diverged_trials_are_named_and_the_others_go_on(script, swept
     root = tmp_path / "root"
     result = launched(script, file, root, status=1)
     assert "1 done, 1 diverged of 2 trials." in result.stdout
-    assert "is not finite" in result.stdout
+    assert "beyond the 25 of anything that learns" in result.stdout
     again = launched(script, file, root, status=1)  # left alone
     assert "1 done, 1 diverged" in again.stdout
     assert "running" not in again.stdout

@@ -322,8 +322,8 @@ def test_number_of_devices():
 
 
 def test_divergence_is_noticed_at_its_step_and_the_last_good_checkpoint_kept(small, tmp_path):
-    # Each step multiplies the weights by -999, so that after a dozen they exceed the largest float.
-    overrides = small | {"optim.name": "sgd", "optim.learning_rate": 1.0, "optim.weight_decay": 1e3, "optim.clip_norm": 0.0}
+    # Each step multiplies the weights by -1.5.
+    overrides = small | {"optim.name": "sgd", "optim.learning_rate": 1.0, "optim.weight_decay": 2.5, "optim.clip_norm": 0.0}
     overrides |= {"optim.schedule": "constant", "train.steps": 40}
     config = config_module.load(TINY, overrides)
     with pytest.raises(
@@ -362,7 +362,7 @@ def test_a_rate_of_a_thousand_has_diverged_within_a_log_interval(small, tmp_path
     assert status["step"] <= 5
 
 
-@pytest.mark.parametrize(("rows", "together"), [(8, 10), (800, 5), (2000, 2), (20_000, 1)])
+@pytest.mark.parametrize(("rows", "together"), [(8, 10), (250, 5), (400, 2), (1000, 1)])
 def test_a_call_has_no_more_work_than_a_signal_can_wait_for(small, rows, together):
     config = config_module.load(TINY, small | {"model.hidden": 64, "batch.size": rows, "batch.length": 1000})
     functions = model.functions(config, 20)
