@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 
 from charlm.errors import UserError
 
+MOST = 3e38  # nearly the largest number of float32
 Rule = tuple[Callable[[object], bool], str]  # whether a value is right, and what would be
 
 ANY: Rule = (lambda value: True, "")
 POSITIVE: Rule = (lambda value: value > 0, "positive")
 NOT_NEGATIVE: Rule = (lambda value: value >= 0, "0 or more")
 NOT_EMPTY: Rule = (lambda value: value != "", "at least one char")
-TEMPERATURE: Rule = (lambda value: 0 <= value <= 3e38, "from 0 to 3e38")  # the largest of float32
 SHARE: Rule = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
@@ -108,7 +108,7 @@ RULES: dict[str, Rule] = {
     "eval.burn_in": NOT_NEGATIVE,
     "sample.prompt": NOT_EMPTY,
     "sample.length": NOT_NEGATIVE,
-    "sample.temperature": TEMPERATURE,
+    "sample.temperature": NOT_NEGATIVE,
     "sample.top_k": NOT_NEGATIVE,
 }
 DEFAULTS_FILE = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
@@ -223,8 +223,8 @@ def check(config: ConfigDict) -> None:
         kind = _section(base, key).get_type(key.split(".")[-1])
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise UserError(f"{key}={value!r} is of the wrong type: {_expected(kind)} would be right.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value} is not right: a finite number would be.")
+        if isinstance(value, float) and not abs(value) <= MOST:
+            raise UserError(f"{key}={value} is not right: a finite number would be, at most {MOST:g}.")
         if isinstance(value, int) and abs(value) >= 2**31 and key != "seed":
             raise UserError(f"{key}={value} is not right: it must be below 2147483648.")
         try:
