@@ -110,17 +110,17 @@ def _watch(index: int, number: int) -> None:
     """
     from jax._src import distributed  # of what is public nothing reads what another process says without waiting for it
 
-    client, alive = distributed.global_state.client, time.monotonic()
-    heard = {other: ("", alive) for other in range(number) if other != index}  # last sign, and when it was new
-    for sign in itertools.count():
+    client = distributed.global_state.client
+    heard = {other: ("", 0) for other in range(number) if other != index}  # last sign, and in which round it came
+    for this in itertools.count():  # rounds, not seconds, so that a job that was suspended as a whole goes on
         with contextlib.suppress(RuntimeError):
-            client.key_value_set(f"charlm/alive/{index}", str(sign), allow_overwrite=True)
-        for other, (before, since) in heard.items():
+            client.key_value_set(f"charlm/alive/{index}", str(this), allow_overwrite=True)
+        for other, (before, _) in heard.items():
             with contextlib.suppress(RuntimeError):  # none has come yet
                 now = client.key_value_try_get(f"charlm/alive/{other}")
                 if now != before:
-                    heard[other] = (now, time.monotonic())
-            if time.monotonic() - since > SILENT_SECONDS:
+                    heard[other] = (now, this)
+            if (this - heard[other][1]) * SIGN_SECONDS > SILENT_SECONDS:
                 _end(f"another process of this training has gone (process {other}): the same commands go on.")
         time.sleep(SIGN_SECONDS)
 
