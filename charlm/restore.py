@@ -51,10 +51,11 @@ def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
     with contextlib.closing(Checkpoints(run.checkpoints, read_only=True)) as checkpoints:
         for _ in range(100):
             try:
-                for step in (candidates := _candidates(checkpoints, which, run.status()["best"])):
+                status = run.status()
+                for step in (candidates := _candidates(checkpoints, which, status["best"])):
                     with _readable(checkpoints, step):
                         params = checkpoints.restore_params(step, abstract)
-                        wanted = _wanted(checkpoints, which, run.status())
+                        wanted = _wanted(checkpoints, which, status)
                         if step != wanted and wanted is not None and not run.is_training():
                             gone = "can't be read" if wanted in checkpoints.steps() else "is not there"
                             warn(f"--checkpoint={which}: step {step} is taken, since {wanted} {gone}.")

@@ -193,11 +193,10 @@ def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progr
     clock = _Clock(done)
     before = None  # metrics of the call before: fetched once the next one is under way, so that the device never waits
     while not (finished or stopping):
-        stopping = bool(signals) and processes.number() == 1
+        stopping = bool(signals) and processes.number() == 1  # read once, since a signal may come at any moment
         if not (stopping or _is_due(setup, done)):  # if due, it was stopped amid this evaluation, which comes first then
             count = steps_at_once(setup, done.step)
             state, metrics = (one if count == 1 else many)(state, *batch_of(done.step, count, signals))
-            stopping = bool(signals) and processes.number() == 1  # read once, since a signal may come at any moment
             if before is not None:
                 stopping = _add(done, before) or stopping
                 record.step(done, clock)

@@ -4,8 +4,8 @@
 
 The model is a stack of LSTM layers and a dense head, over an embedding, one-hot or scalar inputs, as .keras or .weights.h5.
 The config says what network and corpus it belongs to; its products are float32 unless --config.model.dtype says otherwise.
---symbols is a JSON list in the order of the ids, with <pad>, <eos> and
-<unk> where there are such; without it they are taken to be those of the corpus, sorted. Needs h5py.
+--symbols is a JSON list in the order of the ids, with <pad>, <eos> and <unk> where there are such; without it they are taken to
+be those of the corpus, sorted. Needs h5py.
 """
 
 from absl import flags

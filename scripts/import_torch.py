@@ -3,9 +3,9 @@
     scripts/import_torch.py --weights=rnn.pt --config=configs/anna_pytorch.py --workdir=runs/imported
 
 The weights are a state_dict, or Udacity's dict with `state_dict` and `tokens`, as .pt (needs PyTorch) or .safetensors (needs
-safetensors). The config says what network and corpus they belong to; its
-products are float32 unless --config.model.dtype says otherwise. --symbols is a JSON list in the order of the ids; without
-it and without `tokens` they are taken to be those of the corpus, sorted.
+safetensors). The config says what network and corpus they belong to; its products are float32 unless --config.model.dtype says
+otherwise. --symbols is a JSON list in the order of the ids; without it and without `tokens` they are taken to be those of the
+corpus, sorted.
 """
 
 from absl import flags

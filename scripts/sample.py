@@ -19,7 +19,7 @@ import sys
 from absl import flags
 
 from charlm import batches, cache, cli, corpora, devices
-from charlm.config import defaults
+from charlm.config import MOST, defaults
 from charlm.errors import UserError
 from charlm.run import Run, check_checkpoint_name
 from charlm.vocab import Vocab, shown
@@ -106,7 +106,7 @@ def _check_flags() -> list[float]:
         ) from error
     for flag, is_right, what in (
         (_LENGTH, _LENGTH.value is None or 0 <= _LENGTH.value < 2**31, "from 0 to 2147483647"),
-        (_TEMPERATURE, _TEMPERATURE.value != [] and all(0 <= value <= 3e38 for value in temperatures), "from 0 to 3e38"),
+        (_TEMPERATURE, _TEMPERATURE.value != [] and all(0 <= value <= MOST for value in temperatures), f"from 0 to {MOST:g}"),
         (_TOP_K, _TOP_K.value is None or 0 <= _TOP_K.value < 2**31, "from 0 to 2147483647"),
         (_TOP_P, 0 < _TOP_P.value <= 1, "above 0 and at most 1"),
         (_NUM, 1 <= _NUM.value < 2**31, "from 1 to 2147483647"),

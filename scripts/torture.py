@@ -5,8 +5,7 @@
 Each fault befalls small runs, started as a user starts them. Survived means that what the same command makes of it afterwards
 is bit for bit the run to which nothing happened (rows of metrics, samples, parameters, status, no file more), or, of damaged
 files, that a program says what it did without, or refuses in one sentence that names the file. Half an hour on 2 CPU cores. A
-full and a read-only disk need root, for a small tmpfs. Exit status: 0 if all was survived, else 1; --scratch keeps
-the runs.
+full and a read-only disk need root, for a small tmpfs. Exit status: 0 if all was survived, else 1; --scratch keeps the runs.
 """
 
 import concurrent.futures
