@@ -149,13 +149,34 @@ class Functions(NamedTuple):
       apply: (params, batch, carry, dropout_keys_B=None) → (logits_BSV, carry). No dropout without keys, of which each row has
         its own, so that what is dropped in a row does not depend on how rows are spread over devices.
       zero_carry: B → the state in which every text begins.
+      stepwise: (params, rows) → the same weights as `step` reads them, laid out once for so many rows.
+      step: (weights, ids_B, carry) → (logits_BV, carry): what `apply` gives for one character, without dropout.
       shape: what a picture of the network shows.
     """
 
     init: Callable
     apply: Callable
     zero_carry: Callable
+    stepwise: Callable
+    step: Callable
     shape: "Shape"
+
+
+class Stepwise(NamedTuple):
+    """Weights laid out to read one character at a time.
+
+    Attributes:
+      first_VG: float32, what an id adds to the gates of the first layer, its bias included.
+      biases: (4H,) of the layers after the first.
+      kernels: of each layer, as `recurrence.laid_out` has them: of its recurrence, and of its input but in the first.
+      head_HV, head_bias_V: of the head.
+    """
+
+    first_VG: jax.Array
+    biases: tuple[jax.Array, ...]
+    kernels: tuple[tuple[jax.Array, ...], ...]
+    head_HV: jax.Array
+    head_bias_V: jax.Array
 
 
 class Shape(NamedTuple):
@@ -195,7 +216,33 @@ def functions(config, vocab_size: int) -> Functions:
     def apply(params, batch, carry, dropout_keys_B=None):
         return module.apply({"params": params}, batch, carry, dropout_keys_B)
 
-    return Functions(init, apply, zero_carry, Shape(layers, hidden, module.input, module.dropout))
+    def stepwise(params, rows: int) -> Stepwise:
+        first, *above = (params[f"lstm_{index}"] for index in range(layers))
+        first_VG = first["input_kernel"]
+        if module.input == "embedding":
+            first_VG = params["embedding"] @ first_VG
+        elif module.input == "scalar":
+            first_VG = (jnp.arange(vocab_size, dtype=jnp.float32)[:, None] / vocab_size) * first_VG
+        kernels = [[first["recurrent_kernel"]], *([layer["input_kernel"], layer["recurrent_kernel"]] for layer in above)]
+        return Stepwise(
+            first_VG=first_VG + first["bias"][None, :],
+            biases=tuple(layer["bias"] for layer in above),
+            kernels=tuple(recurrence.laid_out(of_layer, module.dtype, rows) for of_layer in kernels),
+            head_HV=params["head_kernel"],
+            head_bias_V=params["head_bias"],
+        )
+
+    def step(weights: Stepwise, ids_B, carry: CarryStack):
+        z_BG, above = jnp.take(weights.first_VG, ids_B, axis=0, mode="clip"), ()
+        new_carry = []
+        for index, (c_BH, h_BH) in enumerate(carry):
+            if index > 0:
+                z_BG, above = weights.biases[index - 1][None, :], (new_carry[-1][1],)
+            new_carry.append(recurrence.step(z_BG, (*above, h_BH), weights.kernels[index], c_BH, module.dtype))
+        logits_BV = recurrence.product(new_carry[-1][1], weights.head_HV, module.dtype) + weights.head_bias_V[None, :]
+        return logits_BV, tuple(new_carry)
+
+    return Functions(init, apply, zero_carry, stepwise, step, Shape(layers, hidden, module.input, module.dropout))
 
 
 def parameter_table(params) -> list[tuple[str, tuple[int, ...], int]]:

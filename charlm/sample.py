@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from charlm.batches import Batch
 from charlm.model import Functions
 from charlm.vocab import EOS, Vocab
 
@@ -56,18 +55,18 @@ def sampler(
         logits_BV = jnp.where(jnp.asarray(allowed_V)[None, :], logits_BV, -jnp.inf)
         return pick(logits_BV, noise_BV, Decoding(temperature, top_k, top_p)).astype(jnp.int32)
 
-    def carried_chunk(params, state, forced_BN, row_B, temperature, key, number):
+    def carried_chunk(weights, state, forced_BN, row_B, temperature, key, number):
         def step(state, at):
             carry, ids_B = state
             forced_B, noise_BV = at
-            logits_BV, carry = _one_step(model, params, ids_B, jnp.zeros_like(ids_B, bool), carry)
+            logits_BV, carry = model.step(weights, ids_B, carry)
             ids_B = jnp.where(forced_B >= 0, forced_B, drawn(logits_BV, noise_BV, temperature))
             return (carry, ids_B), ids_B
 
         state, ids_NB = jax.lax.scan(step, state, (forced_BN.T, _noise(key, number, row_B, len(vocab))))
         return state, ids_NB.T
 
-    def windowed_chunk(params, state, forced_BN, row_B, temperature, key, number):
+    def windowed_chunk(weights, state, forced_BN, row_B, temperature, key, number):
         del forced_BN  # the prompt is in the window already
 
         def step(state, noise_BV):
@@ -75,7 +74,9 @@ def sampler(
 
             def within(state, at):
                 ids_B, position = at
-                logits_BV, carry = _one_step(model, params, ids_B, position <= missing_B, state[0])
+                read_B1 = (position > missing_B)[:, None]  # what is missing was not there: the state stays zero
+                carry = jax.tree.map(lambda state_BH: jnp.where(read_B1, state_BH, 0), state[0])
+                logits_BV, carry = model.step(weights, ids_B, carry)
                 return (carry, logits_BV), None
 
             nothing = (model.zero_carry(len(row_B)), jnp.zeros((len(row_B), len(vocab))))
@@ -86,17 +87,17 @@ def sampler(
         state, ids_NB = jax.lax.scan(step, state, _noise(key, number, row_B, len(vocab)))
         return state, ids_NB.T
 
-    chunk, place, begin = windowed_chunk if window else carried_chunk, lambda params: params, lambda state: state
+    chunk, place, begin = windowed_chunk if window else carried_chunk, lambda weights: weights, lambda state: state
     if mesh is not None:
         shared, of_rows = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
         in_specs, out_specs = (shared, of_rows, of_rows, of_rows, shared, shared, shared), (of_rows, of_rows)
         chunk = jax.shard_map(chunk, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         place = functools.partial(jax.device_put, device=NamedSharding(mesh, shared))
         begin = functools.partial(jax.device_put, device=NamedSharding(mesh, of_rows))
-    chunk = jax.jit(chunk, donate_argnums=1)
+    chunk, stepwise = jax.jit(chunk, donate_argnums=1), jax.jit(model.stepwise, static_argnums=1)
 
     def generate(params, prompt_ids: np.ndarray, rows: int, length: int, temperature: float, key) -> Iterator[np.ndarray]:
-        prompt_ids, params = np.asarray(prompt_ids, np.int32), place(params)
+        prompt_ids, weights = np.asarray(prompt_ids, np.int32), place(stepwise(params, rows))
         if window:
             given, missing = 0, max(0, window - len(prompt_ids))
             seen_W = np.concatenate([np.zeros(missing, np.int32), prompt_ids[-window:]])
@@ -113,7 +114,7 @@ def sampler(
                 rest_of_prompt = prompt_ids[1 + start : 1 + start + CHUNK]
                 forced_BN[:, : len(rest_of_prompt)] = rest_of_prompt
             number = np.int32(start // CHUNK)
-            state, ids_BN = chunk(params, state, forced_BN, np.arange(rows), np.float32(temperature), key, number)
+            state, ids_BN = chunk(weights, state, forced_BN, np.arange(rows), np.float32(temperature), key, number)
             if ahead is not None:
                 yield from _free(*ahead, given, steps)
                 if end is not None:
@@ -154,13 +155,6 @@ def pick(logits_BV, noise_BV, decoding: Decoding):
         smallest_B1 = jnp.min(jnp.where(kept_BV, descending_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
     return jnp.argmax(logits_BV + jnp.where(greedy, 0.0, noise_BV), axis=-1)
-
-
-def _one_step(model: Functions, params, ids_B, reset_B, carry):
-    """(logits_BV, carry) after one more character."""
-    ids_B1 = ids_B[:, None]
-    logits_BSV, carry = model.apply(params, Batch(ids_B1, ids_B1, jnp.ones(ids_B1.shape), reset_B), carry)
-    return logits_BSV[:, 0], carry
 
 
 def _noise(key, number, row_B, vocab_size: int):
