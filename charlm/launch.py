@@ -276,7 +276,7 @@ class Display:
         if standing.step:
             parts.append(f"step {standing.step}" + (f"/{standing.total_steps}" if standing.total_steps else ""))
         if standing.best:
-            parts.append(best_in_words(standing.best))
+            parts.append(measures.best_in_words(standing.best))
         if standing.state == "running" and standing.seconds_left is not None:
             parts.append(f"{progress.duration(standing.seconds_left)} left")
         if standing.message:
@@ -308,10 +308,6 @@ class Display:
         counts = ", ".join(f"{number} {state}" for state, number in sorted(self.counts().items()))
         waiting = self._number - len(self._standings)
         return counts + (f", {waiting} waiting" if waiting > 0 else "")
-
-
-def best_in_words(best: dict) -> str:
-    return f"best {best['split']} {best['nats']:.4f} nats/char, perplexity {measures.perplexity(best['nats']):.4f}"
 
 
 def _cells(name: str, standing: Standing) -> list[str]:

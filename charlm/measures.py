@@ -23,6 +23,11 @@ def of_nats(nats: float) -> dict[str, float]:
     return {"nats": nats, "bits": bits(nats), "perplexity": perplexity(nats)}
 
 
+def best_in_words(best: dict) -> str:
+    """What a run's status says is its best, for people."""
+    return f"best {best['split']} {best['nats']:.4f} nats/char, perplexity {perplexity(best['nats']):.4f}"
+
+
 def finite(row: dict) -> dict:
     """A row as JSON can say it: infinite values and those that are no numbers become None."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}

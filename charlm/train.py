@@ -428,5 +428,4 @@ def _is_multiple(step: int, every: int) -> bool:
 def _best(best: dict | None) -> str:
     if best is None:
         return "not evaluated"
-    perplexity = measures.perplexity(best["nats"])
-    return f"best {best['split']} {best['nats']:.4f} nats/char, perplexity {perplexity:.4f}, at step {best['step']}"
+    return f"{measures.best_in_words(best)}, at step {best['step']}"

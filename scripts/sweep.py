@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from charlm import cli, config, launch, search, slurm, sweep
+from charlm import cli, config, launch, measures, search, slurm, sweep
 from charlm.errors import UserError
 from charlm.run import Run
 
@@ -165,7 +165,7 @@ def _conclude(standings: dict[str, launch.Standing], display: launch.Display, st
     done = {name: standing.best for name, standing in standings.items() if standing.state == "done" and standing.best}
     if done:
         name = min(done, key=lambda name: done[name]["nats"])
-        print(f"best: {name}: {launch.best_in_words(done[name])}; scripts/compare.py {_ROOT.value} compares them.")
+        print(f"best: {name}: {measures.best_in_words(done[name])}; scripts/compare.py {_ROOT.value} compares them.")
     if stopped_by:
         print("stopped: the same command goes on from there.")
         return 128 + stopped_by

@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 from charlm import batches, config, corpora, importing, model, optim, train
 from charlm.vocab import PAD, Vocab, symbols_of
 
-
 STEP_BOUND = 1e-4  # nats between the losses of a step of the first recipe
 MEAN_BOUND = 1e-3  # of the second, between the means over the epoch, as a share
 
