@@ -112,6 +112,7 @@ RULES: dict[str, Rule] = {
     "sample.top_k": NOT_NEGATIVE,
 }
 DEFAULTS_FILE = pathlib.Path(__file__).parents[1] / "configs" / "base.py"
+BEGINNING = DEFAULTS_FILE.with_name("quickstart.py")  # what a message names to someone whose config file is not there
 COMPARISONS = {">=": operator.ge, "<=": operator.le, "!=": operator.ne, ">": operator.gt, "<": operator.lt}
 OF_THE_MACHINE = (
     "cache_dir",
@@ -311,7 +312,7 @@ def _get_config(file: pathlib.Path, arg: str | None) -> ConfigDict:
 def _call(file: pathlib.Path, function: str, *arguments: str | None) -> object:
     """What a function of a config file returns, None where there is none."""
     if not file.is_file():
-        raise UserError(f"--config={file}: there is no such file; configs/quickstart.py is one to begin with.")
+        raise UserError(f"--config={file}: there is no such file in {os.getcwd()}; {BEGINNING} is one to begin with.")
     spec = importlib.util.spec_from_file_location(f"charlm_config_{file.stem}", file)
     if spec is None:
         raise UserError(f"--config={file} is not a Python file: its name must end in .py.")

@@ -152,6 +152,11 @@ def prompt(text: str, config) -> str:
     return dataclasses.replace(Normalisation.of(config), keep="")(text)
 
 
+def opening(splits: dict[str, Split], length: int) -> str:
+    """The prompt where a config names none: the first chars of validation, or of train where there is no validation."""
+    return str(joined(splits["validation" if "validation" in splits else "train"])[:length])
+
+
 def excerpt(split: Split, length: int, seed: int) -> str:
     """A window of a running text, or at most the first half of a document, chosen by the seed; not longer than `length`."""
     number = int.from_bytes(hashlib.sha256(f"excerpt {seed}".encode()).digest()[:8], "big")
@@ -213,7 +218,10 @@ def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:
     elif field in names:
         column, rows = names.index(field), rows[1:]
     else:
-        raise UserError(f"{file} has no column {field!r}: its first row has {', '.join(map(repr, names)) or 'nothing'}.")
+        raise UserError(
+            f"{file} has no column {field!r}: its first row has {', '.join(map(repr, names)) or 'nothing'}; a number, from 0, "
+            "takes a column of a file without names."
+        )
     for number, row in enumerate(rows, start=1):
         if column >= len(row):
             raise UserError(f"{file} has no column {field} in row {number}, which has {len(row)}: columns are counted from 0.")

@@ -19,12 +19,14 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from charlm import model
+from charlm import model, progress
 from charlm import run as run_module
 from charlm.checkpoint import Checkpoints
 from charlm.errors import UserError
 from charlm.setup import Setup, set_up
 from charlm.state import Progress, initial_state
+
+EXTRA = "pip install -e '.[import]' in charlm's folder installs it"
 
 Params = dict[str, object]
 
@@ -39,10 +41,12 @@ def from_torch(file: str) -> tuple[Params, list[str] | None]:
     """
     path, tokens = _existing(file), None
     if path.suffix == ".safetensors":
-        library = _optional("safetensors.numpy", path, "safetensors")
+        library = _optional("safetensors.numpy", path, f"safetensors ({EXTRA})")
         state = _read(path, lambda: library.load_file(path))
     else:
-        torch = _optional("torch", path, "PyTorch, or save the state_dict as .safetensors: 'pip install torch'")
+        torch = _optional(
+            "torch", path, "PyTorch (pip install torch); or save the state_dict as .safetensors, and its symbols for --symbols"
+        )
         state = _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
         if isinstance(state, dict) and "state_dict" in state:
             tokens = list(state["tokens"]) if "tokens" in state else None
@@ -75,7 +79,7 @@ def from_keras(file: str) -> Params:
       UserError: it can't be read, or is no stack of LSTM layers with a dense head.
     """
     path = _existing(file)
-    h5py = _optional("h5py", path, "h5py")
+    h5py = _optional("h5py", path, f"h5py ({EXTRA})")
 
     def weights() -> dict[str, np.ndarray]:
         source = path
@@ -115,8 +119,8 @@ def _check_layers(path: pathlib.Path, params: Params, others: Iterable[str]) -> 
         raise UserError(f"{path} has no LSTM layers: weights of a PyTorch CharRNN or of a Keras 3 model would be right.")
     if others:
         raise UserError(
-            f"{path} has {', '.join(sorted(others))}: LSTM layers, one linear head with a bias and at most one embedding "
-            "would be right."
+            f"{path} has {', '.join(sorted(others))} beside its LSTM layers: one linear head, a weight and a bias, and at most "
+            "one embedding would be right."
         )
 
 
@@ -171,12 +175,15 @@ def _check_shapes(params: Params, expected, file: str) -> None:
 def _reordered(params: Params, setup: Setup, tokens: list[str] | None, file: str) -> Params:
     """The parameters with the rows and columns of symbols in the order of the vocabulary."""
     mine = [*setup.vocab.specials, *setup.vocab.symbols]
+    if tokens is None:
+        progress.tell("note: no symbols are given, so ids are taken to stand for those of the corpus, sorted: see --symbols.")
     if tokens is None or tokens == mine:
         return params
     if sorted(tokens) != sorted(mine):
         theirs, ours = sorted(set(tokens) - set(mine)), sorted(set(mine) - set(tokens))
         raise UserError(
-            f"{file} has a vocabulary of {len(tokens)}, the corpus one of {len(mine)}: {theirs} only there, {ours} only here."
+            f"{file} has a vocabulary of {len(tokens)}, the corpus one of {len(mine)}: "
+            f"{_listed(theirs)} only there, {_listed(ours)} only here."
         )
     order = [tokens.index(symbol) for symbol in mine]
     first = params["lstm_0"]
@@ -187,6 +194,10 @@ def _reordered(params: Params, setup: Setup, tokens: list[str] | None, file: str
     else:
         raise UserError(f"{file} has its symbols in another order than sorted, which an input of one number can't follow.")
     return {**params, "head_kernel": params["head_kernel"][:, order], "head_bias": params["head_bias"][order]}
+
+
+def _listed(symbols: list[str], most: int = 10) -> str:
+    return f"{symbols[:most]}" + (f" and {len(symbols) - most} more" if len(symbols) > most else "")
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:

@@ -107,7 +107,10 @@ def read_run(path: pathlib.Path, name: str) -> Record:
     of_training = _of_training(run, config) if means else NO_FIGURE
     protocol = judged[-1].get("protocol") if judged else of_training
     protocol = protocol if isinstance(protocol, dict) else {"split": "validation", "why": "no protocol was written down"}
-    test, test_protocol = _test_figure(path / "evaluations.jsonl", problems)
+    scored = _scored(path / "evaluations.jsonl", problems)
+    test = scored.get("test", {"nats": None, "protocol": NO_FIGURE})
+    if not (judged or means) and "validation" in scored:  # imported, or stopped before the first evaluation
+        judged, protocol = [scored["validation"]], scored["validation"]["protocol"]
     judged = judged or means
     best = min(judged, key=lambda row: row["nats"]) if judged else None
     speeds = sorted(row["chars_per_second"] for row in rows if is_number(row.get("chars_per_second")))
@@ -117,11 +120,11 @@ def read_run(path: pathlib.Path, name: str) -> Record:
         config=config,
         state=state,
         best=best and best["nats"],
-        best_step=best and best["step"],
+        best_step=best and best.get("step"),
         last=judged[-1]["nats"] if judged else None,
-        test=test,
+        test=test["nats"],
         train=means[-1]["nats"] if means else None,
-        protocols={"best": protocol, "last": protocol, "test": test_protocol, "train": of_training},
+        protocols={"best": protocol, "last": protocol, "test": test["protocol"], "train": of_training},
         steps=max((row["step"] for row in rows), default=0),
         parameters=_parameters(starts),
         chars_per_second=statistics.median(speeds) if speeds else None,
@@ -245,17 +248,19 @@ def _of_training(run: Run, config: dict[str, object]) -> dict:
     return {"corpus": corpus, "split": "train", "why": why}
 
 
-def _test_figure(file: pathlib.Path, problems: list[str]) -> tuple[float | None, dict]:
-    """The nats of the latest evaluation of the test split and its protocol, if there was one."""
+def _scored(file: pathlib.Path, problems: list[str]) -> dict[str, dict]:
+    """By split, what evaluate.py found there last: a dict that has nats and protocol."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError:
-        return None, NO_FIGURE
-    for line in reversed(lines):
+        return {}
+    found = {}
+    for line in lines:
         try:
             result = opened(line.decode())
-            if result["protocol"]["split"] == "test" and is_number(result["nats"]):
-                return result["nats"], result["protocol"]
+            split = result["protocol"]["split"]
+            if isinstance(split, str) and is_number(result["nats"]):
+                found[split] = result
         except (ValueError, KeyError, TypeError, RecursionError):
             problems.append("evaluations.jsonl has a line that is no evaluation, which was passed over")
-    return None, NO_FIGURE
+    return found

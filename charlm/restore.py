@@ -108,7 +108,7 @@ def _candidates(checkpoints: Checkpoints, which: str, best: dict | None) -> list
                 nats[step] = checkpoints.progress(step)["evaluated"]
         evaluated = sorted((step for step in nats if nats[step] is not None), key=nats.get)
         if nats and not evaluated and best is None:
-            warn("this run has not been evaluated yet: the latest checkpoint is taken for the best.")
+            warn("no evaluation of the training has named a best checkpoint yet: the latest is taken.")
         return [*evaluated, *sorted((step for step in nats if nats[step] is None), reverse=True)] or steps[::-1]
     if which.isdecimal() and int(which) in steps:
         return [int(which)]

@@ -157,8 +157,7 @@ def _sample_drawer(config, functions: model.Functions, vocab: Vocab, seed: int, 
     if length == 0:
         return None
     if prompt is None:
-        text = corpora.joined(splits["validation" if "validation" in splits else "train"])
-        prompt = str(text[: framing.window or 1])
+        prompt = corpora.opening(splits, framing.window or 1)
     prompt = corpora.prompt(prompt, config)
     prompt_ids = vocab.encode(prompt, "sample.prompt")
     generate = sample.sampler(functions, vocab, config.sample.top_k, window=framing.window)

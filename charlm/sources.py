@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import urllib.request
 import zipfile
 
@@ -116,7 +117,7 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(f"corpus.tfds={dataset}: TFDS has no dataset {name!r}.") from error
     except Exception as error:  # each builder fails in a way of its own: no network, no TensorFlow, a changed address
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 100, placeholder=" …")
         raise UserError(
             f"corpus.tfds={dataset} can't be prepared in {data_dir} ({reason}): "
             "give the documents as a file by corpus.path and corpus.documents, with corpus.tfds=None."

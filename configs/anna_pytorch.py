@@ -43,7 +43,4 @@ def get_config(arg: str | None = None):
     config.sample.temperature = 1.0
     config.sample.top_k = 5
     config.eval.lanes = 16  # the exact figure is that of scripts/evaluate.py
-    config.sample.prompt = "Anna"
-    config.sample.length = 1000
-    config.sample.temperature = 1.0
     return config

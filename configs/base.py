@@ -3,10 +3,13 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from charlm.errors import UserError
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The defaults. `arg` is what stands behind a colon in --config=FILE:ARG; base has no use for it."""
-    del arg
+    """The defaults. `arg` is what stands behind a colon in --config=FILE:ARG; no config hands one on to here that it uses."""
+    if arg is not None:
+        raise UserError(f"--config=FILE:{arg}: this config takes no argument; nothing behind its name would be right.")
     config = ConfigDict()
     config.seed = 0  # integer; initial weights, dropout, lane offsets, shuffling and samples follow from it
     config.devices = 0  # that share each batch, on a CPU one a core; 0: as many as there are and pay, a divisor of batch.size
@@ -88,7 +91,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.eval.burn_in = 1000  # stream: chars that warm the state of each piece but the first, unscored
 
     config.sample = ConfigDict()
-    config.sample.prompt = placeholder(str)  # of the sample written at each evaluation; None: first char of validation
+    config.sample.prompt = placeholder(str)  # of the sample at each evaluation; None: the first char, or window, of validation
     config.sample.length = 300  # chars, here and where scripts/sample.py is told no other; 0: no samples while training
     config.sample.temperature = 0.8  # likewise; 0.0: greedy
     config.sample.top_k = 0  # likewise; draw from the k most probable chars; 0: from all

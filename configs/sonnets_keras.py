@@ -5,7 +5,8 @@ scripts/sample.py --workdir=runs/sonnets_keras --prompt_from=train
 scripts/train.py --config=configs/sonnets_keras.py:original --workdir=runs/sonnets_original
 
 About 2 h 30 min on 2 CPU cores. Without a path on the edition that a package of the index carries: 93,718 chars of 39 symbols.
-The notebook's has 94,630 of 48, numbers and brackets among them, and only losses on that one compare with its own. `:original`
+The notebook's has 94,630 of 48, numbers and brackets among them, and only losses on that one compare with its own: what is
+known of it stands in experiments/2026-11-22-recipes. `:original`
 has the notebook's initial weights and constant rate of 0.001. Glorot's weights for the one input are so small that the loss
 stays at that of single characters, 3.03, for about an epoch; LeCun's, here, leave it after 250 steps.
 """

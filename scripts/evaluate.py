@@ -56,11 +56,12 @@ def main(overrides: dict[str, str]) -> None:
     if _FRAMING.value:
         protocol = protocol._replace(framing=protocol.framing._replace(kind=_FRAMING.value))
     protocol.check(encoded)
-    cut = ""
+    chars, cut = len(encoded.ids_N), ""
     if protocol.framing.kind == "documents":
         longer = (np.diff(encoded.starts_D1) - 1 > protocol.framing.length).sum()
+        chars -= len(text)  # each has its <eos> beside its own
         cut = f" of {len(text):,} documents ({empty:,} empty skipped, {longer:,} cut to batch.length={protocol.framing.length})"
-    print(f"evaluating step {trained.step} on {len(encoded.ids_N):,} chars{cut} …", file=sys.stderr, flush=True)
+    print(f"evaluating step {trained.step} on {chars:,} chars{cut} …", file=sys.stderr, flush=True)
     begin = time.perf_counter()
     nats, chars = evaluate.evaluator(trained.functions)(trained.params, encoded, protocol)
     result = {

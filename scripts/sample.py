@@ -31,7 +31,9 @@ _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "UTF-8 file whose whole 
 _PROMPT_FROM = flags.DEFINE_string(
     "prompt_from", None, "split of the run's corpus from which a prompt is taken, chosen by --seed"
 )
-_PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 100, "of --prompt_from, in characters")
+_PROMPT_LENGTH = flags.DEFINE_integer(
+    "prompt_length", 100, "of --prompt_from, in characters; of documents at most the first half of one"
+)
 _LENGTH = flags.DEFINE_integer("length", None, "characters to draw, beside the prompt; by default sample.length")
 _TEMPERATURE = flags.DEFINE_list(
     "temperature",
@@ -135,7 +137,7 @@ def _prompts(run: Run, config) -> list[str]:
         return [corpora.prompt(_of_file(), config)]
     prompts = _PROMPT.value or [config.sample.prompt]
     if prompts == [None]:
-        raise UserError("one of --prompt, --prompt_file and --prompt_from must be given, for example --prompt='ROMEO:'.")
+        prompts = [corpora.opening(run.splits(), batches.Framing.of(config).window or 1)]
     return [corpora.prompt(prompt, config) for prompt in prompts]
 
 

@@ -331,6 +331,13 @@ def test_test_figures_under_different_protocols_are_apart(script, tmp_path):
     assert float(row["best"]) == pytest.approx(math.exp(1.5))  # what --metric does not rank stands beside it
 
 
+def test_what_evaluate_found_stands_for_a_run_that_was_never_evaluated_while_training(script, tmp_path):
+    make_run(tmp_path / "imported", nats=(), test=1.25)  # beside a validation of 9.9
+    (row,) = table(script, tmp_path)
+    assert float(row["nats"]) == pytest.approx(9.9)
+    assert "not evaluated yet" not in row["protocol"]
+
+
 def test_training_losses_of_other_corpora_or_framings_are_apart(script, tmp_path):
     for name, overrides, sha in (
         ("a", {}, "1"),

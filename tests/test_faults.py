@@ -343,7 +343,7 @@ def test_what_is_taken_for_a_checkpoint_that_is_gone_or_damaged_is_said(script, 
         assert re.search(
             rf"note: --checkpoint=best: step ({'|'.join(map(str, there))}) is taken, since {best} is not there", errors
         )
-        assert "has not been evaluated yet" not in errors
+        assert "has named a best checkpoint" not in errors
     for path in (tmp_path / "run" / "checkpoints" / str(there[-1])).rglob("*"):
         if path.is_file():
             path.write_bytes(b"")

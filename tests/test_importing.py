@@ -104,6 +104,7 @@ def test_weights_that_do_not_fit_name_both_shapes(script, corpus_file, tmp_path)
     message = script.fails("import_torch", *flags, f"--symbols={tmp_path / 'symbols.json'}")
     assert f"['Q'] only there, [{symbols[0]!r}] only here" in message
     assert not (tmp_path / "run").exists()
+    assert "ids are taken to stand for those of the corpus, sorted" in script("import_torch", *flags).stdout
 
 
 @pytest.mark.parametrize(
@@ -128,9 +129,9 @@ def test_files_that_are_no_weights_get_one_sentence(tmp_path, name, content, mes
     [
         (
             {"fc2.weight": (5, 5), "fc2.bias": (5,)},
-            "has fc.bias, fc.weight, fc2.bias, fc2.weight: LSTM layers, one linear head",
+            "has fc.bias, fc.weight, fc2.bias, fc2.weight beside its LSTM layers",
         ),
-        ({"norm.weight": (8,)}, "has fc.bias, fc.weight, norm.weight: "),
+        ({"norm.weight": (8,)}, "has fc.bias, fc.weight, norm.weight "),
         ({"lstm.weight_ih_l0_reverse": (32, 5)}, "lstm.weight_ih_l0_reverse"),
         ({"lstm.weight_hr_l0": (4, 8)}, "lstm.weight_hr_l0"),
         (None, "has no LSTM layers"),
@@ -148,8 +149,8 @@ def test_a_network_of_pytorch_that_is_no_charrnn_is_refused(tmp_path, extra, mes
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("layers/dense_1/vars/0", "has layers/dense_1/vars/0: LSTM layers, one linear head"),
-        ("layers/layer_normalization/vars/0", "has layers/layer_normalization/vars/0: "),
+        ("layers/dense_1/vars/0", "has layers/dense_1/vars/0 beside its LSTM layers"),
+        ("layers/layer_normalization/vars/0", "has layers/layer_normalization/vars/0 "),
         (None, "has no LSTM layers"),
     ],
 )

@@ -75,6 +75,13 @@ def test_sample_is_the_same_for_the_same_seed(script, run):
     assert script("sample", *flags, "--temperature=0").stdout == script("sample", *flags, "--temperature=0", "--seed=9").stdout
 
 
+def test_without_a_prompt_a_sample_begins_as_those_of_the_training_do(script, run, corpus_file):
+    first = corpus_file.read_text()[10_800]
+    flags = [f"--workdir={run}", "--length=30"]
+    assert script("sample", *flags).stdout == script("sample", *flags, f"--prompt={first}").stdout
+    assert all(file.read_text().startswith(first) for file in (run / "samples").iterdir())
+
+
 def test_prompts_from_files_and_with_unknown_symbols(script, run, tmp_path):
     prompt = tmp_path / "prompt"
     prompt.write_text("abc déf", encoding="utf-8")
@@ -114,6 +121,7 @@ def test_help_is_fit_for_people(script, name):
         (["--config.corpus.path=/no/such/file"], "/no/such/file is no file or folder"),
         (["--config.corpus.name=hamlet"], "corpus.name='hamlet' is none of: tiny_shakespeare"),
         (["--config.model.hidden"], "--config.model.hidden has no value"),
+        ([f"{TINY}:large"], "large: this config takes no argument"),
         (["--wokdir=x"], "Unknown command line flag 'wokdir'. Did you mean: workdir ?"),
         (["stray"], "'stray' is no flag"),
     ],
@@ -170,7 +178,6 @@ def test_train_refuses_directories_that_are_not_its_own(script, tmp_path, corpus
         ("sample", ["--prompt=a", "--top_k=-1"], "--top_k=-1 is not right"),
         ("sample", ["--prompt=a", "--num=0"], "--num=0 is not right"),
         ("sample", ["--prompt="], "the prompt is empty"),
-        ("sample", [], "one of --prompt, --prompt_file and --prompt_from must be given"),
         ("sample", ["--prompt_file=/no/such"], "--prompt_file=/no/such can't be read"),
         ("sample", ["--prompt=a", "--length=many"], "--length"),
         ("sample", ["--prompt=a", "--temperature=0.5,"], "--temperature=0.5, is not right: numbers separated by commas"),
