@@ -100,15 +100,18 @@ def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str],
     for name in names:
         module, python = IMPLEMENTATIONS[name].module, _python(name, pythons)
         try:
-            found = subprocess.run([python, "-c", f"import {module}"], capture_output=True, env=_environment()).returncode == 0
+            done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, env=_environment(), text=True)
         except OSError as error:
             missing[name] = f"{python} can't be run: {error.strerror}"
             continue
-        if found:
+        why = (done.stderr.splitlines() or [""])[-1]
+        if done.returncode == 0:
             there.append(name)
-        else:
+        elif why == f"ModuleNotFoundError: No module named {module!r}":
             base = name.removesuffix("-bf16")
             missing[name] = f"{python} has no {module}: --peer_python {base}=/path/to/python names one that has"
+        else:
+            missing[name] = f"{python} can't import {module}: {why or f'status {done.returncode}'}"
     return there, missing
 
 

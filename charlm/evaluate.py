@@ -123,12 +123,12 @@ def evaluator(model: Functions, mesh: Mesh | None = None) -> Callable:
 
 
 def _placement(mesh: Mesh | None, rows: int, params) -> tuple[Callable, dict]:
-    """A function that puts arrays of rows where they are to be, and the parameters there too."""
+    """A function that puts arrays of rows where they are to be, and the parameters where these read them."""
     if mesh is None:
         return lambda rows_of: rows_of, params
     if rows % mesh.size == 0:
-        sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-        return functools.partial(jax.device_put, device=sharding), params
+        shared, of_rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+        return functools.partial(jax.device_put, device=of_rows), jax.device_put(params, shared)
     first = mesh.devices.flat[0]
     return functools.partial(jax.device_put, device=first), on_one_device(params)
 

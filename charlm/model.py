@@ -169,7 +169,7 @@ class Stepwise(NamedTuple):
       first_VG: float32, what an id adds to the gates of the first layer, its bias included.
       biases: (4H,) of the layers after the first.
       kernels: of each layer, as `recurrence.laid_out` has them: of its recurrence, and of its input but in the first.
-      head_HV, head_bias_V: of the head.
+      head_HV, head_bias_V: of the head, its kernel rounded as the others are.
     """
 
     first_VG: jax.Array
@@ -228,7 +228,7 @@ def functions(config, vocab_size: int) -> Functions:
             first_VG=first_VG + first["bias"][None, :],
             biases=tuple(layer["bias"] for layer in above),
             kernels=tuple(recurrence.laid_out(of_layer, module.dtype, rows) for of_layer in kernels),
-            head_HV=params["head_kernel"],
+            head_HV=recurrence.operand(params["head_kernel"], module.dtype, rows),
             head_bias_V=params["head_bias"],
         )
 

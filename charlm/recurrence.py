@@ -61,7 +61,7 @@ def _forward(inputs, weights, carry, dtype, residuals):
     hidden = recurrent_kernel_HG.shape[0]
     input_dtype = _input_dtype(input_kernel_IG, dtype)
     input_kernel = input_kernel_IG
-    recurrent_kernel = _operand(recurrent_kernel_HG, dtype, rows=carry[0].shape[0])
+    recurrent_kernel = operand(recurrent_kernel_HG, dtype, rows=carry[0].shape[0])
 
     def step(carry, z_in_BG):
         c_BH, h_BH = carry
@@ -151,9 +151,9 @@ def laid_out(kernels: Sequence[jax.Array], dtype, rows: int) -> tuple[jax.Array,
     (256 KB to 4 MB a gate), and one product costs less than two.
     """
     if rows > 1:
-        return tuple(_operand(kernel, dtype, rows) for kernel in kernels)
+        return tuple(operand(kernel, dtype, rows) for kernel in kernels)
     kernel = jnp.concatenate(kernels)
-    return (_operand(kernel.reshape(kernel.shape[0], 4, -1).swapaxes(0, 1), dtype, rows),)
+    return (operand(kernel.reshape(kernel.shape[0], 4, -1).swapaxes(0, 1), dtype, rows),)
 
 
 def step(z_BG, operands: Sequence[jax.Array], kernels: Sequence[jax.Array], c_BH, dtype) -> Carry:
@@ -161,7 +161,7 @@ def step(z_BG, operands: Sequence[jax.Array], kernels: Sequence[jax.Array], c_BH
     if kernels[0].ndim == 2:
         z_BG = sum((product(x, kernel, dtype) for x, kernel in zip(operands, kernels, strict=True)), z_BG)
     else:
-        x_BI, (kernel_4IH,) = _operand(jnp.concatenate(operands, axis=-1), dtype, rows=1), kernels
+        x_BI, (kernel_4IH,) = operand(jnp.concatenate(operands, axis=-1), dtype, rows=1), kernels
         x_4BI = jnp.broadcast_to(x_BI, (4, *x_BI.shape))  # a factor of all gates at once would have XLA turn the kernel round
         z_4BH = jnp.matmul(x_4BI, kernel_4IH, preferred_element_type=z_BG.dtype)
         z_BG = z_BG + z_4BH.swapaxes(0, 1).reshape(z_BG.shape)
@@ -198,11 +198,11 @@ def _factors(gates, cells, c_prev):
 def product(a, b, dtype):
     """a @ b with operands rounded to dtype and sums in float32 (float64 where both are)."""
     sums, rows = jnp.promote_types(jnp.result_type(a, b), jnp.float32), a.size // a.shape[-1]
-    return jnp.matmul(_operand(a, dtype, rows), _operand(b, dtype, rows), preferred_element_type=sums)
+    return jnp.matmul(operand(a, dtype, rows), operand(b, dtype, rows), preferred_element_type=sums)
 
 
-def _operand(x, dtype, rows: int):
-    """x rounded to dtype, for a product of so many rows.
+def operand(x, dtype, rows: int):
+    """x rounded to dtype, as a factor of a product of so many rows.
 
     XLA:CPU multiplies one row by a bfloat16 matrix as float32, and widens the matrix anew at every step of a loop. Rounded
     within float32, which it does once before the loop, the product is the same and four times as fast.

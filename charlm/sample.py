@@ -97,7 +97,8 @@ def sampler(
     chunk, stepwise = jax.jit(chunk, donate_argnums=1), jax.jit(model.stepwise, static_argnums=1)
 
     def generate(params, prompt_ids: np.ndarray, rows: int, length: int, temperature: float, key) -> Iterator[np.ndarray]:
-        prompt_ids, weights = np.asarray(prompt_ids, np.int32), place(stepwise(params, rows))
+        rows_each = rows // mesh.size if mesh is not None else rows  # of one device
+        prompt_ids, weights = np.asarray(prompt_ids, np.int32), place(stepwise(params, rows_each))
         if window:
             given, missing = 0, max(0, window - len(prompt_ids))
             seen_W = np.concatenate([np.zeros(missing, np.int32), prompt_ids[-window:]])

@@ -146,8 +146,7 @@ def _vocabulary(config, corpus: corpora.Corpus) -> Vocab:
 def _mesh(rows: int, wanted: int) -> Mesh:
     mesh = devices.mesh(rows, wanted)
     if wanted > mesh.size and jax.process_count() == 1:
-        there = len(jax.devices())
-        progress.tell(f"note: devices={wanted}, but of the {there} that are there {mesh.size} share batch.size={rows} evenly.")
+        progress.tell(f"note: devices={wanted}, but no more than {mesh.size} are there that share batch.size={rows} evenly.")
     return mesh
 
 

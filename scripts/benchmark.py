@@ -2,6 +2,7 @@
 
     scripts/benchmark.py --peer_python torch=/path/to/python --peer_python keras=/path/to/python [--json=FILE]
         [--tasks=train,sample] [--shapes=S,M,L] [--implementations=charlm,torch] [--sample_batches=1,64] [--rounds=5]
+        [--seconds=2]
 
 Shapes: S = 2 x 128, batch 50 x 50; M = 2 x 256 after an embedding of 256, batch 32 x 32; L = 2 x 512, batch 128 x 100. A
 training step is forward, backward, global-norm clip and Adam; sampling is the whole loop at temperature 0.8. Medians over the

@@ -15,7 +15,7 @@ import time
 
 from absl import flags
 
-from charlm import batches, cache, cli, corpora
+from charlm import batches, cache, cli, corpora, devices
 from charlm.config import FRAMINGS
 from charlm.errors import UserError
 from charlm.run import Run, check_checkpoint_name
@@ -44,7 +44,12 @@ def main(overrides: dict[str, str]) -> None:
     if _TEXT.value is None and split not in splits:
         raise UserError(f"--split={split} is none of this run's splits: {', '.join(splits)}.")
     text, sha256, empty = _text(run, split)
-    cache.keep_compiled(cache.own_folder(run.config()))
+    config = run.config()
+    carried = (_FRAMING.value or config.eval.framing or config.batch.framing) == "stream"
+    rows = _LANES.value if carried else config.eval.rows
+    for line in devices.prepare_cpu(config, rows):
+        print(line, file=sys.stderr)
+    cache.keep_compiled(cache.own_folder(config))
 
     import numpy as np
 
@@ -63,7 +68,8 @@ def main(overrides: dict[str, str]) -> None:
         cut = f" of {len(text):,} documents ({empty:,} empty skipped, {longer:,} cut to batch.length={protocol.framing.length})"
     print(f"evaluating step {trained.step} on {chars:,} chars{cut} …", file=sys.stderr, flush=True)
     begin = time.perf_counter()
-    nats, chars = evaluate.evaluator(trained.functions)(trained.params, encoded, protocol)
+    mesh = devices.mesh(rows, devices.wanted(config))
+    nats, chars = evaluate.evaluator(trained.functions, mesh)(trained.params, encoded, protocol)
     result = {
         **measures.of_nats(nats / chars),
         "chars": chars,

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shlex
 
 import pytest
 
@@ -40,6 +42,19 @@ def test_geometric_means_over_shapes_that_all_have():
     rows += [measured("train", "S", 8, "float32", "flax", 100.0)]  # not on M
     assert benchmark.means(rows) == ["train, geometric mean over shapes: charlm / torch 4.00"]
     assert math.isnan(benchmark.rate(rows, "train", "M", 8, "flax"))
+
+
+def test_peers_that_are_not_there_and_peers_that_are_broken_are_told_apart(tmp_path):
+    for name, lines, why in (
+        ("none", "ModuleNotFoundError: No module named 'torch'", "has no torch: --peer_python torch=/path/to/python names one"),
+        ("broken", "ImportError: libgomp.so.1: cannot open", "can't import torch: ImportError: libgomp.so.1: cannot open"),
+    ):
+        python = tmp_path / name
+        python.write_text(f"#!/bin/sh\necho Traceback >&2\necho {shlex.quote(lines)} >&2\nexit 1\n")
+        python.chmod(0o755)
+        there, missing = benchmark.available(["torch-bf16"], {"torch": os.fspath(python)})
+        assert there == []
+        assert missing["torch-bf16"].startswith(f"{python} {why}")
 
 
 @pytest.mark.parametrize("ours", [["charlm"], pytest.param(["charlm", "charlm-bf16", "flax"], marks=pytest.mark.slow)])

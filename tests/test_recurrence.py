@@ -91,7 +91,7 @@ def test_gradient_against_finite_differences_in_float64():
 
 
 def test_a_single_row_is_rounded_to_bfloat16_as_several_are():
-    """One row is multiplied within float32, see `_operand`; the terms of the sums are the same."""
+    """One row is multiplied within float32, see `operand`; the terms of the sums are the same."""
     left, right = (jax.random.normal(jax.random.key(number), shape) for number, shape in enumerate([(5, 64), (64, 96)]))
     rounded = np.asarray(left.astype(jnp.bfloat16), np.float64) @ np.asarray(right.astype(jnp.bfloat16), np.float64)
     for rows in (1, 5):
@@ -106,8 +106,38 @@ def test_bfloat16_rounds_products_but_keeps_float32_state():
     assert {leaf.dtype for leaf in (outputs, *carry)} == {jnp.dtype(jnp.float32)}
     error = np.abs(outputs - expected).max()
     assert 0 < error < 0.1
-    gradient = jax.grad(scalar(lambda *args: lstm(*args, jnp.bfloat16)), argnums=3)(*args)
-    expected_gradient = jax.grad(scalar(lstm), argnums=3)(*args)
-    assert gradient.dtype == jnp.float32
-    cosine = (gradient * expected_gradient).sum() / jnp.linalg.norm(gradient) / jnp.linalg.norm(expected_gradient)
-    assert cosine > 0.99
+
+
+def rounded_textbook(*args):
+    """The textbook's cell with the operands of every product rounded to bfloat16, forward and backward."""
+
+    @jax.custom_vjp
+    def product(a, b):
+        return rounded(a) @ rounded(b)
+
+    rounded = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)  # noqa: E731
+    backward = lambda saved, d: (rounded(d) @ rounded(saved[1]).T, rounded(saved[0]).T @ rounded(d))  # noqa: E731
+    product.defvjp(lambda a, b: (product(a, b), (a, b)), backward)
+    inputs, input_kernel, bias, recurrent_kernel, c, h = args
+    outputs = []
+    for x in inputs:
+        i, f, g, o = jnp.split(product(x, input_kernel) + bias[None, :] + product(h, recurrent_kernel), 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        outputs.append(h)
+    return jnp.stack(outputs), (c, h)
+
+
+@pytest.mark.parametrize("batch", [3, 16])  # rows that fill no vector, and rows that do
+def test_bfloat16_equals_the_textbook_cell_with_rounded_operands_in_value_and_gradient(batch):
+    args = arguments(12, batch)
+    run = lambda *args: lstm(*args, jnp.bfloat16)  # noqa: E731
+    outputs, _ = run(*args)
+    np.testing.assert_allclose(outputs, rounded_textbook(*args)[0], atol=1e-3)
+    gradients = jax.grad(scalar(run), argnums=range(6))(*args)
+    expected = jax.grad(scalar(rounded_textbook), argnums=range(6))(*args)
+    unrounded = jax.grad(scalar(textbook), argnums=range(6))(*args)
+    for gradient, expected_gradient, other in zip(gradients, expected, unrounded, strict=True):
+        assert gradient.dtype == jnp.float32
+        apart, beside = (np.linalg.norm(gradient - each) / np.linalg.norm(each) for each in (expected_gradient, other))
+        assert apart < 1e-3 < beside

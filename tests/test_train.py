@@ -15,7 +15,7 @@ from conftest import read_rows
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from charlm import batches, devices, model, objective, optim, setup, train
+from charlm import batches, devices, evaluate, model, objective, optim, setup, train
 from charlm import config as config_module
 from charlm import state as state_module
 from charlm.checkpoint import Checkpoints
@@ -48,15 +48,48 @@ def assert_same(left, right):
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_step_lowers_for_every_platform(platform, dtype):
+@pytest.mark.parametrize(("encoding", "rows", "together"), [("embedding", 4, 1), ("onehot", 16, 2), ("scalar", 1, 1)])
+def test_training_evaluation_and_sampling_lower_for_every_platform(platform, dtype, encoding, rows, together):
     config = base.get_config()
-    config.model.update({"hidden": 16, "dropout": 0.3, "dtype": dtype})
+    config.model.update({"hidden": 16, "dropout": 0.3, "dtype": dtype, "input": encoding})
     functions, optimizer = model.functions(config, 11), optim.optimizer(config, 10)
-    state = jax.eval_shape(lambda: state_module.initial_state(functions, optimizer, 4, 0))
-    batch = batches.Stream(np.zeros(1000, np.uint8), 4, 32, True, 0).batch_at(0)
-    step = jax.jit(train.make_train_step(functions, optimizer, 0, ONE), donate_argnums=0)
-    lowered = step.trace(state, batch).lower(lowering_platforms=(platform,))
-    assert "stablehlo.while" in lowered.as_text()
+    state = jax.eval_shape(lambda: state_module.initial_state(functions, optimizer, rows, 0))
+    batch = batches.Stream(np.zeros(1000, np.uint8), rows, 32, True, 0).batch_at(0)
+    step = train.make_train_step(functions, optimizer, 0, ONE)
+    if together > 1:
+        step, stacked = train.several(step), jax.tree.map(lambda leaf: np.stack([leaf] * together), batch)
+    lowered = jax.jit(step, donate_argnums=0).trace(state, stacked if together > 1 else batch)
+    assert "stablehlo.while" in lowered.lower(lowering_platforms=(platform,)).as_text()
+    window = jax.jit(evaluate.make_window(functions)).trace(state.params, batch, state.carry)
+    assert "stablehlo.while" in window.lower(lowering_platforms=(platform,)).as_text()
+    laid_out = jax.jit(functions.stepwise, static_argnums=1).trace(state.params, rows)
+    assert laid_out.lower(lowering_platforms=(platform,)).as_text()
+    weights = jax.eval_shape(lambda params: functions.stepwise(params, rows), state.params)
+    one = jax.jit(functions.step).trace(weights, np.zeros(rows, np.int32), state.carry)
+    assert "dot_general" in one.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted", "processes", "expected"),
+    [
+        (64, 0, 1, "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false"),
+        (64, 3, 1, "--xla_force_host_platform_device_count=2"),  # 3 does not divide 64; products use all cores
+        (50, 0, 1, "--xla_force_host_platform_device_count=2"),
+        (33, 0, 1, "--xla_force_host_platform_device_count=1"),
+        (64, 0, 2, "--xla_force_host_platform_device_count=2"),
+    ],
+)
+def test_what_xla_is_told_of_the_cpu(monkeypatch, rows, wanted, processes, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    config = base.get_config()
+    config.devices = wanted
+    assert devices.prepare_cpu(config, rows, processes) == [f"XLA_FLAGS={expected}"]
+    assert os.environ["XLA_FLAGS"] == expected
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")  # the user's own stand
+    assert devices.prepare_cpu(config, rows, processes) == []
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
 
 
 def framing_of(kind):
@@ -236,7 +269,7 @@ def test_devices_share_a_batch_with_the_same_result(small, corpus_file, tmp_path
         )
         assert done.returncode == 0, done.stderr
         assert ("4 rows on" in done.stdout) == (number != "1")
-        assert ("devices=3, but of the 4 that are there 2 share batch.size=4 evenly" in done.stdout) == (number == "3")
+        assert ("devices=3, but no more than 2 are there that share batch.size=4 evenly" in done.stdout) == (number == "3")
     for number in ("4", "3"):
         for mine, others in zip(read_rows(tmp_path / number), read_rows(tmp_path / "1"), strict=True):
             assert mine["nats"] == pytest.approx(others["nats"], rel=1e-4)

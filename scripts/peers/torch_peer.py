@@ -1,5 +1,6 @@
 """PyTorch: nn.LSTM (oneDNN) for training; for sampling the faster of nn.LSTM, nn.LSTMCell and packed weights; see worker.py."""
 
+import copy
 import time
 
 import numpy as np
@@ -58,8 +59,11 @@ def train(job: dict) -> None:
 def sample(job: dict) -> None:
     batch = job["batch"]
     model = CharRNN(job).eval()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=job["dtype"] == "bfloat16"):
+    rounded = job["dtype"] == "bfloat16"
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=rounded):
         forms = {"nn.LSTM": stepped(model), "nn.LSTMCell": by_cells(model), "packed": packed(model, batch)}
+        if rounded:  # autocast rounds the weights anew for each character
+            forms["packed, bfloat16 weights"] = packed(copy.deepcopy(model).to(torch.bfloat16), batch)
         seconds = {}
         for name, one in forms.items():
             draw(one, batch, 30)
@@ -67,7 +71,8 @@ def sample(job: dict) -> None:
             draw(one, batch, 200)
             seconds[name] = time.perf_counter() - begin
         fastest = min(seconds, key=seconds.get)
-        worker.serve(lambda chunks: draw(forms[fastest], batch, chunks * 64), form=fastest)
+        speeds = {name: round(200 * batch / each) for name, each in seconds.items()}
+        worker.serve(lambda chunks: draw(forms[fastest], batch, chunks * 64), form=fastest, chars_per_second=speeds)
 
 
 def draw(one, batch: int, chars: int) -> int:
@@ -106,15 +111,18 @@ def by_cells(model: CharRNN):
 
 
 def packed(model: CharRNN, batch: int):
-    """One product a layer: [x, h] by input and recurrent weights side by side; the first layer's input is a row lookup."""
-    layers = range(model.lstm.num_layers)
+    """One product a layer: [x, h] by input and recurrent weights side by side; the first layer's input is a row lookup.
+
+    All in the number type of the model's weights.
+    """
+    dtype, layers = model.head.weight.dtype, range(model.lstm.num_layers)
     bias = [getattr(model.lstm, f"bias_ih_l{k}") + getattr(model.lstm, f"bias_hh_l{k}") for k in layers]
     w_in = [getattr(model.lstm, f"weight_ih_l{k}") for k in layers]
     w_rec = [getattr(model.lstm, f"weight_hh_l{k}") for k in layers]
-    table_VG = model.encode(torch.arange(model.vocab)) @ w_in[0].T + bias[0]
+    table_VG = (model.encode(torch.arange(model.vocab)).to(dtype) @ w_in[0].T + bias[0]).to(dtype)
     both = [torch.cat([w_in[k], w_rec[k]], 1).T.contiguous() for k in layers[1:]]
     first = w_rec[0].T.contiguous()
-    zeros = torch.zeros(batch, model.lstm.hidden_size)
+    zeros = torch.zeros(batch, model.lstm.hidden_size, dtype=dtype)
 
     def cell(z_BG, c_BH):
         i, f, g, o = z_BG.chunk(4, -1)
