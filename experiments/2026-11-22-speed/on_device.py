@@ -1,0 +1,87 @@
+"""Several steps a call: batches cut and stacked by the host, as scripts/train.py has them, or cut on the device from the corpus.
+
+    .venv/bin/python experiments/2026-11-22-speed/on_device.py [rounds]
+
+Float32, every shape of the benchmark, the same batches, in turn: milliseconds a step, medians, and the two forms' ratio.
+"""
+
+import statistics
+import sys
+import time
+
+from charlm import benchmark, config, devices
+
+STEPS = {"S": 100, "M": 100, "L": 4}  # that one measurement makes
+
+
+def main() -> None:
+    devices.use_huge_pages()
+    devices.prepare_cpu(config.defaults(), benchmark.SHAPES["S"].batch)
+    for name in benchmark.SHAPES:
+        measure(name, int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+
+
+def measure(name: str, rounds: int) -> None:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from charlm import batches, model, optim, setup, state, train
+
+    shape, keys = benchmark.SHAPES[name], config.defaults()
+    keys.model.update({"layers": shape.layers, "hidden": shape.hidden, "embedding": shape.embedding or 1})
+    keys.model.input = "embedding" if shape.embedding else "onehot"
+    keys.batch.update({"size": shape.batch, "length": shape.length, "shift": False})
+    ids_N = np.random.default_rng(0).integers(0, benchmark.VOCAB, 1_000_000).astype(np.uint8)
+    framing = batches.Framing.of(keys)
+    stream = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
+    functions, optimizer = model.functions(keys, benchmark.VOCAB), optim.optimizer(keys, 1_000_000)
+    mesh = devices.mesh(shape.batch, 0)
+    train_step = train.make_train_step(functions, optimizer, 0, mesh)
+    together = setup.steps_per_call(0, framing, functions)
+    lane = stream.steps_per_epoch * shape.length
+
+    def cut(ids_N, step):
+        at = step % stream.steps_per_epoch
+        places_BT = (at * shape.length + jnp.arange(shape.batch) * lane)[:, None] + jnp.arange(shape.length + 1)[None, :]
+        window_BT = jnp.take(ids_N, places_BT).astype(jnp.int32)
+        ones_BT = jnp.ones((shape.batch, shape.length))
+        return batches.Batch(window_BT[:, :-1], window_BT[:, 1:], ones_BT, jnp.full(shape.batch, at == 0))
+
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(cut)(ids_N, 7), stream.batch_at(7))
+
+    def from_device(now, ids_N):
+        return jax.lax.scan(lambda now, _: train_step(now, cut(ids_N, now.step)), now, length=together)
+
+    initial = jax.jit(lambda: state.initial_state(functions, optimizer, shape.batch, 0))
+    stacked, on_device = (jax.jit(form, donate_argnums=0) for form in (train.several(train_step), from_device))
+    corpus = jax.device_put(ids_N, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+    def host(now, first):
+        each = [stream.batch_at(first + number) for number in range(together)]
+        return stacked(now, jax.tree.map(lambda *leaves: np.stack(leaves), *each))
+
+    forms = {"host": host, "device": lambda now, first: on_device(now, corpus)}
+    states = {form: state.placed(initial(), mesh) for form in forms}
+    milliseconds = {form: [] for form in forms}
+    done = 0
+    for number in range(rounds + 1):
+        for form, call in forms.items():
+            begin, before = time.perf_counter(), None
+            for first in range(done, done + STEPS[name], together):
+                states[form], metrics = call(states[form], first)
+                if before is not None:  # as the training loop does: a call is under way while the one before is read
+                    jax.device_get(before)
+                before = metrics
+            jax.block_until_ready(states[form])
+            if number:  # the first compiles
+                milliseconds[form].append(
+                    1000 * (time.perf_counter() - begin) / len(range(0, STEPS[name], together)) / together
+                )
+        done += len(range(0, STEPS[name], together)) * together
+    host_ms, device_ms = (statistics.median(milliseconds[form]) for form in forms)
+    print(f"{name}, {together} steps a call: host {host_ms:.2f} ms, device {device_ms:.2f} ms, ratio {host_ms / device_ms:.3f}")
+
+
+if __name__ == "__main__":
+    main()
