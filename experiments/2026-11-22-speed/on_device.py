@@ -1,4 +1,4 @@
-"""Several steps a call: batches cut and stacked by the host, as scripts/train.py has them, or cut on the device from the corpus.
+"""Several steps a call: batches cut by the host, as scripts/train.py has them, or on the device from the corpus.
 
     .venv/bin/python experiments/2026-11-22-speed/on_device.py [rounds]
 
@@ -64,21 +64,19 @@ def measure(name: str, rounds: int) -> None:
     forms = {"host": host, "device": lambda now, first: on_device(now, corpus)}
     states = {form: state.placed(initial(), mesh) for form in forms}
     milliseconds = {form: [] for form in forms}
-    done = 0
+    done, calls = 0, STEPS[name] // together
     for number in range(rounds + 1):
         for form, call in forms.items():
             begin, before = time.perf_counter(), None
-            for first in range(done, done + STEPS[name], together):
+            for first in range(done, done + calls * together, together):
                 states[form], metrics = call(states[form], first)
                 if before is not None:  # as the training loop does: a call is under way while the one before is read
                     jax.device_get(before)
                 before = metrics
             jax.block_until_ready(states[form])
             if number:  # the first compiles
-                milliseconds[form].append(
-                    1000 * (time.perf_counter() - begin) / len(range(0, STEPS[name], together)) / together
-                )
-        done += len(range(0, STEPS[name], together)) * together
+                milliseconds[form].append(1000 * (time.perf_counter() - begin) / (calls * together))
+        done += calls * together
     host_ms, device_ms = (statistics.median(milliseconds[form]) for form in forms)
     print(f"{name}, {together} steps a call: host {host_ms:.2f} ms, device {device_ms:.2f} ms, ratio {host_ms / device_ms:.3f}")
 
