@@ -33,7 +33,7 @@ def main() -> None:
 def train(job: dict) -> None:
     batch, length, vocab = job["batch"], job["length"], job["vocab"]
     model = CharRNN(job)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocab, (20, batch, length + 1)))
     state = tuple(torch.zeros(job["layers"], batch, job["hidden"]) for _ in range(2))
     done = 0
