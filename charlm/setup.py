@@ -8,8 +8,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from charlm import batches, corpora, devices, drawing, evaluate, model, optim, progress, sample
+from charlm import batches, corpora, devices, drawing, model, optim, progress, sample
 from charlm.errors import UserError
+from charlm.protocol import Protocol
 from charlm.vocab import PAD, Vocab
 
 TOGETHER = (10, 5, 2)  # steps in one call, where they are short
@@ -43,7 +44,7 @@ class Setup:
     patience: int
     halvings: int
     best_by: str
-    protocol: evaluate.Protocol
+    protocol: Protocol
     draw_sample: Callable[[dict, int], str] | None
     seed: int
 
@@ -65,7 +66,7 @@ def set_up(config) -> Setup:
     encoded = {split: batches.encode(vocab, text, f"the {split} split") for split, text in corpus.splits.items()}
     training = batches.training_batches(framing, encoded["train"], seed)
     functions = model.functions(config, len(vocab))
-    protocol = evaluate.Protocol.of(config, framing)
+    protocol = Protocol.of(config, framing)
     if "validation" in encoded:
         protocol.check(encoded["validation"])  # what does not fit is said now, not after an epoch
     elif best_by == "validation":

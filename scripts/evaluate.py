@@ -18,6 +18,7 @@ from absl import flags
 from charlm import batches, cache, cli, corpora, devices
 from charlm.config import FRAMINGS
 from charlm.errors import UserError
+from charlm.protocol import Protocol
 from charlm.run import Run, check_checkpoint_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
@@ -45,10 +46,10 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError(f"--split={split} is none of this run's splits: {', '.join(splits)}.")
     text, sha256, empty = _text(run, split)
     config = run.config()
-    carried = (_FRAMING.value or config.eval.framing or config.batch.framing) == "stream"
-    rows = _LANES.value if carried else config.eval.rows
-    for line in devices.prepare_cpu(config, rows):
-        print(line, file=sys.stderr)
+    protocol = Protocol.of(config, batches.Framing.of(config))._replace(lanes=_LANES.value)
+    if _FRAMING.value:
+        protocol = protocol._replace(framing=protocol.framing._replace(kind=_FRAMING.value))
+    set_here = devices.prepare_cpu(config, protocol.rows_at_once)
     cache.keep_compiled(cache.own_folder(config))
 
     import numpy as np
@@ -57,18 +58,17 @@ def main(overrides: dict[str, str]) -> None:
 
     trained = restore.load(_WORKDIR.value, _CHECKPOINT.value)
     encoded = batches.encode(trained.vocab, text, f"--text={_TEXT.value}" if _TEXT.value else f"the {split} split")
-    protocol = evaluate.Protocol.of(trained.config, batches.Framing.of(trained.config))._replace(lanes=_LANES.value)
-    if _FRAMING.value:
-        protocol = protocol._replace(framing=protocol.framing._replace(kind=_FRAMING.value))
     protocol.check(encoded)
     chars, cut = len(encoded.ids_N), ""
     if protocol.framing.kind == "documents":
         longer = (np.diff(encoded.starts_D1) - 1 > protocol.framing.length).sum()
         chars -= len(text)  # each has its <eos> beside its own
         cut = f" of {len(text):,} documents ({empty:,} empty skipped, {longer:,} cut to batch.length={protocol.framing.length})"
+    for line in set_here:
+        print(line, file=sys.stderr)
     print(f"evaluating step {trained.step} on {chars:,} chars{cut} …", file=sys.stderr, flush=True)
     begin = time.perf_counter()
-    mesh = devices.mesh(rows, devices.wanted(config))
+    mesh = devices.mesh(protocol.rows_at_once, devices.wanted(config))
     nats, chars = evaluate.evaluator(trained.functions, mesh)(trained.params, encoded, protocol)
     result = {
         **measures.of_nats(nats / chars),

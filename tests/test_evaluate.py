@@ -8,6 +8,7 @@ import pytest
 
 from charlm import evaluate, model
 from charlm.batches import Encoded, Framing
+from charlm.protocol import Protocol
 from configs import base
 
 VOCAB = 9
@@ -38,7 +39,7 @@ def stream(length, lanes, burn_in):
 
 def protocol(kind, length, rows=5, eval_length=64, lanes=1, burn_in=0, stride=1):
     framing = Framing(kind, 3, length, shift=True, stride=stride, shuffle=True, bucket=4, padding="masked")
-    return evaluate.Protocol(framing, rows, eval_length, lanes, burn_in)
+    return Protocol(framing, rows, eval_length, lanes, burn_in)
 
 
 def numpy_nats(params, ids):
@@ -134,8 +135,8 @@ def test_protocols_name_how_the_state_is_carried():
     names = set()
     for kind in ("stream", "chunks", "windows", "documents"):
         config.eval.framing = kind
-        names.add(evaluate.Protocol.of(config, Framing.of(config)).state())
+        names.add(Protocol.of(config, Framing.of(config)).state())
     assert len(names) == 4
     assert "zero at every chunk of 64" in names
     config.eval.framing = None
-    assert evaluate.Protocol.of(config, Framing.of(config)).framing.kind == config.batch.framing
+    assert Protocol.of(config, Framing.of(config)).framing.kind == config.batch.framing

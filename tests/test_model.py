@@ -83,10 +83,10 @@ def test_one_pass_equals_two_passes_with_the_carry_handed_on(encoding):  # invar
 def test_steps_of_one_character_equal_a_pass_over_the_window(encoding, dtype, rows):
     functions, params = build(input=encoding, dtype=dtype)
     inputs_BT = ids(rows, 12)
-    logits, end = functions.apply(params, batch_of(inputs_BT), functions.zero_carry(rows))
-    weights, carry = functions.stepwise(params, rows), functions.zero_carry(rows)
+    logits, end = jax.jit(functions.apply)(params, batch_of(inputs_BT), functions.zero_carry(rows))
+    weights, carry, step = functions.stepwise(params, rows), functions.zero_carry(rows), jax.jit(functions.step)
     for position in range(12):
-        logits_BV, carry = functions.step(weights, inputs_BT[:, position], carry)
+        logits_BV, carry = step(weights, inputs_BT[:, position], carry)
         # bfloat16: a product that rounds to the other side moves the state by 2^-9 of its size
         np.testing.assert_allclose(logits_BV, logits[:, position], atol=2e-6 if dtype == "float32" else 4e-3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 if dtype == "float32" else 4e-3), carry, end)

@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, os.fspath(ROOT))
 
 from charlm import batches, devices, run  # noqa: E402
+from charlm.protocol import Protocol  # noqa: E402
 
 LANES = ((1, 0), (16, 1000), (32, 1000), (32, 250), (64, 1000), (64, 500), (64, 250), (64, 100), (64, 0))
 
@@ -32,7 +33,7 @@ def main() -> None:
     mesh = devices.mesh(max(lanes for lanes, _ in LANES), 0)
     params = jax.device_put(trained.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     encoded = batches.encode(trained.vocab, there.splits()["validation"], "the validation split")
-    protocol = evaluate.Protocol.of(trained.config, batches.Framing.of(trained.config))
+    protocol = Protocol.of(trained.config, batches.Framing.of(trained.config))
     for lanes, burn_in in LANES:
         evaluated, seconds = evaluate.evaluator(trained.functions, mesh), []
         for _ in range(4):
