@@ -217,7 +217,7 @@ def test_a_second_signal_ends_it_at_once_and_without_damage(script, stopped, tmp
     assert_same(final_params(tmp_path / "run"), final_params(straight))
 
 
-@pytest.mark.parametrize("room", [40, 4000])
+@pytest.mark.parametrize("room", [40, pytest.param(4000, marks=pytest.mark.slow)])
 def test_a_quota_that_is_used_up_is_one_sentence_and_nothing_is_lost(script, stopped, tmp_path, room):
     """With little room left a row of metrics does not fit, with more an array of a checkpoint."""
     overrides, _, straight = stopped

@@ -374,6 +374,7 @@ def test_without_slurm_there_is_one_sentence(script, swept, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_trial_is_named_and_the_others_go_on(script, swept, tmp_path):
     file, root = swept('product({"model.hidden": [8, 12]})', steps=5), tmp_path / "root"
     launched(script, file, root)
