@@ -148,7 +148,7 @@ def laid_out(kernels: Sequence[jax.Array], dtype, rows: int) -> tuple[jax.Array,
     """The (·, 4H) kernels whose products `step` adds up, rounded to dtype and laid out for so many rows, once for all steps.
 
     For one row they become one (4, ·, H), gate by gate: XLA:CPU reads the shorter rows of such a matrix up to twice as fast
-    (256 KB to 4 MB a gate), and one product costs less than two.
+    (kernels of 1 to 4 MB), and one product costs less than two.
     """
     if rows > 1:
         return tuple(operand(kernel, dtype, rows) for kernel in kernels)
