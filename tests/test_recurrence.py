@@ -109,6 +109,11 @@ def test_bfloat16_rounds_products_but_keeps_float32_state():
     assert {leaf.dtype for leaf in (outputs, *carry)} == {jnp.dtype(jnp.float32)}
     error = np.abs(outputs - expected).max()
     assert 0 < error < 0.1
+    gradient = jax.grad(scalar(lambda *args: lstm(*args, jnp.bfloat16)), argnums=3)(*args)
+    expected_gradient = jax.grad(scalar(lstm), argnums=3)(*args)
+    assert gradient.dtype == jnp.float32
+    cosine = (gradient * expected_gradient).sum() / jnp.linalg.norm(gradient) / jnp.linalg.norm(expected_gradient)
+    assert cosine > 0.99
 
 
 def rounded_textbook(*args):
