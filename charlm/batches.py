@@ -51,6 +51,11 @@ class Encoded(NamedTuple):
     starts_D1: np.ndarray | None = None
     name: str = "the text"
 
+    @property
+    def lengths_D(self) -> np.ndarray:
+        """Characters of each document, its `<eos>` left out."""
+        return np.diff(self.starts_D1) - 1
+
 
 class Framing(NamedTuple):
     """The section `batch` of a config."""

@@ -132,7 +132,7 @@ def _data_lines(setup: Setup) -> list[str]:
     if documents := setup.provenance.get("documents"):
         counts = ", ".join(f"{split} {count:,}" for split, count in documents["splits"].items())
         limit = setup.protocol.framing.length
-        lengths = np.concatenate([np.diff(encoded.starts_D1) - 1 for encoded in setup.encoded.values()])
+        lengths = np.concatenate([encoded.lengths_D for encoded in setup.encoded.values()])
         cut = f", {(lengths > limit).sum():,} cut to batch.length={limit}" if setup.protocol.framing.kind == "documents" else ""
         lines.append(f"documents: {counts}; {documents['empty']:,} empty skipped{cut}")
     return lines

@@ -52,21 +52,19 @@ def main(overrides: dict[str, str]) -> None:
     set_here = devices.prepare_cpu(config, protocol.rows_at_once)
     cache.keep_compiled(cache.own_folder(config))
 
-    import numpy as np
-
     from charlm import evaluate, measures, restore
 
     trained = restore.load(_WORKDIR.value, _CHECKPOINT.value)
     encoded = batches.encode(trained.vocab, text, f"--text={_TEXT.value}" if _TEXT.value else f"the {split} split")
     protocol.check(encoded)
-    chars, cut = len(encoded.ids_N), ""
+    size = f"{len(encoded.ids_N):,} chars"
     if protocol.framing.kind == "documents":
-        longer = (np.diff(encoded.starts_D1) - 1 > protocol.framing.length).sum()
-        chars -= len(text)  # each has its <eos> beside its own
-        cut = f" of {len(text):,} documents ({empty:,} empty skipped, {longer:,} cut to batch.length={protocol.framing.length})"
+        lengths_D, limit = encoded.lengths_D, protocol.framing.length
+        cut = f"{empty:,} empty skipped, {(lengths_D > limit).sum():,} cut to batch.length={limit}"
+        size = f"{lengths_D.sum():,} chars of {len(lengths_D):,} documents ({cut})"
     for line in set_here:
         print(line, file=sys.stderr)
-    print(f"evaluating step {trained.step} on {chars:,} chars{cut} …", file=sys.stderr, flush=True)
+    print(f"evaluating step {trained.step} on {size} …", file=sys.stderr, flush=True)
     begin = time.perf_counter()
     mesh = devices.mesh(protocol.rows_at_once, devices.wanted(config))
     nats, chars = evaluate.evaluator(trained.functions, mesh)(trained.params, encoded, protocol)
