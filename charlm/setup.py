@@ -14,7 +14,7 @@ from charlm.protocol import Protocol
 from charlm.vocab import PAD, Vocab
 
 TOGETHER = (10, 5, 2)  # steps in one call, where they are short
-CALL = 5e11  # floating-point operations of a call at most: more would have signals wait, and its overhead no longer counts
+CALL = 1e12  # floating-point operations of a call at most, 3 s on two cores: more would have signals wait too long
 
 
 @dataclasses.dataclass(frozen=True)
