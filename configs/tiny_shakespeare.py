@@ -19,6 +19,6 @@ def get_config(arg: str | None = None):
     config.model.dtype = "bfloat16"
     config.optim.learning_rate = 4e-3
     config.train.epochs = 8.0
-    config.eval.lanes = 64  # the exact figure is that of scripts/evaluate.py
-    config.eval.burn_in = 250
+    config.eval.lanes = 128  # the exact figure is that of scripts/evaluate.py
+    config.eval.burn_in = 100
     return config

@@ -1,26 +1,28 @@
 """What logging, evaluating, saving and sampling cost: scripts/train.py end to end beside its bare step.
 
-    .venv/bin/python experiments/2026-11-22-speed/end_to_end.py [configs/tiny_shakespeare.py] [rounds]
+    .venv/bin/python experiments/2026-11-22-speed/end_to_end.py [configs/tiny_shakespeare.py] [--config.KEY=VALUE ...]
 
-In each round the config is trained by scripts/train.py in a new directory, and its rate taken from the first log row to the end
-of the program, evaluations, samples and checkpoints included; compiling the step is left out. Before and after it a process of
-its own makes bare steps on the same batches. Two lines a round: the last of the training, and chars/s.
+The config is trained by scripts/train.py in a new directory, and its rate taken from the first log row to the end of the
+program, evaluations, samples and checkpoints included; compiling the step is left out. Every 15 seconds it is stopped for 5
+(SIGSTOP), in which another process makes bare steps on the same batches, so that a machine that becomes slower or faster does
+so for both. Two lines: the last of the training, and chars/s.
 """
 
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
-BARE_SECONDS = 30
+TRAINING_SECONDS, BARE_SECONDS = 15, 5  # in turn
 
 
 def bare(config_file: str) -> None:
-    """Steps and nothing else, for a while; prints chars/s."""
+    """Steps and nothing else: for each line of seconds on stdin, prints the characters and the seconds it took."""
     from charlm import config, devices
 
     checked = config.load(config_file, {})
@@ -38,7 +40,7 @@ def bare(config_file: str) -> None:
     initial = jax.jit(lambda: state.initial_state(made.functions, made.optimizer, made.batches.rows, made.seed))
     now, done = state.placed(initial(), made.mesh), 0
 
-    def run(seconds: float) -> float:
+    def run(seconds: float) -> tuple[int, float]:
         nonlocal now, done
         begin, first, before = time.perf_counter(), done, None
         while time.perf_counter() - begin < seconds:
@@ -49,42 +51,59 @@ def bare(config_file: str) -> None:
                 jax.device_get(before)
             before = metrics
         jax.block_until_ready(now)
-        return (done - first) * checked.batch.size * checked.batch.length / (time.perf_counter() - begin)
+        return (done - first) * checked.batch.size * checked.batch.length, time.perf_counter() - begin
 
-    run(5)
-    print(run(BARE_SECONDS))
-
-
-def measured_bare(config_file: str) -> float:
-    command = [sys.executable, __file__, "bare", config_file]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()[-1])
+    print(*run(5), flush=True)
+    for line in sys.stdin:
+        run(0.5)  # brings back into the caches what the training has driven out
+        print(*run(float(line)), flush=True)
 
 
-def end_to_end(config_file: str) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        workdir = pathlib.Path(folder) / "run"
-        command = [sys.executable, os.fspath(ROOT / "scripts/train.py"), f"--config={config_file}", f"--workdir={workdir}"]
-        metrics = workdir / "metrics.jsonl"
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-            while not (metrics.exists() and metrics.read_text().endswith("\n")):
-                time.sleep(0.02)
-            begin = time.perf_counter()
-            *_, last_line = process.stdout
-            if process.wait():
-                sys.exit(f"{' '.join(command)} ended with {process.returncode}")
-            seconds = time.perf_counter() - begin
-        print(last_line, end="", flush=True)
-        first, *_, last = (json.loads(line)["step"] for line in metrics.read_text().splitlines())
-        config = json.loads((workdir / "config.json").read_text())
-        return (last - first) * config["batch"]["size"] * config["batch"]["length"] / seconds
+def in_turn(training: subprocess.Popen, beside: subprocess.Popen) -> tuple[float, float, float]:
+    """Lets a training run to its end, stopped now and then for bare steps: its seconds, the characters and seconds of those."""
+    seconds = bare_chars = bare_seconds = 0.0
+    while True:
+        begin = time.perf_counter()
+        try:
+            training.wait(TRAINING_SECONDS)
+        except subprocess.TimeoutExpired:
+            training.send_signal(signal.SIGSTOP)
+            seconds += time.perf_counter() - begin
+            chars, took = answer(beside, BARE_SECONDS)
+            bare_chars, bare_seconds = bare_chars + chars, bare_seconds + took
+            training.send_signal(signal.SIGCONT)
+        else:
+            return seconds + time.perf_counter() - begin, bare_chars, bare_seconds
+
+
+def answer(beside: subprocess.Popen, seconds: float | None = None) -> list[float]:
+    if seconds is not None:
+        print(seconds, file=beside.stdin, flush=True)
+    return [float(number) for number in beside.stdout.readline().split()]
 
 
 def main() -> None:
-    config_file = sys.argv[1] if len(sys.argv) > 1 else "configs/tiny_shakespeare.py"
-    for _ in range(int(sys.argv[2]) if len(sys.argv) > 2 else 1):
-        before, whole, after = measured_bare(config_file), end_to_end(config_file), measured_bare(config_file)
-        share = whole / ((before + after) / 2)
-        print(f"bare {before:,.0f}, end to end {whole:,.0f}, bare {after:,.0f}: {share:.1%}", flush=True)
+    config_file, *overrides = sys.argv[1:] or ["configs/tiny_shakespeare.py"]
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = pathlib.Path(folder) / "run/metrics.jsonl"
+        command = [sys.executable, os.fspath(ROOT / "scripts/train.py"), f"--config={config_file}", *overrides]
+        bare_command = [sys.executable, __file__, "bare", config_file]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+        with subprocess.Popen(bare_command, **pipes) as beside:
+            answer(beside)  # it has compiled
+            with subprocess.Popen([*command, f"--workdir={metrics.parent}"], **pipes) as training:
+                while training.poll() is None and not (metrics.exists() and metrics.read_text().endswith("\n")):
+                    time.sleep(0.02)
+                seconds, bare_chars, bare_seconds = in_turn(training, beside)
+                *_, last_line = training.stdout
+            beside.stdin.close()
+        if training.returncode:
+            sys.exit(f"{' '.join(command)} ended with {training.returncode}")
+        print(last_line, end="", flush=True)
+        first, *_, last = (json.loads(line)["step"] for line in metrics.read_text().splitlines())
+        batch = json.loads((metrics.parent / "config.json").read_text())["batch"]
+        whole, alone = (last - first) * batch["size"] * batch["length"] / seconds, bare_chars / bare_seconds
+        print(f"bare {alone:,.0f}, end to end {whole:,.0f}: {whole / alone:.1%}", flush=True)
 
 
 if __name__ == "__main__":

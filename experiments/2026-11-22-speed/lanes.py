@@ -17,7 +17,7 @@ sys.path.insert(0, os.fspath(ROOT))
 from charlm import batches, devices, run  # noqa: E402
 from charlm.protocol import Protocol  # noqa: E402
 
-LANES = ((1, 0), (16, 1000), (32, 1000), (32, 250), (64, 1000), (64, 500), (64, 250), (64, 100), (64, 0))
+LANES = ((1, 0), (16, 1000), (32, 1000), (32, 250), (64, 1000), (64, 250), (128, 1000), (128, 100), (128, 50), (128, 0))
 
 
 def main() -> None:
