@@ -5,7 +5,8 @@
 RECIPE is a file of configs/. It is trained on the first nine tenths of its corpus for so many seconds, start-up and evaluation
 included, and stopped by SIGTERM. Then a stream is: an embedding, two LSTM layers of 256 with dropout, Adam under a cosine
 as long as a first short run says will fit. Further flags go to the recipe. Both are scored by scripts/evaluate.py
---framing=stream on the last tenth, its best checkpoint or its last, whichever is better; one line each. Where the recipe has documents, so has ours, and both are scored by them.
+--framing=stream on the last tenth, the best checkpoint or the last, whichever is better; one line each. Where the recipe has
+documents, so has ours, and both are scored by them.
 """
 
 import json
