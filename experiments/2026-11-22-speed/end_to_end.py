@@ -95,11 +95,11 @@ def main() -> None:
                 while training.poll() is None and not (metrics.exists() and metrics.read_text().endswith("\n")):
                     time.sleep(0.02)
                 seconds, bare_chars, bare_seconds = in_turn(training, beside)
-                *_, last_line = training.stdout
+                lines = list(training.stdout)
             beside.stdin.close()
         if training.returncode:
             sys.exit(f"{' '.join(command)} ended with {training.returncode}")
-        print(last_line, end="", flush=True)
+        print(lines[-1], end="", flush=True)
         first, *_, last = (json.loads(line)["step"] for line in metrics.read_text().splitlines())
         batch = json.loads((metrics.parent / "config.json").read_text())["batch"]
         whole, alone = (last - first) * batch["size"] * batch["length"] / seconds, bare_chars / bare_seconds

@@ -50,7 +50,7 @@ def started(folder: pathlib.Path, what: str, *arguments: str, metrics: pathlib.P
     if process.returncode:
         sys.exit(f"{' '.join(arguments)} ended with {process.returncode}")
     whole = time.perf_counter() - begin
-    print(f"{what}: first after {first:.1f} s, {whole:.1f} s in all, {usage.ru_maxrss / 1000:,.0f} MB", flush=True)
+    print(f"{what}: first after {first:.1f} s, {whole:.1f} s in all, {usage.ru_maxrss * 1024 / 1e6:,.0f} MB", flush=True)
 
 
 def trained(folder: pathlib.Path, what: str, name: str, config: str, *overrides: str) -> None:
