@@ -110,7 +110,7 @@ def our_steps(recipe, vocab: Vocab, params, steps) -> list[train.StepMetrics]:
     metrics = []
     for batch in steps:
         state, of_step = step(state, batch)
-        metrics.append(train.StepMetrics(*map(float, of_step)))
+        metrics.append(train.StepMetrics(*(float(value) for value in of_step if value is not None)))
     return metrics
 
 
