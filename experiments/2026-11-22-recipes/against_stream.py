@@ -51,17 +51,16 @@ def train(flags: list[str], workdir: pathlib.Path, seconds: float) -> None:
 
 def score(workdir: pathlib.Path, framing: str) -> str:
     """The better of the best checkpoint, where evaluations were made before the time was over, and the last one."""
-    results = {}
+    results = []
     for which in ("best", "latest"):
         flags = [f"--workdir={workdir}", f"--framing={framing}", f"--checkpoint={which}"]
         command = [sys.executable, os.fspath(ROOT / "scripts/evaluate.py"), *flags]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
-            result = json.loads(done.stdout.splitlines()[-1])
-            results[result["nats"]] = result
+            results.append(json.loads(done.stdout.splitlines()[-1]))
     if not results:
         sys.exit(done.stderr)
-    best = results[min(results)]
+    best = min(results, key=lambda result: result["nats"])
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return f"{best['nats']:.4f} nats on {best['chars']:,} chars after step {best['step']}, epoch {rows[-1]['epoch']:.1f}"
 

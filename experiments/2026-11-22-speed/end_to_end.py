@@ -5,7 +5,8 @@
 The config is trained by scripts/train.py in a new directory, and its rate taken from the first log row to the end of the
 program, evaluations, samples and checkpoints included; compiling the step is left out. Every 15 seconds it is stopped for 5
 (SIGSTOP), in which another process makes bare steps on the same batches, so that a machine that becomes slower or faster does
-so for both. Two lines: the last of the training, and chars/s.
+so for both. Further flags go to the training alone, so they may shorten it (`train.epochs`) but change no step. Two lines: the
+last of the training, and chars/s.
 """
 
 import json
