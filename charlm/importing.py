@@ -53,7 +53,7 @@ def from_torch(file: str) -> tuple[Params, list[str] | None]:
             state = state["state_dict"]
         if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
             raise UserError(f"{path} holds no state_dict: save model.state_dict() with torch.save.")
-        state = {name: value.float().numpy() for name, value in state.items()}
+        state = {name: value.detach().float().numpy() for name, value in state.items()}
     params, others = {}, {}
     for name, value in state.items():
         if match := re.search(r"(?:^|\.)(weight_ih|weight_hh|bias_ih|bias_hh)_l(\d+)$", name):

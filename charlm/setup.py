@@ -132,8 +132,11 @@ def _data_lines(setup: Setup) -> list[str]:
     if documents := setup.provenance.get("documents"):
         counts = ", ".join(f"{split} {count:,}" for split, count in documents["splits"].items())
         limit = setup.protocol.framing.length
-        lengths = np.concatenate([encoded.lengths_D for encoded in setup.encoded.values()])
-        cut = f", {(lengths > limit).sum():,} cut to batch.length={limit}" if setup.protocol.framing.kind == "documents" else ""
+        # Training and evaluation may have framings of their own, and only that of documents cuts them.
+        cuts = {"train": isinstance(setup.batches, batches.Documents)}
+        scored_cut = setup.protocol.framing.kind == "documents"
+        read = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, scored_cut)]
+        cut = f", {sum((lengths_D > limit).sum() for lengths_D in read):,} cut to batch.length={limit}" if read else ""
         lines.append(f"documents: {counts}; {documents['empty']:,} empty skipped{cut}")
     return lines
 

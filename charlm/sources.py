@@ -26,6 +26,7 @@ from charlm.errors import UserError
 PACKAGE_SECONDS = 60  # longest wait for the package index
 DOWNLOAD_RETRIES = 3  # of TFDS, whose own ten take 200 s where there is no network
 ADDRESS_SECONDS = 10  # longest wait for an original address, for each connection
+INSTEAD = {"ag_news_subset": "give train.csv of its archive ag_news_csv.tar.gz by --config=configs/ag_news_keras.py:FILE"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,7 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 100, placeholder=" …")
         raise UserError(
             f"corpus.tfds={dataset} can't be prepared in {data_dir} ({reason}): "
-            "give the documents as a file by corpus.path and corpus.documents, with corpus.tfds=None."
+            f"{INSTEAD.get(name, 'give the documents as a file by corpus.path and corpus.documents, with corpus.tfds=None')}."
         ) from error
     texts = [key for key in builder.info.features if isinstance(builder.info.features[key], tfds.features.Text)]
     if feature not in texts:

@@ -91,7 +91,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.eval.burn_in = 1000  # stream: chars that warm the state of each piece but the first, unscored
 
     config.sample = ConfigDict()
-    config.sample.prompt = placeholder(str)  # of the sample at each evaluation; None: the first char, or window, of validation
+    config.sample.prompt = placeholder(str)  # of the sample at each evaluation; None: opening of validation, or else of train
     config.sample.length = 300  # chars, here and where scripts/sample.py is told no other; 0: no samples while training
     config.sample.temperature = 0.8  # likewise; 0.0: greedy
     config.sample.top_k = 0  # likewise; draw from the k most probable chars; 0: from all

@@ -233,7 +233,7 @@ def test_logits_and_gradients_equal_those_of_pytorch(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: 'pip install torch' into an environment of its own")
     torch.manual_seed(0)
     lstm, head = torch.nn.LSTM(13, 24, 2, batch_first=True), torch.nn.Linear(24, 13)
-    state = {f"lstm.{k}": v for k, v in lstm.state_dict().items()} | {f"fc.{k}": v for k, v in head.state_dict().items()}
+    state = {f"lstm.{k}": v for k, v in lstm.named_parameters()} | {f"fc.{k}": v for k, v in head.state_dict().items()}
     torch.save({"n_hidden": 24, "state_dict": state, "tokens": tuple("abcdefghijklm")}, tmp_path / "rnn.pt")
     params, tokens = importing.from_torch(str(tmp_path / "rnn.pt"))
     assert tokens == list("abcdefghijklm")

@@ -45,7 +45,7 @@ def flags_of(name, texts, **more):
     return [config, *as_flags(SMALL | ON_TEXT[name] | path | more)]
 
 
-LONGER = ("shakespeare_mxnet", "sonnets_keras", "anna_pytorch", "alice_axon")
+LONGER = ("shakespeare_mxnet", "sonnets_keras", "anna_pytorch")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONGER else []) for name in ON_TEXT])
@@ -209,11 +209,17 @@ def test_what_is_not_given_to_sample_and_evaluate_is_as_the_run_has_it(script, t
 
 
 def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):
-    printed = script("train", *flags_of("ag_news_keras", texts), "--describe", f"--graph={tmp_path / 'net.dot'}").stdout
+    describe = [*flags_of("ag_news_keras", texts), "--describe", f"--graph={tmp_path / 'net.dot'}"]
+    printed = script("train", *describe).stdout
     titles = [line.split('"')[3] for line in (texts / "titles.csv").read_text().splitlines()]
     longer = sum(len(title) > 24 for title in titles[:-1])
     assert longer > 0
     assert f"1 empty skipped, {longer} cut to batch.length=24" in printed
+    in_training = script("train", *describe, "--config.eval.framing=stream").stdout
+    in_evaluation = script("train", *describe, "--config.batch.framing=stream", "--config.eval.framing=documents").stdout
+    parts = [int(re.search(r"(\d+) cut to", each)[1]) for each in (in_training, in_evaluation)]
+    assert sum(parts) == longer
+    assert min(parts) > 0
     script("train", *flags_of("ag_news_keras", texts), f"--workdir={tmp_path / 'run'}")
     (tmp_path / "own.csv").write_text(f'"1","{titles[0]}","x"\n"1","","x"\n"1","{30 * titles[0][0]}","x"\n')
     said = script("evaluate", f"--workdir={tmp_path / 'run'}", f"--text={tmp_path / 'own.csv'}").stderr

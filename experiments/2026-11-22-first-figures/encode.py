@@ -8,8 +8,8 @@ import resource
 import tempfile
 import time
 
-from charlm import corpora
-from charlm.vocab import Vocab, symbols_of
+from charlm import batches, corpora
+from charlm.vocab import Vocab
 from configs import base
 
 
@@ -26,13 +26,13 @@ def main() -> None:
                 handle.write(line * 1000)
         size, before = file.stat().st_size, peak_bytes()
         config = base.get_config()
-        config.corpus.path = str(file)
+        config.corpus.path, config.cache_dir = str(file), folder
         begin = time.perf_counter()
         corpus = corpora.load(config)
         loaded = time.perf_counter()
-        vocab = Vocab.of(symbols_of(corpus.splits["train"]), unknown=False)
+        vocab = Vocab.of(corpora.symbols_in(corpus.splits["train"]), unknown=False)
         encode_begin = time.perf_counter()
-        ids = {name: vocab.encode(text) for name, text in corpus.splits.items()}
+        ids = {name: batches.encode(vocab, text, name) for name, text in corpus.splits.items()}
         end = time.perf_counter()
         chars, ratio = sum(map(len, ids.values())), (peak_bytes() - before) / size
         print(f"{size / 1e6:.0f} MB, {chars:,} chars: read, checked and cut in {loaded - begin:.1f} s,", end=" ")

@@ -62,7 +62,8 @@ def score(workdir: pathlib.Path, framing: str) -> str:
         sys.exit(done.stderr)
     best = min(results, key=lambda result: result["nats"])
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return f"{best['nats']:.4f} nats on {best['chars']:,} chars after step {best['step']}, epoch {rows[-1]['epoch']:.1f}"
+    epoch = rows[-1]["epoch"] * best["step"] / rows[-1]["step"]
+    return f"{best['nats']:.4f} nats on {best['chars']:,} chars after step {best['step']}, epoch {epoch:.1f}"
 
 
 def main() -> None:
