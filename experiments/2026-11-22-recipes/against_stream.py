@@ -5,8 +5,8 @@
 RECIPE is a file of configs/. It is trained on the first nine tenths of its corpus for so many seconds, start-up and evaluation
 included, and stopped by SIGTERM. Then a stream is: an embedding, two LSTM layers of 256 with dropout, Adam under a cosine
 as long as a first short run says will fit. Further flags go to the recipe. Both are scored by scripts/evaluate.py
---framing=stream on the last tenth, the best checkpoint or the last, whichever is better; one line each. Where the recipe has
-documents, so has ours, and both are scored by them.
+--framing=stream on the last tenth, the best checkpoint or the last, whichever is better; one line each, and one more with the
+recipe scored in its own framing. Where that is documents, so is ours, and both are scored by them.
 """
 
 import json
@@ -74,6 +74,9 @@ def main() -> None:
         config = json.loads((own / "config.json").read_text())
         framing = "documents" if config["batch"]["framing"] == "documents" else "stream"
         print(f"{recipe}, {seconds:.0f} s: {score(own, framing)}", flush=True)
+        trained_as = config["batch"]["framing"]
+        if trained_as != framing:
+            print(f"scored in {trained_as}, as it was trained: {score(own, trained_as)}", flush=True)
         corpus = {f"corpus.{key}": config["corpus"][key] for key in CORPUS_KEYS if config["corpus"][key] is not None}
         keys = OURS | (OF_DOCUMENTS if framing == "documents" else {}) | corpus
         flags = [f"--config={ROOT / 'configs/base.py'}", *SPLIT, *(f"--config.{key}={value}" for key, value in keys.items())]
