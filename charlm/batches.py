@@ -356,8 +356,8 @@ def evaluation_windows(ids_N: np.ndarray, length: int, lanes: int = 1, burn_in: 
     stride = span - burn_in
     if stride < 1:
         raise UserError(
-            f"eval.burn_in={burn_in} with eval.lanes={lanes} does not fit a split of {len(ids_N):,} chars: "
-            f"at most {targets - 1} would, or eval.lanes=1."
+            f"eval.burn_in={burn_in} with {lanes} lanes does not fit a split of {len(ids_N):,} chars: "
+            f"at most {targets - 1} would, or one lane, by eval.lanes=1 or evaluate.py's --lanes=1."
         )
     starts_B = np.arange(lanes) * stride
     length = min(length, span)

@@ -37,8 +37,8 @@ class Group(NamedTuple):
         return first if len(self.records) == 1 else f"{first} and {len(self.records) - 1} more"
 
     def figure(self, metric: str) -> float | None:
-        """The mean over seeds, in nats."""
-        return mean_and_error([record.figure(metric) for record in self.counted])[0]
+        """The mean over seeds, in nats; None where they were not measured alike."""
+        return mean_and_error([record.figure(metric) for record in self.counted])[0] if is_alike(self.counted, metric) else None
 
 
 def mean_and_error(values: Sequence[float | None]) -> tuple[float | None, float | None, int]:
@@ -61,6 +61,11 @@ def by_protocol(records: Sequence[Record], metric: str) -> list[tuple[dict, list
     return sorted(apart.values(), key=lambda item: -len(item[1]))
 
 
+def is_alike(records: Sequence[Record], metric: str) -> bool:
+    """Whether all of these runs that have this figure have it under one protocol."""
+    return len(by_protocol([record for record in records if record.figure(metric) is not None], metric)) <= 1
+
+
 def protocol_in_words(protocol: Mapping) -> str:
     if "why" in protocol:
         return str(protocol["why"])
@@ -81,13 +86,17 @@ def differing_keys(records: Sequence[Record], besides: Sequence[str] = ()) -> li
 
 
 def groups_of(records: Sequence[Record], each: bool = False) -> list[Group]:
-    """Runs together that differ in their seed and in nothing else; with `each`, every run on its own."""
+    """Runs together that differ in their seed and in nothing else; with `each`, every run on its own.
+
+    Imported weights have a config, but were not trained as it says: they are no seed of those that were.
+    """
     together: dict[str, list[list[Record]]] = {}
     for record in records:
         config = {
             key: value for key, value in record.config.items() if key != "seed" and key not in config_module.OF_THE_MACHINE
         }
-        key = str(record.path) if each else json.dumps(config, sort_keys=True)
+        is_imported = record.state == "done" and record.steps == 0
+        key = str(record.path) if each else json.dumps([config, is_imported], sort_keys=True)
         groups = together.setdefault(key, [])
         # The same seed again is no other draw, and so begins another row.
         fit = [group for group in groups if all(member.config.get("seed") != record.config.get("seed") for member in group)]

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import functools
 import importlib.util
 import math
 import operator
@@ -163,7 +164,8 @@ def call(file_and_arg: str, function: str) -> object:
 def condition(text: str) -> tuple[str, Callable[[object], bool]]:
     """A condition such as `model.hidden>=256` as (left side, predicate on its value).
 
-    Numbers are compared as numbers, everything else as it is written; None fulfils only `=None` and `!=` something else.
+    Numbers are compared as numbers, true and false as such, everything else as it is written; None fulfils only `=None` and
+    `!=` something else.
 
     Raises:
       UserError: it is no condition.
@@ -175,13 +177,13 @@ def condition(text: str) -> tuple[str, Callable[[object], bool]]:
     compare = COMPARISONS.get(sign, operator.eq)
 
     def holds(value: object) -> bool:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        kind = bool if isinstance(value, bool) else float
+        if isinstance(value, int | float):
             try:
-                return compare(value, float(wanted))
-            except ValueError:
-                raise UserError(f"{text!r}: {name} is a number, but {wanted!r} is none.") from None
-        written = str(value).lower() if isinstance(value, bool) else str(value)
-        return compare(written, wanted) if value is not None or compare in (operator.eq, operator.ne) else False
+                return compare(value, _typed(wanted, kind))
+            except (KeyError, ValueError):
+                raise UserError(f"{text!r} compares {name} with {wanted!r}: {_expected(kind)} would be right.") from None
+        return compare(str(value), wanted) if value is not None or compare in (operator.eq, operator.ne) else False
 
     return name, holds
 
@@ -292,6 +294,13 @@ def differences(mine: Mapping, others: Mapping) -> dict[str, tuple]:
 def in_words(different: Mapping[str, tuple]) -> str:
     """What `differences` found, as messages have it: `optim.beta1 (0.9 there, 0.8 here)`."""
     return ", ".join(f"{key} ({there!r} there, {here!r} here)" for key, (there, here) in different.items())
+
+
+@functools.cache
+def of_old_runs() -> dict[str, object]:
+    """Dotted key → the value that runs have which are older than the key."""
+    flat = flatten(defaults())
+    return {key: flat[key] for key in LATER}
 
 
 def defaults() -> ConfigDict:

@@ -10,7 +10,7 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
     Raises:
       OSError: it can't be written; what stood there stands.
     """
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.parent / f"{path.name}.new"
     try:
         with temporary.open("wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)

@@ -54,9 +54,10 @@ def from_torch(file: str) -> tuple[Params, list[str] | None]:
         if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
             raise UserError(f"{path} holds no state_dict: save model.state_dict() with torch.save.")
         state = {name: value.detach().float().numpy() for name, value in state.items()}
-    params, others = {}, {}
+    params, others, modules = {}, {}, set()
     for name, value in state.items():
         if match := re.search(r"(?:^|\.)(weight_ih|weight_hh|bias_ih|bias_hh)_l(\d+)$", name):
+            modules.add(name[: match.start(1)])
             kind, layer = match[1], params.setdefault(f"lstm_{match[2]}", {})
             if kind.startswith("bias"):
                 layer["bias"] = layer.get("bias", 0) + value
@@ -66,6 +67,13 @@ def from_torch(file: str) -> tuple[Params, list[str] | None]:
             params["embedding"] = value
         else:
             others[name] = value
+    if len(modules) > 1:
+        listed = ", ".join(sorted(module.removesuffix(".") for module in modules))
+        raise UserError(
+            f"{path} has {len(modules)} modules of LSTM layers ({listed}): one nn.LSTM with all layers would be right."
+        )
+    if params and not others:
+        raise UserError(f"{path} has no head beside its LSTM layers: a linear layer, a weight and a bias, would be right.")
     heads = {name.rpartition(".")[0] for name in others}
     shapes = {name.rpartition(".")[2]: value.ndim for name, value in others.items()}
     _check_layers(path, params, others if len(heads) > 1 or shapes != {"weight": 2, "bias": 1} else {})

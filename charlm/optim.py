@@ -8,8 +8,8 @@ import optax
 def schedule(config, total_steps: int) -> optax.Schedule:
     """Learning rate by step: a linear warm-up from 0, then constant, cosine, exponential or step decay.
 
-    The decay begins where the warm-up ends. Cosine ends with the last step at `optim.final_fraction` of the peak; the other
-    two multiply by `optim.decay_rate` every `optim.decay_steps` steps, gradually (exponential) or at once (step).
+    The decay begins where the warm-up ends. Cosine would be at `optim.final_fraction` of the peak one step after the last; the
+    other two multiply by `optim.decay_rate` every `optim.decay_steps` steps, gradually (exponential) or at once (step).
     """
     peak, warmup = config.optim.learning_rate, config.optim.warmup_steps
     final_fraction = config.optim.final_fraction

@@ -38,20 +38,24 @@ def write(file: str, tables: Sequence[tuple[dict, Sequence[compare.Group]]], met
     Raises:
       UserError: there is nothing to draw, or the file can't be written.
     """
-    drawn = [(protocol, groups) for protocol, groups in tables if any(group.figure(metric) is not None for group in groups)]
-    if not drawn:
+    tables = [(protocol, groups) for protocol, groups in tables if any(group.figure(metric) is not None for group in groups)]
+    if not tables:
         raise UserError(f"--plot={file}: none of these runs has a figure yet.")
+    curves = [("", []) if by else _curves(groups, metric, x) for _, groups in tables]
+    drawn = [(*table, *found) for table, found in zip(tables, curves, strict=True) if by or found[1]]
+    if not drawn:
+        raise UserError(f"--plot={file}: these runs have no curves: they have written no metrics.")
     figure = Figure(figsize=(9, 5.5 * len(drawn)), layout="constrained")
     axes = figure.subplots(len(drawn), 1, squeeze=False)
     try:
-        for axis, (protocol, groups) in zip(axes[:, 0], drawn, strict=True):
+        for axis, (protocol, groups, split, found) in zip(axes[:, 0], drawn, strict=True):
             axis.set_title(compare.protocol_in_words(protocol), fontsize=9, loc="left")
             if len(by) == 2:
                 _draw_map(figure, axis, groups, by, metric)
             elif by:
                 _draw_knob(axis, groups, by[0], metric)
             else:
-                _draw_curves(axis, groups, metric, x)
+                _draw_curves(axis, split, found, x)
         picture = io.BytesIO()
         figure.savefig(picture, dpi=150, format=pathlib.Path(file).suffix[1:] or "png")
         files.write(pathlib.Path(file), picture.getvalue())
@@ -72,16 +76,18 @@ def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
     return Curve(axis.mean(0), nats.mean(0), nats.min(0), nats.max(0))
 
 
-def _draw_curves(axis, groups: Sequence[compare.Group], metric: str, x: str) -> None:
-    """Of one split for all: validation, or where no run has been evaluated, or the metric is of training, the training loss."""
+def _curves(groups: Sequence[compare.Group], metric: str, x: str) -> tuple[str, list[tuple[compare.Group, Curve]]]:
+    """The curves of those that have one, the best first, of one split for all: validation, or where no run has been evaluated,
+    or the metric is of training, the training loss."""
     ranked = sorted(groups, key=lambda group: math.inf if group.figure(metric) is None else group.figure(metric))
     series = [[reading.series(record) for record in group.counted] for group in ranked]
     evaluated = any(each["validation"]["step"] for seeds in series for each in seeds)
     split = "validation" if evaluated and metric != "train" else "train"
     curves = [(group, curve_of([each[split] for each in seeds], x)) for group, seeds in zip(ranked, series, strict=True)]
-    curves = [(group, curve) for group, curve in curves if curve is not None]
-    if not curves:
-        raise UserError("--plot: these runs have no curves: they have written no metrics.")
+    return split, [(group, curve) for group, curve in curves if curve is not None]
+
+
+def _draw_curves(axis, split: str, curves: Sequence[tuple[compare.Group, Curve]], x: str) -> None:
     many = len(curves) > NAMED_CURVES
     colours = (
         matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(curves))) if many else matplotlib.colormaps["tab10"].colors
@@ -143,16 +149,20 @@ def _draw_knob(axis, groups: Sequence[compare.Group], key: str, metric: str) -> 
 
 def _draw_map(figure, axis, groups: Sequence[compare.Group], keys: Sequence[str], metric: str) -> None:
     marginals = compare.marginals(groups, keys, metric)
-    rows, columns = (list(dict.fromkeys(marginal.value[place] for marginal in _ordered(marginals, place))) for place in (0, 1))
+    # By what they are written as: lists, such as corpus.split, are no keys of a dict.
+    rows, columns = (
+        {repr(marginal.value[place]): marginal.value[place] for marginal in _ordered(marginals, place)} for place in (0, 1)
+    )
     table = np.full((len(rows), len(columns)), np.nan)
     for marginal in marginals:
-        table[rows.index(marginal.value[0]), columns.index(marginal.value[1])] = marginal.nats
+        row, column = (list(values).index(repr(value)) for values, value in zip((rows, columns), marginal.value, strict=True))
+        table[row, column] = marginal.nats
     image = axis.imshow(table, cmap="viridis_r", aspect="auto")
     for row, column in np.argwhere(np.isfinite(table)):
         colour = readable_on(image.cmap(image.norm(table[row, column])))
         axis.text(column, row, f"{table[row, column]:.4f}", ha="center", va="center", color=colour, fontsize=9)
-    axis.set_xticks(range(len(columns)), [compare.written(value) for value in columns])
-    axis.set_yticks(range(len(rows)), [compare.written(value) for value in rows])
+    axis.set_xticks(range(len(columns)), [compare.written(value) for value in columns.values()])
+    axis.set_yticks(range(len(rows)), [compare.written(value) for value in rows.values()])
     axis.set_xlabel(keys[1])
     axis.set_ylabel(keys[0])
     figure.colorbar(image, ax=axis, label="nats per character")

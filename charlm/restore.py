@@ -28,7 +28,7 @@ class Trained(NamedTuple):
 
 
 def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
-    """Reads a run and the checkpoint that `which` names: `best` by validation nats, `latest`, or a step.
+    """Reads a run and the checkpoint that `which` names: `best` by what `train.best` names, `latest`, or a step.
 
     Where that one can't be read, or is gone, and no step was named, the next best or the one before it is taken, saying so;
     where no checkpoint has been evaluated yet, the best one is the latest.

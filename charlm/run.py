@@ -54,7 +54,7 @@ class Run:
 
     def config_fields(self) -> dict[str, object]:
         """The config as it was written, flat and unchecked: what another version of charlm wrote can be compared too."""
-        return config_module.flatten(self._json("config.json"))
+        return config_module.of_old_runs() | config_module.flatten(self._json("config.json"))
 
     def vocab(self) -> Vocab:
         try:

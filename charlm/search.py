@@ -134,7 +134,8 @@ class Search:
         states = self._optuna.trial.TrialState
         proposed = self._trials.pop(trial.name)
         if standing.state == "done" and standing.best:
-            self._study.tell(proposed, standing.best["nats"], skip_if_finished=True)
+            nats = reading.validation_nats(self._root.path / trial.name)  # as pruning, also where train.best is train
+            self._study.tell(proposed, min(nats, default=standing.best["nats"]), skip_if_finished=True)
         elif standing.state == "pruned":
             self._study.tell(proposed, state=states.PRUNED, skip_if_finished=True)
         elif standing.state == "diverged":  # so that there it looks no more

@@ -81,6 +81,8 @@ class Training:
         if code in launch.SAVED_BY and self._process is not None:
             # SLURM has said SIGTERM: it cancels or preempts this job. A job that ended by itself it would not queue again.
             time.sleep(SECONDS_OF_GRACE)
+        if code not in (0, *launch.SAVED_BY):
+            raise SystemExit(code)  # the job has failed, as SLURM then says
         return code
 
     def checkpoint(self):

@@ -228,7 +228,7 @@ class Root:
             raise UserError(f"--root={self.path} is a file: give a directory.")
         if not self._record.exists():
             names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
-            if names - {"logs", "sweep.new"}:  # which a launcher leaves that was killed at once
+            if names - {"logs", f"{self._record.name}.new"}:  # which a launcher leaves that was killed at once
                 raise UserError(f"--root={self.path} is not empty and not the root of a sweep: choose another.")
             return []
         recorded = self._recorded()

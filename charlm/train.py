@@ -205,8 +205,10 @@ def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progr
         log_now = before is not None and (done.step >= setup.total_steps or done.step % setup.log_every == 0)
         save_now = evaluate_now or stopping or _is_multiple(done.step, setup.checkpoint_every)
         if before is not None and (log_now or save_now):
-            _add(done, before)
+            stopping = _add(done, before) or stopping
+            save_now = save_now or stopping
             before = None
+            record.step(done, clock)
             clock.lap(training=True)
         if log_now:
             row = _train_row(setup, done)

@@ -85,6 +85,12 @@ def _check_sort(tables: list[tuple[dict, list[compare.Group]]]) -> None:
     names = {column.name: None for _, groups in tables for column in compare.columns_of(groups, _METRIC.value, _each())}
     if _SORT.value.removeprefix("-") not in {*names, *config.RULES}:
         raise UserError(f"--sort={_SORT.value}: one of {', '.join(names)}, or a config key, would be right.")
+    metric = _SORT.value.removeprefix("-")
+    for _, groups in tables:
+        if metric in compare.METRICS and not compare.is_alike([one for group in groups for one in group.counted], metric):
+            raise UserError(
+                f"--sort={_SORT.value}: not measured alike in these runs; --metric={metric} sorts them in tables apart."
+            )
 
 
 def _print(tables: list[tuple[dict, list[compare.Group]]]) -> None:

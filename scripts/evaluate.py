@@ -35,6 +35,8 @@ def main(overrides: dict[str, str]) -> None:
     del overrides
     if _SPLIT.value is not None and _TEXT.value is not None:
         raise UserError("--split and --text are both given: one of them would be right.")
+    if _TEXT.value == "":
+        raise UserError("--text= is empty: a file or folder would be right.")
     if _LANES.value < 1:
         raise UserError(f"--lanes={_LANES.value} is not right: it must be 1 or more.")
     check_checkpoint_name(_CHECKPOINT.value)
@@ -60,8 +62,9 @@ def main(overrides: dict[str, str]) -> None:
     size = f"{len(encoded.ids_N):,} chars"
     if protocol.framing.kind == "documents":
         lengths_D, limit = encoded.lengths_D, protocol.framing.length
-        cut = f"{empty:,} empty skipped, {(lengths_D > limit).sum():,} cut to batch.length={limit}"
-        size = f"{lengths_D.sum():,} chars of {len(lengths_D):,} documents ({cut})"
+        skipped = f"{empty:,} empty skipped, " if _TEXT.value else ""  # of the run's corpus its training says so
+        cut = f"{(lengths_D > limit).sum():,} cut to batch.length={limit}"
+        size = f"{lengths_D.sum():,} chars of {len(lengths_D):,} documents ({skipped}{cut})"
     for line in set_here:
         print(line, file=sys.stderr)
     print(f"evaluating step {trained.step} on {size} …", file=sys.stderr, flush=True)

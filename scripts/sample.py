@@ -22,7 +22,7 @@ from charlm import batches, cache, cli, corpora, devices
 from charlm.config import MOST, defaults
 from charlm.errors import UserError
 from charlm.run import Run, check_checkpoint_name
-from charlm.vocab import Vocab, shown
+from charlm.vocab import UNK, Vocab, shown
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by train.best), latest, or a step")
@@ -59,7 +59,7 @@ def main(overrides: dict[str, str]) -> None:
     temperatures = asked or [config.sample.temperature]
     length = (config.sample.length or defaults().sample.length) if _LENGTH.value is None else _LENGTH.value
     top_k = config.sample.top_k if _TOP_K.value is None else _TOP_K.value
-    prompts = [_known(prompt, vocab) for prompt in _prompts(run, config)]
+    prompts = _prompts(run, config, vocab)
     shared = devices.rows_to_share(config, _NUM.value, _DTYPE.value or config.model.dtype)
     set_here = devices.prepare_cpu(config, shared)
     cache.keep_compiled(cache.own_folder(config))
@@ -125,25 +125,30 @@ def _check_flags() -> list[float]:
     return temperatures
 
 
-def _prompts(run: Run, config) -> list[str]:
-    """The prompts, with the case and line breaks that the run's corpus has."""
-    if _PROMPT_FROM.value is not None:
-        if _PROMPT_FROM.value not in run.corpus()["splits"]:
-            raise UserError(
-                f"--prompt_from={_PROMPT_FROM.value} is none of this run's splits: {', '.join(run.corpus()['splits'])}."
-            )
-        return [corpora.excerpt(run.splits()[_PROMPT_FROM.value], _PROMPT_LENGTH.value, _SEED.value)]
-    if _PROMPT_FILE.value is not None:
-        return [corpora.prompt(_of_file(), config)]
-    prompts = _PROMPT.value or [config.sample.prompt]
-    if prompts == [None]:
-        prompts = [corpora.opening(run.splits(), batches.Framing.of(config).window or 1)]
-    return [corpora.prompt(prompt, config) for prompt in prompts]
+def _prompts(run: Run, config, vocab: Vocab) -> list[str]:
+    """The prompts, with the case and line breaks that the run's corpus has; symbols outside the vocabulary only where it has
+    `<unk>` and they come from the corpus."""
+    typed = [_of_file()] if _PROMPT_FILE.value is not None else _PROMPT.value or [config.sample.prompt]
+    if _PROMPT_FROM.value is None and typed != [None]:
+        return [_known(corpora.prompt(prompt, config), vocab) for prompt in typed]
+    own = _own_prompt(run, config)
+    return [own if vocab.id_of(UNK) is not None else _known(own, vocab)]
+
+
+def _own_prompt(run: Run, config) -> str:
+    """From the split that --prompt_from names, else what the samples of the training begin with."""
+    if _PROMPT_FROM.value is None:
+        return corpora.opening(run.splits(), batches.Framing.of(config).window or 1)
+    if _PROMPT_FROM.value not in run.corpus()["splits"]:
+        raise UserError(
+            f"--prompt_from={_PROMPT_FROM.value} is none of this run's splits: {', '.join(run.corpus()['splits'])}."
+        )
+    return corpora.excerpt(run.splits()[_PROMPT_FROM.value], _PROMPT_LENGTH.value, _SEED.value)
 
 
 def _of_file() -> str:
     try:
-        return pathlib.Path(_PROMPT_FILE.value).read_text(encoding="utf-8")
+        return pathlib.Path(_PROMPT_FILE.value).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt_file={_PROMPT_FILE.value} is not UTF-8: byte at offset {error.start}.") from error
     except OSError as error:

@@ -214,7 +214,7 @@ def test_infinite_nats_are_neither_lost_nor_best(tmp_path):
         (["{empty}"], "holds no runs"),
         (["{runs}", "--where=model.hiden>3"], "unknown config key 'model.hiden': the nearest known one is 'model.hidden'"),
         (["{runs}", "--where=hidden"], "is no condition"),
-        (["{runs}", "--where=model.hidden>x"], "model.hidden is a number, but 'x' is none"),
+        (["{runs}", "--where=model.hidden>x"], "compares model.hidden with 'x': a number would be right"),
         (["{runs}", "--where=model.hidden>1000"], "no run is like that"),
         (["{runs}", "--sort=colour"], "colour"),
         (["{runs}", "--by=model.hiden"], "nearest known one is 'model.hidden'"),
@@ -223,6 +223,7 @@ def test_infinite_nats_are_neither_lost_nor_best(tmp_path):
         (["{runs}", "--plot=curves.gif"], "must end in .png or .svg"),
         (["{runs}", "--plot=/no/such/folder.png"], "can't be written"),
         (["{runs}", "--html=/no/such/folder.html"], "can't be written"),
+        (["{runs}", "--html=."], "--html=. can't be written"),
         (["{runs}", "--metric=beauty"], "--metric"),
     ],
 )
@@ -292,7 +293,11 @@ def test_conditions():
     assert holds("a = 2.0", 2)
     assert holds("a!=b", "c")
     assert holds("a=true", True)
+    assert holds("a=True", True)
+    assert holds("a!=True", False)
     assert not holds("a=true", False)
+    with pytest.raises(UserError, match="'a=yes' compares a with 'yes': true or false would be right"):
+        holds("a=yes", True)
     assert holds("a=None", None)
     assert not holds("a>1", None)
     with pytest.raises(UserError):
@@ -329,6 +334,21 @@ def test_test_figures_under_different_protocols_are_apart(script, tmp_path):
     assert len({row["protocol"] for row in table(script, tmp_path, "--metric=test")}) == 2
     row = table(script, tmp_path, "--metric=test", "--where=model.hidden=8")[0]
     assert float(row["best"]) == pytest.approx(math.exp(1.5))  # what --metric does not rank stands beside it
+    message = script("compare", tmp_path, "--sort=test", status=2).stderr
+    assert "--sort=test: not measured alike in these runs; --metric=test sorts them in tables apart" in message
+    script("compare", tmp_path, f"--html={tmp_path / 'page.html'}")
+    assert '"test":null' in (tmp_path / "page.html").read_text()
+
+
+def test_a_mean_over_seeds_is_of_figures_that_were_measured_alike(script, tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / str(seed), {"seed": seed}, test=1.0 + 2 * seed)
+    (row,) = table(script, tmp_path)
+    assert float(row["test"]) == pytest.approx(math.exp(2.0))
+    file = tmp_path / "1" / "evaluations.jsonl"
+    file.write_text(file.read_text().replace("carried", "zero at every chunk of 32"))
+    (row,) = table(script, tmp_path)
+    assert "test" not in row
 
 
 def test_what_evaluate_found_stands_for_a_run_that_was_never_evaluated_while_training(script, tmp_path):
@@ -336,6 +356,20 @@ def test_what_evaluate_found_stands_for_a_run_that_was_never_evaluated_while_tra
     (row,) = table(script, tmp_path)
     assert float(row["nats"]) == pytest.approx(9.9)
     assert "not evaluated yet" not in row["protocol"]
+    for seed in (0, 1):
+        make_run(tmp_path / f"trained{seed}", {"seed": seed}, nats=(1.0 + seed,))
+    assert sorted((row["n"], float(row["nats"])) for row in table(script, tmp_path)) == [("1", 9.9), ("2", 1.5)]
+
+
+def test_runs_older_than_a_key_are_as_its_default_has_it(script, tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / str(seed), {"seed": seed})
+    file = tmp_path / "0" / "config.json"
+    config = json.loads(file.read_text())
+    del config["sample"]["top_k"]
+    file.write_text(json.dumps(config))
+    (row,) = table(script, tmp_path)
+    assert row["n"] == "2"
 
 
 def test_training_losses_of_other_corpora_or_framings_are_apart(script, tmp_path):
@@ -387,6 +421,17 @@ def test_a_plot_of_nothing_is_refused(script, tmp_path):
     make_run(tmp_path / "imported", nats=(), test=1.0)
     message = script("compare", tmp_path, "--metric=test", f"--plot={tmp_path / 'x.png'}", status=2).stderr
     assert "have no curves" in message
+    make_run(tmp_path / "trained", test=2.0)
+    file = tmp_path / "trained" / "evaluations.jsonl"
+    file.write_text(file.read_text().replace("carried", "zero at every chunk of 32"))
+    assert "written" in script("compare", tmp_path, "--metric=test", f"--plot={tmp_path / 'x.png'}").stderr
+
+
+def test_a_map_of_a_key_that_is_a_list(script, tmp_path):
+    for name, split in (("a", (0.9, 0.1)), ("b", (0.8, 0.2))):
+        make_run(tmp_path / name, {"corpus.split": split})
+    script("compare", tmp_path, "--by=corpus.split,model.hidden", f"--plot={tmp_path / 'x.svg'}")
+    assert (tmp_path / "x.svg").stat().st_size > 1000
 
 
 def test_numbers_of_a_map_can_be_read_on_their_colours():

@@ -134,6 +134,7 @@ def test_files_that_are_no_weights_get_one_sentence(tmp_path, name, content, mes
         ({"norm.weight": (8,)}, "has fc.bias, fc.weight, norm.weight "),
         ({"lstm.weight_ih_l0_reverse": (32, 5)}, "lstm.weight_ih_l0_reverse"),
         ({"lstm.weight_hr_l0": (4, 8)}, "lstm.weight_hr_l0"),
+        ({"second.weight_ih_l0": (32, 5)}, r"has 2 modules of LSTM layers \(lstm, second\)"),
         (None, "has no LSTM layers"),
     ],
 )
@@ -189,6 +190,13 @@ def test_imported_weights_of_keras_evaluate_as_those_of_pytorch(script, corpus_f
         )
     assert nats[1] == pytest.approx(nats[0], rel=1e-6)
     assert nats[2] != pytest.approx(nats[0], rel=1e-6)
+
+
+def test_an_lstm_without_a_head_is_refused(tmp_path):
+    state = {name: value for name, value in torch_state(5).items() if name.startswith("lstm")}
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="has no head beside its LSTM layers"):
+        importing.from_torch(str(tmp_path / "a.safetensors"))
 
 
 def test_symbols_must_each_stand_once(tmp_path):

@@ -135,17 +135,18 @@ def test_killed_processes_take_the_others_along_and_all_go_on(script, corpus_fil
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all_and_one_process_or_four_go_on(script, corpus_file, two, tmp_path):
-    workdir = tmp_path / "run"
-    started = start(script, corpus_file, workdir, 2)
+@pytest.mark.parametrize("every", [10, 1])
+def test_a_signal_to_one_stops_all_and_one_process_or_four_go_on(script, corpus_file, two, tmp_path, every):
+    workdir, more = tmp_path / "run", {"train.checkpoint_every": every}
+    started = start(script, corpus_file, workdir, 2, **more)
     wait_for_step(workdir, 14)
     started[1].send_signal(signal.SIGTERM)
     (output, _), _ = finish(started, status=143)
     assert "stopped at step" in output
     shutil.copytree(workdir, tmp_path / "four")
-    finish(start(script, corpus_file, workdir, 1))
+    finish(start(script, corpus_file, workdir, 1, **more))
     assert_close(workdir, two)
-    finish(start(script, corpus_file, tmp_path / "four", 4))
+    finish(start(script, corpus_file, tmp_path / "four", 4, **more))
     assert_close(tmp_path / "four", two)
 
 

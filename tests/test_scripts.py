@@ -75,6 +75,19 @@ def test_sample_is_the_same_for_the_same_seed(script, run):
     assert script("sample", *flags, "--temperature=0").stdout == script("sample", *flags, "--temperature=0", "--seed=9").stdout
 
 
+def test_a_prompt_from_the_corpus_may_have_symbols_that_training_knows_as_unknown(script, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("abcd" * 225 + "Q" + "abcd" * 25)  # the validation split begins with the Q
+    more = {"corpus.path": text, "corpus.newlines": False, "vocab.unknown": True, "batch.size": 4, "train.steps": 2}
+    script("train", TINY, f"--workdir={tmp_path / 'run'}", *as_flags(more))
+    flags = [f"--workdir={tmp_path / 'run'}", "--length=5"]
+    assert script("sample", *flags).stdout.startswith("Q")
+    assert "'Q' (U+0051)" in script.fails("sample", *flags, "--prompt=Q")
+    (tmp_path / "prompt").write_bytes(b"a\r\nb")
+    assert "'\\r' (U+000D)" in script.fails("sample", *flags, f"--prompt_file={tmp_path / 'prompt'}")
+    assert "--text= is empty" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}", "--text=")
+
+
 def test_without_a_prompt_a_sample_begins_as_those_of_the_training_do(script, run, corpus_file):
     first = corpus_file.read_text()[10_800]
     flags = [f"--workdir={run}", "--length=30"]

@@ -13,7 +13,7 @@ import time
 import pytest
 from conftest import ROOT, read_rows
 
-from charlm import launch, sweep
+from charlm import launch, slurm, sweep
 from charlm import run as run_module
 from charlm.errors import UserError
 from charlm.run import Run
@@ -375,6 +375,14 @@ def test_without_slurm_there_is_one_sentence(script, swept, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_job_whose_training_refuses_has_failed(tmp_path):
+    for status in (1, 2):
+        with pytest.raises(SystemExit) as ended:
+            slurm.Training(["sh", "-c", f"exit {status}"], os.fspath(tmp_path / "log"))()
+        assert ended.value.code == status
+    assert slurm.Training(["true"], os.fspath(tmp_path / "log"))() == 0
+
+
 def test_a_damaged_trial_is_named_and_the_others_go_on(script, swept, tmp_path):
     file, root = swept('product({"model.hidden": [8, 12]})', steps=5), tmp_path / "root"
     launched(script, file, root)
@@ -391,6 +399,9 @@ def test_roots_of_others_are_refused(script, swept, tmp_path):
     (tmp_path / "file").touch()
     assert "is a file" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'file'}")
     assert "not empty and not the root of a sweep" in script.fails("sweep", f"--config={file}", f"--root={tmp_path}")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "sweep.json.new").touch()  # as a launcher leaves it that was killed while it wrote the first time
+    assert "2 of" not in script("sweep", f"--config={file}", f"--root={tmp_path / 'begun'}", "--dry_run").stderr
     other = tmp_path / "other.py"
     other.write_text(pathlib.Path(file).read_text())
     message = script.fails("sweep", f"--config={other}", f"--root={tmp_path / 'root'}")
