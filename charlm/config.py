@@ -79,7 +79,7 @@ RULES: dict[str, Rule] = {
     "model.dtype": one_of("float32", "bfloat16"),
     "optim.name": one_of("adam", "adamw", "rmsprop", "sgd"),
     "optim.learning_rate": POSITIVE,
-    "optim.schedule": one_of("constant", "cosine", "exponential", "step"),
+    "optim.schedule": one_of("constant", "cosine", "trapezoid", "exponential", "step"),
     "optim.warmup_steps": NOT_NEGATIVE,
     "optim.final_fraction": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "optim.decay_rate": (lambda value: 0 < value <= 1, "above 0 and at most 1"),

@@ -6,10 +6,11 @@ import optax
 
 
 def schedule(config, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up from 0, then constant, cosine, exponential or step decay.
+    """Learning rate by step: a linear warm-up from 0, then constant, trapezoid, or cosine, exponential or step decay.
 
-    The decay begins where the warm-up ends. Cosine would be at `optim.final_fraction` of the peak one step after the last; the
-    other two multiply by `optim.decay_rate` every `optim.decay_steps` steps, gradually (exponential) or at once (step).
+    The decay begins where the warm-up ends, that of trapezoid with the last `optim.decay_steps` steps, in which it is linear
+    (Hägele et al. 2024, arXiv:2405.18392). Cosine and trapezoid would be at `optim.final_fraction` of the peak one step after
+    the last; exponential and step multiply by `optim.decay_rate` every `optim.decay_steps` steps, gradually or at once.
     """
     peak, warmup = config.optim.learning_rate, config.optim.warmup_steps
     final_fraction = config.optim.final_fraction
@@ -19,6 +20,10 @@ def schedule(config, total_steps: int) -> optax.Schedule:
             decay = optax.constant_schedule(peak)
         case "cosine":
             decay = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup), final_fraction)
+        case "trapezoid":
+            falling = max(1, min(decay_steps, total_steps - warmup))
+            fall = optax.linear_schedule(peak, peak * final_fraction, falling)
+            decay = optax.join_schedules([optax.constant_schedule(peak), fall], [total_steps - warmup - falling])
         case "exponential" | "step" as name:
             decay = optax.exponential_decay(peak, decay_steps, decay_rate, staircase=name == "step")
     if warmup == 0:

@@ -80,6 +80,7 @@ ODD = strategies.one_of(
             "train",
             "adamw",
             "exponential",
+            "trapezoid",
             "bfloat16",
             "keras",
             "glorot",

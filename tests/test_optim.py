@@ -35,6 +35,11 @@ def updates(grads=GRADS, steps=1, **keys):
         ({"schedule": "constant", "warmup_steps": 10}, {0: 0.0, 5: 0.05, 10: 0.1, 99: 0.1}),
         ({"schedule": "cosine", "final_fraction": 0.2}, {0: 0.1, 50: 0.06, 100: 0.02, 200: 0.02}),
         ({"schedule": "cosine", "final_fraction": 0.0, "warmup_steps": 20}, {10: 0.05, 20: 0.1, 60: 0.05, 100: 0.0}),
+        ({"schedule": "trapezoid", "decay_steps": 40, "final_fraction": 0.2}, {0: 0.1, 60: 0.1, 80: 0.06, 100: 0.02}),
+        (
+            {"schedule": "trapezoid", "decay_steps": 500, "warmup_steps": 20, "final_fraction": 0.0},
+            {10: 0.05, 20: 0.1, 60: 0.05},
+        ),
         ({"schedule": "step", "decay_rate": 0.5, "decay_steps": 30}, {29: 0.1, 30: 0.05, 59: 0.05, 60: 0.025}),
         ({"schedule": "exponential", "decay_rate": 0.5, "decay_steps": 30}, {0: 0.1, 15: 0.1 * 0.5**0.5, 30: 0.05}),
     ],
