@@ -7,7 +7,7 @@ scripts/train.py --config=configs/shakespeare_mxnet.py:original --workdir=runs/s
 All is as in the original but the learning rate, which falls to a hundredth by a cosine instead of staying at 0.01, and the
 order of the chunks, which is another one each epoch: validation 1.5785, best 1.5664 after 15 epochs, in 13 minutes on 2 CPU
 cores; with the state carried (scripts/evaluate.py --framing=stream) 1.5090 and 1.4961. The argument `original` leaves both as
-they were (with the constant rate alone 1.6727).
+they were: 1.6502, best 1.6318 after 20 epochs.
 """
 
 from charlm.errors import UserError
