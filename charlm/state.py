@@ -32,23 +32,24 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass
 class Sums:
-    """Of `StepMetrics` over some steps."""
+    """Of `StepMetrics` over some steps; loss_means: of each step's loss, which is a mean over all that the loss counts."""
 
     nats: float = 0.0
     chars: int = 0
-    loss_nats: float = 0.0
+    loss_means: float = 0.0
     loss_weight: int = 0
     grad_norm: float = 0.0
     steps: int = 0
 
     def add(self, nats: float, chars: float, loss_nats: float, loss_weight: float, grad_norm: float) -> None:
         self.nats, self.chars = self.nats + nats, self.chars + int(chars)
-        self.loss_nats, self.loss_weight = self.loss_nats + loss_nats, self.loss_weight + int(loss_weight)
+        self.loss_means, self.loss_weight = self.loss_means + loss_nats / loss_weight, self.loss_weight + int(loss_weight)
         self.grad_norm, self.steps = self.grad_norm + grad_norm, self.steps + 1
 
     def measures(self) -> dict:
-        """For a row of metrics: per character, and beside it the mean over padding too where that was counted."""
-        padded = {"padded_nats": self.loss_nats / self.loss_weight} if self.loss_weight != self.chars else {}
+        """For a row of metrics: per character, and beside it, where padding was counted, the number that Keras prints: the mean
+        over steps of each step's mean over characters and padding."""
+        padded = {"padded_nats": self.loss_means / self.steps} if self.loss_weight != self.chars else {}
         return {**measures.of_nats(self.nats / self.chars), **padded, "chars": self.chars}
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,6 +164,19 @@ def test_nats_of_padding_are_counted_in_the_loss_alone():
     assert float(metrics.loss_nats) == pytest.approx(nats_BS.sum(), rel=1e-5)
 
 
+def test_padded_nats_are_the_number_that_keras_prints():
+    # Two steps: 6 of 8 cells are text in the first, 2 of 4 in the second.
+    sums = state_module.Sums()
+    sums.add(nats=12.0, chars=6, loss_nats=12.8, loss_weight=8, grad_norm=1.0)
+    sums.add(nats=5.0, chars=2, loss_nats=6.0, loss_weight=4, grad_norm=1.0)
+    assert sums.measures()["nats"] == 17 / 8
+    assert sums.measures()["padded_nats"] == (12.8 / 8 + 6 / 4) / 2
+    assert sums.measures()["chars"] == 8
+    unpadded = state_module.Sums()
+    unpadded.add(nats=12.0, chars=6, loss_nats=12.0, loss_weight=6, grad_norm=1.0)
+    assert "padded_nats" not in unpadded.measures()
+
+
 def test_dropout_is_a_function_of_seed_and_step():  # invariant 2
     config = base.get_config()
     config.model.update({"hidden": 8, "dropout": 0.5})
@@ -259,21 +273,17 @@ def test_devices_share_a_batch_with_the_same_result(small, corpus_file, tmp_path
     """In a process of its own, since the number of devices is fixed when JAX starts."""
     code = (
         "import sys; from charlm import config, train; "
-        "small = dict(pair.split('=', 1) for pair in sys.argv[3:]); "
-        "train.train(config.load('configs/tiny.py', small | {'devices': sys.argv[2]}), sys.argv[1])"
+        "small = dict(pair.split('=', 1) for pair in sys.argv[2:]); "
+        "configs = {n: config.load('configs/tiny.py', small | {'devices': n}) for n in '143'}; "
+        "[train.train(configs[n], f'{sys.argv[1]}/{n}') for n in configs]"
     )
-    pairs = [f"{key}={value}" for key, value in (small | {"model.dropout": 0.3, "train.steps": 12}).items()]
-    flags = "--xla_force_host_platform_device_count=4"
-    for number in ("1", "4", "3"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / number), number, *pairs],
-            env={**os.environ, "XLA_FLAGS": flags},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert ("4 rows on" in done.stdout) == (number != "1")
-        assert ("devices=3, but no more than 2 are there that share batch.size=4 evenly" in done.stdout) == (number == "3")
+    pairs = [f"{key}={value}" for key, value in (small | {"model.dropout": 0.3, "train.steps": 12, "sample.length": 0}).items()]
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path, *pairs], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shared = [int(number) for number in re.findall(r"4 rows on (\d) devices", done.stdout)]
+    assert shared == [4, 2]
+    assert done.stdout.count("devices=3, but no more than 2 are there that share batch.size=4 evenly") == 1
     assert_near = functools.partial(np.testing.assert_allclose, atol=1e-4)
     for number in ("4", "3"):
         for mine, others in zip(read_rows(tmp_path / number), read_rows(tmp_path / "1"), strict=True):
@@ -486,9 +496,15 @@ def test_no_readable_checkpoint_is_a_failure_that_touches_nothing(small, tmp_pat
     assert (read_rows(tmp_path / "run"), sorted(run.checkpoints.iterdir())) == (rows, steps)
 
 
-@pytest.mark.parametrize("overrides", [{"eval.lanes": 64, "eval.burn_in": 1300}, {"sample.prompt": "Q"}])
-def test_what_only_an_evaluation_would_find_is_found_before_training(small, tmp_path, overrides):
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"eval.lanes": 64, "eval.burn_in": 1300}, "eval.burn_in=1300 with 64 lanes does not fit a split of 1,200 chars"),
+        ({"sample.prompt": "Q"}, r"sample.prompt has .*'Q' \(U\+0051\)"),
+    ],
+)
+def test_what_only_an_evaluation_would_find_is_found_before_training(small, tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
         train.train(config_module.load(TINY, small | overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
