@@ -77,7 +77,8 @@ def from_torch(file: str) -> tuple[Params, list[str] | None]:
     heads = {name.rpartition(".")[0] for name in others}
     shapes = {name.rpartition(".")[2]: value.ndim for name, value in others.items()}
     _check_layers(path, params, others if len(heads) > 1 or shapes != {"weight": 2, "bias": 1} else {})
-    return params | {"head_kernel": others[f"{(head := heads.pop())}.weight"].T, "head_bias": others[f"{head}.bias"]}, tokens
+    head = {name.rpartition(".")[2]: value for name, value in others.items()}
+    return params | {"head_kernel": head["weight"].T, "head_bias": head["bias"]}, tokens
 
 
 def from_keras(file: str) -> Params:

@@ -1,6 +1,7 @@
 """Weights of PyTorch and Keras, against the arithmetic of those frameworks written out, and PyTorch itself where installed."""
 
 import json
+import os
 import zipfile
 
 import h5py
@@ -166,6 +167,7 @@ def test_a_network_of_keras_with_other_layers_is_refused(tmp_path, extra, messag
         importing.from_keras(str(tmp_path / "a.weights.h5"))
 
 
+@pytest.mark.slow
 def test_imported_weights_of_keras_evaluate_as_those_of_pytorch(script, corpus_file, tmp_path):
     """The same network in both layouts; that of PyTorch is compared with its arithmetic above."""
     state = torch_state(len(set(corpus_file.read_text())))
@@ -190,6 +192,16 @@ def test_imported_weights_of_keras_evaluate_as_those_of_pytorch(script, corpus_f
         )
     assert nats[1] == pytest.approx(nats[0], rel=1e-6)
     assert nats[2] != pytest.approx(nats[0], rel=1e-6)
+
+
+def test_a_head_may_stand_without_a_name_of_its_own(tmp_path):
+    named = torch_state(5)
+    bare = {name.removeprefix("fc.").removeprefix("lstm."): value for name, value in named.items()}
+    save_file(bare, tmp_path / "bare.safetensors")
+    params, _ = importing.from_torch(str(tmp_path / "bare.safetensors"))
+    np.testing.assert_array_equal(params["head_kernel"], named["fc.weight"].T)
+    np.testing.assert_array_equal(params["head_bias"], named["fc.bias"])
+    np.testing.assert_array_equal(params["lstm_1"]["recurrent_kernel"], named["lstm.weight_hh_l1"].T)
 
 
 def test_an_lstm_without_a_head_is_refused(tmp_path):
@@ -235,6 +247,21 @@ def test_keras_layout_is_read_as_its_documentation_has_it(tmp_path, suffix):
             archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
             archive.writestr("config.json", "{}")
     jax.tree.map(np.testing.assert_array_equal, importing.from_keras(str(file)), wanted)
+
+
+def test_a_file_that_keras_wrote_gives_the_logits_that_keras_gave():
+    """tests/data/lstm.keras is what `save` of Keras 3.15.1 wrote of a network of one-hot inputs of 5 symbols, two LSTM layers
+    of 4 units with dropout between them, and a dense head, all biases random; below stands what its `predict` said of five
+    ids."""
+    params = importing.from_keras(os.fspath(ROOT / "tests" / "data" / "lstm.keras"))
+    config = base.get_config()
+    config.model.update({"input": "onehot", "hidden": 4, "layers": 2})
+    functions = model.functions(config, 5)
+    ids = np.array([[0, 3, 1, 4, 2]], np.int32)
+    batch = Batch(ids, ids, np.ones(ids.shape, np.float32), np.ones(1, bool))
+    logits, _ = functions.apply(jax.tree.map(jnp.asarray, params), batch, functions.zero_carry(1))
+    predicted = [0.1815265715122223, 1.545412540435791, -1.4739539623260498, 1.0513674020767212, -0.30002421140670776]
+    np.testing.assert_allclose(logits[0, -1], predicted, atol=1e-6)
 
 
 def test_logits_and_gradients_equal_those_of_pytorch(tmp_path):
