@@ -79,10 +79,10 @@ def load(config) -> Corpus:
     splits = {name: [text for text in split if text] if isinstance(split, list) else split for name, split in splits.items()}
     known_sha256 = splits["train"].sha256 if isinstance(splits["train"], LongText) and len(splits) == 1 else None
     _check_text(splits["train"], provenance["name"], empty)
-    if "test" in splits and "validation" not in splits and len(fractions_of) == 3:
+    if len(splits) > 1 and len(fractions_of) == 3:
         raise UserError(
-            f"corpus.split={fractions_of} cuts off a test split, but {provenance['name']} has one of its own: two shares, "
-            "of train and validation, would be right."
+            f"corpus.split={fractions_of} cuts off a test split, but {provenance['name']} comes with splits of its own "
+            f"({', '.join(splits)}): at most two shares, of train and validation, would be right."
         )
     if "validation" not in splits:
         splits = cut(splits.pop("train"), fractions_of) | splits  # beside a test split that came with the corpus
@@ -158,7 +158,8 @@ def opening(splits: dict[str, Split], length: int) -> str:
 
 
 def excerpt(split: Split, length: int, seed: int) -> str:
-    """A window of a running text, or at most the first half of a document, chosen by the seed; not longer than `length`."""
+    """A window of a running text, or at most the first half of a document, rounded up, chosen by the seed; not
+    longer than `length`."""
     number = int.from_bytes(hashlib.sha256(f"excerpt {seed}".encode()).digest()[:8], "big")
     if isinstance(split, list):
         document = split[number % len(split)]

@@ -112,9 +112,17 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder = tfds.builder(name, data_dir=os.fspath(data_dir), file_format="array_record")
+            features = builder.info.features
+            texts = [key for key in features if isinstance(features[key], tfds.features.Text)]
+            if feature not in texts:
+                raise UserError(
+                    f"corpus.tfds={dataset}: {name} has no text feature {feature!r}, but {', '.join(texts) or 'none at all'}."
+                )
             if not builder.is_prepared():
                 print(f"fetching and preparing {name} in {data_dir} …", file=sys.stderr, flush=True)
                 builder.download_and_prepare()
+    except UserError:
+        raise
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(f"corpus.tfds={dataset}: TFDS has no dataset {name!r}.") from error
     except Exception as error:  # each builder fails in a way of its own: no network, no TensorFlow, a changed address
@@ -123,16 +131,14 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
             f"corpus.tfds={dataset} can't be prepared in {data_dir} ({reason}): "
             f"{INSTEAD.get(name, 'give the documents as a file by corpus.path and corpus.documents, with corpus.tfds=None')}."
         ) from error
-    texts = [key for key in builder.info.features if isinstance(builder.info.features[key], tfds.features.Text)]
-    if feature not in texts:
-        raise UserError(
-            f"corpus.tfds={dataset}: {name} has no text feature {feature!r}, but {', '.join(texts) or 'none at all'}."
-        )
-    splits = {
-        split: [example[feature].decode("utf-8") for example in builder.as_data_source(split)]
-        for split in ("train", "validation", "test")
-        if split in builder.info.splits
-    }
+    try:
+        splits = {
+            split: [example[feature].decode("utf-8") for example in builder.as_data_source(split)]
+            for split in ("train", "validation", "test")
+            if split in builder.info.splits
+        }
+    except Exception as error:  # array_record raises whatever the damaged bytes lead it to
+        raise UserError(f"{builder.data_path} can't be read as {dataset}: remove that folder, it is then made anew.") from error
     if "train" not in splits:
         raise UserError(f"corpus.tfds={dataset}: {name} has no split train, but {', '.join(builder.info.splits)}.")
     return splits, {"name": dataset, "source": f"TFDS {builder.info.full_name}", "files": [], "licence": "see TFDS"}
