@@ -127,9 +127,8 @@ def _check_flags() -> list[float]:
 
 def _prompts(run: Run, config, vocab: Vocab) -> list[str]:
     """The prompts, with the case and line breaks that the run's corpus has; symbols outside the vocabulary only where it has
-    `<unk>` and they come from the corpus."""
-    typed = [_of_file()] if _PROMPT_FILE.value is not None else _PROMPT.value or [config.sample.prompt]
-    if _PROMPT_FROM.value is None and typed != [None]:
+    `<unk>` and they come from the run's config or corpus."""
+    if typed := [_of_file()] if _PROMPT_FILE.value is not None else _PROMPT.value:
         return [_known(corpora.prompt(prompt, config), vocab) for prompt in typed]
     own = _own_prompt(run, config)
     return [own if vocab.id_of(UNK) is not None else _known(own, vocab)]
@@ -137,6 +136,8 @@ def _prompts(run: Run, config, vocab: Vocab) -> list[str]:
 
 def _own_prompt(run: Run, config) -> str:
     """From the split that --prompt_from names, else what the samples of the training begin with."""
+    if _PROMPT_FROM.value is None and config.sample.prompt is not None:
+        return corpora.prompt(config.sample.prompt, config)
     if _PROMPT_FROM.value is None:
         return corpora.opening(run.splits(), batches.Framing.of(config).window or 1)
     if _PROMPT_FROM.value not in run.corpus()["splits"]:

@@ -75,13 +75,15 @@ def test_sample_is_the_same_for_the_same_seed(script, run):
     assert script("sample", *flags, "--temperature=0").stdout == script("sample", *flags, "--temperature=0", "--seed=9").stdout
 
 
-def test_a_prompt_from_the_corpus_may_have_symbols_that_training_knows_as_unknown(script, tmp_path):
+def test_a_prompt_from_the_corpus_or_the_config_may_have_symbols_that_training_knows_as_unknown(script, tmp_path):
     text = tmp_path / "text"
     text.write_text("abcd" * 225 + "Q" + "abcd" * 25)  # the validation split begins with the Q
     more = {"corpus.path": text, "corpus.newlines": False, "vocab.unknown": True, "batch.size": 4, "train.steps": 2}
+    more |= {"sample.prompt": "Qa"}
     script("train", TINY, f"--workdir={tmp_path / 'run'}", *as_flags(more))
     flags = [f"--workdir={tmp_path / 'run'}", "--length=5"]
-    assert script("sample", *flags).stdout.startswith("Q")
+    assert script("sample", *flags).stdout.startswith("Qa")
+    assert script("sample", *flags, "--prompt_from=validation", "--prompt_length=101").stdout.startswith("Qabcd")
     assert "'Q' (U+0051)" in script.fails("sample", *flags, "--prompt=Q")
     (tmp_path / "prompt").write_bytes(b"a\r\nb")
     assert "'\\r' (U+000D)" in script.fails("sample", *flags, f"--prompt_file={tmp_path / 'prompt'}")
