@@ -58,6 +58,19 @@ def test_adam_by_hand():
             np.testing.assert_allclose(update, -0.1 * g / (np.abs(g) + 1e-3), rtol=1e-4)
 
 
+@pytest.mark.parametrize("eps_form", ["outer", "keras"])
+def test_adam_forgets_means_and_squares_at_rates_of_their_own(eps_form):
+    transformation = optim.optimizer(config_of(name="adam", beta1=0.6, beta2=0.9, eps=1e-2, eps_form=eps_form), 100)
+    state = transformation.init({"w": jnp.zeros(2)})
+    given = [np.array([0.3, -1.0]), np.array([-0.5, 2.0]), np.array([0.1, 0.0])]
+    for gradient in given:
+        update, state = transformation.update({"w": jnp.asarray(gradient)}, state, {"w": jnp.zeros(2)})
+    mean = 0.4 * (0.36 * given[0] + 0.6 * given[1] + given[2]) / (1 - 0.6**3)
+    square = 0.1 * (0.81 * given[0] ** 2 + 0.9 * given[1] ** 2 + given[2] ** 2) / (1 - 0.9**3)
+    eps = 1e-2 / math.sqrt(1 - 0.9**3) if eps_form == "keras" else 1e-2
+    np.testing.assert_allclose(update["w"], -0.1 * mean / (np.sqrt(square) + eps), rtol=1e-5)
+
+
 def test_rmsprop_by_hand():
     # No bias correction: after two steps the mean square is g² (1 - beta2²).
     for name, update in updates(name="rmsprop", steps=2, beta2=0.9, eps=1e-2).items():
