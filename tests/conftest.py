@@ -26,6 +26,18 @@ def _compile_once(tmp_path_factory):
         os.environ[name.upper()] = str(value)
 
 
+# Of these modules the programs are compiled without most optimisations, in half the time: what their programs do is asked, not
+# how. Those of the others are what a user runs.
+COMPILED_QUICKLY = {"configs", "faults", "hostile", "importing", "model", "processes", "recipes", "scripts", "search", "sweep"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly(request):
+    quickly = request.module.__name__.removeprefix("test_") in COMPILED_QUICKLY
+    jax.config.update("jax_disable_most_optimizations", quickly)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(quickly)
+
+
 def make_text(chars: int, seed: int = 0) -> str:
     """Words of a small made-up language with punctuation and line breaks: something that an LSTM can learn a little of."""
     rng = random.Random(seed)

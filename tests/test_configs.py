@@ -6,7 +6,6 @@ import json
 import pathlib
 import re
 
-import jax
 import pytest
 from conftest import make_text, read_rows
 
@@ -180,14 +179,6 @@ def _outcome(overrides, words, workdir):
     printed = re.sub(r"(\d+ min )?\d+ s\b|[\d,]+ chars/s", "", stdout.getvalue())
     files = [(workdir / name).read_text() for name in ("status.json", "vocab.json", "corpus.json")]
     return json.dumps([read_rows(workdir), samples, checkpoints, printed.replace(str(workdir), ""), files])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """Each key compiles a step of its own, of which two are made: what they do is asked, not how fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("key", [key for key in OTHER if key not in WITHOUT_EFFECT])

@@ -163,6 +163,7 @@ LONG_EVALUATION = {
 }
 
 
+@pytest.mark.slow
 def test_a_signal_amid_an_evaluation_stops_it_and_the_same_command_makes_it(script, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(make_text(40_000))

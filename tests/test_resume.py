@@ -14,7 +14,7 @@ from test_train import assert_same, final_params
 
 from charlm.errors import Failure
 
-STEPS = 1200
+STEPS = 600
 OVERRIDES = {
     "batch.size": 4,
     "batch.length": 16,
@@ -67,13 +67,13 @@ def assert_equal_runs(workdir, straight):
 
 def test_kill_9_twice_then_the_same_command(script, straight, corpus_file, tmp_path):
     workdir = tmp_path / "run"
-    assert stop_at(250, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
+    assert stop_at(120, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
     # As a crash in the middle of a write would leave it.
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9999, "na')
-    assert stop_at(700, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
+    assert stop_at(350, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
-    assert saved >= 600
+    assert saved >= 300
     done = subprocess.run(command(script, corpus_file, workdir), env=script.env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {saved} of {STEPS}" in done.stdout
@@ -85,17 +85,18 @@ def test_kill_9_twice_then_the_same_command(script, straight, corpus_file, tmp_p
 
 def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(script, straight, corpus_file, tmp_path):
     workdir = tmp_path / "run"
-    assert stop_at(200, signal.SIGTERM, script, corpus_file, workdir) == 128 + signal.SIGTERM
+    assert stop_at(100, signal.SIGTERM, script, corpus_file, workdir) == 128 + signal.SIGTERM
     status = json.loads((workdir / "status.json").read_text())
     assert status["state"] == "incomplete"
     steps = [int(name) for name in os.listdir(workdir / "checkpoints")]
-    assert status["step"] == max(steps) >= 200
+    assert status["step"] == max(steps) >= 100
     done = subprocess.run(command(script, corpus_file, workdir), env=script.env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {status['step']} of {STEPS}" in done.stdout
     assert_equal_runs(workdir, straight)
 
 
+@pytest.mark.slow
 def test_the_straight_run_itself_is_what_its_seed_makes_it(script, straight, corpus_file, tmp_path):
     """The comparison above would be empty if nothing depended on what resume must restore."""
     other = dict(OVERRIDES, seed=1)
