@@ -7,9 +7,9 @@ scripts/sample.py --workdir=runs/ag_news_7600 --prompt='Today ' --prompt='On Sun
 
 Without an argument the 120,000 titles that TFDS fetches, all for training, with its 7,600 for `scripts/evaluate.py
 --split=test`; the argument is a CSV file of AG News: class, title, description, nine tenths for training. The 7,600 titles of
-the test file take 25 s on 2 CPU cores, validation 2.7782 nats. The loss is of characters and <eos> alone; with
---config.batch.padding=counted --config.batch.bucket=1 padding counts too, as it does in the original, and each length of a
-batch is compiled by itself, a second each to begin with.
+the test file take 25 s on 2 CPU cores, validation 2.7782 nats. The titles are shuffled, where the lesson takes them as TFDS
+stores them. The loss is of characters and <eos> alone; with --config.batch.padding=counted --config.batch.bucket=1 padding
+counts too, as it does in the original, and each length of a batch is compiled by itself, a second each to begin with.
 """
 
 from configs import base
