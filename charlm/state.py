@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass
 class Sums:
-    """Of `StepMetrics` over some steps; loss_means: of each step's loss, which is a mean over all that the loss counts."""
+    """Sums of `StepMetrics` over some steps. loss_means: of the steps' losses, each a mean over all that the loss counts."""
 
     nats: float = 0.0
     chars: int = 0
@@ -41,14 +41,20 @@ class Sums:
     grad_norm: float = 0.0
     steps: int = 0
 
+    @classmethod
+    def from_dict(cls, saved: dict) -> "Sums":
+        saved = dict(saved)
+        if "loss_nats" in saved:  # of an older version, which had their sum; the same where no padding is counted
+            saved["loss_means"] = saved.pop("loss_nats") * saved["steps"] / max(1, saved["loss_weight"])
+        return cls(**saved)
+
     def add(self, nats: float, chars: float, loss_nats: float, loss_weight: float, grad_norm: float) -> None:
         self.nats, self.chars = self.nats + nats, self.chars + int(chars)
         self.loss_means, self.loss_weight = self.loss_means + loss_nats / loss_weight, self.loss_weight + int(loss_weight)
         self.grad_norm, self.steps = self.grad_norm + grad_norm, self.steps + 1
 
     def measures(self) -> dict:
-        """For a row of metrics: per character, and beside it, where padding was counted, the number that Keras prints: the mean
-        over steps of each step's mean over characters and padding."""
+        """For a row of metrics: per character, and beside it, where padding was counted, the mean of the steps' losses."""
         padded = {"padded_nats": self.loss_means / self.steps} if self.loss_weight != self.chars else {}
         return {**measures.of_nats(self.nats / self.chars), **padded, "chars": self.chars}
 
@@ -78,7 +84,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, saved: dict) -> "Progress":
-        return cls(**saved | {name: Sums(**saved[name]) for name in ("interval", "epoch")})
+        return cls(**saved | {name: Sums.from_dict(saved[name]) for name in ("interval", "epoch")})
 
 
 def initial_state(functions: model.Functions, optimizer: optax.GradientTransformation, rows: int, seed: int) -> TrainState:
