@@ -81,8 +81,8 @@ def load(config) -> Corpus:
     _check_text(splits["train"], provenance["name"], empty)
     if len(splits) > 1 and len(fractions_of) == 3:
         raise UserError(
-            f"corpus.split={fractions_of} cuts off a test split, but {provenance['name']} comes with splits of its own "
-            f"({', '.join(splits)}): at most two shares, of train and validation, would be right."
+            f"corpus.split={fractions_of} has a third share, of a test split, but {provenance['name']} comes with splits "
+            f"of its own ({', '.join(splits)}): two shares would be right."
         )
     if "validation" not in splits:
         splits = cut(splits.pop("train"), fractions_of) | splits  # beside a test split that came with the corpus

@@ -75,9 +75,9 @@ def from_torch(file: str) -> tuple[Params, list[str] | None]:
     if params and not others:
         raise UserError(f"{path} has no head beside its LSTM layers: a linear layer, a weight and a bias, would be right.")
     heads = {name.rpartition(".")[0] for name in others}
-    shapes = {name.rpartition(".")[2]: value.ndim for name, value in others.items()}
-    _check_layers(path, params, others if len(heads) > 1 or shapes != {"weight": 2, "bias": 1} else {})
     head = {name.rpartition(".")[2]: value for name, value in others.items()}
+    dimensions = {kind: value.ndim for kind, value in head.items()}
+    _check_layers(path, params, others if len(heads) > 1 or dimensions != {"weight": 2, "bias": 1} else {})
     return params | {"head_kernel": head["weight"].T, "head_bias": head["bias"]}, tokens
 
 

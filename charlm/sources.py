@@ -126,9 +126,8 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(f"corpus.tfds={dataset}: TFDS has no dataset {name!r}.") from error
     except Exception as error:  # each builder fails in a way of its own: no network, no TensorFlow, a changed address
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 100, placeholder=" …")
         raise UserError(
-            f"corpus.tfds={dataset} can't be prepared in {data_dir} ({reason}): "
+            f"corpus.tfds={dataset} can't be prepared in {data_dir} ({_in_short(error)}): "
             f"{INSTEAD.get(name, 'give the documents as a file by corpus.path and corpus.documents, with corpus.tfds=None')}."
         ) from error
     try:
@@ -137,11 +136,20 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
             for split in ("train", "validation", "test")
             if split in builder.info.splits
         }
+    except MemoryError:
+        raise
     except Exception as error:  # array_record raises whatever the damaged bytes lead it to
-        raise UserError(f"{builder.data_path} can't be read as {dataset}: remove that folder, it is then made anew.") from error
+        raise UserError(
+            f"{builder.data_path} can't be read as {dataset} ({_in_short(error)}): if it is damaged, remove that folder, "
+            "it is then made anew."
+        ) from error
     if "train" not in splits:
         raise UserError(f"corpus.tfds={dataset}: {name} has no split train, but {', '.join(builder.info.splits)}.")
     return splits, {"name": dataset, "source": f"TFDS {builder.info.full_name}", "files": [], "licence": "see TFDS"}
+
+
+def _in_short(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 100, placeholder=" …")
 
 
 def _through_tfds(name: str, source: Source, data_dir: pathlib.Path, fetch) -> str:

@@ -131,15 +131,14 @@ def _prompts(run: Run, config, vocab: Vocab) -> list[str]:
     if typed := [_of_file()] if _PROMPT_FILE.value is not None else _PROMPT.value:
         return [_known(corpora.prompt(prompt, config), vocab) for prompt in typed]
     own = _own_prompt(run, config)
-    return [own if vocab.id_of(UNK) is not None else _known(own, vocab)]
+    return [own if vocab.id_of(UNK) is not None and _UNKNOWN.value == "error" else _known(own, vocab)]
 
 
 def _own_prompt(run: Run, config) -> str:
     """From the split that --prompt_from names, else what the samples of the training begin with."""
-    if _PROMPT_FROM.value is None and config.sample.prompt is not None:
-        return corpora.prompt(config.sample.prompt, config)
     if _PROMPT_FROM.value is None:
-        return corpora.opening(run.splits(), batches.Framing.of(config).window or 1)
+        configured, length = config.sample.prompt, batches.Framing.of(config).window or 1
+        return corpora.opening(run.splits(), length) if configured is None else corpora.prompt(configured, config)
     if _PROMPT_FROM.value not in run.corpus()["splits"]:
         raise UserError(
             f"--prompt_from={_PROMPT_FROM.value} is none of this run's splits: {', '.join(run.corpus()['splits'])}."
