@@ -26,9 +26,9 @@ def _compile_once(tmp_path_factory):
         os.environ[name.upper()] = str(value)
 
 
-# Of these modules the programs are compiled without most optimisations, in half the time: what their programs do is asked, not
-# how. Those of the others are what a user runs.
-COMPILED_QUICKLY = {"configs", "faults", "hostile", "importing", "model", "processes", "recipes", "scripts", "search", "sweep"}
+# These modules compile without most optimisations, in half the time: what they ask does not depend on how a program is
+# compiled. All others compile as a user does.
+COMPILED_QUICKLY = {"configs", "faults", "hostile", "importing", "recipes", "scripts", "search", "sweep"}
 
 
 @pytest.fixture(scope="module", autouse=True)

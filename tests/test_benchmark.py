@@ -57,14 +57,20 @@ def test_peers_that_are_not_there_and_peers_that_are_broken_are_told_apart(tmp_p
         assert missing["torch-bf16"].startswith(f"{python} {why}")
 
 
-@pytest.mark.parametrize("ours", [["charlm"], pytest.param(["charlm", "charlm-bf16", "flax"], marks=pytest.mark.slow)])
-def test_a_small_run(script, tmp_path, ours):
-    file, tasks = tmp_path / "figures.json", ("train", "sample")[: len(ours)]
+@pytest.mark.parametrize(
+    ("ours", "tasks", "rounds"),
+    [
+        (["charlm"], ["train"], 1),
+        pytest.param(["charlm", "charlm-bf16", "flax"], ["train", "sample"], 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_small_run(script, tmp_path, ours, tasks, rounds):
+    file = tmp_path / "figures.json"
     flags = (
         f"--tasks={','.join(tasks)}",
         "--shapes=S",
         "--sample_batches=2",
-        f"--rounds={len(ours)}",
+        f"--rounds={rounds}",
         "--seconds=0.1",
         f"--json={file}",
     )
@@ -72,7 +78,7 @@ def test_a_small_run(script, tmp_path, ours):
     result = script("benchmark", f"--implementations={','.join(ours)},torch", f"--peer_python=torch={python}", *flags)
     assert f"skipped torch: {python} can't be run" in result.stdout
     rows = json.loads(file.read_text())
-    for task, expected in zip(tasks, ([*ours, "peak", "peak"], ours), strict=False):
+    for task, expected in (("train", [*ours, "peak", "peak"]), ("sample", ours if "sample" in tasks else [])):
         assert [row["implementation"] for row in rows if row["task"] == task] == expected
     for row in rows:
         assert set(row) == set(Measurement._fields)
@@ -84,7 +90,7 @@ def test_a_small_run(script, tmp_path, ours):
         assert row["chars_per_second"] > 0
         assert row["spread"] >= 0
         assert 50e6 < row["peak_rss_bytes"] < 5e9
-    assert result.stdout.count(f"round {len(ours)} of {len(ours)} is done") == len(tasks)
+    assert result.stdout.count(f"round {rounds} of {rounds} is done") == len(tasks)
     assert f"{rows[0]['chars_per_second']:,.0f}" in result.stdout
 
 

@@ -15,9 +15,11 @@ from safetensors.numpy import save_file
 from charlm import importing, model, objective
 from charlm.batches import Batch
 from charlm.errors import UserError
+from charlm.run import Run
 from configs import base
 
 HIDDEN, LAYERS = 8, 2
+KERAS_FILE = ROOT / "tests" / "data" / "lstm.keras"
 
 
 def torch_state(symbols: int, seed=0) -> dict[str, np.ndarray]:
@@ -249,11 +251,21 @@ def test_keras_layout_is_read_as_its_documentation_has_it(tmp_path, suffix):
     jax.tree.map(np.testing.assert_array_equal, importing.from_keras(str(file)), wanted)
 
 
+def test_the_script_makes_a_run_in_float32_of_a_file_that_keras_wrote(script, tmp_path):
+    (tmp_path / "text").write_text("abcde" * 50)
+    recipe = f"--config={ROOT / 'configs' / 'anna_pytorch.py'}"  # whose own products are bfloat16
+    shape = {"corpus.path": tmp_path / "text", "model.hidden": 4, "batch.size": 2, "batch.length": 10, "sample.length": 0}
+    shape |= {"eval.lanes": 1}
+    script("import_keras", f"--weights={KERAS_FILE}", recipe, f"--workdir={tmp_path / 'run'}", *as_flags(shape))
+    assert Run(tmp_path / "run").config().model.dtype == "float32"
+    assert Run(tmp_path / "run").status()["state"] == "done"
+
+
 def test_a_file_that_keras_wrote_gives_the_logits_that_keras_gave():
     """tests/data/lstm.keras is what `save` of Keras 3.15.1 wrote of a network of one-hot inputs of 5 symbols, two LSTM layers
     of 4 units with dropout between them, and a dense head, all biases random; below stands what its `predict` said of five
     ids."""
-    params = importing.from_keras(os.fspath(ROOT / "tests" / "data" / "lstm.keras"))
+    params = importing.from_keras(os.fspath(KERAS_FILE))
     config = base.get_config()
     config.model.update({"input": "onehot", "hidden": 4, "layers": 2})
     functions = model.functions(config, 5)

@@ -166,7 +166,7 @@ def test_initial_weights():
         block = params["lstm_1"]["recurrent_kernel"][:, 16 * gate : 16 * (gate + 1)]
         np.testing.assert_allclose(block @ block.T, np.eye(16), atol=1e-5)
     np.testing.assert_array_equal(params["lstm_0"]["bias"], [0] * 16 + [2] * 16 + [0] * 32)
-    # LeCun's: the mean square is one by the number of inputs, of which the sonnets' recipe has a single one.
+    # LeCun's: the mean square is one over the number of inputs, of which the sonnets' recipe has a single one.
     assert np.std(params["lstm_1"]["input_kernel"]) == pytest.approx(1 / 4, rel=0.1)
     _, params = build(init="orthogonal", input="scalar", hidden=64)
     assert np.std(params["lstm_0"]["input_kernel"]) == pytest.approx(1, rel=0.2)

@@ -436,6 +436,30 @@ def test_a_signal_is_followed_after_the_calls_that_are_under_way(small, tmp_path
     assert Run(tmp_path / "run").status()["step"] <= seen[2] + 10
 
 
+def test_a_stop_amid_an_evaluation_leaves_it_to_the_next_start(small, tmp_path, monkeypatch):
+    config = config_module.load(TINY, small | {"train.steps": 8, "train.eval_every": 4})
+    train.train(config, tmp_path / "straight")
+    evaluator = evaluate.evaluator
+
+    def stopped_at_once(*arguments):
+        evaluate_split = evaluator(*arguments)
+
+        def stopped(params, encoded, protocol, asked_to_stop):
+            signal.raise_signal(signal.SIGTERM)
+            return evaluate_split(params, encoded, protocol, asked_to_stop)
+
+        return stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "evaluator", stopped_at_once)
+        assert train.train(config, tmp_path / "run") == 128 + signal.SIGTERM
+    assert [(row["step"], row["split"]) for row in read_rows(tmp_path / "run")] == [(2, "train"), (4, "train")]
+    assert Run(tmp_path / "run").status()["state"] == "incomplete"
+    assert train.train(config, tmp_path / "run") == 0
+    assert read_rows(tmp_path / "run") == read_rows(tmp_path / "straight")
+    assert_same(final_params(tmp_path / "run"), final_params(tmp_path / "straight"))
+
+
 def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
     stale = {
         "optim.learning_rate": 1e-30,
