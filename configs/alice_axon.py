@@ -5,7 +5,7 @@ scripts/sample.py --workdir=runs/alice_axon
 scripts/train.py --config=configs/alice_axon.py:2 --workdir=runs/alice_axon_2
 
 The argument 2 is the notebook's second variant: 2 x LSTM 256, batch 64, 50 epochs. The sample is greedy, from the notebook's
-prompt. The order of the windows and the initial weights are the notebook's too. Unlike there, the text is the book alone,
+prompt. The order of the windows and the initial weights are the notebook's too. What differs: the text is the book alone,
 without Project Gutenberg's header and licence; every window begins at the zero state, where Axon draws a random one; products
 are rounded to bfloat16; and the last batch of an epoch is short, where Nx fills it up.
 """

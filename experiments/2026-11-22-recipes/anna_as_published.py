@@ -1,11 +1,12 @@
-"""The validation loss of an Anna run as Udacity's notebook prints it, beside the same without its slips.
+"""The validation loss of an Anna run as Udacity's notebook prints it, and without its one slip.
 
     .venv/bin/python experiments/2026-11-22-recipes/anna_as_published.py WORKDIR [best|latest|STEP]
 
 The notebook reads the validation text in 128 lanes, each from the zero state, 100 characters at a time, and leaves out what
-fills no batch: the last 6,523 of its 198,523 characters, all of them Project Gutenberg's licence. Of each lane the last target
-is wrong: its own first character again. It prints the mean over batches, which have one size, so over characters. One line each
-for that, for the same with the true last targets, and for the whole split in 128 lanes from the zero state.
+fills no batch: the last 6,523 of its 198,523 characters, all of them Project Gutenberg's licence. The last target of each lane
+is wrong: it is the lane's own first character. It prints the mean over batches, which have one size, so over characters. One
+line each for that, for the same with the true last targets, and for the whole split in 128 lanes from the zero state, which is
+what training logs.
 """
 
 import json
@@ -30,14 +31,14 @@ def main() -> None:
     targets_BS[:, -1] = true[0].inputs_BT[:, 0]
     slipped = [*true[:-1], true[-1]._replace(targets_BS=targets_BS)]
     whole = list(batches.evaluation_windows(encoded.ids_N, LENGTH, LANES))
-    window = evaluate.make_window(trained.functions)
+    window = jax.jit(evaluate.make_window(trained.functions))
     for name, read in (("as published", slipped), ("true last targets", true), ("whole split, 128 lanes from zero", whole)):
         print(json.dumps({"protocol": name, "step": trained.step, **scored(window, trained, read)}))
 
 
 def scored(window, trained: restore.Trained, read: list[batches.Batch]) -> dict:
     """Nats and number of the scored characters of some batches, the state carried from one to the next."""
-    window, carry, sums = jax.jit(window), trained.functions.zero_carry(LANES), []
+    carry, sums = trained.functions.zero_carry(LANES), []
     for batch in read:
         row_sums, carry = window(trained.params, batch, carry)
         sums.append(jax.device_get(row_sums))
