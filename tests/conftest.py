@@ -27,8 +27,8 @@ def _compile_once(tmp_path_factory):
 
 
 # These modules compile without most optimisations, in half the time: what they ask does not depend on how a program is
-# compiled. All others compile as a user does.
-COMPILED_QUICKLY = {"configs", "faults", "hostile", "importing", "recipes", "scripts", "search", "sweep"}
+# compiled. All others, of resume, recurrence, evaluation, sampling and several processes among them, compile as a user does.
+COMPILED_QUICKLY = {"configs", "faults", "hostile", "importing", "model", "recipes", "scripts", "search", "sweep", "train"}
 
 
 @pytest.fixture(scope="module", autouse=True)
