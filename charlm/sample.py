@@ -87,13 +87,13 @@ def sampler(
         state, ids_NB = jax.lax.scan(step, state, _noise(key, number, row_B, len(vocab)))
         return state, ids_NB.T
 
-    chunk, place, begin = windowed_chunk if window else carried_chunk, lambda weights: weights, lambda state: state
+    chunk, place, home = windowed_chunk if window else carried_chunk, lambda weights: weights, None
     if mesh is not None:
         shared, of_rows = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
         in_specs, out_specs = (shared, of_rows, of_rows, of_rows, shared, shared, shared), (of_rows, of_rows)
         chunk = jax.shard_map(chunk, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         place = functools.partial(jax.device_put, device=NamedSharding(mesh, shared))
-        begin = functools.partial(jax.device_put, device=NamedSharding(mesh, of_rows))
+        home = NamedSharding(mesh, of_rows)
     chunk, stepwise = jax.jit(chunk, donate_argnums=1), jax.jit(model.stepwise, static_argnums=1)
 
     def generate(params, prompt_ids: np.ndarray, rows: int, length: int, temperature: float, key) -> Iterator[np.ndarray]:
@@ -106,7 +106,9 @@ def sampler(
         else:
             given = len(prompt_ids) - 1  # steps whose outcome the prompt dictates
             state = (model.zero_carry(rows), np.full(rows, prompt_ids[0], np.int32))
-        state, steps = begin(state), given + length if length else 0
+        # Where each chunk leaves it: the first one would else be compiled by itself.
+        state = jax.device_put(state, home or weights.head_bias_V.sharding)
+        steps = given + length if length else 0
         ended_B = np.zeros(rows, bool)
         ahead = None  # what the chunk before drew: it is fetched while this one runs
         for start in range(0, steps, CHUNK):

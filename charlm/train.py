@@ -28,6 +28,8 @@ from charlm.record import Record, Silence
 from charlm.setup import Setup, describe, set_up
 from charlm.state import Progress, Sums, TrainState, resumed
 
+_norm = jax.jit(optax.tree.norm)  # op by op it would compile dozens of programs at the first checkpoint
+
 
 class Diverged(Exception):
     """A number of the training is no longer finite, or out of all reason; says which."""
@@ -226,7 +228,7 @@ def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progr
                 finished = _is_finished(setup, done)
         clock.lap(training=not (log_now or save_now))
         if save_now:
-            if not math.isfinite(float(optax.tree.norm(evaluate.on_one_device(state.params)))):
+            if not math.isfinite(float(_norm(evaluate.on_one_device(state.params)))):
                 raise Diverged(f"a parameter after step {done.step} is not finite")
             record.save(done, processes.whole(state))
             clock.lap(training=False)

@@ -32,6 +32,16 @@ def draw(trained, decoding, rows=1, length=150, seed=0, prompt=PROMPT, vocab=PLA
     return np.concatenate(pieces, axis=1) if pieces else np.zeros((rows, 0), int)
 
 
+@pytest.mark.parametrize("window", [0, 4])
+def test_the_loop_is_compiled_once_for_all_chunks(trained, window, caplog):
+    functions, params = trained
+    committed = jax.device_put(params, jax.devices()[0])  # as those that a training hands over are
+    with jax.log_compiles():
+        draw((functions, committed), Decoding(1.0), length=3 * CHUNK, window=window)
+    compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
+    assert len([message for message in compiled if "ed_chunk)" in message]) == 1
+
+
 def greedy_by_hand(trained, prompt, length):
     """Argmax of the last logits of the whole text so far, anew for each character."""
     functions, params = trained
