@@ -158,8 +158,7 @@ def opening(splits: dict[str, Split], length: int) -> str:
 
 
 def excerpt(split: Split, length: int, seed: int) -> str:
-    """A window of a running text, or at most the first half of a document, rounded up, chosen by the seed; not
-    longer than `length`."""
+    """At most `length` chars, chosen by the seed: a window of a text, or of a document at most its first half, rounded up."""
     number = int.from_bytes(hashlib.sha256(f"excerpt {seed}".encode()).digest()[:8], "big")
     if isinstance(split, list):
         document = split[number % len(split)]

@@ -371,6 +371,8 @@ def test_progress_of_an_older_version_can_be_read():
     read = Progress.from_dict({"step": 3, "interval": sums, "epoch": begun})
     assert read.halvings == 0
     assert (read.interval.loss_means, read.interval.loss_weight, read.epoch.loss_means) == (3.0, 20, 0.0)
+    saved = {"step": 3, "interval": {"nats": 1.0, "chars": 2}, "epoch": {}}
+    assert Progress.from_dict(saved).halvings == 0
 
 
 @pytest.mark.slow
