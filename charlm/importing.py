@@ -157,7 +157,7 @@ def write_run(config, workdir: str, params: Params, symbols: list[str] | str | N
         raise UserError(f"--workdir={workdir} holds a run already: choose another directory.")
     tokens = symbols_in(symbols) if isinstance(symbols, str) else symbols
     setup = set_up(config)
-    state = jax.eval_shape(lambda: initial_state(setup.functions, setup.optimizer, setup.batches.rows, setup.seed))
+    state = jax.eval_shape(lambda: initial_state(setup.functions, setup.optimizer, setup.batches.rows, 0))
     _check_shapes(params, state.params, file)
     params = _reordered(params, setup, tokens, symbols if isinstance(symbols, str) else file)
     run_module.make(workdir)

@@ -80,6 +80,8 @@ class LSTMLayer(nn.Module):
         input_kernel_IG = self.param("input_kernel", self.weights.input_kernel, (self.inputs, 4 * hidden))
         recurrent_kernel_HG = self.param("recurrent_kernel", self.weights.recurrent_kernel, (hidden, 4 * hidden))
         bias_G = self.param("bias", _with_forget_bias(self.weights.bias, forget_bias), (4 * hidden,))
+        if self.is_initializing():  # only the weights are wanted
+            return jnp.zeros((*inputs.shape[:2], hidden)), carry
         if embedding_VI is not None:
             # V rows are projected once instead of T·B of them: embedding and projection become one row lookup.
             input_kernel_IG = embedding_VI @ input_kernel_IG

@@ -1,8 +1,14 @@
 """The optimiser and its learning-rate schedule, from the config."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+BLOCK = 1024  # steps of which the learning rates are computed at once
 
 
 def schedule(config, total_steps: int) -> optax.Schedule:
@@ -31,8 +37,28 @@ def schedule(config, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
 
 
-def optimizer(config, total_steps: int) -> optax.GradientTransformation:
-    """Clipping, then the rule, then weight decay, then the schedule.
+def rates(schedule: optax.Schedule) -> Callable[[int, int], np.ndarray]:
+    """A function (step, count) → float32 (count,): the learning rates of so many steps.
+
+    They are computed in blocks that begin at multiples, so that what the rate of a step is does not depend on the start.
+    """
+
+    @functools.lru_cache(maxsize=2)
+    def block(number: int) -> np.ndarray:
+        computed = np.asarray(schedule(jnp.arange(number * BLOCK, (number + 1) * BLOCK)), np.float32)
+        return np.broadcast_to(computed, BLOCK)
+
+    def of(step: int, count: int) -> np.ndarray:
+        number, offset = divmod(step, BLOCK)
+        head = block(number)[offset : offset + count]
+        return head if len(head) == count else np.concatenate([head, of(step + len(head), count - len(head))])
+
+    return of
+
+
+def optimizer(config) -> optax.GradientTransformation:
+    """Clipping, then the rule, then weight decay. Its updates are for a learning rate of 1; with another they are so many times
+    as large, whatever the rule.
 
     Weight decay touches matrices only, unless `optim.decay_biases`. For `adamw` it is decoupled (Loshchilov & Hutter 2019); for
     the others it is added to the gradient before the rule, as L2 regularisation is in their original systems.
@@ -63,7 +89,7 @@ def optimizer(config, total_steps: int) -> optax.GradientTransformation:
         before if weight_decay > 0 else optax.identity(),
         rules[name](),
         after if weight_decay > 0 else optax.identity(),
-        optax.scale_by_learning_rate(schedule(config, total_steps)),
+        optax.scale_by_learning_rate(lambda count: 1.0),  # a function, because checkpoints have a count in this place
     )
 
 

@@ -24,6 +24,7 @@ class Setup:
     Attributes:
       encoded: the splits as ids.
       mesh: of the devices that share the rows of a batch.
+      rates: (step, count) → learning rates of so many steps.
       best_by: the loss that names the best checkpoint, `validation` or `train`.
       draw_sample: (params, step) → text, or None where no samples are asked for.
     """
@@ -36,7 +37,7 @@ class Setup:
     mesh: Mesh
     total_steps: int
     steps_per_call: int
-    schedule: optax.Schedule
+    rates: Callable[[int, int], np.ndarray]
     optimizer: optax.GradientTransformation
     log_every: int
     eval_every: int
@@ -81,8 +82,8 @@ def set_up(config) -> Setup:
         mesh=_mesh(training.rows, devices.wanted(config)),
         total_steps=total_steps,
         steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions),
-        schedule=optim.schedule(config, total_steps),
-        optimizer=optim.optimizer(config, total_steps),
+        rates=optim.rates(optim.schedule(config, total_steps)),
+        optimizer=optim.optimizer(config),
         log_every=config.train.log_every,
         eval_every=config.train.eval_every or training.steps_per_epoch,
         checkpoint_every=config.train.checkpoint_every,

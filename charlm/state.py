@@ -87,7 +87,7 @@ class Progress:
         return cls(**saved | {name: Sums.from_dict(saved[name]) for name in ("interval", "epoch")})
 
 
-def initial_state(functions: model.Functions, optimizer: optax.GradientTransformation, rows: int, seed: int) -> TrainState:
+def initial_state(functions: model.Functions, optimizer: optax.GradientTransformation, rows: int, seed) -> TrainState:
     params = functions.init(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), functions.zero_carry(rows))
 
@@ -103,8 +103,9 @@ def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[Tr
 
     Order of resume: 1. state and progress; 2. metrics cut back to that step; 3. data and randomness follow from the step.
     """
-    initial = functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows, setup.seed)
-    abstract = jax.eval_shape(initial)
+    initial = jax.jit(functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows))
+    seed = np.uint32(setup.seed)  # an argument, so that all seeds share what was compiled
+    abstract = jax.eval_shape(initial, seed)
     arrays = [None]
 
     def latest() -> dict | None:
@@ -113,7 +114,7 @@ def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[Tr
 
     saved = processes.first_says(latest)
     if saved is None:
-        return placed(jax.jit(initial)(), setup.mesh), Progress()
+        return placed(initial(seed), setup.mesh), Progress()
     if arrays[0] is None:  # in the other processes
         arrays[0] = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
     return placed(TrainState(*processes.first_gives(arrays[0])), setup.mesh), Progress.from_dict(saved)

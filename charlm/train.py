@@ -54,14 +54,11 @@ class StepMetrics(NamedTuple):
 
 
 def make_train_step(
-    functions: model.Functions,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    mesh: Mesh,
-    pad: int | None = None,
-    halvings: int = 0,
+    functions: model.Functions, optimizer: optax.GradientTransformation, mesh: Mesh, pad: int | None = None
 ) -> Callable:
-    """The pure function (state, batch, asked_D=None) → (state, StepMetrics), to be jitted with the state donated.
+    """The pure function (state, batch, rate, seed, asked_D=None) → (state, StepMetrics), to be jitted with the state donated.
+
+    Learning rate and seed are arguments, so that runs that differ in them or in the schedule share what was compiled.
 
     The devices of the mesh share the rows of a batch; their sums of gradients and nats are added once, at the end, as one array
     by one `psum`: two of them can wait for each other for ever where XLA:CPU has two threads (jaxlib 0.10.2), and between
@@ -69,7 +66,6 @@ def make_train_step(
 
     Args:
       pad: id of `<pad>`, of which no nats are reported even where the loss counts them.
-      halvings: of the learning rate, beside its schedule.
 
     Of several processes each says in `asked_D`, a number for each of its devices, whether it was asked to stop; all then know.
     """
@@ -94,27 +90,25 @@ def make_train_step(
         sums_N, as_tree = jax.flatten_util.ravel_pytree((grads, sums, asked))
         return as_tree(jax.lax.psum(sums_N, axis)), new_carry
 
-    def train_step(state: TrainState, batch: batches.Batch, asked_D=None) -> tuple[TrainState, StepMetrics]:
+    def train_step(state: TrainState, batch: batches.Batch, rate, seed, asked_D=None) -> tuple[TrainState, StepMetrics]:
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
         dropout_keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, jnp.arange(len(batch.reset_B)))
         (grads, sums, asked), carry = gradients(state.params, batch, state.carry, dropout_keys_B, asked_D)
         *_, loss_weight = sums
         grads = jax.tree.map(lambda leaf: leaf / loss_weight, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        if halvings:  # of each optimiser here the update is proportional to the learning rate
-            updates = jax.tree.map(lambda update: 0.5**halvings * update, updates)
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda update: rate * update, updates))
         return TrainState(state.step + 1, params, opt_state, carry), StepMetrics(*sums, optax.tree.norm(grads), asked)
 
     return train_step
 
 
 def several(train_step: Callable) -> Callable:
-    """The pure function (state, batches) → (state, StepMetrics), of as many steps in a row as there are batches in the arrays'
-    first axis; for small models a tenth faster than as many calls."""
+    """The pure function (state, batches, rates, seed) → (state, StepMetrics), of as many steps in a row as there are batches in
+    the arrays' first axis; for small models a tenth faster than as many calls."""
 
-    def steps(state: TrainState, batches_K: batches.Batch) -> tuple[TrainState, StepMetrics]:
-        return jax.lax.scan(train_step, state, batches_K)
+    def steps(state: TrainState, batches_K: batches.Batch, rates_K, seed) -> tuple[TrainState, StepMetrics]:
+        return jax.lax.scan(lambda state, given: train_step(state, *given, seed), state, (batches_K, rates_K))
 
     return steps
 
@@ -186,10 +180,10 @@ def _open(run: run_module.Run, config, setup: Setup, held: contextlib.ExitStack)
 
 def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progress, signals: list[int]) -> int:
     """Trains to the end; returns the number of the signal that stopped it before, else 0."""
-    train_step = make_train_step(setup.functions, setup.optimizer, setup.seed, setup.mesh, setup.pad, done.halvings)
+    train_step = make_train_step(setup.functions, setup.optimizer, setup.mesh, setup.pad)
     one, many = jax.jit(train_step, donate_argnums=0), jax.jit(several(train_step), donate_argnums=0)
     evaluate_split = evaluate.evaluator(setup.functions, devices.own(setup.mesh))
-    batch_of = _feed(setup)
+    given = _feed(setup)
     finished = _is_finished(setup, done)
     stopping = bool(signals) and processes.number() == 1  # in the loop before this one, which has diverged
     clock = _Clock(done)
@@ -198,7 +192,7 @@ def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progr
         stopping = bool(signals) and processes.number() == 1  # read once, since a signal may come at any moment
         if not (stopping or _is_due(setup, done)):  # if due, it was stopped amid this evaluation, which comes first then
             count = steps_at_once(setup, done.step)
-            state, metrics = (one if count == 1 else many)(state, *batch_of(done.step, count, signals))
+            state, metrics = (one if count == 1 else many)(state, *given(done, count, signals))
             if before is not None:
                 stopping = _add(done, before) or stopping
                 record.step(done, clock)
@@ -245,19 +239,20 @@ def steps_at_once(setup: Setup, step: int) -> int:
 
 
 def _feed(setup: Setup) -> Callable:
-    """A function (step, count, signals) → what a call needs beside the state: the batches of so many steps, and of several
-    processes whether to stop."""
+    """A function (done, count, signals) → what a call needs beside the state: the batches and learning rates of so many steps,
+    the seed, and of several processes whether to stop."""
+    seed = np.uint32(setup.seed)
     if processes.number() == 1:
-        return lambda step, count, signals: (_stacked(setup, step, count),)
+        return lambda done, count, signals: (_stacked(setup, done.step, count), _rates(setup, done, count), seed)
     sharding = NamedSharding(setup.mesh, PartitionSpec(*setup.mesh.axis_names))
     own = devices.own(setup.mesh).size
     each = setup.batches.rows // processes.number()
     part = slice(jax.process_index() * each, (jax.process_index() + 1) * each)
 
-    def feed(step: int, count: int, signals: list[int]) -> tuple:
-        del count  # always one, see setup.py
-        local = (setup.batches.batch_at(step, part), np.full(own, bool(signals), np.float32))
-        return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), local)
+    def feed(done: Progress, count: int, signals: list[int]) -> tuple:
+        local = (setup.batches.batch_at(done.step, part), np.full(own, bool(signals), np.float32))
+        batch, asked_D = jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), local)
+        return batch, _rates(setup, done, count), seed, asked_D  # the count is always one, see setup.py
 
     return feed
 
@@ -266,6 +261,12 @@ def _stacked(setup: Setup, step: int, count: int) -> batches.Batch:
     if count == 1:
         return setup.batches.batch_at(step)
     return jax.tree.map(lambda *steps: np.stack(steps), *(setup.batches.batch_at(step + number) for number in range(count)))
+
+
+def _rates(setup: Setup, done: Progress, count: int) -> np.ndarray:
+    """The learning rates of the next steps, float32 (count,), of one step (); halved as often as the run has diverged."""
+    rates = setup.rates(done.step, count) * np.float32(0.5**done.halvings)
+    return rates[0] if count == 1 else rates
 
 
 def _add(done: Progress, metrics: StepMetrics) -> bool:
@@ -314,7 +315,7 @@ def _train_row(setup: Setup, done: Progress) -> dict:
     return {
         **_where(setup, done, "train"),
         **done.interval.measures(),
-        "learning_rate": float(setup.schedule(done.step - 1)) * 0.5**done.halvings,
+        "learning_rate": float(setup.rates(done.step - 1, 1)[0]) * 0.5**done.halvings,
         "grad_norm": done.interval.grad_norm / done.interval.steps,
         "chars_per_second": done.interval.chars / max(done.interval_seconds, 1e-9),
         "seconds": done.seconds,

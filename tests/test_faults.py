@@ -19,11 +19,10 @@ from test_processes import wait_for_step
 from test_train import TINY, assert_same, final_params
 
 from charlm import config as config_module
-from charlm import seal, state, train
+from charlm import seal, train
 from charlm.checkpoint import Checkpoints
 from charlm.errors import Broken, Failure
 from charlm.run import Run
-from charlm.setup import set_up
 from charlm.state import Progress
 
 FILES = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")
@@ -261,24 +260,6 @@ def test_a_diverged_run_goes_back_and_halves_the_rate_as_often_as_it_may(small, 
         train.train(config_module.load(TINY, overrides | {"train.halvings": 1, "optim.weight_decay": 99.0}), tmp_path / "few")
     assert capsys.readouterr().err.count("going back to the last checkpoint") == 1
     assert Run(tmp_path / "few").status()["state"] == "diverged"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop"])
-def test_a_halved_rate_is_that_rate(small, name):
-    """Three steps at half the rate, and three that are told to halve it."""
-    whole = small | {"optim.name": name, "optim.weight_decay": 0.1, "optim.momentum": 0.5, "optim.learning_rate": 0.01}
-    after = []
-    for rate, halvings in ((0.005, 0), (0.01, 1)):
-        config = config_module.load(TINY, whole | {"optim.learning_rate": rate})
-        setup = set_up(config)
-        step = jax.jit(train.make_train_step(setup.functions, setup.optimizer, 0, setup.mesh, None, halvings))
-        initial = state.initial_state(setup.functions, setup.optimizer, setup.batches.rows, 0)
-        now = state.placed(initial, setup.mesh)
-        for number in range(3):
-            now, _ = step(now, setup.batches.batch_at(number))
-        after.append(now.params)
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7), *after)
 
 
 def test_a_damaged_parameter_is_noticed_before_it_is_saved(small, tmp_path, monkeypatch):

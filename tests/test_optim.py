@@ -20,12 +20,12 @@ def config_of(**keys):
 
 
 def updates(grads=GRADS, steps=1, **keys):
-    """The last of the updates that follow from the same gradient given again and again."""
-    transformation = optim.optimizer(config_of(**keys), total_steps=100)
+    """The last of the updates that follow from the same gradient given again and again, at a learning rate of 0.1."""
+    transformation = optim.optimizer(config_of(**keys))
     state = transformation.init(PARAMS)
     for _ in range(steps):
         result, state = transformation.update(grads, state, PARAMS)
-    return {name: np.asarray(leaf) for name, leaf in result.items()}
+    return {name: 0.1 * np.asarray(leaf) for name, leaf in result.items()}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,18 @@ def test_schedules(keys, by_step):
     schedule = optim.schedule(config_of(**keys), total_steps=100)
     for step, expected in by_step.items():
         assert float(schedule(step)) == pytest.approx(expected, abs=1e-8)
+        assert optim.rates(schedule)(step, 1) == pytest.approx([expected], abs=1e-8)
+
+
+@pytest.mark.parametrize("keys", [{"schedule": "constant"}, {"schedule": "cosine", "warmup_steps": 1000}])
+def test_the_rate_of_a_step_does_not_depend_on_where_a_run_begins_nor_on_how_many_are_asked_for(keys):
+    schedule = optim.schedule(config_of(**keys), total_steps=4000)
+    rates = optim.rates(schedule)
+    whole = rates(0, 3000)
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(whole[::97], [schedule(step) for step in range(0, 3000, 97)], rtol=1e-6)
+    for step, count in ((1020, 10), (1023, 1), (1024, 1), (2000, 100)):
+        np.testing.assert_array_equal(optim.rates(schedule)(step, count), whole[step : step + count])
 
 
 def test_adam_by_hand():
@@ -60,7 +72,7 @@ def test_adam_by_hand():
 
 @pytest.mark.parametrize("eps_form", ["outer", "keras"])
 def test_adam_forgets_means_and_squares_at_rates_of_their_own(eps_form):
-    transformation = optim.optimizer(config_of(name="adam", beta1=0.6, beta2=0.9, eps=1e-2, eps_form=eps_form), 100)
+    transformation = optim.optimizer(config_of(name="adam", beta1=0.6, beta2=0.9, eps=1e-2, eps_form=eps_form))
     state = transformation.init({"w": jnp.zeros(2)})
     given = [np.array([0.3, -1.0]), np.array([-0.5, 2.0]), np.array([0.1, 0.0])]
     for gradient in given:
@@ -68,7 +80,7 @@ def test_adam_forgets_means_and_squares_at_rates_of_their_own(eps_form):
     mean = 0.4 * (0.36 * given[0] + 0.6 * given[1] + given[2]) / (1 - 0.6**3)
     square = 0.1 * (0.81 * given[0] ** 2 + 0.9 * given[1] ** 2 + given[2] ** 2) / (1 - 0.9**3)
     eps = 1e-2 / math.sqrt(1 - 0.9**3) if eps_form == "keras" else 1e-2
-    np.testing.assert_allclose(update["w"], -0.1 * mean / (np.sqrt(square) + eps), rtol=1e-5)
+    np.testing.assert_allclose(update["w"], -mean / (np.sqrt(square) + eps), rtol=1e-5)
 
 
 def test_rmsprop_by_hand():

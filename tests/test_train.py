@@ -27,6 +27,7 @@ from configs import base
 
 TINY = "configs/tiny.py"
 ONE = Mesh(np.array(jax.devices()[:1]), ("rows",))
+RATE, SEED = np.float32(1), np.uint32(0)
 
 
 @pytest.fixture(autouse=True)
@@ -53,15 +54,15 @@ def assert_same(left, right):
 def test_training_evaluation_and_sampling_lower_for_every_platform(dtype, encoding, rows, together):
     config = base.get_config()
     config.model.update({"hidden": 16, "dropout": 0.3, "dtype": dtype, "input": encoding})
-    functions, optimizer = model.functions(config, 11), optim.optimizer(config, 10)
+    functions, optimizer = model.functions(config, 11), optim.optimizer(config)
     state = jax.eval_shape(lambda: state_module.initial_state(functions, optimizer, rows, 0))
     batch = batches.Stream(np.zeros(1000, np.uint8), rows, 32, True, 0).batch_at(0)
-    step, of_calls = train.make_train_step(functions, optimizer, 0, ONE), batch
+    step, of_calls = train.make_train_step(functions, optimizer, ONE), (batch, RATE)
     if together > 1:
-        step, of_calls = train.several(step), jax.tree.map(lambda leaf: np.stack([leaf] * together), batch)
+        step, of_calls = train.several(step), jax.tree.map(lambda leaf: np.stack([leaf] * together), of_calls)
     weights = jax.eval_shape(lambda params: functions.stepwise(params, rows), state.params)
     traced = {
-        "train": jax.jit(step, donate_argnums=0).trace(state, of_calls),
+        "train": jax.jit(step, donate_argnums=0).trace(state, *of_calls, SEED),
         "evaluate": jax.jit(evaluate.make_window(functions)).trace(state.params, batch, state.carry),
         "lay out": jax.jit(functions.stepwise, static_argnums=1).trace(state.params, rows),
         "sample": jax.jit(functions.step).trace(weights, np.zeros(rows, np.int32), state.carry),
@@ -122,13 +123,13 @@ def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, ki
     batch = framing_of(kind)
     rows = len(batch.reset_B)
     with jax.enable_x64(True):
-        functions, optimizer = model.functions(config, 7), optim.optimizer(config, 10)
+        functions, optimizer = model.functions(config, 7), optim.optimizer(config)
         state = state_module.initial_state(functions, optimizer, rows, 0)
         rng = np.random.default_rng(1)
         params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5), state.params)
         carry = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), state.carry)
         state = state._replace(params=params, carry=carry)
-        after, _ = jax.jit(train.make_train_step(functions, optimizer, 0, ONE, pad=0))(state, batch)
+        after, _ = jax.jit(train.make_train_step(functions, optimizer, ONE, pad=0))(state, batch, RATE, SEED)
         gradients = jax.tree.map(lambda before, then: before - then, state.params, after.params)
 
         @jax.jit
@@ -148,15 +149,28 @@ def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, ki
             np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=2e-5, atol=1e-7)
 
 
+def test_the_rate_of_a_call_scales_the_update_and_is_halved_for_each_divergence(small):
+    config = config_module.load(TINY, small | {"optim.name": "rmsprop", "optim.weight_decay": 0.1})
+    made = setup.set_up(config)
+    state = state_module.initial_state(made.functions, made.optimizer, made.batches.rows, 0)
+    step = jax.jit(train.make_train_step(made.functions, made.optimizer, ONE))
+    whole, part = (step(state, made.batches.batch_at(0), np.float32(rate), SEED)[0].params for rate in (0.1, 0.025))
+    quarter = jax.tree.map(lambda before, after: before + 0.25 * (after - before), state.params, whole)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), part, quarter)
+    never, twice = (train._rates(made, state_module.Progress(step=3, halvings=number), 2) for number in (0, 2))
+    np.testing.assert_array_equal(twice, never / 4)
+    assert (never > 0).all()
+
+
 def test_nats_of_padding_are_counted_in_the_loss_alone():
     config = base.get_config()
     config.model.update({"hidden": 6, "layers": 1, "input": "onehot"})
-    functions, optimizer = model.functions(config, 7), optim.optimizer(config, 10)
+    functions, optimizer = model.functions(config, 7), optim.optimizer(config)
     state = state_module.initial_state(functions, optimizer, 3, 0)
     batch = framing_of("counted")
     logits, _ = functions.apply(state.params, batch, state.carry)
     nats_BS = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch.targets_BS[..., None], -1)[..., 0]
-    _, metrics = jax.jit(train.make_train_step(functions, optimizer, 0, ONE, pad=0))(state, batch)
+    _, metrics = jax.jit(train.make_train_step(functions, optimizer, ONE, pad=0))(state, batch, RATE, SEED)
     text_BS = batch.inputs_BT != 0
     assert (float(metrics.chars), float(metrics.loss_weight)) == (text_BS.sum(), text_BS.size)
     assert text_BS.sum() < text_BS.size
@@ -180,14 +194,14 @@ def test_padded_nats_are_the_number_that_keras_prints():
 def test_dropout_is_a_function_of_seed_and_step():  # invariant 2
     config = base.get_config()
     config.model.update({"hidden": 8, "dropout": 0.5})
-    functions, optimizer = model.functions(config, 5), optim.optimizer(config, 10)
+    functions, optimizer = model.functions(config, 5), optim.optimizer(config)
     batch = batches.Stream(np.arange(200, dtype=np.uint8) % 5, 2, 8, False, 0).batch_at(0)
 
     state = jax.jit(lambda: state_module.initial_state(functions, optimizer, 2, 0))()
-    steps = [jax.jit(train.make_train_step(functions, optimizer, seed, ONE)) for seed in (0, 1)]
+    train_step = jax.jit(train.make_train_step(functions, optimizer, ONE))
 
     def nats(seed, step):
-        return float(steps[seed](state._replace(step=jnp.asarray(step, jnp.int32)), batch)[1].nats)
+        return float(train_step(state._replace(step=jnp.asarray(step, jnp.int32)), batch, RATE, seed)[1].nats)
 
     assert nats(0, 3) == nats(0, 3)
     assert len({nats(seed, step) for seed in (0, 1) for step in (3, 4)}) == 4
@@ -301,12 +315,12 @@ from charlm import state as state_module
 from configs import base
 config = base.get_config()
 config.model.update({"hidden": 8, "dropout": 0.5})
-functions, optimizer = model.functions(config, 5), optim.optimizer(config, 10)
+functions, optimizer = model.functions(config, 5), optim.optimizer(config)
 mesh = Mesh(np.array(jax.devices()), ("rows",))
 state = state_module.placed(state_module.initial_state(functions, optimizer, 4, 0), mesh)
 stream = batches.Stream(np.arange(200, dtype=np.uint8) % 5, 4, 8, False, 0)
-step = jax.jit(train.make_train_step(functions, optimizer, 0, mesh))
-print(step.lower(state, stream.batch_at(0)).compile().as_text().count(" all-reduce("))
+step = jax.jit(train.make_train_step(functions, optimizer, mesh))
+print(step.lower(state, stream.batch_at(0), 1.0, 0).compile().as_text().count(" all-reduce("))
 shared = jax.device_put(stream.batch_at(0), jax.tree.leaves(state.carry)[0].sharding)
 window = jax.jit(evaluate.make_window(functions))
 print(window.lower(state.params, shared, state.carry).compile().as_text().count("all-reduce"))

@@ -35,7 +35,7 @@ def bare(config_file: str) -> None:
     from charlm import setup, state, train
 
     made = setup.set_up(checked)
-    train_step = train.make_train_step(made.functions, made.optimizer, made.seed, made.mesh, made.pad)
+    train_step = train.make_train_step(made.functions, made.optimizer, made.mesh, made.pad)
     together = made.steps_per_call
     step = jax.jit(train.several(train_step), donate_argnums=0)
     initial = jax.jit(lambda: state.initial_state(made.functions, made.optimizer, made.batches.rows, made.seed))
@@ -46,7 +46,8 @@ def bare(config_file: str) -> None:
         begin, first, before = time.perf_counter(), done, None
         while time.perf_counter() - begin < seconds:
             batches = [made.batches.batch_at(done + number) for number in range(together)]
-            now, metrics = step(now, jax.tree.map(lambda *each: jax.numpy.stack(each), *batches))
+            given = jax.tree.map(lambda *each: jax.numpy.stack(each), *batches), made.rates(done, together), made.seed
+            now, metrics = step(now, *given)
             done += together
             if before is not None:
                 jax.device_get(before)

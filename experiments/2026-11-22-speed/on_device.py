@@ -35,10 +35,11 @@ def measure(name: str, rounds: int) -> None:
     ids_N = np.random.default_rng(0).integers(0, benchmark.VOCAB, 1_000_000).astype(np.uint8)
     framing = batches.Framing.of(keys)
     stream = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
-    functions, optimizer = model.functions(keys, benchmark.VOCAB), optim.optimizer(keys, 1_000_000)
+    functions, optimizer = model.functions(keys, benchmark.VOCAB), optim.optimizer(keys)
     mesh = devices.mesh(shape.batch, 0)
-    train_step = train.make_train_step(functions, optimizer, 0, mesh)
+    train_step = train.make_train_step(functions, optimizer, mesh)
     together = setup.steps_per_call(0, framing, functions)
+    rate, seed = np.float32(keys.optim.learning_rate), np.uint32(0)
     lane = stream.steps_per_epoch * shape.length
 
     def cut(ids_N, step):
@@ -51,7 +52,7 @@ def measure(name: str, rounds: int) -> None:
     jax.tree.map(np.testing.assert_array_equal, jax.jit(cut)(ids_N, 7), stream.batch_at(7))
 
     def from_device(now, ids_N):
-        return jax.lax.scan(lambda now, _: train_step(now, cut(ids_N, now.step)), now, length=together)
+        return jax.lax.scan(lambda now, _: train_step(now, cut(ids_N, now.step), rate, seed), now, length=together)
 
     initial = jax.jit(lambda: state.initial_state(functions, optimizer, shape.batch, 0))
     stacked, on_device = (jax.jit(form, donate_argnums=0) for form in (train.several(train_step), from_device))
@@ -59,7 +60,7 @@ def measure(name: str, rounds: int) -> None:
 
     def host(now, first):
         each = [stream.batch_at(first + number) for number in range(together)]
-        return stacked(now, jax.tree.map(lambda *leaves: np.stack(leaves), *each))
+        return stacked(now, jax.tree.map(lambda *leaves: np.stack(leaves), *each), np.full(together, rate), seed)
 
     forms = {"host": host, "device": lambda now, first: on_device(now, corpus)}
     states = {form: state.placed(initial(), mesh) for form in forms}

@@ -52,10 +52,11 @@ def train(job: dict, config) -> None:
     ids_N = np.random.default_rng(0).integers(0, job["vocab"], 1_000_000).astype(np.uint8)
     framing = batches.Framing.of(config)
     data = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
-    functions, optimizer = model.functions(config, job["vocab"]), optim.optimizer(config, 1_000_000)
+    functions, optimizer = model.functions(config, job["vocab"]), optim.optimizer(config)
     mesh = devices.mesh(data.rows, devices.wanted(config))
-    step = jax.jit(training.several(training.make_train_step(functions, optimizer, 0, mesh)), donate_argnums=0)
+    step = jax.jit(training.several(training.make_train_step(functions, optimizer, mesh)), donate_argnums=0)
     together = setup.steps_per_call(config.train.steps_per_call, framing, functions)
+    rates = optim.rates(optim.schedule(config, 1_000_000))
     initial = jax.jit(lambda: state_module.initial_state(functions, optimizer, data.rows, 0))
     state, done = state_module.placed(initial(), mesh), 0
 
@@ -65,7 +66,7 @@ def train(job: dict, config) -> None:
         for _ in range(-(-steps // together)):
             before = metrics
             batches_K = jax.tree.map(lambda *each: np.stack(each), *(data.batch_at(done + k) for k in range(together)))
-            state, metrics = step(state, batches_K)
+            state, metrics = step(state, batches_K, rates(done, together), np.uint32(0))
             done += together
             if before is not None:  # as the training loop does: a step is under way while the one before is read
                 jax.device_get(before)
