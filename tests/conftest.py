@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 SHARED_CORPORA = ROOT.parent / "shared" / "corpora"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # else each script starts anew with it: devices.use_huge_pages
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,7 +65,7 @@ def small(corpus_file):
         "batch.size": 4,
         "batch.length": 16,
         "model.hidden": 8,
-        "model.layers": 2,
+        "model.layers": 1,
         "model.embedding": 6,
         "train.steps": 6,
         "train.log_every": 2,

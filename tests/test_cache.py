@@ -45,7 +45,7 @@ def test_what_was_compiled_is_kept_and_found_again(script, small, tmp_path, monk
     kept = tmp_path / "cache"
 
     def programs(workdir: str, **overrides) -> set[str]:
-        flags = as_flags(small | {"model.layers": 1, "cache_dir": kept} | overrides)
+        flags = as_flags(small | {"cache_dir": kept} | overrides)
         result = script("train", "--config=configs/tiny.py", f"--workdir={tmp_path / workdir}", *flags)
         assert result.stderr == ""
         # Programs that compile within a moment are kept or not as it happens; these never do.

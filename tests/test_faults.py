@@ -248,7 +248,7 @@ def test_a_directory_that_can_no_longer_be_written_is_broken(small, tmp_path, mo
 
 
 def test_a_diverged_run_goes_back_and_halves_the_rate_as_often_as_it_may(small, tmp_path, capsys):
-    overrides = small | DIVERGING | {"model.layers": 1}
+    overrides = small | DIVERGING
     assert train.train(config_module.load(TINY, overrides | {"train.halvings": 3}), tmp_path / "run") == 0
     assert "going back to the last checkpoint and halving the learning rate." in capsys.readouterr().err
     rows = [row for row in Run(tmp_path / "run").rows() if row["split"] == "train"]
