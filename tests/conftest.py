@@ -14,7 +14,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 SHARED_CORPORA = ROOT.parent / "shared" / "corpora"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # else each script starts anew with it: devices.use_huge_pages
+# Else devices.use_huge_pages has each script start anew with it.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 
 @pytest.fixture(scope="session", autouse=True)

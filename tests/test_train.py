@@ -118,8 +118,8 @@ def framing_of(kind):
 def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, kind):
     """Through the step itself: with plain SGD at rate 1 the update is the gradient."""
     config = base.get_config()
-    layers = 2 if kind in ("stream", "windows") else 1
-    config.model.update({"hidden": 5, "layers": layers, "embedding": 3, "dtype": "float64", "input": encoding, "init": "uniform"})
+    config.model.update({"hidden": 5, "embedding": 3, "dtype": "float64", "input": encoding, "init": "uniform"})
+    config.model.layers = 2 if kind in ("stream", "windows") else 1
     config.optim.update({"name": "sgd", "learning_rate": 1.0, "schedule": "constant", "clip_norm": 0.0})
     batch = framing_of(kind)
     rows = len(batch.reset_B)
