@@ -74,13 +74,13 @@ class LSTMLayer(nn.Module):
           carry: (c_BH, h_BH) before the window.
 
         Returns:
-          (hidden_TBH, carry after the window).
+          (hidden_TBH, carry after the window); zeros and the carry as it was while the weights are made.
         """
         hidden, forget_bias = self.hidden, self.forget_bias
         input_kernel_IG = self.param("input_kernel", self.weights.input_kernel, (self.inputs, 4 * hidden))
         recurrent_kernel_HG = self.param("recurrent_kernel", self.weights.recurrent_kernel, (hidden, 4 * hidden))
         bias_G = self.param("bias", _with_forget_bias(self.weights.bias, forget_bias), (4 * hidden,))
-        if self.is_initializing():  # only the weights are wanted
+        if self.is_initializing():  # nobody asks for the outputs, which take long to trace
             return jnp.zeros((*inputs.shape[:2], hidden)), carry
         if embedding_VI is not None:
             # V rows are projected once instead of T·B of them: embedding and projection become one row lookup.

@@ -37,15 +37,16 @@ def schedule(config, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
 
 
-def rates(schedule: optax.Schedule) -> Callable[[int, int], np.ndarray]:
+def rates(by_step: optax.Schedule) -> Callable[[int, int], np.ndarray]:
     """A function (step, count) → float32 (count,): the learning rates of so many steps.
 
     They are computed in blocks that begin at multiples, so that what the rate of a step is does not depend on the start.
     """
+    by_steps = jax.jit(by_step)  # op by op it would compile ten programs
 
     @functools.lru_cache(maxsize=2)
     def block(number: int) -> np.ndarray:
-        computed = np.asarray(schedule(jnp.arange(number * BLOCK, (number + 1) * BLOCK)), np.float32)
+        computed = np.asarray(by_steps(np.arange(number * BLOCK, (number + 1) * BLOCK)), np.float32)
         return np.broadcast_to(computed, BLOCK)
 
     def of(step: int, count: int) -> np.ndarray:

@@ -24,7 +24,7 @@ class Setup:
     Attributes:
       encoded: the splits as ids.
       mesh: of the devices that share the rows of a batch.
-      rates: (step, count) → learning rates of so many steps.
+      rates: (step, count) → learning rates of so many steps by the schedule, float32 (count,).
       best_by: the loss that names the best checkpoint, `validation` or `train`.
       draw_sample: (params, step) → text, or None where no samples are asked for.
     """

@@ -88,6 +88,7 @@ class Progress:
 
 
 def initial_state(functions: model.Functions, optimizer: optax.GradientTransformation, rows: int, seed) -> TrainState:
+    """The state before the first step; rows are those of the carry, the seed an integer, traced or not."""
     params = functions.init(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), functions.zero_carry(rows))
 

@@ -1,6 +1,6 @@
 """Training: the jitted step, and the loop around it that logs, evaluates, checkpoints, and goes on where it was stopped.
 
-Letters: B batch (rows), S scored positions, V vocabulary.
+Letters: B batch (rows), S scored positions, V vocabulary, K steps of one call, D devices, N numbers of all sums.
 """
 
 import contextlib
@@ -58,7 +58,8 @@ def make_train_step(
 ) -> Callable:
     """The pure function (state, batch, rate, seed, asked_D=None) → (state, StepMetrics), to be jitted with the state donated.
 
-    Learning rate and seed are arguments, so that runs that differ in them or in the schedule share what was compiled.
+    The learning rate (float32, scalar) and the seed (uint32, scalar) are arguments, so that runs that differ in them or in the
+    schedule share what was compiled.
 
     The devices of the mesh share the rows of a batch; their sums of gradients and nats are added once, at the end, as one array
     by one `psum`: two of them can wait for each other for ever where XLA:CPU has two threads (jaxlib 0.10.2), and between
@@ -104,8 +105,8 @@ def make_train_step(
 
 
 def several(train_step: Callable) -> Callable:
-    """The pure function (state, batches, rates, seed) → (state, StepMetrics), of as many steps in a row as there are batches in
-    the arrays' first axis; for small models a tenth faster than as many calls."""
+    """The pure function (state, batches_K, rates_K, seed) → (state, StepMetrics), of as many steps in a row as the first
+    axis of the arrays is long; for small models a tenth faster than as many calls."""
 
     def steps(state: TrainState, batches_K: batches.Batch, rates_K, seed) -> tuple[TrainState, StepMetrics]:
         return jax.lax.scan(lambda state, given: train_step(state, *given, seed), state, (batches_K, rates_K))
@@ -243,7 +244,7 @@ def _feed(setup: Setup) -> Callable:
     the seed, and of several processes whether to stop."""
     seed = np.uint32(setup.seed)
     if processes.number() == 1:
-        return lambda done, count, signals: (_stacked(setup, done.step, count), _rates(setup, done, count), seed)
+        return lambda done, count, signals: (_stacked(setup, done.step, count), _rates(setup, done, done.step, count), seed)
     sharding = NamedSharding(setup.mesh, PartitionSpec(*setup.mesh.axis_names))
     own = devices.own(setup.mesh).size
     each = setup.batches.rows // processes.number()
@@ -252,7 +253,7 @@ def _feed(setup: Setup) -> Callable:
     def feed(done: Progress, count: int, signals: list[int]) -> tuple:
         local = (setup.batches.batch_at(done.step, part), np.full(own, bool(signals), np.float32))
         batch, asked_D = jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), local)
-        return batch, _rates(setup, done, count), seed, asked_D  # the count is always one, see setup.py
+        return batch, _rates(setup, done, done.step, count), seed, asked_D  # the count is always one, see setup.py
 
     return feed
 
@@ -263,9 +264,9 @@ def _stacked(setup: Setup, step: int, count: int) -> batches.Batch:
     return jax.tree.map(lambda *steps: np.stack(steps), *(setup.batches.batch_at(step + number) for number in range(count)))
 
 
-def _rates(setup: Setup, done: Progress, count: int) -> np.ndarray:
-    """The learning rates of the next steps, float32 (count,), of one step (); halved as often as the run has diverged."""
-    rates = setup.rates(done.step, count) * np.float32(0.5**done.halvings)
+def _rates(setup: Setup, done: Progress, step: int, count: int) -> np.ndarray:
+    """The learning rates of so many steps, float32 (count,), of one step (); halved as often as the run has diverged."""
+    rates = setup.rates(step, count) * np.float32(0.5**done.halvings)
     return rates[0] if count == 1 else rates
 
 
@@ -315,7 +316,7 @@ def _train_row(setup: Setup, done: Progress) -> dict:
     return {
         **_where(setup, done, "train"),
         **done.interval.measures(),
-        "learning_rate": float(setup.rates(done.step - 1, 1)[0]) * 0.5**done.halvings,
+        "learning_rate": float(_rates(setup, done, done.step - 1, 1)),
         "grad_norm": done.interval.grad_norm / done.interval.steps,
         "chars_per_second": done.interval.chars / max(done.interval_seconds, 1e-9),
         "seconds": done.seconds,

@@ -101,6 +101,7 @@ CONTEXT = {
     "model.init_scale": {"model.init": "uniform"},
     "optim.decay_biases": {"optim.weight_decay": 0.5, "model.init": "pytorch"},
     "optim.eps_form": {"optim.eps": 1e-2},
+    "seed": {"batch.shift": False},
     "corpus.name": NAMED,
     "corpus.data_dir": NAMED,
     "optim.decay_rate": {"optim.schedule": "step", "optim.decay_steps": 2},

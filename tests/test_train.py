@@ -120,7 +120,7 @@ def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, ki
     config = base.get_config()
     config.model.update({"hidden": 5, "embedding": 3, "dtype": "float64", "input": encoding, "init": "uniform"})
     config.model.layers = 2 if kind in ("stream", "windows") else 1
-    config.optim.update({"name": "sgd", "learning_rate": 1.0, "schedule": "constant", "clip_norm": 0.0})
+    config.optim.update({"name": "sgd", "clip_norm": 0.0})
     batch = framing_of(kind)
     rows = len(batch.reset_B)
     with jax.enable_x64(True):
@@ -150,15 +150,17 @@ def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, ki
             np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=2e-5, atol=1e-7)
 
 
-def test_the_rate_of_a_call_scales_the_update_and_is_halved_for_each_divergence(small):
-    config = config_module.load(TINY, small | {"optim.name": "rmsprop", "optim.weight_decay": 0.1})
+@pytest.mark.parametrize("rule", ["adamw", "rmsprop", pytest.param("adam", marks=pytest.mark.slow)])
+def test_the_rate_of_a_call_scales_the_update_and_is_halved_for_each_divergence(small, rule):
+    config = config_module.load(TINY, small | {"optim.name": rule, "optim.weight_decay": 0.1, "seed": 5})
     made = setup.set_up(config)
     state = state_module.initial_state(made.functions, made.optimizer, made.batches.rows, 0)
     step = jax.jit(train.make_train_step(made.functions, made.optimizer, ONE))
     whole, part = (step(state, made.batches.batch_at(0), np.float32(rate), SEED)[0].params for rate in (0.1, 0.025))
     quarter = jax.tree.map(lambda before, after: before + 0.25 * (after - before), state.params, whole)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), part, quarter)
-    never, twice = (train._rates(made, state_module.Progress(step=3, halvings=number), 2) for number in (0, 2))
+    assert train._feed(made)(state_module.Progress(), 1, [])[2] == 5
+    never, twice = (train._rates(made, state_module.Progress(halvings=number), 3, 2) for number in (0, 2))
     np.testing.assert_array_equal(twice, never / 4)
     assert (never > 0).all()
 
@@ -602,6 +604,19 @@ def test_several_steps_in_one_call_are_the_same_steps(small, tmp_path, framing):
         assert train.train(checked, tmp_path / str(together)) == 0
     assert read_rows(tmp_path / "4") == read_rows(tmp_path / "1")
     assert_same(final_params(tmp_path / "4"), final_params(tmp_path / "1"))
+
+
+def test_each_step_has_the_rate_of_its_place_in_the_schedule(small, tmp_path):
+    """From the fourth step on the rate is next to nothing, so that the parameters stay as three steps have made them."""
+    falling = {"optim.schedule": "step", "optim.decay_steps": 3, "optim.decay_rate": 1e-30, "optim.warmup_steps": 0}
+    events = {"train.log_every": 10, "train.eval_every": 10, "train.checkpoint_every": 2}
+    params = {}
+    for steps, together in ((2, 1), (3, 1), (4, 2)):
+        more = {"train.steps": steps, "train.steps_per_call": together}
+        assert train.train(config_module.load(TINY, small | falling | events | more), tmp_path / str(steps)) == 0
+        params[steps] = final_params(tmp_path / str(steps))
+    assert_same(params[4], params[3])
+    assert (params[2]["head_kernel"] != params[3]["head_kernel"]).any()
 
 
 def test_calls_of_several_steps_end_before_anything_is_logged_and_begin_alike_after_a_resume(small):

@@ -31,6 +31,7 @@ def bare(config_file: str) -> None:
     devices.prepare_cpu(checked, checked.batch.size)
 
     import jax
+    import numpy as np
 
     from charlm import setup, state, train
 
@@ -46,8 +47,8 @@ def bare(config_file: str) -> None:
         begin, first, before = time.perf_counter(), done, None
         while time.perf_counter() - begin < seconds:
             batches = [made.batches.batch_at(done + number) for number in range(together)]
-            given = jax.tree.map(lambda *each: jax.numpy.stack(each), *batches), made.rates(done, together), made.seed
-            now, metrics = step(now, *given)
+            batches_K = jax.tree.map(lambda *each: jax.numpy.stack(each), *batches)
+            now, metrics = step(now, batches_K, made.rates(done, together), np.uint32(made.seed))
             done += together
             if before is not None:
                 jax.device_get(before)
