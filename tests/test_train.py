@@ -150,7 +150,9 @@ def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, ki
             np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("rule", ["adamw", "rmsprop", pytest.param("adam", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "rule", ["rmsprop", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "adamw", "sgd"))]
+)
 def test_the_rate_of_a_call_scales_the_update_and_is_halved_for_each_divergence(small, rule):
     config = config_module.load(TINY, small | {"optim.name": rule, "optim.weight_decay": 0.1, "seed": 5})
     made = setup.set_up(config)
@@ -430,7 +432,7 @@ def test_a_rate_of_a_thousand_has_diverged_within_a_log_interval(small, tmp_path
 
 @pytest.mark.parametrize(("rows", "together"), [(8, 10), (500, 5), (800, 2), (2000, 1)])
 def test_a_call_has_no_more_work_than_a_signal_can_wait_for(small, rows, together):
-    config = config_module.load(TINY, small | {"model.hidden": 64, "batch.size": rows, "batch.length": 1000})
+    config = config_module.load(TINY, small | {"model.hidden": 64, "model.layers": 2, "batch.size": rows, "batch.length": 1000})
     functions = model.functions(config, 20)
     parameters = model.parameter_count(jax.eval_shape(functions.init, jax.random.key(0)))
     assert setup.steps_per_call(0, batches.Framing.of(config), functions) == together
