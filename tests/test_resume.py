@@ -14,7 +14,7 @@ from test_train import assert_same, final_params
 
 from charlm.errors import Failure
 
-STEPS = 600
+STEPS = 360
 OVERRIDES = {
     "batch.size": 4,
     "batch.length": 16,
@@ -71,9 +71,9 @@ def test_kill_9_twice_then_the_same_command(script, straight, corpus_file, tmp_p
     # As a crash in the middle of a write would leave it.
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9999, "na')
-    assert stop_at(350, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
+    assert stop_at(250, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
-    assert saved >= 300
+    assert saved >= 210
     done = subprocess.run(command(script, corpus_file, workdir), env=script.env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {saved} of {STEPS}" in done.stdout
