@@ -50,9 +50,7 @@ def rates(by_step: optax.Schedule) -> Callable[[int, int], np.ndarray]:
         return np.broadcast_to(computed, BLOCK)
 
     def of(step: int, count: int) -> np.ndarray:
-        number, offset = divmod(step, BLOCK)
-        head = block(number)[offset : offset + count]
-        return head if len(head) == count else np.concatenate([head, of(step + len(head), count - len(head))])
+        return np.array([block(at // BLOCK)[at % BLOCK] for at in range(step, step + count)])
 
     return of
 

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from charlm import cache, config, devices
-from tests.conftest import as_flags
+from tests.conftest import as_flags, read_rows
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,8 @@ def test_what_was_compiled_is_kept_and_found_again(script, small, tmp_path, monk
     lasting = ("initial_state", "train_step", "jit_steps", "chunk")
     first = programs("one")
     assert all(any(name in program for program in first) for name in lasting)
+    assert programs("again") == first
+    assert read_rows(tmp_path / "one") == read_rows(tmp_path / "again")
     # The trials of a sweep over these compile once.
     others = {"seed": 7, "optim.learning_rate": 0.5, "optim.schedule": "exponential", "train.steps": 7}
     assert programs("two", **others) == first
