@@ -90,12 +90,12 @@ def rows_to_share(config, rows: int, dtype: str) -> int:
 
 
 def prepare_cpu(config, rows: int, processes: int = 1) -> list[str]:
-    """Sets XLA_FLAGS for so many rows at once on the CPU, unless the user has set them.
+    """Adds to XLA_FLAGS how many devices so many rows have on the CPU, unless the user has said so there.
 
     Args:
       processes: that share the rows, of which this is one.
 
-    Returns a line NAME=VALUE for each variable that charlm has set; none where the user's stand.
+    Returns a line NAME=VALUE for each variable that charlm has set; none where the user's stands.
 
     To be called before JAX is imported. With as many devices as cores each has one thread; with fewer, products use all cores.
     """
@@ -103,12 +103,13 @@ def prepare_cpu(config, rows: int, processes: int = 1) -> list[str]:
     number = shared_by(max(1, rows // processes), cores, -(-wanted(config) // processes))
     tunables = os.environ.get("GLIBC_TUNABLES")
     lines = [f"GLIBC_TUNABLES={tunables}"] if tunables == HUGE_PAGES else []
-    if "XLA_FLAGS" in os.environ:
+    given = os.environ.get("XLA_FLAGS", "")
+    if "--xla_force_host_platform_device_count" in given:
         return lines
     flags = [f"--xla_force_host_platform_device_count={number}"]
     if number == cores > 1:
         flags.append("--xla_cpu_multi_thread_eigen=false")
-    os.environ["XLA_FLAGS"] = " ".join(flags)
+    os.environ["XLA_FLAGS"] = " ".join([*flags, given]).strip()  # of one flag given twice the last counts
     return [*lines, f"XLA_FLAGS={os.environ['XLA_FLAGS']}"]
 
 

@@ -16,6 +16,8 @@ SHARED_CORPORA = ROOT.parent / "shared" / "corpora"
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Else devices.use_huge_pages has each script start anew with it.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+# Else each of some 250 processes compiles charlm's modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,16 +31,34 @@ def _compile_once(tmp_path_factory):
         os.environ[name.upper()] = str(value)
 
 
-# These modules compile without most optimisations, in half the time: what they ask does not depend on how a program is
-# compiled. All others, of resume, recurrence, evaluation, sampling and several processes among them, compile as a user does.
-COMPILED_QUICKLY = {"configs", "faults", "hostile", "importing", "model", "recipes", "scripts", "search", "sweep", "train"}
+# The default suite compiles in a third of the time: without most optimisations, but in the modules whose questions depend on
+# them, and without the emitters of XLA:CPU (jaxlib 0.10.2), which take most of it and make programs a tenth faster. The long
+# suite compiles all as a user does.
+COMPILED_IN_FULL = {"cache", "recurrence", "resume"}
+WITHOUT_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+
+
+def is_default_suite(config) -> bool:
+    return "not slow" in config.option.markexpr
+
+
+def pytest_configure(config):
+    """Sets what this process reads when JAX starts in it."""
+    if is_default_suite(config):
+        os.environ.setdefault("XLA_FLAGS", WITHOUT_EMITTERS)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(request):
-    quickly = request.module.__name__.removeprefix("test_") in COMPILED_QUICKLY
+    """Sets it for the scripts of a module too."""
+    jax.devices()  # has read the flag for this process
+    quickly = is_default_suite(request.config) and request.module.__name__.removeprefix("test_") not in COMPILED_IN_FULL
     jax.config.update("jax_disable_most_optimizations", quickly)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(quickly)
+    if quickly:
+        os.environ["XLA_FLAGS"] = WITHOUT_EMITTERS
+    elif os.environ.get("XLA_FLAGS") == WITHOUT_EMITTERS:
+        del os.environ["XLA_FLAGS"]
 
 
 def make_text(chars: int, seed: int = 0) -> str:

@@ -57,12 +57,9 @@ def test_peers_that_are_not_there_and_peers_that_are_broken_are_told_apart(tmp_p
         assert missing["torch-bf16"].startswith(f"{python} {why}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ours", "tasks", "rounds"),
-    [
-        (["charlm"], ["train"], 1),
-        pytest.param(["charlm", "charlm-bf16", "flax"], ["train", "sample"], 2, marks=pytest.mark.slow),
-    ],
+    ("ours", "tasks", "rounds"), [(["charlm"], ["train"], 1), (["charlm", "charlm-bf16", "flax"], ["train", "sample"], 2)]
 )
 def test_a_small_run(script, tmp_path, ours, tasks, rounds):
     file = tmp_path / "figures.json"

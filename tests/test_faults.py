@@ -34,6 +34,7 @@ DIVERGING = {  # each step multiplies the weights by -2, with half the rate by -
     "optim.clip_norm": 0.0,
     "optim.schedule": "constant",
     "train.steps": 24,
+    "train.checkpoint_every": 6,
 }
 
 
@@ -201,6 +202,7 @@ def begun(script, flags, workdir, step: int):
         yield process
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once_and_without_damage(script, stopped, tmp_path):
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
@@ -216,7 +218,8 @@ def test_a_second_signal_ends_it_at_once_and_without_damage(script, stopped, tmp
     assert_same(final_params(tmp_path / "run"), final_params(straight))
 
 
-@pytest.mark.parametrize("room", [40, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [40, 4000])
 def test_a_quota_that_is_used_up_is_one_sentence_and_nothing_is_lost(script, stopped, tmp_path, room):
     """With little room left a row of metrics does not fit, with more an array of a checkpoint."""
     overrides, _, straight = stopped
@@ -280,6 +283,7 @@ def test_a_damaged_parameter_is_noticed_before_it_is_saved(small, tmp_path, monk
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_lock_that_a_dead_process_left_holds_nobody_up(script, stopped, tmp_path):
     overrides, run, straight = stopped
     shutil.copytree(run, tmp_path / "run")

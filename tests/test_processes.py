@@ -26,7 +26,7 @@ OVERRIDES = {
     "train.steps": 60,
     "train.log_every": 7,
     "train.eval_every": 20,
-    "train.checkpoint_every": 10,
+    "train.checkpoint_every": 20,
     "sample.length": 20,
 }
 
@@ -174,7 +174,7 @@ def joining(index, port) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_who_waits_alone_ends_with_a_sentence(index):
     waiting = joining(index, free_port())
     _, errors = waiting.communicate(timeout=60)
@@ -194,6 +194,7 @@ def test_a_process_that_goes_before_anything_was_said_is_noticed():
     second.communicate()
 
 
+@pytest.mark.slow
 def test_processes_with_different_numbers_of_devices_are_refused(script, corpus_file, tmp_path):
     port, started = free_port(), []
     for index in range(2):

@@ -45,7 +45,7 @@ def flags_of(name, texts, **more):
     return [config, *as_flags(SMALL | ON_TEXT[name] | path | more)]
 
 
-LONGER = ("shakespeare_mxnet", "sonnets_keras", "anna_pytorch")
+LONGER = ("shakespeare_mxnet", "sonnets_keras", "anna_pytorch", "alice_axon")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONGER else []) for name in ON_TEXT])
@@ -88,7 +88,7 @@ def loaded(flags):
 
 
 def test_a_grid_of_prompts_and_temperatures(script, texts, tmp_path):
-    script("train", *flags_of("ag_news_keras", texts), f"--workdir={tmp_path / 'run'}")
+    assert train.train(loaded(flags_of("ag_news_keras", texts)), tmp_path / "run") == 0
     prompts = ["--prompt=a", "--prompt=b", "--num=2", "--length=200"]
     grid = script("sample", f"--workdir={tmp_path / 'run'}", *prompts, "--temperature=0.3,0.8,1.3").stdout
     headers = [line for line in grid.splitlines() if line.startswith("---")]
@@ -188,16 +188,12 @@ def test_of_windows_the_picture_has_one_prediction_and_a_graph_named_svg_is_the_
     assert "Traceback" not in failed.stderr
 
 
-def test_what_is_not_given_to_sample_and_evaluate_is_as_the_run_has_it(script, texts, tmp_path):
-    decoding = {
-        "sample.prompt": "Ab",
-        "sample.length": 30,
-        "sample.temperature": 0.7,
-        "sample.top_k": 2,
-        "corpus.split": "1.0,",
-    }
-    decoding |= {"corpus.lowercase": True, "train.best": "train"}
-    script("train", *flags_of("anna_pytorch", texts, **decoding), f"--workdir={tmp_path / 'run'}")
+@pytest.mark.slow
+def test_what_is_not_given_to_sample_and_evaluate_is_as_the_run_has_it(script, small, tmp_path):
+    decoding = {"sample.prompt": "Ab", "sample.length": 30, "sample.temperature": 0.7, "sample.top_k": 2}
+    of_all = {"corpus.split": (1.0,), "corpus.lowercase": True, "train.best": "train"}
+    config = config_module.load(str(ROOT / "configs" / "tiny.py"), small | decoding | of_all)
+    assert train.train(config, tmp_path / "run") == 0
     run = f"--workdir={tmp_path / 'run'}"
     by_default = script("sample", run).stdout
     assert by_default.startswith("ab")
@@ -205,8 +201,8 @@ def test_what_is_not_given_to_sample_and_evaluate_is_as_the_run_has_it(script, t
     otherwise = script("sample", run, "--top_k=0", "--length=12").stdout
     assert len(otherwise) == 2 + 12 + 1
     assert otherwise[:14] != by_default[:14]
-    train = json.loads(script("evaluate", run).stdout.splitlines()[-1])
-    assert train["protocol"]["split"] == "train"
+    result = json.loads(script("evaluate", run).stdout.splitlines()[-1])
+    assert result["protocol"]["split"] == "train"
 
 
 def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):
@@ -223,7 +219,7 @@ def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):
     parts = [int(re.search(r"(\d+) cut to", lines[-1])[1]) for lines in said]
     assert sum(parts) == longer
     assert min(parts) > 0
-    script("train", *flags_of("ag_news_keras", texts), f"--workdir={tmp_path / 'run'}")
+    assert train.train(loaded(flags_of("ag_news_keras", texts)), tmp_path / "run") == 0
     (tmp_path / "own.csv").write_text(f'"1","{titles[0]}","x"\n"1","","x"\n"1","{30 * titles[0][0]}","x"\n')
     said = script("evaluate", f"--workdir={tmp_path / 'run'}", f"--text={tmp_path / 'own.csv'}").stderr
     assert f"chars of 2 documents (1 empty skipped, {1 + (len(titles[0]) > 24)} cut to batch.length=24)" in said

@@ -33,7 +33,7 @@ def get_config(arg=None):
     config.train.steps = {steps}
     config.train.log_every = 5
     config.train.eval_every = 50
-    config.train.checkpoint_every = 10
+    config.train.checkpoint_every = 20
     config.sample.length = 10
     return config
 
@@ -240,6 +240,7 @@ def test_ctrl_c_and_a_killed_child_change_nothing(script, straight, tmp_path):
         assert read_rows(root / file.parent.name) == read_rows(file.parent)
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_trainings_that_the_next_one_waits_for(script, straight, tmp_path):
     root = tmp_path / "root"
     arguments = [f"--config={straight / 'swept.py'}", f"--root={root}", "--only=optim.learning_rate=0.01", "--parallel=2"]

@@ -93,9 +93,10 @@ def test_what_xla_is_told_of_the_cpu(monkeypatch, rows, wanted, processes, expec
     config.devices = wanted
     assert devices.prepare_cpu(config, rows, processes) == [f"XLA_FLAGS={expected}"]
     assert os.environ["XLA_FLAGS"] == expected
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")  # the user's own stand
-    assert devices.prepare_cpu(config, rows, processes) == []
-    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+    assert devices.prepare_cpu(config, rows, processes) == []  # who has named a number of devices has it
+    assert os.environ["XLA_FLAGS"] == expected
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")  # what the user has set besides stands
+    assert devices.prepare_cpu(config, rows, processes) == [f"XLA_FLAGS={expected} --xla_dump_to=x"]
 
 
 def framing_of(kind):
@@ -216,6 +217,7 @@ def test_dropout_is_a_function_of_seed_and_step():  # invariant 2
 
 def test_learns_more_than_the_frequencies_of_symbols(small, corpus_file, tmp_path, capsys):
     overrides = small | {"train.steps": 120, "model.hidden": 32, "train.log_every": 30, "train.eval_every": 60}
+    overrides |= {"train.checkpoint_every": 0}
     assert train.train(config_module.load(TINY, overrides), tmp_path / "run") == 0
     rows = read_rows(tmp_path / "run")
     _, counts = np.unique(list(corpus_file.read_text()), return_counts=True)
@@ -274,7 +276,7 @@ def test_best_and_two_latest_checkpoints_are_kept(small, tmp_path):
 def test_best_by_training_loss_where_there_is_no_validation_text(small, tmp_path):
     windows = {"batch.framing": "windows", "model.input": "scalar", "corpus.split": (1.0,), "batch.length": 12, "batch.size": 8}
     rates = {"optim.learning_rate": 0.05, "optim.schedule": "constant", "train.steps": 30, "train.eval_every": 5}
-    overrides = small | windows | rates
+    overrides = small | windows | rates | {"train.checkpoint_every": 0}
     with pytest.raises(UserError, match=r"train.best=validation, but corpus.split leaves no validation text"):
         train.train(config_module.load(TINY, overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -296,7 +298,8 @@ def test_devices_share_a_batch_with_the_same_result(small, corpus_file, tmp_path
         "configs = {n: config.load('configs/tiny.py', small | {'devices': n}) for n in '143'}; "
         "[train.train(configs[n], f'{sys.argv[1]}/{n}') for n in configs]"
     )
-    pairs = [f"{key}={value}" for key, value in (small | {"model.dropout": 0.3, "train.steps": 12, "sample.length": 0}).items()]
+    more = {"model.dropout": 0.3, "train.steps": 12, "train.checkpoint_every": 0, "sample.length": 0}
+    pairs = [f"{key}={value}" for key, value in (small | more).items()]
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run([sys.executable, "-c", code, tmp_path, *pairs], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
