@@ -90,7 +90,7 @@ def rows_to_share(config, rows: int, dtype: str) -> int:
 
 
 def prepare_cpu(config, rows: int, processes: int = 1) -> list[str]:
-    """Adds to XLA_FLAGS how many devices so many rows have on the CPU, unless the user has said so there.
+    """Adds to XLA_FLAGS how many devices so many rows have on the CPU, unless the user has said so there or named a file.
 
     Args:
       processes: that share the rows, of which this is one.
@@ -104,7 +104,7 @@ def prepare_cpu(config, rows: int, processes: int = 1) -> list[str]:
     tunables = os.environ.get("GLIBC_TUNABLES")
     lines = [f"GLIBC_TUNABLES={tunables}"] if tunables == HUGE_PAGES else []
     given = os.environ.get("XLA_FLAGS", "")
-    if "--xla_force_host_platform_device_count" in given:
+    if "--xla_force_host_platform_device_count" in given or given.strip()[:1] not in ("", "-"):  # else a file of flags
         return lines
     flags = [f"--xla_force_host_platform_device_count={number}"]
     if number == cores > 1:

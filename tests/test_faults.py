@@ -315,6 +315,7 @@ def test_reading_a_run_that_trains_finds_a_checkpoint_each_time(script, stopped,
     assert int(result.stdout) > 3
 
 
+@pytest.mark.slow
 def test_what_is_taken_for_a_checkpoint_that_is_gone_or_damaged_is_said(script, stopped, tmp_path):
     _, before, _ = stopped
     shutil.copytree(before, tmp_path / "run")

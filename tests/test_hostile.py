@@ -420,6 +420,7 @@ def test_a_million_characters_in_the_memory_of_a_thousand(script, run):
     assert peaks[1] < 1.1 * peaks[0]
 
 
+@pytest.mark.slow
 def test_nothing_of_a_run_directory_is_executed(script, run, tmp_path, monkeypatch):
     """Pickles, modules and configs that would leave a mark when they were loaded, wherever a reader may come across them."""
     mark = tmp_path / "mark"

@@ -73,7 +73,7 @@ def test_kill_9_twice_then_the_same_command(script, straight, corpus_file, tmp_p
         file.write('{"step": 9999, "na')
     assert stop_at(250, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
-    assert saved >= 180
+    assert saved >= 200  # saved for the evaluation there; the save at 240 waits for it
     done = subprocess.run(command(script, corpus_file, workdir), env=script.env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {saved} of {STEPS}" in done.stdout

@@ -68,6 +68,10 @@ def test_sample_is_the_same_for_the_same_seed(script, run):
     (warm, greedy), (other, also_greedy) = (output.split("--- temperature ")[1:] for output in outputs[1:])
     assert warm != other
     assert greedy == also_greedy
+    single = script("sample", *flags, "--temperature=1", "--seed=7").stdout
+    assert single.startswith("abc")
+    assert len(single) == 3 + 100 + 1
+    assert other == f"1 ---\n{single}"
     several = script("sample", *flags, "--num=3", "--top_k=5", "--top_p=0.9").stdout
     texts = several.split("--- sample ")[1:]
     assert [len(text) for text in texts] == [len("1 ---\n") + 103 + 1] * 3

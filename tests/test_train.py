@@ -95,6 +95,8 @@ def test_what_xla_is_told_of_the_cpu(monkeypatch, rows, wanted, processes, expec
     assert os.environ["XLA_FLAGS"] == expected
     assert devices.prepare_cpu(config, rows, processes) == []  # who has named a number of devices has it
     assert os.environ["XLA_FLAGS"] == expected
+    monkeypatch.setenv("XLA_FLAGS", "/a/file/of/flags")
+    assert devices.prepare_cpu(config, rows, processes) == []
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")  # what the user has set besides stands
     assert devices.prepare_cpu(config, rows, processes) == [f"XLA_FLAGS={expected} --xla_dump_to=x"]
 
