@@ -31,12 +31,11 @@ def _compile_once(tmp_path_factory):
         os.environ[name.upper()] = str(value)
 
 
-# The default suite compiles in a third of the time, without most optimisations and without the emitters that XLA:CPU has for
-# fused operations; so it is to be repeated with -m 'not slow'. The long suite, and pytest without -m, compile as a user does.
-# The scripts of these modules always do; within a process of pytest, XLA reads its flags but once, so all go without emitters.
+# The default suite compiles without most optimisations, in half the time, and so without XLA:CPU's emitters for fused
+# operations, in a third of what is left; its failures are to be repeated with -m 'not slow'. The long suite, and pytest without
+# -m, compile as a user does. These modules do so always, but that XLA reads its flags once in a process of pytest.
 COMPILED_IN_FULL = {"cache", "recurrence", "resume"}
 WITHOUT_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
-XLA_FLAGS = os.environ.get("XLA_FLAGS")  # of the user's, which stand
 
 
 def compiles_quickly(config) -> bool:
@@ -44,10 +43,13 @@ def compiles_quickly(config) -> bool:
 
 
 def set_emitters(quickly: bool) -> None:
-    # XLA ends a process that has a flag it does not know; the next version need not have this one.
-    if XLA_FLAGS is None and jax.__version_info__ < (0, 11):
+    # The user's flags stand. XLA ends a process that has a flag it does not know; the next version need not have this one.
+    if os.environ.get("XLA_FLAGS", WITHOUT_EMITTERS) != WITHOUT_EMITTERS or jax.__version_info__ >= (0, 11):
+        return
+    if quickly:
+        os.environ["XLA_FLAGS"] = WITHOUT_EMITTERS
+    else:
         os.environ.pop("XLA_FLAGS", None)
-        os.environ |= {"XLA_FLAGS": WITHOUT_EMITTERS} if quickly else {}
 
 
 def pytest_configure(config):

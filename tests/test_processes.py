@@ -26,7 +26,7 @@ OVERRIDES = {
     "train.steps": 60,
     "train.log_every": 7,
     "train.eval_every": 20,
-    "train.checkpoint_every": 20,
+    "train.checkpoint_every": 10,
     "sample.length": 20,
 }
 
@@ -112,9 +112,9 @@ def test_four_processes_have_the_losses_of_one_in_every_framing(script, tmp_path
 @pytest.mark.slow
 def test_killed_processes_take_the_others_along_and_all_go_on(script, corpus_file, two, tmp_path):
     """Bit for bit with as many processes as before, up to the order of summation with one."""
-    workdir, more = tmp_path / "run", {"train.checkpoint_every": 10}
+    workdir = tmp_path / "run"
     for victim, step in ((1, 14), (0, 35)):
-        started = start(script, corpus_file, workdir, 2, **more)
+        started = start(script, corpus_file, workdir, 2)
         wait_for_step(workdir, step)
         begin = time.monotonic()
         started[victim].kill()
@@ -128,7 +128,7 @@ def test_killed_processes_take_the_others_along_and_all_go_on(script, corpus_fil
             assert errors.splitlines()[-1].startswith("error: another process of this training has gone")
         assert time.monotonic() - begin < 60
         assert json.loads((workdir / "status.json").read_text())["state"] == "incomplete"
-    (output, _), _ = finish(start(script, corpus_file, workdir, 2, **more))
+    (output, _), _ = finish(start(script, corpus_file, workdir, 2))
     assert "resuming at step" in output
     assert read_rows(workdir) == read_rows(two)
     assert_same(final_params(workdir), final_params(two))

@@ -189,11 +189,16 @@ def test_of_windows_the_picture_has_one_prediction_and_a_graph_named_svg_is_the_
 
 
 @pytest.mark.slow
-def test_what_is_not_given_to_sample_and_evaluate_is_as_the_run_has_it(script, small, tmp_path):
-    decoding = {"sample.prompt": "Ab", "sample.length": 30, "sample.temperature": 0.7, "sample.top_k": 2}
-    of_all = {"corpus.split": (1.0,), "corpus.lowercase": True, "train.best": "train"}
-    config = config_module.load(str(ROOT / "configs" / "tiny.py"), small | decoding | of_all)
-    assert train.train(config, tmp_path / "run") == 0
+def test_what_is_not_given_to_sample_and_evaluate_is_as_the_run_has_it(script, texts, tmp_path):
+    decoding = {
+        "sample.prompt": "Ab",
+        "sample.length": 30,
+        "sample.temperature": 0.7,
+        "sample.top_k": 2,
+        "corpus.split": "1.0,",
+    }
+    decoding |= {"corpus.lowercase": True, "train.best": "train"}
+    script("train", *flags_of("anna_pytorch", texts, **decoding), f"--workdir={tmp_path / 'run'}")
     run = f"--workdir={tmp_path / 'run'}"
     by_default = script("sample", run).stdout
     assert by_default.startswith("ab")
@@ -201,8 +206,8 @@ def test_what_is_not_given_to_sample_and_evaluate_is_as_the_run_has_it(script, s
     otherwise = script("sample", run, "--top_k=0", "--length=12").stdout
     assert len(otherwise) == 2 + 12 + 1
     assert otherwise[:14] != by_default[:14]
-    result = json.loads(script("evaluate", run).stdout.splitlines()[-1])
-    assert result["protocol"]["split"] == "train"
+    train = json.loads(script("evaluate", run).stdout.splitlines()[-1])
+    assert train["protocol"]["split"] == "train"
 
 
 def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):

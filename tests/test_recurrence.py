@@ -48,8 +48,14 @@ def scalar(run):
     return value
 
 
-# One step, one odd chunk, one chunk, two chunks, a prime; rows that fill no vector, and 16 that do.
-@pytest.mark.parametrize(("steps", "batch"), [(1, 16), (7, 3), (16, 16), (32, 3), (32, 16), (23, 3)])
+# One step, one odd chunk, one chunk, two chunks, a prime; 3 rows, which fill no vector, and 16 that do.
+@pytest.mark.parametrize(
+    ("steps", "batch"),
+    [
+        *((1, 16), (7, 3), (16, 16), (32, 3), (32, 16), (23, 3)),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 3), (7, 16), (16, 3), (23, 16))),
+    ],
+)
 def test_equals_the_textbook_cell_in_value_and_gradient(steps, batch, monkeypatch):
     monkeypatch.setattr(recurrence, "CHUNK_BYTES", 0)  # so small a network would be one chunk at any length
     args = arguments(steps, batch)

@@ -264,12 +264,12 @@ def test_failed_and_diverged_trials_are_named_and_the_others_go_on(script, swept
     result = launched(script, file, root, status=1)
     assert "1 done, 1 diverged of 2 trials." in result.stdout
     assert "beyond the 25 of anything that learns" in result.stdout
+    again = launched(script, file, root, status=1)  # left alone
+    assert "1 done, 1 diverged" in again.stdout
+    assert "running" not in again.stdout
     name = "learning_rate=0.01"
     Run(root / name).write_status("failed", 4, None, "the moon")
-    again = launched(script, file, root, status=1)  # left alone
-    assert f"failed: {name}: the moon" in again.stdout
-    assert "1 diverged" in again.stdout
-    assert "running" not in again.stdout
+    assert f"failed: {name}: the moon" in launched(script, file, root, status=1).stdout
     assert "1 done, 1 diverged" in launched(script, file, root, "--retry_failed", status=1).stdout
 
 
