@@ -30,7 +30,7 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
         try:
             plain = _take_overrides(argv, overrides)
             if {"--help", "-help", "-h", "--h"} & set(plain[1:]):
-                app.usage(shorthelp=True, writeto_stdout=True)
+                _print_help(main.__module__)
                 sys.exit(0)
             rest = flags.FLAGS(plain)
             if len(rest) > 1 and not takes_arguments:
@@ -86,6 +86,11 @@ def _take_overrides(argv: list[str], overrides: dict[str, str]) -> list[str]:
         else:
             plain.append(argument)
     return plain
+
+
+def _print_help(module: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # as in `charlm train --help | head`
+        print(f"{(sys.modules[module].__doc__ or '').strip()}\n{flags.FLAGS.module_help(module)}", flush=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,7 @@
 About 10 seconds on 2 CPU cores; validation perplexity about 17.
 """
 
-from charlm.sweep import integers, log_uniform, product, uniform
+from charlm.sweeps.sweep import integers, log_uniform, product, uniform
 from configs import base
 
 

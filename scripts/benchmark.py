@@ -14,14 +14,15 @@ all of it ends with exit status 1. Half an hour on 2 cores.
 import json
 
 from absl import flags
+from peers import measuring
 
-from charlm import benchmark, cli
+from charlm import cli
 from charlm.errors import Failure, UserError
 
 _PEER_PYTHON = flags.DEFINE_multi_string("peer_python", [], "NAME=/path/to/python: interpreter of torch, keras or flax")
 _TASKS = flags.DEFINE_list("tasks", ["train", "sample"], "train, sample or both")
-_SHAPES = flags.DEFINE_list("shapes", list(benchmark.SHAPES), "of S, M, L")
-_IMPLEMENTATIONS = flags.DEFINE_list("implementations", list(benchmark.IMPLEMENTATIONS), "which to measure")
+_SHAPES = flags.DEFINE_list("shapes", list(measuring.SHAPES), "of S, M, L")
+_IMPLEMENTATIONS = flags.DEFINE_list("implementations", list(measuring.IMPLEMENTATIONS), "which to measure")
 _SAMPLE_BATCHES = flags.DEFINE_list("sample_batches", ["1", "64"], "streams sampled at once")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each is measured")
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "that each is measured in each round")
@@ -31,7 +32,7 @@ _JSON = flags.DEFINE_string("json", None, "file for the figures as a list of obj
 def main(overrides: dict[str, str]) -> None:
     del overrides
     pythons, sample_batches = _check_flags()
-    names, missing = benchmark.available(_IMPLEMENTATIONS.value, pythons)
+    names, missing = measuring.available(_IMPLEMENTATIONS.value, pythons)
     for name, why in missing.items():
         print(f"skipped {name}: {why}.", flush=True)
     if not names:
@@ -39,17 +40,17 @@ def main(overrides: dict[str, str]) -> None:
     measured, failures = [], []
     for task in _TASKS.value:
         for shape in _SHAPES.value:
-            for batch in [benchmark.SHAPES[shape].batch] if task == "train" else sample_batches:
+            for batch in [measuring.SHAPES[shape].batch] if task == "train" else sample_batches:
                 try:
-                    for row in benchmark.measure(task, shape, batch, names, pythons, _ROUNDS.value, _SECONDS.value, _say):
+                    for row in measuring.measure(task, shape, batch, names, pythons, _ROUNDS.value, _SECONDS.value, _say):
                         measured.append(row)
                 except Failure as failure:  # what the others did is kept
                     failures.append(str(failure))
                 if _JSON.value is not None:  # after each group, so that what was measured stays
                     with open(_JSON.value, "w", encoding="utf-8") as file:
                         json.dump([row._asdict() for row in measured], file, indent=1)
-    _print_table(benchmark.table(measured))
-    print(*benchmark.means(measured), sep="\n")
+    _print_table(measuring.table(measured))
+    print(*measuring.means(measured), sep="\n")
     if failures:
         raise Failure("; ".join(failures))
 
@@ -58,8 +59,8 @@ def _check_flags() -> tuple[dict[str, str], list[int]]:
     """Interpreters by name, and batches of sampling; raises a UserError for the first flag that is not right."""
     for flag, known in (
         (_TASKS, ("train", "sample")),
-        (_SHAPES, benchmark.SHAPES),
-        (_IMPLEMENTATIONS, benchmark.IMPLEMENTATIONS),
+        (_SHAPES, measuring.SHAPES),
+        (_IMPLEMENTATIONS, measuring.IMPLEMENTATIONS),
     ):
         for value in flag.value:
             if value not in known:

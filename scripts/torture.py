@@ -131,7 +131,7 @@ def differences(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
     """In what a run differs from the one that nothing happened to; nothing where it was survived."""
     import numpy as np
 
-    from charlm import restore
+    from charlm.inference import restore
 
     found = []
     if rows(workdir) != rows(straight):
@@ -556,7 +556,8 @@ def load(place: Place, seed: int) -> list[Row]:
 
 LEAKS = """
 import gc, os, signal, sys, threading, time
-from charlm import config, train
+from charlm.config import load as config
+from charlm.training import train
 overrides = dict(argument.removeprefix("--config.").split("=", 1) for argument in sys.argv[3:])
 path, workdir = sys.argv[1].split("=", 1)[1], sys.argv[2].split("=", 1)[1]
 def stop_at(step):

@@ -6,12 +6,19 @@ import pathlib
 import random
 import subprocess
 import sys
+import time
 
 import jax
+import numpy as np
 import pytest
+
+from charlm.models import stack
+from charlm.rundir.checkpoint import Checkpoints
+from charlm.rundir.run import Run
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_CORPORA = ROOT.parent / "shared" / "corpora"
+TINY = "configs/tiny.py"  # as seen from ROOT
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Else devices.use_huge_pages has each script start anew with it.
@@ -34,7 +41,7 @@ def _compile_once(tmp_path_factory):
 # The default suite compiles without most optimisations, in half the time, and so without XLA:CPU's emitters for fused
 # operations, in a third of what is left; its failures are to be repeated with -m 'not slow'. The long suite, and pytest without
 # -m, compile as a user does. These modules do so always, but that XLA reads its flags once in a process of pytest.
-COMPILED_IN_FULL = {"cache", "recurrence", "resume"}
+COMPILED_IN_FULL = {"cache", "lstm", "resume"}
 WITHOUT_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 
@@ -138,3 +145,26 @@ def read_rows(workdir) -> list[dict]:
     timing = ("seconds", "chars_per_second", "seal")
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in timing} for line in lines]
+
+
+def final_params(workdir, directory=None):
+    checkpoints = Checkpoints(directory or Run(workdir).checkpoints, read_only=True)
+    config = Run(workdir).config()
+    functions = stack.functions(config, len(Run(workdir).vocab()))
+    abstract = jax.eval_shape(functions.init, jax.random.key(0))
+    return jax.tree.map(np.asarray, checkpoints.restore_params(checkpoints.steps()[-1], abstract))
+
+
+def assert_same(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def wait_for_step(workdir, step):
+    metrics = workdir / "metrics.jsonl"
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        lines = metrics.read_text().rpartition("\n")[0].splitlines() if metrics.exists() else []
+        if lines and json.loads(lines[-1])["step"] >= step:
+            return
+        time.sleep(0.001)
+    raise AssertionError(f"{workdir} did not reach step {step}")

@@ -6,9 +6,8 @@ import os
 import shlex
 
 import pytest
-
-from charlm import benchmark
-from charlm.benchmark import Measurement
+from peers import measuring
+from peers.measuring import Measurement
 
 
 def measured(task, shape, batch, dtype, implementation, rate):
@@ -17,9 +16,9 @@ def measured(task, shape, batch, dtype, implementation, rate):
 
 def test_flop_per_char_by_hand():
     # S: one-hot 65 into 4 x 128 gates, two recurrences of 128 x 512, one input of 128 x 512, a head of 128 x 65.
-    assert benchmark.SHAPES["S"].flop_per_char() == 6 * (65 * 512 + 128 * 512 + 128 * 512 + 128 * 512 + 128 * 65)
+    assert measuring.SHAPES["S"].flop_per_char() == 6 * (65 * 512 + 128 * 512 + 128 * 512 + 128 * 512 + 128 * 65)
     # M: after an embedding of 256 all four kernels are 256 x 1024.
-    assert benchmark.SHAPES["M"].flop_per_char() == 6 * (4 * 256 * 1024 + 256 * 65)
+    assert measuring.SHAPES["M"].flop_per_char() == 6 * (4 * 256 * 1024 + 256 * 65)
 
 
 def test_ratios_and_shares_of_the_limit():
@@ -28,9 +27,9 @@ def test_ratios_and_shares_of_the_limit():
         measured("train", "S", 50, "bfloat16", "charlm-bf16", 300.0),
         measured("train", "S", 50, "float32", "torch", 100.0),
         measured("train", "S", 50, "bfloat16", "torch-bf16", 200.0),
-        measured("train", "S", 50, "float32", "peak", 200.0 * benchmark.SHAPES["S"].flop_per_char()),
+        measured("train", "S", 50, "float32", "peak", 200.0 * measuring.SHAPES["S"].flop_per_char()),
     ]
-    cells = {row[3]: row[4:8] for row in benchmark.table(rows)[1:]}
+    cells = {row[3]: row[4:8] for row in measuring.table(rows)[1:]}
     assert cells["charlm"] == ["150", "10%", "1.50", "75%"]
     assert cells["charlm-bf16"] == ["300", "10%", "1.50", ""]  # its own peak was not measured
     assert cells["limit, float32"][0] == "200"
@@ -40,8 +39,8 @@ def test_geometric_means_over_shapes_that_all_have():
     rows = [measured("train", shape, 8, "float32", "charlm", rate) for shape, rate in (("S", 200.0), ("M", 80.0))]
     rows += [measured("train", shape, 8, "float32", "torch", rate) for shape, rate in (("S", 100.0), ("M", 10.0))]
     rows += [measured("train", "S", 8, "float32", "flax", 100.0)]  # not on M
-    assert benchmark.means(rows) == ["train, geometric mean over shapes: charlm / torch 4.00"]
-    assert math.isnan(benchmark.rate(rows, "train", "M", 8, "flax"))
+    assert measuring.means(rows) == ["train, geometric mean over shapes: charlm / torch 4.00"]
+    assert math.isnan(measuring.rate(rows, "train", "M", 8, "flax"))
 
 
 def test_peers_that_are_not_there_and_peers_that_are_broken_are_told_apart(tmp_path):
@@ -52,7 +51,7 @@ def test_peers_that_are_not_there_and_peers_that_are_broken_are_told_apart(tmp_p
         python = tmp_path / name
         python.write_text(f"#!/bin/sh\necho Traceback >&2\necho {shlex.quote(lines)} >&2\nexit 1\n")
         python.chmod(0o755)
-        there, missing = benchmark.available(["torch-bf16"], {"torch": os.fspath(python)})
+        there, missing = measuring.available(["torch-bf16"], {"torch": os.fspath(python)})
         assert there == []
         assert missing["torch-bf16"].startswith(f"{python} {why}")
 
@@ -113,9 +112,9 @@ def test_nothing_to_measure_is_a_failure(script, tmp_path):
 
 
 def test_a_program_that_ends_with_an_error_is_named_and_the_others_are_measured(monkeypatch):
-    broken = benchmark.IMPLEMENTATIONS["flax"]._replace(dtype="no type", program="charlm_peer.py")
-    monkeypatch.setitem(benchmark.IMPLEMENTATIONS, "charlm", broken)
-    rows = benchmark.measure("sample", "S", 1, ["charlm", "flax"], {}, 1, 0.1, say=lambda line: None)
+    broken = measuring.IMPLEMENTATIONS["flax"]._replace(dtype="no type", program="charlm_peer.py")
+    monkeypatch.setitem(measuring.IMPLEMENTATIONS, "charlm", broken)
+    rows = measuring.measure("sample", "S", 1, ["charlm", "flax"], {}, 1, 0.1, say=lambda line: None)
     assert next(rows).implementation == "flax"
-    with pytest.raises(benchmark.Failure, match=r"sample S, batch 1: charlm ended with status 1: .*no type"):
+    with pytest.raises(measuring.Failure, match=r"sample S, batch 1: charlm ended with status 1: .*no type"):
         next(rows)

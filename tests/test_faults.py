@@ -14,16 +14,15 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, as_flags, make_text, read_rows
-from test_processes import wait_for_step
-from test_train import TINY, assert_same, final_params
+from conftest import ROOT, TINY, as_flags, assert_same, final_params, make_text, read_rows, wait_for_step
 
-from charlm import config as config_module
-from charlm import seal, train
-from charlm.checkpoint import Checkpoints
+from charlm import files
+from charlm.config import load as config_module
 from charlm.errors import Broken, Failure
-from charlm.run import Run
-from charlm.state import Progress
+from charlm.rundir.checkpoint import Checkpoints
+from charlm.rundir.run import Run
+from charlm.training import train
+from charlm.training.state import Progress
 
 FILES = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")
 HARMS = ("truncated", "emptied", "flipped", "deleted")
@@ -104,7 +103,7 @@ def test_damage_is_mended_and_said_or_refused_in_a_sentence_that_names_the_file(
 @pytest.mark.parametrize("how", HARMS)
 @pytest.mark.parametrize("name", ["config.json", "status.json", "environment.json", "metrics.jsonl", "evaluations.jsonl"])
 def test_compare_says_what_it_could_not_read(stopped, tmp_path, name, how):
-    from charlm import reading
+    from charlm.compare import reading
 
     _, _, straight = stopped
     workdir = tmp_path / "run"
@@ -122,15 +121,15 @@ def test_compare_says_what_it_could_not_read(stopped, tmp_path, name, how):
 
 def test_a_bit_flipped_anywhere_in_a_sealed_text_is_noticed_or_changes_nothing():
     fields = {"step": 120, "nats": 1.25, "of": {"é\udcff": [1, None, True]}, "text": 'a "seal": "b'}
-    text = seal.sealed(fields, indent=1)
-    assert seal.opened(text) == fields
+    text = files.sealed(fields, indent=1)
+    assert files.opened(text) == fields
     content, noticed = text.encode(), 0
     for position in range(len(content)):
         for bit in range(8):
             flipped = bytearray(content)
             flipped[position] ^= 1 << bit
             try:
-                found = seal.opened(flipped.decode())
+                found = files.opened(flipped.decode())
             except ValueError:
                 noticed += 1
                 continue
@@ -299,7 +298,8 @@ def test_reading_a_run_that_trains_finds_a_checkpoint_each_time(script, stopped,
     often = overrides | {"train.steps": 120, "train.checkpoint_every": 2, "train.eval_every": 40}
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(often)]
     code = (
-        "import sys, contextlib; from charlm import restore; from charlm.run import Run; run = Run(sys.argv[1]); n = 0\n"
+        "import sys, contextlib; from charlm.inference import restore; from charlm.rundir.run import Run\n"
+        "run = Run(sys.argv[1]); n = 0\n"
         "while run.is_training() or not n:\n"
         "    restore.load(sys.argv[1], ['latest', 'best'][n % 2]); n += 1\n"
         "print(n)"

@@ -15,16 +15,20 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, as_flags
+from conftest import ROOT, TINY, as_flags
 from hypothesis import strategies
-from test_train import TINY
 
-from charlm import batches, corpora, importing, model, reading, sources, sweep, train
-from charlm import config as config_module
+from charlm.compare import reading
+from charlm.config import load as config_module
+from charlm.data import batches, corpora, sources
+from charlm.data.vocab import Vocab, symbols_of
 from charlm.errors import Failure, UserError
-from charlm.run import Run
-from charlm.sample import Decoding, pick, sampler
-from charlm.vocab import Vocab, symbols_of
+from charlm.exchange import importing
+from charlm.inference.sample import Decoding, pick, sampler
+from charlm.models import stack
+from charlm.rundir.run import Run
+from charlm.sweeps import sweep
+from charlm.training import train
 from configs import base
 
 JUNK = strategies.dictionaries(  # rows of valid JSON with odd values
@@ -329,7 +333,7 @@ def test_junk_in_the_logs_of_a_run_is_passed_over(content, before, tmp_path_fact
 def trained():
     config = base.get_config()
     config.model.update({"hidden": 8, "layers": 1, "input": "onehot"})
-    functions = model.functions(config, 5)
+    functions = stack.functions(config, 5)
     return functions, jax.tree.map(lambda leaf: leaf * 3, jax.jit(functions.init)(jax.random.key(0)))
 
 
@@ -487,7 +491,7 @@ def test_a_trial_is_named_within_the_folder_of_its_sweep(value):
 
 def test_the_source_itself_neither_pickles_nor_evaluates():
     forbidden = ("pickle", "eval(", "exec(", "shell=True", "os.system", "allow_pickle", "extractall", "yaml")
-    for file in [*(ROOT / "charlm").glob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+    for file in [*(ROOT / "charlm").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         code = "\n".join(line for line in file.read_text().splitlines() if not line.lstrip().startswith("#"))
         for word in forbidden:
             assert word not in code.replace("_eval(", ""), (file, word)

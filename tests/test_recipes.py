@@ -7,13 +7,12 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED_CORPORA, as_flags, make_text, read_rows
-from test_train import assert_same, final_params
+from conftest import ROOT, SHARED_CORPORA, as_flags, assert_same, final_params, make_text, read_rows
 
-from charlm import config as config_module
-from charlm import setup, train
+from charlm.config import load as config_module
 from charlm.errors import UserError
-from charlm.run import Run
+from charlm.rundir.run import Run
+from charlm.training import setup, train
 
 SMALL = {"model.hidden": 12, "train.steps": 6, "train.log_every": 2, "train.eval_every": 4, "train.checkpoint_every": 3}
 SMALL |= {"sample.length": 8}
@@ -119,10 +118,10 @@ def test_a_grid_of_prompts_and_temperatures(script, texts, tmp_path):
 def test_parameters_are_counted_as_published_or_by_hand(name, symbols, count, doubled):
     import jax
 
-    from charlm import model
+    from charlm.models import stack
 
     config = config_module.load(str(ROOT / "configs" / f"{name}.py"))
-    lines = model.parameter_lines(jax.eval_shape(model.functions(config, symbols).init, jax.random.key(0)))
+    lines = stack.parameter_lines(jax.eval_shape(stack.functions(config, symbols).init, jax.random.key(0)))
     counts = [int(line.split()[-1].replace(",", "")) for line in lines[-2:]]
     assert counts[0] == count
     assert doubled in (None, counts[1])

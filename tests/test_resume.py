@@ -9,8 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, as_flags, read_rows
-from test_train import assert_same, final_params
+from conftest import ROOT, as_flags, assert_same, final_params, read_rows
 
 from charlm.errors import Failure
 

@@ -8,8 +8,8 @@ import resource
 import tempfile
 import time
 
-from charlm import batches, corpora
-from charlm.vocab import Vocab
+from charlm.data import batches, corpora
+from charlm.data.vocab import Vocab
 from configs import base
 
 

@@ -30,13 +30,14 @@ def charlm_rate(hidden: int, chars: int) -> float:
     import jax
     import numpy as np
 
-    from charlm import model, sample
-    from charlm.vocab import Vocab
+    from charlm.data.vocab import Vocab
+    from charlm.inference import sample
+    from charlm.models import stack
     from configs import base
 
     config = base.get_config()
     config.model.update({"hidden": hidden, "embedding": hidden})
-    functions = model.functions(config, 65)
+    functions = stack.functions(config, 65)
     params = jax.jit(functions.init)(jax.random.key(0))
     generate = sample.sampler(functions, Vocab("".join(map(chr, range(65)))))
     prompt = np.zeros(1, np.uint8)

@@ -18,8 +18,12 @@ import keras
 import numpy as np
 from jax.sharding import Mesh
 
-from charlm import batches, config, corpora, importing, model, optim, train
-from charlm.vocab import PAD, Vocab, symbols_of
+from charlm.config import load as config
+from charlm.data import batches, corpora
+from charlm.data.vocab import PAD, Vocab, symbols_of
+from charlm.exchange import importing
+from charlm.models import stack
+from charlm.training import optim, train
 
 STEP_BOUND = 1e-4  # nats between the losses of a step of the first recipe
 MEAN_BOUND = 1e-3  # of the second, between the means over the epoch, as a share
@@ -101,7 +105,7 @@ def weights_of(network, folder: str):
 
 def our_steps(recipe, vocab: Vocab, params, steps) -> list[train.StepMetrics]:
     """The metrics of charlm's own steps from the given weights."""
-    functions, optimizer = model.functions(recipe, len(vocab)), optim.optimizer(recipe)
+    functions, optimizer = stack.functions(recipe, len(vocab)), optim.optimizer(recipe)
     mesh = Mesh(np.array(jax.devices()[:1]), ("rows",))
     params = jax.tree.map(jax.numpy.asarray, params)
     rows = len(steps[0].reset_B)

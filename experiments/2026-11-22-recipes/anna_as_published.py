@@ -15,8 +15,10 @@ import sys
 import jax
 import numpy as np
 
-from charlm import batches, evaluate, measures, restore
-from charlm.run import Run
+from charlm import measures
+from charlm.data import batches
+from charlm.inference import evaluate, restore
+from charlm.rundir.run import Run
 
 LANES, LENGTH = 128, 100
 

@@ -24,7 +24,8 @@ TRAINING_SECONDS, BARE_SECONDS = 15, 5  # in turn
 
 def bare(config_file: str) -> None:
     """Steps and nothing else: for each line of seconds on stdin, prints the characters and the seconds it took."""
-    from charlm import config, devices
+    from charlm.config import load as config
+    from charlm.hardware import devices
 
     checked = config.load(config_file, {})
     devices.use_huge_pages()
@@ -33,7 +34,7 @@ def bare(config_file: str) -> None:
     import jax
     import numpy as np
 
-    from charlm import setup, state, train
+    from charlm.training import setup, state, train
 
     made = setup.set_up(checked)
     train_step = train.make_train_step(made.functions, made.optimizer, made.mesh, made.pad)

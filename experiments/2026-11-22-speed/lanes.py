@@ -14,8 +14,10 @@ import time
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, os.fspath(ROOT))
 
-from charlm import batches, devices, run  # noqa: E402
-from charlm.protocol import Protocol  # noqa: E402
+from charlm.data import batches  # noqa: E402
+from charlm.hardware import devices  # noqa: E402
+from charlm.inference.protocol import Protocol  # noqa: E402
+from charlm.rundir import run  # noqa: E402
 
 LANES = ((1, 0), (16, 1000), (32, 1000), (32, 250), (64, 1000), (64, 250), (128, 1000), (128, 100), (128, 50), (128, 0))
 
@@ -27,7 +29,7 @@ def main() -> None:
 
     import jax
 
-    from charlm import evaluate, restore
+    from charlm.inference import evaluate, restore
 
     trained = restore.load(sys.argv[1], "best")
     mesh = devices.mesh(max(lanes for lanes, _ in LANES), 0)

@@ -5,19 +5,26 @@
 Float32, every shape of the benchmark, the same batches, in turn: milliseconds a step, medians, and the two forms' ratio.
 """
 
+import os
+import pathlib
 import statistics
 import sys
 import time
 
-from charlm import benchmark, config, devices
+from charlm.config import load as config
+from charlm.hardware import devices
+
+sys.path.insert(0, os.fspath(pathlib.Path(__file__).parents[2] / "scripts"))
+
+from peers import measuring
 
 STEPS = {"S": 100, "M": 100, "L": 4}  # that one measurement makes
 
 
 def main() -> None:
     devices.use_huge_pages()
-    devices.prepare_cpu(config.defaults(), benchmark.SHAPES["S"].batch)
-    for name in benchmark.SHAPES:
+    devices.prepare_cpu(config.defaults(), measuring.SHAPES["S"].batch)
+    for name in measuring.SHAPES:
         measure(name, int(sys.argv[1]) if len(sys.argv) > 1 else 5)
 
 
@@ -26,16 +33,18 @@ def measure(name: str, rounds: int) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from charlm import batches, model, optim, setup, state, train
+    from charlm.data import batches
+    from charlm.models import stack
+    from charlm.training import optim, setup, state, train
 
-    shape, keys = benchmark.SHAPES[name], config.defaults()
+    shape, keys = measuring.SHAPES[name], config.defaults()
     keys.model.update({"layers": shape.layers, "hidden": shape.hidden, "embedding": shape.embedding or 1})
     keys.model.input = "embedding" if shape.embedding else "onehot"
     keys.batch.update({"size": shape.batch, "length": shape.length, "shift": False})
-    ids_N = np.random.default_rng(0).integers(0, benchmark.VOCAB, 1_000_000).astype(np.uint8)
+    ids_N = np.random.default_rng(0).integers(0, measuring.VOCAB, 1_000_000).astype(np.uint8)
     framing = batches.Framing.of(keys)
     stream = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
-    functions, optimizer = model.functions(keys, benchmark.VOCAB), optim.optimizer(keys)
+    functions, optimizer = stack.functions(keys, measuring.VOCAB), optim.optimizer(keys)
     mesh = devices.mesh(shape.batch, 0)
     train_step = train.make_train_step(functions, optimizer, mesh)
     together = setup.steps_per_call(0, framing, functions)

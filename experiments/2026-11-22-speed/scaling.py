@@ -6,6 +6,7 @@ Prints a table and writes scaling.png beside this file. All programs of a curve 
 """
 
 import contextlib
+import os
 import pathlib
 import statistics
 import sys
@@ -15,7 +16,9 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from charlm import benchmark
+sys.path.insert(0, os.fspath(pathlib.Path(__file__).parents[2] / "scripts"))
+
+from peers import measuring
 
 BASE = {"batch": 64, "length": 64, "hidden": 256, "layers": 2, "devices": 0}
 CURVES = {
@@ -33,8 +36,8 @@ def rates(name: str, rounds: int) -> list[float]:
     with contextlib.ExitStack() as stack:
         workers = []
         for value in CURVES[name]:
-            job = {"task": "train", "embedding": 0, "vocab": benchmark.VOCAB, **BASE, name: value}
-            worker = benchmark.Worker(f"{name} {value}", benchmark.IMPLEMENTATIONS["charlm"], sys.executable, job)
+            job = {"task": "train", "embedding": 0, "vocab": measuring.VOCAB, **BASE, name: value}
+            worker = measuring.Worker(f"{name} {value}", measuring.IMPLEMENTATIONS["charlm"], sys.executable, job)
             workers.append(stack.enter_context(worker))
         answers = [[worker.measure(SECONDS)["chars_per_second"] for worker in workers] for _ in range(rounds)]
     return [statistics.median(column) for column in zip(*answers, strict=True)]

@@ -5,13 +5,20 @@
 Forward with what a backward pass would keep, on one core with half the batch of each benchmark shape, in turn.
 """
 
+import os
+import pathlib
 import statistics
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 
-from charlm import benchmark, recurrence
+sys.path.insert(0, os.fspath(pathlib.Path(__file__).parents[2] / "scripts"))
+
+from peers import measuring
+
+from charlm.models.cells import lstm
 
 ROUNDS = 15
 
@@ -19,8 +26,8 @@ ROUNDS = 15
 def layered(ids_TB, weights, zeros_BH):
     hidden, kept = ids_TB, []
     for layer in weights:
-        residuals, hidden_KNBH = recurrence._forward(hidden, layer, (zeros_BH, zeros_BH), jnp.float32, residuals=True)
-        hidden = recurrence._flat(hidden_KNBH)
+        residuals, hidden_KNBH = lstm._forward(hidden, layer, (zeros_BH, zeros_BH), jnp.float32, residuals=True)
+        hidden = lstm._flat(hidden_KNBH)
         kept.append(residuals)
     return hidden, kept
 
@@ -35,7 +42,7 @@ def wavefront(ids_TB, weights, zeros_BH):
         z_1, z_2 = jnp.split(z, 2, axis=1)
         z_1 = z_1 + jnp.take(table_VG, ids_B, axis=0, mode="clip") + bias_1[None]
         z_2 = z_2 + h_2 @ recurrent_2 + bias_2[None]
-        gates = jax.lax.optimization_barrier(recurrence._activate(jnp.concatenate([z_1, z_2])))  # rows of both layers
+        gates = jax.lax.optimization_barrier(lstm._activate(jnp.concatenate([z_1, z_2])))  # rows of both layers
         i, f, g, o = jnp.split(gates, 4, axis=1)
         c = f * jnp.concatenate([c_1, c_2]) + i * g
         h = o * jnp.tanh(c)
@@ -48,14 +55,14 @@ def wavefront(ids_TB, weights, zeros_BH):
 
 
 def main() -> None:
-    for name, shape in benchmark.SHAPES.items():
+    for name, shape in measuring.SHAPES.items():
         rows, key = shape.batch // 2, jax.random.key(0)
         gates = 4 * shape.hidden
         weights = [
             tuple(0.1 * jax.random.normal(key, size) for size in ((inputs, gates), (gates,), (shape.hidden, gates)))
-            for inputs in (benchmark.VOCAB, shape.hidden)
+            for inputs in (measuring.VOCAB, shape.hidden)
         ]
-        ids_TB = jax.random.randint(key, (shape.length, rows), 0, benchmark.VOCAB)
+        ids_TB = jax.random.randint(key, (shape.length, rows), 0, measuring.VOCAB)
         zeros_BH = jnp.zeros((rows, shape.hidden))
         forms = {form.__name__: jax.jit(form) for form in (layered, wavefront)}
         seconds = {form: [] for form in forms}

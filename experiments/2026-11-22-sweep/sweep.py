@@ -5,7 +5,7 @@
 Each trial is the quickstart with other values, so that it sees 2 x 1,003,854 characters; the best of the 18 has two more seeds.
 """
 
-from charlm.sweep import chain, product, repeat
+from charlm.sweeps.sweep import chain, product, repeat
 from configs import quickstart
 
 BEST = {"model.hidden": [384], "model.dropout": [0.0], "optim.learning_rate": [1e-2]}  # of the product, once that was done

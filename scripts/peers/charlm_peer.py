@@ -11,7 +11,7 @@ sys.path.insert(0, os.fspath(ROOT))
 
 
 def config_of(job: dict):
-    from charlm import config
+    from charlm.config import load as config
 
     overrides = {
         "model.layers": job["layers"],
@@ -30,7 +30,7 @@ def config_of(job: dict):
 def main() -> None:
     job = worker.job()
     config = config_of(job)
-    from charlm import devices
+    from charlm.hardware import devices
 
     rows = job["batch"]
     if job["task"] == "train":
@@ -45,14 +45,17 @@ def train(job: dict, config) -> None:
     import jax
     import numpy as np
 
-    from charlm import batches, devices, model, optim, setup
-    from charlm import state as state_module
-    from charlm import train as training
+    from charlm.data import batches
+    from charlm.hardware import devices
+    from charlm.models import stack
+    from charlm.training import optim, setup
+    from charlm.training import state as state_module
+    from charlm.training import train as training
 
     ids_N = np.random.default_rng(0).integers(0, job["vocab"], 1_000_000).astype(np.uint8)
     framing = batches.Framing.of(config)
     data = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
-    functions, optimizer = model.functions(config, job["vocab"]), optim.optimizer(config)
+    functions, optimizer = stack.functions(config, job["vocab"]), optim.optimizer(config)
     mesh = devices.mesh(data.rows, devices.wanted(config))
     step = jax.jit(training.several(training.make_train_step(functions, optimizer, mesh)), donate_argnums=0)
     together = setup.steps_per_call(config.train.steps_per_call, framing, functions)
@@ -80,10 +83,12 @@ def sample(job: dict, config, shared: int) -> None:
     import jax
     import numpy as np
 
-    from charlm import devices, model, sample
-    from charlm.vocab import Vocab
+    from charlm.data.vocab import Vocab
+    from charlm.hardware import devices
+    from charlm.inference import sample
+    from charlm.models import stack
 
-    functions = model.functions(config, job["vocab"])
+    functions = stack.functions(config, job["vocab"])
     params = jax.jit(functions.init)(jax.random.key(0))
     mesh = devices.mesh(shared, devices.wanted(config))
     generate = sample.sampler(functions, Vocab("".join(map(chr, range(job["vocab"])))), mesh=mesh)

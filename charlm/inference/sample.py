@@ -1,0 +1,173 @@
+"""Text from a model: a jitted loop that carries the LSTM state, or slides a window over its own output, and the rules by which
+it picks the next character.
+
+Letters: B rows, N steps of a chunk, P symbols of the prompt, V vocabulary, W symbols of a window.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from charlm.data.vocab import EOS, Vocab
+from charlm.models.stack import Functions
+
+CHUNK = 64  # steps between two looks at what was drawn
+
+
+class Decoding(NamedTuple):
+    """How the next character is picked; the rules apply in this order.
+
+    Attributes:
+      temperature: logits are divided by it; 0 is greedy, the most probable character always.
+      top_k: only the k most probable stay; 0: all.
+      top_p: of these, the fewest whose probabilities sum to at least p stay (Holtzman et al. 2020); 1: all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+def sampler(
+    model: Functions, vocab: Vocab, top_k: int = 0, top_p: float = 1.0, window: int = 0, mesh: Mesh | None = None
+) -> Callable:
+    """A function (params, prompt_ids, rows, length, temperature, key) → iterator of (B, n) arrays of ids, prompt excluded.
+
+    The prompt is fed through the same loop, so that one compiled program serves prompts of every length and every temperature.
+    What a row draws at a position depends on the key, the row and the position alone: a longer sample begins like a shorter
+    one. Ids that no text has are never drawn; drawing ends early once every row has had its `<eos>`.
+
+    Args:
+      window: 0 carries the state from character to character. Else each character is drawn after the last `window` ones, read
+        from the zero state, as the Keras and Axon notebooks do with models trained on such windows.
+      mesh: of devices that share the rows, whose number must divide them; None for the default device.
+    """
+    allowed_V = np.ones(len(vocab), bool)
+    allowed_V[list(vocab.never_drawn())] = False
+    end = vocab.id_of(EOS)
+
+    def drawn(logits_BV, noise_BV, temperature):
+        logits_BV = jnp.where(jnp.asarray(allowed_V)[None, :], logits_BV, -jnp.inf)
+        return pick(logits_BV, noise_BV, Decoding(temperature, top_k, top_p)).astype(jnp.int32)
+
+    def carried_chunk(weights, state, forced_BN, row_B, temperature, key, number):
+        def step(state, at):
+            carry, ids_B = state
+            forced_B, noise_BV = at
+            logits_BV, carry = model.step(weights, ids_B, carry)
+            ids_B = jnp.where(forced_B >= 0, forced_B, drawn(logits_BV, noise_BV, temperature))
+            return (carry, ids_B), ids_B
+
+        state, ids_NB = jax.lax.scan(step, state, (forced_BN.T, _noise(key, number, row_B, len(vocab))))
+        return state, ids_NB.T
+
+    def windowed_chunk(weights, state, forced_BN, row_B, temperature, key, number):
+        del forced_BN  # the prompt is in the window already
+
+        def step(state, noise_BV):
+            ids_BW, missing_B = state
+
+            def within(state, at):
+                ids_B, position = at
+                read_B1 = (position > missing_B)[:, None]  # what is missing was not there: the state stays zero
+                carry = jax.tree.map(lambda state_BH: jnp.where(read_B1, state_BH, 0), state[0])
+                logits_BV, carry = model.step(weights, ids_B, carry)
+                return (carry, logits_BV), None
+
+            nothing = (model.zero_carry(len(row_B)), jnp.zeros((len(row_B), len(vocab))))
+            (_, logits_BV), _ = jax.lax.scan(within, nothing, (ids_BW.T, jnp.arange(window)))
+            ids_B = drawn(logits_BV, noise_BV, temperature)
+            return (jnp.concatenate([ids_BW[:, 1:], ids_B[:, None]], axis=1), jnp.maximum(missing_B - 1, 0)), ids_B
+
+        state, ids_NB = jax.lax.scan(step, state, _noise(key, number, row_B, len(vocab)))
+        return state, ids_NB.T
+
+    chunk, place, home = windowed_chunk if window else carried_chunk, lambda weights: weights, None
+    if mesh is not None:
+        shared, of_rows = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
+        in_specs, out_specs = (shared, of_rows, of_rows, of_rows, shared, shared, shared), (of_rows, of_rows)
+        chunk = jax.shard_map(chunk, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        place = functools.partial(jax.device_put, device=NamedSharding(mesh, shared))
+        home = NamedSharding(mesh, of_rows)
+    chunk, stepwise = jax.jit(chunk, donate_argnums=1), jax.jit(model.stepwise, static_argnums=1)
+
+    def generate(params, prompt_ids: np.ndarray, rows: int, length: int, temperature: float, key) -> Iterator[np.ndarray]:
+        rows_each = rows // mesh.size if mesh is not None else rows  # of one device
+        prompt_ids, weights = np.asarray(prompt_ids, np.int32), place(stepwise(params, rows_each))
+        if window:
+            given, missing = 0, max(0, window - len(prompt_ids))
+            seen_W = np.concatenate([np.zeros(missing, np.int32), prompt_ids[-window:]])
+            state = (np.repeat(seen_W[None, :], rows, axis=0), np.full(rows, missing, np.int32))
+        else:
+            given = len(prompt_ids) - 1  # steps whose outcome the prompt dictates
+            state = (model.zero_carry(rows), np.full(rows, prompt_ids[0], np.int32))
+        # Where each chunk leaves it: the first one would else be compiled by itself.
+        state = jax.device_put(state, home or weights.head_bias_V.sharding)
+        steps = given + length if length else 0
+        ended_B = np.zeros(rows, bool)
+        ahead = None  # what the chunk before drew: it is fetched while this one runs
+        for start in range(0, steps, CHUNK):
+            forced_BN = np.full((rows, CHUNK), -1, np.int32)
+            if not window:
+                rest_of_prompt = prompt_ids[1 + start : 1 + start + CHUNK]
+                forced_BN[:, : len(rest_of_prompt)] = rest_of_prompt
+            number = np.int32(start // CHUNK)
+            state, ids_BN = chunk(weights, state, forced_BN, np.arange(rows), np.float32(temperature), key, number)
+            if ahead is not None:
+                yield from _free(*ahead, given, steps)
+                if end is not None:
+                    ended_B |= (np.asarray(ahead[1]) == end).any(1)
+                    if ended_B.all():
+                        return
+            ahead = (start, ids_BN)
+        if ahead is not None:
+            yield from _free(*ahead, given, steps)
+
+    return generate
+
+
+def until_end(ids_N: np.ndarray, vocab: Vocab) -> np.ndarray:
+    """What a row drew before its `<eos>`; all of it where there is none."""
+    ends = np.flatnonzero(ids_N == vocab.id_of(EOS)) if EOS in vocab.specials else ()
+    return ids_N[: ends[0]] if len(ends) else ids_N
+
+
+def pick(logits_BV, noise_BV, decoding: Decoding):
+    """(B,) ids drawn from logits by the Gumbel-max trick, after temperature, top-k and top-p.
+
+    Args:
+      logits_BV: float32, -inf where a symbol is not allowed.
+      noise_BV: standard Gumbel noise.
+    """
+    greedy = decoding.temperature == 0
+    logits_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / jnp.where(greedy, 1.0, decoding.temperature)
+    if 0 < decoding.top_k < logits_BV.shape[-1]:
+        smallest_B1 = jax.lax.top_k(logits_BV, decoding.top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
+    if decoding.top_p < 1:
+        descending_BV = -jnp.sort(-logits_BV, axis=-1)
+        probabilities_BV = jax.nn.softmax(descending_BV, axis=-1)
+        before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
+        # The most probable stays whatever top_p is: one below the smallest normal number counts as 0 here.
+        kept_BV = ((before_BV < decoding.top_p) | (before_BV == 0)) & jnp.isfinite(descending_BV)
+        smallest_B1 = jnp.min(jnp.where(kept_BV, descending_BV, jnp.inf), axis=-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
+    return jnp.argmax(logits_BV + jnp.where(greedy, 0.0, noise_BV), axis=-1)
+
+
+def _noise(key, number, row_B, vocab_size: int):
+    """(N, B, V) standard Gumbel noise of the chunk with this number, each row from a key of its own."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, number), row_B)
+    return jax.vmap(lambda row_key: jax.random.gumbel(row_key, (CHUNK, vocab_size)), out_axes=1)(keys)
+
+
+def _free(start: int, ids_BN, given: int, steps: int) -> Iterator[np.ndarray]:
+    """The (B, n) ids of a chunk that the prompt did not dictate and that the length asks for; nothing where there are none."""
+    free = np.asarray(ids_BN)[:, max(0, given - start) : max(0, steps - start)]
+    if free.shape[1]:
+        yield free

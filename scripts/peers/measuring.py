@@ -1,0 +1,276 @@
+"""Speed of training and sampling, ours and that of others, in turn on one machine in one run.
+
+Each implementation runs in a process and an interpreter of its own (scripts/peers/), so that none shares threads, memory or
+libraries with another. All of a group (a task, a shape and a batch) are started and warmed up first; then they are measured in
+turn, round by round, while the others wait, so that what disturbs the machine disturbs them alike.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from charlm.errors import Failure
+
+PEERS = pathlib.Path(__file__).parent
+PAUSE = 0.3  # seconds before each measurement, since the threads of OpenMP spin for a while after their work
+VOCAB = 65  # as tiny Shakespeare's
+
+
+class Shape(NamedTuple):
+    """A network and the batch that it is trained on; `embedding` 0 is one-hot input."""
+
+    layers: int
+    hidden: int
+    embedding: int
+    batch: int
+    length: int
+
+    def flop_per_char(self) -> int:
+        """Floating-point operations of the matrix products for one character of training: 6 for each weight.
+
+        That is 2 forward and 4 backward. The embedding table is no factor of a product; the kernel that follows it, or a
+        one-hot input, counts as one, though a row lookup needs less.
+        """
+        first = self.embedding or VOCAB
+        kernels = sum((first if layer == 0 else self.hidden) + self.hidden for layer in range(self.layers)) * 4 * self.hidden
+        return 6 * (kernels + self.hidden * VOCAB)
+
+
+SHAPES = {
+    "S": Shape(layers=2, hidden=128, embedding=0, batch=50, length=50),
+    "M": Shape(layers=2, hidden=256, embedding=256, batch=32, length=32),
+    "L": Shape(layers=2, hidden=512, embedding=0, batch=128, length=100),
+}
+
+
+class Implementation(NamedTuple):
+    """A program of scripts/peers, the module that its interpreter must have, and the number type of its products."""
+
+    program: str
+    module: str
+    dtype: str
+
+
+IMPLEMENTATIONS = {
+    "charlm": Implementation("charlm_peer.py", "jax", "float32"),
+    "charlm-bf16": Implementation("charlm_peer.py", "jax", "bfloat16"),
+    "flax": Implementation("flax_peer.py", "flax", "float32"),
+    "keras": Implementation("keras_peer.py", "keras", "float32"),
+    "torch": Implementation("torch_peer.py", "torch", "float32"),
+    "torch-bf16": Implementation("torch_peer.py", "torch", "bfloat16"),
+}
+PEAKS = {"float32": Implementation("peak.py", "jax", "float32"), "bfloat16": Implementation("peak.py", "jax", "bfloat16")}
+
+
+class Measurement(NamedTuple):
+    """One implementation on one group.
+
+    Attributes:
+      chars_per_second: the median over rounds (FLOP/s for `peak`).
+      spread: largest less smallest round, as a share of the median.
+      peak_rss_bytes: largest resident memory of its process, its libraries and its compiler included.
+    """
+
+    task: str
+    shape: str
+    batch: int
+    dtype: str
+    implementation: str
+    chars_per_second: float
+    spread: float
+    peak_rss_bytes: int
+
+
+def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Which implementations can run, and why the others can't.
+
+    Args:
+      pythons: interpreter by the name of an implementation without its `-bf16`; ours where none is named.
+    """
+    there, missing = [], {}
+    for name in names:
+        module, python = IMPLEMENTATIONS[name].module, _python(name, pythons)
+        try:
+            done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, env=_environment(), text=True)
+        except OSError as error:
+            missing[name] = f"{python} can't be run: {error.strerror}"
+            continue
+        why = (done.stderr.splitlines() or [""])[-1]
+        if done.returncode == 0:
+            there.append(name)
+        elif why == f"ModuleNotFoundError: No module named {module!r}":
+            base = name.removesuffix("-bf16")
+            missing[name] = f"{python} has no {module}: --peer_python {base}=/path/to/python names one that has"
+        else:
+            missing[name] = f"{python} can't import {module}: {why or f'status {done.returncode}'}"
+    return there, missing
+
+
+def measure(
+    task: str, shape: str, batch: int, names: Iterable[str], pythons: dict[str, str], rounds: int, seconds: float, say=print
+) -> Iterator[Measurement]:
+    """Measures some implementations, and in training the machine's own limit, on one group.
+
+    Args:
+      seconds: that each is measured in each round.
+      say: called with a line on what is being done.
+
+    Raises:
+      Failure: once the others' figures have been yielded: programs have ended with an error, which is named.
+    """
+    job = {"task": task, **SHAPES[shape]._asdict(), "batch": batch, "vocab": VOCAB}
+    programs = {name: IMPLEMENTATIONS[name] for name in names}
+    if task == "train":
+        programs |= {f"peak-{dtype}": peak for dtype, peak in PEAKS.items()}
+    answers: dict[str, list[dict]] = {name: [] for name in programs}
+    failures = []
+
+    def leave_out(failure: Failure) -> None:
+        failures.append(f"{task} {shape}, batch {batch}: {failure}")
+        say(f"{failures[-1]}; it is left out")
+
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name, implementation in programs.items():
+            python = _python(name, pythons) if name in IMPLEMENTATIONS else sys.executable
+            try:
+                workers[name] = stack.enter_context(Worker(name, implementation, python, job))
+            except Failure as failure:
+                leave_out(failure)
+                continue
+            started = {key: value for key, value in workers[name].started.items() if key != "ready"}
+            say(f"{task} {shape}, batch {batch}: {name} is ready {started or ''}")
+        for number in range(rounds):
+            for name, worker in list(workers.items()):
+                try:
+                    answers[name].append(worker.measure(seconds))
+                except Failure as failure:
+                    leave_out(failure)
+                    del workers[name]
+            say(f"{task} {shape}, batch {batch}: round {number + 1} of {rounds} is done")
+    for name in workers:
+        implementation = programs[name]
+        rates = [answer["chars_per_second"] for answer in answers[name]]
+        middle = statistics.median(rates)
+        yield Measurement(
+            task=task,
+            shape=shape,
+            batch=batch,
+            dtype=implementation.dtype,
+            implementation=name if name in IMPLEMENTATIONS else "peak",
+            chars_per_second=middle,
+            spread=(max(rates) - min(rates)) / middle,
+            peak_rss_bytes=max(answer["peak_rss_bytes"] for answer in answers[name]),
+        )
+    if failures:
+        raise Failure("; ".join(failures))
+
+
+class Worker:
+    """A program of scripts/peers that waits for the word to measure; a context manager that ends it."""
+
+    def __init__(self, name: str, implementation: Implementation, python: str, job: dict):
+        self._name, self._said = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe holds too little
+        command = [python, os.fspath(PEERS / implementation.program), json.dumps(job | {"dtype": implementation.dtype})]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True, env=_environment()
+        )
+
+    def __enter__(self) -> "Worker":
+        try:
+            self.started = self._answer()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+        self._said.close()
+
+    def measure(self, seconds: float) -> dict:
+        time.sleep(PAUSE)
+        with contextlib.suppress(BrokenPipeError):  # it has died: its answer will say why
+            self._process.stdin.write(f"{seconds}\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict:
+        while line := self._process.stdout.readline():
+            if line.startswith("{"):  # libraries may talk too
+                return json.loads(line)
+        self._said.seek(0)
+        said = [line for line in self._said.read().splitlines() if "Error" in line] or ["it named no error"]
+        raise Failure(f"{self._name} ended with status {self._process.wait()}: {said[-1]}")
+
+
+def rate(
+    measured: list[Measurement], task: str, shape: str, batch: int, implementation: str, dtype: str | None = None
+) -> float:
+    """chars/s of one implementation on one group; nan where it was not measured."""
+    for row in measured:
+        same = (row.task, row.shape, row.batch, row.implementation) == (task, shape, batch, implementation)
+        if same and dtype in (None, row.dtype):
+            return row.chars_per_second
+    return math.nan
+
+
+def limit(measured: list[Measurement], row: Measurement) -> float:
+    """chars/s of training if it were nothing but matrix products at the machine's peak in the row's number type."""
+    peak = rate(measured, row.task, row.shape, row.batch, "peak", row.dtype)
+    return peak / SHAPES[row.shape].flop_per_char()
+
+
+def table(measured: list[Measurement]) -> list[list[str]]:
+    """Rows for people, the header first: each implementation, its ratio to PyTorch in the same number type, and its share of
+    the limit."""
+    rows = [["task", "shape", "batch", "implementation", "chars/s", "spread", "x torch", "of limit", "peak memory"]]
+    for row in measured:
+        torch = "torch-bf16" if row.dtype == "bfloat16" else "torch"
+        ratio = row.chars_per_second / rate(measured, row.task, row.shape, row.batch, torch)
+        share = row.chars_per_second / limit(measured, row)
+        if row.implementation == "peak":
+            name, speed, ratio, share = f"limit, {row.dtype}", limit(measured, row), math.nan, math.nan
+        else:
+            name, speed = row.implementation, row.chars_per_second
+        ratios = ["" if math.isnan(ratio) else f"{ratio:.2f}", "" if math.isnan(share) else f"{share:.0%}"]
+        memory = f"{row.peak_rss_bytes / 1e6:,.0f} MB"
+        rows.append([row.task, row.shape, str(row.batch), name, f"{speed:,.0f}", f"{row.spread:.0%}", *ratios, memory])
+    return rows
+
+
+def means(measured: list[Measurement]) -> list[str]:
+    """Geometric means over the shapes of our chars/s divided by each other implementation's, one line a task and batch."""
+    groups = list(dict.fromkeys((row.task, row.batch if row.task == "sample" else 0) for row in measured))
+    lines = []
+    for task, batch in groups:
+        found = []
+        for ours, other in (
+            ("charlm", "torch"), ("charlm", "keras"), ("charlm", "flax"), ("charlm-bf16", "torch-bf16"),
+        ):  # fmt: skip
+            cells = {(row.shape, row.batch) for row in measured if row.task == task and batch in (0, row.batch)}
+            ratios = [rate(measured, task, *cell, ours) / rate(measured, task, *cell, other) for cell in sorted(cells)]
+            if ratios and not any(map(math.isnan, ratios)):
+                found.append(f"{ours} / {other} {statistics.geometric_mean(ratios):.2f}")
+        if found:
+            lines.append(f"{task}{f', batch {batch}' if batch else ''}, geometric mean over shapes: {', '.join(found)}")
+    return lines
+
+
+def _python(name: str, pythons: dict[str, str]) -> str:
+    return pythons.get(name.removesuffix("-bf16"), sys.executable)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "KERAS_BACKEND": "jax"}

@@ -1,0 +1,178 @@
+"""The page of HTML, in a real browser: it sorts, filters, hovers, switches, and takes nothing in a run for HTML or script."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import pytest
+from test_tables import PROTOCOL, make_run
+
+from charlm.compare import reading, report
+
+HARM = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+HOSTILE = HARM + "\n\"quoted\" 'too' & `more` \u2028 ü \U0001d54f \\u003c"
+
+
+def records_below(folder):
+    return reading.read(reading.find([os.fspath(folder)]))[0]
+
+
+def test_embedded_json_cannot_leave_its_script_element():
+    text = report.embedded({HOSTILE: [HOSTILE, "<!--", "]]>", "\ud800"]})
+    assert json.loads(text) == {HOSTILE: [HOSTILE, "<!--", "]]>", "\ud800"]}
+    assert not set("<>&\u2028\n") & set(text)
+
+
+def test_the_page_is_whole_and_asks_nothing_of_a_network(tmp_path):
+    make_run(tmp_path / "runs" / "one", samples=[(100, "first"), (200, "second")])
+    file = report.write(os.fspath(tmp_path / "page.html"), records_below(tmp_path / "runs"))
+    page = pathlib.Path(file).read_text(encoding="utf-8")
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page
+    assert "__DATA__" not in page
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert [run["name"] for run in data["runs"]] == ["one"]
+    assert data["runs"][0]["best"] == 1.5
+    assert [sample["text"] for sample in data["runs"][0]["samples"]] == ["first", "second"]
+
+
+def test_curves_are_thinned_and_keep_their_last_point(tmp_path):
+    make_run(tmp_path / "long", nats=(2.0,) * 50, rows=100)
+    curve = report.content(records_below(tmp_path))["runs"][0]["curves"]["train"]
+    assert len(curve["step"]) <= report.MOST_POINTS
+    assert curve["step"][-1] == 5000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium on this machine: Debian's package chromium would be right")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[1360, 390], ids=["desktop", "phone"])
+def page(request, browser, tmp_path):
+    """The page of five runs and one of another protocol, with names and texts that would do harm as HTML."""
+    folder = tmp_path / "runs"
+    for place, (hidden, rate) in enumerate([(32, 1e-2), (64, 1e-2), (32, 3e-2), (64, 3e-2)]):
+        overrides = {"model.hidden": hidden, "optim.learning_rate": rate}
+        samples = [(100, f"early words of {place}"), (200, f"late words of {place}")]
+        make_run(folder / f"run{place}", overrides, nats=(2.0 + place / 10, 1.5 + place / 10), samples=samples)
+    make_run(
+        folder / HOSTILE.replace("/", "\u2215"),
+        {"corpus.path": HOSTILE, "model.hidden": 128},
+        nats=(2.5, 2.0),
+        samples=[(100, HOSTILE)],
+        state="failed",
+    )
+    make_run(folder / "apart", protocol={**PROTOCOL, "state": "zero"})
+    file = report.write(os.fspath(tmp_path / "page.html"), records_below(folder))
+    page = browser.new_page(viewport={"width": request.param, "height": 900})
+    messages = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: messages.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+    page.on("dialog", lambda dialog: messages.append("a dialog"))
+    page.goto(f"file://{file}")
+    yield page
+    assert messages == []
+    assert page.evaluate("window.hacked") is None
+    page.close()
+
+
+def column(page, name) -> list[str]:
+    """The texts of a column of the table, from top to bottom."""
+    place = page.eval_on_selector_all("#table th", f"cells => cells.findIndex((cell) => cell.dataset.column === {name!r})")
+    return page.eval_on_selector_all(
+        f"#table tbody td:nth-child({place + 1})", "cells => cells.map((cell) => cell.textContent)"
+    )
+
+
+def test_sorting(page):
+    perplexities = column(page, "perplexity")
+    assert len(perplexities) == 5
+    assert perplexities == sorted(perplexities, key=float)
+    assert column(page, "nats")[0] == "1.5000"
+    page.click("#table th[data-column=perplexity] button")
+    assert column(page, "perplexity") == perplexities[::-1]
+    page.click("#table th[data-column='model.hidden'] button")
+    assert column(page, "model.hidden") == ["32", "32", "64", "64", "128"]
+    assert page.get_attribute("#table th[data-column='model.hidden']", "aria-sort") == "ascending"
+
+
+def test_filtering(page):
+    page.fill("#filter", "hidden=64 perplexity<5")
+    assert column(page, "run") == ["run1"]
+    page.fill("#filter", "RUN done")
+    assert len(column(page, "run")) == 4
+    page.fill("#filter", "<img")
+    assert column(page, "state") == ["failed"]
+    page.fill("#filter", "nothing is called that")
+    assert "No run is like that." in page.inner_text("#table")
+
+
+def test_hovering_shows_values_and_the_legend_hides_curves(page):
+    assert page.locator("#chart path.curve").count() == 5
+    box = page.locator("#chart").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 18, box["y"] + box["height"] / 2)
+    tooltip = page.inner_text("#tooltip")
+    assert "step 200" in tooltip
+    assert "4.4817" in tooltip  # exp(1.5), the value of run0
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] - 5)
+    assert not page.is_visible("#tooltip")
+    page.click("#legend button >> nth=0")
+    assert page.locator("#chart path.curve").count() == 4
+    assert page.get_attribute("#legend button >> nth=0", "aria-pressed") == "false"
+    page.click("#table tbody .swatch >> nth=0")
+    assert page.locator("#chart path.curve").count() == 5
+
+
+def test_axes_and_smoothing(page):
+    before = page.get_attribute("#chart path.curve >> nth=0", "d")
+    for axis, label in (("chars", "characters trained on"), ("seconds", "wall time")):
+        page.select_option("#axis", axis)
+        assert label in page.text_content("#chart")
+    page.select_option("#axis", "step")
+    page.select_option("#split", "train")
+    rough = page.get_attribute("#chart path.curve >> nth=0", "d")
+    assert rough != before
+    page.evaluate("const range = document.getElementById('smooth'); range.value = 0.9; range.dispatchEvent(new Event('input'))")
+    assert page.get_attribute("#chart path.curve >> nth=0", "d") != rough
+    page.check("#logx")
+    assert page.locator("#chart path.curve").count() == 5
+
+
+def test_two_runs_side_by_side(page):
+    page.select_option("#left", label="run0")
+    page.select_option("#right", label="run3")
+    assert page.inner_text("#left_sample") == "late words of 0"
+    assert page.inner_text("#right_sample") == "late words of 3"
+    page.select_option("#step", "100")
+    assert page.inner_text("#left_sample") == "early words of 0"
+    cells = page.eval_on_selector_all("#diff tbody td", "cells => cells.map((cell) => cell.textContent)")
+    assert cells == ["model.hidden", "32", "64", "optim.learning_rate", "0.01", "0.03"]
+    hostile = next(
+        name
+        for name in page.eval_on_selector_all("#right option", "all => all.map((each) => each.textContent)")
+        if "img" in name
+    )
+    page.select_option("#right", label=hostile)
+    assert page.text_content("#right_sample") == HOSTILE
+    assert page.locator("main img").count() == 0
+
+
+def test_protocols_are_apart(page):
+    assert "not ranked with them" in page.inner_text("#why")
+    assert "apart" not in page.inner_text("#table")
+    page.select_option("#protocol", "1")
+    assert column(page, "run") == ["apart"]
+
+
+def test_nothing_is_wider_than_the_screen(page):
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

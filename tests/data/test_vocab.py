@@ -1,0 +1,55 @@
+import json
+
+import numpy as np
+import pytest
+
+from charlm.data.vocab import BLOCK, Vocab, symbols_of
+from charlm.errors import UserError
+
+
+def test_encodes_as_a_dictionary_of_sorted_symbols_does():
+    text = "to be, or not\n\U0001f600 é"
+    vocab = Vocab.of(text, unknown=False)
+    ids = {symbol: index for index, symbol in enumerate(sorted(set(text)))}
+    assert vocab.encode(text).tolist() == [ids[symbol] for symbol in text]
+    assert vocab.decode(vocab.encode(text)) == text
+
+
+@pytest.mark.parametrize(("symbols", "dtype"), [(200, np.uint8), (300, np.uint16), (70_000, np.uint32)])
+def test_ids_take_the_smallest_type_that_holds_them(symbols, dtype):
+    text = "".join(chr(0x10000 + k) for k in range(symbols))
+    vocab = Vocab.of(text, unknown=False)
+    assert vocab.encode(text).dtype == dtype
+    assert vocab.encode(text).tolist() == list(range(symbols))
+
+
+def test_symbols_of_text_longer_than_a_block():
+    assert symbols_of("b" * BLOCK + "a\n") == "\nab"
+
+
+def test_unseen_symbols_are_an_error_that_lists_them():
+    vocab = Vocab.of("abc", unknown=False)
+    with pytest.raises(UserError, match=r"the test split has .* 'x' \(U\+0078\), 'é' \(U\+00E9\)"):
+        vocab.encode("axbéx", "the test split")
+
+
+def test_unknown_maps_unseen_symbols_to_unk_which_is_never_drawn():
+    vocab = Vocab.of("abc", unknown=True)
+    assert vocab.encode("axc").tolist() == [1, 0, 3]
+    assert vocab.decode([1, 0, 3]) == "a<unk>c"
+    assert vocab.never_drawn() == (0,)
+    assert len(vocab) == 4
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_json_round_trip(unknown):
+    vocab = Vocab.of("a\u2028\"'\\\n\x00é", unknown)
+    assert Vocab.from_dict(json.loads(json.dumps(vocab.to_dict()))) == vocab
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"symbols": 3}, {"symbols": "ba", "specials": []}, {"symbols": "", "specials": []}, {"symbols": "ab"}]
+)
+def test_other_fields_are_no_vocabulary(fields):
+    with pytest.raises(ValueError, match=r"no symbols in it|no list of specials in it|not sorted and distinct"):
+        Vocab.from_dict(fields)

@@ -1,0 +1,310 @@
+"""Weights of PyTorch and Keras, against the arithmetic of those frameworks written out, and PyTorch itself where installed."""
+
+import json
+import os
+import zipfile
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, as_flags
+from safetensors.numpy import save_file
+
+from charlm.data.batches import Batch
+from charlm.errors import UserError
+from charlm.exchange import importing
+from charlm.models import objective, stack
+from charlm.rundir.run import Run
+from configs import base
+
+HIDDEN, LAYERS = 8, 2
+KERAS_FILE = ROOT / "tests" / "data" / "lstm.keras"
+
+
+def torch_state(symbols: int, seed=0) -> dict[str, np.ndarray]:
+    """A CharRNN's state_dict: one-hot input, two layers, a linear head."""
+    rng = np.random.default_rng(seed)
+    state = {}
+    for layer in range(LAYERS):
+        for name, columns in (("weight_ih", symbols if layer == 0 else HIDDEN), ("weight_hh", HIDDEN)):
+            state[f"lstm.{name}_l{layer}"] = rng.normal(size=(4 * HIDDEN, columns)).astype(np.float32)
+        for name in ("bias_ih", "bias_hh"):
+            state[f"lstm.{name}_l{layer}"] = rng.normal(size=4 * HIDDEN).astype(np.float32)
+    state["fc.weight"] = rng.normal(size=(symbols, HIDDEN)).astype(np.float32)
+    state["fc.bias"] = rng.normal(size=symbols).astype(np.float32)
+    return state
+
+
+def torch_logits(state, ids) -> np.ndarray:
+    """What PyTorch's documentation of nn.LSTM and nn.Linear says, step by step, in float64."""
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    state = {name: value.astype(np.float64) for name, value in state.items()}
+    carried, logits = [(np.zeros(HIDDEN), np.zeros(HIDDEN)) for _ in range(LAYERS)], []
+    for symbol in ids:
+        x = np.eye(len(state["fc.bias"]))[symbol]
+        for layer in range(LAYERS):
+            c, h = carried[layer]
+            z = state[f"lstm.weight_ih_l{layer}"] @ x + state[f"lstm.bias_ih_l{layer}"]
+            z += state[f"lstm.weight_hh_l{layer}"] @ h + state[f"lstm.bias_hh_l{layer}"]
+            i, f, g, o = np.split(z, 4)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            x = sigmoid(o) * np.tanh(c)
+            carried[layer] = (c, x)
+        logits.append(state["fc.weight"] @ x + state["fc.bias"])
+    return np.array(logits)
+
+
+def network(corpus_file) -> dict:
+    return {
+        "corpus.path": corpus_file,
+        "model.input": "onehot",
+        "model.hidden": HIDDEN,
+        "model.layers": LAYERS,
+        "batch.size": 4,
+        "eval.length": 100,
+    }
+
+
+def import_flags(weights, workdir, corpus_file, *more):
+    tiny = f"--config={ROOT / 'configs' / 'tiny.py'}"
+    return [f"--weights={weights}", tiny, f"--workdir={workdir}", *as_flags(network(corpus_file)), *more]
+
+
+def test_imported_weights_of_pytorch_evaluate_and_sample(script, corpus_file, tmp_path):
+    text = corpus_file.read_text()
+    symbols = sorted(set(text))
+    shuffled = list(np.random.default_rng(1).permutation(symbols))  # as tuple(set(text)) leaves them
+    state = torch_state(len(symbols))
+    save_file(state, tmp_path / "rnn.safetensors")
+    (tmp_path / "symbols.json").write_text(json.dumps(shuffled))
+    flags = import_flags(tmp_path / "rnn.safetensors", tmp_path / "run", corpus_file, f"--symbols={tmp_path / 'symbols.json'}")
+    assert "is made of" in script("import_torch", *flags).stdout
+    validation = text[int(0.9 * len(text)) :]
+    ids = [shuffled.index(symbol) for symbol in validation]
+    logits = torch_logits(state, ids[:-1])
+    nats = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(ids) - 1), ids[1:]]
+    result = json.loads(script("evaluate", f"--workdir={tmp_path / 'run'}", "--checkpoint=latest").stdout.splitlines()[-1])
+    assert result["chars"] == len(validation) - 1
+    assert result["nats"] == pytest.approx(nats.mean(), rel=1e-5)
+    drawn = script("sample", f"--workdir={tmp_path / 'run'}", "--prompt=a", "--length=40", "--temperature=0").stdout
+    greedy = ["a"]
+    for _ in range(40):
+        greedy.append(shuffled[int(torch_logits(state, [shuffled.index(symbol) for symbol in greedy])[-1].argmax())])
+    assert drawn == "".join(greedy) + "\n"
+    assert "holds a run already" in script.fails("import_torch", *flags)
+
+
+def test_weights_that_do_not_fit_name_both_shapes(script, corpus_file, tmp_path):
+    symbols = sorted(set(corpus_file.read_text()))
+    save_file(torch_state(len(symbols)), tmp_path / "rnn.safetensors")
+    flags = import_flags(tmp_path / "rnn.safetensors", tmp_path / "run", corpus_file)
+    message = script.fails("import_torch", *flags, "--config.model.hidden=16")
+    assert f"has the shape (8, {len(symbols)}) for head_kernel" in message
+    assert f"make the shape (16, {len(symbols)})" in message
+    assert "has nothing for lstm_2/bias" in script.fails("import_torch", *flags, "--config.model.layers=3")
+    (tmp_path / "symbols.json").write_text(json.dumps([*symbols[1:], "Q"]))
+    message = script.fails("import_torch", *flags, f"--symbols={tmp_path / 'symbols.json'}")
+    assert f"['Q'] only there, [{symbols[0]!r}] only here" in message
+    assert not (tmp_path / "run").exists()
+    assert "ids are taken to stand for those of the corpus, sorted" in script("import_torch", *flags).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.safetensors", None, "none.safetensors is no file"),
+        ("damaged.safetensors", b"12345678garbage", "damaged.safetensors can't be read"),
+        ("damaged.keras", b"no zip file", "damaged.keras can't be read"),
+        ("damaged.weights.h5", b"no HDF5", "damaged.weights.h5 can't be read"),
+    ],
+)
+def test_files_that_are_no_weights_get_one_sentence(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    read = importing.from_torch if name.endswith("safetensors") else importing.from_keras
+    with pytest.raises(UserError, match=message):
+        read(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            {"fc2.weight": (5, 5), "fc2.bias": (5,)},
+            "has fc.bias, fc.weight, fc2.bias, fc2.weight beside its LSTM layers",
+        ),
+        ({"norm.weight": (8,)}, "has fc.bias, fc.weight, norm.weight "),
+        ({"lstm.weight_ih_l0_reverse": (32, 5)}, "lstm.weight_ih_l0_reverse"),
+        ({"lstm.weight_hr_l0": (4, 8)}, "lstm.weight_hr_l0"),
+        ({"second.weight_ih_l0": (32, 5)}, r"has 2 modules of LSTM layers \(lstm, second\)"),
+        (None, "has no LSTM layers"),
+    ],
+)
+def test_a_network_of_pytorch_that_is_no_charrnn_is_refused(tmp_path, extra, message):
+    state = torch_state(5)
+    if extra is None:
+        state = {name: value for name, value in state.items() if name.startswith("fc")}
+    save_file(state | {name: np.zeros(shape, np.float32) for name, shape in (extra or {}).items()}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=message):
+        importing.from_torch(str(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("layers/dense_1/vars/0", "has layers/dense_1/vars/0 beside its LSTM layers"),
+        ("layers/layer_normalization/vars/0", "has layers/layer_normalization/vars/0 "),
+        (None, "has no LSTM layers"),
+    ],
+)
+def test_a_network_of_keras_with_other_layers_is_refused(tmp_path, extra, message):
+    with h5py.File(tmp_path / "a.weights.h5", "w") as h5:
+        h5["layers/dense/vars/0"], h5["layers/dense/vars/1"] = np.zeros((8, 5)), np.zeros(5)
+        h5["layers/dropout/seed_generator/vars/0"] = np.zeros(2)
+        if extra:
+            h5["layers/lstm/cell/vars/0"] = np.zeros((5, 32))
+            h5[extra] = np.zeros((5, 5))
+    with pytest.raises(UserError, match=message):
+        importing.from_keras(str(tmp_path / "a.weights.h5"))
+
+
+@pytest.mark.slow
+def test_imported_weights_of_keras_evaluate_as_those_of_pytorch(script, corpus_file, tmp_path):
+    """The same network in both layouts; that of PyTorch is compared with its arithmetic above."""
+    state = torch_state(len(set(corpus_file.read_text())))
+    save_file(state, tmp_path / "rnn.safetensors")
+    with h5py.File(tmp_path / "rnn.weights.h5", "w") as h5:
+        for layer, name in enumerate(("lstm", "lstm_1")):
+            h5[f"layers/{name}/cell/vars/0"] = state[f"lstm.weight_ih_l{layer}"].T
+            h5[f"layers/{name}/cell/vars/1"] = state[f"lstm.weight_hh_l{layer}"].T
+            h5[f"layers/{name}/cell/vars/2"] = state[f"lstm.bias_ih_l{layer}"] + state[f"lstm.bias_hh_l{layer}"]
+        h5["layers/dense/vars/0"], h5["layers/dense/vars/1"] = state["fc.weight"].T, state["fc.bias"]
+    rounded = "--config.model.dtype=bfloat16"
+    nats = []
+    for kind, weights, *more in (
+        ("torch", "rnn.safetensors"),
+        ("keras", "rnn.weights.h5"),
+        ("keras", "rnn.weights.h5", rounded),
+    ):
+        workdir = tmp_path / f"run{len(nats)}"
+        script(f"import_{kind}", *import_flags(tmp_path / weights, workdir, corpus_file, *more))
+        nats.append(
+            json.loads(script("evaluate", f"--workdir={workdir}", "--checkpoint=latest").stdout.splitlines()[-1])["nats"]
+        )
+    assert nats[1] == pytest.approx(nats[0], rel=1e-6)
+    assert nats[2] != pytest.approx(nats[0], rel=1e-6)
+
+
+def test_a_head_may_stand_without_a_name_of_its_own(tmp_path):
+    named = torch_state(5)
+    bare = {name.removeprefix("fc.").removeprefix("lstm."): value for name, value in named.items()}
+    save_file(bare, tmp_path / "bare.safetensors")
+    params, _ = importing.from_torch(str(tmp_path / "bare.safetensors"))
+    np.testing.assert_array_equal(params["head_kernel"], named["fc.weight"].T)
+    np.testing.assert_array_equal(params["head_bias"], named["fc.bias"])
+    np.testing.assert_array_equal(params["lstm_1"]["recurrent_kernel"], named["lstm.weight_hh_l1"].T)
+
+
+def test_an_lstm_without_a_head_is_refused(tmp_path):
+    state = {name: value for name, value in torch_state(5).items() if name.startswith("lstm")}
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="has no head beside its LSTM layers"):
+        importing.from_torch(str(tmp_path / "a.safetensors"))
+
+
+def test_symbols_must_each_stand_once(tmp_path):
+    (tmp_path / "symbols.json").write_text('["a", "b", "a"]')
+    with pytest.raises(UserError, match="has 'a' more than once"):
+        importing.symbols_in(str(tmp_path / "symbols.json"))
+
+
+def test_symbols_must_be_a_list(tmp_path):
+    (tmp_path / "symbols.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="is no JSON list of symbols"):
+        importing.symbols_in(str(tmp_path / "symbols.json"))
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_keras_layout_is_read_as_its_documentation_has_it(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    wanted = {
+        "lstm_0": {"input_kernel": (5, 32), "recurrent_kernel": (8, 32), "bias": (32,)},
+        "lstm_1": {"input_kernel": (8, 32), "recurrent_kernel": (8, 32), "bias": (32,)},
+    }
+    wanted = jax.tree.map(
+        lambda shape: rng.normal(size=shape).astype(np.float32), wanted, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    wanted |= {"head_kernel": rng.normal(size=(8, 5)).astype(np.float32), "head_bias": rng.normal(size=5).astype(np.float32)}
+    with h5py.File(tmp_path / "model.weights.h5", "w") as h5:
+        for index, name in enumerate(("lstm", "lstm_1")):
+            for place, part in enumerate(("input_kernel", "recurrent_kernel", "bias")):
+                h5[f"layers/{name}/cell/vars/{place}"] = wanted[f"lstm_{index}"][part]
+        h5["layers/dense/vars/0"], h5["layers/dense/vars/1"] = wanted["head_kernel"], wanted["head_bias"]
+        h5["optimizer/vars/0"] = np.zeros(())
+    file = tmp_path / "model.weights.h5"
+    if suffix == ".keras":
+        file = tmp_path / "model.keras"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
+            archive.writestr("config.json", "{}")
+    jax.tree.map(np.testing.assert_array_equal, importing.from_keras(str(file)), wanted)
+
+
+def test_the_script_makes_a_run_in_float32_of_a_file_that_keras_wrote(script, tmp_path):
+    (tmp_path / "text").write_text("abcde" * 50)
+    recipe = f"--config={ROOT / 'configs' / 'anna_pytorch.py'}"  # whose own products are bfloat16
+    shape = {"corpus.path": tmp_path / "text", "model.hidden": 4, "batch.size": 2, "batch.length": 10, "sample.length": 0}
+    shape |= {"eval.lanes": 1}
+    script("import_keras", f"--weights={KERAS_FILE}", recipe, f"--workdir={tmp_path / 'run'}", *as_flags(shape))
+    assert Run(tmp_path / "run").config().model.dtype == "float32"
+    assert Run(tmp_path / "run").status()["state"] == "done"
+
+
+def test_a_file_that_keras_wrote_gives_the_logits_that_keras_gave():
+    """tests/data/lstm.keras is what `save` of Keras 3.15.1 wrote of a network of one-hot inputs of 5 symbols, two LSTM layers
+    of 4 units with dropout between them, and a dense head, all biases random; below stands what its `predict` said of five
+    ids."""
+    params = importing.from_keras(os.fspath(KERAS_FILE))
+    config = base.get_config()
+    config.model.update({"input": "onehot", "hidden": 4, "layers": 2})
+    functions = stack.functions(config, 5)
+    ids = np.array([[0, 3, 1, 4, 2]], np.int32)
+    batch = Batch(ids, ids, np.ones(ids.shape, np.float32), np.ones(1, bool))
+    logits, _ = functions.apply(jax.tree.map(jnp.asarray, params), batch, functions.zero_carry(1))
+    predicted = [0.1815265715122223, 1.545412540435791, -1.4739539623260498, 1.0513674020767212, -0.30002421140670776]
+    np.testing.assert_allclose(logits[0, -1], predicted, atol=1e-6)
+
+
+def test_logits_and_gradients_equal_those_of_pytorch(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: 'pip install torch' into an environment of its own")
+    torch.manual_seed(0)
+    lstm, head = torch.nn.LSTM(13, 24, 2, batch_first=True), torch.nn.Linear(24, 13)
+    state = {f"lstm.{k}": v for k, v in lstm.named_parameters()} | {f"fc.{k}": v for k, v in head.state_dict().items()}
+    torch.save({"n_hidden": 24, "state_dict": state, "tokens": tuple("abcdefghijklm")}, tmp_path / "rnn.pt")
+    params, tokens = importing.from_torch(str(tmp_path / "rnn.pt"))
+    assert tokens == list("abcdefghijklm")
+    config = base.get_config()
+    config.model.update({"input": "onehot", "hidden": 24, "layers": 2})
+    functions = stack.functions(config, 13)
+    ids = np.random.default_rng(0).integers(0, 13, (4, 51)).astype(np.int32)
+    batch = Batch(ids[:, :-1], ids[:, 1:], np.ones((4, 50), np.float32), np.ones(4, bool))
+
+    def loss(params):
+        logits, _ = functions.apply(params, batch, functions.zero_carry(4))
+        nats, chars = objective.nats_and_count(logits, batch.targets_BS, batch.weights_BS)
+        return nats / chars, logits
+
+    gradients, logits = jax.grad(loss, has_aux=True)(jax.tree.map(jnp.asarray, params))
+    hot = torch.nn.functional.one_hot(torch.tensor(batch.inputs_BT.astype(np.int64)), 13).float()
+    theirs = head(lstm(hot)[0])
+    targets = torch.tensor(batch.targets_BS.astype(np.int64))
+    torch.nn.functional.cross_entropy(theirs.reshape(-1, 13), targets.reshape(-1)).backward()
+    np.testing.assert_allclose(logits, theirs.detach().numpy(), atol=1e-5)
+    for layer in range(2):
+        mine = gradients[f"lstm_{layer}"]
+        for name, theirs in (("input_kernel", "weight_ih"), ("recurrent_kernel", "weight_hh"), ("bias", "bias_ih")):
+            np.testing.assert_allclose(mine[name], getattr(lstm, f"{theirs}_l{layer}").grad.numpy().T, atol=1e-5)
+    np.testing.assert_allclose(gradients["head_kernel"], head.weight.grad.numpy().T, atol=1e-5)
+    np.testing.assert_allclose(gradients["head_bias"], head.bias.grad.numpy(), atol=1e-5)

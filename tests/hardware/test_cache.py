@@ -1,0 +1,81 @@
+"""The cache folder: where it is, and that a second start finds there what the first one compiled."""
+
+import pathlib
+
+import pytest
+
+from charlm.config import load as config
+from charlm.hardware import cache, devices
+from tests.conftest import as_flags, read_rows
+
+
+@pytest.mark.parametrize(
+    ("value", "environment", "expected"),
+    [
+        (None, {"XDG_CACHE_HOME": "/elsewhere"}, "/elsewhere/charlm"),
+        (None, {"XDG_CACHE_HOME": "", "HOME": "/home/me"}, "/home/me/.cache/charlm"),
+        ("/a/folder", {"XDG_CACHE_HOME": "/elsewhere"}, "/a/folder"),
+        ("", {}, None),
+    ],
+)
+def test_the_folder(value, environment, expected, monkeypatch):
+    for name, setting in environment.items():
+        monkeypatch.setenv(name, setting)
+    overrides = {} if value is None else {"cache_dir": value}
+    folder = cache.folder_of(config.load("configs/base.py", overrides))
+    assert folder == (None if expected is None else pathlib.Path(expected))
+
+
+@pytest.mark.slow
+def test_readers_load_no_compiled_code_from_where_a_run_says(script, small, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    flags = as_flags(small | {"cache_dir": tmp_path / "named"})
+    run = f"--workdir={tmp_path / 'run'}"
+    script("train", "--config=configs/tiny.py", run, *flags)
+    (tmp_path / "named").rename(tmp_path / "away")
+    script("evaluate", run)
+    script("sample", run, "--prompt=a", "--length=3")
+    assert not (tmp_path / "named").exists()
+    assert (tmp_path / "own" / "charlm" / "compiled").is_dir()
+
+
+def test_what_was_compiled_is_kept_and_found_again(script, small, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    monkeypatch.delenv("GLIBC_TUNABLES")  # and here alone the script starts anew for huge pages, as it does for a user
+    kept = tmp_path / "cache"
+
+    def programs(workdir: str, **overrides) -> set[str]:
+        calls = {"train.steps_per_call": 2, "train.steps": 5, "train.log_every": 4, "train.eval_every": 4}
+        flags = as_flags(small | calls | {"train.checkpoint_every": 0, "cache_dir": kept} | overrides)
+        result = script("train", "--config=configs/tiny.py", f"--workdir={tmp_path / workdir}", *flags)
+        assert result.stderr == ""
+        on_request = devices.HUGE_PAGES_GIVEN.exists() and "[madvise]" in devices.HUGE_PAGES_GIVEN.read_text()
+        assert ("GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in result.stdout) == on_request
+        # Programs that compile within a moment are kept or not as it happens; these never do.
+        return {path.name for path in kept.rglob("*-cache") if any(name in path.name for name in lasting)}
+
+    lasting = ("initial_state", "train_step", "jit_steps", "chunk")
+    first = programs("one")
+    assert all(any(name in program for program in first) for name in lasting)
+    assert programs("again") == first
+    assert read_rows(tmp_path / "one") == read_rows(tmp_path / "again")
+    # The trials of a sweep over these compile once.
+    others = {"seed": 7, "optim.learning_rate": 0.5, "optim.schedule": "exponential", "train.steps": 7}
+    assert programs("two", **others) == first
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_cache_and_without_one_it_can_write(script, small, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    command = ("train", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *as_flags(small))
+    script(*command, f"--config.cache_dir={tmp_path / 'one'}")
+    assert "is done" in script(*command, f"--config.cache_dir={tmp_path / 'two'}").stdout
+    (tmp_path / "file").write_text("no folder")
+    config_file = tmp_path / "run" / "config.json"
+    written = config_file.read_text()
+    config_file.write_text(written.replace(f"{tmp_path / 'one'}", f"{tmp_path / 'file'}"))
+    assert "or remove its seal if you have changed it yourself" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}")
+    result = script(*command, f"--config.cache_dir={tmp_path / 'file'}", f"--workdir={tmp_path / 'other'}")
+    assert f"note: the cache folder {tmp_path / 'file'} can't be written" in result.stderr

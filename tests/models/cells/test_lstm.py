@@ -1,0 +1,150 @@
+"""Invariant 7: the fast recurrence equals a plain scan over a textbook cell, in value and in gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from charlm.models.cells import lstm as lstm_module
+from charlm.models.cells.lstm import lstm
+
+
+def textbook(inputs_TBI, input_kernel, bias, recurrent_kernel, c, h, product=jnp.matmul):
+    """A scan over the cell as textbooks print it, differentiated by JAX."""
+
+    def step(carry, x):
+        c, h = carry
+        i, f, g, o = jnp.split(product(x, input_kernel) + bias[None, :] + product(h, recurrent_kernel), 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (c, h), h
+
+    carry, outputs = jax.lax.scan(step, (c, h), inputs_TBI)
+    return outputs, carry
+
+
+def arguments(steps, batch=3, features=5, hidden=4, dtype=np.float32):
+    rng = np.random.default_rng(steps)
+    shapes = [
+        (steps, batch, features),
+        (features, 4 * hidden),
+        (4 * hidden,),
+        (hidden, 4 * hidden),
+        (batch, hidden),
+        (batch, hidden),
+    ]
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def scalar(run):
+    """A scalar in which every output has a weight of its own, so that no gradient can hide."""
+
+    def value(*args):
+        outputs, (c, h) = run(*args)
+        leaves = [outputs, c, h]
+        weights = [jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape) for leaf in leaves]
+        return sum((leaf * weight).sum() for leaf, weight in zip(leaves, weights, strict=True))
+
+    return value
+
+
+# One step, one odd chunk, one chunk, two chunks, a prime; 3 rows, which fill no vector, and 16 that do.
+@pytest.mark.parametrize(
+    ("steps", "batch"),
+    [
+        *((1, 16), (7, 3), (16, 16), (32, 3), (32, 16), (23, 3)),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 3), (7, 16), (16, 3), (23, 16))),
+    ],
+)
+def test_equals_the_textbook_cell_in_value_and_gradient(steps, batch, monkeypatch):
+    monkeypatch.setattr(lstm_module, "CHUNK_BYTES", 0)  # so small a network would be one chunk at any length
+    args = arguments(steps, batch)
+    outputs, carry = lstm(*args)
+    expected, expected_carry = textbook(*args)
+    np.testing.assert_allclose(outputs, expected, atol=2e-6)
+    np.testing.assert_allclose(carry[0], expected_carry[0], atol=2e-6)
+    np.testing.assert_allclose(carry[1], expected_carry[1], atol=2e-6)
+    gradients = jax.jit(jax.grad(scalar(lstm), argnums=range(6)))(*args)
+    expected_gradients = jax.jit(jax.grad(scalar(textbook), argnums=range(6)))(*args)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [7, 32])
+def test_ids_stand_for_one_hot_rows(steps):
+    _, kernel, bias, recurrent, c, h = arguments(steps)
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 5, (steps, 3)))
+    one_hot = jax.nn.one_hot(ids, 5)
+    by_ids = lambda *weights: lstm(ids, *weights, c, h)  # noqa: E731
+    by_rows = lambda *weights: textbook(one_hot, *weights, c, h)  # noqa: E731
+    np.testing.assert_allclose(by_ids(kernel, bias, recurrent)[0], by_rows(kernel, bias, recurrent)[0], atol=2e-6)
+    gradients = jax.jit(jax.grad(scalar(by_ids), argnums=(0, 1, 2)))(kernel, bias, recurrent)
+    expected = jax.jit(jax.grad(scalar(by_rows), argnums=(0, 1, 2)))(kernel, bias, recurrent)
+    for gradient, expected_gradient in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=2e-4, atol=2e-5)
+
+
+def test_gradient_against_finite_differences_in_float64():
+    with jax.enable_x64(True):
+        args = arguments(9, batch=2, features=3, hidden=3, dtype=np.float64)
+        value = jax.jit(scalar(lambda *args: lstm(*args, jnp.float64)))
+        gradients = jax.grad(value, argnums=range(6))(*args)
+        rng = np.random.default_rng(1)
+        for position, (arg, gradient) in enumerate(zip(args, gradients, strict=True)):
+            direction = rng.normal(size=arg.shape)
+            shifted = lambda by, position=position, direction=direction: value(  # noqa: E731
+                *[a + by * direction if k == position else a for k, a in enumerate(args)]
+            )
+            difference = (shifted(1e-5) - shifted(-1e-5)) / 2e-5
+            np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=1e-7)
+
+
+def test_a_single_row_is_rounded_to_bfloat16_as_several_are():
+    """One row is multiplied within float32, see `operand`; the terms of the sums are the same."""
+    left, right = (jax.random.normal(jax.random.key(number), shape) for number, shape in enumerate([(5, 64), (64, 96)]))
+    rounded = np.asarray(left.astype(jnp.bfloat16), np.float64) @ np.asarray(right.astype(jnp.bfloat16), np.float64)
+    for rows in (1, 5):
+        np.testing.assert_allclose(lstm_module.product(left[:rows], right, jnp.bfloat16), rounded[:rows], rtol=0, atol=2e-5)
+    assert np.abs(np.asarray(left @ right) - rounded).max() > 1e-3  # float32 is something else
+
+
+def test_bfloat16_rounds_products_but_keeps_float32_state():
+    args = arguments(48)
+    outputs, carry = lstm(*args, jnp.bfloat16)
+    expected, _ = lstm(*args)
+    assert {leaf.dtype for leaf in (outputs, *carry)} == {jnp.dtype(jnp.float32)}
+    error = np.abs(outputs - expected).max()
+    assert 0 < error < 0.1
+    gradient = jax.grad(scalar(lambda *args: lstm(*args, jnp.bfloat16)), argnums=3)(*args)
+    expected_gradient = jax.grad(scalar(lstm), argnums=3)(*args)
+    assert gradient.dtype == jnp.float32
+    cosine = (gradient * expected_gradient).sum() / jnp.linalg.norm(gradient) / jnp.linalg.norm(expected_gradient)
+    assert cosine > 0.99
+
+
+def rounded_textbook(*args):
+    """The textbook's cell with the operands of every product rounded to bfloat16, forward and backward."""
+
+    @jax.custom_vjp
+    def product(a, b):
+        return rounded(a) @ rounded(b)
+
+    rounded = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)  # noqa: E731
+    backward = lambda saved, d: (rounded(d) @ rounded(saved[1]).T, rounded(saved[0]).T @ rounded(d))  # noqa: E731
+    product.defvjp(lambda a, b: (product(a, b), (a, b)), backward)
+    return textbook(*args, product)
+
+
+@pytest.mark.parametrize("batch", [3, 16])  # rows that fill no vector, and rows that do
+def test_bfloat16_equals_the_textbook_cell_with_rounded_operands_in_value_and_gradient(batch):
+    args = arguments(12, batch)
+    run = lambda *args: lstm(*args, jnp.bfloat16)  # noqa: E731
+    outputs, _ = run(*args)
+    np.testing.assert_allclose(outputs, rounded_textbook(*args)[0], atol=1e-3)
+    gradients, expected, unrounded = (
+        jax.jit(jax.grad(scalar(each), argnums=range(6)))(*args) for each in (run, rounded_textbook, textbook)
+    )
+    for gradient, expected_gradient, other in zip(gradients, expected, unrounded, strict=True):
+        assert gradient.dtype == jnp.float32
+        apart, beside = (np.linalg.norm(gradient - each) / np.linalg.norm(each) for each in (expected_gradient, other))
+        assert apart < 1e-3 < beside

@@ -1,0 +1,416 @@
+"""Sweeps: how they are built and named, what is refused, and that interrupted ones end as if nothing had happened."""
+
+import itertools
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, read_rows
+
+from charlm.errors import UserError
+from charlm.rundir import run as run_module
+from charlm.rundir.run import Run
+from charlm.sweeps import launch, slurm, sweep
+
+CONFIG = """
+from charlm.sweeps.sweep import *
+from configs import base
+
+def get_config(arg=None):
+    config = base.get_config()
+    config.corpus.path = {corpus!r}
+    config.batch.size = 4
+    config.batch.length = 16
+    config.model.layers = 1
+    config.model.hidden = 8
+    config.model.embedding = 6
+    config.train.steps = {steps}
+    config.train.log_every = 5
+    config.train.eval_every = 50
+    config.train.checkpoint_every = 20
+    config.sample.length = 10
+    return config
+
+def sweep():
+    return {sweep}
+"""
+FOUR = 'product({"model.hidden": [8, 12], "optim.learning_rate": [1e-3, 1e-2]})'
+
+
+@pytest.fixture
+def swept(tmp_path, corpus_file):
+    """A function that writes a config with that sweep and returns its file."""
+
+    def write(expression: str, steps: int = 20) -> str:
+        file = tmp_path / "swept.py"
+        file.write_text(CONFIG.format(corpus=os.fspath(corpus_file), sweep=expression, steps=steps))
+        return os.fspath(file)
+
+    return write
+
+
+def test_product_zipped_chain_and_repeat():
+    grid = sweep.product({"a": [1, 2], "b": [3, 4]})
+    assert grid == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+    assert sweep.zipped({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    assert sweep.chain(sweep.product({"a": [1]}), sweep.product({"b": [2]})) == [{"a": 1}, {"b": 2}]
+    assert sweep.repeat({"a": [1, 2]}, seeds=2) == [{"a": a, "seed": seed} for a in (1, 2) for seed in (0, 1)]
+    assert sweep.repeat(grid, seeds=[7]) == [overrides | {"seed": 7} for overrides in grid]
+    assert sweep.product(sweep.zipped({"a": [1, 2], "b": [3, 4]}), {"c": [5, 6]}) == [
+        {"a": a, "b": b, "c": c} for (a, b), c in itertools.product([(1, 3), (2, 4)], [5, 6])
+    ]
+    assert sweep.product() == [{}]
+
+
+def test_samples_follow_their_distribution_and_grow_without_changing():
+    ranges = {
+        "lr": sweep.log_uniform(1e-4, 1e-1),
+        "dropout": sweep.uniform(0.0, 0.5),
+        "layers": sweep.integers(1, 4),
+        "hidden": sweep.integers(32, 512, log=True),
+        "name": sweep.choice("adam", "sgd"),
+    }
+    drawn = sweep.sample(ranges, n=2000, seed=3)
+    assert drawn[:50] == sweep.sample(ranges, n=50, seed=3)
+    assert drawn[:50] != sweep.sample(ranges, n=50, seed=4)
+    assert all(1e-4 <= each["lr"] <= 1e-1 and 0 <= each["dropout"] <= 0.5 and 32 <= each["hidden"] <= 512 for each in drawn)
+    # A third of the logarithms lies in each decade, a quarter of the trials has each number of layers.
+    assert sum(each["lr"] < 1e-3 for each in drawn) / 2000 == pytest.approx(1 / 3, abs=0.05)
+    assert sum(each["hidden"] < 128 for each in drawn) / 2000 == pytest.approx(1 / 2, abs=0.05)
+    assert sum(each["dropout"] for each in drawn) / 2000 == pytest.approx(0.25, abs=0.02)
+    for layers in (1, 2, 3, 4):
+        assert sum(each["layers"] == layers for each in drawn) / 2000 == pytest.approx(1 / 4, abs=0.05)
+    assert all(type(each["layers"]) is int and type(each["hidden"]) is int for each in drawn)
+    assert all(each["lr"] == float(f"{each['lr']:.3g}") for each in drawn)
+    small = sweep.sample({"a": sweep.choice(1, 2, 3)}, n=3)
+    assert sorted(each["a"] for each in small) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: sweep.product({"a": 3}), "gives a the values 3: a list of them would be right"),
+        (lambda: sweep.product({"a": "xy"}), "gives a the values 'xy'"),
+        (lambda: sweep.product({"a": [1]}, {"a": [2]}), "sets a twice in one trial"),
+        (lambda: sweep.zipped({"a": [1, 2], "b": [3]}), "a has 2, b has 1"),
+        (lambda: sweep.uniform(1, 1), "a range from 1 to 1 is not right"),
+        (lambda: sweep.log_uniform(0, 1), "both above 0"),
+        (lambda: sweep.integers(1, 2.5), "whole numbers"),
+        (lambda: sweep.choice(), "has no options"),
+        (lambda: sweep.sample({"a": sweep.choice(1, 2)}, n=3), "hold only 2 different trials"),
+        (lambda: sweep.sample({"a": [1, 2]}, n=1), "a=[1, 2] is no range"),
+    ],
+)
+def test_wrong_sweeps_are_refused(build, message):
+    with pytest.raises(UserError) as error:
+        build()
+    assert message in str(error.value)
+
+
+def test_names_are_short_stable_unique_and_safe():
+    name = sweep.name_of
+    assert name({"optim.learning_rate": 0.003, "model.hidden": 128, "seed": 1}) == "hidden=128,learning_rate=0.003,seed=1"
+    assert name({"seed": 1, "model.hidden": 128}) == name({"model.hidden": 128, "seed": 1})
+    assert name({"optim.name": "sgd", "corpus.name": "alice"}) == "corpus.name=alice,optim.name=sgd"  # both end in name
+    assert name({}) == "base"
+    assert name({"corpus.split": (0.9, 0.1), "batch.shift": False}) == "split=0.9+0.1,shift=false"
+    hostile = ["/a/../b", "a/b", "a b", "a\nb", "ü", "$(x)", "x" * 500, "x" * 501, "", ".."]
+    names = [name({"corpus.path": value}) for value in hostile]
+    assert len(set(names)) == len(hostile)
+    assert name({"corpus.keep": "a,newlines=true"}) != name({"corpus.keep": "a", "corpus.newlines": True})
+    for each in names:
+        assert len(each) <= sweep.LONGEST_NAME
+        assert "/" not in each
+        assert each.isascii()
+        assert each.isprintable()
+        assert each.startswith("path=")  # so neither hidden nor a flag
+
+
+def test_cores_and_gpus_are_divided_evenly():
+    shares = launch.shares(2, {0, 1, 2, 3, 4}, ["0", "1", "2"])
+    assert [share.cores for share in shares] == [(0, 1), (2, 3)]
+    assert [share.gpus for share in shares] == ["0", "1"]
+    assert not any(share.shares_a_gpu for share in shares)
+    shares = launch.shares(3, {4, 9}, ["7", "8"])
+    assert [share.cores for share in shares] == [(4,), (9,), (4,)]
+    assert [share.gpus for share in shares] == ["7", "8", "7"]
+    assert all(share.shares_a_gpu for share in shares)
+    assert launch.shares(1, {0}, [])[0] == launch.Share((0,), None, False)
+
+
+def test_a_process_gets_its_share(tmp_path):
+    code = (
+        "import os; print(sorted(os.sched_getaffinity(0)), os.environ.get('CUDA_VISIBLE_DEVICES'), os.getsid(0) == os.getpid())"
+    )
+    core, before = max(launch.cores_here()), launch.cores_here()
+    process = launch.start([sys.executable, "-c", code], launch.Share((core,), "3", False), tmp_path / "log")
+    assert process.wait() == 0
+    assert (tmp_path / "log").read_text().splitlines()[-1] == f"[{core}] 3 True"
+    assert launch.cores_here() == before
+
+
+def launched(script, file, root, *flags, **options):
+    return script("sweep", f"--config={file}", f"--root={root}", *flags, **options)
+
+
+@pytest.fixture(scope="module")
+def straight(script, corpus_file, tmp_path_factory):
+    """The sweep of four, never interrupted."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "swept.py").write_text(CONFIG.format(corpus=os.fspath(corpus_file), sweep=FOUR, steps=160))
+    result = launched(script, folder / "swept.py", folder / "root", "--parallel=2")
+    assert "4 trials in" in result.stdout
+    assert "4 new" in result.stdout
+    assert result.stdout.count("done     hidden=") == 4
+    assert "4 done of 4 trials." in result.stdout
+    assert result.stderr == ""
+    return folder
+
+
+def test_the_directories_are_runs_named_by_their_overrides(straight):
+    names = {f"hidden={hidden},learning_rate={rate}" for hidden in (8, 12) for rate in (0.001, 0.01)}
+    assert {path.parent.name for path in (straight / "root").glob("*/config.json")} == names
+    for name in names:
+        config = run_module.Run(straight / "root" / name).config()
+        assert name == f"hidden={config.model.hidden},learning_rate={config.optim.learning_rate}"
+        assert f"--config.model.hidden={config.model.hidden}" in (straight / "root" / "logs" / f"{name}.log").read_text()
+
+
+def test_again_nothing_is_left_to_do(script, straight):
+    before = {file: file.stat().st_mtime_ns for file in (straight / "root").glob("*/metrics.jsonl")}
+    result = launched(script, straight / "swept.py", straight / "root")
+    assert "4 trials" in result.stdout
+    assert "4 done" in result.stdout
+    best = min((json.loads((file.parent / "status.json").read_text())["best"]["nats"], file.parent.name) for file in before)
+    assert f"best: {best[1]}: best validation {best[0]:.4f} nats/char, perplexity {math.exp(best[0]):.4f}" in result.stdout
+    assert before == {file: file.stat().st_mtime_ns for file in (straight / "root").glob("*/metrics.jsonl")}
+
+
+def wait_for_steps(root, step, trials, process):
+    """Until so many trials have logged a step, or the process has ended."""
+    while process.poll() is None:
+        reached = 0
+        for file in root.glob("*/metrics.jsonl"):
+            lines = file.read_text().rpartition("\n")[0].splitlines()
+            reached += bool(lines) and json.loads(lines[-1])["step"] >= step
+        if reached >= trials:
+            return
+        time.sleep(0.01)
+
+
+def trainings(root) -> list[int]:
+    """The processes that train below a folder."""
+    found = []
+    for folder in os.listdir("/proc"):
+        try:
+            arguments = pathlib.Path(f"/proc/{folder}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(argument.startswith(f"--workdir={root}".encode()) for argument in arguments):
+            found.append(int(folder))
+    return found
+
+
+def test_ctrl_c_and_a_killed_child_change_nothing(script, straight, tmp_path):
+    root = tmp_path / "root"
+    command = script.command("sweep", f"--config={straight / 'swept.py'}", f"--root={root}", "--parallel=2")
+    with subprocess.Popen(command, env=script.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_steps(root, 50, 2, process)
+        os.kill(trainings(root)[0], signal.SIGKILL)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, output + errors
+    assert "killed by SIGKILL" in output
+    assert "stopped: the same command goes on from there." in output
+    assert trainings(root) == []
+    states = [json.loads(file.read_text())["state"] for file in root.glob("*/status.json")]
+    assert set(states) <= {"incomplete", "done"}
+    assert "incomplete" in states
+    result = launched(script, straight / "swept.py", root, "--parallel=2")
+    assert "to resume" in result.stdout
+    assert "4 done of 4 trials." in result.stdout
+    for file in (straight / "root").glob("*/metrics.jsonl"):
+        assert read_rows(root / file.parent.name) == read_rows(file.parent)
+
+
+@pytest.mark.slow
+def test_a_killed_launcher_leaves_trainings_that_the_next_one_waits_for(script, straight, tmp_path):
+    root = tmp_path / "root"
+    arguments = [f"--config={straight / 'swept.py'}", f"--root={root}", "--only=optim.learning_rate=0.01", "--parallel=2"]
+    with subprocess.Popen(script.command("sweep", *arguments), env=script.env(), stdout=subprocess.DEVNULL) as process:
+        wait_for_steps(root, 20, 2, process)
+        process.kill()
+    assert len(trainings(root)) == 2
+    result = script("sweep", *arguments)
+    assert "in another process" in result.stdout
+    assert "2 done of 2 trials." in result.stdout
+    for file in root.glob("*/metrics.jsonl"):
+        assert read_rows(file.parent) == read_rows(straight / "root" / file.parent.name)
+        assert "resuming" not in (root / "logs" / f"{file.parent.name}.log").read_text()
+
+
+def test_failed_and_diverged_trials_are_named_and_the_others_go_on(script, swept, tmp_path):
+    file = swept(
+        'chain([{"optim.learning_rate": 1e-2}, {"optim.learning_rate": 1e30, "optim.name": "sgd", "optim.clip_norm": 0.0}])'
+    )
+    root = tmp_path / "root"
+    result = launched(script, file, root, status=1)
+    assert "1 done, 1 diverged of 2 trials." in result.stdout
+    assert "beyond the 25 of anything that learns" in result.stdout
+    again = launched(script, file, root, status=1)  # left alone
+    assert "1 done, 1 diverged" in again.stdout
+    assert "running" not in again.stdout
+    name = "learning_rate=0.01"
+    Run(root / name).write_status("failed", 4, None, "the moon")
+    assert f"failed: {name}: the moon" in launched(script, file, root, status=1).stdout
+    assert "1 done, 1 diverged" in launched(script, file, root, "--retry_failed", status=1).stdout
+
+
+def test_a_trial_that_cannot_start_says_why(script, swept, tmp_path):
+    file = swept('product({"corpus.path": ["/no/such/text"]})')
+    result = launched(script, file, tmp_path / "root", status=1)
+    assert "/no/such/text is no file or folder" in result.stdout
+    assert "1 failed of 1 trials." in result.stdout
+
+
+@pytest.mark.slow
+def test_a_changed_sweep_adds_trials_and_names_the_removed(script, swept, tmp_path):
+    root = tmp_path / "root"
+    launched(script, swept('product({"model.hidden": [8, 12]})', steps=5), root)
+    result = launched(script, swept('product({"model.hidden": [12, 16]})', steps=5), root)
+    assert "1 done, 1 new" in result.stdout
+    assert "no longer in the sweep, left as it is: hidden=8" in result.stdout
+    assert (root / "hidden=8" / "status.json").exists()
+    changed = swept('product({"model.hidden": [12, 16]})', steps=6)
+    message = script.fails("sweep", f"--config={changed}", f"--root={root}")
+    assert "train.steps (5 there, 6 here); choose another --root" in message
+
+
+def test_dry_run_prints_commands_and_writes_nothing(script, swept, tmp_path):
+    result = launched(
+        script, swept(FOUR), tmp_path / "root", "--dry_run", "--only=model.hidden=12", "--only=optim.learning_rate<5e-3"
+    )
+    assert "1 trials" in result.stdout
+    assert "--config.model.hidden=12 " in result.stdout
+    assert "--config.optim.learning_rate=0.001 " in result.stdout
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("expression", "flags", "message"),
+    [
+        ("[]", [], "yields no trials"),
+        ("3", [], "returns no list of dicts"),
+        ("[1]", [], "returns no list of dicts"),
+        ("1 / 0", [], "can't be loaded: ZeroDivisionError"),
+        (
+            '[{"model.hiden": 3}]',
+            [],
+            "trial 1 of {file}: unknown config key 'model.hiden': the nearest known one is 'model.hidden'",
+        ),
+        ('[{"model.hidden": 3}, {"model.hidden": 0}]', [], "trial 2 of {file}: model.hidden=0 is not right"),
+        ('[{"model.hidden": 3}, {"model.hidden": "3"}]', [], "trials 1 and 2 of {file} are the same, hidden=3"),
+        ('[{}, {"model.hidden": 8}]', [], "trials 1 and 2 of {file} are the same, hidden=8"),
+        ('[{"model.hidden": 3}]', ["--only=model.hiden=3"], "nearest known one is 'model.hidden'"),
+        ('[{"model.hidden": 3}]', ["--only=model.hidden=4"], "no trial of {file} is like that"),
+        ('[{"model.hidden": 3}]', ["--only=hidden"], "'hidden' is no condition"),
+        ('[{"model.hidden": 3}]', ["--config.model.hidden=4"], "is also what the sweep sets"),
+        ('[{"model.hidden": 3}]', ["--parallel=0"], "--parallel=0 is not right"),
+        ('[{"model.hidden": 3}]', ["--launcher=cloud"], "--launcher"),
+    ],
+)
+def test_bad_input_starts_nothing(script, swept, tmp_path, expression, flags, message):
+    file = swept(expression)
+    assert message.format(file=file) in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'root'}", *flags)
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.slow
+def test_a_config_edited_meanwhile_changes_no_trial(script, swept, tmp_path):
+    """Trials wait for hours: each trains what was checked when the sweep was launched."""
+    file, root = swept('product({"model.hidden": [8, 12]})', steps=10), tmp_path / "root"
+    with subprocess.Popen(
+        script.command("sweep", f"--config={file}", f"--root={root}"), env=script.env(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        while not (root / "hidden=8").exists() and process.poll() is None:
+            time.sleep(0.01)
+        swept('product({"model.hidden": [8, 12]})', steps=15)
+        process.communicate()
+    assert process.returncode == 0
+    assert [run_module.Run(root / f"hidden={hidden}").config().train.steps for hidden in (8, 12)] == [10, 10]
+
+
+def test_a_launcher_that_fails_takes_its_trainings_along(tmp_path):
+    code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print('up', flush=True); time.sleep(60)"
+    trial = sweep.Trial("t", {}, None)
+    root = sweep.Root(tmp_path)
+    (tmp_path / "logs").mkdir()
+
+    def one_then_failure():
+        yield trial
+        while "up" not in root.log(trial).read_text().split("\n"):
+            time.sleep(0.01)
+        raise RuntimeError("the moon")
+
+    places = launch.shares(2, launch.cores_here(), [])
+    with pytest.raises(RuntimeError, match="the moon"):
+        launch.local(
+            root, one_then_failure(), lambda _: [sys.executable, "-c", code, f"--workdir={tmp_path}"], places, launch.Display(2)
+        )
+    assert trainings(tmp_path) == []
+
+
+def test_without_slurm_there_is_one_sentence(script, swept, tmp_path):
+    command = script.command("sweep", f"--config={swept(FOUR)}", f"--root={tmp_path / 'root'}", "--launcher=slurm")
+    result = subprocess.run(command, env={**script.env(), "PATH": os.fspath(tmp_path)}, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "there is no sbatch on this machine" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_job_whose_training_refuses_has_failed(tmp_path):
+    for status in (1, 2):
+        with pytest.raises(SystemExit) as ended:
+            slurm.Training(["sh", "-c", f"exit {status}"], os.fspath(tmp_path / "log"))()
+        assert ended.value.code == status
+    assert slurm.Training(["true"], os.fspath(tmp_path / "log"))() == 0
+
+
+@pytest.mark.slow
+def test_a_damaged_trial_is_named_and_the_others_go_on(script, swept, tmp_path):
+    file, root = swept('product({"model.hidden": [8, 12]})', steps=5), tmp_path / "root"
+    launched(script, file, root)
+    (root / "hidden=8" / "status.json").write_text("{")
+    result = launched(script, file, root, status=1)
+    assert "failed: hidden=8: " in result.stdout
+    assert "status.json is damaged" in result.stdout
+    assert "1 failed, 1 done of 2 trials." in result.stdout
+
+
+def test_roots_of_others_are_refused(script, swept, tmp_path):
+    file = swept('[{"model.hidden": 8}]', steps=2)
+    launched(script, file, tmp_path / "root")
+    (tmp_path / "file").touch()
+    assert "is a file" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'file'}")
+    assert "not empty and not the root of a sweep" in script.fails("sweep", f"--config={file}", f"--root={tmp_path}")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "sweep.json.new").touch()  # as a launcher leaves it that was killed while it wrote the first time
+    assert "hidden=8" in script("sweep", f"--config={file}", f"--root={tmp_path / 'begun'}", "--dry_run").stdout
+    other = tmp_path / "other.py"
+    other.write_text(pathlib.Path(file).read_text())
+    message = script.fails("sweep", f"--config={other}", f"--root={tmp_path / 'root'}")
+    assert "holds a sweep of swept.py, not of other.py" in message
+    without = f"--config={ROOT / 'configs' / 'quickstart.py'}"
+    assert "has no sweep()" in script.fails("sweep", without, f"--root={tmp_path / 'new'}")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "sweep.json").write_text("{")
+    assert "sweep.json is damaged" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'broken'}")
+    with sweep.Root(tmp_path / "held").locked():
+        assert "in use by another launch" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'held'}")

@@ -1,0 +1,128 @@
+"""Schedules and update rules against their formulas."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from charlm.training import optim
+from configs import base
+
+PARAMS = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([1.0, -1.0])}
+GRADS = {"kernel": jnp.array([[0.1, -0.2], [0.3, 0.0]]), "bias": jnp.array([0.5, -4.0])}
+
+
+def config_of(**keys):
+    config = base.get_config()
+    config.optim.update({"learning_rate": 0.1, "schedule": "constant", "clip_norm": 0.0, **keys})
+    return config
+
+
+def updates(grads=GRADS, steps=1, **keys):
+    """The last of the updates that follow from the same gradient given again and again, at a learning rate of 0.1."""
+    transformation = optim.optimizer(config_of(**keys))
+    state = transformation.init(PARAMS)
+    for _ in range(steps):
+        result, state = transformation.update(grads, state, PARAMS)
+    return {name: 0.1 * np.asarray(leaf) for name, leaf in result.items()}
+
+
+@pytest.mark.parametrize(
+    ("keys", "by_step"),
+    [
+        ({"schedule": "constant"}, {0: 0.1, 99: 0.1}),
+        ({"schedule": "constant", "warmup_steps": 10}, {0: 0.0, 5: 0.05, 10: 0.1, 99: 0.1}),
+        ({"schedule": "cosine", "final_fraction": 0.2}, {0: 0.1, 50: 0.06, 100: 0.02, 200: 0.02}),
+        ({"schedule": "cosine", "final_fraction": 0.0, "warmup_steps": 20}, {10: 0.05, 20: 0.1, 60: 0.05, 100: 0.0}),
+        ({"schedule": "trapezoid", "decay_steps": 40, "final_fraction": 0.2}, {0: 0.1, 60: 0.1, 80: 0.06, 100: 0.02}),
+        (
+            {"schedule": "trapezoid", "decay_steps": 500, "warmup_steps": 20, "final_fraction": 0.0},
+            {10: 0.05, 20: 0.1, 60: 0.05},
+        ),
+        ({"schedule": "step", "decay_rate": 0.5, "decay_steps": 30}, {29: 0.1, 30: 0.05, 59: 0.05, 60: 0.025}),
+        ({"schedule": "exponential", "decay_rate": 0.5, "decay_steps": 30}, {0: 0.1, 15: 0.1 * 0.5**0.5, 30: 0.05}),
+    ],
+)
+def test_schedules(keys, by_step):
+    schedule = optim.schedule(config_of(**keys), total_steps=100)
+    for step, expected in by_step.items():
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-8)
+        assert optim.rates(schedule)(step, 1) == pytest.approx([expected], abs=1e-8)
+
+
+@pytest.mark.parametrize("keys", [{"schedule": "constant"}, {"schedule": "cosine", "warmup_steps": 1000}])
+def test_the_rate_of_a_step_does_not_depend_on_where_a_run_begins_nor_on_how_many_are_asked_for(keys):
+    schedule = optim.schedule(config_of(**keys), total_steps=4000)
+    rates = optim.rates(schedule)
+    whole = rates(0, 3000)
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(whole[::97], [schedule(step) for step in range(0, 3000, 97)], rtol=1e-6)
+    for step, count in ((1020, 10), (1023, 1), (1024, 1), (2000, 100)):
+        np.testing.assert_array_equal(optim.rates(schedule)(step, count), whole[step : step + count])
+
+
+def test_adam_by_hand():
+    # Two steps with the same gradient g: mean g, mean square g², both after bias correction.
+    for steps in (1, 2):
+        for name, update in updates(name="adam", steps=steps, eps=1e-3).items():
+            g = np.asarray(GRADS[name])
+            np.testing.assert_allclose(update, -0.1 * g / (np.abs(g) + 1e-3), rtol=1e-4)
+
+
+@pytest.mark.parametrize("eps_form", ["outer", "keras"])
+def test_adam_forgets_means_and_squares_at_rates_of_their_own(eps_form):
+    transformation = optim.optimizer(config_of(name="adam", beta1=0.6, beta2=0.9, eps=1e-2, eps_form=eps_form))
+    state = transformation.init({"w": jnp.zeros(2)})
+    given = [np.array([0.3, -1.0]), np.array([-0.5, 2.0]), np.array([0.1, 0.0])]
+    for gradient in given:
+        update, state = transformation.update({"w": jnp.asarray(gradient)}, state, {"w": jnp.zeros(2)})
+    mean = 0.4 * (0.36 * given[0] + 0.6 * given[1] + given[2]) / (1 - 0.6**3)
+    square = 0.1 * (0.81 * given[0] ** 2 + 0.9 * given[1] ** 2 + given[2] ** 2) / (1 - 0.9**3)
+    eps = 1e-2 / math.sqrt(1 - 0.9**3) if eps_form == "keras" else 1e-2
+    np.testing.assert_allclose(update["w"], -mean / (np.sqrt(square) + eps), rtol=1e-5)
+
+
+def test_rmsprop_by_hand():
+    # No bias correction: after two steps the mean square is g² (1 - beta2²).
+    for name, update in updates(name="rmsprop", steps=2, beta2=0.9, eps=1e-2).items():
+        g = np.asarray(GRADS[name])
+        np.testing.assert_allclose(update, -0.1 * g / (np.sqrt(g**2 * (1 - 0.81)) + 1e-2), rtol=1e-5)
+
+
+def test_eps_of_keras_by_hand():
+    # As in Keras and MXNet: Adam's eps stands beside the root of the uncorrected mean square, RMSprop's inside the root.
+    for steps in (1, 3):
+        correction = math.sqrt(1 - 0.999**steps)
+        for name, update in updates(name="adam", steps=steps, eps=1e-3, eps_form="keras").items():
+            g = np.asarray(GRADS[name])
+            np.testing.assert_allclose(update, -0.1 * correction * g / (correction * np.abs(g) + 1e-3), rtol=1e-4)
+    for name, update in updates(name="rmsprop", beta2=0.9, eps=1e-2, eps_form="keras").items():
+        g = np.asarray(GRADS[name])
+        np.testing.assert_allclose(update, -0.1 * g / np.sqrt(g**2 * 0.1 + 1e-2), rtol=1e-5)
+
+
+def test_sgd_with_and_without_momentum_by_hand():
+    for name, update in updates(name="sgd", steps=3, momentum=0.5).items():
+        np.testing.assert_allclose(update, -0.1 * np.asarray(GRADS[name]) * (1 + 0.5 + 0.25), rtol=1e-6)
+    np.testing.assert_allclose(updates(name="sgd")["bias"], [-0.05, 0.4], rtol=1e-6)
+
+
+def test_clipping():
+    norm = math.sqrt(0.01 + 0.04 + 0.09 + 0.25 + 16)
+    np.testing.assert_allclose(updates(name="sgd", clip_norm=1.0)["bias"], [-0.05 / norm, 0.4 / norm], rtol=1e-5)
+    np.testing.assert_allclose(updates(name="sgd", clip_norm=10.0)["bias"], [-0.05, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(updates(name="sgd", clip_value=0.25)["bias"], [-0.025, 0.025], rtol=1e-6)
+
+
+def test_weight_decay_spares_biases_and_is_decoupled_for_adamw_only():
+    kernel = np.asarray(PARAMS["kernel"])
+    plain, decayed = updates(name="adamw"), updates(name="adamw", weight_decay=0.01)
+    np.testing.assert_allclose(decayed["kernel"] - plain["kernel"], -0.1 * 0.01 * kernel, atol=1e-7)
+    np.testing.assert_array_equal(decayed["bias"], plain["bias"])
+    decayed = updates(name="sgd", weight_decay=0.01)
+    np.testing.assert_allclose(decayed["kernel"], -0.1 * (np.asarray(GRADS["kernel"]) + 0.01 * kernel), rtol=1e-6)
+    biases = updates(name="sgd", weight_decay=0.01, decay_biases=True)["bias"]
+    np.testing.assert_allclose(biases, -0.1 * (np.asarray(GRADS["bias"]) + 0.01 * np.asarray(PARAMS["bias"])), rtol=1e-6)
+    adam = updates(name="adam", weight_decay=0.01)["kernel"]
+    np.testing.assert_allclose(adam, -0.1 * np.sign(np.asarray(GRADS["kernel"]) + 0.01 * kernel), rtol=1e-4)
