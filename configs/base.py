@@ -43,6 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.batch.padding = "masked"  # documents: masked (after the text, weight 0) or counted (before it, weight 1)
 
     config.model = ConfigDict()
+    config.model.cell = "lstm"  # the recurrence: a file of charlm/models/cells
     config.model.input = "embedding"  # embedding, onehot or scalar (the id divided by the vocabulary's size)
     config.model.embedding = 128  # features of the embedding
     config.model.layers = 2  # LSTM layers

@@ -154,10 +154,10 @@ def test_describe_prints_the_table_and_draws_the_network(script, texts, tmp_path
     assert dot.startswith("digraph")
     for layer in (1, 2):
         for step in (1, 2, 3, 4):
-            assert f"lstm_{layer}_{step} [" in dot
-        assert f"lstm_{layer}_3 -> lstm_{layer}_4" in dot
-    assert "lstm_3_1" not in dot
-    assert "lstm_1_5" not in dot
+            assert f'layer_{layer}_{step} [label="LSTM {layer}' in dot
+        assert f'layer_{layer}_3 -> layer_{layer}_4 [label="c, h"' in dot
+    assert "layer_3_1" not in dot
+    assert "layer_1_5" not in dot
     assert (tmp_path / "net.svg").exists() == (shutil.which("dot") is not None)
     assert "--graph=/no/such/net.dot can't be written" in script("train", *flags, "--graph=/no/such/net.dot", status=2).stderr
     assert script.fails("train", *flags_of("anna_pytorch", texts)) == "error: --workdir is not given: see --help."

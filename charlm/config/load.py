@@ -67,6 +67,7 @@ RULES: dict[str, Rule] = {
     "batch.shuffle": ANY,
     "batch.bucket": POSITIVE,
     "batch.padding": one_of("masked", "counted"),
+    "model.cell": one_of("lstm"),
     "model.input": one_of("embedding", "onehot", "scalar"),
     "model.embedding": POSITIVE,
     "model.layers": POSITIVE,
@@ -119,7 +120,7 @@ OF_THE_MACHINE = (
     "cache_dir",
     "train.steps_per_call",
 )  # these change no result: a run goes on with others, and old runs need not have them
-LATER = ("sample.top_k",)  # newer than some runs, which are as the default has it
+LATER = ("sample.top_k", "model.cell")  # newer than some runs, which are as the default has it
 PATHS = ("corpus.path", "corpus.validation_path", "corpus.test_path", "corpus.data_dir", "cache_dir")
 
 

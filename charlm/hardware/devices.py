@@ -78,13 +78,13 @@ def wanted(config) -> int:
     return config.devices
 
 
-def rows_to_share(config, rows: int, dtype: str) -> int:
-    """Of so many rows that are sampled at once, those for devices to share: all, or one where that does not pay.
+def rows_to_share(config, weights: int, rows: int, dtype: str) -> int:
+    """Of the rows that are sampled at once, how many the devices should share: all, or one if sharing does not pay.
 
     Args:
+      weights: how many are read for each character, as `stack.layer_operations` counts them.
       dtype: of the operands of matrix products.
     """
-    weights = 4 * config.model.hidden**2 * (2 * config.model.layers - 1)  # the input of the first layer is a row lookup
     pays = weights * (2 if dtype == "bfloat16" else 4) <= WEIGHTS_THAT_PAY
     return rows if pays or wanted(config) else 1
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from charlm.data.vocab import EOS, Vocab
-from charlm.models.stack import Functions
+from charlm.models.stack import Functions, keep_rows
 
 CHUNK = 64  # steps between two looks at what was drawn
 
@@ -74,8 +74,8 @@ def sampler(
 
             def within(state, at):
                 ids_B, position = at
-                read_B1 = (position > missing_B)[:, None]  # what is missing was not there: the state stays zero
-                carry = jax.tree.map(lambda state_BH: jnp.where(read_B1, state_BH, 0), state[0])
+                # Before the first character that exists, the state stays zero.
+                carry = keep_rows(state[0], position > missing_B)
                 logits_BV, carry = model.step(weights, ids_B, carry)
                 return (carry, logits_BV), None
 
@@ -87,13 +87,13 @@ def sampler(
         state, ids_NB = jax.lax.scan(step, state, _noise(key, number, row_B, len(vocab)))
         return state, ids_NB.T
 
-    chunk, place, home = windowed_chunk if window else carried_chunk, lambda weights: weights, None
+    chunk, place, output_sharding = windowed_chunk if window else carried_chunk, lambda weights: weights, None
     if mesh is not None:
         shared, of_rows = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
         in_specs, out_specs = (shared, of_rows, of_rows, of_rows, shared, shared, shared), (of_rows, of_rows)
         chunk = jax.shard_map(chunk, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         place = functools.partial(jax.device_put, device=NamedSharding(mesh, shared))
-        home = NamedSharding(mesh, of_rows)
+        output_sharding = NamedSharding(mesh, of_rows)
     chunk, stepwise = jax.jit(chunk, donate_argnums=1), jax.jit(model.stepwise, static_argnums=1)
 
     def generate(params, prompt_ids: np.ndarray, rows: int, length: int, temperature: float, key) -> Iterator[np.ndarray]:
@@ -106,8 +106,8 @@ def sampler(
         else:
             given = len(prompt_ids) - 1  # steps whose outcome the prompt dictates
             state = (model.zero_carry(rows), np.full(rows, prompt_ids[0], np.int32))
-        # Where each chunk leaves it: the first one would else be compiled by itself.
-        state = jax.device_put(state, home or weights.head_bias_V.sharding)
+        # Placed as each chunk leaves it. Otherwise the first chunk would be compiled separately.
+        state = jax.device_put(state, output_sharding or jax.tree.leaves(weights)[0].sharding)
         steps = given + length if length else 0
         ended_B = np.zeros(rows, bool)
         ahead = None  # what the chunk before drew: it is fetched while this one runs

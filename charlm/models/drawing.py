@@ -9,11 +9,14 @@ from charlm import files
 from charlm.errors import Failure, UserError
 
 
-def unrolled(layers: int, hidden: int, encoding: str, dropout: float, steps: int, last_only: bool = False) -> str:
-    """The dot text of `layers` LSTM layers over `steps` characters: ids below, predictions above, time from left to right.
+def unrolled(
+    cell: str, state: str, layers: int, hidden: int, encoding: str, dropout: float, steps: int, last_only: bool = False
+) -> str:
+    """The dot text of the layers over `steps` characters: ids below, predictions above, time from left to right.
 
     Args:
-      last_only: whether only the character after the last is predicted, as with windows.
+      cell, state: titles of the recurrence and of what it hands from step to step.
+      last_only: whether only the character after the last one is predicted, as with windows.
     """
     lines = [
         "digraph network {",
@@ -25,9 +28,9 @@ def unrolled(layers: int, hidden: int, encoding: str, dropout: float, steps: int
         lines.append(f'  input_{step} [label="{encoding}"];')
         for layer in range(1, layers + 1):
             lines.append(
-                f'  lstm_{layer}_{step} [label="LSTM {layer}\\n{hidden}", style="rounded,filled", fillcolor="#dde8f5"];'
+                f'  layer_{layer}_{step} [label="{cell} {layer}\\n{hidden}", style="rounded,filled", fillcolor="#dde8f5"];'
             )
-            column.append(f"lstm_{layer}_{step}")
+            column.append(f"layer_{layer}_{step}")
             if dropout > 0 and not (last_only and layer == layers and step < steps):
                 lines.append(f'  dropout_{layer}_{step} [label="dropout {dropout:g}"];')
                 column.append(f"dropout_{layer}_{step}")
@@ -37,10 +40,10 @@ def unrolled(layers: int, hidden: int, encoding: str, dropout: float, steps: int
             column += [f"head_{step}", f"next_{step}"]
         lines.append(f"  {' -> '.join(column)};")
     for layer in range(1, layers + 1):
-        row = [f"lstm_{layer}_{step}" for step in range(1, steps + 1)]
+        row = [f"layer_{layer}_{step}" for step in range(1, steps + 1)]
         lines.append(f"  {{ rank=same; {'; '.join(row)}; }}")
         for before, after in itertools.pairwise(row):
-            lines.append(f'  {before} -> {after} [label="c, h", fontsize=9, constraint=false];')
+            lines.append(f'  {before} -> {after} [label="{state}", fontsize=9, constraint=false];')
     return "\n".join([*lines, "}"]) + "\n"
 
 

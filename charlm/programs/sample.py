@@ -66,7 +66,9 @@ def main(overrides: dict[str, str]) -> None:
     length = (config.sample.length or defaults().sample.length) if _LENGTH.value is None else _LENGTH.value
     top_k = config.sample.top_k if _TOP_K.value is None else _TOP_K.value
     prompts = _prompts(run, config, vocab)
-    shared = devices.rows_to_share(config, _NUM.value, _DTYPE.value or config.model.dtype)
+    from charlm.models import stack
+
+    shared = devices.rows_to_share(config, stack.layer_operations(config), _NUM.value, _DTYPE.value or config.model.dtype)
     set_here = devices.prepare_cpu(config, shared)
     cache.keep_compiled(cache.own_folder(config))
 

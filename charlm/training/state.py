@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: dict
     opt_state: optax.OptState
-    carry: stack.CarryStack
+    carry: tuple
 
 
 @dataclasses.dataclass

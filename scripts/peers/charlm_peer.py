@@ -36,7 +36,9 @@ def main() -> None:
     if job["task"] == "train":
         devices.use_huge_pages()
     else:
-        rows = devices.rows_to_share(config, rows, job["dtype"])
+        from charlm.models import stack
+
+        rows = devices.rows_to_share(config, stack.layer_operations(config), rows, job["dtype"])
     devices.prepare_cpu(config, rows)
     train(job, config) if job["task"] == "train" else sample(job, config, rows)
 

@@ -10,6 +10,7 @@ import pytest
 
 from charlm.data.batches import Batch
 from charlm.models import stack
+from charlm.models.dropout import dropout
 from configs import base
 
 VOCAB = 11
@@ -153,7 +154,7 @@ def test_dropout_acts_only_with_a_key_and_keeps_the_mean():
     keys = jax.random.split(jax.random.key(0), 2)
     with_key, _ = functions.apply(params, batch, functions.zero_carry(2), keys)
     assert np.abs(with_key - without).max() > 1e-3
-    x = stack.dropout(jax.random.split(jax.random.key(3), 5), jnp.ones((21, 5, 999)), 0.3)
+    x = dropout(jax.random.split(jax.random.key(3), 5), jnp.ones((21, 5, 999)), 0.3)
     assert len({row.tobytes() for row in np.asarray(x).swapaxes(0, 1)}) == 5
     kept = np.asarray(x[x > 0])
     np.testing.assert_allclose(kept, 1 / 0.7, rtol=1e-4)

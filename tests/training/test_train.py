@@ -365,17 +365,21 @@ def test_a_program_starts_anew_for_huge_pages_where_they_are_given_on_request(tm
 
 
 def test_rows_are_sampled_by_several_devices_where_their_weights_are_few():
-    config = ConfigDict({"devices": 0, "model": {"hidden": 512, "layers": 2}})
+    config = ConfigDict({"devices": 0, "model": {"cell": "lstm", "hidden": 512, "layers": 2}})
+
+    def shared(dtype: str) -> int:
+        return devices.rows_to_share(config, stack.layer_operations(config), 64, dtype)
+
     # Three matrices of 512 x 2,048: 12 MB in float32, 6 MB in bfloat16; of 256 x 1,024, 3 MB and 1.5 MB; 4 MB pay.
-    assert devices.rows_to_share(config, 64, "float32") == 1
-    assert devices.rows_to_share(config, 64, "bfloat16") == 1
+    assert shared("float32") == 1
+    assert shared("bfloat16") == 1
     config.model.hidden = 256
-    assert devices.rows_to_share(config, 64, "float32") == 64
+    assert shared("float32") == 64
     config.model.layers = 4  # seven
-    assert devices.rows_to_share(config, 64, "float32") == 1
-    assert devices.rows_to_share(config, 64, "bfloat16") == 64
+    assert shared("float32") == 1
+    assert shared("bfloat16") == 64
     config.devices = 2  # who asks for them has them
-    assert devices.rows_to_share(config, 64, "float32") == 64
+    assert shared("float32") == 64
 
 
 def test_number_of_devices():

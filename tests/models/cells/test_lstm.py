@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from charlm.models import products
 from charlm.models.cells import lstm as lstm_module
 from charlm.models.cells.lstm import lstm
 
@@ -104,7 +105,7 @@ def test_a_single_row_is_rounded_to_bfloat16_as_several_are():
     left, right = (jax.random.normal(jax.random.key(number), shape) for number, shape in enumerate([(5, 64), (64, 96)]))
     rounded = np.asarray(left.astype(jnp.bfloat16), np.float64) @ np.asarray(right.astype(jnp.bfloat16), np.float64)
     for rows in (1, 5):
-        np.testing.assert_allclose(lstm_module.product(left[:rows], right, jnp.bfloat16), rounded[:rows], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(products.product(left[:rows], right, jnp.bfloat16), rounded[:rows], rtol=0, atol=2e-5)
     assert np.abs(np.asarray(left @ right) - rounded).max() > 1e-3  # float32 is something else
 
 

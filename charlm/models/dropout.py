@@ -1,0 +1,21 @@
+"""Dropout of activations.
+
+Letters: B batch (rows), T time, H units, N random words.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def dropout(keys_B: jax.Array, x_TBH: jax.Array, rate: float) -> jax.Array:
+    """Inverted dropout (Srivastava et al. 2014): zeroes a share `rate` of `x_TBH` and scales the rest to keep the mean.
+
+    Each row has a key of its own, so the mask of a row does not depend on how rows are spread over devices. The rate is
+    rounded to a multiple of 2^-16. One random word then serves two values, and drawing costs half as much.
+    """
+    dropped = min(round(rate * 2**16), 2**16 - 1)
+    steps, rows, hidden = x_TBH.shape
+    words_BN = jax.vmap(lambda key: jax.random.bits(key, ((steps * hidden + 1) // 2,), jnp.uint32))(keys_B)
+    halves_BTH = jax.lax.bitcast_convert_type(words_BN, jnp.uint16).reshape(rows, -1)[:, : steps * hidden]
+    halves_TBH = halves_BTH.reshape(rows, steps, hidden).swapaxes(0, 1)
+    return jnp.where(halves_TBH >= dropped, x_TBH * (2**16 / (2**16 - dropped)), 0)

@@ -1,0 +1,124 @@
+"""Initial weights as five systems have them, for any recurrence with gates side by side.
+
+A kernel of a layer with `gates` gates has the shape (inputs, gates * hidden): one block of columns for each gate.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+
+
+class Initializers(NamedTuple):
+    """Initializers by the kind of weight.
+
+    Attributes:
+      embedding, head_kernel, head_bias: of the stack.
+      input_kernel, recurrent_kernel: number of gates → initializer of a layer's kernels.
+      bias: of a layer; what a cell adds to it, such as the LSTM's forget bias, is the cell's.
+    """
+
+    embedding: Initializer
+    input_kernel: Callable[[int], Initializer]
+    recurrent_kernel: Callable[[int], Initializer]
+    bias: Initializer
+    head_kernel: Initializer
+    head_bias: Initializer
+
+
+def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Initializers:
+    """The initializers that `model.init` names.
+
+    `orthogonal` (Flax): LeCun normal; the recurrent kernel of each gate is orthogonal.
+    `glorot` (Keras): Glorot uniform; the recurrent kernel of all gates is one matrix with orthogonal rows.
+    `axon`: Glorot uniform, each gate by itself.
+    `pytorch`: uniform in ±1/sqrt(hidden), biases too, of which PyTorch adds two; the embedding is standard normal.
+    `uniform` (MXNet): uniform in ±scale, biases 0.
+
+    Args:
+      hidden: units of a layer. scale: bound of `uniform`.
+      head_scale: if not 0, the head's kernel is uniform in ±head_scale and its bias 0, as in Udacity's CharRNN.
+    """
+    zeros, glorot, lecun = nn.initializers.zeros, nn.initializers.glorot_uniform(), nn.initializers.lecun_normal()
+    match name:
+        case "glorot":
+            whole, rows = _for_any_gates(glorot), _for_any_gates(_orthogonal_rows)
+            chosen = Initializers(_symmetric_uniform(0.05), whole, rows, zeros, glorot, zeros)
+        case "axon":
+            chosen = Initializers(_symmetric_uniform(0.05), _glorot_gates, _glorot_gates, zeros, glorot, zeros)
+        case "pytorch":
+            small = _symmetric_uniform(1 / math.sqrt(hidden))
+            kernel = _for_any_gates(small)
+            chosen = Initializers(nn.initializers.normal(1.0), kernel, kernel, _sum_of_two(small), small, small)
+        case "uniform":
+            small = _symmetric_uniform(scale)
+            kernel = _for_any_gates(small)
+            chosen = Initializers(small, kernel, kernel, zeros, small, zeros)
+        case _:
+            kernel = _for_any_gates(lecun)
+            chosen = Initializers(nn.initializers.normal(1.0), kernel, _orthogonal_gates, zeros, lecun, zeros)
+    if head_scale > 0:
+        return chosen._replace(head_kernel=_symmetric_uniform(head_scale), head_bias=zeros)
+    return chosen
+
+
+def _for_any_gates(initializer: Initializer) -> Callable[[int], Initializer]:
+    """An initializer that treats the columns of all gates alike."""
+    return lambda gates: initializer
+
+
+def _symmetric_uniform(bound: float) -> Initializer:
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _sum_of_two(initializer: Initializer) -> Initializer:
+    return lambda key, shape, dtype=jnp.float32: sum(initializer(each, shape) for each in jax.random.split(key))
+
+
+def _glorot_gates(gates: int) -> Initializer:
+    """Each gate's (I, H) block by itself: the bound is that of I inputs and H outputs, not of all gates' outputs."""
+
+    def init(key, shape, dtype=jnp.float32):
+        inputs, columns = shape
+        return _symmetric_uniform(math.sqrt(6 / (inputs + columns // gates)))(key, shape, dtype)
+
+    return init
+
+
+def _orthogonal_gates(gates: int) -> Initializer:
+    """Each gate's (H, H) block is a random orthogonal matrix, as in Flax's cells."""
+
+    def init(key, shape, dtype=jnp.float32):
+        hidden = shape[0]
+        # Drawn with two axes: with three, XLA takes a second longer to compile.
+        rows = jax.random.normal(key, (gates * hidden, hidden), jnp.float32)
+        blocks = _orthogonalized(rows.reshape(gates, hidden, hidden))
+        return blocks.swapaxes(0, 1).reshape(shape).astype(dtype)
+
+    return init
+
+
+def _orthogonal_rows(key, shape, dtype=jnp.float32):
+    """The (H, gates * H) matrix of all gates with orthonormal rows, as in Keras."""
+    return _orthogonalized(jax.random.normal(key, (1, *shape), jnp.float32))[0].astype(dtype)
+
+
+def _orthogonalized(blocks_NIO: jax.Array) -> jax.Array:
+    """The orthogonal factors of random matrices with at most as many rows as columns.
+
+    They are exact to 1e-6, and to 1e-3 or worse for one square matrix in a hundred.
+
+    The method is Newton-Schulz iteration, which needs only products. Several QR decompositions in one program can block each
+    other without end on XLA:CPU (experiments/2026-11-22-first-figures).
+    """
+    blocks_NIO /= jnp.linalg.norm(blocks_NIO, axis=(1, 2), keepdims=True)
+
+    def iterate(_, blocks):
+        return 1.5 * blocks - 0.5 * (blocks @ blocks.swapaxes(1, 2)) @ blocks
+
+    # A singular value grows by half a step until it is near 1. The smallest begins at about rows ** -1.5.
+    return jax.lax.fori_loop(0, 20 + int(4 * math.log(blocks_NIO.shape[1] + 1)), iterate, blocks_NIO)

@@ -1,0 +1,51 @@
+"""A second cell for tests, as a stranger would add one: the GRU of Cho et al. (2014), with nothing fast in it.
+
+    z, r = sigmoid(x W + h R + b)    n = tanh(x W_n + b_n + r (h R_n))    h' = (1 - z) n + z h
+
+Its state is a dict, and is not called h or c, so that nothing outside can rely on what an LSTM's state looks like.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from charlm.models.cells import Cell, by_steps, is_ids
+
+
+def parameters(inputs, hidden, initial, config):
+    del config
+    return {
+        "input_kernel": (initial.input_kernel(3), (inputs, 3 * hidden)),
+        "recurrent_kernel": (initial.recurrent_kernel(3), (hidden, 3 * hidden)),
+        "bias": (initial.bias, (3 * hidden,)),
+    }
+
+
+def zero_state(rows, hidden):
+    return {"memory": jnp.zeros((rows, hidden))}
+
+
+def step(params, x, state, dtype):
+    h_BH = state["memory"]
+    kernel = params["input_kernel"]
+    x_BG = kernel[x] if is_ids(x) else x.astype(dtype).astype(jnp.float32) @ kernel
+    x_BG = x_BG + params["bias"][None, :]
+    h_BG = h_BH @ params["recurrent_kernel"]
+    x_z, x_r, x_n = jnp.split(x_BG, 3, axis=-1)
+    h_z, h_r, h_n = jnp.split(h_BG, 3, axis=-1)
+    z, r = jax.nn.sigmoid(x_z + h_z), jax.nn.sigmoid(x_r + h_r)
+    h_BH = (1 - z) * jnp.tanh(x_n + r * h_n) + z * h_BH
+    return h_BH, {"memory": h_BH}
+
+
+CELL = Cell(
+    title="GRU",
+    state_title="h",
+    keys=(),
+    parameters=parameters,
+    zero_state=zero_state,
+    window=by_steps(step),
+    with_table=lambda params, table_VI: {**params, "input_kernel": table_VI @ params["input_kernel"]},
+    prepare=lambda params, rows, dtype, ids: params,
+    step=step,
+    operations=lambda inputs, hidden: 3 * hidden * (inputs + hidden),
+)
