@@ -1,12 +1,13 @@
-"""Text from a model: a jitted loop that carries the LSTM state, or slides a window over its own output, and the rules by which
-it picks the next character.
+"""Text from a model: a jitted loop that draws characters, and the rules for picking the next one.
 
-Letters: B rows, N steps of a chunk, P symbols of the prompt, V vocabulary, W symbols of a window.
+The loop carries the model's state, or slides a window over its own output.
+
+Letters: B rows, N steps of a chunk, V vocabulary, W symbols of a window.
 """
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from charlm.data.vocab import EOS, Vocab
 from charlm.models.stack import Functions, keep_rows
 
-CHUNK = 64  # steps between two looks at what was drawn
+CHUNK = 64  # steps of one call of the jitted loop
 
 
 class Decoding(NamedTuple):
-    """How the next character is picked; the rules apply in this order.
+    """How the next character is picked. The rules apply in this order.
 
     Attributes:
-      temperature: logits are divided by it; 0 is greedy, the most probable character always.
-      top_k: only the k most probable stay; 0: all.
-      top_p: of these, the fewest whose probabilities sum to at least p stay (Holtzman et al. 2020); 1: all.
+      temperature: divides the logits; 0 always picks the most probable character.
+      top_k: keep only the k most probable characters; 0 keeps all.
+      top_p: of these, keep the fewest whose probabilities sum to at least p (Holtzman et al. 2020); 1 keeps all.
     """
 
     temperature: float = 1.0
@@ -38,14 +39,14 @@ def sampler(
 ) -> Callable:
     """A function (params, prompt_ids, rows, length, temperature, key) → iterator of (B, n) arrays of ids, prompt excluded.
 
-    The prompt is fed through the same loop, so that one compiled program serves prompts of every length and every temperature.
-    What a row draws at a position depends on the key, the row and the position alone: a longer sample begins like a shorter
-    one. Ids that no text has are never drawn; drawing ends early once every row has had its `<eos>`.
+    The prompt goes through the same loop, so one compiled program serves prompts of every length and every temperature.
+    The noise of a draw depends only on the key, the row and the position, so a longer sample begins like a shorter one.
+    `<pad>` and `<unk>` are never drawn. Drawing ends early once every row has drawn its `<eos>`.
 
     Args:
-      window: 0 carries the state from character to character. Else each character is drawn after the last `window` ones, read
-        from the zero state, as the Keras and Axon notebooks do with models trained on such windows.
-      mesh: of devices that share the rows, whose number must divide them; None for the default device.
+      window: 0 carries the state from character to character. Otherwise each character is drawn after the last `window`
+        characters, read from the zero state, as the Keras and Axon notebooks do with models trained on such windows.
+      mesh: devices that share the rows; their number must divide the rows. None: the default device.
     """
     allowed_V = np.ones(len(vocab), bool)
     allowed_V[list(vocab.never_drawn())] = False
@@ -67,7 +68,7 @@ def sampler(
         return state, ids_NB.T
 
     def windowed_chunk(weights, state, forced_BN, row_B, temperature, key, number):
-        del forced_BN  # the prompt is in the window already
+        del forced_BN  # the window already holds the prompt
 
         def step(state, noise_BV):
             ids_BW, missing_B = state
@@ -79,8 +80,8 @@ def sampler(
                 logits_BV, carry = model.step(weights, ids_B, carry)
                 return (carry, logits_BV), None
 
-            nothing = (model.zero_carry(len(row_B)), jnp.zeros((len(row_B), len(vocab))))
-            (_, logits_BV), _ = jax.lax.scan(within, nothing, (ids_BW.T, jnp.arange(window)))
+            start = (model.zero_carry(len(row_B)), jnp.zeros((len(row_B), len(vocab))))
+            (_, logits_BV), _ = jax.lax.scan(within, start, (ids_BW.T, jnp.arange(window)))
             ids_B = drawn(logits_BV, noise_BV, temperature)
             return (jnp.concatenate([ids_BW[:, 1:], ids_B[:, None]], axis=1), jnp.maximum(missing_B - 1, 0)), ids_B
 
@@ -96,21 +97,23 @@ def sampler(
         output_sharding = NamedSharding(mesh, of_rows)
     chunk, stepwise = jax.jit(chunk, donate_argnums=1), jax.jit(model.stepwise, static_argnums=1)
 
-    def generate(params, prompt_ids: np.ndarray, rows: int, length: int, temperature: float, key) -> Iterator[np.ndarray]:
+    def generate(
+        params: Any, prompt_ids: np.ndarray, rows: int, length: int, temperature: float, key: jax.Array
+    ) -> Iterator[np.ndarray]:
         rows_each = rows // mesh.size if mesh is not None else rows  # of one device
-        prompt_ids, weights = np.asarray(prompt_ids, np.int32), place(stepwise(params, rows_each))
+        prompt_ids, weights = prompt_ids.astype(np.int32), place(stepwise(params, rows_each))
         if window:
             given, missing = 0, max(0, window - len(prompt_ids))
             seen_W = np.concatenate([np.zeros(missing, np.int32), prompt_ids[-window:]])
             state = (np.repeat(seen_W[None, :], rows, axis=0), np.full(rows, missing, np.int32))
         else:
-            given = len(prompt_ids) - 1  # steps whose outcome the prompt dictates
+            given = len(prompt_ids) - 1  # steps whose next character is the prompt's
             state = (model.zero_carry(rows), np.full(rows, prompt_ids[0], np.int32))
         # Placed as each chunk leaves it. Otherwise the first chunk would be compiled separately.
         state = jax.device_put(state, output_sharding or jax.tree.leaves(weights)[0].sharding)
         steps = given + length if length else 0
         ended_B = np.zeros(rows, bool)
-        ahead = None  # what the chunk before drew: it is fetched while this one runs
+        previous: tuple[int, jax.Array] | None = None  # fetched while the next chunk runs
         for start in range(0, steps, CHUNK):
             forced_BN = np.full((rows, CHUNK), -1, np.int32)
             if not window:
@@ -118,30 +121,30 @@ def sampler(
                 forced_BN[:, : len(rest_of_prompt)] = rest_of_prompt
             number = np.int32(start // CHUNK)
             state, ids_BN = chunk(weights, state, forced_BN, np.arange(rows), np.float32(temperature), key, number)
-            if ahead is not None:
-                yield from _free(*ahead, given, steps)
+            if previous is not None:
+                yield from _drawn_freely(*previous, given, steps)
                 if end is not None:
-                    ended_B |= (np.asarray(ahead[1]) == end).any(1)
+                    ended_B |= (np.asarray(previous[1]) == end).any(1)
                     if ended_B.all():
                         return
-            ahead = (start, ids_BN)
-        if ahead is not None:
-            yield from _free(*ahead, given, steps)
+            previous = (start, ids_BN)
+        if previous is not None:
+            yield from _drawn_freely(*previous, given, steps)
 
     return generate
 
 
 def until_end(ids_N: np.ndarray, vocab: Vocab) -> np.ndarray:
-    """What a row drew before its `<eos>`; all of it where there is none."""
+    """The ids before the first `<eos>`; all of them if there is none."""
     ends = np.flatnonzero(ids_N == vocab.id_of(EOS)) if EOS in vocab.specials else ()
     return ids_N[: ends[0]] if len(ends) else ids_N
 
 
-def pick(logits_BV, noise_BV, decoding: Decoding):
+def pick(logits_BV: jax.Array, noise_BV: jax.Array, decoding: Decoding) -> jax.Array:
     """(B,) ids drawn from logits by the Gumbel-max trick, after temperature, top-k and top-p.
 
     Args:
-      logits_BV: float32, -inf where a symbol is not allowed.
+      logits_BV: float32, -inf for symbols that are not allowed.
       noise_BV: standard Gumbel noise.
     """
     greedy = decoding.temperature == 0
@@ -153,21 +156,21 @@ def pick(logits_BV, noise_BV, decoding: Decoding):
         descending_BV = -jnp.sort(-logits_BV, axis=-1)
         probabilities_BV = jax.nn.softmax(descending_BV, axis=-1)
         before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-        # The most probable stays whatever top_p is: one below the smallest normal number counts as 0 here.
+        # The most probable character stays even if top_p is so small that it counts as 0.
         kept_BV = ((before_BV < decoding.top_p) | (before_BV == 0)) & jnp.isfinite(descending_BV)
         smallest_B1 = jnp.min(jnp.where(kept_BV, descending_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
     return jnp.argmax(logits_BV + jnp.where(greedy, 0.0, noise_BV), axis=-1)
 
 
-def _noise(key, number, row_B, vocab_size: int):
-    """(N, B, V) standard Gumbel noise of the chunk with this number, each row from a key of its own."""
+def _noise(key: jax.Array, number: jax.Array, row_B: jax.Array, vocab_size: int) -> jax.Array:
+    """(N, B, V) standard Gumbel noise for chunk `number`; each row has a key of its own."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, number), row_B)
     return jax.vmap(lambda row_key: jax.random.gumbel(row_key, (CHUNK, vocab_size)), out_axes=1)(keys)
 
 
-def _free(start: int, ids_BN, given: int, steps: int) -> Iterator[np.ndarray]:
-    """The (B, n) ids of a chunk that the prompt did not dictate and that the length asks for; nothing where there are none."""
-    free = np.asarray(ids_BN)[:, max(0, given - start) : max(0, steps - start)]
-    if free.shape[1]:
-        yield free
+def _drawn_freely(start: int, ids_BN: jax.Array, given: int, steps: int) -> Iterator[np.ndarray]:
+    """The (B, n) ids of a chunk after the prompt and within the length asked for, if there are any."""
+    free_BN = np.asarray(ids_BN)[:, max(0, given - start) : max(0, steps - start)]
+    if free_BN.shape[1]:
+        yield free_BN

@@ -48,24 +48,24 @@ def unrolled(
 
 
 def write(dot: str, file: str) -> list[str]:
-    """Writes the dot text to a file, and beside it an SVG where Graphviz is installed; returns what was written.
+    """Writes the dot text to a file, and an SVG beside it if Graphviz is installed. Returns the files written.
 
-    A file named .svg is the picture, and the text then stands beside it.
+    If `file` ends in .svg, that is the SVG, and the dot text goes into a .dot file beside it.
 
     Raises:
-      UserError: it can't be written. Failure: Graphviz fails.
+      UserError: the file can't be written. Failure: Graphviz fails.
     """
     path = pathlib.Path(file)
     path = path.with_suffix(".dot") if path.suffix == ".svg" else path
     try:
         files.write(path, dot)
     except OSError as error:
-        raise UserError(f"--graph={file} can't be written ({error.strerror}): choose a file that can.") from error
+        raise UserError(f"--graph={file} can't be written ({error.strerror}): choose another file.") from error
     if shutil.which("dot") is None:
         return [str(path)]
     picture = path.with_suffix(".svg")
     made = subprocess.run(["dot", "-Tsvg", f"-o{picture}", str(path)], capture_output=True, text=True, errors="replace")
     if made.returncode:
         why = next(iter(made.stderr.splitlines()), f"status {made.returncode}")[:200]
-        raise Failure(f"{path} is written, but Graphviz's dot makes no {picture} of it ({why}).")
+        raise Failure(f"{path} was written, but Graphviz could not make {picture} from it ({why}).")
     return [str(path), str(picture)]

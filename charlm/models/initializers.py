@@ -5,12 +5,14 @@ A kernel of a layer with `gates` gates has the shape (inputs, gates * hidden): o
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer
+
+# (key, shape) → array. Flax's own type asks for arguments that no initializer here needs.
+Initializer = Callable[..., Any]
 
 
 class Initializers(NamedTuple):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 
-def nats_and_count(logits_BSV, targets_BS, weights_BS):
-    """Weighted cross-entropy as a sum and a count; divide once, at the very end.
+def nats_and_count(logits_BSV: jax.Array, targets_BS: jax.Array, weights_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weighted cross-entropy as a sum and a count. Add up all sums and counts first, and divide once at the end.
 
     Returns:
       (nats, count): float32 scalars, the sum of weights times -ln p(target), and the sum of weights.

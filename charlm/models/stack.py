@@ -66,15 +66,15 @@ class CharLM(nn.Module):
     config: FrozenConfigDict
 
     @nn.compact
-    def __call__(self, batch: Batch, carry: tuple, noise_keys_B=None):
+    def __call__(self, batch: Batch, carry: tuple, noise_keys_B: jax.Array | None = None) -> tuple[jax.Array, tuple]:
         """(logits_BSV, carry after the window).
 
         `noise_keys_B` is None, or one key per row. Everything that acts at random folds a number of its own into it.
         """
         config = self.config
         initial = initializers(config.model.init, self.hidden, config.model.init_scale, config.model.head_scale)
-        carry = keep_rows(carry, ~batch.reset_B)
-        x, table_VE, features = batch.inputs_BT.T, None, self.vocab_size
+        carry = keep_rows(carry, jnp.logical_not(batch.reset_B))
+        x, table_VE, features = jnp.asarray(batch.inputs_BT).T, None, self.vocab_size
         if self.encoding == "embedding":
             features = config.model.embedding
             table_VE = self.param("embedding", initial.embedding, (self.vocab_size, features))
@@ -167,7 +167,7 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
     def apply(params, batch, carry, noise_keys_B=None):
         return module.apply({"params": params}, batch, carry, noise_keys_B)
 
-    def stepwise(params, rows: int) -> Stepwise:
+    def stepwise(params: Any, rows: int) -> Stepwise:
         by_layer = [params[f"{name}_{index}"] for index in range(layers)]
         if module.encoding == "embedding":
             by_layer[0] = cell.with_table(by_layer[0], params["embedding"])
@@ -179,7 +179,7 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
             head_bias_V=params["head_bias"],
         )
 
-    def step(weights: Stepwise, ids_B, carry: tuple):
+    def step(weights: Stepwise, ids_B: jax.Array, carry: tuple) -> tuple[jax.Array, tuple]:
         x, new_carry = ids_B, []
         for of_layer, state in zip(weights.layers, carry, strict=True):
             x, state = cell.step(of_layer, x, state, module.dtype)

@@ -31,6 +31,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+from ml_collections import FrozenConfigDict
 
 from charlm.models.cells import Cell, Params, is_ids
 from charlm.models.initializers import Initializers
@@ -45,7 +46,9 @@ GATES = 4
 State = tuple[jax.Array, jax.Array]  # (c_BH, h_BH), float32
 
 
-def parameters(inputs: int, hidden: int, initial: Initializers, config) -> dict[str, tuple[Callable, tuple[int, ...]]]:
+def parameters(
+    inputs: int, hidden: int, initial: Initializers, config: FrozenConfigDict
+) -> dict[str, tuple[Callable, tuple[int, ...]]]:
     """Name → (initializer, shape) of one layer's parameters. PyTorch has two biases that add up; here it is one."""
     columns = GATES * hidden
     return {
@@ -59,7 +62,9 @@ def zero_state(rows: int, hidden: int) -> State:
     return jnp.zeros((rows, hidden)), jnp.zeros((rows, hidden))
 
 
-def window(params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None):
+def window(
+    params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+) -> tuple[jax.Array, State]:
     """Runs one layer over a window; see `Cell.window`. Nothing in an LSTM acts at random."""
     del noise_keys_B
     return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype)
@@ -78,12 +83,12 @@ class Prepared(NamedTuple):
 
     Attributes:
       table_VG: float32, what an id adds to the gates, bias included; None if the inputs are floats.
-      bias_G: float32; None if the inputs are ids.
+      bias_G: float32.
       kernels: see `_laid_out`: those of the inputs, if these are floats, and of the recurrence.
     """
 
     table_VG: jax.Array | None
-    bias_G: jax.Array | None
+    bias_G: jax.Array
     kernels: tuple[jax.Array, ...]
 
 
@@ -91,15 +96,16 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
     """Lays out the weights once, for all steps of `rows` rows."""
     input_kernel_IG, bias_G, recurrent_kernel_HG = params["input_kernel"], params["bias"], params["recurrent_kernel"]
     if ids:
-        return Prepared(input_kernel_IG + bias_G[None, :], None, _laid_out([recurrent_kernel_HG], dtype, rows))
+        return Prepared(input_kernel_IG + bias_G[None, :], bias_G, _laid_out([recurrent_kernel_HG], dtype, rows))
     return Prepared(None, bias_G, _laid_out([input_kernel_IG, recurrent_kernel_HG], dtype, rows))
 
 
 def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
     """One character without a gradient: floats (B, I), or ids (B,)."""
     c_BH, h_BH = state
-    if is_ids(x):
-        z_BG, operands = jnp.take(weights.table_VG, x, axis=0, mode="clip"), (h_BH,)
+    operands: tuple[jax.Array, ...] = (h_BH,)
+    if weights.table_VG is not None:
+        z_BG = jnp.take(weights.table_VG, x, axis=0, mode="clip")
     else:
         z_BG, operands = weights.bias_G[None, :], (x, h_BH)
     if weights.kernels[0].ndim == 2:
@@ -259,7 +265,7 @@ def _laid_out(kernels: Sequence[jax.Array], dtype: jnp.dtype, rows: int) -> tupl
     return (operand(kernel.reshape(kernel.shape[0], GATES, -1).swapaxes(0, 1), dtype, rows),)
 
 
-def _with_forget_bias(initializer, forget_bias: float):
+def _with_forget_bias(initializer: Callable, forget_bias: float) -> Callable:
     def init(key, shape):
         hidden = shape[0] // GATES
         return initializer(key, shape).at[hidden : 2 * hidden].add(forget_bias)
@@ -293,7 +299,7 @@ def _factors(gates, cells, c_prev):
     return through_z, o * (1 - tanh_c * tanh_c), f
 
 
-def _back_through_h(recurrent_kernel_HG, rows: int):
+def _back_through_h(recurrent_kernel_HG: jax.Array, rows: int) -> Callable[[jax.Array], jax.Array]:
     """The function dz → dz W_rec^T, in the form that is fastest for this number of rows.
 
     If the rows fill the lanes of a vector, it is the transpose of W_rec dz^T; else a product with a copy of W_rec^T.
@@ -320,7 +326,7 @@ def _input_dtype(input_kernel_IG, dtype):
     return jnp.promote_types(dtype, jnp.float32) if input_kernel_IG.shape[0] == 1 else dtype
 
 
-def _chunked(x_T, hidden: int):
+def _chunked(x_T: jax.Array, hidden: int) -> jax.Array:
     """(K, N, B, …): the steps in chunks of equal length, as long as allowed."""
     steps, rows = x_T.shape[:2]
     longest = max(CHUNK_STEPS, CHUNK_BYTES // (16 * rows * hidden))  # four gates of four bytes
