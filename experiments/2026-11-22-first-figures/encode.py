@@ -1,6 +1,6 @@
 """Time and peak memory of reading and encoding 100 MB of text.
 
-    .venv/bin/python experiments/2026-11-22-first-figures/encode.py
+.venv/bin/python experiments/2026-11-22-first-figures/encode.py
 """
 
 import pathlib
