@@ -1,4 +1,4 @@
-"""Sampling of one stream at temperature 0.8: charlm's jitted loop against PyTorch's nn.LSTM stepped char by char, in turn.
+"""Sampling of one stream at temperature 0.8: charlm's jitted loop and PyTorch's nn.LSTM stepped char by char, in turn.
 
 .venv/bin/python experiments/2026-11-22-first-figures/sample_against_torch.py /path/to/python-with-torch [rounds]
 """

@@ -1,10 +1,10 @@
-"""The two Keras recipes against Keras 3 itself: same text, same initial weights, same batches in the same order, no dropout.
+"""The two Keras recipes against Keras 3: same text, same initial weights, same batches in the same order, no dropout.
 
     PYTHON experiments/2026-11-22-recipes/against_keras.py TEXT CSV
 
-PYTHON is that of an environment with Keras, JAX, h5py and charlm; TEXT is Alice in Wonderland, CSV the test file of AG News.
-The first recipe, four LSTM layers of 256 on windows of 100, is compared over 50 steps, the second over one epoch of the titles.
-Exit status 1 where they are further apart than the bounds below.
+PYTHON belongs to an environment with Keras, JAX, h5py and charlm. TEXT is Alice in Wonderland, CSV the test file of AG News.
+The first recipe, four LSTM layers of 256 on windows of 100, is compared over 50 steps. The second is compared over one epoch of
+the titles. The exit status is 1 if they differ by more than the bounds below.
 """
 
 import os
@@ -36,7 +36,7 @@ def main(text_file: str, csv_file: str) -> None:
 
 
 def sonnets(text_file: str, folder: str) -> None:
-    """The recipe of the sonnets on the first 20,000 characters of Alice, as the recipe of Alice filters them."""
+    """Compares the sonnets' recipe on the first 20,000 characters of Alice, filtered as in the recipe of Alice."""
     text, _ = corpora.read(text_file, corpora.Normalisation.of(config.load("configs/alice_axon.py")))
     overrides = {"model.dropout": 0.0, "model.dtype": "float32", "corpus.path": text_file}
     recipe = config.load("configs/sonnets_keras.py:original", overrides)
@@ -64,7 +64,7 @@ def sonnets(text_file: str, folder: str) -> None:
 
 
 def ag_news(csv_file: str, folder: str) -> None:
-    """The recipe of AG News over one epoch, padded as there and in the order of the file."""
+    """Compares the AG News recipe over one epoch, padded as in the lesson and in the order of the file."""
     overrides = {"corpus.split": (1.0,), "batch.padding": "counted", "batch.bucket": 1, "batch.shuffle": False}
     recipe = config.load(f"configs/ag_news_keras.py:{csv_file}", overrides | {"train.best": "train"})
     documents = corpora.load(recipe).splits["train"]
@@ -91,7 +91,7 @@ def ag_news(csv_file: str, folder: str) -> None:
 
 
 def per_step(network, steps):
-    """The batches, each with the running mean of Keras set back, so that `train_on_batch` returns the loss of that batch."""
+    """Yields the batches. Resets Keras's running mean before each, so that `train_on_batch` returns the loss of that batch."""
     for batch in steps:
         network.reset_metrics()
         yield batch
@@ -104,7 +104,7 @@ def weights_of(network, folder: str):
 
 
 def our_steps(recipe, vocab: Vocab, params, steps) -> list[train.StepMetrics]:
-    """The metrics of charlm's own steps from the given weights."""
+    """Returns the metrics of charlm's own steps from the given weights."""
     functions, optimizer = stack.functions(recipe, len(vocab)), optim.optimizer(recipe)
     mesh = Mesh(np.array(jax.devices()[:1]), ("rows",))
     params = jax.tree.map(jax.numpy.asarray, params)

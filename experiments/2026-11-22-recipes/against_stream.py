@@ -1,12 +1,14 @@
-"""What a recipe reaches beside a stream over the same text in the same wall time, scored alike: validation with state carried.
+"""A recipe and a stream on the same text, trained for the same wall time and scored alike.
 
     .venv/bin/python experiments/2026-11-22-recipes/against_stream.py RECIPE[:ARG] SECONDS [--config.KEY=VALUE ...]
 
-RECIPE is a file of configs/. It is trained on the first nine tenths of its corpus for so many seconds, start-up and evaluation
-included, and stopped by SIGTERM. Then a stream is: an embedding, two LSTM layers of 256 with dropout, Adam under a cosine
-as long as a first short run says will fit. Further flags go to the recipe. Both are scored by scripts/evaluate.py
---framing=stream on the last tenth, the best checkpoint or the last, whichever is better; one line each, and one more with the
-recipe scored in its own framing. Where that is documents, so is ours, and both are scored by them.
+RECIPE is a file of configs/. It trains on the first nine tenths of its corpus for SECONDS, start-up and evaluation included.
+Then SIGTERM stops it, and a stream trains for as long: an embedding, two LSTM layers of 256 with dropout, Adam under a cosine.
+A short first run estimates how many steps of it fit. Further flags go to the recipe.
+
+scripts/evaluate.py --framing=stream scores both on the last tenth, with the state carried. The better of the best and the last
+checkpoint counts. One line is printed for each, and one more for the recipe scored in its own framing. If that framing is
+documents, the stream is a model of documents too, and both are scored by documents.
 """
 
 import json
@@ -38,7 +40,7 @@ OF_DOCUMENTS = {"batch.framing": "documents", "batch.size": 32, "batch.length": 
 
 
 def train(flags: list[str], workdir: pathlib.Path, seconds: float) -> None:
-    """Trains for at most so many seconds of wall time."""
+    """Trains for at most this many seconds of wall time."""
     command = [sys.executable, os.fspath(ROOT / "scripts/train.py"), *flags, f"--workdir={workdir}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
@@ -50,7 +52,7 @@ def train(flags: list[str], workdir: pathlib.Path, seconds: float) -> None:
 
 
 def score(workdir: pathlib.Path, framing: str) -> str:
-    """The better of the best checkpoint, where evaluations were made before the time was over, and the last one."""
+    """Scores the last checkpoint, and the best one if an evaluation was made in time; describes the better of the two."""
     results = []
     for which in ("best", "latest"):
         flags = [f"--workdir={workdir}", f"--framing={framing}", f"--checkpoint={which}"]

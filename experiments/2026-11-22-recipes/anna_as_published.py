@@ -1,12 +1,14 @@
-"""The validation loss of an Anna run as Udacity's notebook prints it, and without its one slip.
+"""The validation loss of an Anna run as Udacity's notebook computes it, and without the notebook's one mistake.
 
     .venv/bin/python experiments/2026-11-22-recipes/anna_as_published.py WORKDIR [best|latest|STEP]
 
-The notebook reads the validation text in 128 lanes, each from the zero state, 100 characters at a time, and leaves out what
-fills no batch: the last 6,523 of its 198,523 characters, all of them Project Gutenberg's licence. The last target of each lane
-is wrong: it is the lane's own first character. It prints the mean over batches, which have one size, so over characters. One
-line each for that, for the same with the true last targets, and for the whole split in 128 lanes from the zero state, which is
-what training logs.
+The notebook reads the validation text in 128 lanes, each from the zero state, 100 characters at a time. It leaves out what
+does not fill a batch: the last 6,523 of its 198,523 characters, all of them Project Gutenberg's licence. The last target of
+each lane is wrong: it is the lane's own first character. The notebook prints the mean over batches. These have one size, so it
+is the mean over characters.
+
+Three lines are printed: the loss as published, the same with the true last targets, and the loss of the whole split. The third
+reads 128 lanes from the zero state; the run `anna_weight_decay` logged it while training.
 """
 
 import json
@@ -39,7 +41,7 @@ def main() -> None:
 
 
 def scored(window, trained: restore.Trained, read: list[batches.Batch]) -> dict:
-    """Nats and number of the scored characters of some batches, the state carried from one to the next."""
+    """Returns nats and number of the scored characters; the state is carried from batch to batch."""
     carry, sums = trained.functions.zero_carry(LANES), []
     for batch in read:
         row_sums, carry = window(trained.params, batch, carry)

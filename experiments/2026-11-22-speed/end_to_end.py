@@ -1,12 +1,13 @@
-"""What logging, evaluating, saving and sampling cost: scripts/train.py end to end beside its bare step.
+"""What logging, evaluating, saving and sampling cost: scripts/train.py end to end, and its bare step.
 
     .venv/bin/python experiments/2026-11-22-speed/end_to_end.py [configs/tiny_shakespeare.py] [--config.KEY=VALUE ...]
 
-The config is trained by scripts/train.py in a new directory, and its rate taken from the first log row to the end of the
-program, evaluations, samples and checkpoints included; compiling the step is left out. Every 15 seconds it is stopped for 5
-(SIGSTOP), in which another process makes bare steps on the same batches, so that a machine that becomes slower or faster does
-so for both. Further flags go to the training alone, so they may shorten it (`train.epochs`) but change no step. Two lines: the
-last of the training, and chars/s.
+scripts/train.py trains the config in a new directory. Its speed is taken from the first log row to the end of the program, with
+evaluations, samples and checkpoints but without compiling the step. Every 15 seconds it is paused for 5 by SIGSTOP. During the
+pause another process makes bare steps on the same batches. A machine that becomes slower or faster thus does so for both.
+
+Further flags go to the training alone. They may shorten it (`train.epochs`) but must not change a step. Two lines are printed:
+the last of the training, and chars/s.
 """
 
 import json
@@ -23,7 +24,7 @@ TRAINING_SECONDS, BARE_SECONDS = 15, 5  # in turn
 
 
 def bare(config_file: str) -> None:
-    """Steps and nothing else: for each line of seconds on stdin, prints the characters and the seconds it took."""
+    """Makes bare steps. For each number of seconds on stdin, prints the characters trained on and the seconds taken."""
     from charlm.config import load as config
     from charlm.hardware import devices
 
@@ -64,7 +65,7 @@ def bare(config_file: str) -> None:
 
 
 def in_turn(training: subprocess.Popen, beside: subprocess.Popen) -> tuple[float, float, float]:
-    """Lets a training run to its end, stopped now and then for bare steps: its seconds, the characters and seconds of those."""
+    """Runs a training to its end with pauses for bare steps; returns its seconds, and the characters and seconds of those."""
     seconds = bare_chars = bare_seconds = 0.0
     while True:
         begin = time.perf_counter()

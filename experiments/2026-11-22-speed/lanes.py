@@ -1,8 +1,8 @@
-"""What reading a validation split in lanes costs and changes: nats and seconds, for numbers of lanes and lengths of burn-in.
+"""What it costs and changes to read a validation split in lanes: nats and seconds by lanes and burn-in.
 
     .venv/bin/python experiments/2026-11-22-speed/lanes.py WORKDIR
 
-WORKDIR is a run, say of configs/tiny_shakespeare.py. One line for each: lanes, burn-in, nats, seconds (median of three).
+WORKDIR is a run, for example of configs/tiny_shakespeare.py. Each line has lanes, burn-in, nats and seconds (median of three).
 """
 
 import os

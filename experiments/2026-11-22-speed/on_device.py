@@ -1,8 +1,8 @@
-"""Several steps a call: batches cut by the host, as scripts/train.py has them, or on the device from the corpus.
+"""Several steps a call: batches cut by the host, as in scripts/train.py, or cut on the device from the corpus.
 
     .venv/bin/python experiments/2026-11-22-speed/on_device.py [rounds]
 
-Float32, every shape of the benchmark, the same batches, in turn: milliseconds a step, medians, and the two forms' ratio.
+Float32, every shape of the benchmark, the same batches, in turn. Prints the median milliseconds a step and their ratio.
 """
 
 import os

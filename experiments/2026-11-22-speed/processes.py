@@ -1,8 +1,8 @@
-"""Two processes with a core each beside one with two: chars/s of scripts/train.py on one machine, in turn.
+"""Two processes with one core each against one process with two: chars/s of scripts/train.py on one machine, in turn.
 
     .venv/bin/python experiments/2026-11-22-speed/processes.py [configs/quickstart.py] [steps] [rounds]
 
-The median chars/s of the log rows of each run but the first; medians and their ratio at the end.
+Each run's figure is the median chars/s of its log rows except the first. The medians and their ratio are printed at the end.
 """
 
 import json

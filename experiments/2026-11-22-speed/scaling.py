@@ -2,7 +2,7 @@
 
     .venv/bin/python experiments/2026-11-22-speed/scaling.py [rounds]
 
-Prints a table and writes scaling.png beside this file. All programs of a curve are started first and measured in turn.
+Prints a table and writes scaling.png beside this file. All programs of a curve start first and are then measured in turn.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ SECONDS = 1.5
 
 
 def rates(name: str, rounds: int) -> list[float]:
-    """Median chars/s for each value of one curve."""
+    """Returns the median chars/s for each value of one curve."""
     with contextlib.ExitStack() as stack:
         workers = []
         for value in CURVES[name]:

@@ -1,10 +1,10 @@
-"""How long a start takes, the first time and when what was compiled and encoded is found again; and 500 MB of text.
+"""How long a first start takes, and a second one that finds compiled code and encoded text; also with 500 MB of text.
 
     .venv/bin/python experiments/2026-11-22-speed/starts.py [MEGABYTES]
 
-One line each: seconds from the command to its first row of metrics (`train.log_every=1`, so the first step), or to the first
-character drawn after a prompt of one, and peak resident memory. Everything in a new folder with a cache of its own; the text
-is made of words of random letters.
+Each line has the seconds from the command to its first result, and peak resident memory. The first result of a training is its
+first row of metrics (`train.log_every=1`, so the first step). That of a sample is the first character after a prompt of one.
+Everything runs in a new folder with its own cache. The text consists of words of random letters.
 """
 
 import os
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def words(path: pathlib.Path, size: int) -> None:
-    """Writes so many bytes: words of a vocabulary of 50,000, drawn evenly, ten to a line."""
+    """Writes `size` bytes of words, drawn evenly from a vocabulary of 50,000, ten to a line."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     known = np.array(["".join(rng.choice(letters, length)) for length in rng.integers(2, 11, 50_000)])
@@ -32,7 +32,7 @@ def words(path: pathlib.Path, size: int) -> None:
 
 
 def started(folder: pathlib.Path, what: str, *arguments: str, metrics: pathlib.Path | None = None) -> None:
-    """Runs a script to its end and prints when it had got somewhere: a row of metrics, or two characters on stdout."""
+    """Runs a script to its end; prints the time of its first result: a row of metrics, or two characters on stdout."""
     environment = {**os.environ, "XDG_CACHE_HOME": os.fspath(folder / "cache")}
     begin = time.perf_counter()
     with subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:

@@ -1,8 +1,9 @@
-"""Two LSTM layers one after the other, or as a wavefront: layer 2 a step behind layer 1, both in one step of one scan.
+"""Two LSTM layers one after the other, or as a wavefront: both in one step of one scan, layer 2 a step behind layer 1.
 
     XLA_FLAGS=--xla_cpu_multi_thread_eigen=false .venv/bin/python experiments/2026-11-22-speed/wavefront.py
 
-Forward with what a backward pass would keep, on one core with half the batch of each benchmark shape, in turn.
+Runs the forward pass and keeps what a backward pass would need. It uses one core and half the batch of each benchmark shape.
+The two forms run in turn.
 """
 
 import os

@@ -2,7 +2,7 @@
 
     scripts/sweep.py --config=experiments/2026-11-22-sweep/sweep.py --root=runs/shakespeare_sweep --parallel=2
 
-Each trial is the quickstart with other values, so that it sees 2 x 1,003,854 characters; the best of the 18 has two more seeds.
+Each trial is the quickstart with other values, so it sees 2 x 1,003,854 characters. The best of the 18 has two more seeds.
 """
 
 from charlm.sweeps.sweep import chain, product, repeat
