@@ -136,7 +136,9 @@ def sampler(
 
 def until_end(ids_N: np.ndarray, vocab: Vocab) -> np.ndarray:
     """The ids before the first `<eos>`; all of them if there is none."""
-    ends = np.flatnonzero(ids_N == vocab.id_of(EOS)) if EOS in vocab.specials else ()
+    if (end := vocab.id_of(EOS)) is None:
+        return ids_N
+    ends = np.flatnonzero(ids_N == end)
     return ids_N[: ends[0]] if len(ends) else ids_N
 
 
