@@ -181,9 +181,7 @@ def test_of_windows_the_picture_has_one_prediction_and_a_graph_named_svg_is_the_
     tool.write_text("#!/bin/sh\necho 'no picture today' >&2; exit 3\n")
     failed = subprocess.run(command, capture_output=True, text=True, env=env)
     assert failed.returncode == 1
-    assert (
-        failed.stderr.strip().splitlines()[-1].endswith(f"could not make {tmp_path / 'net.svg'} from it (no picture today).")
-    )
+    assert failed.stderr.strip().splitlines()[-1].endswith(f"could not make {tmp_path / 'net.svg'} from it (no picture today).")
     assert "Traceback" not in failed.stderr
 
 

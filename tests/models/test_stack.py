@@ -33,7 +33,7 @@ def ids(rows, steps, seed=0):
 
 
 class FlaxStack(nn.Module):
-    """The same network from Flax's own parts."""
+    """The same network, built from Flax's own modules."""
 
     @nn.compact
     def __call__(self, inputs_BT):
@@ -44,7 +44,7 @@ class FlaxStack(nn.Module):
 
 
 def as_flax(params):
-    """Our parameters under the names of Flax's cells, which keep the gates i, f, g, o apart."""
+    """Our parameters under the names of Flax's cells, which have a kernel for each gate i, f, g, o."""
     tree = {
         "embedding": {"embedding": params["embedding"]},
         "head": {"kernel": params["head_kernel"], "bias": params["head_bias"]},
@@ -88,7 +88,7 @@ def test_steps_of_one_character_equal_a_pass_over_the_window(encoding, dtype, ro
     weights, carry, step = functions.stepwise(params, rows), functions.zero_carry(rows), jax.jit(functions.step)
     for position in range(12):
         logits_BV, carry = step(weights, inputs_BT[:, position], carry)
-        # bfloat16: a product that rounds to the other side moves the state by 2^-9 of its size
+        # In bfloat16 a product may round the other way, which moves the state by 2^-9 of its size.
         np.testing.assert_allclose(logits_BV, logits[:, position], atol=2e-6 if dtype == "float32" else 4e-3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 if dtype == "float32" else 4e-3), carry, end)
 
@@ -128,7 +128,7 @@ def test_only_the_last_positions_are_scored_where_there_are_fewer_targets():
 @pytest.mark.parametrize(
     ("keys", "vocab", "count"),
     [
-        # 4H(I + H + 1) for each layer, H V + V for the head; the second counts one bias where PyTorch has two (2 x 2,048 more).
+        # 4H(I + H + 1) for each layer, HV + V for the head. PyTorch has two biases per layer; the second case takes off one.
         ({"input": "onehot", "layers": 1, "hidden": 128}, 84, 119_892),
         ({"input": "onehot", "layers": 2, "hidden": 512}, 83, 3_366_483 - 2 * 2048),
         ({"input": "scalar", "layers": 4, "hidden": 256}, 48, 1_852_464),
@@ -167,7 +167,7 @@ def test_initial_weights():
         block = params["lstm_1"]["recurrent_kernel"][:, 16 * gate : 16 * (gate + 1)]
         np.testing.assert_allclose(block @ block.T, np.eye(16), atol=1e-5)
     np.testing.assert_array_equal(params["lstm_0"]["bias"], [0] * 16 + [2] * 16 + [0] * 32)
-    # LeCun's: the mean square is one over the number of inputs, of which the sonnets' recipe has a single one.
+    # LeCun normal: the mean square is one over the number of inputs. The sonnets' recipe has one input.
     assert np.std(params["lstm_1"]["input_kernel"]) == pytest.approx(1 / 4, rel=0.1)
     _, params = build(init="orthogonal", input="scalar", hidden=64)
     assert np.std(params["lstm_0"]["input_kernel"]) == pytest.approx(1, rel=0.2)

@@ -1,4 +1,4 @@
-"""Invariant 7: the fast recurrence equals a plain scan over a textbook cell, in value and in gradient."""
+"""Invariant 7: the fast LSTM equals a plain scan over a textbook cell, in value and in gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from charlm.models.cells.lstm import lstm
 
 
 def textbook(inputs_TBI, input_kernel, bias, recurrent_kernel, c, h, product=jnp.matmul):
-    """A scan over the cell as textbooks print it, differentiated by JAX."""
+    """A scan over the cell as textbooks define it. JAX differentiates it."""
 
     def step(carry, x):
         c, h = carry
@@ -38,7 +38,7 @@ def arguments(steps, batch=3, features=5, hidden=4, dtype=np.float32):
 
 
 def scalar(run):
-    """A scalar in which every output has a weight of its own, so that no gradient can hide."""
+    """A scalar that weighs every output differently, so an error in any gradient shows."""
 
     def value(*args):
         outputs, (c, h) = run(*args)
@@ -49,7 +49,7 @@ def scalar(run):
     return value
 
 
-# One step, one odd chunk, one chunk, two chunks, a prime; 3 rows, which fill no vector, and 16 that do.
+# Steps: one, an odd chunk, a chunk, two chunks, a prime. Rows: 3 do not fill a vector of the CPU, 16 do.
 @pytest.mark.parametrize(
     ("steps", "batch"),
     [
@@ -58,7 +58,7 @@ def scalar(run):
     ],
 )
 def test_equals_the_textbook_cell_in_value_and_gradient(steps, batch, monkeypatch):
-    monkeypatch.setattr(lstm_module, "CHUNK_BYTES", 0)  # so small a network would be one chunk at any length
+    monkeypatch.setattr(lstm_module, "CHUNK_BYTES", 0)  # otherwise so small a network is always one chunk
     args = arguments(steps, batch)
     outputs, carry = lstm(*args)
     expected, expected_carry = textbook(*args)
@@ -101,12 +101,12 @@ def test_gradient_against_finite_differences_in_float64():
 
 
 def test_a_single_row_is_rounded_to_bfloat16_as_several_are():
-    """One row is multiplied within float32, see `operand`; the terms of the sums are the same."""
+    """One row is multiplied in float32 (see `operand`). The terms of the sums are the same."""
     left, right = (jax.random.normal(jax.random.key(number), shape) for number, shape in enumerate([(5, 64), (64, 96)]))
     rounded = np.asarray(left.astype(jnp.bfloat16), np.float64) @ np.asarray(right.astype(jnp.bfloat16), np.float64)
     for rows in (1, 5):
         np.testing.assert_allclose(products.product(left[:rows], right, jnp.bfloat16), rounded[:rows], rtol=0, atol=2e-5)
-    assert np.abs(np.asarray(left @ right) - rounded).max() > 1e-3  # float32 is something else
+    assert np.abs(np.asarray(left @ right) - rounded).max() > 1e-3  # float32 differs
 
 
 def test_bfloat16_rounds_products_but_keeps_float32_state():
@@ -124,7 +124,7 @@ def test_bfloat16_rounds_products_but_keeps_float32_state():
 
 
 def rounded_textbook(*args):
-    """The textbook's cell with the operands of every product rounded to bfloat16, forward and backward."""
+    """The textbook cell with the operands of every product rounded to bfloat16, forward and backward."""
 
     @jax.custom_vjp
     def product(a, b):
@@ -136,7 +136,7 @@ def rounded_textbook(*args):
     return textbook(*args, product)
 
 
-@pytest.mark.parametrize("batch", [3, 16])  # rows that fill no vector, and rows that do
+@pytest.mark.parametrize("batch", [3, 16])  # rows that do not fill a vector, and rows that do
 def test_bfloat16_equals_the_textbook_cell_with_rounded_operands_in_value_and_gradient(batch):
     args = arguments(12, batch)
     run = lambda *args: lstm(*args, jnp.bfloat16)  # noqa: E731
