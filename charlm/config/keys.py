@@ -121,7 +121,7 @@ TABLE = (
     Key("vocab.unknown", False, ANY, "map symbols outside the vocabulary to <unk>; False: such symbols are an error"),
     # how text becomes batches
     Key("batch.framing", "stream", one_of(*FRAMINGS),
-        "how text becomes rows; stream: lanes that carry the state from step to step; others: rows that start at the zero state"),
+        "how text becomes rows; stream: lanes that carry the state from step to step; others: rows that start from zero state"),
     Key("batch.size", 32, POSITIVE, "rows of a batch: lanes, chunks, windows or documents"),
     Key("batch.length", 64, POSITIVE, "characters of each row; for documents the maximum, longer ones are cut"),
     Key("batch.shift", True, ANY,
@@ -191,7 +191,7 @@ TABLE = (
     # samples during training, and the defaults of `charlm sample`
     Key("sample.prompt", None, NOT_EMPTY,
         "prompt of samples; None: the opening of the validation split, or of the training split without one"),
-    Key("sample.length", 300, NOT_NEGATIVE, "characters of each sample, also in `charlm sample`; 0: no samples during training"),
+    Key("sample.length", 300, NOT_NEGATIVE, "characters of each sample, also of `charlm sample`; 0: none during training"),
     Key("sample.temperature", 0.8, NOT_NEGATIVE, "temperature of samples; 0.0: always the most probable character"),
     Key("sample.top_k", 0, NOT_NEGATIVE, "draw from the k most probable characters; 0: from all"),
 )
