@@ -2,6 +2,9 @@
 
     scripts/train.py --config=configs/speedrun.py --workdir=runs/speedrun
 
+Time: 8 to 11 s on 2 CPU cores.
+Result: validation 1.6150 to 1.6269 nats/char with seeds 0 to 3.
+
 The target is what MXNet.jl's char-lstm reaches after 21 epochs. The record and its history are in
 experiments/2026-11-22-speed.
 """

@@ -309,8 +309,8 @@ def _missing_key(error: Exception, line: str) -> str | None:
     match = re.search(r'Key "(\w+)"', str(error)) or re.fullmatch(r"\W*(\w+)\W*", str(error).partition("\n")[0])
     if match is None or not isinstance(error, AttributeError | KeyError):
         return None
-    dotted = re.search(rf"\b(\w+)\.{match[1]}\b", line)
-    return f"{dotted[1]}.{match[1]}" if dotted and dotted[1] in keys.SECTIONS else match[1]
+    dotted = [f"{section}.{match[1]}" for section in re.findall(rf"\b(\w+)\.{match[1]}\b", line) if section in keys.SECTIONS]
+    return next((name for name in dotted if name not in keys.KEYS), match[1])
 
 
 def _shown(path: str, file: pathlib.Path) -> pathlib.Path:
