@@ -1,22 +1,22 @@
-"""The command `charlm`: `charlm train --config=quickstart --workdir=runs/first`, or `python -m charlm train …`."""
+"""The command `charlm`: `charlm train --config=quickstart --workdir=runs/first`, or `python -m charlm train ...`."""
 
 import difflib
 import importlib
 import sys
 
 PROGRAMS = ("train", "evaluate", "sample", "sweep", "compare", "import_torch", "import_keras")
-USAGE = f"usage: charlm PROGRAM [flags]\nprograms: {', '.join(PROGRAMS)}\ncharlm PROGRAM --help lists the flags of one."
+USAGE = f"usage: charlm PROGRAM [flags]\nprograms: {', '.join(PROGRAMS)}\ncharlm PROGRAM --help lists the flags of a program."
 
 
 def main() -> None:
-    """Runs the program that the first argument names; the others are its flags."""
+    """Runs the program that the first argument names. The other arguments are its flags."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h"):
         print(USAGE)
         sys.exit(0)
     if name not in PROGRAMS:
         nearest = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0.0)[0]
-        print(f"error: {name!r} is no program of charlm: the nearest is {nearest!r}.", file=sys.stderr)
+        print(f"error: charlm has no program {name!r}: the nearest is {nearest!r}.", file=sys.stderr)
         sys.exit(2)
     del sys.argv[1]
     importlib.import_module(f"charlm.programs.{name}").run()

@@ -1,42 +1,55 @@
-"""What every script shares: reading the command line, and ending with one sentence and the right exit status."""
+"""What all programs share: reading the command line, and ending with one sentence and the right exit status."""
 
 import contextlib
+import io
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 
 from charlm.errors import Broken, Failure, UserError
 
 PREFIX = "config."
-LESS_MEMORY = "a smaller model, batch (rows, length), number of eval.rows or eval.lanes, or of samples at once needs less."
+HELP_KEYS = "--helpkeys"
+ABOUT_HELP_KEYS = f"  {HELP_KEYS}: list all config keys; {HELP_KEYS}=markdown prints the list as Markdown"
+ADVICE_ON_MEMORY = "use a smaller model, batch (rows, length), eval.rows or eval.lanes, or draw fewer samples at once."
 
 
-def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
-    """Parses the command line and runs a script's main, which receives the overrides: {'model.hidden': '512', …}.
+def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None = None, takes_arguments: bool = False) -> None:
+    """Parses the command line and runs a program's main, then exits.
 
-    With `takes_arguments` it receives those that are no flags too, as a list of strings.
+    `main` receives the overrides as a dict such as {'model.hidden': '512'}. With `takes_arguments` it also receives a list of
+    the arguments that are not flags.
 
-    Exit status: 0 done, 1 a failure, 2 a mistake of the user's, 128 + n stopped by signal n.
+    Exit status: 0 done, 1 failed, 2 a mistake of the user, 128 + n stopped by signal n.
+
+    Args:
+      help_keys: for programs that take a config: format → the list of config keys that `--helpkeys=FORMAT` prints.
     """
     overrides: dict[str, str] = {}
-    for stream in (sys.stdout, sys.stderr):  # a name or a text that the terminal's encoding has not is shown, not the end of it
-        stream.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped, not an error
+            stream.reconfigure(errors="backslashreplace")
 
     def parse(argv: list[str]) -> list[str]:
         try:
             plain = _take_overrides(argv, overrides)
             if {"--help", "-help", "-h", "--h"} & set(plain[1:]):
-                _print_help(main.__module__)
+                _print(_help_of(main.__module__, with_keys=help_keys is not None))
+                sys.exit(0)
+            asked = [argument.partition("=")[2] for argument in plain[1:] if argument.partition("=")[0] == HELP_KEYS]
+            if asked and help_keys:
+                _print(help_keys(asked[0]))
                 sys.exit(0)
             rest = flags.FLAGS(plain)
             if len(rest) > 1 and not takes_arguments:
-                raise UserError(f"{rest[1]!r} is no flag: flags begin with --; see --help.")
+                raise UserError(f"{rest[1]!r} is not a flag: flags begin with --; see --help.")
             if overrides and PREFIX.rstrip(".") not in flags.FLAGS:
-                raise UserError(f"--{PREFIX}{next(iter(overrides))}: this script takes no config; the run has its own.")
+                raise UserError(f"--{PREFIX}{next(iter(overrides))}: this program takes no config; it uses that of the run.")
             return rest
         except (flags.Error, UserError) as error:
             missing = re.match(r"flag (--\w+)=None", _one_line(error))
@@ -55,49 +68,55 @@ def run(main: Callable[..., int | None], takes_arguments: bool = False) -> None:
             os._exit(1)
         except Failure as error:
             _end(_one_line(error), 1)
-        except BrokenPipeError:  # the reader of our output has gone: nobody to tell
+        except BrokenPipeError:  # whoever read our output has ended
             sys.stderr.close()
             sys.exit(1)
         except OSError as error:
             _end(_one_line(error), 1)
-        except (MemoryError, RuntimeError) as error:  # jaxlib's is a RuntimeError
+        except (MemoryError, RuntimeError) as error:  # jaxlib raises a RuntimeError when memory runs out
             if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
                 raise
             asked = re.search(r"allocat\w+ [\d.]+ ?\w+", str(error))
-            _end(f"there is not enough memory{f' ({asked[0]})' if asked else ''}: {LESS_MEMORY}", 1)
+            _end(f"not enough memory{f' ({asked[0]})' if asked else ''}: {ADVICE_ON_MEMORY}", 1)
         except KeyboardInterrupt:
             _end("stopped.", 128 + signal.SIGINT)
 
-    logging.set_verbosity(logging.WARNING)  # the libraries' lines on what they set up are no news for the user
+    logging.set_verbosity(logging.WARNING)  # what libraries log about their set-up is of no use to the user
     app.run(guarded, flags_parser=parse)
 
 
 def _take_overrides(argv: list[str], overrides: dict[str, str]) -> list[str]:
-    """Moves --config.key=value (or --config.key value) from argv to overrides; returns the other arguments."""
+    """Moves --config.key=value (or --config.key value) from argv to overrides. Returns the other arguments."""
     plain, arguments = argv[:1], iter(argv[1:])
     for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name.startswith(PREFIX):
             if not equals:
-                value = next(arguments, None)
-                if value is None:
+                following = next(arguments, None)
+                if following is None:
                     raise UserError(f"--{name} has no value: write --{name}=VALUE.")
+                value = following
             overrides[name.removeprefix(PREFIX)] = value
         else:
             plain.append(argument)
     return plain
 
 
-def _print_help(module: str) -> None:
+def _help_of(module: str, with_keys: bool) -> str:
+    parts = [(sys.modules[module].__doc__ or "").strip(), flags.FLAGS.module_help(module)]
+    return "\n".join([*parts, ABOUT_HELP_KEYS] if with_keys else parts)
+
+
+def _print(text: str) -> None:
     with contextlib.suppress(BrokenPipeError):  # as in `charlm train --help | head`
-        print(f"{(sys.modules[module].__doc__ or '').strip()}\n{flags.FLAGS.module_help(module)}", flush=True)
+        print(text, flush=True)
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _end(message: str, status: int) -> None:
+def _end(message: str, status: int) -> NoReturn:
     with contextlib.suppress(OSError):
         print(f"error: {message}" if status in (1, 2) else message, file=sys.stderr, flush=True)
     sys.exit(status)

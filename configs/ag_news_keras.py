@@ -1,15 +1,18 @@
-"""Lesson 17 of Microsoft's AI-For-Beginners: titles of AG News, one a row, one-hot, LSTM 128, RMSprop, batch 8, one epoch.
+"""Lesson 17 of Microsoft's AI-For-Beginners: titles of AG News as documents, one-hot, LSTM 128, RMSprop, batch 8, one epoch.
 
-scripts/train.py --config=configs/ag_news_keras.py --workdir=runs/ag_news_keras
-scripts/train.py --config=configs/ag_news_keras.py:ag_news_test.csv --workdir=runs/ag_news_7600
-scripts/sample.py --workdir=runs/ag_news_7600 --prompt='Today ' --prompt='On Sunday ' --prompt='Moscow, '
-    --prompt='President ' --prompt='Little red riding hood ' --temperature=0.3,0.8,1.0,1.3,1.8
+    scripts/train.py --config=configs/ag_news_keras.py --workdir=runs/ag_news_keras
+    scripts/train.py --config=configs/ag_news_keras.py:ag_news_test.csv --workdir=runs/ag_news_7600
+    scripts/sample.py --workdir=runs/ag_news_7600 --prompt='Today ' --prompt='On Sunday ' --prompt='Moscow, '
+        --prompt='President ' --prompt='Little red riding hood ' --temperature=0.3,0.8,1.0,1.3,1.8
 
-Without an argument the 120,000 titles that TFDS fetches, all for training, with its 7,600 for `scripts/evaluate.py
---split=test`; the argument is a CSV file of AG News: class, title, description, nine tenths for training. The 7,600 titles of
-the test file take 25 s on 2 CPU cores, validation 2.7782 nats. The titles are shuffled, where the lesson takes them as TFDS
-stores them. The loss is of characters and <eos> alone; with --config.batch.padding=counted --config.batch.bucket=1 padding
-counts too, as it does in the original, and each length of a batch is compiled by itself, a second each to begin with.
+Without an argument the 120,000 training titles of TFDS are all used for training, and scripts/evaluate.py --split=test scores
+its 7,600 test titles. The argument is a CSV file of AG News (class, title, description); nine tenths of it are for training.
+Time: 25 s on 2 CPU cores for the 7,600 titles of the test file.
+Result: validation 2.7782 nats/char on these.
+
+Differences from the original: titles are shuffled, the lesson takes them in the order of TFDS; and the loss counts characters
+and <eos> only. With --config.batch.padding=counted --config.batch.bucket=1 it counts padding too, as the original does. Each
+length of a batch is then compiled separately, which takes a second for each new length.
 """
 
 from configs import base

@@ -1,14 +1,17 @@
-"""The Axon notebook: Alice in Wonderland, windows of 100, the id as one number, LSTM 256, 20 epochs.
+"""The Axon notebook: Alice in Wonderland in windows of 100, the id as one number, LSTM of 256, 20 epochs.
 
-scripts/train.py --config=configs/alice_axon.py --workdir=runs/alice_axon
-scripts/sample.py --workdir=runs/alice_axon
-scripts/train.py --config=configs/alice_axon.py:2 --workdir=runs/alice_axon_2
+    scripts/train.py --config=configs/alice_axon.py --workdir=runs/alice_axon
+    scripts/sample.py --workdir=runs/alice_axon
+    scripts/train.py --config=configs/alice_axon.py:2 --workdir=runs/alice_axon_2
 
-Training loss 1.9051 after 20 epochs, 4 min 10 s to 4 min 40 s each, with `--config.model.dtype=float32` on 2 CPU cores without
-AVX-512. The argument 2 is the notebook's second variant: 2 x LSTM 256, batch 64, 50 epochs. The sample is greedy, from the
-notebook's prompt. The order of the windows and the initial weights are the notebook's too. What differs: the text is the book
-alone, without Project Gutenberg's header and licence; every window begins at the zero state, where Axon draws a random one;
-products are rounded to bfloat16; and the last batch of an epoch is short, where Nx fills it up.
+The argument 2 selects the notebook's second variant: 2 LSTM layers of 256, batches of 64, 50 epochs. Samples are greedy and
+start from the notebook's prompt. The order of the windows and the initial weights are also the notebook's.
+Time: 4 min 10 s to 4 min 40 s per epoch with `--config.model.dtype=float32`, on 2 CPU cores without AVX-512.
+Result: training loss 1.9051 after 20 epochs (float32).
+
+Differences from the original: the text is the book alone, without Project Gutenberg's header and licence; each window starts
+at the zero state, Axon draws a random one; matrix products use bfloat16; and the last batch of an epoch is short, Nx fills it
+up.
 """
 
 from charlm.errors import UserError
@@ -17,7 +20,7 @@ from configs import base
 
 def get_config(arg: str | None = None):
     if arg not in (None, "1", "2"):
-        raise UserError(f"configs/alice_axon.py:{arg}: the argument is the number of layers, 1 or 2.")
+        raise UserError(f"--config=alice_axon:{arg}: the argument must be 1 or 2, the number of layers.")
     config = base.get_config()
     config.corpus.name = "alice"
     config.corpus.split = (1.0,)
@@ -33,7 +36,7 @@ def get_config(arg: str | None = None):
     config.model.dropout = 0.2
     config.model.init = "axon"
     config.model.forget_bias = 0.0
-    config.model.dtype = "bfloat16"  # of products only; faster where the processor multiplies it natively
+    config.model.dtype = "bfloat16"  # of matrix products; faster on processors with native bfloat16
     config.optim.learning_rate = 1e-3
     config.optim.schedule = "constant"
     config.optim.clip_norm = 0.0

@@ -1,15 +1,16 @@
 """A first model: tiny Shakespeare, one LSTM layer of 256, two epochs.
 
-scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+    scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-24 s to 1 min 25 s on 2 CPU cores; validation 1.574 nats/char (perplexity 4.83) on 90/10, the whole split, state carried.
+Time: 24 s to 1 min 25 s on 2 CPU cores.
+Result: validation 1.574 nats/char (perplexity 4.83). Split 90/10, whole validation split, state carried.
 """
 
 from configs import base
 
 
-def get_config(arg: str | None = None):
-    config = base.get_config(arg)
+def get_config():
+    config = base.get_config()
     config.batch.size = 32
     config.batch.length = 64
     config.model.layers = 1

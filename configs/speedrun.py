@@ -1,15 +1,19 @@
-"""To perplexity 5.1378 (1.6366 nats, MXNet.jl's char-lstm after 21 epochs) on tiny Shakespeare 90/10 as soon as possible.
+"""As fast as possible to perplexity 5.1378 on tiny Shakespeare (1.6366 nats/char, split 90/10).
 
-scripts/train.py --config=configs/speedrun.py --workdir=runs/speedrun
+    scripts/train.py --config=configs/speedrun.py --workdir=runs/speedrun
 
-The record and its history stand in experiments/2026-11-22-speed.
+Time: 8 to 11 s on 2 CPU cores.
+Result: validation 1.6150 to 1.6269 nats/char with seeds 0 to 3.
+
+The target is what MXNet.jl's char-lstm reaches after 21 epochs. The record and its history are in
+experiments/2026-11-22-speed.
 """
 
 from configs import base
 
 
-def get_config(arg: str | None = None):
-    config = base.get_config(arg)
+def get_config():
+    config = base.get_config()
     config.batch.size = 32
     config.batch.length = 32
     config.model.layers = 1
@@ -20,6 +24,6 @@ def get_config(arg: str | None = None):
     config.train.epochs = 0.9
     config.train.eval_every = 1_000_000  # only at the end
     config.train.checkpoint_every = 0
-    config.eval.lanes = 16  # the exact figure is that of scripts/evaluate.py
+    config.eval.lanes = 16  # approximate; scripts/evaluate.py computes the exact figure
     config.sample.length = 0
     return config

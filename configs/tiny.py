@@ -1,18 +1,19 @@
-"""A model so small that it trains in seconds: for tests, and to see that everything works.
+"""A model so small that it trains in seconds: for tests, and to check that everything works.
 
     scripts/train.py --config=configs/tiny.py --workdir=runs/tiny
     scripts/sweep.py --config=configs/tiny.py --root=runs/tiny_sweep --parallel=2
     scripts/sweep.py --config=configs/tiny.py --root=runs/tiny_search --parallel=2 --search=tpe --trials=20
 
-About 10 seconds on 2 CPU cores; validation perplexity about 17.
+Time: about 10 s on 2 CPU cores.
+Result: validation perplexity about 17.
 """
 
 from charlm.sweeps.sweep import integers, log_uniform, product, uniform
 from configs import base
 
 
-def get_config(arg: str | None = None):
-    config = base.get_config(arg)
+def get_config():
+    config = base.get_config()
     config.batch.size = 16
     config.batch.length = 32
     config.model.embedding = 16

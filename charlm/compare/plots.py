@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from charlm import files
 from charlm.compare import reading, tables
-from charlm.config import load as config
+from charlm.config import keys as config_keys
 from charlm.errors import UserError
 
 NAMED_CURVES = 10  # more are drawn thin, and only the best are named
@@ -184,7 +184,7 @@ def _ordered(marginals: Sequence[tables.Marginal], place: int) -> list[tables.Ma
 
 def _label(group: tables.Group, keys: Sequence[str]) -> str:
     """What sets a group apart, in a legend's width."""
-    text = ", ".join(f"{config.short(key)} {tables.written(group.config.get(key))}" for key in keys) or group.name
+    text = ", ".join(f"{config_keys.short(key)} {tables.written(group.config.get(key))}" for key in keys) or group.name
     seeds = f" ({len(group.counted)} seeds)" if len(group.counted) > 1 else ""
     return (text if len(text) <= 60 else text[:57] + "…").replace("$", r"\$") + seeds
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from charlm import files
 from charlm.compare import reading, tables
-from charlm.config import load as config
+from charlm.config import keys as config_keys
 from charlm.errors import UserError
 
 MOST_POINTS = 400  # of a curve
@@ -53,7 +53,13 @@ def content(records: Sequence[reading.Record]) -> dict:
         protocols.append(tables.protocol_in_words(protocol))
     read = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     keys = tables.differing_keys(records)
-    return {"runs": runs, "protocols": protocols, "keys": keys, "short": {key: config.short(key) for key in keys}, "read": read}
+    return {
+        "runs": runs,
+        "protocols": protocols,
+        "keys": keys,
+        "short": {key: config_keys.short(key) for key in keys},
+        "read": read,
+    }
 
 
 def embedded(values: object) -> str:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from charlm import measures, progress
 from charlm.compare.reading import Record, is_number
-from charlm.config import load as config_module
+from charlm.config import keys as config_keys
+from charlm.config import load
 
 METRICS = ("best", "last", "test", "train")
 
@@ -76,9 +77,9 @@ def protocol_in_words(protocol: Mapping) -> str:
 
 
 def differing_keys(records: Sequence[Record], besides: Sequence[str] = ()) -> list[str]:
-    """The config keys in which these runs differ, in the order of configs/base.py."""
-    keys = list(dict.fromkeys([*config_module.RULES, *(key for record in records for key in record.config)]))
-    ignored = {*besides, *config_module.OF_THE_MACHINE}
+    """The config keys in which these runs differ, in the order of charlm/config/keys.py."""
+    keys = list(dict.fromkeys([*config_keys.KEYS, *(key for record in records for key in record.config)]))
+    ignored = {*besides, *config_keys.CHANGE_NO_RESULT}
     missing = object()
     return [
         key for key in keys if key not in ignored and len({repr(record.config.get(key, missing)) for record in records}) > 1
@@ -93,7 +94,7 @@ def groups_of(records: Sequence[Record], each: bool = False) -> list[Group]:
     together: dict[str, list[list[Record]]] = {}
     for record in records:
         config = {
-            key: value for key, value in record.config.items() if key != "seed" and key not in config_module.OF_THE_MACHINE
+            key: value for key, value in record.config.items() if key != "seed" and key not in config_keys.CHANGE_NO_RESULT
         }
         is_imported = record.state == "done" and record.steps == 0
         key = str(record.path) if each else json.dumps([config, is_imported], sort_keys=True)
@@ -161,7 +162,7 @@ def filtered(records: Sequence[Record], conditions: Sequence[str]) -> list[Recor
     """
     kept = list(records)
     for text in conditions:
-        name, holds = config_module.condition(text)
+        name, holds = load.condition(text)
         value = _value_of(name)
         kept = [record for record in kept if holds(value(record))]
     return kept
@@ -173,7 +174,7 @@ def _value_of(name: str) -> Callable[[Record], object]:
         return lambda record: None if record.best is None else of_best[name](record.best)
     if name in Record._fields:
         return lambda record: getattr(record, name)
-    key = config_module.known(name)
+    key = config_keys.known(name)
     return lambda record: record.config.get(key)
 
 
@@ -212,7 +213,7 @@ def marginals(groups: Sequence[Group], keys: Sequence[str], metric: str) -> list
     The mean is fair where each value was tried with the same others; n tells where it was not.
     """
     for key in keys:
-        config_module.known(key)
+        config_keys.known(key)
     groups = finished(groups)
     apart: dict[str, tuple[tuple, list[float]]] = {}
     for group in groups:

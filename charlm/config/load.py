@@ -1,256 +1,115 @@
-"""Loading a config file, applying dotted overrides, and checking every key; all mistakes are found here, before any work."""
+"""Config files, overrides, the dicts that run directories hold, and conditions on keys.
 
-import ast
+All mistakes in a config are found here, before any work begins.
+"""
+
+import contextlib
 import difflib
-import functools
+import importlib
 import importlib.util
-import math
+import inspect
 import operator
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator, Mapping
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
+from charlm.config import keys
 from charlm.errors import UserError
 
-MOST = 3e38  # nearly the largest number of float32
-Rule = tuple[Callable[[object], bool], str]  # whether a value is right, and what would be
-
-ANY: Rule = (lambda value: True, "")
-POSITIVE: Rule = (lambda value: value > 0, "positive")
-NOT_NEGATIVE: Rule = (lambda value: value >= 0, "0 or more")
-NOT_EMPTY: Rule = (lambda value: value != "", "at least one char")
-SHARE: Rule = (lambda value: 0 <= value < 1, "at least 0 and below 1")
-
-
-FRAMINGS = ("stream", "chunks", "windows", "documents")
-
-
-def one_of(*choices: str) -> Rule:
-    return (lambda value: value in choices, f"one of {', '.join(choices)}")
-
-
-def _are_fractions(value: tuple) -> bool:
-    numbers = all(isinstance(share, int | float) and not isinstance(share, bool) for share in value)
-    return numbers and len(value) in (1, 2, 3) and min(value) > 0 and math.isclose(sum(value), 1)
-
-
-def _is_document_form(value: str) -> bool:
-    form, _, field = value.partition(":")
-    return value in ("", "lines") or (form in ("csv", "jsonl") and field != "")
-
-
-RULES: dict[str, Rule] = {
-    "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
-    "cache_dir": ANY,
-    "corpus.name": ANY,  # corpora.py knows which there are
-    "corpus.path": NOT_EMPTY,
-    "corpus.validation_path": NOT_EMPTY,
-    "corpus.test_path": NOT_EMPTY,
-    "corpus.data_dir": NOT_EMPTY,
-    "corpus.split": (_are_fractions, "one to three positive fractions that sum to 1, such as (0.9,0.1)"),
-    "corpus.tfds": (lambda value: value.count(":") == 1, "DATASET:FEATURE, such as ag_news_subset:title"),
-    "corpus.documents": (_is_document_form, "empty, lines, csv:COLUMN or jsonl:FIELD"),
-    "corpus.lowercase": ANY,
-    "corpus.keep": ANY,
-    "corpus.newlines": ANY,
-    "vocab.source": one_of("train", "corpus"),
-    "vocab.unknown": ANY,
-    "devices": NOT_NEGATIVE,
-    "batch.framing": one_of(*FRAMINGS),
-    "batch.size": POSITIVE,
-    "batch.length": POSITIVE,
-    "batch.shift": ANY,
-    "batch.stride": POSITIVE,
-    "batch.shuffle": ANY,
-    "batch.bucket": POSITIVE,
-    "batch.padding": one_of("masked", "counted"),
-    "model.cell": one_of("lstm"),
-    "model.input": one_of("embedding", "onehot", "scalar"),
-    "model.embedding": POSITIVE,
-    "model.layers": POSITIVE,
-    "model.hidden": POSITIVE,
-    "model.dropout": SHARE,
-    "model.init": one_of("orthogonal", "glorot", "axon", "pytorch", "uniform"),
-    "model.init_scale": POSITIVE,
-    "model.head_scale": NOT_NEGATIVE,
-    "model.forget_bias": ANY,
-    "model.dtype": one_of("float32", "bfloat16"),
-    "optim.name": one_of("adam", "adamw", "rmsprop", "sgd"),
-    "optim.learning_rate": POSITIVE,
-    "optim.schedule": one_of("constant", "cosine", "trapezoid", "exponential", "step"),
-    "optim.warmup_steps": NOT_NEGATIVE,
-    "optim.final_fraction": (lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "optim.decay_rate": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "optim.decay_steps": POSITIVE,
-    "optim.beta1": SHARE,
-    "optim.beta2": SHARE,
-    "optim.eps": POSITIVE,
-    "optim.eps_form": one_of("outer", "keras"),
-    "optim.momentum": SHARE,
-    "optim.clip_norm": NOT_NEGATIVE,
-    "optim.clip_value": NOT_NEGATIVE,
-    "optim.weight_decay": NOT_NEGATIVE,
-    "optim.decay_biases": ANY,
-    "train.epochs": POSITIVE,
-    "train.steps": NOT_NEGATIVE,
-    "train.steps_per_call": NOT_NEGATIVE,
-    "train.log_every": POSITIVE,
-    "train.eval_every": NOT_NEGATIVE,
-    "train.checkpoint_every": NOT_NEGATIVE,
-    "train.patience": NOT_NEGATIVE,
-    "train.halvings": NOT_NEGATIVE,
-    "train.best": one_of("validation", "train"),
-    "eval.framing": one_of(*FRAMINGS),
-    "eval.rows": POSITIVE,
-    "eval.length": POSITIVE,
-    "eval.lanes": POSITIVE,
-    "eval.burn_in": NOT_NEGATIVE,
-    "sample.prompt": NOT_EMPTY,
-    "sample.length": NOT_NEGATIVE,
-    "sample.temperature": NOT_NEGATIVE,
-    "sample.top_k": NOT_NEGATIVE,
-}
-DEFAULTS_FILE = pathlib.Path(__file__).parents[2] / "configs" / "base.py"
-BEGINNING = DEFAULTS_FILE.with_name("quickstart.py")  # what a message names to someone whose config file is not there
+_PACKAGE = pathlib.Path(__file__).parents[1]
+# An installed package has the recipes inside, a checkout beside it.
+RECIPES = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "configs"
 COMPARISONS = {">=": operator.ge, "<=": operator.le, "!=": operator.ne, ">": operator.gt, "<": operator.lt}
-OF_THE_MACHINE = (
-    "cache_dir",
-    "train.steps_per_call",
-)  # these change no result: a run goes on with others, and old runs need not have them
-LATER = ("sample.top_k", "model.cell")  # newer than some runs, which are as the default has it
-PATHS = ("corpus.path", "corpus.validation_path", "corpus.test_path", "corpus.data_dir", "cache_dir")
+ADVICE = "start with config = base.get_config(), as configs/quickstart.py does"
 
 
 def load(file_and_arg: str, overrides: Mapping[str, object] | None = None) -> ConfigDict:
-    """The checked config of a file, with overrides applied.
+    """The checked config of a file or recipe, with overrides applied.
 
     Args:
-      file_and_arg: path of a config file, optionally followed by `:` and an argument for its `get_config`.
-      overrides: dotted key → value, or the value as a string in which it was typed.
+      file_and_arg: path of a config file, or name of a recipe such as `quickstart`; then optionally `:` and an argument for its
+        `get_config`.
+      overrides: dotted key → value, or the value as text from the command line.
 
     Returns:
-      The config, locked; its paths are absolute, so that the run can be read from any directory.
+      The config, locked. Its paths are absolute, so that the run can be read from any directory.
 
     Raises:
-      UserError: no such file, no `get_config` in it, an unknown key, a wrong type, or a value out of range.
+      UserError: there is no such file or recipe, the file raises an exception or has no `get_config`, a key is unknown or
+        missing, or a value has the wrong type or is not allowed. The message names the file and, where known, the line.
     """
-    file, _, arg = file_and_arg.partition(":")
-    config = _get_config(pathlib.Path(file), arg or None)
-    _check_keys(config, file)
-    for key, value in (overrides or {}).items():
-        override(config, key, value)
-    check(config)
-    for key in PATHS:
-        if _get(config, key):
-            _section(config, key)[key.split(".")[-1]] = os.path.abspath(os.path.expanduser(_get(config, key)))
-    return config.lock()
+    file, arg = find(file_and_arg)
+    config = _made_by(file, arg)
+    overrides = overrides or {}
+    _check_names(config, file)
+    for name, value in overrides.items():
+        override(config, name, value)
+    return _checked(config, lambda name: "" if name in overrides else _place(file, name))
+
+
+def checked(config: ConfigDict) -> ConfigDict:
+    """A copy of a config made in Python, checked as `load` checks that of a file; locked, with absolute paths.
+
+    Raises:
+      UserError: a key is unknown or missing, or a value has the wrong type or is not allowed.
+    """
+    _check_names(config)
+    return _checked(config, lambda name: "")
+
+
+def find(file_and_arg: str) -> tuple[pathlib.Path, str | None]:
+    """The file and the argument that `FILE[:ARG]` or `RECIPE[:ARG]` name. An existing file is preferred to a recipe.
+
+    Raises:
+      UserError: there is neither such a file nor such a recipe. The nearest recipe is named.
+    """
+    name, _, arg = file_and_arg.partition(":")
+    file, recipe = pathlib.Path(name), RECIPES / f"{name}.py"
+    if file.is_file():
+        return file, arg or None
+    if name.isidentifier() and recipe.is_file():
+        return recipe, arg or None
+    recipes = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem not in ("__init__", "base"))
+    nearest = difflib.get_close_matches(file.stem, recipes, n=1, cutoff=0.0)[0]
+    raise UserError(f"--config={name}: no such file in {os.getcwd()} and no such recipe; the nearest recipe is {nearest}.")
 
 
 def call(file_and_arg: str, function: str) -> object:
-    """What a config file's function of that name returns, such as its `sweep()`.
+    """The result of another function of a config file, such as its `sweep()`.
 
     Raises:
-      UserError: there is no such file or function, or it fails.
+      UserError: there is no such file or function, or it raises an exception or returns None.
     """
-    file = pathlib.Path(file_and_arg.partition(":")[0])
-    result = _call(file, function)
+    file, _ = find(file_and_arg)
+    result = _called(file, function)
     if result is None:
-        raise UserError(f"--config={file} has no {function}() that returns something; see charlm/sweep.py.")
+        raise UserError(f"--config={file} has no {function}() that returns something; see charlm/sweeps/sweep.py.")
     return result
 
 
-def condition(text: str) -> tuple[str, Callable[[object], bool]]:
-    """A condition such as `model.hidden>=256` as (left side, predicate on its value).
-
-    Numbers are compared as numbers, true and false as such, everything else as it is written; None fulfils only `=None` and
-    `!=` something else.
+def override(config: ConfigDict, name: str, value: object) -> None:
+    """Sets a key in place. Text is read in the key's type.
 
     Raises:
-      UserError: it is no condition.
+      UserError: there is no such key (the nearest one is named), or the value has the wrong type or is not allowed.
     """
-    match = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*", text)
-    if match is None:
-        raise UserError(f"{text!r} is no condition: one such as model.hidden>=256 would be right.")
-    name, sign, wanted = match.groups()
-    compare = COMPARISONS.get(sign, operator.eq)
-
-    def holds(value: object) -> bool:
-        kind = bool if isinstance(value, bool) else float
-        if isinstance(value, int | float):
-            try:
-                return compare(value, _typed(wanted, kind))
-            except (KeyError, ValueError):
-                raise UserError(f"{text!r} compares {name} with {wanted!r}: {_expected(kind)} would be right.") from None
-        return compare(str(value), wanted) if value is not None or compare in (operator.eq, operator.ne) else False
-
-    return name, holds
-
-
-def known(key: str) -> str:
-    """The key itself. Raises a UserError where there is no such key, naming the nearest one."""
-    if key not in RULES:
-        raise UserError(f"unknown config key {key!r}: {_nearest(key)}.")
-    return key
-
-
-def short(key: str) -> str:
-    """The shortest ending of a key that no other key has: `hidden`, `optim.name`; of an unknown key all of it."""
-    names = key.split(".")
-    endings = [".".join(names[-count:]) for count in range(1, len(names) + 1)]
-    return next((ending for ending in endings if sum(f".{known}".endswith(f".{ending}") for known in RULES) == 1), key)
-
-
-def override(config: ConfigDict, key: str, value: object) -> None:
-    """Sets a dotted key in place; a string is read as the key's type asks.
-
-    Raises:
-      UserError: an unknown key (the nearest known one is named) or a value of the wrong type.
-    """
-    section, name = _section(config, known(key)), key.split(".")[-1]
-    kind = section.get_type(name)
-    try:
-        section[name] = _typed(value, kind) if isinstance(value, str) else value
-    except (TypeError, ValueError, SyntaxError, KeyError, RecursionError, MemoryError) as error:
-        raise UserError(f"{key}={value!r} is of the wrong type: {_expected(kind)} would be right.") from error
-
-
-def check(config: ConfigDict) -> None:
-    """Raises a UserError for the first key whose value is out of its range."""
-    base = defaults()
-    for key, (is_right, what) in RULES.items():
-        value, default = _get(config, key), _get(base, key)
-        if value is None and default is None:
-            continue
-        kind = _section(base, key).get_type(key.split(".")[-1])
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-            raise UserError(f"{key}={value!r} is of the wrong type: {_expected(kind)} would be right.")
-        if isinstance(value, float) and not abs(value) <= MOST:
-            raise UserError(f"{key}={value} is not right: a finite number would be, at most {MOST:g}.")
-        if isinstance(value, int) and abs(value) >= 2**31 and key != "seed":
-            raise UserError(f"{key}={value} is not right: it must be below 2147483648.")
-        try:
-            right = is_right(value)
-        except OverflowError:  # of integers of hundreds of digits as fractions
-            right = False
-        if not right:
-            raise UserError(f"{key}={value!r} is not right: it must be {what}.")
-    if config.corpus.test_path is not None and config.corpus.validation_path is None:
-        raise UserError("corpus.test_path is set but corpus.validation_path is not: give both files, or neither.")
-    if config.corpus.validation_path is not None and config.corpus.path is None:
-        raise UserError("corpus.validation_path is set but corpus.path is not: give the training text there.")
-    dataset = config.corpus.tfds
-    for key, value in (("path", config.corpus.path), ("documents", config.corpus.documents)):
-        if dataset is not None and value:
-            raise UserError(
-                f"corpus.{key}={value!r} and corpus.tfds={dataset!r} are both set: corpus.tfds=None takes the file."
-            )
+    *parts, last = keys.known(name).split(".")
+    value = keys.checked(name, keys.parsed(name, value) if isinstance(value, str) else value)
+    section = config
+    for part in parts:
+        section = section[part]
+    with section.ignore_type():  # the table of keys has checked it
+        section[last] = value
 
 
 def to_dict(config: ConfigDict) -> dict:
-    """The config as nested dicts of JSON values; tuples become lists."""
+    """The config as nested dicts of JSON values. Tuples become lists."""
     return {
         name: to_dict(value) if isinstance(value, ConfigDict) else list(value) if isinstance(value, tuple) else value
         for name, value in sorted(config.items())
@@ -258,25 +117,17 @@ def to_dict(config: ConfigDict) -> dict:
 
 
 def from_dict(fields: Mapping) -> ConfigDict:
-    """The checked config that `to_dict` wrote.
+    """The checked config that `to_dict` made. Keys that did not exist then get the value that runs had before.
 
     Raises:
-      UserError: keys missing, unknown, or with values of the wrong type or range.
+      UserError: a key is unknown, or a value has the wrong type or is not allowed.
     """
-    config = defaults()
-    flat = flatten(fields)
-    missing = [key for key in RULES if key not in flat and key not in (*OF_THE_MACHINE, *LATER)]
-    if missing:
-        raise UserError(f"the config has no {missing[0]}: it was written by another version of charlm.")
-    for key, value in flat.items():
-        override(config, key, tuple(value) if isinstance(value, list) else value)
-    check(config)
-    return config
+    return _config_of(keys.before_keys_existed() | flatten(fields))
 
 
 def flatten(fields: Mapping | ConfigDict, prefix: str = "") -> dict[str, object]:
     """Nested dicts as one dict with dotted keys."""
-    flat = {}
+    flat: dict[str, object] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping | ConfigDict):
             flat |= flatten(value, f"{prefix}{name}.")
@@ -285,102 +136,194 @@ def flatten(fields: Mapping | ConfigDict, prefix: str = "") -> dict[str, object]
     return flat
 
 
-def differences(mine: Mapping, others: Mapping) -> dict[str, tuple]:
-    """Dotted key → (value in mine, value in others) for the keys in which two runs differ, given as nested dicts."""
-    mine, others = flatten(mine), flatten(others)
-    keys = [key for key in {**mine, **others} if mine.get(key) != others.get(key) and key not in OF_THE_MACHINE]
-    return {key: (mine.get(key), others.get(key)) for key in sorted(keys)}
+def differences(there: Mapping, here: Mapping) -> dict[str, tuple]:
+    """Dotted key → (value there, value here), for the keys in which two runs differ.
+
+    Args:
+      there, here: two configs as nested or flat dicts. A key that one of them lacks has the value from before it existed.
+        Keys that change no result are left out.
+    """
+    one, other = (keys.before_keys_existed() | flatten(fields) for fields in (there, here))
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name) and name not in keys.CHANGE_NO_RESULT]
+    return {name: (one.get(name), other.get(name)) for name in sorted(names)}
 
 
 def in_words(different: Mapping[str, tuple]) -> str:
-    """What `differences` found, as messages have it: `optim.beta1 (0.9 there, 0.8 here)`."""
-    return ", ".join(f"{key} ({there!r} there, {here!r} here)" for key, (there, here) in different.items())
+    """The result of `differences` for a message: `optim.beta1 (0.9 there, 0.8 here)`."""
+    return ", ".join(f"{name} ({there!r} there, {here!r} here)" for name, (there, here) in different.items())
 
 
-@functools.cache
-def of_old_runs() -> dict[str, object]:
-    """Dotted key → the value that runs have which are older than the key."""
-    flat = flatten(defaults())
-    return {key: flat[key] for key in LATER}
+def condition(text: str) -> tuple[str, Callable[[object], bool]]:
+    """A condition such as `model.hidden>=256`, as (left side, predicate on its value).
+
+    Numbers are compared as numbers, true and false as such, and everything else as text. None satisfies only `=None`, and `!=`
+    with anything else.
+
+    Raises:
+      UserError: it is not a condition.
+    """
+    match = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*", text)
+    if match is None:
+        raise UserError(f"{text!r} is not a condition: write one such as model.hidden>=256.")
+    name, sign, wanted = match.groups()
+    compare: Callable[..., bool] = COMPARISONS.get(sign, operator.eq)
+
+    def holds(value: object) -> bool:
+        if isinstance(value, bool | int | float):
+            kind = bool if isinstance(value, bool) else float
+            try:
+                return compare(value, keys.typed(wanted, kind))
+            except ValueError:
+                expected = keys.TYPES[kind]
+                raise UserError(f"{text!r}: {name} must be compared with {expected}, not {wanted!r}.") from None
+        return compare(str(value), wanted) if value is not None or compare in (operator.eq, operator.ne) else False
+
+    return name, holds
 
 
-def defaults() -> ConfigDict:
-    """What configs/base.py says."""
-    # Here and not above: the defaults stand in configs/, beside the package, and nothing else needs them.
-    from configs import base
+def _check_names(config: ConfigDict, file: pathlib.Path | None = None) -> None:
+    """Raises a UserError for the first key that is unknown or missing."""
+    names = flatten(config)
+    for name in names:
+        try:
+            keys.known(name)
+        except UserError as error:
+            raise UserError(f"{_place(file, name) if file else ''}{error}") from error
+    for name in keys.KEYS:
+        if name not in names:
+            raise UserError(f"{f'{file}: ' if file else ''}the config has no {name}: {ADVICE}.")
 
-    return base.get_config()
+
+def _checked(config: ConfigDict, place: Callable[[str], str]) -> ConfigDict:
+    """Args: place: key → what a message about it begins with."""
+    values = {}
+    for name, value in flatten(config).items():
+        try:
+            value = keys.checked(name, value)
+        except UserError as error:
+            raise UserError(f"{place(name)}{error}") from error
+        is_path = keys.KEYS[name].is_path and value
+        values[name] = os.path.abspath(os.path.expanduser(str(value))) if is_path else value
+    return _config_of(values).lock()
 
 
-def _get_config(file: pathlib.Path, arg: str | None) -> ConfigDict:
-    config = _call(file, "get_config", arg)
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config={file} has no get_config(arg=None) that returns a ConfigDict; see configs/quickstart.py.")
+def _config_of(values: Mapping[str, object]) -> ConfigDict:
+    """The config with these values of all keys, each checked, alone and together."""
+    config = keys.defaults()
+    for name, value in values.items():
+        override(config, name, value)
+    keys.check_together(flatten(config))
     return config
 
 
-def _call(file: pathlib.Path, function: str, *arguments: str | None) -> object:
-    """What a function of a config file returns, None where there is none."""
-    if not file.is_file():
-        raise UserError(f"--config={file}: there is no such file in {os.getcwd()}; {BEGINNING} is one to begin with.")
-    spec = importlib.util.spec_from_file_location(f"charlm_config_{file.stem}", file)
-    if spec is None:
+def _made_by(file: pathlib.Path, arg: str | None) -> ConfigDict:
+    config = _called(file, "get_config", arg)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={file} has no get_config() that returns a ConfigDict: {ADVICE}.")
+    return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
+
+
+def _called(file: pathlib.Path, function: str, arg: str | None = None) -> object:
+    """The result of a function of a config file, or None if the file has no such function."""
+    spec = importlib.util.spec_from_file_location(f"charlm_config_{file.stem}", os.path.abspath(file))
+    if spec is None or spec.loader is None:
         raise UserError(f"--config={file} is not a Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        return getattr(module, function)(*arguments) if hasattr(module, function) else None
+        with _imports(module, os.path.dirname(os.path.abspath(file))):
+            spec.loader.exec_module(module)
+            called = getattr(module, function, None)
+            if not callable(called):
+                return None
+            if arg is None and _takes(called):
+                return called()
+            if not _takes(called, arg):
+                raise UserError(f"--config={file}:{arg}: this config takes no argument; write --config={file}.")
+            return called(arg)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"--config={file} can't be loaded: {type(error).__name__}: {error}.") from error
+        raise UserError(_explained(error, file)) from error
 
 
-def _check_keys(config: ConfigDict, file: str) -> None:
-    given = flatten(config)
-    for key in given:
-        if key not in RULES:
-            raise UserError(f"{file} sets the unknown config key {key!r}: {_nearest(key)}.")
-    for key in RULES:
-        if key not in given:
-            raise UserError(f"{file} has no {key}: begin its get_config with config = base.get_config().")
+def _takes(function: Callable, *arguments: str | None) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
-def _nearest(key: str) -> str:
-    same_name = [known for known in RULES if known.split(".")[-1] == key.split(".")[-1]]
-    close = difflib.get_close_matches(key, RULES, n=1, cutoff=0.0)
-    return f"the nearest known one is {(same_name + close)[0]!r}"
+@contextlib.contextmanager
+def _imports(module: types.ModuleType, folder: str) -> Iterator[None]:
+    """Lets a config file import `configs`, which is the folder of recipes, and the modules beside it.
+
+    Afterwards none of these stay imported, so that another config file with modules of the same names gets its own.
+    """
+    recipes = types.ModuleType("configs")
+    recipes.__path__ = [os.fspath(RECIPES)]
+    beside = {path.stem for path in pathlib.Path(folder).glob("*.py")}
+    beside |= {path.parent.name for path in pathlib.Path(folder).glob("*/__init__.py")}
+    local = beside - sys.stdlib_module_names - {"charlm"} | {"configs", module.__name__}
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in local}
+    before = set(sys.modules)
+    sys.modules |= {"configs": recipes, module.__name__: module}
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()  # a module may be younger than the last look at its folder
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the config file may have changed the path too
+            sys.path.remove(folder)
+        local |= {name for name in set(sys.modules) - before if _is_plain_folder(sys.modules[name], folder)}
+        for name in list(sys.modules):
+            if name.partition(".")[0] in local:
+                del sys.modules[name]
+        sys.modules |= hidden
 
 
-def _section(config: ConfigDict, key: str) -> ConfigDict:
-    for name in key.split(".")[:-1]:
-        config = config[name]
-    return config
+def _is_plain_folder(module: types.ModuleType, folder: str) -> bool:
+    """Whether a package is a folder without `__init__.py` in this folder."""
+    paths = list(getattr(module, "__path__", ()))
+    return getattr(module, "__file__", None) is None and folder in map(os.path.dirname, paths)
 
 
-def _get(config: ConfigDict, key: str):
-    return _section(config, key)[key.split(".")[-1]]
+def _explained(error: Exception, file: pathlib.Path) -> str:
+    """One sentence: in which file and line of the config an exception was raised, and what it says."""
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return f"{_shown(error.filename, file)} line {error.lineno}: {type(error).__name__}: {error.msg}."
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if os.path.dirname(frame.filename) == os.path.dirname(os.path.abspath(file))]
+    place = f"{_shown(own[-1].filename, file)} line {own[-1].lineno}" if own else f"--config={file}"
+    if own and "ml_collections" in frames[-1].filename and (name := _missing_key(error, own[-1].line or "")):
+        try:
+            keys.known(name)
+        except UserError as unknown:
+            return f"{place}: {unknown}"
+    text = str(error).rstrip(".")
+    return f"{place}: {type(error).__name__}{': ' if text else ''}{text}."
 
 
-def _typed(value: str, kind: type):
-    """A string from the command line as a value of the given type; ValueError where it is none."""
-    if kind is bool:
-        return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-    if kind is int:
-        return int(value)
-    if kind is float:
-        return float(value)
-    if kind is tuple:
-        literal = ast.literal_eval(value)
-        return literal if isinstance(literal, tuple) else (literal,)
-    return None if value == "None" else value
+def _missing_key(error: Exception, line: str) -> str | None:
+    """The key that an error of ml_collections is about, with its section where the source line names it."""
+    match = re.search(r'Key "(\w+)"', str(error)) or re.fullmatch(r"\W*(\w+)\W*", str(error).partition("\n")[0])
+    if match is None or not isinstance(error, AttributeError | KeyError):
+        return None
+    dotted = [f"{section}.{match[1]}" for section in re.findall(rf"\b(\w+)\.{match[1]}\b", line) if section in keys.SECTIONS]
+    return next((name for name in dotted if name not in keys.KEYS), match[1])
 
 
-def _expected(kind: type) -> str:
-    return {
-        bool: "true or false",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        tuple: "a tuple such as (0.9,0.1)",
-    }[kind]
+def _shown(path: str, file: pathlib.Path) -> pathlib.Path:
+    """A file in the folder of the config file, written like that one."""
+    return file.with_name(os.path.basename(path))
+
+
+def _place(file: pathlib.Path, name: str) -> str:
+    """What a message about a key that a file sets begins with: the file, and the line if one line sets the key."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    *_, last = name.split(".")
+    for pattern in (rf"\.{re.escape(name)}\s*=(?!=)", rf"\b{re.escape(last)}\b[\"']?\]?\s*[=:](?!=)"):
+        found = [number for number, line in enumerate(lines, start=1) if re.search(pattern, line.partition("#")[0])]
+        if len(found) == 1:
+            return f"{file} line {found[0]}: "
+    return f"{file}: "

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from charlm import cli, measures
 from charlm.compare import reading, tables
-from charlm.config import load as config
+from charlm.config import keys
 from charlm.errors import UserError
 
 _WHERE = flags.DEFINE_multi_string(
@@ -89,7 +89,7 @@ def _check_sort(comparable: list[tuple[dict, list[tables.Group]]]) -> None:
     if _BY.value:
         raise UserError("--sort and --by are both given: the table of --by stands in the order of its key.")
     names = {column.name: None for _, groups in comparable for column in tables.columns_of(groups, _METRIC.value, _each())}
-    if _SORT.value.removeprefix("-") not in {*names, *config.RULES}:
+    if _SORT.value.removeprefix("-") not in {*names, *keys.KEYS}:
         raise UserError(f"--sort={_SORT.value}: one of {', '.join(names)}, or a config key, would be right.")
     metric = _SORT.value.removeprefix("-")
     for _, groups in comparable:

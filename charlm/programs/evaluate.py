@@ -16,7 +16,7 @@ import time
 from absl import flags
 
 from charlm import cli
-from charlm.config.load import FRAMINGS
+from charlm.config.keys import FRAMINGS
 from charlm.data import batches, corpora
 from charlm.errors import UserError
 from charlm.hardware import cache, devices

@@ -11,21 +11,23 @@ be those of the corpus, sorted. Needs h5py.
 from absl import flags
 
 from charlm import cli
-from charlm.config import load as config
+from charlm.config import keys, load
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "file of weights: .keras or .weights.h5", required=True)
-_CONFIG = flags.DEFINE_string("config", None, "config file, optionally with an argument: FILE.py[:ARG]", required=True)
+_CONFIG = flags.DEFINE_string(
+    "config", None, "recipe or config file, with its argument if it takes one: NAME[:ARG] or FILE.py[:ARG]", required=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory to make", required=True)
 _SYMBOLS = flags.DEFINE_string("symbols", None, "JSON list of the symbols in the order of their ids")
 
 
 def run() -> None:
-    cli.run(main)
+    cli.run(main, keys.help_text)
 
 
 def main(overrides: dict[str, str]) -> None:
     # The weights come from float32; the products of a recipe may be rounded, and then its figures are not the original's.
-    checked = config.load(_CONFIG.value, {"model.dtype": "float32"} | overrides)
+    checked = load.load(_CONFIG.value, {"model.dtype": "float32"} | overrides)
     from charlm.exchange import importing
 
     importing.write_run(checked, _WORKDIR.value, importing.from_keras(_WEIGHTS.value), _SYMBOLS.value, _WEIGHTS.value)

@@ -19,7 +19,7 @@ import sys
 from absl import flags
 
 from charlm import cli
-from charlm.config.load import MOST, defaults
+from charlm.config.keys import MOST, defaults
 from charlm.data import batches, corpora
 from charlm.data.vocab import UNK, Vocab, shown
 from charlm.errors import UserError

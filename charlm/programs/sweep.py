@@ -18,13 +18,16 @@ from collections.abc import Callable
 from absl import flags
 
 from charlm import cli, measures
-from charlm.config import load as config
+from charlm.config import keys, load
 from charlm.errors import UserError
 from charlm.rundir.run import Run
 from charlm.sweeps import launch, search, slurm, sweep
 
 _CONFIG = flags.DEFINE_string(
-    "config", None, "config file with a sweep(), optionally with an argument: FILE.py[:ARG]", required=True
+    "config",
+    None,
+    "recipe or config file with a sweep(), with its argument if it takes one: NAME[:ARG] or FILE.py[:ARG]",
+    required=True,
 )
 _ROOT = flags.DEFINE_string("root", None, "folder of the sweep: made, or gone on with if it is there", required=True)
 _ONLY = flags.DEFINE_multi_string("only", [], "only trials for which this holds, such as model.hidden=512; may be repeated")
@@ -53,7 +56,7 @@ Command = Callable[[sweep.Trial], list[str]]  # the training of a trial
 
 
 def run() -> None:
-    cli.run(main)
+    cli.run(main, keys.help_text)
 
 
 def main(common: dict[str, str]) -> int:
@@ -145,9 +148,9 @@ def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of: Command, 
 
 
 def _is_chosen(trial: sweep.Trial) -> bool:
-    flat = config.flatten(trial.config)
-    conditions = [config.condition(text) for text in _ONLY.value]
-    return all(holds(flat[config.known(key)]) for key, holds in conditions)
+    flat = load.flatten(trial.config)
+    conditions = [load.condition(text) for text in _ONLY.value]
+    return all(holds(flat[keys.known(key)]) for key, holds in conditions)
 
 
 def _announce(standings: dict[str, launch.Standing], removed: list[str]) -> None:

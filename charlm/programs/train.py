@@ -14,12 +14,14 @@ import signal
 from absl import flags
 
 from charlm import cli, progress
-from charlm.config import load as config
+from charlm.config import keys, load
 from charlm.data import batches
 from charlm.errors import UserError
 from charlm.hardware import cache, devices, processes
 
-_CONFIG = flags.DEFINE_string("config", None, "config file, optionally with an argument: FILE.py[:ARG]", required=True)
+_CONFIG = flags.DEFINE_string(
+    "config", None, "recipe or config file, with its argument if it takes one: NAME[:ARG] or FILE.py[:ARG]", required=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory: made, or resumed if it is there")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "print what would be trained and draw it, instead of training")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "train together with the other tasks of this step of SLURM's")
@@ -33,12 +35,12 @@ _GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "of --describe: characters
 
 
 def run() -> None:
-    cli.run(main)
+    cli.run(main, keys.help_text)
 
 
 def main(overrides: dict[str, str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until train listens: JAX, while it starts, may swallow a KeyboardInterrupt
-    checked = config.load(_CONFIG.value, overrides)
+    checked = load.load(_CONFIG.value, overrides)
     if _GRAPH_STEPS.value < 1:
         raise UserError(f"--graph_steps={_GRAPH_STEPS.value} is not right: it must be 1 or more.")
     if not _DESCRIBE.value and _WORKDIR.value is None:

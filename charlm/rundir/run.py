@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from ml_collections import ConfigDict
 
 from charlm import files, measures
-from charlm.config import load as config_module
+from charlm.config import keys, load
 from charlm.data import corpora
 from charlm.data.vocab import Vocab
 from charlm.errors import Broken, UserError
@@ -49,13 +49,13 @@ class Run:
     def config(self) -> ConfigDict:
         fields = self._json("config.json")
         try:
-            return config_module.from_dict(fields)
+            return load.from_dict(fields)
         except UserError as error:
             raise UserError(f"{self.workdir / 'config.json'}: {error}") from error
 
     def config_fields(self) -> dict[str, object]:
         """The config as it was written, flat and unchecked: what another version of charlm wrote can be compared too."""
-        return config_module.of_old_runs() | config_module.flatten(self._json("config.json"))
+        return keys.before_keys_existed() | load.flatten(self._json("config.json"))
 
     def vocab(self) -> Vocab:
         try:
@@ -133,7 +133,7 @@ class Run:
         """Writes what a new run is made of; status.json last, since it says that there is a run."""
         self._write("vocab.json", vocab.to_dict())
         self._write("corpus.json", corpus)
-        self._write("config.json", config_module.to_dict(config))
+        self._write("config.json", load.to_dict(config))
         self.write_status("incomplete", 0, None)
 
     def splits(self) -> dict[str, corpora.Split]:
@@ -180,7 +180,7 @@ class Run:
             writer.write_event(Event(wall_time=time.time(), **content))
 
         write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-        hparams = config_module.flatten(self._json("config.json"))
+        hparams = load.flatten(self._json("config.json"))
         plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in hparams.items()}
         for described in summary.hparams(plain, {"validation/nats": 0.0, "validation/perplexity": 0.0}):
             write(summary=described)
@@ -347,9 +347,9 @@ def exists(workdir: str, config: ConfigDict) -> bool:
         return False
     run = Run(path)
     run.status()
-    different = config_module.differences(config_module.to_dict(run.config()), config_module.to_dict(config))
+    different = load.differences(load.to_dict(run.config()), load.to_dict(config))
     if different:
-        listed = config_module.in_words(different)
+        listed = load.in_words(different)
         raise UserError(f"--workdir={workdir} holds a run with another config: {listed}; choose another directory.")
     return True
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from charlm.compare import reading
-from charlm.config import load as config_module
+from charlm.config import keys, load
 from charlm.errors import UserError
 from charlm.sweeps import launch, sweep
 
@@ -38,7 +38,7 @@ class Search:
           UserError: Optuna is not installed, the config has no fit space(), or the folder holds a search of another one.
         """
         self._root, self._file, self._common, self._method, self._number = root, file_and_arg, common, method, number
-        self._space = config_module.call(file_and_arg, "space")
+        self._space = load.call(file_and_arg, "space")
         if not isinstance(self._space, Mapping) or not self._space:
             raise UserError(f"space() of {file_and_arg} returns no dict of ranges: see charlm/sweep.py.")
         one = sweep.sample(self._space, 1)[0]
@@ -57,8 +57,8 @@ class Search:
 
     def described(self) -> dict[str, object]:
         """What makes it this search and no other, for the root's record."""
-        fixed = config_module.flatten(config_module.to_dict(self._base))
-        fixed = {key: value for key, value in fixed.items() if key not in {*self._space, *config_module.OF_THE_MACHINE}}
+        fixed = load.flatten(load.to_dict(self._base))
+        fixed = {key: value for key, value in fixed.items() if key not in {*self._space, *keys.CHANGE_NO_RESULT}}
         return {"method": self._method, "space": {key: repr(values) for key, values in self._space.items()}, "config": fixed}
 
     def check(self) -> None:
@@ -68,8 +68,8 @@ class Search:
         then, now = self._root.recorded("search"), self.described()
         if then is None or any(then.get(name) != now[name] for name in ("method", "space")):
             raise UserError(f"--root={self._root.path} holds a sweep, or a search of another kind or space: choose another.")
-        if different := config_module.differences(then["config"], now["config"]):
-            listed = config_module.in_words(different)
+        if different := load.differences(then["config"], now["config"]):
+            listed = load.in_words(different)
             raise UserError(f"--root={self._root.path} holds a search with another config: {listed}; choose another.")
 
     def open(self) -> None:

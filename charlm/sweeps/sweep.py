@@ -24,7 +24,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from charlm import files
-from charlm.config import load as config_module
+from charlm.config import keys as config_keys
+from charlm.config import load
 from charlm.errors import UserError
 from charlm.rundir import run as run_module
 
@@ -145,7 +146,7 @@ def trials_of(file_and_arg: str, common: Mapping[str, object]) -> list[Trial]:
     Raises:
       UserError: there is no sweep, it is empty, two trials are alike, or an override is not right.
     """
-    sweep = config_module.call(file_and_arg, "sweep")
+    sweep = load.call(file_and_arg, "sweep")
     if not isinstance(sweep, list | tuple) or not all(isinstance(overrides, Mapping) for overrides in sweep):
         raise UserError(f"sweep() of {file_and_arg} returns no list of dicts of overrides: see charlm/sweep.py.")
     if not sweep:
@@ -156,7 +157,7 @@ def trials_of(file_and_arg: str, common: Mapping[str, object]) -> list[Trial]:
             trial = trial_of(file_and_arg, common, overrides)
         except UserError as error:
             raise UserError(f"trial {number} of {file_and_arg}: {error}") from error
-        alike = numbers.setdefault(json.dumps(config_module.to_dict(trial.config), sort_keys=True), number)
+        alike = numbers.setdefault(json.dumps(load.to_dict(trial.config), sort_keys=True), number)
         if alike != number:
             raise UserError(f"trials {alike} and {number} of {file_and_arg} are the same, {trial.name}: remove one of them.")
         trials.append(trial)
@@ -168,24 +169,24 @@ def trial_of(file_and_arg: str, common: Mapping[str, object], overrides: Mapping
     both = [key for key in overrides if key in common]
     if both:
         raise UserError(f"--config.{both[0]} is also what the sweep sets: leave it away, or edit the sweep.")
-    config = config_module.load(file_and_arg, {**common, **overrides})
-    flat = config_module.flatten(config)
-    typed = {key: flat[key] for key in config_module.RULES if key in overrides}
+    config = load.load(file_and_arg, {**common, **overrides})
+    flat = load.flatten(config)
+    typed = {key: flat[key] for key in config_keys.KEYS if key in overrides}
     return Trial(name_of(typed), typed, config)
 
 
 def name_of(overrides: Overrides) -> str:
     """The directory of a trial: `hidden=128,learning_rate=0.002,seed=1`.
 
-    Keys stand in the order of configs/base.py, the seed last, by the shortest ending that no other key has. What no path should
-    hold is replaced, and what is too long is cut; a hash then keeps the name unique.
+    Keys stand in the order of charlm/config/keys.py, the seed last, by the shortest ending that no other key has. What no path
+    should hold is replaced, and what is too long is cut; a hash then keeps the name unique.
     """
-    keys = sorted((key for key in config_module.RULES if key in overrides), key=lambda key: key == "seed")
+    keys = sorted((key for key in config_keys.KEYS if key in overrides), key=lambda key: key == "seed")
     values = {key: _written(overrides[key]) for key in keys}
     # What separates keys must not stand in a text, nor anything that a path had better not hold.
     unsafe = {key: r"[^A-Za-z0-9._-]" if isinstance(overrides[key], str) else r"[^A-Za-z0-9._+-]" for key in keys}
     safe = {key: re.sub(unsafe[key], "_", values[key]) for key in keys}
-    name = ",".join(f"{config_module.short(key)}={safe[key]}" for key in keys) or "base"
+    name = ",".join(f"{config_keys.short(key)}={safe[key]}" for key in keys) or "base"
     if safe == values and len(name) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:8]
@@ -193,13 +194,13 @@ def name_of(overrides: Overrides) -> str:
 
 
 def flags_of(config: ConfigDict) -> list[str]:
-    """The config as flags of scripts/train.py: what differs from configs/base.py.
+    """The config as flags of scripts/train.py: what differs from the defaults.
 
     So a trial is what was checked, even if the config file has been edited since.
     """
-    mine, defaults = config_module.flatten(config), config_module.flatten(config_module.defaults())
+    mine, defaults = load.flatten(config), load.flatten(config_keys.defaults())
     changed = [f"--config.{key}={value}" for key, value in mine.items() if value != defaults[key]]
-    return [f"--config={config_module.DEFAULTS_FILE}", *changed]
+    return [f"--config={load.RECIPES / 'base.py'}", *changed]
 
 
 class Root:
@@ -241,9 +242,9 @@ class Root:
                 there = self.run(trial).config()
             except UserError:  # none yet, or damaged: the trial itself will say so
                 continue
-            different = config_module.differences(config_module.to_dict(there), config_module.to_dict(trial.config))
+            different = load.differences(load.to_dict(there), load.to_dict(trial.config))
             if different:
-                listed = config_module.in_words(different)
+                listed = load.in_words(different)
                 raise UserError(f"{self.path / trial.name} was made with another config: {listed}; choose another --root.")
         if recorded.get("search") and trials:
             raise UserError(f"--root={self.path} holds a search: go on with --search, or choose another.")
@@ -328,5 +329,5 @@ def _written(value: object) -> str:
 
 def _identity(file_and_arg: str) -> str:
     """A config file and its argument, wherever the repository stands."""
-    file, colon, arg = file_and_arg.partition(":")
-    return pathlib.Path(file).name + colon + arg
+    file, arg = load.find(file_and_arg)
+    return file.name + (f":{arg}" if arg else "")

@@ -20,7 +20,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from charlm import measures, progress
-from charlm.config import load as config_module
+from charlm.config import keys, load
 from charlm.data import batches
 from charlm.errors import Failure
 from charlm.hardware import devices, processes
@@ -161,8 +161,8 @@ def train(config, workdir: str) -> int:
 
 def _identity(config, setup: Setup) -> str:
     """What has to be the same in all processes."""
-    fields = config_module.flatten(config_module.to_dict(config))
-    same = {key: value for key, value in fields.items() if key not in config_module.OF_THE_MACHINE}
+    fields = load.flatten(load.to_dict(config))
+    same = {key: value for key, value in fields.items() if key not in keys.CHANGE_NO_RESULT}
     return json.dumps([same, setup.vocab.to_dict(), setup.provenance["sha256"], setup.provenance["splits"]], sort_keys=True)
 
 

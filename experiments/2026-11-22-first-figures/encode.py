@@ -8,9 +8,9 @@ import resource
 import tempfile
 import time
 
+from charlm.config import keys
 from charlm.data import batches, corpora
 from charlm.data.vocab import Vocab
-from configs import base
 
 
 def peak_bytes() -> int:
@@ -25,7 +25,7 @@ def main() -> None:
             for _ in range(100_000_000 // (len(line) * 1000)):
                 handle.write(line * 1000)
         size, before = file.stat().st_size, peak_bytes()
-        config = base.get_config()
+        config = keys.defaults()
         config.corpus.path, config.cache_dir = str(file), folder
         begin = time.perf_counter()
         corpus = corpora.load(config)

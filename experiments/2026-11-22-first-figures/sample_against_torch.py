@@ -30,12 +30,12 @@ def charlm_rate(hidden: int, chars: int) -> float:
     import jax
     import numpy as np
 
+    from charlm.config import keys
     from charlm.data.vocab import Vocab
     from charlm.inference import sample
     from charlm.models import stack
-    from configs import base
 
-    config = base.get_config()
+    config = keys.defaults()
     config.model.update({"hidden": hidden, "embedding": hidden})
     functions = stack.functions(config, 65)
     params = jax.jit(functions.init)(jax.random.key(0))

@@ -11,8 +11,8 @@ from configs import quickstart
 BEST = {"model.hidden": [384], "model.dropout": [0.0], "optim.learning_rate": [1e-2]}  # of the product, once that was done
 
 
-def get_config(arg: str | None = None):
-    config = quickstart.get_config(arg)
+def get_config():
+    config = quickstart.get_config()
     config.sample.length = 100
     return config
 

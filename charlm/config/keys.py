@@ -1,0 +1,368 @@
+"""The table of config keys: each key once, with its default, its rule and its meaning; and everything that follows from it.
+
+To add a key, add one line to TABLE and read it in one place as `config.SECTION.NAME`. Defaults, checks, messages, `--helpkeys`,
+`configs/base.py` and the handling of runs older than the key then follow.
+"""
+
+import ast
+import difflib
+import math
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from charlm.errors import UserError
+
+MOST = 3e38  # close to the largest float32
+FRAMINGS = ("stream", "chunks", "windows", "documents")
+SAME = object()  # Key.before is the default
+
+
+class Rule(NamedTuple):
+    """Attributes: is_right: whether a value of the key's type is allowed; words: what a message says after "must be"."""
+
+    is_right: Callable[..., bool]
+    words: str
+    options: tuple[str, ...] = ()  # all allowed values, where they can be listed
+
+
+class Key(NamedTuple):
+    """One key.
+
+    Attributes:
+      name: with its section, such as `model.hidden`.
+      default: None if the key is unset by default.
+      meaning: what the key sets, with its unit.
+      type_if_set: type of the values of a key whose default is None; other keys have the type of their default.
+      changes_results: False if the key changes only time or memory. A run may then be resumed with another value.
+      is_path: a relative path in a config becomes an absolute one.
+      before: the value that runs have which are older than the key. By default the key's default.
+    """
+
+    name: str
+    default: object
+    rule: Rule
+    meaning: str
+    type_if_set: type = str
+    changes_results: bool = True
+    is_path: bool = False
+    before: object = SAME
+
+    @property
+    def type(self) -> type:
+        return self.type_if_set if self.default is None else type(self.default)
+
+
+def one_of(*options: str) -> Rule:
+    return Rule(lambda value: value in options, f"one of {', '.join(options)}", options)
+
+
+def _are_fractions(value: tuple) -> bool:
+    numbers = all(isinstance(share, int | float) and not isinstance(share, bool) for share in value)
+    return numbers and len(value) in (1, 2, 3) and min(value) > 0 and math.isclose(sum(value), 1)
+
+
+def _is_document_form(value: str) -> bool:
+    form, _, field = value.partition(":")
+    return value in ("", "lines") or (form in ("csv", "jsonl") and field != "")
+
+
+ANY = Rule(lambda value: True, "")
+POSITIVE = Rule(lambda value: value > 0, "positive")
+NOT_NEGATIVE = Rule(lambda value: value >= 0, "0 or more")
+FRACTION = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
+NOT_EMPTY = Rule(lambda value: value != "", "at least one character")
+SEED = Rule(lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
+FROM_0_TO_1 = Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
+FACTOR = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
+SPLIT = Rule(_are_fractions, "one to three positive fractions that sum to 1, such as (0.9,0.1)")
+DATASET = Rule(lambda value: value.count(":") == 1, "DATASET:FEATURE, such as ag_news_subset:title")
+DOCUMENTS = Rule(_is_document_form, "empty, lines, csv:COLUMN or jsonl:FIELD")
+
+INITS = one_of("orthogonal", "glorot", "axon", "pytorch", "uniform")
+DTYPES = one_of("float32", "bfloat16")
+SCHEDULES = one_of("constant", "cosine", "trapezoid", "exponential", "step")
+
+
+def _path(name: str, meaning: str) -> Key:
+    return Key(name, None, NOT_EMPTY, meaning, is_path=True)
+
+
+# One line for each key, or two where the meaning needs its own. Comparisons and the names of trials list keys in this order.
+# fmt: off
+TABLE = (
+    # the whole run
+    Key("seed", 0, SEED, "initial weights, dropout, lane offsets, shuffling and samples follow from it"),
+    Key("cache_dir", None, ANY,
+        "folder for encoded long texts and compiled programs; None: charlm in the user's cache folder; empty: no cache",
+        is_path=True, changes_results=False),
+    Key("devices", 0, NOT_NEGATIVE,
+        "devices that share each batch, on a CPU one per core; 0: as many as make it faster and divide batch.size"),
+    # the text
+    Key("corpus.name", "tiny_shakespeare", ANY, "a corpus that charlm can fetch; used if corpus.path is None"),
+    _path("corpus.path", "UTF-8 text file (plain, .gz or .xz), or a folder of them, which are sorted and joined"),
+    _path("corpus.validation_path", "separate validation text; all of corpus.path is then training text"),
+    _path("corpus.test_path", "separate test text; needs corpus.validation_path"),
+    _path("corpus.data_dir", "folder of TensorFlow Datasets (TFDS); None: $TFDS_DATA_DIR, or else ~/tensorflow_datasets"),
+    Key("corpus.split", (0.9, 0.1), SPLIT,
+        "contiguous fractions of the characters, or of the documents: train[, validation[, test]]"),
+    Key("corpus.tfds", None, DATASET, "documents from a text feature of a dataset in TFDS"),
+    Key("corpus.documents", "", DOCUMENTS, "how corpus.path holds documents; empty: it is running text"),
+    Key("corpus.lowercase", False, ANY, "convert the text to lower case"),
+    Key("corpus.keep", "", ANY, "characters to keep, all others are deleted; empty: keep all"),
+    Key("corpus.newlines", True, ANY, "convert CRLF and CR to LF"),
+    # symbols and ids
+    Key("vocab.source", "train", one_of("train", "corpus"),
+        "which symbols have ids: those of the training split (train) or of all splits (corpus)"),
+    Key("vocab.unknown", False, ANY, "map symbols outside the vocabulary to <unk>; False: such symbols are an error"),
+    # how text becomes batches
+    Key("batch.framing", "stream", one_of(*FRAMINGS),
+        "how text becomes rows; stream: lanes that carry the state from step to step; others: rows that start from zero state"),
+    Key("batch.size", 32, POSITIVE, "rows of a batch: lanes, chunks, windows or documents"),
+    Key("batch.length", 64, POSITIVE, "characters of each row; for documents the maximum, longer ones are cut"),
+    Key("batch.shift", True, ANY,
+        "stream: start each epoch at a random offset within the characters that do not fill a whole step"),
+    Key("batch.stride", 1, POSITIVE, "windows: characters from the start of one window to the start of the next"),
+    Key("batch.shuffle", True, ANY, "chunks, windows, documents: a new order in each epoch; False: the order of the text"),
+    Key("batch.bucket", 16, POSITIVE,
+        "documents: batches are padded to a multiple of this many characters, so that few shapes are compiled"),
+    Key("batch.padding", "masked", one_of("masked", "counted"),
+        "documents; masked: padding follows the text and has weight 0; counted: it precedes the text and has weight 1"),
+    # the network
+    Key("model.cell", "lstm", one_of("lstm"), "the recurrence, a file of charlm/models/cells"),
+    Key("model.input", "embedding", one_of("embedding", "onehot", "scalar"),
+        "input of the first layer for each character; scalar: its id divided by the size of the vocabulary"),
+    Key("model.embedding", 128, POSITIVE, "features of the embedding"),
+    Key("model.layers", 2, POSITIVE, "number of recurrent layers"),
+    Key("model.hidden", 256, POSITIVE, "units of each layer"),
+    Key("model.dropout", 0.0, FRACTION, "fraction of outputs dropped after each layer, including the last"),
+    Key("model.init", "orthogonal", INITS,
+        "initial weights; orthogonal: as in Flax; glorot: as in Keras; axon, pytorch: as there; uniform: see model.init_scale"),
+    Key("model.init_scale", 0.1, POSITIVE, "model.init=uniform: weights are drawn between minus and plus this value"),
+    Key("model.head_scale", 0.0, NOT_NEGATIVE,
+        "uniform initial weights of the head between minus and plus this value, biases 0; 0.0: as model.init sets them"),
+    Key("model.forget_bias", 1.0, ANY, "initial bias of the forget gate"),
+    Key("model.dtype", "float32", DTYPES, "type of the operands of matrix products; state and weights are always float32"),
+    # the optimiser and its learning rate
+    Key("optim.name", "adam", one_of("adam", "adamw", "rmsprop", "sgd"), "the optimiser"),
+    Key("optim.learning_rate", 3e-3, POSITIVE, "peak learning rate"),
+    Key("optim.schedule", "cosine", SCHEDULES,
+        "course of the learning rate; trapezoid: constant, then linear over the last optim.decay_steps"),
+    Key("optim.warmup_steps", 0, NOT_NEGATIVE, "steps of linear warm-up from 0"),
+    Key("optim.final_fraction", 0.01, FROM_0_TO_1, "cosine, trapezoid: final learning rate as a fraction of the peak"),
+    Key("optim.decay_rate", 0.5, FACTOR, "exponential, step: factor per optim.decay_steps"),
+    Key("optim.decay_steps", 1000, POSITIVE, "exponential, step: steps per factor; trapezoid: steps of the final decay"),
+    Key("optim.beta1", 0.9, FRACTION, "adam, adamw: decay of the mean gradient"),
+    Key("optim.beta2", 0.999, FRACTION, "adam, adamw, rmsprop: decay of the mean squared gradient"),
+    Key("optim.eps", 1e-8, POSITIVE, "adam, adamw, rmsprop: added to the root of the mean squared gradient"),
+    Key("optim.eps_form", "outer", one_of("outer", "keras"),
+        "where eps is added; keras: in Adam before the bias correction (as in MXNet too), in RMSprop inside the root"),
+    Key("optim.momentum", 0.0, FRACTION, "sgd: momentum"),
+    Key("optim.clip_norm", 1.0, NOT_NEGATIVE, "largest global norm of the gradient; 0.0: no clipping"),
+    Key("optim.clip_value", 0.0, NOT_NEGATIVE, "largest absolute value of a gradient element; 0.0: no clipping"),
+    Key("optim.weight_decay", 0.0, NOT_NEGATIVE, "weight decay; decoupled for adamw, L2 for the others"),
+    Key("optim.decay_biases", False, ANY, "weight decay of biases too, as in MXNet; False: of matrices only"),
+    # length, logging, evaluations and checkpoints
+    Key("train.epochs", 3.0, POSITIVE, "length of the training in epochs; used if train.steps is 0"),
+    Key("train.steps", 0, NOT_NEGATIVE, "length of the training in steps; 0: train.epochs decides"),
+    Key("train.steps_per_call", 0, NOT_NEGATIVE,
+        "steps that one call of the jitted function makes; 0: up to ten if steps are short", changes_results=False),
+    Key("train.log_every", 50, POSITIVE, "steps between rows of metrics"),
+    Key("train.eval_every", 0, NOT_NEGATIVE, "steps between evaluations; 0: one per epoch; the last step is always evaluated"),
+    Key("train.checkpoint_every", 500, NOT_NEGATIVE,
+        "steps between checkpoints, in addition to those at evaluations; 0: only those"),
+    Key("train.patience", 0, NOT_NEGATIVE, "evaluations without a new best before training stops early; 0: never"),
+    Key("train.halvings", 0, NOT_NEGATIVE,
+        "how many times a diverged run goes back to its last checkpoint with half the learning rate; 0: it ends"),
+    Key("train.best", "validation", one_of("validation", "train"),
+        "loss that chooses the best checkpoint; train: mean training loss since the last evaluation"),
+    # evaluations
+    Key("eval.framing", None, one_of(*FRAMINGS),
+        "framing of evaluations, with batch.length and batch.stride; None: batch.framing"),
+    Key("eval.rows", 64, POSITIVE, "chunks, windows, documents: rows evaluated at once; changes the speed, not the result"),
+    Key("eval.length", 512, POSITIVE, "stream: characters evaluated at once; changes the memory used, not the result"),
+    Key("eval.lanes", 1, POSITIVE,
+        "stream: pieces evaluated side by side; 1: exact, the state is carried from the first character to the last"),
+    Key("eval.burn_in", 1000, NOT_NEGATIVE, "stream: unscored characters that warm up the state of each piece but the first"),
+    # samples during training, and the defaults of `charlm sample`
+    Key("sample.prompt", None, NOT_EMPTY,
+        "prompt of samples; None: the opening of the validation split, or of the training split without one"),
+    Key("sample.length", 300, NOT_NEGATIVE, "characters of each sample, also of `charlm sample`; 0: none during training"),
+    Key("sample.temperature", 0.8, NOT_NEGATIVE, "temperature of samples; 0.0: always the most probable character"),
+    Key("sample.top_k", 0, NOT_NEGATIVE, "draw from the k most probable characters; 0: from all"),
+)
+# fmt: on
+# If the first key is set, the second one must be set too.
+NEEDS = (("corpus.test_path", "corpus.validation_path"), ("corpus.validation_path", "corpus.path"))
+# At most one of the two keys can be set.
+CONFLICTS = (("corpus.path", "corpus.tfds"), ("corpus.documents", "corpus.tfds"))
+
+KEYS = {key.name: key for key in TABLE}
+CHANGE_NO_RESULT = frozenset(key.name for key in TABLE if not key.changes_results)
+SECTIONS = frozenset(key.name.rpartition(".")[0] for key in TABLE) - {""}
+TYPES = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    tuple: "a tuple such as (0.9,0.1)",
+}
+
+
+def defaults(type_safe: bool = True) -> ConfigDict:
+    """A config of the defaults.
+
+    Args:
+      type_safe: whether ml_collections refuses a value of another type as soon as it is set.
+    """
+    config = ConfigDict(type_safe=type_safe)
+    for key in TABLE:
+        section = config
+        for part in key.name.split(".")[:-1]:
+            if part not in section:
+                section[part] = ConfigDict(type_safe=type_safe)
+            section = section[part]
+        section[key.name.split(".")[-1]] = placeholder(key.type) if key.default is None else key.default
+    return config
+
+
+def before_keys_existed() -> dict[str, object]:
+    """Key → the value that runs have which are older than the key, as JSON holds it."""
+    values = {key.name: key.default if key.before is SAME else key.before for key in TABLE}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def known(name: str) -> str:
+    """The name itself. Raises a UserError that names the nearest key if there is no such key."""
+    if name not in KEYS:
+        same_name = [key for key in KEYS if key.split(".")[-1] == name.split(".")[-1]]
+        close = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.0)
+        raise UserError(f"unknown config key {name!r}: the nearest known one is {(same_name + close)[0]!r}.")
+    return name
+
+
+def short(name: str) -> str:
+    """The shortest ending that only this key has: `hidden`, `optim.name`. An unknown key is returned whole."""
+    parts = name.split(".")
+    endings = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+    return next((ending for ending in endings if sum(f".{key}".endswith(f".{ending}") for key in KEYS) == 1), name)
+
+
+def typed(text: str, kind: type) -> object:
+    """Text from the command line as a value of a type. Raises a ValueError if it can't be read as that type."""
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind is tuple:
+            literal = ast.literal_eval(text)
+            return literal if isinstance(literal, tuple) else (literal,)
+        if kind is str:
+            return None if text == "None" else text
+        return kind(text)
+    except (TypeError, SyntaxError, KeyError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{text!r} is not {TYPES[kind]}") from error
+
+
+def parsed(name: str, text: str) -> object:
+    """Text from the command line as a value in the key's type. Raises a UserError if it can't be read as that type."""
+    try:
+        return typed(text, KEYS[name].type)
+    except ValueError as error:
+        raise UserError(f"{name}={text!r}: must be {TYPES[KEYS[name].type]}.") from error
+
+
+def checked(name: str, value: object) -> object:
+    """A value in the key's type: integers become numbers, lists become tuples.
+
+    Raises:
+      UserError: the value has another type, or the key's rule does not allow it.
+    """
+    key = KEYS[name]
+    if value is None and key.default is None:
+        return None
+    if key.type is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST:
+        value = float(value)
+    if key.type is tuple and isinstance(value, list):
+        value = tuple(value)
+    if not isinstance(value, key.type) or isinstance(value, bool) != (key.type is bool):
+        raise UserError(f"{name}={value!r}: must be {TYPES[key.type]}.")
+    if isinstance(value, float) and not abs(value) <= MOST:
+        raise UserError(f"{name}={value}: must be a finite number, at most {MOST:g}.")
+    if isinstance(value, int) and abs(value) >= 2**31 and key.rule is not SEED:
+        raise UserError(f"{name}={value}: must be below 2147483648.")
+    try:
+        right = key.rule.is_right(value)
+    except OverflowError:  # an integer of hundreds of digits in a tuple of fractions
+        right = False
+    if not right:
+        raise UserError(f"{name}={value!r}: must be {key.rule.words}.")
+    return value
+
+
+def check_together(values: Mapping[str, object]) -> None:
+    """Checks the rules over several keys. Raises a UserError that names the keys that do not fit together."""
+    for name, needed in NEEDS:
+        if values[name] is not None and values[needed] is None:
+            raise UserError(f"{name}={values[name]!r}: needs {needed}, which is not set.")
+    for name, other in CONFLICTS:
+        if values[name] and values[other]:
+            raise UserError(
+                f"{name}={values[name]!r} and {other}={values[other]!r}: only one of them can be set; "
+                f"--config.{other}=None unsets {other}."
+            )
+
+
+def help_text(form: str = "") -> str:
+    """The table of all keys for people, as wide as the terminal, or as Markdown.
+
+    Args:
+      form: empty, or `markdown`.
+
+    Raises:
+      UserError: another form.
+    """
+    if form not in ("", "markdown"):
+        raise UserError(f"--helpkeys={form}: must be markdown, or nothing.")
+    return _as_markdown() if form else _for_terminal(shutil.get_terminal_size().columns)
+
+
+def _as_markdown() -> str:
+    lines = ["| key | default | meaning | right |", "| --- | --- | --- | --- |"]
+    for key in TABLE:
+        cells = f"`{key.name}`", f"`{_written(key.default)}`", key.meaning, _right(key)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _for_terminal(columns: int) -> str:
+    left = max(len(key.name) for key in TABLE) + 2, max(len(_written(key.default)) for key in TABLE) + 2
+    width = max(columns - sum(left) - 1, 20)
+    lines = [f"{'key':<{left[0]}}{'default':<{left[1]}}meaning (what is right)"]
+    section = ""
+    for key in TABLE:
+        if section != (section := key.name.rpartition(".")[0]):
+            lines.append("")
+        first, *rest = textwrap.wrap(f"{key.meaning} ({_right(key)})", width, break_on_hyphens=False)
+        lines.append(f"{key.name:<{left[0]}}{_written(key.default):<{left[1]}}{first}")
+        lines += [" " * sum(left) + more for more in rest]
+    return "\n".join([*lines, "", "Set a key with --config.KEY=VALUE, or in a config file."])
+
+
+def _written(default: object) -> str:
+    """A default as one would type it on the command line."""
+    if isinstance(default, tuple):
+        return f"({','.join(map(str, default))})"
+    return str(default) if default != "" else '""'
+
+
+def _right(key: Key) -> str:
+    if key.type in (bool, tuple) or key.rule.options or key.rule in (DATASET, DOCUMENTS):
+        words = key.rule.words or TYPES[key.type]
+    else:
+        kind = "path" if key.is_path else {int: "integer", float: "number", str: "text"}[key.type]
+        words = f"{kind}, {key.rule.words}" if key.rule.words and not key.is_path else kind
+    return words if key.default is not None else f"{words}, or None"

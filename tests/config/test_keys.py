@@ -1,0 +1,261 @@
+"""Invariant 6: every key is declared once, read in one place, and changing it changes something."""
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, make_text, read_rows
+
+from charlm.config import keys, load
+from charlm.errors import Failure, UserError
+from charlm.training import train
+
+TINY = str(ROOT / "configs" / "tiny.py")
+
+# The values that a key is changed to where `another` would find one that changes nothing here.
+VALUES = {
+    "devices": 2,
+    "corpus.name": "no such corpus",
+    "corpus.path": "/another/file",
+    "corpus.validation_path": "/another/file",
+    "corpus.test_path": "/another/file",
+    "corpus.data_dir": "/proc/another folder",
+    "corpus.tfds": "no_such_dataset:text",
+    "corpus.documents": "lines",
+    "corpus.split": (0.8, 0.2),
+    "corpus.keep": "abcdefghij\n",
+    "batch.bucket": 5,
+    "optim.name": "sgd",
+    "optim.eps": 1e-2,
+    "optim.clip_norm": 0.01,
+    "optim.clip_value": 0.001,
+    "train.epochs": 0.02,
+    "train.eval_every": 2,
+    "eval.framing": "chunks",
+    "sample.temperature": 0.1,
+}
+# The context in which a key matters, where that is not the usual one.
+NAMED = {"corpus.path": None, "corpus.data_dir": "/proc/no folder"}  # refused at once, without a network
+LINES = {"corpus.documents": "lines", "batch.framing": "documents", "batch.length": 30}
+CONTEXT = {
+    "devices": {"batch.size": 3},
+    "corpus.tfds": {"corpus.data_dir": "/tmp/no folder", "corpus.path": None},
+    "batch.stride": {"batch.framing": "windows"},
+    "batch.shuffle": {"batch.framing": "chunks"},
+    "batch.bucket": LINES | {"batch.padding": "counted"},
+    "batch.padding": LINES,
+    "model.init_scale": {"model.init": "uniform"},
+    "optim.decay_biases": {"optim.weight_decay": 0.5, "model.init": "pytorch"},
+    "optim.eps_form": {"optim.eps": 1e-2},
+    "seed": {"batch.shift": False},
+    "corpus.name": NAMED,
+    "corpus.data_dir": NAMED,
+    "optim.decay_rate": {"optim.schedule": "step", "optim.decay_steps": 2},
+    "optim.decay_steps": {"optim.schedule": "exponential"},
+    "optim.momentum": {"optim.name": "sgd"},
+    "train.epochs": {"train.steps": 0, "train.epochs": 0.01},
+    "train.patience": {"optim.learning_rate": 5.0, "train.steps": 6, "train.eval_every": 1},
+    "train.halvings": {
+        "optim.name": "sgd",
+        "optim.weight_decay": 3.0,
+        "optim.learning_rate": 1.0,
+        "optim.clip_norm": 0.0,
+        "optim.schedule": "constant",
+        "train.steps": 24,
+        "train.eval_every": 100,
+    },
+    "eval.burn_in": {"eval.lanes": 3},
+    "sample.prompt": {"sample.length": 20},
+    "sample.temperature": {"sample.length": 20},
+    "sample.top_k": {"sample.length": 20},
+    "corpus.test_path": {"corpus.validation_path": "the corpus"},
+}
+# These change memory or time, not results. They have tests of their own, below and in test_cache.py and test_train.py.
+WITHOUT_EFFECT = {"eval.length", "eval.rows", *keys.CHANGE_NO_RESULT}
+
+
+def another(key: keys.Key, value: object) -> object:
+    """A value of the key's type that is allowed and differs from this one; not allowed where the rule allows only one."""
+    if key.rule.options:
+        return next((option for option in key.rule.options if option != value), f"not {value}")
+    if key.type is bool:
+        return not value
+    if key.type is int:
+        return value + 1
+    if key.type is float:
+        return value / 2 if value else 0.5
+    return "a" if value != "a" else "b"
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A corpus that each normalisation changes."""
+    file = tmp_path_factory.mktemp("words") / "words.txt"
+    file.write_bytes((make_text(6000) + "ABC\r\n" + make_text(700, seed=1) + "Z").encode())
+    return file
+
+
+@pytest.fixture(scope="module")
+def outcome(words, tmp_path_factory):
+    """A function: overrides → everything that a short run shows, except times."""
+    seen = {}
+
+    def of(overrides: dict) -> str:
+        name = json.dumps(overrides, sort_keys=True)
+        if name not in seen:
+            seen[name] = _outcome(overrides, words, tmp_path_factory.mktemp("run") / "run")
+        return seen[name]
+
+    return of
+
+
+def _config(overrides, words):
+    fixed = {
+        "corpus.path": str(words),
+        "batch.size": 4,
+        "batch.length": 16,
+        "model.hidden": 8,
+        "model.layers": 1,
+        "model.embedding": 6,
+        "train.steps": 4,
+        "train.log_every": 2,
+        "train.eval_every": 4,
+        "train.checkpoint_every": 0,
+        "eval.length": 128,
+        "eval.burn_in": 5,
+        "sample.length": 0,
+        "vocab.source": "corpus",
+    }
+    overrides = {key: str(words) if value == "the corpus" else value for key, value in overrides.items()}
+    return load.load(TINY, fixed | overrides)
+
+
+def _outcome(overrides, words, workdir):
+    config = _config(overrides, words)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as stdout:
+            train.train(config, workdir)
+    except (UserError, Failure) as error:
+        return str(error)
+    samples = [file.read_text() for file in sorted(workdir.glob("samples/*"))]
+    checkpoints = sorted(file.name for file in workdir.glob("checkpoints/*"))
+    printed = re.sub(r"(\d+ min )?\d+ s\b|[\d,]+ chars/s", "", stdout.getvalue())
+    files = [(workdir / name).read_text() for name in ("status.json", "vocab.json", "corpus.json")]
+    return json.dumps([read_rows(workdir), samples, checkpoints, printed.replace(str(workdir), ""), files])
+
+
+@pytest.mark.parametrize("key", [key for key in keys.KEYS if key not in WITHOUT_EFFECT])
+def test_changing_a_key_changes_something(key, words, outcome):
+    context = CONTEXT.get(key, {})
+    value = VALUES.get(key, another(keys.KEYS[key], load.flatten(_config(context, words))[key]))
+    try:
+        changed = outcome(context | {key: value})
+    except UserError as error:  # the check of the config refused it, so the key was read
+        assert key in str(error)  # noqa: PT017
+        return
+    assert changed != outcome(context)
+
+
+def test_the_same_keys_give_the_same_and_the_window_of_an_evaluation_changes_nothing(words, outcome, tmp_path):
+    assert _outcome({}, words, tmp_path / "again") == outcome({})
+    for key, value in (("eval.length", 600), ("eval.rows", 5)):
+        context = {"eval.framing": "chunks"} if key == "eval.rows" else {}
+        texts = _outcome(context | {key: value}, words, tmp_path / key), outcome(context)
+        other, one = (json.loads(text)[0] for text in texts)
+        assert [row["nats"] for row in other] == pytest.approx([row["nats"] for row in one], rel=1e-6)
+
+
+@pytest.mark.parametrize("key", keys.KEYS)
+def test_every_key_is_read_in_exactly_one_place(key):
+    sources = [*(ROOT / "charlm").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    text = "\n".join(re.sub(r'""".*?"""', "", file.read_text(), flags=re.DOTALL) for file in sources)
+    reads = re.findall(rf"\bconfig\.{re.escape(key)}\b", re.sub(r'f?"[^"\n]*"|#[^\n]*', "", text))
+    also = {f"sample.{name}": 1 for name in ("prompt", "length", "temperature", "top_k")}  # defaults of `charlm sample`
+    also |= {"model.layers": 1, "model.hidden": 1, "model.dtype": 1}  # the number of weights, before JAX starts
+    assert len(reads) - also.get(key, 0) == 1, f"{key} is read {len(reads)} times"
+
+
+@pytest.mark.parametrize("key", keys.TABLE, ids=lambda key: key.name)
+def test_every_key_has_a_meaning_and_a_default_that_its_rule_allows(key):
+    assert len(key.meaning) > 10 or key.name == "optim.name"
+    assert keys.checked(key.name, key.default) == key.default
+    assert key.type in keys.TYPES
+    assert key.default is not None or not key.rule.is_right("") or key.rule is keys.ANY  # None is how a key is unset
+    if key.rule is not keys.ANY:
+        assert key.rule.words
+
+
+def test_every_key_is_declared_once_and_has_its_default():
+    names = [key.name for key in keys.TABLE]
+    assert len(names) == len(set(names))
+    for config in (keys.defaults(), keys.defaults(type_safe=False)):
+        assert load.flatten(config) == {key.name: key.default for key in keys.TABLE}
+    with pytest.raises(TypeError):
+        keys.defaults().corpus.path = 3  # None has the type of the values that the key can have
+
+
+def test_the_shortest_name_of_a_key():
+    assert keys.short("model.hidden") == "hidden"
+    assert keys.short("optim.name") == "optim.name"  # there is corpus.name
+    assert keys.short("model.of_another_version") == "model.of_another_version"
+
+
+def test_runs_older_than_a_key_have_its_default_or_what_it_was_before(monkeypatch):
+    fields = load.to_dict(load.load(TINY))
+    for key in keys.KEYS:
+        less = json.loads(json.dumps(fields))
+        *section, last = key.split(".")
+        del (less[section[0]] if section else less)[last]
+        expected = load.flatten(fields) | {key: keys.before_keys_existed()[key]}
+        assert load.flatten(load.to_dict(load.from_dict(less))) == expected
+    new = (keys.Key("model.zoneout", 0.0, keys.FRACTION, "x"), keys.Key("model.peephole", True, keys.ANY, "x", before=False))
+    monkeypatch.setattr(keys, "TABLE", keys.TABLE + new)
+    monkeypatch.setattr(keys, "KEYS", keys.KEYS | {key.name: key for key in new})
+    config = load.from_dict(fields)
+    assert (config.model.zoneout, config.model.peephole) == (0.0, False)
+    assert load.differences(fields, load.to_dict(config)) == {}
+    assert load.load(TINY).model.peephole is True
+    different = load.differences(fields, load.to_dict(load.load(TINY)))
+    assert load.in_words(different) == "model.peephole (False there, True here)"
+
+
+@pytest.mark.parametrize("columns", [70, 80, 150])
+def test_the_list_of_keys_fits_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = keys.help_text().splitlines()
+    assert max(map(len, lines)) < columns
+    for key in keys.TABLE:
+        (line,) = [line for line in lines if line.startswith(f"{key.name} ")]
+        assert line.split()[1] == {"": '""', (0.9, 0.1): "(0.9,0.1)"}.get(key.default, str(key.default))
+    text = " ".join(" ".join(lines).split())
+    for key in keys.TABLE:
+        assert " ".join(key.meaning.split()) in text
+    assert "units of each layer (integer, positive)" in text
+    assert "(one of adam, adamw, rmsprop, sgd)" in text
+    assert "(true or false)" in text
+    assert "(path, or None)" in text
+
+
+@pytest.mark.parametrize("program", ["train", "sweep", "import_torch", "import_keras"])
+def test_the_list_of_keys_needs_no_other_flag_and_no_jax(program):
+    code = (
+        f"import sys; from charlm.programs import {program}; sys.argv = ['x', '--helpkeys=markdown']\n"
+        f"try: {program}.run()\nexcept SystemExit as error: assert error.code == 0\nassert 'jax' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stderr == ""
+    rows = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in result.stdout.splitlines()]
+    assert rows[0] == ["key", "default", "meaning", "right"]
+    assert [len(row) for row in rows] == [4] * (len(keys.TABLE) + 2)
+    assert [row[0] for row in rows[2:]] == [f"`{key.name}`" for key in keys.TABLE]
+
+
+def test_help_names_the_list_of_keys_where_there_is_a_config(script, tmp_path):
+    assert "--helpkeys: list all config keys" in script("train", "--help").stdout
+    assert "helpkeys" not in script("compare", "--help").stdout
+    assert "unknown command line flag 'helpkeys'" in script.fails("sample", "--helpkeys", cwd=tmp_path).lower()
+    assert script.fails("train", "--helpkeys=html") == "error: --helpkeys=html: must be markdown, or nothing."
