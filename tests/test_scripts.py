@@ -103,7 +103,7 @@ def test_without_a_prompt_a_sample_begins_as_those_of_the_training_do(script, ru
 
 
 def test_prompts_from_files_and_with_unknown_symbols(script, run, tmp_path, monkeypatch):
-    monkeypatch.delenv("GLIBC_TUNABLES")  # where it is set, a script says so
+    monkeypatch.delenv("GLIBC_TUNABLES")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     prompt = tmp_path / "prompt"
     prompt.write_text("abc déf", encoding="utf-8")
@@ -112,8 +112,11 @@ def test_prompts_from_files_and_with_unknown_symbols(script, run, tmp_path, monk
     assert "--unknown=skip" in message
     skipped = script("sample", f"--workdir={run}", f"--prompt_file={prompt}", "--unknown=skip", "--length=5")
     assert skipped.stdout.startswith("abc df")
-    told = "note: dropped from the prompt: 'é' (U+00E9)\nXLA_FLAGS=--xla_force_host_platform_device_count=1\n"
-    assert skipped.stderr == told
+    note = "note: dropped from the prompt: 'é' (U+00E9)\n"
+    assert skipped.stderr == note
+    verbose = script("sample", f"--workdir={run}", f"--prompt_file={prompt}", "--unknown=skip", "--length=5", "--verbose")
+    assert verbose.stderr == f"{note}XLA_FLAGS=--xla_force_host_platform_device_count=1\n"
+    assert verbose.stdout == skipped.stdout
     assert "the prompt is empty" in script.fails("sample", f"--workdir={run}", "--prompt=É", "--unknown=skip")
 
 

@@ -91,7 +91,8 @@ class Framing(NamedTuple):
 class Batches(Protocol):
     """What every framing offers."""
 
-    rows: int
+    @property
+    def rows(self) -> int: ...
 
     @property
     def steps_per_epoch(self) -> int: ...

@@ -199,11 +199,16 @@ def _documents(file: pathlib.Path, form: str) -> list[str]:
     text = _decoded(file).removeprefix("\ufeff")
     kind, _, field = form.partition(":")
     if kind == "lines":
-        lines = re.split("\r\n|\r|\n", text)
-        return lines if lines[-1] else lines[:-1]  # the last line break ends a line, and begins none
+        return lines(text)
     if kind == "csv":
         return _csv_column(file, text, field)
     return [_json_field(file, number, line, field) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text, which the usual three line breaks end."""
+    found = re.split("\r\n|\r|\n", text)
+    return found if found[-1] else found[:-1]  # the last line break ends a line, and begins none
 
 
 def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:

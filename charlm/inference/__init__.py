@@ -1,4 +1,4 @@
-"""A trained model at work: restored, evaluated, sampled.
+"""A trained model in use: read from its run directory, scored on texts, sampled from.
 
-This wing knows nothing of training.
+`model.Model` puts these together for notebooks and programs. This wing knows nothing of training.
 """

@@ -1,21 +1,22 @@
-"""Perplexity of a whole split: in order, its characters scored once, nats summed and divided once at the end.
+"""Scores a whole text: reads it in order, scores each character once, sums the nats and divides once at the end.
 
-Letters: B batch (rows).
+Letters: B batch (rows), T time, S scored positions, V vocabulary.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from charlm.data.batches import Encoded
+from charlm.data.batches import Batch, Encoded
 from charlm.inference.protocol import Protocol
 from charlm.models import objective
 from charlm.models.stack import Functions
 
-AHEAD = 4  # windows on their way to the device: enough that it never waits, few enough that a request to stop is soon heard
+AHEAD = 4  # windows queued for the device: enough to keep it busy, few enough that a request to stop takes effect soon
 
 
 def make_window(model: Functions) -> Callable:
@@ -23,31 +24,34 @@ def make_window(model: Functions) -> Callable:
 
     def window(params, batch, carry):
         logits_BSV, carry = model.apply(params, batch, carry)
-        # Row by row, so that the devices have nothing to tell each other: two sums over devices in one program can wait for
-        # each other for ever where XLA:CPU has two threads (jaxlib 0.10.2).
+        # One sum for each row, so that devices need not communicate: two reductions over devices in one program can deadlock
+        # where XLA:CPU has two threads (jaxlib 0.10.2).
         row_sums = jax.vmap(objective.nats_and_count)(logits_BSV[:, None], batch.targets_BS[:, None], batch.weights_BS[:, None])
         return row_sums, carry
 
     return window
 
 
-def evaluator(model: Functions, mesh: Mesh | None = None) -> Callable:
-    """A function (params, encoded, protocol) → (nats, chars): the sum of nats over all scored characters, and their number.
+def evaluator(model: Functions, mesh: Mesh | None = None, lengths: Sequence[int] = ()) -> Callable:
+    """A function (params, encoded, protocol) → (nats, chars): the nats summed over all scored characters, and their number.
 
-    Compile once, use for every evaluation of a run. Training state is neither read nor written. The devices of a mesh share the
-    rows where their number divides them. A fourth argument is a function that is asked again and again whether to stop; where
-    it says so, the result is None.
+    Make it once and use it for every evaluation, so that its program is compiled once. It does not touch training state.
+    The function takes a fourth argument: a function, called after each batch, that says whether to stop. If it says so, the
+    result is None.
+
+    Args:
+      mesh: its devices share the rows of a batch if their number divides that of the rows.
+      lengths: a stream's windows are padded to the next of these lengths, so that short texts share compiled programs. The
+        result is the same to rounding.
     """
     window = jax.jit(make_window(model), donate_argnums=2)
 
     def evaluate(params, encoded: Encoded, protocol: Protocol, asked_to_stop=lambda: False) -> tuple[float, int] | None:
-        sums, carry, place = [], None, None
+        place, params = _placement(mesh, protocol.rows_at_once, params)
+        carry = place(model.zero_carry(protocol.rows_at_once))
+        sums = []
         for batch in protocol.batches(encoded):
-            if carry is None:
-                rows = len(batch.reset_B)
-                place, params = _placement(mesh, rows, params)
-                carry = place(model.zero_carry(rows))
-            row_sums, carry = window(params, place(batch), carry)
+            row_sums, carry = window(params, place(_padded(batch, lengths)), carry)
             sums.append(row_sums)
             if len(sums) > AHEAD:
                 jax.block_until_ready(sums[-AHEAD])
@@ -59,17 +63,31 @@ def evaluator(model: Functions, mesh: Mesh | None = None) -> Callable:
     return evaluate
 
 
-def _placement(mesh: Mesh | None, rows: int, params) -> tuple[Callable, dict]:
-    """A function that puts arrays of rows where they are to be, and the parameters where these read them."""
+def _padded(batch: Batch, lengths: Sequence[int]) -> Batch:
+    """The batch with positions of weight 0 after its last, up to the next of these lengths."""
+    length = batch.inputs_BT.shape[1]
+    missing = min((each for each in lengths if each >= length), default=length) - length
+    if not missing:
+        return batch
+    padding = ((0, 0), (0, missing))
+    return batch._replace(
+        inputs_BT=np.pad(batch.inputs_BT, padding),
+        targets_BS=np.pad(batch.targets_BS, padding),
+        weights_BS=np.pad(batch.weights_BS, padding),
+    )
+
+
+def _placement(mesh: Mesh | None, rows: int, params) -> tuple[Callable, Any]:
+    """A function that puts arrays of rows on the devices, and the parameters on the same devices."""
     if mesh is None:
-        return lambda rows_of: rows_of, params
+        return lambda arrays: arrays, params
     if rows % mesh.size == 0:
-        shared, of_rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-        return functools.partial(jax.device_put, device=of_rows), jax.device_put(params, shared)
+        replicated, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+        return functools.partial(jax.device_put, device=by_row), jax.device_put(params, replicated)
     first = mesh.devices.flat[0]
     return functools.partial(jax.device_put, device=first), on_one_device(params)
 
 
 def on_one_device(replicated):
-    """The copy on the first device of arrays that all devices have."""
+    """Arrays that every device has, as the copy on the first device."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), replicated)

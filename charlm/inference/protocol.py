@@ -1,4 +1,4 @@
-"""How a split is read where it is scored, and the name that a figure gets from it; no JAX in here."""
+"""How a text is read when it is scored, and how that is named beside the figure. No JAX in here."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,13 +8,13 @@ from charlm.errors import UserError
 
 
 class Protocol(NamedTuple):
-    """How a split is read; two figures compare only where all of this is the same.
+    """How a text is read. Two figures compare only if they have the same protocol.
 
     Attributes:
-      framing: its `kind` says whether the state is carried (`stream`) or begins at zero with each chunk, window or document.
-      rows: chunks, windows or documents side by side, which changes the memory needed and not the result.
-      length: chars of a window of a stream, likewise.
-      lanes, burn_in: of a stream, see `batches.evaluation_windows`; one lane is exact.
+      framing: its `kind` says whether the state is carried (`stream`) or zero at the start of each chunk, window or document.
+      rows: chunks, windows or documents in one batch; it changes the memory needed, not the result.
+      length: characters of a window of a stream; it changes the memory needed, not the result.
+      lanes, burn_in: of a stream, see `batches.evaluation_windows`. One lane is exact.
     """
 
     framing: Framing
@@ -25,7 +25,7 @@ class Protocol(NamedTuple):
 
     @classmethod
     def of(cls, config, framing: Framing) -> "Protocol":
-        """The protocol of a config; `framing` is that of its training, which holds where nothing else is said."""
+        """The protocol of a config. `framing` is that of the training; `eval.framing` replaces its kind if it is set."""
         kind = config.eval.framing or framing.kind
         return cls(
             framing._replace(kind=kind, padding="masked"),
@@ -35,11 +35,18 @@ class Protocol(NamedTuple):
             config.eval.burn_in,
         )
 
+    @classmethod
+    def of_run(cls, config, framing: str | None = None, lanes: int = 1) -> "Protocol":
+        """The protocol in which evaluate.py and `Model.score` read a text: that of the config, but with exact lanes by default.
+        `framing` replaces its kind if it is given."""
+        protocol = cls.of(config, Framing.of(config))._replace(lanes=lanes)
+        return protocol._replace(framing=protocol.framing._replace(kind=framing or protocol.framing.kind))
+
     def batches(self, encoded: Encoded) -> Iterator[Batch]:
-        """The split as batches, in order.
+        """The text as batches, in order.
 
         Raises:
-          UserError: it does not fit the protocol.
+          UserError: the text does not fit the protocol.
         """
         if self.framing.kind == "stream":
             return evaluation_windows(encoded.ids_N, self.length, self.lanes, self.burn_in)
@@ -51,11 +58,12 @@ class Protocol(NamedTuple):
         return self.lanes if self.framing.kind == "stream" else self.rows
 
     def check(self, encoded: Encoded) -> None:
-        """Raises the UserError that `batches` would, without the work."""
+        """Raises the UserError that `batches` would raise, without reading the whole text."""
         next(iter(self.batches(encoded)))
 
     def state(self) -> str:
-        """How the LSTM state is carried, in words."""
+        """In words, how the recurrent state is carried. Run directories store these words: changing them makes old figures
+        incomparable with new ones."""
         match self.framing.kind:
             case "stream" if self.lanes == 1:
                 return "carried"
@@ -70,5 +78,5 @@ class Protocol(NamedTuple):
         raise UserError(f"eval.framing={self.framing.kind!r} is not known.")
 
     def named(self, corpus_sha256: str, split: str, chars: int) -> dict:
-        """The protocol as it stands in logs beside each figure."""
+        """The protocol as logs and JSON store it beside a figure."""
         return {"corpus": corpus_sha256, "split": split, "state": self.state(), "chars": chars}

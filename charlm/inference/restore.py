@@ -1,9 +1,10 @@
-"""A trained model as evaluate and sample need it: read from a run directory, without anything of training."""
+"""Reads a trained model from a run directory: its config, its vocabulary and the parameters of one checkpoint."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -15,29 +16,43 @@ from charlm.progress import warn
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
 
+ATTEMPTS = 100  # to read a checkpoint while a training deletes old ones
+
 
 class Trained(NamedTuple):
-    """Attributes: config, vocab and corpus (provenance) of the run; the model's functions; parameters of a step."""
+    """What a run directory says about one checkpoint.
+
+    Attributes:
+      config: of the run.
+      vocab: of the run.
+      corpus: where the text came from, as in corpus.json.
+      functions: the model as pure functions.
+      params: tree of float32 arrays.
+      step: at which the checkpoint was saved.
+    """
 
     config: ConfigDict
     vocab: Vocab
     corpus: dict
     functions: stack.Functions
-    params: dict
+    params: Any
     step: int
 
 
-def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
-    """Reads a run and the checkpoint that `which` names: `best` by what `train.best` names, `latest`, or a step.
+def load(workdir: str | os.PathLike, which: str, dtype: str | None = None) -> Trained:
+    """Reads a run and one of its checkpoints.
 
-    Where that one can't be read, or is gone, and no step was named, the next best or the one before it is taken, saying so;
-    where no checkpoint has been evaluated yet, the best one is the latest.
+    If `best` or `latest` can't be read, the next best or the one before it is read instead, with a note on stderr. If no
+    checkpoint has been evaluated yet, the best one is the latest.
 
     Args:
-      dtype: of the products; by default that of the training.
+      workdir: the run directory; a training may be writing to it.
+      which: `best` (by the loss that `train.best` names), `latest`, or a step.
+      dtype: of the operands of matrix products; None for that of the training.
 
     Raises:
-      UserError: no run, or no such checkpoint. Failure: no checkpoint can be read.
+      UserError: the directory holds no run, or no such checkpoint.
+      Failure: no checkpoint can be read.
     """
     run = Run(workdir)
     run.status()
@@ -49,20 +64,21 @@ def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
     if not run.checkpoints.is_dir():
         raise UserError(f"--workdir={workdir} has no checkpoint yet: train it for longer.")
     with contextlib.closing(Checkpoints(run.checkpoints, read_only=True)) as checkpoints:
-        for _ in range(100):
+        for _ in range(ATTEMPTS):
             try:
                 status = run.status()
-                for step in (candidates := _candidates(checkpoints, which, status["best"])):
-                    with _readable(checkpoints, step):
+                candidates = _candidates(checkpoints, which, status["best"])
+                for step in candidates:
+                    with _skipping_unreadable(checkpoints, step):
                         params = checkpoints.restore_params(step, abstract)
-                        wanted = _wanted(checkpoints, which, status)
-                        if step != wanted and wanted is not None and not run.is_training():
-                            gone = "can't be read" if wanted in checkpoints.steps() else "is not there"
-                            warn(f"--checkpoint={which}: step {step} is taken, since {wanted} {gone}.")
+                        named = _named_step(checkpoints, which, status)
+                        if step != named and named is not None and not run.is_training():
+                            reason = "can't be read" if named in checkpoints.steps() else "is not there"
+                            warn(f"--checkpoint={which}: step {step} is taken, since {named} {reason}.")
                         return Trained(config, vocab, corpus, functions, params, step)
                 if candidates or not run.is_training():
                     break
-            except _Dropped:
+            except _Deleted:
                 pass
             time.sleep(0.01)
             checkpoints.reload()
@@ -71,23 +87,23 @@ def load(workdir: str, which: str, dtype: str | None = None) -> Trained:
     raise Failure(f"--checkpoint={which}: no such checkpoint of {workdir} can be read; train again or name another one.")
 
 
-class _Dropped(Exception):
-    """A training that goes on beside us has dropped a checkpoint while it was read."""
+class _Deleted(Exception):
+    """A training in another process deleted the checkpoint while we read it."""
 
 
 @contextlib.contextmanager
-def _readable(checkpoints: Checkpoints, step: int) -> Iterator[None]:
-    """Passes over a checkpoint that can't be read, saying so. Raises `_Dropped` where it is no longer there."""
+def _skipping_unreadable(checkpoints: Checkpoints, step: int) -> Iterator[None]:
+    """Suppresses the failure to read a checkpoint and prints it as a note. Raises `_Deleted` if the checkpoint is gone."""
     try:
         yield
     except Failure as error:
         if not checkpoints.is_there(step):
-            raise _Dropped from error
+            raise _Deleted from error
         warn(f"{error}.")
 
 
-def _wanted(checkpoints: Checkpoints, which: str, status: dict) -> int | None:
-    """The step that `which` names where nothing is damaged or gone; None where that is not known."""
+def _named_step(checkpoints: Checkpoints, which: str, status: dict) -> int | None:
+    """The step that `which` names if no checkpoint is damaged or missing; None if that is not known."""
     if which == "best":
         return status["best"]["step"] if status["best"] else None
     if which == "latest":
@@ -97,19 +113,23 @@ def _wanted(checkpoints: Checkpoints, which: str, status: dict) -> int | None:
 
 
 def _candidates(checkpoints: Checkpoints, which: str, best: dict | None) -> list[int]:
-    """Steps in the order in which to try them. best: of the run, by its status."""
+    """Steps in the order in which to try them. best: the run's best evaluation, from its status."""
     steps = checkpoints.steps()
     if which == "latest":
         return steps[::-1]
     if which == "best":
-        nats = {}
+        nats: dict[int, float] = {}  # of the evaluated checkpoints
+        unevaluated = []
         for step in steps:
-            with _readable(checkpoints, step):
-                nats[step] = checkpoints.progress(step)["evaluated"]
-        evaluated = sorted((step for step in nats if nats[step] is not None), key=nats.get)
-        if nats and not evaluated and best is None:
+            with _skipping_unreadable(checkpoints, step):
+                evaluated = checkpoints.progress(step)["evaluated"]
+                if evaluated is None:
+                    unevaluated.append(step)
+                else:
+                    nats[step] = evaluated
+        if unevaluated and not nats and best is None:
             warn("no evaluation of the training has named a best checkpoint yet: the latest is taken.")
-        return [*evaluated, *sorted((step for step in nats if nats[step] is None), reverse=True)] or steps[::-1]
+        return [*sorted(nats, key=nats.__getitem__), *reversed(unevaluated)] or steps[::-1]
     if which.isdecimal() and int(which) in steps:
         return [int(which)]
     listed = ", ".join(map(str, steps)) or "none yet"

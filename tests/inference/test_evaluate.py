@@ -80,6 +80,18 @@ def test_same_number_for_every_window_length(trained, length):  # invariant 4
     assert nats == pytest.approx(expected, rel=1e-6)
 
 
+def test_padding_a_short_text_does_not_change_the_number(trained):
+    config = base.get_config()
+    config.model.update({"hidden": 12, "layers": 2, "embedding": 5})
+    params, evaluator = trained
+    padding = evaluate.evaluator(stack.functions(config, VOCAB), lengths=(512, 64))
+    for number in (2, 64, 66, 513, 700):  # the last one is longer than every length and stays as it is
+        expected, _ = evaluator(params, Encoded(IDS[:number]), stream(length=1000, lanes=1, burn_in=0))
+        nats, chars = padding(params, Encoded(IDS[:number]), stream(length=1000, lanes=1, burn_in=0))
+        assert chars == number - 1
+        assert nats == pytest.approx(expected, rel=1e-6)
+
+
 def test_lanes_with_burn_in_come_near_and_lanes_without_are_another_protocol(trained):
     params, evaluator = trained
     exact, _ = evaluator(params, Encoded(IDS), stream(256, lanes=1, burn_in=0))

@@ -1,0 +1,45 @@
+"""Runs as plain dicts, for notebooks: one key for each column of a table."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from charlm.compare import reading, tables
+from charlm.errors import UserError
+from charlm.progress import warn
+
+FIGURES = ("best", "best_step", "last", "test", "train", "steps", "parameters", "chars_per_second", "seconds")
+PROTOCOLS = {"protocol": "best", "test_protocol": "test", "train_protocol": "train"}  # column → the figure it belongs to
+
+
+def listed(paths: Sequence[str | os.PathLike]) -> list[dict]:
+    """All runs below these folders; see `charlm.runs`. A run whose config can't be read is left out, with a note on stderr.
+
+    Raises:
+      UserError: no path is given, a path is no directory or holds no runs, or no run can be read.
+    """
+    if not paths:
+        raise UserError("no runs are given: charlm.runs(RUN_OR_FOLDER, ...) would be right.")
+    records, problems = reading.read(reading.find([os.fspath(path) for path in paths]))
+    for problem in problems:
+        warn(problem)
+    if not records:
+        raise UserError("none of these runs can be read.")
+    keys = dict.fromkeys(key for record in records for key in record.config)
+    return [
+        {"name": record.name, "path": os.fspath(record.path), "state": record.state}
+        | {figure: record.figure(figure) for figure in FIGURES}
+        | {column: tables.protocol_in_words(record.protocols[metric]) for column, metric in PROTOCOLS.items()}
+        | {key: record.config.get(key) for key in keys}
+        | {"rows": _rows(record.path), "problems": list(record.problems)}
+        for record in records
+    ]
+
+
+def _rows(path: pathlib.Path) -> list[dict]:
+    """All rows of a run's metrics. A line that is no row is passed over; `problems` has a sentence about it."""
+    try:
+        lines = (path / "metrics.jsonl").read_bytes().splitlines()
+    except OSError:
+        return []
+    return [row for row in map(reading.parsed, lines) if row is not None]

@@ -1,0 +1,208 @@
+"""What a user gives to a trained model: texts to score, prompts, and the numbers that sampling takes.
+
+Everything is checked here, before JAX is imported, so that a program refuses a mistake at once. Messages name the flags of the
+scripts; the arguments of the same name in Python raise the same sentences.
+"""
+
+import numbers
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from charlm.config.keys import MOST
+from charlm.data import batches, corpora
+from charlm.data.vocab import UNK, Vocab, shown
+from charlm.errors import UserError
+from charlm.hardware import cache
+from charlm.progress import warn
+from charlm.rundir.run import Run
+
+UNKNOWN = ("error", "skip")  # what to do with symbols of a prompt that are outside the vocabulary
+DTYPES = ("float32", "bfloat16")
+EMPTY = "give at least one character of the run's vocabulary."
+
+
+class Number(NamedTuple):
+    """What a number must be: an integer or not, in which range, and that range in words."""
+
+    is_integer: bool
+    is_right: Callable[[float], bool]
+    right: str
+
+
+_SIZE = Number(True, lambda value: 0 <= value < 2**31, "from 0 to 2147483647")
+SAMPLING = {
+    "length": _SIZE,
+    "temperature": Number(False, lambda value: 0 <= value <= MOST, f"from 0 to {MOST:g}"),
+    "top_k": _SIZE,
+    "top_p": Number(False, lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "num": Number(True, lambda value: 1 <= value < 2**31, "from 1 to 2147483647"),
+    "window": _SIZE,
+    "prompt_length": Number(True, lambda value: value >= 1, "1 or more"),
+    "seed": Number(True, lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+}
+
+
+def check_sampling(**values: float | None) -> None:
+    """Raises a UserError for the first of these numbers that is not right. None stands for the run's own value."""
+    for flag, value in values.items():
+        number = SAMPLING[flag]
+        if value is None:
+            continue
+        if not isinstance(value, numbers.Integral if number.is_integer else numbers.Real):
+            raise UserError(
+                f"--{flag}={value!r} is of the wrong type: {'an integer' if number.is_integer else 'a number'} would be right."
+            )
+        if not number.is_right(value):
+            raise UserError(f"--{flag}={value} is not right: it must be {number.right}.")
+
+
+def check_choice(flag: str, value: str | None, choices: Sequence[str]) -> None:
+    """Raises a UserError if a value is none of the choices, with absl's sentence."""
+    if value is not None and value not in choices:
+        raise UserError(f"flag --{flag}={value}: value should be one of <{'|'.join(choices)}>")
+
+
+class ScoredText(NamedTuple):
+    """A text to score.
+
+    Attributes:
+      text: a running text, or a list of documents.
+      sha256: of the corpus that the text belongs to.
+      split: its name in the protocol.
+      where: its name in messages.
+      empty: how many empty documents were left out.
+    """
+
+    text: corpora.Split
+    sha256: str
+    split: str
+    where: str
+    empty: int = 0
+
+    def encoded(self, vocab: Vocab) -> batches.Encoded:
+        """The text as ids. Raises a UserError if it has symbols outside a vocabulary without `<unk>`."""
+        return batches.encode(vocab, self.text, self.where)
+
+
+def split_to_score(run: Run, split: str | None) -> ScoredText:
+    """A split of the run's corpus; None for validation, or for train if the run has no validation split.
+
+    Raises:
+      UserError: there is no such split, or the corpus can't be read or has changed.
+    """
+    corpus = run.corpus()
+    if split is None:
+        split = "validation" if "validation" in corpus["splits"] else "train"
+    check_split(run, "split", split)
+    return ScoredText(run.splits()[split], corpus["sha256"], split, f"the {split} split")
+
+
+def file_to_score(run: Run, path: str) -> ScoredText:
+    """The text of a file or folder, normalised and split into documents as the run's corpus was.
+
+    If that corpus came from TFDS, each line is a document.
+
+    Raises:
+      UserError: the path is empty, the file can't be read, or it has fewer than 2 characters.
+    """
+    if not path:
+        raise UserError("--text= is empty: a file or folder would be right.")
+    config, form = run.config(), ""
+    if "documents" in run.corpus():
+        form = corpora.form_of(config) or "lines"
+    text, _ = corpora.read(path, corpora.Normalisation.of(config), form, cache.folder_of(config))
+    return _own_text(text, f"text {path}", f"--text={path}")
+
+
+def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:
+    """A string, or a sequence of documents, normalised as the run's corpus was.
+
+    For a run on documents, each line of a string is a document.
+
+    Raises:
+      UserError: it has fewer than 2 characters, or it is a sequence and the run's corpus is one running text.
+    """
+    normalise, has_documents = corpora.Normalisation.of(run.config()), "documents" in run.corpus()
+    normalised: corpora.Split
+    if has_documents:
+        normalised = [normalise(document) for document in (corpora.lines(text) if isinstance(text, str) else text)]
+    elif isinstance(text, str):
+        normalised = normalise(text)
+    else:
+        raise UserError("a list of documents is given, but the run's corpus is one running text: a string would be right.")
+    return _own_text(normalised, "text", "the text")
+
+
+def _own_text(text: corpora.Split, split: str, where: str) -> ScoredText:
+    empty = 0
+    if isinstance(text, list):
+        documents = [document for document in text if document]
+        empty, text = len(text) - len(documents), documents
+    joined = corpora.joined(text)
+    if len(joined) < 2:
+        raise UserError(f"{where} has {len(joined)} chars, but scoring needs at least 2.")
+    try:
+        sha256 = corpora.sha256(text if isinstance(text, list) else [joined])
+    except UnicodeEncodeError as error:  # only a string of Python's can have it
+        raise UserError(f"{where} has half a character (\\u{ord(error.object[error.start]):04x}): remove it.") from error
+    return ScoredText(text, sha256, split, where, empty)
+
+
+def check_split(run: Run, flag: str, split: str) -> None:
+    """Raises a UserError if the run's corpus has no split of this name."""
+    splits = run.corpus()["splits"]
+    if split not in splits:
+        raise UserError(f"--{flag}={split} is none of this run's splits: {', '.join(splits)}.")
+
+
+def typed_prompt(prompt: str, config, vocab: Vocab, unknown: str = "error") -> str:
+    """A prompt with the case and line breaks that the run's corpus has.
+
+    Args:
+      unknown: `skip` drops symbols outside the vocabulary, with a note on stderr.
+
+    Raises:
+      UserError: the prompt has symbols outside the vocabulary and `unknown` is `error`, or it is empty.
+    """
+    return _in_vocabulary(corpora.prompt(prompt, config), vocab, unknown)
+
+
+def own_prompt(run: Run, config, vocab: Vocab, unknown: str = "error") -> str:
+    """What the samples of the training begin with: `sample.prompt`, else the opening of validation, or of train without it."""
+    prompt = config.sample.prompt
+    if prompt is None:
+        prompt = corpora.opening(run.splits(), batches.Framing.of(config).window or 1)
+    else:
+        prompt = corpora.prompt(prompt, config)
+    return _of_the_run(prompt, vocab, unknown)
+
+
+def excerpt_prompt(run: Run, split: str, length: int, seed: int, vocab: Vocab, unknown: str = "error") -> str:
+    """A piece of a split, chosen by the seed: `length` characters, or of documents at most the first half of one.
+
+    Raises:
+      UserError: there is no such split, or the corpus can't be read or has changed.
+    """
+    check_split(run, "prompt_from", split)
+    return _of_the_run(corpora.excerpt(run.splits()[split], length, seed), vocab, unknown)
+
+
+def _of_the_run(prompt: str, vocab: Vocab, unknown: str) -> str:
+    """A prompt from the run's config or corpus; it may have symbols that the vocabulary maps to `<unk>`."""
+    if vocab.id_of(UNK) is not None and unknown == "error":
+        return prompt
+    return _in_vocabulary(prompt, vocab, unknown)
+
+
+def _in_vocabulary(prompt: str, vocab: Vocab, unknown: str) -> str:
+    unknown_symbols = vocab.missing(prompt)
+    if unknown_symbols and unknown == "error":
+        raise UserError(
+            f"the prompt has {shown(unknown_symbols)}, outside the run's vocabulary: --unknown=skip drops such symbols."
+        )
+    prompt = "".join(symbol for symbol in prompt if symbol in vocab.symbols)
+    if not prompt:
+        raise UserError(f"the prompt is empty: {EMPTY}")
+    if unknown_symbols:
+        warn(f"dropped from the prompt: {shown(unknown_symbols)}")
+    return prompt

@@ -1,0 +1,358 @@
+"""`charlm.load` and `charlm.runs`, as a notebook uses them, against the scripts and against the model's own functions."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, as_flags, make_text
+
+import charlm
+from charlm.data.batches import Batch
+
+FIVE_LINES = """\
+import charlm
+model = charlm.load("runs/quickstart")            # best checkpoint; imports JAX only now
+model.surprisal("ROMEO:\\nBut soft!")              # nats of each character given those before it, float32 (N,)
+model.sample("ROMEO:", length=200, temperature=0.8, seed=1)
+charlm.runs("runs")                               # what compare sees: config, best, rows; goes into pandas as it is
+"""
+TEXT = "".join(f"ROMEO:\nBut soft! {make_text(60, seed)}\n" for seed in range(150))
+SIZES = {
+    "model.hidden": 10,
+    "model.layers": 2,
+    "model.embedding": 6,
+    "batch.size": 8,
+    "train.steps": 30,
+    "train.eval_every": 15,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the corpus and, below runs/, what the tests train."""
+    folder = tmp_path_factory.mktemp("door")
+    (folder / "corpus.txt").write_text(TEXT, encoding="utf-8")
+    return folder
+
+
+def trained(script, folder, name, **more):
+    flags = as_flags(SIZES | {"corpus.path": folder / "corpus.txt"} | {key.replace("__", "."): more[key] for key in more})
+    script("train", f"--config={ROOT / TINY}", f"--workdir={folder / 'runs' / name}", *flags)
+    return folder / "runs" / name
+
+
+@pytest.fixture(scope="module")
+def run(script, folder):
+    return trained(script, folder, "quickstart", sample__top_k=7)
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return charlm.load(run)
+
+
+def evaluated(script, run, text, folder, *flags):
+    """What scripts/evaluate.py finds for this text, and the text's file."""
+    file = folder / "scored.txt"
+    file.write_bytes(text.encode())
+    return json.loads(script("evaluate", f"--workdir={run}", f"--text={file}", *flags).stdout), file
+
+
+def assert_same_evaluation(found, expected, file):
+    assert found["nats"] == pytest.approx(expected["nats"], rel=1e-6)
+    assert found["bits"] == pytest.approx(found["nats"] / np.log(2))
+    assert found["perplexity"] == pytest.approx(np.exp(found["nats"]))
+    assert expected["protocol"].pop("split") == f"text {file}"
+    assert found["protocol"].pop("split") == "text"
+    assert {key: found[key] for key in ("chars", "step", "protocol")} == {
+        key: expected[key] for key in ("chars", "step", "protocol")
+    }
+    assert found.keys() == expected.keys()
+
+
+def nats_by_hand(logits, ids):
+    logits = logits.astype(np.float64)
+    return np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids)), ids]
+
+
+def test_importing_charlm_imports_nothing_heavy():
+    code = "import sys, charlm; print(sorted({'jax', 'numpy', 'ml_collections', 'rich', 'absl'} & set(sys.modules)))"
+    command = [sys.executable, "-X", "importtime", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert result.stdout == "[]\n"
+    (microseconds,) = re.findall(r"\| +(\d+) \| charlm$", result.stderr, re.MULTILINE)
+    assert int(microseconds) < 100_000
+
+
+def test_the_lines_of_the_readme(folder, run, model, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    block = next((block for block in blocks if "charlm.load" in block), FIVE_LINES)
+    monkeypatch.chdir(folder)
+    results, names = [], {}
+    for statement in ast.parse(block).body:
+        if isinstance(statement, ast.Expr):
+            results.append(eval(ast.unparse(statement), names))
+        else:
+            exec(ast.unparse(statement), names)
+    surprisal, text, runs = results
+    assert (surprisal.shape, surprisal.dtype) == ((16,), np.float32)
+    assert text == model.sample("ROMEO:", length=200, temperature=0.8, seed=1)
+    assert text.startswith("ROMEO:")
+    assert len(text) == 6 + 200
+    assert "quickstart" in [each["name"] for each in runs]
+
+
+def test_the_parts_of_a_model(model, run):
+    assert model.vocab.decode(model.vocab.encode("soft!")) == "soft!"
+    assert model.config.model.hidden == 10
+    assert model.params["head_kernel"].shape == (10, len(model.vocab))
+    status = json.loads((run / "status.json").read_text())
+    assert model.step == status["best"]["step"]
+    assert repr(model).startswith(f"<charlm model of {run}, step {model.step}, ")
+    assert charlm.load(os.fspath(run), checkpoint=15).step == 15
+    half = charlm.load(run, dtype="bfloat16").logits("soft!")
+    np.testing.assert_allclose(half, model.logits("soft!"), atol=0.1)
+    assert not np.array_equal(half, model.logits("soft!"))
+
+
+@pytest.mark.parametrize("length", [1, 2, 64, 65, 130, 1024, 1025, 2200])
+def test_logits_are_those_of_one_pass_over_the_whole_text(model, length):
+    text = TEXT[:length]
+    ids = model.vocab.encode(text)[None].astype(np.int32)
+    functions = model.trained.functions
+    batch = Batch(ids, ids, np.ones(ids.shape, np.float32), np.ones(1, bool))
+    expected, _ = jax.jit(functions.apply)(model.params, batch, functions.zero_carry(1))
+    logits = model.logits(text)
+    assert (logits.shape, logits.dtype) == ((length, len(model.vocab)), np.float32)
+    np.testing.assert_allclose(logits, expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 64, 65, 1025, 1100])
+def test_surprisal_is_the_log_softmax_of_the_logits_before(model, length):
+    text = TEXT[:length]
+    surprisal = model.surprisal(text)
+    assert (surprisal.shape, surprisal.dtype) == ((length,), np.float32)
+    assert np.isnan(surprisal[0])  # no character comes before it
+    np.testing.assert_allclose(surprisal[1:], nats_by_hand(model.logits(text)[:-1], model.vocab.encode(text)[1:]), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 64, 70, 1090])
+def test_states_are_those_of_stepping_from_character_to_character(model, length):
+    functions = model.trained.functions
+    weights, step = functions.stepwise(model.params, 1), jax.jit(functions.step)
+    carry, expected = functions.zero_carry(1), []
+    for id_ in model.vocab.encode(TEXT[:length]):
+        _, carry = step(weights, np.asarray([id_], np.int32), carry)
+        expected.append(carry)
+    states = model.states(TEXT[:length])
+    assert len(states) == 2
+    expected = jax.tree.map(lambda *leaves: np.concatenate(leaves), *expected)
+    assert jax.tree.structure(states) == jax.tree.structure(expected)
+    for found, leaf in zip(jax.tree.leaves(states), jax.tree.leaves(expected), strict=True):
+        assert (found.shape, found.dtype) == ((length, 10), np.float32)
+        np.testing.assert_allclose(found, leaf, atol=1e-6)
+
+
+def test_score_and_surprisal_give_the_figure_of_the_script(script, model, run, folder):
+    text = TEXT[:300] + "\r\n" + TEXT[300:700]  # the corpus has no \r, and neither has the model
+    expected, file = evaluated(script, run, text, folder)
+    assert expected["chars"] == 700
+    surprisal = model.surprisal(text)
+    assert len(surprisal) == len(model.normalise(text)) == 701
+    assert np.nanmean(surprisal, dtype=np.float64) == pytest.approx(expected["nats"], rel=1e-6)
+    assert_same_evaluation(model.score(text), expected, file)
+    expected, file = evaluated(script, run, text, folder, "--framing=chunks")
+    assert_same_evaluation(model.score(text, framing="chunks"), expected, file)
+    assert json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])["nats"] == expected["nats"]
+
+
+def compiled(caplog):
+    return [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
+
+
+def test_another_length_of_text_compiles_nothing(model, caplog):
+    def use(length):
+        for method in (model.surprisal, model.logits, model.states, model.score):
+            method(TEXT[:length])
+        model.sample(TEXT[: length % 50 + 1], length=length, temperature=length / 1000, seed=length)
+
+    for length in (5, 100, 1500):
+        use(length)
+    with jax.log_compiles():
+        for length in (2, 7, 64, 65, 66, 129, 300, 511, 512, 513, 600, 1025, 1026, 3000):
+            use(length)
+    assert compiled(caplog) == []
+    with jax.log_compiles():
+        model.sample("a", length=5, num=3)  # another number of rows has to compile, which shows that this test counts
+    assert len([message for message in compiled(caplog) if "carried_chunk" in message]) == 1
+
+
+def test_samples_are_those_of_the_script(script, model, run):
+    flags = [f"--workdir={run}", "--prompt=But", "--length=90", "--temperature=0.8", "--seed=5"]
+    one = model.sample("But", length=90, temperature=0.8, seed=5)
+    assert script("sample", *flags).stdout == one + "\n"
+    three = model.sample("But", 90, 0.8, 5, num=3, top_k=5, top_p=0.9)
+    printed = script("sample", *flags, "--num=3", "--top_k=5", "--top_p=0.9").stdout
+    assert "".join(f"--- sample {number} ---\n{text}\n" for number, text in enumerate(three, start=1)) == printed
+    assert model.sample("But", length=90, temperature=0.8, seed=5, num=1) == [one]
+    assert (
+        model.sample("But", length=90, temperature=0.8, seed=5, top_k=0) != one
+    )  # the config's top_k counts where none is given
+    assert script("sample", f"--workdir={run}").stdout == model.sample() + "\n"
+    assert (
+        model.sample("But", length=30, window=12) + "\n"
+        == script("sample", f"--workdir={run}", "--prompt=But", "--length=30", "--window=12").stdout
+    )
+    assert model.sample("But", length=0, num=2) == ["But", "But"]
+
+
+def test_a_model_of_windows_reads_them_in_score_and_its_own_output_in_sample(script, folder):
+    run = trained(script, folder, "windows", batch__framing="windows", batch__length=9, batch__stride=3, corpus__lowercase=True)
+    model = charlm.load(run)
+    text = TEXT[:400]
+    expected, file = evaluated(script, run, text, folder)
+    assert_same_evaluation(model.score(text), expected, file)
+    streamed, file = evaluated(script, run, text, folder, "--framing=stream")
+    assert np.nanmean(model.surprisal(text), dtype=np.float64) == pytest.approx(streamed["nats"], rel=1e-6)
+    np.testing.assert_array_equal(model.surprisal("ROMEO"), model.surprisal("romeo"))
+    assert (
+        script("sample", f"--workdir={run}", "--prompt=ROMEO", "--length=30").stdout == model.sample("ROMEO", length=30) + "\n"
+    )
+
+
+def test_a_model_of_documents_reads_a_line_or_a_string_as_one(script, folder):
+    run = trained(
+        script,
+        folder,
+        "documents",
+        batch__framing="documents",
+        batch__length=20,
+        corpus__documents="lines",
+        vocab__unknown=True,
+    )
+    model = charlm.load(run)
+    text = "ROMEO:\n\nBut soft Q!\nwhat light through yonder window breaks"
+    expected, file = evaluated(script, run, text, folder)
+    assert expected["chars"] == 5 + 1 + 10 + 1 + 20  # a document's first character is not scored; the last document is cut
+    assert_same_evaluation(model.score(text), expected, file)
+    assert model.score(["ROMEO:", "", *text.split("\n")[2:]])["nats"] == model.score(text)["nats"]
+    # The end of the document is scored too, and only there.
+    surprisal, logits = model.surprisal("ROMEO:"), model.logits("ROMEO:")
+    end = nats_by_hand(logits[-1:], [model.vocab.id_of("<eos>")])
+    assert (np.nansum(surprisal) + end[0]) / 6 == pytest.approx(model.score("ROMEO:")["nats"], rel=1e-5)
+    unknown = nats_by_hand(model.logits("a"), [model.vocab.id_of("<unk>")])
+    np.testing.assert_allclose(model.surprisal("aQ")[1:], unknown, atol=1e-5)
+    assert script("sample", f"--workdir={run}", "--prompt=Bu", "--num=2").stdout == "".join(
+        f"--- sample {number} ---\n{drawn}\n" for number, drawn in enumerate(model.sample("Bu", num=2), start=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "flags"),
+    [
+        (lambda model: model.sample("aQb"), ["sample", "--prompt=aQb"]),
+        (lambda model: model.sample(""), ["sample", "--prompt="]),
+        (lambda model: model.sample("a", length=-1), ["sample", "--prompt=a", "--length=-1"]),
+        (lambda model: model.sample("a", temperature=-0.5), ["sample", "--prompt=a", "--temperature=-0.5"]),
+        (lambda model: model.sample("a", top_p=1.5), ["sample", "--prompt=a", "--top_p=1.5"]),
+        (lambda model: model.sample("a", num=0), ["sample", "--prompt=a", "--num=0"]),
+        (lambda model: model.sample("a", seed=-1), ["sample", "--prompt=a", "--seed=-1"]),
+        (lambda model: model.sample("a", unknown="drop"), ["sample", "--prompt=a", "--unknown=drop"]),
+        (lambda model: charlm.load(model.run.workdir, dtype="float16"), ["sample", "--dtype=float16"]),
+        (lambda model: charlm.load(model.run.workdir, "beast"), ["evaluate", "--checkpoint=beast"]),
+        (lambda model: charlm.load(model.run.workdir, 7), ["evaluate", "--checkpoint=7"]),
+        (lambda model: model.score(TEXT, framing="tiles"), ["evaluate", "--framing=tiles"]),
+        (lambda model: model.score(TEXT, framing="documents"), ["evaluate", "--framing=documents"]),
+    ],
+)
+def test_mistakes_are_told_in_the_sentences_of_the_scripts(script, model, run, call, flags):
+    name, *flags = flags
+    with pytest.raises(charlm.UserError) as error:
+        call(model)
+    assert script.fails(name, f"--workdir={run}", *flags) == f"error: {error.value}"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.surprisal(""), "the text is empty: give at least one character of the run's vocabulary."),
+        (lambda model: model.logits("\ufeff"), "the text is empty: give at least one character of the run's vocabulary."),
+        (lambda model: model.states("aQ"), "the text has symbols the vocabulary has not: 'Q' (U+0051); "),
+        (lambda model: model.surprisal("aQ"), "the text has symbols the vocabulary has not: 'Q' (U+0051); "),
+        (lambda model: model.score(""), "the text has 0 chars, but scoring needs at least 2."),
+        (lambda model: model.score("a"), "the text has 1 chars, but scoring needs at least 2."),
+        (lambda model: model.score("ab\ud83d"), "the text has half a character (\\ud83d): remove it."),
+        (lambda model: model.score(["ab", "c"]), "a list of documents is given, but the run's corpus is one running text"),
+        (lambda model: model.sample("a", length=2.5), "--length=2.5 is of the wrong type: an integer would be right."),
+        (
+            lambda model: model.sample("a", temperature="hot"),
+            "--temperature='hot' is of the wrong type: a number would be right.",
+        ),
+        (
+            lambda model: charlm.load("/no/such/run"),
+            "/no/such/run/status.json does not exist: --workdir must be the directory of",
+        ),
+        (
+            lambda model: charlm.runs("/no/such/runs"),
+            "/no/such/runs is no directory: give run directories, or folders that hold",
+        ),
+        (lambda model: charlm.runs(), "no runs are given: charlm.runs(RUN_OR_FOLDER, ...) would be right."),
+    ],
+)
+def test_mistakes_that_only_python_can_make(model, call, message):
+    with pytest.raises(charlm.UserError, match=re.escape(message)):
+        call(model)
+
+
+def test_a_damaged_checkpoint_is_a_failure(run, tmp_path):
+    shutil.copytree(run, tmp_path / "copy")
+    for file in (tmp_path / "copy" / "checkpoints").rglob("manifest*"):
+        file.write_bytes(b"")
+    with pytest.raises(charlm.Failure, match="can be read"):
+        charlm.load(tmp_path / "copy")
+
+
+def test_unknown_symbols_of_a_prompt_can_be_dropped(model, capsys):
+    assert model.sample("BuQt", length=20, unknown="skip") == model.sample("But", length=20)
+    assert capsys.readouterr().err == "note: dropped from the prompt: 'Q' (U+0051)\n"
+
+
+def test_runs_are_plain_dicts_with_the_same_keys(script, run, tmp_path):
+    shutil.copytree(run, tmp_path / "runs" / "new")
+    shutil.copytree(ROOT / "tests" / "data" / "old_run" / "run", tmp_path / "runs" / "old")
+    script("evaluate", f"--workdir={tmp_path / 'runs' / 'new'}", "--split=train")
+    new, old = found = charlm.runs(tmp_path / "runs")
+    assert json.loads(json.dumps(found)) == found  # strings, numbers, lists and dicts alone
+    assert list(new) == list(old)
+    assert (new["name"], old["name"]) == ("new", "old")
+    assert (new["path"], new["state"], new["steps"]) == (os.fspath(tmp_path / "runs" / "new"), "done", 30)
+    assert (new["model.hidden"], new["seed"], new["sample.top_k"]) == (10, 0, 7)
+    assert old["state"] == "incomplete"
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert len(new["rows"]) == len(lines)
+    validation = [row["nats"] for row in new["rows"] if row["split"] == "validation"]
+    assert new["best"] == min(validation) == json.loads((run / "status.json").read_text())["best"]["nats"]
+    assert new["last"] == validation[-1]
+    assert new["test"] is None
+    assert new["protocol"].startswith("validation split, corpus ")
+    assert new["test_protocol"] == "not evaluated yet"
+    (also,) = charlm.runs(os.fspath(tmp_path / "runs" / "new"))
+    assert also == new
+    assert [each["name"] for each in charlm.runs(tmp_path / "runs" / "old", tmp_path / "runs" / "new")] == ["old", "new"]
+
+
+def test_a_run_that_can_not_be_read_is_left_out_with_a_note(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "good")
+    shutil.copytree(run, tmp_path / "bad")
+    (tmp_path / "bad" / "config.json").write_text("{")
+    assert [each["name"] for each in charlm.runs(tmp_path)] == ["good"]
+    assert "bad/config.json is damaged" in capsys.readouterr().err
+    with pytest.raises(charlm.UserError, match="none of these runs can be read"):
+        charlm.runs(tmp_path / "bad")
