@@ -229,9 +229,7 @@ def test_a_quota_that_is_used_up_is_one_sentence_and_nothing_is_lost(script, sto
         assert process.wait() == 1
         errors = process.stderr.read().strip().splitlines()
     assert len(errors) == 1, errors
-    assert re.match(
-        r"error: .*/run can't be written \(File too large\): once that is mended, the same command goes on", errors[0]
-    )
+    assert re.match(r"error: .*/run can't be written \(File too large\): fix this, and the same command resumes", errors[0])
     script("train", *flags)
     assert read_rows(tmp_path / "run") == read_rows(straight)
     assert_same(final_params(tmp_path / "run"), final_params(straight))

@@ -81,7 +81,7 @@ def _readable(checkpoints: Checkpoints, step: int) -> Iterator[None]:
     try:
         yield
     except Failure as error:
-        if not checkpoints.is_there(step):
+        if not checkpoints.exists(step):
             raise _Dropped from error
         warn(f"{error}.")
 

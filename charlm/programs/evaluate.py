@@ -58,7 +58,7 @@ def main(overrides: dict[str, str]) -> None:
     if _FRAMING.value:
         protocol = protocol._replace(framing=protocol.framing._replace(kind=_FRAMING.value))
     set_here = devices.prepare_cpu(config, protocol.rows_at_once)
-    cache.keep_compiled(cache.own_folder(config))
+    cache.keep_compiled(cache.user_folder(config))
 
     from charlm import measures
     from charlm.inference import evaluate, restore

@@ -68,7 +68,7 @@ def main(overrides: dict[str, str]) -> None:
     prompts = _prompts(run, config, vocab)
     shared = devices.rows_to_share(config, _NUM.value, _DTYPE.value or config.model.dtype)
     set_here = devices.prepare_cpu(config, shared)
-    cache.keep_compiled(cache.own_folder(config))
+    cache.keep_compiled(cache.user_folder(config))
 
     import jax
     import numpy as np
