@@ -65,7 +65,7 @@ class Checkpoints:
         self._manager = _retry_listing(lambda: ocp.CheckpointManager(self._directory, options=options, item_names=items))
 
     def steps(self) -> list[int]:
-        """The steps that have a complete checkpoint, in ascending order, as of the last `reload`."""
+        """The steps that have a complete checkpoint, in ascending order; `reload` notices what other processes changed."""
         return sorted(self._manager.all_steps())
 
     def exists(self, step: int) -> bool:
@@ -73,7 +73,7 @@ class Checkpoints:
         return (self._directory / str(step)).is_dir()
 
     def reload(self) -> None:
-        """Lists the folder again, for `steps`."""
+        """Lists the folder again, because another process may have changed it."""
         _retry_listing(self._manager.reload)
 
     def save(self, step: int, params: Any, rest: Any, progress: dict[str, Any]) -> None:
