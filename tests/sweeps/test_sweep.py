@@ -298,7 +298,7 @@ def test_a_changed_sweep_adds_trials_and_names_removed_ones(script, swept, tmp_p
 
 
 def test_dry_run_prints_commands_and_writes_nothing(script, swept, tmp_path):
-    result = launched(
+    result = run_sweep(
         script, swept(FOUR), tmp_path / "root", "--dry_run", "--only=model.hidden=12", "--only=optim.learning_rate<5e-3"
     )
     assert "1 trial in" in result.stdout
