@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, TINY, as_flags, assert_same, final_params, make_text, read_rows, wait_for_step
 
 from charlm import files
-from charlm.config import load as config_module
+from charlm.config import load
 from charlm.errors import Broken, Failure
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
@@ -63,9 +63,9 @@ def stopped(corpus_file, tmp_path_factory):
         "train.checkpoint_every": 10,
         "sample.length": 20,
     }
-    config = config_module.load(TINY, overrides)
+    config = load.load(TINY, overrides)
     assert train.train(config, folder / "straight") == 0
-    begin = config_module.load(TINY, overrides)
+    begin = load.load(TINY, overrides)
     stop = threading.Thread(target=stop_at, args=(folder / "stopped", 40))
     stop.start()
     assert train.train(begin, folder / "stopped") == 128 + signal.SIGTERM
@@ -229,9 +229,7 @@ def test_a_quota_that_is_used_up_is_one_sentence_and_nothing_is_lost(script, sto
         assert process.wait() == 1
         errors = process.stderr.read().strip().splitlines()
     assert len(errors) == 1, errors
-    assert re.match(
-        r"error: .*/run can't be written \(File too large\): once that is mended, the same command goes on", errors[0]
-    )
+    assert re.match(r"error: .*/run can't be written \(File too large\): fix this, and the same command resumes", errors[0])
     script("train", *flags)
     assert read_rows(tmp_path / "run") == read_rows(straight)
     assert_same(final_params(tmp_path / "run"), final_params(straight))
@@ -246,12 +244,12 @@ def test_a_directory_that_can_no_longer_be_written_is_broken(small, tmp_path, mo
 
     monkeypatch.setattr(Run, "append", full)
     with pytest.raises(Broken, match=r"run can't be written \(No space left on device\)"):
-        train.train(config_module.load(TINY, small), tmp_path / "run")
+        train.train(load.load(TINY, small), tmp_path / "run")
 
 
 def test_a_diverged_run_goes_back_and_halves_the_rate_as_often_as_it_may(small, tmp_path, capsys):
     overrides = small | DIVERGING
-    assert train.train(config_module.load(TINY, overrides | {"train.halvings": 3}), tmp_path / "run") == 0
+    assert train.train(load.load(TINY, overrides | {"train.halvings": 3}), tmp_path / "run") == 0
     assert "going back to the last checkpoint and halving the learning rate." in capsys.readouterr().err
     rows = [row for row in Run(tmp_path / "run").rows() if row["split"] == "train"]
     rates = [row["learning_rate"] for row in rows]
@@ -259,14 +257,14 @@ def test_a_diverged_run_goes_back_and_halves_the_rate_as_often_as_it_may(small, 
     assert rates[0] > rates[-1] == 2.0 ** -round(-np.log2(rates[-1]))
     assert all(row["nats"] is not None for row in rows)
     with pytest.raises(Failure, match="is marked diverged"):
-        train.train(config_module.load(TINY, overrides | {"train.halvings": 1, "optim.weight_decay": 99.0}), tmp_path / "few")
+        train.train(load.load(TINY, overrides | {"train.halvings": 1, "optim.weight_decay": 99.0}), tmp_path / "few")
     assert capsys.readouterr().err.count("going back to the last checkpoint") == 1
     assert Run(tmp_path / "few").status()["state"] == "diverged"
 
 
 def test_a_damaged_parameter_is_noticed_before_it_is_saved(small, tmp_path, monkeypatch):
     """NaN that comes from nowhere: the run diverges, and what is saved is finite."""
-    config = config_module.load(TINY, small | {"train.steps": 12})
+    config = load.load(TINY, small | {"train.steps": 12})
     resumed = train.resumed
 
     def corrupted(*arguments):
@@ -391,7 +389,7 @@ def test_best_checkpoints_do_not_pile_up(small, tmp_path, monkeypatch):
         kept.append(self.steps())
 
     monkeypatch.setattr(Checkpoints, "save", counted)
-    assert train.train(config_module.load(TINY, small | often), tmp_path / "run") == 0
+    assert train.train(load.load(TINY, small | often), tmp_path / "run") == 0
     assert len(kept) == 12
     assert max(map(len, kept)) <= 4  # the best now and before, this one and the one before it
 
@@ -420,6 +418,6 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(stopped, tmp
     overrides, run, straight = stopped
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    assert train.train(config_module.load(TINY, overrides), tmp_path / "run") == 0
+    assert train.train(load.load(TINY, overrides), tmp_path / "run") == 0
     assert re.search(r"has no checkpoint, though it had reached step 4\d: it begins again\.", capsys.readouterr().err)
     assert read_rows(tmp_path / "run") == read_rows(straight)

@@ -1,4 +1,4 @@
-"""Input that nobody would give on purpose: for all of it a result, or one clear sentence."""
+"""Hostile and odd input: each gives a result or one clear sentence."""
 
 import contextlib
 import io
@@ -19,8 +19,7 @@ from conftest import ROOT, TINY, as_flags
 from hypothesis import strategies
 
 from charlm.compare import reading
-from charlm.config import keys
-from charlm.config import load as config_module
+from charlm.config import keys, load
 from charlm.data import batches, corpora, sources
 from charlm.data.vocab import Vocab, symbols_of
 from charlm.errors import Failure, UserError
@@ -32,7 +31,7 @@ from charlm.sweeps import sweep
 from charlm.training import train
 from configs import base
 
-JUNK = strategies.dictionaries(  # rows of valid JSON with odd values
+JUNK_ROWS = strategies.dictionaries(  # valid JSON with odd values
     strategies.sampled_from(["step", "split", "nats", "chars", "seconds", "protocol", "chars_per_second", "seal", "starts"]),
     strategies.one_of(
         strategies.none(),
@@ -45,7 +44,7 @@ JUNK = strategies.dictionaries(  # rows of valid JSON with odd values
     ),
 ).map(lambda row: json.dumps(row).encode())
 KEYS = sorted(keys.KEYS)
-ODD = strategies.one_of(
+ODD_VALUES = strategies.one_of(
     strategies.sampled_from(
         [
             "0",
@@ -99,9 +98,9 @@ ODD = strategies.one_of(
     strategies.floats(allow_nan=True).map(repr),
     strategies.text(max_size=5),
 )
-OVERRIDES = strategies.dictionaries(strategies.sampled_from(KEYS), ODD, min_size=1, max_size=3)
-# What would only take time or memory is made small after the check that is tested.
-SMALL = {
+OVERRIDES = strategies.dictionaries(strategies.sampled_from(KEYS), ODD_VALUES, min_size=1, max_size=3)
+# After the config is checked, these keys are reduced to at most these values, to save time and memory.
+LIMITS = {
     "batch.size": 9,
     "batch.length": 40,
     "model.hidden": 9,
@@ -114,20 +113,20 @@ SMALL = {
     "train.steps_per_call": 2,
     "devices": 2,
 }
-FIXED = dict.fromkeys(("corpus.data_dir", "cache_dir"), "/proc/no folder")
+FOLDERS = dict.fromkeys(("corpus.data_dir", "cache_dir"), "/proc/no folder")  # so that no folders are made
 
 
 def two_steps(overrides: dict, corpus_file, workdir) -> str:
-    """What comes of a config with these overrides: `trained`, or the sentence with which it was refused."""
+    """Trains two steps with these overrides; returns `trained`, or the message if they are refused."""
     try:
-        config = config_module.load(TINY, {"corpus.path": os.fspath(corpus_file)} | overrides)
+        config = load.load(TINY, {"corpus.path": os.fspath(corpus_file)} | overrides)
     except UserError as error:
         return str(error)
-    small = {key: min(value, config_module.flatten(config)[key]) for key, value in SMALL.items()}
-    fixed = {key: value for key, value in FIXED.items() if key in overrides}
-    for key, value in (small | fixed | {"train.steps": 2, "train.epochs": 1.0}).items():
+    small = {key: min(value, load.flatten(config)[key]) for key, value in LIMITS.items()}
+    folders = {key: value for key, value in FOLDERS.items() if key in overrides}
+    for key, value in (small | folders | {"train.steps": 2, "train.epochs": 1.0}).items():
         with config.unlocked():
-            config_module.override(config, key, value)
+            load.override(config, key, value)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             assert train.train(config, workdir) == 0
@@ -142,41 +141,41 @@ def is_a_sentence(text: str) -> bool:
 
 @hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
 @hypothesis.given(overrides=OVERRIDES)
-def test_random_overrides_are_a_config_or_a_sentence_that_names_a_key(overrides):
+def test_random_overrides_give_a_config_or_a_sentence_that_names_a_key(overrides):
     try:
-        config = config_module.load(TINY, overrides)
+        config = load.load(TINY, overrides)
     except UserError as error:
         assert any(key in str(error) for key in overrides)  # noqa: PT017
         assert is_a_sentence(str(error))  # noqa: PT017
         return
-    again = config_module.from_dict(json.loads(json.dumps(config_module.to_dict(config))))
-    assert config_module.differences(config_module.to_dict(again), config_module.to_dict(config)) == {}
+    again = load.from_dict(json.loads(json.dumps(load.to_dict(config))))
+    assert load.differences(load.to_dict(again), load.to_dict(config)) == {}
 
 
 @pytest.mark.parametrize("examples", [5, pytest.param(1000, marks=pytest.mark.slow)])
-def test_random_overrides_are_a_run_of_two_steps_or_a_sentence(examples, corpus_file, tmp_path_factory):
-    seen = {"trained": 0, "refused": 0}
+def test_random_overrides_give_a_run_of_two_steps_or_a_sentence(examples, corpus_file, tmp_path_factory):
+    counts = {"trained": 0, "refused": 0}
 
     @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @hypothesis.given(overrides=OVERRIDES)
     def check(overrides):
         result = two_steps(overrides, corpus_file, tmp_path_factory.mktemp("hostile") / "run")
         assert result == "trained" or is_a_sentence(result)
-        seen["trained" if result == "trained" else "refused"] += 1
+        counts["trained" if result == "trained" else "refused"] += 1
 
     check()
-    assert all(seen.values())
+    assert all(counts.values())
 
 
 def read(path, **options) -> str:
-    """The text that a file gives, joined."""
+    """The text that is read from a file or folder."""
     normalise = corpora.Normalisation(**{"lowercase": False, "keep": "", "newlines": True} | options)
     return corpora.joined(corpora.read(os.fspath(path), normalise)[0])
 
 
 @hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
 @hypothesis.given(content=strategies.binary(max_size=60) | strategies.text(max_size=60).map(lambda text: text.encode()))
-def test_any_bytes_are_a_text_that_is_encoded_and_decoded_or_a_sentence(content, tmp_path_factory):
+def test_any_bytes_give_a_text_that_survives_encoding_or_a_sentence(content, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "any_bytes.txt"
     file.write_bytes(content)
     try:
@@ -193,7 +192,7 @@ def test_any_bytes_are_a_text_that_is_encoded_and_decoded_or_a_sentence(content,
         assert vocab.decode(vocab.encode(text)) == text
 
 
-MANY = "".join(chr(code) for code in range(0x20, 0x20 + 61_000) if not 0xD800 <= code < 0xE000)
+MANY_SYMBOLS = "".join(chr(code) for code in range(0x20, 0x20 + 61_000) if not 0xD800 <= code < 0xE000)
 
 
 @pytest.mark.parametrize(
@@ -206,14 +205,14 @@ MANY = "".join(chr(code) for code in range(0x20, 0x20 + 61_000) if not 0xD800 <=
         ("\r\n" * 3000, None),
         pytest.param("a\0b" * 1000, None, marks=pytest.mark.slow),
         pytest.param("e\u0301\U0001f600\u200d" * 800, None, marks=pytest.mark.slow),
-        pytest.param(MANY, None, marks=pytest.mark.slow),
+        pytest.param(MANY_SYMBOLS, None, marks=pytest.mark.slow),
     ],
     ids=["empty", "one char", "one symbol", "newlines", "CRLF", "NUL", "astral and combining", "60,000 symbols"],
 )
 def test_odd_corpora_train_or_are_refused(text, message, small, tmp_path):
     file = tmp_path / "odd.txt"
     file.write_bytes(text.encode())
-    config = config_module.load(TINY, small | {"corpus.path": os.fspath(file), "vocab.source": "corpus", "train.steps": 2})
+    config = load.load(TINY, small | {"corpus.path": os.fspath(file), "vocab.source": "corpus", "train.steps": 2})
     if message:
         with pytest.raises(UserError, match=message):
             train.train(config, tmp_path / "run")
@@ -222,18 +221,18 @@ def test_odd_corpora_train_or_are_refused(text, message, small, tmp_path):
     rows = Run(tmp_path / "run").rows()
     assert rows[-1]["chars"] > 0
     if len(set(text.replace("\r", ""))) == 1:
-        assert [row["nats"] for row in rows] == [0.0] * len(rows)  # nothing to learn of one symbol
+        assert [row["nats"] for row in rows] == [0.0] * len(rows)  # one symbol is always predicted with certainty
 
 
-def test_no_files_that_can_be_read_to_their_end(tmp_path):
-    """A loop of links, a FIFO that nobody writes, a device: refused, not waited for."""
+def test_files_that_cannot_be_read_to_their_end_are_refused(tmp_path):
+    """A loop of links, a FIFO without a writer and a device are refused, not waited for."""
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "loop", tmp_path / "fifo", pathlib.Path("/dev/zero"), tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match="is no file or folder"):
             read(path)
     with pytest.raises(UserError, match="has no files"):
-        read(tmp_path)  # of which nothing is a file
+        read(tmp_path)  # the folder has no regular file
 
 
 @pytest.mark.parametrize(
@@ -248,7 +247,7 @@ def test_odd_documents_are_refused(line, form, message, small, tmp_path):
     (tmp_path / "file").write_text(line)
     overrides = small | {"corpus.path": str(tmp_path / "file"), "corpus.documents": form, "batch.framing": "documents"}
     with pytest.raises(UserError, match=message):
-        train.train(config_module.load(TINY, overrides), tmp_path / "run")
+        train.train(load.load(TINY, overrides), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +257,7 @@ def test_odd_documents_are_refused(line, form, message, small, tmp_path):
         pytest.param("sample", ["--prompt=a", "--num=2000000000"], marks=pytest.mark.slow),
     ],
 )
-def test_too_little_memory_is_a_sentence(script, run, corpus_file, tmp_path, name, flags):
+def test_too_little_memory_gives_a_sentence(script, run, corpus_file, tmp_path, name, flags):
     if name == "train":
         flags = [f"--config={TINY}", f"--config.corpus.path={corpus_file}", f"--workdir={tmp_path / 'run'}", *flags]
     else:
@@ -272,7 +271,7 @@ def test_too_little_memory_is_a_sentence(script, run, corpus_file, tmp_path, nam
     assert "a smaller model, batch" in last
 
 
-def test_lone_surrogates_are_no_utf8(tmp_path):
+def test_lone_surrogates_are_refused_as_not_utf8(tmp_path):
     (tmp_path / "text").write_bytes("ab\udc80".encode("utf-8", "surrogatepass"))
     with pytest.raises(UserError, match="not UTF-8"):
         read(tmp_path / "text")
@@ -293,7 +292,7 @@ def test_a_file_that_grows_while_it_is_read_is_one_text_or_refused(tmp_path):
     try:
         for _ in range(20):
             text = read(file)
-            assert set(text.splitlines()) <= {"abc", "def", "d", "de"}  # whole but for where the writer stood
+            assert set(text.splitlines()) <= {"abc", "def", "d", "de"}  # only the last line may be incomplete
             assert text.startswith("abc\n" * 1000)
     finally:
         stop.set()
@@ -311,12 +310,12 @@ def test_100_mb_on_one_line(script, tmp_path):
 
 
 @hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
-@hypothesis.given(content=strategies.binary(max_size=300) | JUNK, before=strategies.integers(0, 3))
-def test_junk_in_the_logs_of_a_run_is_passed_over(content, before, tmp_path_factory):
+@hypothesis.given(content=strategies.binary(max_size=300) | JUNK_ROWS, before=strategies.integers(0, 3))
+def test_junk_in_the_logs_of_a_run_is_skipped(content, before, tmp_path_factory):
     workdir = tmp_path_factory.getbasetemp() / "junk"
     workdir.mkdir(exist_ok=True)
     run = Run(workdir)
-    run.begin(config_module.load(TINY), Vocab("ab"), {"name": "made up", "sha256": "0", "splits": {"train": 3}})
+    run.begin(load.load(TINY), Vocab("ab"), {"name": "made up", "sha256": "0", "splits": {"train": 3}})
     (workdir / "metrics.jsonl").unlink(missing_ok=True)
     for step in range(1, before + 1):
         run.append({"step": step, "split": "validation", "nats": 1.0 / step, "protocol": {"split": "validation"}})
@@ -338,23 +337,23 @@ def trained():
     return functions, jax.tree.map(lambda leaf: leaf * 3, jax.jit(functions.init)(jax.random.key(0)))
 
 
-def drawn(trained, temperature=1.0, top_k=0, top_p=1.0, length=96, rows=8):
+def samples(trained, temperature=1.0, top_k=0, top_p=1.0, length=96, rows=8):
     functions, params = trained
     generate = sampler(functions, Vocab("abcde"), top_k, top_p)
     return np.concatenate(list(generate(params, np.array([1]), rows, length, temperature, jax.random.key(3))), axis=1)
 
 
 def test_settings_of_sampling_at_their_extremes(trained):
-    greedy = drawn(trained, temperature=0.0)
-    np.testing.assert_array_equal(drawn(trained, temperature=1e-6), greedy)
-    np.testing.assert_array_equal(drawn(trained, top_k=1), greedy)
-    np.testing.assert_array_equal(drawn(trained, top_p=1e-9), greedy)
-    np.testing.assert_array_equal(drawn(trained, top_k=10**6), drawn(trained))
-    counts = np.bincount(drawn(trained, temperature=1e6, length=320).ravel(), minlength=5)
+    greedy = samples(trained, temperature=0.0)
+    np.testing.assert_array_equal(samples(trained, temperature=1e-6), greedy)
+    np.testing.assert_array_equal(samples(trained, top_k=1), greedy)
+    np.testing.assert_array_equal(samples(trained, top_p=1e-9), greedy)
+    np.testing.assert_array_equal(samples(trained, top_k=10**6), samples(trained))
+    counts = np.bincount(samples(trained, temperature=1e6, length=320).ravel(), minlength=5)
     expected = counts.sum() / 5
-    assert ((counts - expected) ** 2 / expected).sum() < 24  # as in test_sample.py: one in ten thousand by chance
-    assert np.isin(drawn(trained, temperature=1e-38), range(5)).all()
-    assert np.isin(drawn(trained, temperature=3e38), range(5)).all()
+    assert ((counts - expected) ** 2 / expected).sum() < 24  # as in test_sample.py: by chance once in 10,000
+    assert np.isin(samples(trained, temperature=1e-38), range(5)).all()
+    assert np.isin(samples(trained, temperature=3e38), range(5)).all()
 
 
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
@@ -364,11 +363,11 @@ def test_settings_of_sampling_at_their_extremes(trained):
     top_k=strategies.integers(0, 10),
     top_p=strategies.floats(0, 1, exclude_min=True, width=32),
 )
-def test_what_is_drawn_is_among_the_most_probable_whatever_the_settings(logits, temperature, top_k, top_p):
-    logits, kept = np.asarray(logits, np.float32), top_k or len(logits)
+def test_the_sampled_symbol_is_among_the_most_probable_for_any_settings(logits, temperature, top_k, top_p):
+    logits, allowed = np.asarray(logits, np.float32), top_k or len(logits)
     (picked,) = pick(logits[None, :], np.zeros((1, len(logits)), np.float32), Decoding(temperature, top_k, top_p))
     assert 0 <= picked < len(logits)
-    assert (logits > logits[picked]).sum() < kept
+    assert (logits > logits[picked]).sum() < allowed
     if temperature == 0:
         assert logits[picked] == logits.max()
 
@@ -378,12 +377,12 @@ PROMPTS = strategies.text(max_size=30) | strategies.text(alphabet="abé\n\0\u030
 
 @hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
 @hypothesis.given(prompt=PROMPTS | strategies.text(alphabet=strategies.characters(categories=["Cs", "Lo"]), max_size=5))
-def test_any_prompt_is_read_or_what_is_strange_in_it_is_named(prompt):
+def test_any_prompt_is_encoded_or_its_unknown_symbols_are_named(prompt):
     vocab = Vocab.of("abé\n\0\U0001f600", unknown=False)
-    if strangers := set(prompt) - set("abé\n\0\U0001f600"):
+    if unknown_symbols := set(prompt) - set("abé\n\0\U0001f600"):
         with pytest.raises(UserError) as refused:
             vocab.encode(prompt, "the prompt")
-        assert any(f"U+{ord(stranger):04X}" in str(refused.value) for stranger in strangers)
+        assert any(f"U+{ord(symbol):04X}" in str(refused.value) for symbol in unknown_symbols)
         assert is_a_sentence(str(refused.value))
     else:
         assert vocab.decode(vocab.encode(prompt, "the prompt")) == prompt
@@ -405,13 +404,13 @@ def test_odd_prompts_are_refused_in_a_sentence(script, run, prompt, message):
     assert message in script.fails("sample", f"--workdir={run}", f"--prompt={prompt}")
 
 
-def test_a_folder_whose_name_is_no_text_is_refused(script, tmp_path):
+def test_a_folder_whose_name_is_not_utf8_is_refused(script, tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/no \xff text")
     assert "no \\udcff text" in script.fails("train", f"--config={TINY}", f"--workdir={name}")
 
 
 @pytest.mark.slow
-def test_a_million_characters_in_the_memory_of_a_thousand(script, run):
+def test_sampling_a_million_characters_needs_no_more_memory_than_a_thousand(script, run):
     code = (
         "import resource, subprocess, sys\n"
         "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
@@ -427,7 +426,7 @@ def test_a_million_characters_in_the_memory_of_a_thousand(script, run):
 
 @pytest.mark.slow
 def test_nothing_of_a_run_directory_is_executed(script, run, tmp_path, monkeypatch):
-    """Pickles, modules and configs that would leave a mark when they were loaded, wherever a reader may come across them."""
+    """Pickles, modules and configs that create a file when loaded are put wherever a reader may find them."""
     mark = tmp_path / "mark"
     payload = f"import pathlib; pathlib.Path({str(mark)!r}).touch()\n"
     pickled = f"cos\nsystem\n(S'touch {mark}'\ntR.".encode()
@@ -447,7 +446,7 @@ def test_nothing_of_a_run_directory_is_executed(script, run, tmp_path, monkeypat
     assert not mark.exists()
 
 
-def test_weights_that_are_a_pickle_of_code_are_not_loaded(tmp_path):
+def test_weights_that_are_a_pickle_with_code_are_not_loaded(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is no dependency of charlm")
     mark = tmp_path / "mark"
     (tmp_path / "rnn.pt").write_bytes(f"cos\nsystem\n(S'touch {mark}'\ntR.".encode())
@@ -456,8 +455,8 @@ def test_weights_that_are_a_pickle_of_code_are_not_loaded(tmp_path):
     assert not mark.exists()
 
 
-def test_members_of_an_archive_stay_within_it(tmp_path, monkeypatch):
-    """A wheel whose members point elsewhere, and a .keras whose weights do: nothing is unpacked."""
+def test_archives_cannot_write_outside_their_folder(tmp_path, monkeypatch):
+    """A wheel and a .keras file have members with paths outside: nothing is extracted."""
     source = sources.SOURCES["sonnets"]
     pytest.importorskip("h5py", reason="pip install -e '.[import]'")
 
@@ -482,15 +481,15 @@ def test_members_of_an_archive_stay_within_it(tmp_path, monkeypatch):
 @hypothesis.given(
     value=strategies.text(min_size=0, max_size=300) | strategies.sampled_from(["..", "/etc", "a/../..", "\0", "."])
 )
-def test_a_trial_is_named_within_the_folder_of_its_sweep(value):
-    name = sweep.name_of({"corpus.path": value, "sample.prompt": value})
+def test_the_directory_of_a_trial_is_within_the_folder_of_its_sweep(value):
+    name = sweep.trial_name({"corpus.path": value, "sample.prompt": value})
     assert name == pathlib.PurePath(name).name
     assert name not in ("", ".", "..")
     assert len(os.fsencode(name)) <= 200
     assert "\0" not in name
 
 
-def test_the_source_itself_neither_pickles_nor_evaluates():
+def test_the_source_uses_neither_pickle_nor_eval():
     forbidden = ("pickle", "eval(", "exec(", "shell=True", "os.system", "allow_pickle", "extractall", "yaml")
     for file in [*(ROOT / "charlm").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         code = "\n".join(line for line in file.read_text().splitlines() if not line.lstrip().startswith("#"))
@@ -499,7 +498,7 @@ def test_the_source_itself_neither_pickles_nor_evaluates():
 
 
 def test_vocabularies_of_one_two_and_four_bytes_a_symbol():
-    for symbols in (MANY[:255], MANY[:257], MANY):
+    for symbols in (MANY_SYMBOLS[:255], MANY_SYMBOLS[:257], MANY_SYMBOLS):
         vocab = Vocab.of("".join(sorted(symbols)), unknown=False)
         encoded = batches.encode(vocab, symbols, "the text")
         assert vocab.decode(encoded.ids_N) == symbols

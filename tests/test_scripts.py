@@ -213,7 +213,7 @@ def test_train_refuses_directories_that_are_not_its_own(script, tmp_path, corpus
         ),
         ("sample", ["--prompt_from=test"], "--prompt_from=test is none of this run's splits: train, validation"),
         ("sample", ["--prompt=a", "--window=-1"], "--window=-1 is not right: it must be from 0 to 2147483647"),
-        ("sample", ["--prompt=a", "--checkpoint=beast"], "--checkpoint=beast is not right: it must be best, latest or a step"),
+        ("sample", ["--prompt=a", "--checkpoint=beast"], "--checkpoint=beast: must be best, latest or a step"),
         ("evaluate", ["--framing=tiles"], "flag --framing=tiles: value should be one of <stream|chunks|windows|documents>"),
         ("evaluate", ["--framing=documents"], "needs a corpus of documents"),
     ],

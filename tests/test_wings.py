@@ -1,4 +1,4 @@
-"""The plan of the house: each wing imports only from the wings below it, and each has a docstring and nothing else."""
+"""The layout of the package: each wing imports only from wings below it, and its __init__.py is only a docstring."""
 
 import ast
 import pathlib
@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "charlm"
-# From the top floor to the ground; a row is one floor. `door` is charlm/__init__.py and charlm/__main__.py.
+# From top to bottom; wings in one row are on the same floor. `door` is charlm/__init__.py and charlm/__main__.py.
 FLOORS = (
     ("door",),
     ("programs",),
@@ -28,7 +28,7 @@ GROUND = {"cli", "errors", "files", "measures", "progress"}
 
 
 def modules(package: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Dotted name → file of every module of a package, the package itself included."""
+    """Dotted name → file, for every module of a package and the package itself."""
     found = {}
     for file in sorted(package.rglob("*.py")):
         parts = file.relative_to(package.parent).with_suffix("").parts
@@ -37,7 +37,7 @@ def modules(package: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def imports(name: str, file: pathlib.Path, known: dict[str, pathlib.Path]) -> set[str]:
-    """The modules of `known` that a file imports anywhere in it, in functions too."""
+    """The modules of `known` that a file imports, at its top or inside functions."""
     found = set()
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -48,7 +48,7 @@ def imports(name: str, file: pathlib.Path, known: dict[str, pathlib.Path]) -> se
             if node.level:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, *filter(None, [node.module])])
-            # `from charlm.data import batches` imports the module; `from charlm.data.batches import Batch` a name in it.
+            # `from charlm.data import batches` imports a module; `from charlm.data.batches import Batch` imports a name of one.
             found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names}
     return {module for module in found if module in known}
 
@@ -61,7 +61,7 @@ def wing_of(name: str) -> str:
 
 
 def upward(package: pathlib.Path) -> list[str]:
-    """A line for each import from a wing that stands above."""
+    """A line for each import from a higher wing."""
     known = modules(package)
     return [
         f"{known[name].relative_to(package.parent)} imports {known[other].relative_to(package.parent)}"
@@ -72,7 +72,7 @@ def upward(package: pathlib.Path) -> list[str]:
 
 
 def circle(package: pathlib.Path) -> list[str]:
-    """The files of one circle of imports, in order; empty where there is none."""
+    """The files of one import cycle, in order; empty if there is none."""
     known = modules(package)
     arrows = {name: sorted(imports(name, file, known) - {name}) for name, file in known.items()}
     finished: set[str] = set()

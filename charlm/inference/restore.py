@@ -97,7 +97,7 @@ def _skipping_unreadable(checkpoints: Checkpoints, step: int) -> Iterator[None]:
     try:
         yield
     except Failure as error:
-        if not checkpoints.is_there(step):
+        if not checkpoints.exists(step):
             raise _Deleted from error
         warn(f"{error}.")
 

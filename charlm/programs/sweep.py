@@ -1,23 +1,25 @@
-"""Launches the trials of a config's sweep(), one run directory each, and goes on with those that were stopped.
+"""Trains the trials of a config's sweep(), each into its own run directory.
 
     scripts/sweep.py --config=configs/FILE.py[:ARG] --root=runs/NAME [--parallel=2] [--only='model.hidden>=256'] [--dry_run]
     scripts/sweep.py ... --launcher=slurm --partition=gpu --time=240 --gpus=1 --cpus=4
     scripts/sweep.py ... --search=asha|tpe --trials=50
 
-The same command again starts what is not done: new trials, and those that were stopped or killed, which resume bit for bit.
-Done and diverged trials are left alone, failed ones too without --retry_failed. --config.KEY=VALUE holds for all trials.
-Ctrl-C has each training save its state first; with SLURM it ends the watching only. --search draws from the config's space().
+The same command continues the sweep: it starts new trials and resumes stopped or killed ones, bit for bit. It does not touch
+done and diverged trials, nor failed ones unless --retry_failed is given. --config.KEY=VALUE applies to all trials. After Ctrl-C
+each training saves its state; with SLURM, Ctrl-C only ends the watching. With --search, trials are drawn from the config's
+space() instead.
 Exit status: 0 all done, 1 some diverged, failed or were stopped, 2 a mistake in the command, 130 or 143 stopped.
 """
 
 import collections
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
 from absl import flags
 
-from charlm import cli, measures
+from charlm import cli, measures, progress
 from charlm.config import keys, load
 from charlm.errors import UserError
 from charlm.rundir.run import Run
@@ -26,111 +28,122 @@ from charlm.sweeps import launch, search, slurm, sweep
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "recipe or config file with a sweep(), with its argument if it takes one: NAME[:ARG] or FILE.py[:ARG]",
+    "recipe or config file with a sweep() or space(), with its argument if it takes one: NAME[:ARG] or FILE.py[:ARG]",
     required=True,
 )
-_ROOT = flags.DEFINE_string("root", None, "folder of the sweep: made, or gone on with if it is there", required=True)
-_ONLY = flags.DEFINE_multi_string("only", [], "only trials for which this holds, such as model.hidden=512; may be repeated")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the trials, where each stands and its command, and start nothing")
-_RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "go on with failed trials too")
-_PARALLEL = flags.DEFINE_integer("parallel", 1, "trials at once; locally they share the cores and GPUs evenly")
-_LAUNCHER = flags.DEFINE_enum("launcher", "local", ("local", "slurm"), "processes of this machine, or jobs of SLURM")
-
-_SEARCH = flags.DEFINE_enum("search", None, search.METHODS, "draw trials from the config's space() by this method of Optuna's")
-_TRIALS = flags.DEFINE_integer("trials", 20, "of a search: how many, those of earlier starts included")
-_PARTITION = flags.DEFINE_string("partition", None, "of SLURM")
-_ACCOUNT = flags.DEFINE_string("account", None, "of SLURM")
-_TIME = flags.DEFINE_integer(
-    "time", 240, "of SLURM: minutes a job may run before it saves its state and is put into the queue again"
+_ROOT = flags.DEFINE_string("root", None, "folder of the sweep: made if it does not exist, else continued", required=True)
+_ONLY = flags.DEFINE_multi_string("only", [], "only trials that meet this condition, such as model.hidden=512; may be repeated")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the status and the command of each trial, and start nothing")
+_RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "resume failed trials too")
+_PARALLEL = flags.DEFINE_integer(
+    "parallel", 1, "trials that run at the same time; on one machine they share its cores and GPUs evenly"
 )
-_GPUS = flags.DEFINE_integer("gpus", None, "of SLURM: GPUs a trial")
-_NODES = flags.DEFINE_integer("nodes", 1, "of SLURM: machines a trial, with so many --tasks on each")
-_CPUS = flags.DEFINE_integer("cpus", None, "of SLURM: CPUs a trial")
+_LAUNCHER = flags.DEFINE_enum("launcher", "local", ("local", "slurm"), "local: processes of this machine; slurm: SLURM jobs")
+
+_SEARCH = flags.DEFINE_enum("search", None, search.METHODS, "search the config's space() with Optuna, by this method")
+_TRIALS = flags.DEFINE_integer("trials", 20, "with --search: number of trials, including those of earlier starts")
+_PARTITION = flags.DEFINE_string("partition", None, "SLURM: partition of the cluster")
+_ACCOUNT = flags.DEFINE_string("account", None, "SLURM: account to charge")
+_TIME = flags.DEFINE_integer("time", 240, "SLURM: minutes that a job may run before it saves its state and is requeued")
+_GPUS = flags.DEFINE_integer("gpus", None, "SLURM: GPUs on each node of a trial")
+_NODES = flags.DEFINE_integer("nodes", 1, "SLURM: nodes of a trial, each with --tasks processes")
+_CPUS = flags.DEFINE_integer("cpus", None, "SLURM: CPUs of each process of a trial")
 _TASKS = flags.DEFINE_integer(
-    "tasks", 1, "of SLURM: processes on each node that train one trial together, each with its own CPUs"
+    "tasks", 1, "SLURM: processes on each node that train one trial together, each with its own --cpus"
 )
-_MEMORY = flags.DEFINE_integer("memory", None, "of SLURM: gigabytes a trial")
+_MEMORY = flags.DEFINE_integer("memory", None, "SLURM: gigabytes of memory on each node of a trial")
 
-TRAIN = [sys.executable, "-P", "-m", "charlm", "train"]  # -P: a folder called charlm in the current one is not the package
-Command = Callable[[sweep.Trial], list[str]]  # the training of a trial
+# -P: do not import a folder named charlm in the current directory.
+TRAIN = [sys.executable, "-P", "-m", "charlm", "train"]
+CommandOf = Callable[[sweep.Trial], list[str]]  # the command that trains a trial
 
 
 def run() -> None:
+    """Runs the program with the flags of the command line."""
     cli.run(main, keys.help_text)
 
 
 def main(common: dict[str, str]) -> int:
+    """Runs the sweep or the search; returns the exit status. common: overrides of all trials, dotted key → text."""
     for flag in (_PARALLEL, _TRIALS, _TIME, _GPUS, _CPUS, _NODES, _TASKS, _MEMORY):
         if flag.value is not None and flag.value < 1:
-            raise UserError(f"--{flag.name}={flag.value} is not right: it must be 1 or more.")
+            raise UserError(f"--{flag.name}={flag.value}: must be 1 or more.")
     if _LAUNCHER.value == "slurm" and not _DRY_RUN.value:
         slurm.check()
     if _LAUNCHER.value == "local" and _TASKS.value * _NODES.value > 1:
         raise UserError(
-            f"--tasks={_TASKS.value} with --nodes={_NODES.value} is for --launcher=slurm: locally each trial is one process."
+            f"--tasks={_TASKS.value} --nodes={_NODES.value}: needs --launcher=slurm; on one machine each trial is one process."
         )
     root = sweep.Root(_ROOT.value)
 
     def command_of(trial: sweep.Trial) -> list[str]:
-        workdir = os.path.abspath(root.path / trial.name)  # a job begins in another directory
-        together = ["--distributed"] if _TASKS.value * _NODES.value > 1 else []
-        return [*TRAIN, f"--workdir={workdir}", *together, *sweep.flags_of(trial.config)]
+        workdir = os.path.abspath(root.path / trial.name)  # a job may start in another directory
+        distributed = ["--distributed"] if _TASKS.value * _NODES.value > 1 else []
+        return [*TRAIN, f"--workdir={workdir}", *distributed, *sweep.train_flags(trial.config)]
 
-    return _search(root, common, command_of) if _SEARCH.value else _sweep(root, common, command_of)
+    return _search(root, common, command_of, _SEARCH.value) if _SEARCH.value else _sweep(root, common, command_of)
 
 
-def _sweep(root: sweep.Root, common: dict[str, str], command_of: Command) -> int:
-    trials = sweep.trials_of(_CONFIG.value, common)
+def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> int:
+    trials = sweep.load_trials(_CONFIG.value, common)
     removed = root.check(_CONFIG.value, trials)
     trials = [trial for trial in trials if _is_chosen(trial)]
     if not trials:
-        raise UserError(f"--only={_ONLY.value[-1]}: no trial of {_CONFIG.value} is like that.")
-    standings = {trial.name: launch.standing_of(root.run(trial)) for trial in trials}
-    left_alone = ("done", "diverged") if _RETRY_FAILED.value else ("done", "diverged", "failed")
-    to_start = [trial for trial in trials if standings[trial.name].state not in left_alone]
-    _announce(standings, removed)
+        raise UserError(f"--only={_ONLY.value[-1]}: no trial of {_CONFIG.value} meets this condition.")
+    statuses = {trial.name: launch.read_status(root.run(trial)) for trial in trials}
+    skipped_states = ("done", "diverged") if _RETRY_FAILED.value else ("done", "diverged", "failed")
+    to_start = [trial for trial in trials if statuses[trial.name].state not in skipped_states]
+    _announce(statuses, removed)
     if _DRY_RUN.value:
         for trial in trials:
-            print(f"{standings[trial.name].state:<10} {trial.name}\n           {' '.join(command_of(trial))}")
+            print(f"{statuses[trial.name].state:<10} {trial.name}\n           {shlex.join(command_of(trial))}")
         return 0
     display = launch.Display(len(trials))
     with root.locked():
         root.record(_CONFIG.value, trials)
         for trial in trials:
             if trial not in to_start:
-                display.known(trial, standings[trial.name])
+                display.set_silently(trial, statuses[trial.name])
         if _LAUNCHER.value == "slurm":
             stopped_by = _by_slurm(root, to_start, command_of, display)
         else:
-            stopped_by = launch.local(root, iter(to_start), command_of, _places(), display)
-    return _conclude({trial.name: launch.Standing("new") for trial in trials} | display.standings(), display, stopped_by)
+            stopped_by = launch.run_local(root, iter(to_start), command_of, _slots(), display)
+    return _conclude({trial.name: launch.TrialStatus("new") for trial in trials} | display.statuses(), display, stopped_by)
 
 
-def _search(root: sweep.Root, common: dict[str, str], command_of: Command) -> int:
+def _search(root: sweep.Root, common: dict[str, str], command_of: CommandOf, method: str) -> int:
     for flag in (_ONLY, _DRY_RUN, _RETRY_FAILED):
         if flag.value:
-            raise UserError(f"--{flag.name} is for sweeps: a search chooses its trials as it goes.")
+            raise UserError(f"--{flag.name} is for sweeps: leave it out with --search, which chooses its trials itself.")
     if _LAUNCHER.value != "local":
-        raise UserError(f"--search with --launcher={_LAUNCHER.value} is not possible: local would be right.")
-    searched = search.Search(root, _CONFIG.value, common, _SEARCH.value, _TRIALS.value)
+        raise UserError(f"--launcher={_LAUNCHER.value}: must be local with --search.")
+    current_search = search.Search(root, _CONFIG.value, common, method, _TRIALS.value)
     root.check(_CONFIG.value, [])
-    searched.check()
-    print(f"searching {_CONFIG.value} with {_TRIALS.value} trials in {_ROOT.value}")
+    current_search.check()
+    print(f"searching {_CONFIG.value} with {progress.counted(_TRIALS.value, 'trial')} in {_ROOT.value}")
     display = launch.Display(_TRIALS.value)
     with root.locked():
-        root.record(_CONFIG.value, [], search=searched.described())
-        searched.open()
-        stopped_by = launch.local(root, searched.trials(), command_of, _places(), display, searched.ended, searched.is_enough)
-    standings = {name: launch.standing_of(Run(root.path / name)) for name in searched.tried()}
-    standings |= {name: standings[name]._replace(state="pruned") for name in searched.pruned()}
-    return _conclude(standings | display.standings(), display, stopped_by)
+        root.record(_CONFIG.value, [], search=current_search.description())
+        current_search.open()
+        stopped_by = launch.run_local(
+            root,
+            current_search.trials(),
+            command_of,
+            _slots(),
+            display,
+            on_end=current_search.on_end,
+            should_stop=current_search.should_stop,
+        )
+    statuses = {name: launch.read_status(Run(root.path / name)) for name in current_search.tried()}
+    statuses |= {name: statuses[name]._replace(state="pruned") for name in current_search.pruned()}
+    return _conclude(statuses | display.statuses(), display, stopped_by)
 
 
-def _places() -> list[launch.Share]:
-    return launch.shares(_PARALLEL.value, launch.cores_here(), launch.gpus_here())
+def _slots() -> list[launch.Slot]:
+    return launch.divide_machine(_PARALLEL.value, launch.available_cores(), launch.available_gpus())
 
 
-def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of: Command, display: launch.Display) -> int:
+def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of: CommandOf, display: launch.Display) -> int:
     resources = slurm.Resources(
         partition=_PARTITION.value,
         account=_ACCOUNT.value,
@@ -142,7 +155,7 @@ def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of: Command, 
         tasks=_TASKS.value,
         at_once=_PARALLEL.value,
     )
-    return slurm.launched(
+    return slurm.run_on_slurm(
         root, trials, command_of, resources, display, lambda jobs: root.record(_CONFIG.value, trials, jobs=jobs)
     )
 
@@ -153,33 +166,37 @@ def _is_chosen(trial: sweep.Trial) -> bool:
     return all(holds(flat[keys.known(key)]) for key, holds in conditions)
 
 
-def _announce(standings: dict[str, launch.Standing], removed: list[str]) -> None:
-    words = _counted(standings, {"new": "new", "incomplete": "to resume"})
-    print(f"{len(standings)} trials in {_ROOT.value}: {words}")
+def _announce(statuses: dict[str, launch.TrialStatus], removed: list[str]) -> None:
+    """Prints how many trials are in which state, what is no longer in the sweep, and why trials failed earlier."""
+    print(f"{progress.counted(len(statuses), 'trial')} in {_ROOT.value}: {_count_states(statuses, incomplete='to resume')}")
     for name in removed:
-        print(f"no longer in the sweep, left as it is: {name}")
-    for name, standing in standings.items():
-        if standing.state in ("failed", "diverged"):
-            print(f"{standing.state}: {name}: {standing.message}")
+        print(f"no longer in the sweep, left unchanged: {name}")
+    _print_reasons(statuses, ("failed", "diverged"))
 
 
-def _conclude(standings: dict[str, launch.Standing], display: launch.Display, stopped_by: int) -> int:
-    """Says how it ended; returns the exit status."""
-    if display.is_live:  # the table has gone
-        for name, standing in standings.items():
-            if standing.state in ("failed", "diverged", "stopped"):
-                print(f"{standing.state}: {name}: {standing.message}")
-    print(f"{_counted(standings, {'new': 'not started'})} of {len(standings)} trials.")
-    done = {name: standing.best for name, standing in standings.items() if standing.state == "done" and standing.best}
+def _conclude(statuses: dict[str, launch.TrialStatus], display: launch.Display, stopped_by: int) -> int:
+    """Prints how the sweep ended; returns the exit status."""
+    if display.is_live:  # the table, which showed them, has disappeared
+        _print_reasons(statuses, ("failed", "diverged", "stopped"))
+    print(f"{_count_states(statuses, new='not started')} of {progress.counted(len(statuses), 'trial')}.")
+    done = {name: status.best for name, status in statuses.items() if status.state == "done" and status.best}
     if done:
         name = min(done, key=lambda name: done[name]["nats"])
-        print(f"best: {name}: {measures.best_in_words(done[name])}; scripts/compare.py {_ROOT.value} compares them.")
+        print(f"best: {name}: {measures.best_in_words(done[name])}; compare all with: scripts/compare.py {_ROOT.value}")
     if stopped_by:
-        print("stopped: the same command goes on from there.")
+        print("stopped: the same command resumes the sweep.")
         return 128 + stopped_by
-    return 0 if {standing.state for standing in standings.values()} <= {"done", "pruned"} else 1
+    return 0 if {status.state for status in statuses.values()} <= {"done", "pruned"} else 1
 
 
-def _counted(standings: dict[str, launch.Standing], words: dict[str, str]) -> str:
-    counts = collections.Counter(words.get(standing.state, standing.state) for standing in standings.values())
+def _print_reasons(statuses: dict[str, launch.TrialStatus], states: tuple[str, ...]) -> None:
+    """Prints a line for each trial in one of these states, with the reason if one is known."""
+    for name, status in statuses.items():
+        if status.state in states:
+            print(f"{status.state}: {name}" + (f": {status.message}" if status.message else ""))
+
+
+def _count_states(statuses: dict[str, launch.TrialStatus], **words: str) -> str:
+    """Such as `1 done, 2 to resume`. words: state → words that replace it."""
+    counts = collections.Counter(words.get(status.state, status.state) for status in statuses.values())
     return ", ".join(f"{number} {state}" for state, number in counts.items()) or "none"

@@ -45,18 +45,20 @@ def main(overrides: dict[str, str]) -> int:
         raise UserError(f"--graph_steps={_GRAPH_STEPS.value} is not right: it must be 1 or more.")
     if not _DESCRIBE.value and _WORKDIR.value is None:
         raise UserError("--workdir is not given: see --help.")
-    place = processes.place_of(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    spec = processes.spec_from_flags(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     rows = batches.Framing.of(checked).rows
-    if rows % place.number:
-        raise UserError(f"batch.size={rows} can't be shared evenly by {place.number} processes: a multiple would be right.")
+    if rows % spec.num_processes:
+        raise UserError(
+            f"batch.size={rows} can't be shared evenly by {spec.num_processes} processes: a multiple would be right."
+        )
     devices.use_huge_pages()
-    for line in devices.prepare_cpu(checked, rows, place.number):
-        if place.index == 0:
+    for line in devices.prepare_cpu(checked, rows, spec.num_processes):
+        if spec.process_id == 0:
             progress.tell(line)
     cache.keep_compiled(cache.folder_of(checked))  # this imports JAX, which takes a second: only once the command is right
     from charlm.training import setup, train
 
-    processes.join(place)
+    processes.join(spec)
     if _DESCRIBE.value:
         return setup.describe_only(checked, _GRAPH.value, _GRAPH_STEPS.value)
     return train.train(checked, _WORKDIR.value)

@@ -1,4 +1,4 @@
-"""The run directory: all that lasts of a training, and every call of Orbax.
+"""The run directory: all files that a training leaves, and every call of Orbax.
 
 This wing knows nothing of training: it stores what it is given.
 """

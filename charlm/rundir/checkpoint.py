@@ -1,8 +1,8 @@
-"""Every Orbax call of the project: saving, finding, reading and dropping the checkpoints of a run.
+"""Saves, lists, reads and deletes the checkpoints of a run. Every Orbax call of the project is here.
 
-A checkpoint holds `params`, what else training needs to go on (`rest`: optimiser state, carry) and `progress`, a dict of
-JSON values. Readers of a finished model restore the parameters alone. With the progress are saved digests of the arrays, since
-TensorStore does not notice every flipped bit.
+A checkpoint holds `params`, `rest` (optimiser state and carry, which only training needs) and `progress`, a dict of JSON
+values. Evaluate and sample restore `params` alone. Digests of the arrays are saved with the progress, because TensorStore does
+not notice every flipped bit.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,57 +23,76 @@ import orbax.checkpoint as ocp
 from charlm import files
 from charlm.errors import Failure
 
-for name in ("absl", "asyncio", "orbax"):  # their lines on saves and on damaged files are no news for the user
+for name in ("absl", "asyncio", "orbax"):  # they log every save, and damaged files, which charlm reports itself
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
-
 T = TypeVar("T")
-TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax takes what has such a name for no checkpoint
+TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax ignores folders with this ending
 DROPPED, REPLACED = f".dropped{TEMPORARY}", f".replaced{TEMPORARY}"
-DIGESTS = "digests"  # of the progress itself, of params and of rest; saved with the progress
+LISTING_ATTEMPTS = 100
+DIGESTS = "digests"  # key in the saved progress: digests of the progress itself, of params and of rest
 
 
 class Checkpoints:
-    """The checkpoints of one run directory; kept are the best and the two latest."""
+    """The checkpoints of one run directory.
+
+    Step and folder have the same name: checkpoint 40 is in the folder `40`.
+    """
 
     def __init__(self, directory: pathlib.Path, read_only: bool = False):
-        _silence_what_is_left_behind()
+        """Opens the folder of checkpoints; makes it unless it is opened read-only.
+
+        Raises:
+          Failure: the folder is opened read-only and does not exist.
+        """
+        if not isinstance(sys.unraisablehook, _LeftoverErrorFilter):
+            sys.unraisablehook = _LeftoverErrorFilter(sys.unraisablehook)
         self._replaced: pathlib.Path | None = None
         self._directory = pathlib.Path(directory).resolve()
         if read_only and not self._directory.is_dir():
             raise Failure(f"{directory} does not exist: this run has no checkpoint yet.")
-        alone = ocp.options.MultiprocessingOptions()
-        if jax.process_count() > 1:  # the others of this training know nothing of its checkpoints
-            me = jax.process_index()
-            alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me))
+        processes = ocp.options.MultiprocessingOptions()
+        if jax.process_count() > 1:  # only this process of the training uses checkpoints, so Orbax must not wait for the others
+            index = jax.process_index()
+            processes = ocp.options.MultiprocessingOptions(
+                primary_host=index, active_processes={index}, barrier_sync_key_prefix=str(index)
+            )
         if not read_only:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._tidy()
-        options = ocp.CheckpointManagerOptions(read_only=read_only, create=False, multiprocessing_options=alone)
+            self._clean_up()
+        options = ocp.CheckpointManagerOptions(read_only=read_only, create=False, multiprocessing_options=processes)
         items = ("params", "rest", "progress")
-        self._manager = _listed(lambda: ocp.CheckpointManager(self._directory, options=options, item_names=items))
+        self._manager = _retry_listing(lambda: ocp.CheckpointManager(self._directory, options=options, item_names=items))
 
     def steps(self) -> list[int]:
-        """The steps that have a complete checkpoint, ascending."""
+        """The steps that have a complete checkpoint, in ascending order; `reload` notices what other processes changed."""
         return sorted(self._manager.all_steps())
 
-    def is_there(self, step: int) -> bool:
-        """Whether the folder of a step is there at this moment."""
+    def exists(self, step: int) -> bool:
+        """Whether the folder of a step exists now."""
         return (self._directory / str(step)).is_dir()
 
     def reload(self) -> None:
-        """Has `steps` look again at what is there."""
-        _listed(self._manager.reload)
+        """Lists the folder again, because another process may have changed it."""
+        _retry_listing(self._manager.reload)
 
-    def save(self, step: int, params, rest, progress: dict) -> None:
-        """Starts to save; the copying is done when this returns, the writing goes on in the background.
+    def save(self, step: int, params: Any, rest: Any, progress: dict[str, Any]) -> None:
+        """Starts to save a checkpoint. The arrays are copied before this returns; files are written in the background.
 
-        A checkpoint that has this step already is replaced: the training was stopped amid the evaluation of the step.
+        Replaces a checkpoint of the same step. One exists if training was stopped during the evaluation at this step.
+
+        Args:
+          step: names the checkpoint.
+          params: tree of arrays.
+          rest: tree of arrays.
+          progress: JSON values.
 
         Raises:
-          OSError: this one, or the one before it, can't be written. So do `keep_only` and `wait`.
+          OSError: this checkpoint or the previous one can't be written. `keep_only` and `wait` raise it too.
         """
-        copies = jax.tree.map(lambda leaf: leaf.copy(), (params, rest))  # the originals are donated to the next step
+        copies = jax.tree.map(
+            lambda leaf: leaf.copy(), (params, rest)
+        )  # the next training step reuses the memory of the originals
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(copies[0]),
             rest=ocp.args.StandardSave(copies[1]),
@@ -90,54 +109,57 @@ class Checkpoints:
         """Deletes the complete checkpoints of all other steps."""
         surplus = set(self.steps()) - steps
         for step in surplus:
-            # Renamed first, so that nobody who reads beside us, and no next start where we are killed in the meantime, takes
-            # what is left of it for a checkpoint.
+            # Renamed first. Otherwise a reader, or the next start if we are killed now, could find a half-deleted checkpoint.
             dropped = self._directory / f"{step}{DROPPED}"
             (self._directory / str(step)).rename(dropped)
             shutil.rmtree(dropped)
         if surplus:
             self._manager.reload()
 
-    def _tidy(self) -> None:
-        """Deletes what was not yet a checkpoint, or no longer one, when the start before was killed."""
-        for path in self._directory.glob(f"*{REPLACED}"):
-            step = self._directory / path.name.removesuffix(REPLACED)
-            if not step.exists():  # what was to replace it never came
-                path.rename(step)
-        for path in self._directory.glob(f"*{TEMPORARY}"):
-            shutil.rmtree(path)
-
     def set_aside(self, step: int) -> None:
-        """Moves a checkpoint that can't be read to the folder `unreadable`, so that its step can be saved again."""
-        aside = self._directory.with_name("unreadable") / str(step)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(exist_ok=True)
-        (self._directory / str(step)).rename(aside)
+        """Moves an unreadable checkpoint to the folder `unreadable`, so that its step can be saved again."""
+        destination = self._directory.with_name("unreadable") / str(step)
+        shutil.rmtree(destination, ignore_errors=True)
+        destination.parent.mkdir(exist_ok=True)
+        (self._directory / str(step)).rename(destination)
         self._manager.reload()
 
-    def restore_params(self, step: int, abstract_params):
-        """The parameters of a step, placed on this process's default device whatever wrote them."""
-        items = ocp.args.Composite(params=ocp.args.StandardRestore(_here(abstract_params)), progress=ocp.args.JsonRestore())
-        restored = self._restored(step, items)
-        self._opened(step, restored.progress, params=restored.params)
+    def restore_params(self, step: int, abstract_params: Any) -> Any:
+        """Reads the parameters of a checkpoint and places them on this process's first device.
+
+        Args:
+          step: of the checkpoint.
+          abstract_params: tree of jax.ShapeDtypeStruct.
+
+        Raises:
+          Failure: the checkpoint is missing or damaged.
+          OSError: it can't be read for another reason, such as permissions or too little memory.
+        """
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(_on_first_device(abstract_params)), progress=ocp.args.JsonRestore()
+        )
+        restored = self._restore_items(step, items)
+        self._verified_progress(step, restored.progress, params=restored.params)
         return restored.params
 
-    def restore(self, step: int, abstract_params, abstract_rest) -> tuple:
-        """(params, rest, progress) as they were saved."""
+    def restore(self, step: int, abstract_params: Any, abstract_rest: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """Reads (params, rest, progress) as saved; arguments, placement and errors as in `restore_params`."""
         items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(_here(abstract_params)),
-            rest=ocp.args.StandardRestore(_here(abstract_rest)),
+            params=ocp.args.StandardRestore(_on_first_device(abstract_params)),
+            rest=ocp.args.StandardRestore(_on_first_device(abstract_rest)),
             progress=ocp.args.JsonRestore(),
         )
-        restored = self._restored(step, items)
-        return restored.params, restored.rest, self._opened(step, restored.progress, params=restored.params, rest=restored.rest)
+        restored = self._restore_items(step, items)
+        progress = self._verified_progress(step, restored.progress, params=restored.params, rest=restored.rest)
+        return restored.params, restored.rest, progress
 
-    def progress(self, step: int) -> dict:
-        """The progress saved with a step."""
-        return self._opened(step, self._restored(step, ocp.args.Composite(progress=ocp.args.JsonRestore())).progress)
+    def progress(self, step: int) -> dict[str, Any]:
+        """Reads the progress of a checkpoint; errors as in `restore_params`."""
+        restored = self._restore_items(step, ocp.args.Composite(progress=ocp.args.JsonRestore()))
+        return self._verified_progress(step, restored.progress)
 
     def wait(self) -> None:
-        """Blocks until what `save` started is on disk."""
+        """Blocks until the checkpoint that `save` started is on disk."""
         with _as_os_error():
             self._manager.wait_until_finished()
         if self._replaced is not None:
@@ -145,76 +167,91 @@ class Checkpoints:
             self._replaced = None
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):  # who waited has been told what could not be written
+        """Releases the threads of Orbax."""
+        with contextlib.suppress(Exception):  # `wait` has already raised what could not be written
             self._manager.close()
 
-    def _opened(self, step: int, saved: dict, **trees) -> dict:
-        """The progress without its digests. Raises a Failure where it, or one of the trees, is not what was saved."""
+    def _clean_up(self) -> None:
+        """Repairs what a killed start left: restores a replaced checkpoint if the new one is missing, deletes partial ones."""
+        for path in self._directory.glob(f"*{REPLACED}"):
+            step = self._directory / path.name.removesuffix(REPLACED)
+            if not step.exists():
+                path.rename(step)
+        for path in self._directory.glob(f"*{TEMPORARY}"):
+            shutil.rmtree(path)
+
+    def _verified_progress(self, step: int, saved: dict[str, Any], **trees: Any) -> dict[str, Any]:
+        """The progress without its digests. Raises a Failure if the progress or a tree does not match its digest."""
         progress = {key: value for key, value in saved.items() if key != DIGESTS}
         if DIGESTS not in saved:
             raise Failure(f"checkpoint {self._directory / str(step)} can't be read (an older version of charlm saved it)")
-        found, written = _digests(progress, trees), saved[DIGESTS]
-        if found != {name: written.get(name) for name in found}:
+        actual, recorded = _digests(progress, trees), saved[DIGESTS]
+        if actual != {name: recorded.get(name) for name in actual}:
             raise Failure(f"checkpoint {self._directory / str(step)} can't be read (its contents are not what was saved)")
         return progress
 
-    def _restored(self, step: int, items):
+    def _restore_items(self, step: int, items: ocp.args.Composite) -> Any:
         try:
             return self._manager.restore(step, args=items)
         except MemoryError:
             raise
-        except Exception as error:  # Orbax and TensorStore raise whatever the damaged bytes lead them to
-            gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
-            if (isinstance(error, OSError) and not gone) or re.search("RESOURCE_EXHAUSTED|UNAVAILABLE|PERMISSION", str(error)):
+        except Exception as error:  # damaged files make Orbax and TensorStore raise many kinds of errors
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+            if (isinstance(error, OSError) and not missing) or re.search(
+                "RESOURCE_EXHAUSTED|UNAVAILABLE|PERMISSION", str(error)
+            ):
                 raise OSError(f"{self._directory / str(step)}: {str(error).splitlines()[0][:200]}") from error
             reason = f"{type(error).__name__}: {str(error).split(' [')[0].splitlines()[0] if str(error) else ''}"[:200]
             raise Failure(f"checkpoint {self._directory / str(step)} can't be read ({reason})") from error
 
 
-def _listed(look: Callable[[], T]) -> T:
-    """Looks at what is there. Orbax lists the steps and then looks at each, which a training beside us may drop in between."""
-    for _ in range(100):
+def _retry_listing(list_steps: Callable[[], T]) -> T:
+    """Calls `list_steps` again if it raises FileNotFoundError.
+
+    Orbax lists the steps and then opens each. A training in another process may delete one in between.
+    """
+    for _ in range(LISTING_ATTEMPTS):
         with contextlib.suppress(FileNotFoundError):
-            return look()
-    return look()
+            return list_steps()
+    return list_steps()
 
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """What Orbax and TensorStore raise where they can't write, a ValueError of many lines say, as an OSError that says why."""
+    """Raises an OSError with the reason in place of other errors. If they can't write, Orbax and TensorStore raise any kind."""
     try:
         yield
     except OSError:
         raise
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        why = re.search(r"([^:]+) \[os_error_code", str(error))
-        raise OSError(why[1].strip() if why else lines[0][:200]) from error
+        reason = re.search(r"([^:]+) \[os_error_code", str(error))
+        raise OSError(reason[1].strip() if reason else lines[0][:200]) from error
 
 
-def _silence_what_is_left_behind() -> None:
-    """Arrays are read and written side by side: of several that can't be, one is raised. The others would be printed, each with
-    a traceback: coroutines left behind when they are collected, writes when they report to an event loop that has gone."""
-    before = sys.unraisablehook
-    if hasattr(before, "of_charlm"):
-        return
+class _LeftoverErrorFilter:
+    """A sys.unraisablehook that keeps Python from printing tracebacks of errors after the first.
 
-    def hook(unraisable) -> None:
+    Orbax reads and writes arrays concurrently. If several fail, the first error is raised. Python would print the others: those
+    of abandoned coroutines when they are collected, and those of writes that report to a closed event loop.
+    """
+
+    def __init__(self, previous_hook: Callable[[Any], Any]):
+        self._previous_hook = previous_hook
+
+    def __call__(self, unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)
-        left_behind = code is not None and "orbax" in code.co_filename
-        if not left_behind and str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    hook.of_charlm = True
-    sys.unraisablehook = hook
+        is_abandoned = code is not None and "orbax" in code.co_filename
+        if not is_abandoned and str(unraisable.exc_value) != "Event loop is closed":
+            self._previous_hook(unraisable)
 
 
-def _digests(progress: dict, trees: dict) -> dict[str, str]:
+def _digests(progress: dict[str, Any], trees: dict[str, Any]) -> dict[str, str]:
     return {"progress": files.digest(json.dumps(progress)), **{name: _digest(tree) for name, tree in trees.items()}}
 
 
-def _digest(tree) -> str:
-    """SHA-256 over all arrays of a tree, their names, types and shapes."""
+def _digest(tree: Any) -> str:
+    """SHA-256 of all arrays of a tree, with their names, types and shapes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
@@ -223,6 +260,7 @@ def _digest(tree) -> str:
     return digest.hexdigest()
 
 
-def _here(abstract):
+def _on_first_device(abstract: Any) -> Any:
+    """The shapes and types of a tree, with this process's first device as the place to restore to."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)

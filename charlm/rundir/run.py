@@ -1,11 +1,12 @@
-"""The run directory: all that lasts of a training, and the only thing that evaluate, sample and compare read.
+"""The run directory: all files that a training leaves. Evaluate, sample and compare read nothing else.
 
-config.json       every key of the config          samples/STEP.txt    text written at each evaluation
-vocab.json        symbols in the order of ids       checkpoints/STEP    the best and the two latest
-corpus.json       where the text came from          tensorboard/        the same scalars and the config
-environment.json  one entry for each start          lock                held while a process trains here
-status.json       state, step, best                 metrics.jsonl       one row for each log interval and evaluation
-evaluations.jsonl what scripts/evaluate.py found
+config.json        every key of the config           samples/STEP.txt   text written at each evaluation
+vocab.json         symbols in the order of ids       checkpoints/STEP   the best and the two latest
+corpus.json        where the text came from          unreadable/        checkpoints that could not be read
+environment.json   one entry for each start          tensorboard/       the same scalars and the config
+status.json        state, step, best                 lock               held while a process trains here
+metrics.jsonl      one row for each log interval and each evaluation
+evaluations.jsonl  results of the program evaluate
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -31,14 +33,22 @@ from charlm.errors import Broken, UserError
 from charlm.files import opened, sealed
 from charlm.progress import warn
 
-SCALARS = {"nats", "bits", "perplexity", "learning_rate", "grad_norm", "chars_per_second"}  # that TensorBoard shows
+SCALARS = {"nats", "bits", "perplexity", "learning_rate", "grad_norm", "chars_per_second"}  # shown in TensorBoard
 STATES = ("incomplete", "done", "diverged", "failed")
-FIRST_FILES = {"lock", "vocab.json", "corpus.json", "config.json", "status.json"}  # all that a start can die amid writing
+FIRST_FILES = {"lock", "vocab.json", "corpus.json", "config.json", "status.json"}  # written before a run exists
 PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Run:
-    """The files of one run directory, by name."""
+    """The files of one run directory.
+
+    Attributes:
+      workdir: the run directory.
+      checkpoints: folder of the checkpoints.
+      tensorboard: folder of TensorBoard's event files.
+
+    Methods that read a file raise a UserError if it does not exist, can't be read or is damaged.
+    """
 
     def __init__(self, workdir: str | os.PathLike):
         self.workdir = pathlib.Path(workdir)
@@ -47,6 +57,7 @@ class Run:
         self._metrics = self.workdir / "metrics.jsonl"
 
     def config(self) -> ConfigDict:
+        """The checked config."""
         fields = self._json("config.json")
         try:
             return load.from_dict(fields)
@@ -54,41 +65,55 @@ class Run:
             raise UserError(f"{self.workdir / 'config.json'}: {error}") from error
 
     def config_fields(self) -> dict[str, object]:
-        """The config as it was written, flat and unchecked: what another version of charlm wrote can be compared too."""
+        """Dotted key → value as written, unchecked, so that runs of other versions of charlm can be compared too."""
         return keys.before_keys_existed() | load.flatten(self._json("config.json"))
 
     def vocab(self) -> Vocab:
+        """The vocabulary."""
         try:
             return Vocab.from_dict(self._json("vocab.json"))
         except ValueError as error:
             raise UserError(f"{self.workdir / 'vocab.json'} is damaged ({error}): restore it from a copy.") from error
 
-    def corpus(self) -> dict:
+    def corpus(self) -> dict[str, Any]:
+        """The provenance of the corpus: sha256, splits (name → characters) and more."""
         corpus = self._json("corpus.json")
         if not isinstance(corpus.get("splits"), dict) or not isinstance(corpus.get("sha256"), str):
             raise UserError(f"{self.workdir / 'corpus.json'} is damaged (it has no splits and sha256): restore it from a copy.")
         return corpus
 
-    def status(self) -> dict:
+    def status(self) -> dict[str, Any]:
+        """state (one of STATES), step, best ({"step", "nats", "split"} or None), message, and rows of metrics so far."""
         status = self._json("status.json")
         if status.get("state") not in STATES:
-            raise UserError(f"{self.workdir / 'status.json'} has the state {status.get('state')!r}, which is none of {STATES}.")
+            raise UserError(
+                f"{self.workdir / 'status.json'} has the state {status.get('state')!r}: must be one of {', '.join(STATES)}."
+            )
         return {"step": 0, "best": None, "message": "", "rows": 0} | status
 
     def write_status(self, state: str, step: int, best: dict | None, message: str = "", rows: int = 0) -> None:
-        """Args: rows: of metrics, that were written by then."""
+        """Replaces status.json.
+
+        Args:
+          state: one of STATES.
+          step: steps trained.
+          best: {"step", "nats", "split"} of the best evaluation.
+          message: why the run diverged or failed.
+          rows: number of rows of metrics written so far.
+        """
         self._write("status.json", {"state": state, "step": step, "best": best, "message": message, "rows": rows})
 
     def write_sample(self, step: int, text: str) -> None:
+        """Writes the text sampled at a step."""
         self._write(f"samples/{step:08d}.txt", text)
 
-    def append(self, row: dict) -> None:
-        """Adds a row to the metrics; infinite values become null."""
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds a row to the metrics. Values that are not finite become null."""
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(sealed(measures.finite(row)) + "\n")
 
-    def rows(self) -> list[dict]:
-        """The rows of the metrics; a damaged last line, as a crash leaves it, is passed over.
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the metrics. A damaged last line is skipped, since a crash may leave one.
 
         Raises:
           UserError: a line before the last is damaged.
@@ -101,19 +126,25 @@ class Run:
             try:
                 row = opened(line)
                 if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                    raise ValueError("no object with a step")
+                    raise ValueError("not an object with a step")
             except ValueError as error:
                 if number == len(lines):
                     break
-                raise UserError(f"{self._metrics} line {number} is no row of metrics ({error}): remove that line.") from error
+                raise UserError(
+                    f"{self._metrics} line {number} is not a row of metrics ({error}): remove that line."
+                ) from error
             rows.append(row)
         return rows
 
     def rewind(self, step: int, evaluated: bool) -> tuple[int, int]:
-        """Drops what was logged after a step, and a damaged last line; returns how many lines stayed and how many went.
+        """Removes the rows logged after a step, and a damaged last line.
 
         Args:
-          evaluated: whether the evaluation of this very step was finished, so that its rows stay.
+          step: at which training resumes.
+          evaluated: whether the evaluation of this step was finished; its rows are then kept.
+
+        Returns:
+          The numbers of lines kept and removed.
         """
         if not self._metrics.exists():
             return 0, 0
@@ -125,67 +156,67 @@ class Run:
         return len(kept), len(text.splitlines()) - len(kept)
 
     def sync_metrics(self) -> None:
-        """Has the rows on disk before a checkpoint that counts on them."""
+        """Flushes the metrics to disk. Call it before saving a checkpoint, which says how many rows exist."""
         with contextlib.suppress(FileNotFoundError), self._metrics.open("rb") as file:
             os.fsync(file.fileno())
 
-    def begin(self, config: ConfigDict, vocab: Vocab, corpus: dict) -> None:
-        """Writes what a new run is made of; status.json last, since it says that there is a run."""
+    def begin(self, config: ConfigDict, vocab: Vocab, corpus: dict[str, Any]) -> None:
+        """Writes the first files of a new run. status.json is last: a directory with it is a run."""
         self._write("vocab.json", vocab.to_dict())
         self._write("corpus.json", corpus)
         self._write("config.json", load.to_dict(config))
         self.write_status("incomplete", 0, None)
 
     def splits(self) -> dict[str, corpora.Split]:
-        """The run's corpus, loaded anew.
+        """Loads the run's corpus: name of the split → split.
 
         Raises:
-          UserError: it has changed since the run began, or can't be had.
+          UserError: the corpus has changed since the run began, or can't be loaded.
         """
         corpus = corpora.load(self.config())
         self._check_same(corpus.provenance)
         return corpus.splits
 
-    def check_data(self, vocab: Vocab, corpus: dict) -> None:
-        """Raises a UserError where the corpus is no longer the one that this run began with."""
+    def check_data(self, vocab: Vocab, corpus: dict[str, Any]) -> None:
+        """Raises a UserError if the corpus or the vocabulary is not the one that this run began with."""
         self._check_same(corpus)
         if self.vocab() != vocab:
             raise UserError(
                 f"{self.workdir / 'vocab.json'} is not the vocabulary of this run's corpus: restore it from a copy."
             )
 
-    def _check_same(self, corpus: dict) -> None:
-        then = self.corpus()
-        if any(then.get(key) != corpus.get(key) for key in ("sha256", "splits", "documents")):
+    def _check_same(self, corpus: dict[str, Any]) -> None:
+        recorded = self.corpus()
+        if any(recorded.get(key) != corpus.get(key) for key in ("sha256", "splits", "documents")):
             raise UserError(
-                f"corpus {corpus['name']} has changed since --workdir={self.workdir} began (sha256 {then.get('sha256')} then, "
-                f"{corpus['sha256']} now): restore the text or choose another directory."
+                f"corpus {corpus['name']} has changed since the run in --workdir={self.workdir} began "
+                f"(sha256 {recorded.get('sha256')} then, {corpus['sha256']} now): restore the text or choose another directory."
             )
 
     @contextlib.contextmanager
-    def scalars(self, step: int) -> Iterator[Callable[[dict], None]]:
-        """A function that logs a row: to metrics.jsonl, which is the record, and to TensorBoard, which mirrors it.
+    def metric_logger(self, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Yields a function that logs a row to metrics.jsonl and its scalars to TensorBoard.
 
         Args:
-          step: at which the training goes on; TensorBoard then hides what an earlier start logged after it.
+          step: at which training begins or resumes. TensorBoard hides scalars that an earlier start logged after it.
         """
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        # Not the SummaryWriter around it: that one writes from a thread, and waits for it for ever where the disk is full.
+        # Not SummaryWriter: it writes from a thread, and hangs when the disk is full.
         self.tensorboard.mkdir(exist_ok=True)
         writer = event_file_writer.EventsWriter(os.fspath(self.tensorboard / "events"), f".{os.getpid()}.{time.time_ns()}")
 
-        def write(**content) -> None:
+        def write(**content: Any) -> None:
             writer.write_event(Event(wall_time=time.time(), **content))
 
         write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
         hparams = load.flatten(self._json("config.json"))
         plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in hparams.items()}
-        for described in summary.hparams(plain, {"validation/nats": 0.0, "validation/perplexity": 0.0}):
-            write(summary=described)
+        for hparams_summary in summary.hparams(plain, {"validation/nats": 0.0, "validation/perplexity": 0.0}):
+            write(summary=hparams_summary)
 
-        def log(row: dict) -> None:
+        def log(row: dict[str, Any]) -> None:
             self.append(row)
             for name in SCALARS & row.keys():
                 if math.isfinite(row[name]):
@@ -196,33 +227,42 @@ class Run:
         try:
             yield log
         finally:
-            with contextlib.suppress(OSError):  # the metrics tell it
+            with contextlib.suppress(OSError):  # metrics.jsonl holds the rows; writing to it raises if the disk is full
                 writer.close()
 
-    def note_evaluation(self, result: dict) -> None:
-        """Adds what scripts/evaluate.py found to evaluations.jsonl, where the directory can be written."""
+    def note_evaluation(self, result: dict[str, Any]) -> None:
+        """Adds a result of the program evaluate to evaluations.jsonl. Warns if the file can't be written."""
         try:
             with (self.workdir / "evaluations.jsonl").open("ab+") as file:
-                torn = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"  # a line whose writer died amid it
-                file.write(b"\n" * bool(torn) + sealed(measures.finite(result)).encode() + b"\n")
+                # If another process was killed while it wrote, the last line has no line break.
+                incomplete = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+                file.write(b"\n" * bool(incomplete) + sealed(measures.finite(result)).encode() + b"\n")
         except OSError as error:
-            warn(f"{error.filename} can't be written ({error.strerror}): compare.py will not have this figure.")
+            warn(f"{error.filename} can't be written ({error.strerror}): compare will not show this figure.")
 
-    def starts(self) -> list[dict]:
-        """What `note_start` has written, oldest first."""
+    def starts(self) -> list[dict[str, Any]]:
+        """The entries that `note_start` wrote, oldest first."""
         starts = self._json("environment.json").get("starts", [])
         if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-            raise UserError(f"{self.workdir / 'environment.json'} is damaged (no list of starts): restore it from a copy.")
+            raise UserError(
+                f"{self.workdir / 'environment.json'} is damaged (it has no list of starts): restore it from a copy."
+            )
         return starts
 
     def note_start(self, device: str, parameters: int, total_steps: int) -> None:
-        """Adds versions, device, commit and command of this start, and what it trains for how long, to environment.json."""
-        starts = []
+        """Adds an entry for this start to environment.json: command, commit, versions, device, settings, length.
+
+        Args:
+          device: what trains, for people.
+          parameters: number of parameters.
+          total_steps: of the training.
+        """
+        starts: list[dict[str, Any]] = []
         try:
             starts = self.starts()
         except UserError:
-            if self._metrics.exists():  # this is not the first start, but no reason not to train
-                warn(f"{self.workdir / 'environment.json'} is damaged or gone: what it said of earlier starts is lost.")
+            if self._metrics.exists():  # the run has started before; training does not need its entries
+                warn(f"{self.workdir / 'environment.json'} is damaged or missing: its entries for earlier starts are lost.")
         starts.append(
             {
                 "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -242,10 +282,10 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the directory for one training process; the kernel lets go of it when the process ends, however that is.
+        """Locks the directory for one training process. The kernel releases the lock when the process ends, even if killed.
 
         Raises:
-          UserError: another process holds it.
+          UserError: another process holds the lock.
         """
         with (self.workdir / "lock").open("a+", encoding="utf-8") as file:
             for attempt in range(5):
@@ -254,7 +294,7 @@ class Run:
                     break
                 except BlockingIOError as error:
                     if attempt < 4:
-                        time.sleep(0.05)  # it may be somebody in `is_training`, who lets go at once
+                        time.sleep(0.05)  # `is_training` in another process may hold the lock for a moment
                         continue
                     file.seek(0)
                     raise UserError(
@@ -268,17 +308,17 @@ class Run:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Raises a Broken where the directory can't be written any more."""
+        """Raises a Broken in place of an OSError: the directory can no longer be written."""
         try:
             yield
         except OSError as error:
             raise Broken(
                 f"{self.workdir} can't be written ({error.strerror or error}): "
-                "once that is mended, the same command goes on from the last checkpoint."
+                "fix this, and the same command resumes from the last checkpoint."
             ) from error
 
     def is_training(self) -> bool:
-        """Whether a process holds the directory at this moment."""
+        """Whether a process is training in the directory now."""
         try:
             with (self.workdir / "lock").open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -297,18 +337,18 @@ class Run:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} can't be read: {error}.") from error
 
-    def _json(self, name: str) -> dict:
+    def _json(self, name: str) -> dict[str, Any]:
         try:
             fields = opened(self._text(name))
             if not isinstance(fields, dict):
-                raise ValueError("no object")
+                raise ValueError("not an object")
             return fields
         except (ValueError, RecursionError) as error:
-            way_out = ", or remove its seal if you have changed it yourself" if "seal" in str(error) else ""
-            raise UserError(f"{self.workdir / name} is damaged ({error}): restore it from a copy{way_out}.") from error
+            hint = ", or delete its seal if you edited the file yourself" if "seal" in str(error) else ""
+            raise UserError(f"{self.workdir / name} is damaged ({error}): restore it from a copy{hint}.") from error
 
-    def _write(self, name: str, content: str | dict) -> None:
-        """Writes a whole file or nothing of it."""
+    def _write(self, name: str, content: str | dict[str, Any]) -> None:
+        """Writes a file completely or not at all."""
         text = content if isinstance(content, str) else sealed(content, indent=1) + "\n"
         path = self.workdir / name
         path.parent.mkdir(exist_ok=True)
@@ -316,22 +356,22 @@ class Run:
 
 
 def check_checkpoint_name(which: str) -> None:
-    """Raises a UserError where --checkpoint is neither best, latest nor a step."""
+    """Raises a UserError if --checkpoint is neither best, latest nor a step."""
     if which not in ("best", "latest") and not (which.isascii() and which.isdigit()):
-        raise UserError(f"--checkpoint={which} is not right: it must be best, latest or a step.")
+        raise UserError(f"--checkpoint={which}: must be best, latest or a step.")
 
 
-def exists(workdir: str, config: ConfigDict) -> bool:
-    """Whether a run with this config is in the directory already; nothing is written.
+def exists(workdir: str | os.PathLike, config: ConfigDict) -> bool:
+    """Whether the directory already holds a run with this config. Writes nothing.
 
     Raises:
-      UserError: the directory holds something else, a run with another config, or can't be written.
+      UserError: the directory holds other files or a run with another config, or it can't be written.
     """
     path = pathlib.Path(workdir)
     try:
         os.fspath(path).encode()
-    except UnicodeEncodeError as error:  # TensorStore knows files by names of UTF-8 alone
-        raise UserError(f"--workdir={workdir} is no UTF-8: choose a directory whose name is.") from error
+    except UnicodeEncodeError as error:  # TensorStore only opens files whose names are UTF-8
+        raise UserError(f"--workdir={workdir} is not UTF-8: choose a directory whose name is.") from error
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir={workdir} is a file: give a directory.")
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -339,9 +379,9 @@ def exists(workdir: str, config: ConfigDict) -> bool:
         raise UserError(f"--workdir={workdir} can't be written: choose a directory that can.")
     names = {entry.name for entry in path.iterdir()} if path.exists() else set()
     if "status.json" not in names:
-        # A start that died leaves its lock, which is made first, and files of its own; anything else is not ours.
         if {"config.json", "checkpoints"} <= names:
-            raise UserError(f"{path / 'status.json'} does not exist, though a run is there: restore it from a copy.")
+            raise UserError(f"{path / 'status.json'} is missing, but the directory holds a run: restore it from a copy.")
+        # A start that died leaves its lock, which it makes first, and some of FIRST_FILES. Other files are not ours.
         if names and ("lock" not in names or {name.removesuffix(".new") for name in names} - FIRST_FILES):
             raise UserError(f"--workdir={workdir} is not empty and not the directory of a run: choose another.")
         return False
@@ -354,8 +394,8 @@ def exists(workdir: str, config: ConfigDict) -> bool:
     return True
 
 
-def make(workdir: str) -> None:
-    """Makes the directory of a run. Raises a UserError where that can't be done."""
+def make(workdir: str | os.PathLike) -> None:
+    """Makes the directory of a run. Raises a UserError if it can't be made."""
     try:
         pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -370,7 +410,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with a + where files differ from it; None outside a checkout."""
+    """The commit of this checkout, followed by + if files differ from it; None outside a checkout."""
     git = ["git", "-C", os.fspath(pathlib.Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True, timeout=10)

@@ -1,12 +1,14 @@
-"""Running the trials of a sweep as processes of this machine, and showing where each stands."""
+"""Runs the trials of a sweep as processes of this machine, and shows the status of each."""
 
+import contextlib
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -19,47 +21,67 @@ from charlm.rundir.run import Run
 from charlm.sweeps import sweep
 
 POLL_SECONDS = 0.2
-ELSEWHERE = "in another process"
-REPORT_SECONDS = 60.0  # between lines on what runs, where there is no terminal
-ENDED = ("done", "diverged", "failed", "pruned")
-SAVED_BY = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+REPORT_SECONDS = 60.0  # between reports on the running trials, if there is no terminal
+EXTERNAL = "in another process"
+FINAL_STATES = ("done", "diverged", "failed", "pruned")
+STOPPED_CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that saved its state and stopped
+TAIL_BYTES = 2**14  # read from the end of metrics.jsonl; enough for many rows
 
 
-class Standing(NamedTuple):
-    """Where a trial stands, as its run directory tells.
+class TrialStatus(NamedTuple):
+    """The status of a trial, read from its run directory.
 
     Attributes:
-      state: new, one of run.STATES, or what a launcher knows beyond the directory: running, queued, stopped, pruned.
-      best: {"step", "nats", "split"}.
-      seconds_left: at the pace so far, None where that is unknown.
+      state: new, one of run.STATES, or what only a launcher knows: running, queued, stopped, pruned.
+      step: steps trained.
+      total_steps: of the training; None if it has not started.
+      best: {"step", "nats", "split"} of the best evaluation so far.
+      chars_per_second: in the last log interval.
+      seconds: of training so far.
+      message: why the trial failed, diverged or stopped.
     """
 
     state: str
     step: int = 0
     total_steps: int | None = None
-    best: dict | None = None
+    best: dict[str, Any] | None = None
     chars_per_second: float | None = None
     seconds: float | None = None
     message: str = ""
 
     @property
     def seconds_left(self) -> float | None:
+        """Estimated from the average speed so far; None if that is unknown."""
         if not (self.seconds and self.step and self.total_steps):
             return None
         return self.seconds / self.step * max(self.total_steps - self.step, 0)
 
 
-def standing_of(run: Run) -> Standing:
-    """Reads a run directory, which somebody may be writing to; a damaged one is `failed`, with the reason."""
+class Slot(NamedTuple):
+    """The part of the machine that one of several concurrent processes uses.
+
+    Attributes:
+      cores: numbers of the CPU cores.
+      gpus: value of CUDA_VISIBLE_DEVICES; None if the machine has no GPUs.
+      shares_gpu: whether other slots use the same GPU.
+    """
+
+    cores: tuple[int, ...]
+    gpus: str | None
+    shares_gpu: bool
+
+
+def read_status(run: Run) -> TrialStatus:
+    """Reads the status of a run, which a process may be writing. If the run is damaged, the state is `failed`."""
     if not (run.workdir / "status.json").exists():
-        return Standing("new")
+        return TrialStatus("new")
     try:
         status = run.status()
         starts = run.starts() if (run.workdir / "environment.json").exists() else []
     except UserError as error:
-        return Standing("failed", message=str(error))
+        return TrialStatus("failed", message=str(error))
     row = _last_train_row(run.workdir / "metrics.jsonl")
-    return Standing(
+    return TrialStatus(
         status["state"],
         max(status.get("step", 0), row.get("step", 0)),
         starts[-1].get("total_steps") if starts else None,
@@ -70,48 +92,41 @@ def standing_of(run: Run) -> Standing:
     )
 
 
-def last_words(log: pathlib.Path) -> str:
-    """The sentence with which a training refused, else the last line of its log."""
+def failure_message(log: pathlib.Path) -> str:
+    """The error message at the end of a training's log, or its last line; empty if there is no log."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         return ""
-    refusals = [line.removeprefix("error: ") for line in lines[-3:] if line.startswith("error: ")]
-    return (refusals or lines or [""])[-1][:300]
+    errors = [line.removeprefix("error: ") for line in lines[-3:] if line.startswith("error: ")]
+    return (errors or lines or [""])[-1][:300]
 
 
-class Share(NamedTuple):
-    """What one of several processes may use. gpus: for CUDA_VISIBLE_DEVICES, None where there are none."""
+def divide_machine(parallel: int, cores: Iterable[int], gpus: list[str]) -> list[Slot]:
+    """Divides cores and GPUs evenly among `parallel` processes.
 
-    cores: tuple[int, ...]
-    gpus: str | None
-    shares_a_gpu: bool
-
-
-def shares(parallel: int, cores: Iterable[int], gpus: list[str]) -> list[Share]:
-    """Cores and GPUs for so many processes, as many for each, so that a trial's sums do not depend on its place.
-
-    With fewer cores or GPUs than processes, several share one.
+    All slots have the same size, so the numbers that a trial computes do not depend on its slot. If there are fewer cores or
+    GPUs than processes, several processes share one.
     """
     cores = sorted(cores)
-    each, gpus_each = max(1, len(cores) // parallel), max(1, len(gpus) // parallel)
+    cores_each, gpus_each = max(1, len(cores) // parallel), max(1, len(gpus) // parallel)
     return [
-        Share(
-            tuple(cores[(place * each + number) % len(cores)] for number in range(each)),
-            ",".join(gpus[(place * gpus_each + number) % len(gpus)] for number in range(gpus_each)) if gpus else None,
+        Slot(
+            tuple(cores[(slot * cores_each + number) % len(cores)] for number in range(cores_each)),
+            ",".join(gpus[(slot * gpus_each + number) % len(gpus)] for number in range(gpus_each)) if gpus else None,
             0 < len(gpus) < parallel,
         )
-        for place in range(parallel)
+        for slot in range(parallel)
     ]
 
 
-def cores_here() -> set[int]:
-    """The cores that this process may use."""
+def available_cores() -> set[int]:
+    """The CPU cores that this process may use."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def gpus_here() -> list[str]:
-    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+def available_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
     try:
@@ -120,110 +135,163 @@ def gpus_here() -> list[str]:
         return []
 
 
-def start(command: list[str], share: Share, log: pathlib.Path) -> subprocess.Popen:
-    """Starts a training on its share of the machine, in a session of its own: a Ctrl-C reaches it only through us, once."""
+def start_training(command: list[str], slot: Slot, log: pathlib.Path) -> subprocess.Popen:
+    """Starts a training on its slot and appends its output to a log.
+
+    The process has its own session. Ctrl-C on the terminal therefore reaches it only once, when the launcher forwards it.
+    """
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    if share.gpus is not None:
-        env["CUDA_VISIBLE_DEVICES"] = share.gpus
-    if share.shares_a_gpu:
+    if slot.gpus is not None:
+        env["CUDA_VISIBLE_DEVICES"] = slot.gpus
+    if slot.shares_gpu:
         env.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    mine = cores_here()
+    launcher_cores = available_cores()
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ {' '.join(command)}\n")
+        file.write(f"$ {shlex.join(command)}\n")
         file.flush()
         try:
             if hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, share.cores)  # a child inherits it
+                os.sched_setaffinity(0, slot.cores)  # the child process inherits it
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True
             )
         finally:
             if hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, mine)
+                os.sched_setaffinity(0, launcher_cores)
 
 
-def local(
+def run_local(
     root: sweep.Root,
     trials: Iterator[sweep.Trial],
     command_of: Callable[[sweep.Trial], list[str]],
-    places: list[Share],
+    slots: list[Slot],
     display: "Display",
-    ended: Callable[[sweep.Trial, Standing], None] = lambda trial, standing: None,
-    is_enough: Callable[[sweep.Trial], bool] = lambda trial: False,
+    on_end: Callable[[sweep.Trial, TrialStatus], None] = lambda trial, status: None,
+    should_stop: Callable[[sweep.Trial], bool] = lambda trial: False,
 ) -> int:
-    """Runs trials, as many at once as there are places; returns the number of the signal that stopped it, else 0.
+    """Runs trials on this machine, one in each slot at a time.
 
-    A trial whose directory another process holds, as an orphan of a killed launcher does, is waited for.
+    If another process already trains a trial, the launcher waits for it. A launcher that was killed leaves such trainings.
 
     Args:
-      trials: asked for the next one only when there is a place for it.
-      ended: called as each trial ends. is_enough: asked again and again whether a running trial may stop; it is then `pruned`.
+      root: folder of the sweep.
+      trials: the next trial is taken only when a slot is free.
+      command_of: the command that trains a trial.
+      slots: parts of the machine.
+      display: shows the trials.
+      on_end: called when a trial ends.
+      should_stop: asked repeatedly whether a running trial may stop early; it is then stopped and `pruned`.
+
+    Returns:
+      The number of the signal that stopped the launcher, or 0.
     """
-    running: dict[int, tuple[sweep.Trial, subprocess.Popen]] = {}
-    elsewhere: dict[int, sweep.Trial] = {}
-    pruned: set[str] = set()
-    exhausted = False
+    return _LocalLauncher(root, trials, command_of, slots, display, on_end, should_stop).run()
 
-    def begin(place: int, trial: sweep.Trial) -> None:
-        process = start(command_of(trial), places[place], root.log(trial))
-        running[place] = (trial, process)
-        if stopped:  # between the two lines above, when nobody could pass it on
-            process.send_signal(stopped[0])
 
-    children = _Children(lambda: [process for _, process in running.values()])
-    with display, children as stopped:
-        while True:
-            for place, (trial, process) in list(running.items()):
-                if process.poll() is not None:
-                    del running[place]
-                    if process.returncode == 2 and root.run(trial).is_training():  # an orphan that was still starting
-                        elsewhere[place] = trial
-                        continue
-                    standing = _standing_after(root, trial, process.returncode, trial.name in pruned)
-                    display.set(trial, standing)
-                    ended(trial, standing)
-                elif not stopped and trial.name not in pruned and is_enough(trial):
-                    pruned.add(trial.name)
-                    process.send_signal(signal.SIGTERM)
-                else:
-                    display.set(trial, standing_of(root.run(trial))._replace(state="running", message=""))
-            for place, trial in list(elsewhere.items()):
-                if not root.run(trial).is_training():
-                    del elsewhere[place]
-                    standing = standing_of(root.run(trial))
-                    if standing.state not in ENDED and not stopped:
-                        begin(place, trial)
-                    else:
-                        display.set(trial, standing)
-                        ended(trial, standing)
-                else:
-                    display.set(trial, standing_of(root.run(trial))._replace(state="running", message=ELSEWHERE))
-            for place in range(len(places)):
-                if place in running or place in elsewhere or exhausted or stopped:
-                    continue
-                trial = next(trials, None)
-                exhausted = trial is None
-                if trial is None:
-                    continue
-                if root.run(trial).is_training():
-                    elsewhere[place] = trial
-                    display.set(trial, standing_of(root.run(trial))._replace(state="running", message=ELSEWHERE))
-                else:
-                    begin(place, trial)
-                    display.set(trial, standing_of(root.run(trial))._replace(state="running", message=""))
-            if not running and (stopped or (exhausted and not elsewhere)):
-                return stopped[0] if stopped else 0
-            display.refresh()
-            time.sleep(POLL_SECONDS)
+class _LocalLauncher:
+    """The state of `run_local`."""
+
+    def __init__(
+        self,
+        root: sweep.Root,
+        trials: Iterator[sweep.Trial],
+        command_of: Callable[[sweep.Trial], list[str]],
+        slots: list[Slot],
+        display: "Display",
+        on_end: Callable[[sweep.Trial, TrialStatus], None],
+        should_stop: Callable[[sweep.Trial], bool],
+    ):
+        self._root, self._trials, self._command_of, self._slots, self._display = root, trials, command_of, slots, display
+        self._on_end, self._should_stop = on_end, should_stop
+        self._running: dict[int, tuple[sweep.Trial, subprocess.Popen]] = {}  # number of the slot → our process
+        self._external: dict[int, sweep.Trial] = {}  # number of the slot → trial that another process trains
+        self._pruned: set[str] = set()
+        self._all_taken = False
+        self._signals: list[int] = []
+
+    def run(self) -> int:
+        with self._display, _forward_signals(self._processes) as self._signals:
+            while True:
+                for slot in list(self._running):
+                    self._poll_running(slot)
+                for slot in list(self._external):
+                    self._poll_external(slot)
+                for slot in range(len(self._slots)):
+                    self._fill(slot)
+                if not self._running and (self._signals or (self._all_taken and not self._external)):
+                    return self._signals[0] if self._signals else 0
+                self._display.refresh()
+                time.sleep(POLL_SECONDS)
+
+    def _processes(self) -> list[subprocess.Popen]:
+        return [process for _, process in self._running.values()]
+
+    def _poll_running(self, slot: int) -> None:
+        trial, process = self._running[slot]
+        if process.poll() is not None:
+            del self._running[slot]
+            # A training refuses to start (status 2) if the directory is locked: a process of a killed launcher was starting.
+            if process.returncode == 2 and self._root.run(trial).is_training():
+                self._external[slot] = trial
+                return
+            self._end(trial, _status_after_exit(self._root, trial, process.returncode, trial.name in self._pruned))
+        elif not self._signals and trial.name not in self._pruned and self._should_stop(trial):
+            self._pruned.add(trial.name)
+            process.send_signal(signal.SIGTERM)
+        else:
+            self._show_running(trial)
+
+    def _poll_external(self, slot: int) -> None:
+        trial = self._external[slot]
+        if self._root.run(trial).is_training():
+            self._show_running(trial, EXTERNAL)
+            return
+        del self._external[slot]
+        status = read_status(self._root.run(trial))
+        if status.state not in FINAL_STATES and not self._signals:
+            self._start(slot, trial)
+        else:
+            self._end(trial, status)
+
+    def _fill(self, slot: int) -> None:
+        """Starts the next trial if the slot is free and there is one."""
+        if slot in self._running or slot in self._external or self._all_taken or self._signals:
+            return
+        trial = next(self._trials, None)
+        if trial is None:
+            self._all_taken = True
+        elif self._root.run(trial).is_training():
+            self._external[slot] = trial
+            self._show_running(trial, EXTERNAL)
+        else:
+            self._start(slot, trial)
+            self._show_running(trial)
+
+    def _start(self, slot: int, trial: sweep.Trial) -> None:
+        process = start_training(self._command_of(trial), self._slots[slot], self._root.log(trial))
+        self._running[slot] = (trial, process)
+        if self._signals:  # it came between the two lines above, when it could not be forwarded to this process
+            process.send_signal(self._signals[0])
+
+    def _end(self, trial: sweep.Trial, status: TrialStatus) -> None:
+        self._display.set(trial, status)
+        self._on_end(trial, status)
+
+    def _show_running(self, trial: sweep.Trial, message: str = "") -> None:
+        self._display.set(trial, read_status(self._root.run(trial))._replace(state="running", message=message))
 
 
 class Display:
-    """Shows trials: as a live table on a terminal, elsewhere as a line for each that begins or ends, and one a minute."""
+    """Shows the status of trials.
 
-    def __init__(self, number: int):
-        """number: of trials in all."""
-        self._number = number
-        self._standings: dict[str, Standing] = {}
+    On a terminal it is a live table. Elsewhere it prints a line when a trial starts or ends, and one for each running trial
+    every minute.
+    """
+
+    def __init__(self, total: int):
+        """total: number of trials of the sweep."""
+        self._total = total
+        self._statuses: dict[str, TrialStatus] = {}
         self._console = Console()
         self._live = None
         self._reported = time.monotonic()
@@ -235,116 +303,113 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
 
     @property
     def is_live(self) -> bool:
-        """Whether there is a table, so that lines have to be said again once it is gone."""
+        """Whether there is a live table. It disappears at the end, so messages in it have to be printed again."""
         return self._live is not None
 
-    def set(self, trial: sweep.Trial, standing: Standing) -> None:
-        before = self._standings.get(trial.name)
-        self._standings[trial.name] = standing
-        if not self._live and (before is None or before.state != standing.state):
-            self._print(trial.name, standing)
+    def set(self, trial: sweep.Trial, status: TrialStatus) -> None:
+        """Updates the status of a trial. Without a table, prints it if its state has changed."""
+        before = self._statuses.get(trial.name)
+        self._statuses[trial.name] = status
+        if not self._live and (before is None or before.state != status.state):
+            self._print(trial.name, status)
 
-    def known(self, trial: sweep.Trial, standing: Standing) -> None:
-        """As `set`, of what is no news."""
-        self._standings[trial.name] = standing
+    def set_silently(self, trial: sweep.Trial, status: TrialStatus) -> None:
+        """Updates the status of a trial without printing it."""
+        self._statuses[trial.name] = status
 
     def refresh(self) -> None:
-        """Says on what the running trials are, where no table shows it, once a minute."""
+        """Without a table, prints the running trials once a minute."""
         if not self._live and time.monotonic() - self._reported > REPORT_SECONDS:
             self._reported = time.monotonic()
-            for name, standing in self._standings.items():
-                if standing.state == "running":
-                    self._print(name, standing)
+            for name, status in self._statuses.items():
+                if status.state == "running":
+                    self._print(name, status)
 
-    def counts(self) -> dict[str, int]:
-        """State → trials in it."""
-        counts: dict[str, int] = {}
-        for standing in self._standings.values():
-            counts[standing.state] = counts.get(standing.state, 0) + 1
-        return counts
+    def statuses(self) -> dict[str, TrialStatus]:
+        """Name of the trial → status, of all trials set so far."""
+        return dict(self._statuses)
 
-    def standings(self) -> dict[str, Standing]:
-        """Name of a trial → where it stands."""
-        return dict(self._standings)
-
-    def _print(self, name: str, standing: Standing) -> None:
-        parts = [f"{standing.state:<8} {name}"]
-        if standing.step:
-            parts.append(f"step {standing.step}" + (f"/{standing.total_steps}" if standing.total_steps else ""))
-        if standing.best:
-            parts.append(measures.best_in_words(standing.best))
-        if standing.state == "running" and standing.seconds_left is not None:
-            parts.append(f"{progress.duration(standing.seconds_left)} left")
-        if standing.message:
-            parts.append(standing.message)
-        if standing.state in ENDED:
-            parts.append(f"({sum(other.state in ENDED for other in self._standings.values())} of {self._number} ended)")
+    def _print(self, name: str, status: TrialStatus) -> None:
+        parts = [f"{status.state:<8} {name}"]
+        if status.step:
+            parts.append(f"step {status.step}" + (f"/{status.total_steps}" if status.total_steps else ""))
+        if status.best:
+            parts.append(measures.best_in_words(status.best))
+        if status.state == "running" and status.seconds_left is not None:
+            parts.append(f"{progress.duration(status.seconds_left)} left")
+        if status.message:
+            parts.append(status.message)
+        if status.state in FINAL_STATES:
+            parts.append(f"({sum(other.state in FINAL_STATES for other in self._statuses.values())} of {self._total} ended)")
         print("  ".join(parts), flush=True)
 
     def _table(self) -> Table:
-        """Those that run first, then what went wrong, then the rest from the best on; as many as fit the screen."""
+        """Running trials first, then failed and stopped ones, then the others from the best on; as many as fit the screen."""
         order = {"running": 0, "queued": 1, "failed": 2, "stopped": 2, "diverged": 3, "done": 4, "pruned": 5}
         rows = sorted(
-            self._standings.items(),
+            self._statuses.items(),
             key=lambda item: (order.get(item[1].state, 6), item[1].best["nats"] if item[1].best else float("inf")),
         )
-        room = max(3, self._console.height - 6)
-        hidden = len(rows) - room
+        max_rows = max(3, self._console.height - 6)
+        hidden = len(rows) - max_rows
         table = Table(box=None, pad_edge=False, caption_justify="left")
         table.caption = self._caption() + (f"; {hidden} more not shown" if hidden > 0 else "")
-        for name, justify in (("trial", "left"), ("state", "left"), ("step", "right"), ("best ppl", "right")):
-            table.add_column(name, justify=justify, overflow="fold" if name == "trial" else "ellipsis", no_wrap=name != "trial")
-        table.add_column("chars/s", justify="right", no_wrap=True)
-        table.add_column("left", justify="right", no_wrap=True)
-        for name, standing in rows[:room]:
-            table.add_row(*_cells(name, standing))
+        table.add_column("trial", overflow="fold")
+        table.add_column("state", no_wrap=True)
+        for name in ("step", "best ppl", "chars/s", "left"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name, status in rows[:max_rows]:
+            table.add_row(*_table_row(name, status))
         return table
 
     def _caption(self) -> str:
-        counts = ", ".join(f"{number} {state}" for state, number in sorted(self.counts().items()))
-        waiting = self._number - len(self._standings)
-        return counts + (f", {waiting} waiting" if waiting > 0 else "")
+        counts: dict[str, int] = {}
+        for status in self._statuses.values():
+            counts[status.state] = counts.get(status.state, 0) + 1
+        text = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+        waiting = self._total - len(self._statuses)
+        return text + (f", {waiting} waiting" if waiting > 0 else "")
 
 
-def _cells(name: str, standing: Standing) -> list[str]:
+def _table_row(name: str, status: TrialStatus) -> list[str]:
     colours = {"running": "cyan", "done": "green", "diverged": "magenta", "failed": "red", "stopped": "yellow"}
-    colour = colours.get(standing.state, "default")
-    runs = standing.state == "running"
+    colour = colours.get(status.state, "default")
+    is_running = status.state == "running"
     return [
         name,
-        f"[{colour}]{standing.state}[/{colour}]",
-        f"{standing.step}/{standing.total_steps}" if standing.total_steps else str(standing.step or ""),
-        f"{measures.perplexity(standing.best['nats']):.4f}" if standing.best else "",
-        f"{standing.chars_per_second:,.0f}" if standing.chars_per_second else "",
-        progress.duration(standing.seconds_left) if runs and standing.seconds_left is not None else "",
+        f"[{colour}]{status.state}[/{colour}]",
+        f"{status.step}/{status.total_steps}" if status.total_steps else str(status.step or ""),
+        f"{measures.perplexity(status.best['nats']):.4f}" if status.best else "",
+        f"{status.chars_per_second:,.0f}" if status.chars_per_second else "",
+        progress.duration(status.seconds_left) if is_running and status.seconds_left is not None else "",
     ]
 
 
-def _standing_after(root: sweep.Root, trial: sweep.Trial, code: int, was_pruned: bool) -> Standing:
-    """Where a trial stands whose process has ended."""
-    standing = standing_of(root.run(trial))
-    if standing.state in ENDED:
-        return standing
+def _status_after_exit(root: sweep.Root, trial: sweep.Trial, code: int, was_pruned: bool) -> TrialStatus:
+    """The status of a trial whose process has exited. code: its exit status; -n if signal n killed it."""
+    status = read_status(root.run(trial))
+    if status.state in FINAL_STATES:
+        return status
     if was_pruned:
-        return standing._replace(state="pruned")
+        return status._replace(state="pruned")
     if code < 0:
-        return standing._replace(state="stopped", message=f"killed by {signal.Signals(-code).name}")
-    if code in SAVED_BY:
-        return standing._replace(state="stopped")
-    return standing._replace(state="failed", message=last_words(root.log(trial)) or f"exit status {code}")
+        return status._replace(state="stopped", message=f"killed by {signal.Signals(-code).name}")
+    if code in STOPPED_CODES:
+        return status._replace(state="stopped")
+    return status._replace(state="failed", message=failure_message(root.log(trial)) or f"exit status {code}")
 
 
-def _last_train_row(file: pathlib.Path) -> dict:
-    """The last row of the training loss, looked for in the last few rows."""
+def _last_train_row(file: pathlib.Path) -> dict[str, Any]:
+    """The last row with a training loss, if it is near the end of the file; else an empty dict."""
     try:
         with file.open("rb") as opened:
-            opened.seek(max(0, opened.seek(0, os.SEEK_END) - 2**14))
+            opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = opened.read().splitlines()
     except OSError:
         return {}
@@ -352,29 +417,32 @@ def _last_train_row(file: pathlib.Path) -> dict:
     return next((row for row in rows if row is not None and row["split"] == "train"), {})
 
 
-class _Children:
-    """A list to which SIGINT and SIGTERM add their number; the first is passed on to the children, the second kills them.
+@contextlib.contextmanager
+def _forward_signals(processes: Callable[[], list[subprocess.Popen]]) -> Iterator[list[int]]:
+    """Forwards the first SIGINT or SIGTERM to the processes; a second one kills them.
 
-    Where the launcher itself fails, they are asked to save their state and to end.
+    If the launcher itself fails, the processes get SIGTERM, so that they save their state, and are waited for.
+
+    Yields:
+      A list to which the number of each received signal is appended.
     """
+    received: list[int] = []
 
-    def __init__(self, children: Callable[[], list[subprocess.Popen]]):
-        self._children, self._received = children, []
-
-    def __enter__(self) -> list[int]:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self._received
-
-    def __exit__(self, kind, *_) -> None:
-        for process in self._children() if kind else ():
-            process.send_signal(signal.SIGTERM)
-        for process in self._children() if kind else ():
-            process.wait()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, frame) -> None:
+    def forward(number: int, frame: object) -> None:
         del frame
-        for process in self._children():
-            process.send_signal(signal.SIGKILL if self._received else number)
-        self._received.append(number)
+        for process in processes():
+            process.send_signal(signal.SIGKILL if received else number)
+        received.append(number)
+
+    previous_handlers = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    except BaseException:
+        for process in processes():
+            process.send_signal(signal.SIGTERM)
+        for process in processes():
+            process.wait()
+        raise
+    finally:
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)

@@ -1,6 +1,6 @@
-"""Running the trials of a sweep as jobs of SLURM, by submitit, and watching them.
+"""Runs the trials of a sweep as SLURM jobs, through submitit, and watches them.
 
-Where a job stands is read from SLURM's queue and from the run directories, so that clusters without accounting do too.
+The status of a job is read from SLURM's queue and from the run directory, so that clusters without accounting work too.
 """
 
 import contextlib
@@ -8,28 +8,41 @@ import dataclasses
 import logging
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from charlm.errors import Failure, UserError
 from charlm.sweeps import launch, sweep
 
 POLL_SECONDS = 2.0
-PATIENCE = 30  # times that SLURM may not answer, one after the other
+MAX_UNANSWERED = 30  # failed queries of SLURM in a row
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED", "RESIZING")
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED")
-REQUEUES = 1000  # of a job that reaches its time limit: as often as it takes
-SECONDS_OF_GRACE = 600  # the longest between SLURM's SIGTERM and SIGKILL
-SECONDS_TO_SAVE = 90  # before its time limit a job is told to save and is put into the queue again
+MAX_REQUEUES = 1000  # of a job that reaches its time limit; more than any training needs
+KILL_SECONDS = 600  # longer than SLURM waits between SIGTERM and SIGKILL
+SAVE_SECONDS = 90  # before its time limit, a job is told to save its state and is requeued
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What each job asks for; None leaves it to the cluster. minutes: its time limit, at which it is requeued. tasks:
-    processes on each node that train one trial together."""
+    """The resources that each job requests; None leaves one to the cluster's default.
+
+    Attributes:
+      partition: of the cluster.
+      account: to charge.
+      minutes: time limit of a job, at which it saves its state and is requeued.
+      gpus: GPUs on each node.
+      cpus: CPUs of each task.
+      memory_gb: memory in GB.
+      nodes: number of nodes.
+      tasks: number of processes on each node; all of them train one trial together.
+      at_once: how many jobs may run at the same time.
+    """
 
     partition: str | None
     account: str | None
@@ -42,7 +55,7 @@ class Resources:
     at_once: int
 
     def parameters(self, name: str) -> dict[str, object]:
-        """As submitit calls them."""
+        """The arguments of submitit's `update_parameters`. name: of the jobs."""
         parameters = {
             "slurm_job_name": name,
             "slurm_partition": self.partition,
@@ -53,60 +66,65 @@ class Resources:
             "mem_gb": self.memory_gb,
             "nodes": self.nodes,
             "tasks_per_node": self.tasks,
-            "slurm_srun_args": [f"--cpus-per-task={self.cpus}"] if self.cpus else None,  # srun no longer takes it from sbatch
+            "slurm_srun_args": [f"--cpus-per-task={self.cpus}"] if self.cpus else None,  # srun ignores sbatch's value
             "slurm_additional_parameters": {"requeue": True},
             "slurm_array_parallelism": self.at_once,
-            "slurm_signal_delay_s": min(SECONDS_TO_SAVE, self.minutes * 60 // 3),
+            "slurm_signal_delay_s": min(SAVE_SECONDS, self.minutes * 60 // 3),
             "stderr_to_stdout": True,
         }
         return {key: value for key, value in parameters.items() if value is not None}
 
 
 class Training:
-    """What submitit runs as a job: one training, which before preemption or time-out saves its state and is queued again."""
+    """The training of one trial, as submitit runs it in a job.
+
+    Before the job is preempted or reaches its time limit, the training saves its state and the job is requeued.
+    """
 
     def __init__(self, command: list[str], log: str):
+        """command: of the training. log: absolute path of the file for its output."""
         self._command, self._log = command, log
-        self._process = None
+        self._process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
+        """Trains; returns the exit status of the training, or raises SystemExit with it if the training failed."""
         with open(self._log, "a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(self._command)}  # job {os.environ.get('SLURM_JOB_ID')}\n")
+            log.write(f"$ {shlex.join(self._command)}  # job {os.environ.get('SLURM_JOB_ID')}\n")
             log.flush()
-            # SLURM sends its warning to every process of the job; the training waits for our SIGTERM instead of dying of it.
-            before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+            # SLURM warns all processes of the job with SIGUSR2. The training ignores it; `checkpoint` sends it SIGTERM.
+            previous_handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
             process = self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
-            signal.signal(signal.SIGUSR2, before)
+            signal.signal(signal.SIGUSR2, previous_handler)
         code = process.wait()
-        if code in launch.SAVED_BY and self._process is not None:
-            # SLURM has said SIGTERM: it cancels or preempts this job. A job that ended by itself it would not queue again.
-            time.sleep(SECONDS_OF_GRACE)
-        if code not in (0, *launch.SAVED_BY):
-            raise SystemExit(code)  # the job has failed, as SLURM then says
+        if code in launch.STOPPED_CODES and self._process is not None:
+            # SLURM has sent SIGTERM: it cancels or preempts the job. Wait for SIGKILL: SLURM does not requeue a job that exits.
+            time.sleep(KILL_SECONDS)
+        if code not in (0, *launch.STOPPED_CODES):
+            raise SystemExit(code)  # so that SLURM reports the job as failed
         return code
 
-    def checkpoint(self):
-        """Called by submitit when the job is to end: what shall be run when it begins again."""
+    def checkpoint(self) -> Any:
+        """Called by submitit in its signal handler. Stops the training; returns what to run when the job starts again."""
         import submitit
 
         process, self._process = self._process, None
         if process is not None:  # the warning may come twice; a second SIGTERM would end the training before it has saved
             process.terminate()
-            # Not process.wait(): this is a signal handler, and the call that it interrupts holds the lock of that.
+            # Not process.wait(): the call that this handler interrupted holds the lock that it takes.
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Training(self._command, self._log))
 
 
 def check() -> None:
-    """Raises a UserError where there is no SLURM to launch with."""
+    """Raises a UserError if this machine can't submit jobs to SLURM."""
     if shutil.which("sbatch") is None:
         raise UserError(
             "--launcher=slurm: there is no sbatch on this machine; launch from a node of the cluster, or with --launcher=local."
         )
 
 
-def launched(
+def run_on_slurm(
     root: sweep.Root,
     trials: Sequence[sweep.Trial],
     command_of: Callable[[sweep.Trial], list[str]],
@@ -114,12 +132,20 @@ def launched(
     display: launch.Display,
     record: Callable[[dict[str, str]], None],
 ) -> int:
-    """Submits the trials that are not in the queue yet as one array, and watches until all have ended.
+    """Submits the trials that are not in the queue yet as one job array, and watches all until they have ended.
 
-    Returns the number of the signal that ended the watching, else 0; the jobs then go on.
+    A signal ends only the watching; the jobs continue.
 
     Args:
-      record: called with all jobs, name of the trial → id, once they are submitted.
+      root: folder of the sweep.
+      trials: to run or to watch.
+      command_of: the command that trains a trial.
+      resources: of each job.
+      display: shows the trials.
+      record: called after submission with name of the trial → job id, for all jobs.
+
+    Returns:
+      The number of the signal that ended the watching, or 0.
 
     Raises:
       Failure: SLURM refuses the jobs, or does not answer.
@@ -133,48 +159,49 @@ def launched(
             record(jobs)
             ids = " ".join(sorted({jobs[trial.name].split("_")[0] for trial in new}))
             print(f"submitted as job {ids}; scancel {ids} stops {'them' if len(new) > 1 else 'it'}.", flush=True)
-        waiting = _watched(root, trials, jobs, display, interrupted)
+        unfinished = _watch(root, trials, jobs, display, interrupted)
     if interrupted:
-        ids = " ".join(jobs[trial.name] for trial in waiting)
-        print(f"the jobs go on: the same command watches them again, scancel {ids} stops them.")
+        ids = " ".join(jobs[trial.name] for trial in unfinished)
+        print(f"the jobs continue: the same command watches them again; scancel {ids} stops them.")
         return interrupted[0]
     return 0
 
 
-def _watched(
+def _watch(
     root: sweep.Root, trials: Sequence[sweep.Trial], jobs: dict[str, str], display: launch.Display, interrupted: list[int]
 ) -> list[sweep.Trial]:
-    """Shows the trials until all have ended or somebody interrupts; returns those that have not ended."""
-    waiting, unanswered = list(trials), 0
+    """Shows the trials until all have ended or a signal arrives; returns the trials that have not ended."""
+    unfinished, unanswered = list(trials), 0
     with display:
-        while waiting and not interrupted:
+        while unfinished and not interrupted:
             try:
                 queue, unanswered = _queue(), 0
             except Failure:
                 unanswered += 1
-                if unanswered > PATIENCE:
+                if unanswered > MAX_UNANSWERED:
                     raise
                 time.sleep(POLL_SECONDS)
                 continue
-            for trial in list(waiting):
-                standing = _standing(root, trial, queue.get(jobs[trial.name]))
-                display.set(trial, standing)
-                if standing.state not in ("queued", "running"):
-                    waiting.remove(trial)
+            for trial in list(unfinished):
+                status = _status(root, trial, queue.get(jobs[trial.name]))
+                display.set(trial, status)
+                if status.state not in ("queued", "running"):
+                    unfinished.remove(trial)
             display.refresh()
-            if waiting:
+            if unfinished:
                 time.sleep(POLL_SECONDS)
-    return waiting
+    return unfinished
 
 
 def _submit(
     root: sweep.Root, trials: Sequence[sweep.Trial], command_of: Callable[[sweep.Trial], list[str]], resources: Resources
 ) -> dict[str, str]:
+    """Submits the trials as one job array; returns name of the trial → job id."""
     import submitit
 
     logging.getLogger("submitit").setLevel(logging.ERROR)
     folder = (root.path / "logs" / "slurm").resolve()
-    executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=REQUEUES)
+    executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=MAX_REQUEUES)
     executor.update_parameters(**resources.parameters(root.path.name))
     try:
         with executor.batch():
@@ -184,58 +211,61 @@ def _submit(
         submitit.core.utils.FailedSubmissionError,
         subprocess.CalledProcessError,
     ) as error:
-        raise Failure(f"SLURM refuses the jobs: {_words(error)}") from error
+        raise Failure(f"SLURM refuses the jobs: {_slurm_message(error)}") from error
     return {trial.name: job.job_id for trial, job in zip(trials, jobs, strict=True)}
 
 
 def _log(root: sweep.Root, trial: sweep.Trial) -> pathlib.Path:
-    return root.log(trial).resolve()  # a job begins in a directory of its own choice
+    return root.log(trial).resolve()  # a job may start in another directory
 
 
 def _queue() -> dict[str, str]:
-    """Job id → state, of all jobs of this user that SLURM still remembers."""
+    """Job id → state, for all jobs of this user that are in SLURM's memory."""
     command = ["squeue", "--noheader", "--array", "--states=all", "--me", "--format=%i %T"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, start_new_session=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise Failure(f"SLURM does not answer: {_words(error)}") from error
+        raise Failure(f"SLURM does not answer: {_slurm_message(error)}") from error
     return dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if line.strip())
 
 
-def _standing(root: sweep.Root, trial: sweep.Trial, state: str | None) -> launch.Standing:
-    """Where a trial stands; the run directory has the last word once its job is over."""
-    standing = launch.standing_of(root.run(trial))
+def _status(root: sweep.Root, trial: sweep.Trial, state: str | None) -> launch.TrialStatus:
+    """The status of a trial. state: of its job; None if SLURM does not list it.
+
+    While the job is in the queue, SLURM's state counts; afterwards a final state in the run directory does.
+    """
+    status = launch.read_status(root.run(trial))
     if state in WAITING:
-        return standing._replace(state="queued", message="")
+        return status._replace(state="queued", message="")
     if state in RUNNING:
-        return standing._replace(state="running", message="")
-    if standing.state in launch.ENDED:
-        return standing
-    words = (state or "no longer in SLURM's queue").lower()
+        return status._replace(state="running", message="")
+    if status.state in launch.FINAL_STATES:
+        return status
+    message = (state or "no longer in SLURM's queue").lower()
     if state in ("CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL", "DEADLINE", None):
-        return standing._replace(state="stopped", message=words)
-    if state == "COMPLETED" and standing.step:
-        return standing._replace(state="stopped", message=words)
-    return standing._replace(
-        state="failed", message=launch.last_words(root.log(trial)) or f"{words}, see {root.path}/logs/slurm"
+        return status._replace(state="stopped", message=message)
+    if state == "COMPLETED" and status.step:
+        return status._replace(state="stopped", message=message)
+    return status._replace(
+        state="failed", message=launch.failure_message(root.log(trial)) or f"{message}, see {root.path}/logs/slurm"
     )
 
 
-def _words(error: Exception) -> str:
-    """What SLURM said."""
-    said = getattr(error, "stderr", None) or str(error)
-    return " ".join((said.decode(errors="replace") if isinstance(said, bytes) else str(said)).split())
+def _slurm_message(error: Exception) -> str:
+    """SLURM's own message, on one line."""
+    message = getattr(error, "stderr", None) or str(error)
+    return " ".join((message.decode(errors="replace") if isinstance(message, bytes) else str(message)).split())
 
 
 @contextlib.contextmanager
 def _interrupted() -> Iterator[list[int]]:
-    """A list to which SIGINT and SIGTERM add their number."""
+    """Yields a list to which the number of each received SIGINT or SIGTERM is appended."""
     received: list[int] = []
-    before = {
+    previous_handlers = {
         number: signal.signal(number, lambda number, _: received.append(number)) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

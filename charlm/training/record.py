@@ -22,7 +22,7 @@ class Record:
     def __enter__(self) -> "Record":
         with contextlib.ExitStack() as held:
             self._reporter = held.enter_context(progress.Reporter(self._setup.total_steps, self._first_step))
-            self._log = held.enter_context(self._run.scalars(self._first_step))
+            self._log = held.enter_context(self._run.metric_logger(self._first_step))
             self._held = held.pop_all()
         return self
 

@@ -115,12 +115,12 @@ def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[Tr
         arrays[0], saved = _latest(setup, run, checkpoints, abstract)
         return saved
 
-    saved = processes.first_says(latest)
+    saved = processes.run_on_first_process(latest)
     if saved is None:
         return placed(initial(seed), setup.mesh), Progress()
     if arrays[0] is None:  # in the other processes
         arrays[0] = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
-    return placed(TrainState(*processes.first_gives(arrays[0])), setup.mesh), Progress.from_dict(saved)
+    return placed(TrainState(*processes.broadcast_from_first(arrays[0])), setup.mesh), Progress.from_dict(saved)
 
 
 def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState | None, dict | None]:

@@ -128,12 +128,12 @@ def train(config, workdir: str) -> int:
       Failure: the run diverged; as a Broken, the directory can't be written, or another process of the training has gone.
     """
     run = run_module.Run(workdir)
-    with processes.in_company(), contextlib.ExitStack() as held:
-        if processes.first_says(lambda: run_module.exists(workdir, config) and _has_ended(run)):
+    with processes.detect_process_loss(), contextlib.ExitStack() as held:
+        if processes.run_on_first_process(lambda: run_module.exists(workdir, config) and _has_ended(run)):
             return 0
-        setup = processes.alike(lambda: set_up(config), functools.partial(_identity, config))
+        setup = processes.make_identical(lambda: set_up(config), functools.partial(_identity, config))
         held.enter_context(run.writing())
-        if processes.first_says(_open, run, config, setup, held):
+        if processes.run_on_first_process(_open, run, config, setup, held):
             return 0
         first = processes.is_first()
         checkpoints = held.enter_context(contextlib.closing(Checkpoints(run.checkpoints))) if first else None
@@ -148,7 +148,7 @@ def train(config, workdir: str) -> int:
             except Diverged as error:
                 state, done = _gone_back(error, setup, run, checkpoints, done)
             except Exception as error:
-                if first and not isinstance(error, Failure) and not processes.is_loss(error):
+                if first and not isinstance(error, Failure) and not processes.is_process_loss(error):
                     with contextlib.suppress(OSError):
                         run.write_status("failed", done.step, done.best, f"{type(error).__name__}: {error}", done.rows)
                 raise
@@ -190,11 +190,11 @@ def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progr
     evaluate_split = evaluate.evaluator(setup.functions, devices.own(setup.mesh))
     given = _feed(setup)
     finished = _is_finished(setup, done)
-    stopping = bool(signals) and processes.number() == 1  # in the loop before this one, which has diverged
+    stopping = bool(signals) and processes.count() == 1  # in the loop before this one, which has diverged
     clock = _Clock(done)
     before = None  # metrics of the call before: fetched once the next one is under way, so that the device never waits
     while not (finished or stopping):
-        stopping = bool(signals) and processes.number() == 1  # read once, since a signal may come at any moment
+        stopping = bool(signals) and processes.count() == 1  # read once, since a signal may come at any moment
         if not (stopping or _is_due(setup, done)):  # if due, it was stopped amid this evaluation, which comes first then
             count = steps_at_once(setup, done.step)
             state, metrics = (one if count == 1 else many)(state, *given(done, count, signals))
@@ -217,7 +217,7 @@ def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progr
             _check_loss(row["nats"], f"the mean loss up to step {done.step}")
             done.interval, done.interval_seconds = Sums(), 0.0
         if evaluate_now:
-            rows = processes.first_says(_evaluation_rows, setup, done, evaluate_split, state.params, signals)
+            rows = processes.run_on_first_process(_evaluation_rows, setup, done, evaluate_split, state.params, signals)
             if rows is None:
                 stopping = True
             else:
@@ -229,7 +229,7 @@ def _loop(setup: Setup, record: Record | Silence, state: TrainState, done: Progr
         if save_now:
             if not math.isfinite(float(_norm(evaluate.on_one_device(state.params)))):
                 raise Diverged(f"a parameter after step {done.step} is not finite")
-            record.save(done, processes.whole(state))
+            record.save(done, processes.gather_rows(state))
             clock.lap(training=False)
     record.end(done, finished)
     return 0 if finished else (signals or [signal.SIGTERM])[0]
@@ -247,11 +247,11 @@ def _feed(setup: Setup) -> Callable:
     """A function (done, count, signals) → what a call needs beside the state: the batches and learning rates of so many steps,
     the seed, and of several processes whether to stop."""
     seed = np.uint32(setup.seed)
-    if processes.number() == 1:
+    if processes.count() == 1:
         return lambda done, count, signals: (_stacked(setup, done.step, count), _rates(setup, done, done.step, count), seed)
     sharding = NamedSharding(setup.mesh, PartitionSpec(*setup.mesh.axis_names))
     own = devices.own(setup.mesh).size
-    each = setup.batches.rows // processes.number()
+    each = setup.batches.rows // processes.count()
     part = slice(jax.process_index() * each, (jax.process_index() + 1) * each)
 
     def feed(done: Progress, count: int, signals: list[int]) -> tuple:
@@ -334,7 +334,7 @@ def _evaluation_rows(setup: Setup, done: Progress, evaluate_split: Callable, par
     """
     rows = [{**_where(setup, done, "train_mean"), **done.epoch.measures(), "seconds": done.seconds}]
     if "validation" in setup.encoded:
-        if processes.number() > 1:
+        if processes.count() > 1:
             params = evaluate.on_one_device(params)
         sums = evaluate_split(params, setup.encoded["validation"], setup.protocol, lambda: bool(signals))
         if sums is None:

@@ -296,7 +296,7 @@ def test_conditions():
     assert holds("a=True", True)
     assert holds("a!=True", False)
     assert not holds("a=true", False)
-    with pytest.raises(UserError, match="'a=yes': a must be compared with true or false, not 'yes'."):
+    with pytest.raises(UserError, match=r"'a=yes': a must be compared with true or false, not 'yes'\."):
         holds("a=yes", True)
     assert holds("a=None", None)
     assert not holds("a>1", None)

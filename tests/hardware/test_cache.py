@@ -1,4 +1,4 @@
-"""The cache folder: where it is, and that a second start finds there what the first one compiled."""
+"""The cache folder: its place, and that a second start finds in it what the first one compiled."""
 
 import pathlib
 
@@ -18,7 +18,7 @@ from tests.conftest import as_flags, read_rows
         ("", {}, None),
     ],
 )
-def test_the_folder(value, environment, expected, monkeypatch):
+def test_the_place_of_the_folder(value, environment, expected, monkeypatch):
     for name, setting in environment.items():
         monkeypatch.setenv(name, setting)
     overrides = {} if value is None else {"cache_dir": value}
@@ -27,23 +27,23 @@ def test_the_folder(value, environment, expected, monkeypatch):
 
 
 @pytest.mark.slow
-def test_readers_load_no_compiled_code_from_where_a_run_says(script, small, tmp_path, monkeypatch):
+def test_readers_load_no_compiled_code_from_a_folder_that_a_run_names(script, small, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     flags = as_flags(small | {"cache_dir": tmp_path / "named"})
     run = f"--workdir={tmp_path / 'run'}"
     script("train", "--config=configs/tiny.py", run, *flags)
-    (tmp_path / "named").rename(tmp_path / "away")
+    (tmp_path / "named").rename(tmp_path / "moved")
     script("evaluate", run)
     script("sample", run, "--prompt=a", "--length=3")
     assert not (tmp_path / "named").exists()
-    assert (tmp_path / "own" / "charlm" / "compiled").is_dir()
+    assert (tmp_path / "user" / "charlm" / "compiled").is_dir()
 
 
-def test_what_was_compiled_is_kept_and_found_again(script, small, tmp_path, monkeypatch):
+def test_compiled_programs_are_kept_and_found_again(script, small, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-    monkeypatch.delenv("GLIBC_TUNABLES")  # and here alone the script starts anew for huge pages, as it does for a user
+    monkeypatch.delenv("GLIBC_TUNABLES")  # only in this test the script restarts itself for huge pages, as it does for a user
     kept = tmp_path / "cache"
 
     def programs(workdir: str, **overrides) -> set[str]:
@@ -53,21 +53,21 @@ def test_what_was_compiled_is_kept_and_found_again(script, small, tmp_path, monk
         assert result.stderr == ""
         on_request = devices.HUGE_PAGES_GIVEN.exists() and "[madvise]" in devices.HUGE_PAGES_GIVEN.read_text()
         assert ("GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in result.stdout) == on_request
-        # Programs that compile within a moment are kept or not as it happens; these never do.
-        return {path.name for path in kept.rglob("*-cache") if any(name in path.name for name in lasting)}
+        # Programs that compile in a few milliseconds may or may not be kept. These take longer.
+        return {path.name for path in kept.rglob("*-cache") if any(name in path.name for name in slow_to_compile)}
 
-    lasting = ("initial_state", "train_step", "jit_steps", "chunk")
+    slow_to_compile = ("initial_state", "train_step", "jit_steps", "chunk")
     first = programs("one")
-    assert all(any(name in program for program in first) for name in lasting)
+    assert all(any(name in program for program in first) for name in slow_to_compile)
     assert programs("again") == first
     assert read_rows(tmp_path / "one") == read_rows(tmp_path / "again")
-    # The trials of a sweep over these compile once.
-    others = {"seed": 7, "optim.learning_rate": 0.5, "optim.schedule": "exponential", "train.steps": 7}
-    assert programs("two", **others) == first
+    # The trials of a sweep over these keys share what was compiled.
+    changed = {"seed": 7, "optim.learning_rate": 0.5, "optim.schedule": "exponential", "train.steps": 7}
+    assert programs("two", **changed) == first
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_cache_and_without_one_it_can_write(script, small, tmp_path, monkeypatch):
+def test_a_run_accepts_another_cache_folder_and_one_that_cannot_be_written(script, small, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     command = ("train", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *as_flags(small))
     script(*command, f"--config.cache_dir={tmp_path / 'one'}")
@@ -76,6 +76,6 @@ def test_a_run_goes_on_with_another_cache_and_without_one_it_can_write(script, s
     config_file = tmp_path / "run" / "config.json"
     written = config_file.read_text()
     config_file.write_text(written.replace(f"{tmp_path / 'one'}", f"{tmp_path / 'file'}"))
-    assert "or remove its seal if you have changed it yourself" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}")
+    assert "or delete its seal if you edited the file yourself" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}")
     result = script(*command, f"--config.cache_dir={tmp_path / 'file'}", f"--workdir={tmp_path / 'other'}")
     assert f"note: the cache folder {tmp_path / 'file'} can't be written" in result.stderr

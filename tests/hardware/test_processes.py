@@ -1,4 +1,4 @@
-"""Several processes that train one model: the same figures as one process, and nothing lost when one of them goes."""
+"""Several processes that train one model: they give the losses of one process, and recover when one of them dies."""
 
 import json
 import shutil
@@ -37,17 +37,17 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start(script, corpus_file, workdir, number, **more) -> list[subprocess.Popen]:
-    """That many trainings that make one, each on one device."""
+def start(script, corpus_file, workdir, number, **overrides) -> list[subprocess.Popen]:
+    """Starts the processes of one training, each with one device."""
     port = free_port()
     flags = [f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}"]
-    flags += as_flags(OVERRIDES | {"corpus.path": corpus_file} | more)
-    together = [[f"--coordinator=127.0.0.1:{port}", f"--num_processes={number}", f"--process_id={i}"] for i in range(number)]
+    flags += as_flags(OVERRIDES | {"corpus.path": corpus_file} | overrides)
+    joining = [[f"--coordinator=127.0.0.1:{port}", f"--num_processes={number}", f"--process_id={i}"] for i in range(number)]
     return [
         subprocess.Popen(
-            script.command("train", *flags, *own), env=script.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            script.command("train", *flags, *more), env=script.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        for own in (together if number > 1 else [[]])
+        for more in (joining if number > 1 else [[]])
     ]
 
 
@@ -59,26 +59,26 @@ def finish(started, status=0) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def two(script, corpus_file, tmp_path_factory):
-    """Two processes, never interrupted."""
+    """The run of two processes that are never interrupted."""
     workdir = tmp_path_factory.mktemp("processes") / "two"
     (output, errors), (other, _) = finish(start(script, corpus_file, workdir, 2))
     assert "8 rows on 2 devices of 2 processes" in output
     assert "done at step 60" in output
     assert errors == ""
-    assert "step" not in other  # the first one alone speaks
+    assert "step" not in other  # only the first process prints
     return workdir
 
 
 def assert_close(workdir, other):
-    """The same rows up to the order of summation."""
-    rows, others = read_rows(workdir), read_rows(other)
+    """Asserts that two runs have the same rows up to the order of summation."""
+    rows, other_rows = read_rows(workdir), read_rows(other)
     assert [(row["step"], row["split"], row["chars"]) for row in rows] == [
-        (row["step"], row["split"], row["chars"]) for row in others
+        (row["step"], row["split"], row["chars"]) for row in other_rows
     ]
-    np.testing.assert_allclose([row["nats"] for row in rows], [row["nats"] for row in others], rtol=2e-6)
+    np.testing.assert_allclose([row["nats"] for row in rows], [row["nats"] for row in other_rows], rtol=2e-6)
 
 
-def test_two_processes_have_the_losses_of_one(script, corpus_file, two, tmp_path):
+def test_two_processes_give_the_losses_of_one(script, corpus_file, two, tmp_path):
     finish(start(script, corpus_file, tmp_path / "one", 1))
     assert_close(two, tmp_path / "one")
     assert sorted(path.name for path in (two / "samples").iterdir()) == ["00000020.txt", "00000040.txt", "00000060.txt"]
@@ -88,19 +88,19 @@ def test_two_processes_have_the_losses_of_one(script, corpus_file, two, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("framing", ["stream", "chunks", "windows", "documents"])
-def test_four_processes_have_the_losses_of_one_in_every_framing(script, tmp_path, framing):
+def test_four_processes_give_the_losses_of_one_in_every_framing(script, tmp_path, framing):
     text = tmp_path / "lines"
     text.write_text(make_text(12_000))
-    more = {"batch.framing": framing, "model.dropout": 0.2 if framing == "stream" else 0.0, "batch.length": 15}
-    more |= {"corpus.documents": "lines"} if framing == "documents" else {}
-    finish(start(script, text, tmp_path / "one", 1, **more))
-    finish(start(script, text, tmp_path / "four", 4, **more))
+    overrides = {"batch.framing": framing, "model.dropout": 0.2 if framing == "stream" else 0.0, "batch.length": 15}
+    overrides |= {"corpus.documents": "lines"} if framing == "documents" else {}
+    finish(start(script, text, tmp_path / "one", 1, **overrides))
+    finish(start(script, text, tmp_path / "four", 4, **overrides))
     assert_close(tmp_path / "four", tmp_path / "one")
 
 
 @pytest.mark.slow
-def test_killed_processes_take_the_others_along_and_all_go_on(script, corpus_file, two, tmp_path):
-    """Bit for bit with as many processes as before, up to the order of summation with one."""
+def test_when_one_process_is_killed_the_other_ends_and_both_resume(script, corpus_file, two, tmp_path):
+    """The resumed run equals the uninterrupted one bit for bit."""
     workdir = tmp_path / "run"
     for victim, step in ((1, 14), (0, 35)):
         started = start(script, corpus_file, workdir, 2)
@@ -109,7 +109,7 @@ def test_killed_processes_take_the_others_along_and_all_go_on(script, corpus_fil
         started[victim].kill()
         (output, errors), status = started[1 - victim].communicate(timeout=60), started[1 - victim].returncode
         started[victim].communicate()
-        # Where the first one goes, JAX's own watch may be quicker than our sentence; it too says that another task died.
+        # If the first process is killed, JAX may end the other one before charlm does. JAX's message says that a task died.
         if victim == 0 and status != 1:
             assert "another task died" in errors
         else:
@@ -125,17 +125,17 @@ def test_killed_processes_take_the_others_along_and_all_go_on(script, corpus_fil
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [10, 1])
-def test_a_signal_to_one_stops_all_and_one_process_or_four_go_on(script, corpus_file, two, tmp_path, every):
-    workdir, more = tmp_path / "run", {"train.checkpoint_every": every}
-    started = start(script, corpus_file, workdir, 2, **more)
+def test_a_signal_to_one_stops_all_and_one_or_four_processes_resume(script, corpus_file, two, tmp_path, every):
+    workdir, overrides = tmp_path / "run", {"train.checkpoint_every": every}
+    started = start(script, corpus_file, workdir, 2, **overrides)
     wait_for_step(workdir, 14)
     started[1].send_signal(signal.SIGTERM)
     (output, _), _ = finish(started, status=143)
     assert "stopped at step" in output
     shutil.copytree(workdir, tmp_path / "four")
-    finish(start(script, corpus_file, workdir, 1, **more))
+    finish(start(script, corpus_file, workdir, 1, **overrides))
     assert_close(workdir, two)
-    finish(start(script, corpus_file, tmp_path / "four", 4, **more))
+    finish(start(script, corpus_file, tmp_path / "four", 4, **overrides))
     assert_close(tmp_path / "four", two)
 
 
@@ -148,32 +148,33 @@ def test_mistakes_end_all_processes_with_one_sentence(script, corpus_file, tmp_p
         assert len(errors.splitlines()) == 1
 
 
-ALONE = """
+JOIN = """
 import sys, time
 from charlm.hardware import processes
-processes.JOIN_SECONDS, processes.SILENT_SECONDS, processes.SIGN_SECONDS = 4, 4, 0.5
-processes.join(processes.Place(2, int(sys.argv[1]), "127.0.0.1:" + sys.argv[2]))
+processes.JOIN_TIMEOUT_SECONDS, processes.HEARTBEAT_TIMEOUT_SECONDS, processes.HEARTBEAT_SECONDS = 4, 4, 0.5
+processes.join(processes.ProcessSpec(2, int(sys.argv[1]), "127.0.0.1:" + sys.argv[2]))
 print("joined", flush=True)
 time.sleep(60)
 """
 
 
-def joining(index, port) -> subprocess.Popen:
-    command = [sys.executable, "-c", ALONE, str(index), str(port)]
+def start_joining(index, port) -> subprocess.Popen:
+    """Starts a process that joins another one and then sleeps."""
+    command = [sys.executable, "-c", JOIN, str(index), str(port)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_who_waits_alone_ends_with_a_sentence(index):
-    waiting = joining(index, free_port())
+def test_a_process_that_waits_alone_ends_with_a_message(index):
+    waiting = start_joining(index, free_port())
     _, errors = waiting.communicate(timeout=60)
     assert waiting.returncode == 1
-    assert "error: of the 2 processes not all came within 4 s" in errors
+    assert errors == "error: not all 2 processes joined within 4 s: start all of them with the same --coordinator.\n"
 
 
-def test_a_process_that_goes_before_anything_was_said_is_noticed():
+def test_a_process_that_dies_before_the_first_step_is_noticed():
     port = free_port()
-    first, second = joining(0, port), joining(1, port)
+    first, second = start_joining(0, port), start_joining(1, port)
     assert [process.stdout.readline() for process in (first, second)] == ["joined\n", "joined\n"]
     time.sleep(1)
     second.kill()
@@ -193,7 +194,7 @@ def test_processes_with_different_numbers_of_devices_are_refused(script, corpus_
         env = script.env() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={index + 1}"}
         started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     for _, errors in finish(started, status=2):
-        assert "error: the 2 processes have 1, 2 devices, but must have as many each" in errors
+        assert "error: the 2 processes have 1, 2 devices: all processes must have the same number of devices" in errors
         assert "Traceback" not in errors
 
 
@@ -202,68 +203,66 @@ def test_processes_with_different_numbers_of_devices_are_refused(script, corpus_
     [
         ((False, "h:1", None, 0), "--num_processes is not given"),
         ((False, None, 2, 0), "--coordinator is not given"),
-        ((False, "h:1", 2, 2), "--process_id=2 is not right: with --num_processes=2 it must be from 0 to 1"),
-        ((False, "h", 2, 1), "--coordinator=h is not right: HOST:PORT"),
-        ((True, "h:1", 2, 1), "takes all from SLURM"),
-        ((True, None, None, None), "is for tasks that srun has started"),
+        ((False, "h:1", 0, 0), "--num_processes=0: must be 1 or more"),
+        ((False, "h:1", 2, 2), "--process_id=2: must be from 0 to 1 with --num_processes=2"),
+        ((False, "h", 2, 1), "--coordinator=h: must be HOST:PORT"),
+        ((True, "h:1", 2, 1), "takes these values from SLURM"),
+        ((True, None, None, None), "is for tasks started by srun"),
     ],
 )
-def test_places_that_make_no_sense(monkeypatch, arguments, message):
+def test_flags_that_contradict_each_other_are_refused(monkeypatch, arguments, message):
     monkeypatch.delenv("SLURM_PROCID", raising=False)
     with pytest.raises(UserError) as error:
-        processes.place_of(*arguments)
+        processes.spec_from_flags(*arguments)
     assert message in str(error.value)
 
 
-def test_places(monkeypatch):
-    assert processes.place_of(False, None, None, None) == (1, 0, None)
-    assert processes.place_of(False, "node:80", 3, 2) == (3, 2, "node:80")
+def test_process_specs_from_flags_and_from_slurm(monkeypatch):
+    assert processes.spec_from_flags(False, None, None, None) == (1, 0, None)
+    assert processes.spec_from_flags(False, "node:80", 3, 2) == (3, 2, "node:80")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", "3")
-    assert processes.place_of(True, None, None, None) == (4, 3, None)
+    assert processes.spec_from_flags(True, None, None, None) == (4, 3, None)
 
 
-def test_a_part_of_a_batch_is_that_part_and_reads_no_other_lanes():
+def test_a_process_builds_only_its_rows_of_a_batch():
     text = make_text(3000)
     documents = [line for line in text.split("\n") if len(line) > 1]
     vocab = Vocab.of(sorted(set(text)), False, documents=True)
-    running, apart = batches.encode(vocab, text, "the text"), batches.encode(vocab, documents, "the documents")
+    encoded_text, encoded_documents = batches.encode(vocab, text, "the text"), batches.encode(vocab, documents, "the documents")
     for kind in ("stream", "chunks", "windows", "documents"):
         framing = batches.Framing(kind, 6, 20, True, 3, True, 8, "masked")
-        training = batches.training_batches(framing, apart if kind == "documents" else running, seed=1)
+        training = batches.training_batches(framing, encoded_documents if kind == "documents" else encoded_text, seed=1)
         for step in (0, 3, training.steps_per_epoch - 1, training.steps_per_epoch + 2):
-            whole = training.batch_at(step)
+            batch = training.batch_at(step)
             for part in (slice(0, 3), slice(3, 6)):
-                for mine, all_rows in zip(training.batch_at(step, part), whole, strict=True):
-                    np.testing.assert_array_equal(mine, all_rows[part])
+                for local_rows, all_rows in zip(training.batch_at(step, part), batch, strict=True):
+                    np.testing.assert_array_equal(local_rows, all_rows[part])
     ids_N = np.arange(601) % 250
-    mine = batches.Stream(ids_N, 6, 20, False, 0).batch_at(2, slice(0, 3))
-    poisoned = np.where(np.arange(601) > 300, 255, ids_N)  # what the other three lanes read
-    for poisoned_rows, rows in zip(batches.Stream(poisoned, 6, 20, False, 0).batch_at(2, slice(0, 3)), mine, strict=True):
-        np.testing.assert_array_equal(poisoned_rows, rows)
+    local = batches.Stream(ids_N, 6, 20, False, 0).batch_at(2, slice(0, 3))
+    changed_N = np.where(np.arange(601) > 300, 255, ids_N)  # only what the other three lanes read is changed
+    for changed_rows, rows in zip(batches.Stream(changed_N, 6, 20, False, 0).batch_at(2, slice(0, 3)), local, strict=True):
+        np.testing.assert_array_equal(changed_rows, rows)
 
 
-def test_with_one_process_nothing_is_said_to_others():
-    assert processes.first_says(lambda a, b: a + b, 2, 3) == 5
+def test_with_one_process_nothing_is_communicated():
+    assert processes.run_on_first_process(lambda a, b: a + b, 2, 3) == 5
     tree = {"a": np.ones(2)}
-    assert processes.first_gives(tree) is tree
-    assert processes.whole(tree) is tree
+    assert processes.broadcast_from_first(tree) is tree
+    assert processes.gather_rows(tree) is tree
 
 
 def test_processes_that_differ_are_refused(script, corpus_file, tmp_path):
-    """Another text of the same length would train other parameters in each, as another learning rate would."""
+    """With texts of the same length the processes could train, but each would train other parameters."""
     other = tmp_path / "other.txt"
     other.write_text(corpus_file.read_text()[::-1])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = []
+    port, started = free_port(), []
     for index, text in enumerate((corpus_file, other)):
         flags = as_flags(OVERRIDES | {"corpus.path": text})
-        together = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}"]
+        joining = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}"]
         command = script.command("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={tmp_path / 'run'}")
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        both.append(subprocess.Popen([*command, *flags, *together], env=script.env(), **pipes))
-    for _, errors in finish(both, status=2):
+        started.append(subprocess.Popen([*command, *flags, *joining], env=script.env(), **pipes))
+    for _, errors in finish(started, status=2):
         assert "process 1 has another config or corpus than process 0" in errors
     assert not (tmp_path / "run").exists()

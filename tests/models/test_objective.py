@@ -1,3 +1,5 @@
+"""The loss, checked against values computed by hand, and its units."""
+
 import math
 
 import numpy as np
@@ -6,15 +8,15 @@ from charlm import measures
 from charlm.models import objective
 
 
-def test_nats_of_a_case_worked_out_by_hand():
-    # Probabilities 1/2, 1/4, 1/4 at the first position, 1/10, 1/10, 8/10 at the second; the third is padding.
+def test_nats_equal_a_value_computed_by_hand():
+    # Probabilities: 1/2, 1/4, 1/4 at the first position and 1/10, 1/10, 8/10 at the second. The third position is padding.
     logits = np.log(np.array([[[2, 1, 1], [1, 1, 8], [5, 1, 1]]], np.float32))
     nats, count = objective.nats_and_count(logits, np.array([[1, 2, 0]]), np.array([[1, 1, 0]], np.float32))
     assert math.isclose(nats, math.log(4) + math.log(10 / 8), rel_tol=1e-6)
     assert count == 2
 
 
-def test_logits_of_any_size_give_finite_nats():
+def test_large_logits_give_finite_nats():
     logits = np.array([[[1e5, 0.0, -1e5]]], np.float32)
     nats, _ = objective.nats_and_count(logits, np.array([[2]]), np.ones((1, 1), np.float32))
     assert nats == 2e5

@@ -1,4 +1,4 @@
-"""The run directory: what is refused, what is repaired, what is read while somebody writes."""
+"""The run directory: what is refused, what is repaired, and what is read while a process writes."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from charlm.config import load as config_module
+from charlm.config import load
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.rundir.run import Run, exists
@@ -17,35 +17,34 @@ TINY = os.fspath(ROOT / "configs" / "tiny.py")
 CORPUS = {"name": "made up", "sha256": "0", "splits": {"train": 3}}
 
 
-def begun(workdir, **overrides) -> Run:
+def begin_run(workdir, **overrides) -> Run:
+    """Begins a run of configs/tiny.py with these overrides."""
     run = Run(workdir)
     workdir.mkdir()
-    run.begin(config_module.load(TINY, overrides), Vocab.of("abc", unknown=False), CORPUS)
+    run.begin(load.load(TINY, overrides), Vocab.of("abc", unknown=False), CORPUS)
     return run
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    run = begun(tmp_path / "run", **{"model.hidden": 5, "corpus.path": "a/text"})
-    assert config_module.to_dict(run.config()) == config_module.to_dict(
-        config_module.load(TINY, {"model.hidden": 5, "corpus.path": "a/text"})
-    )
+    run = begin_run(tmp_path / "run", **{"model.hidden": 5, "corpus.path": "a/text"})
+    assert load.to_dict(run.config()) == load.to_dict(load.load(TINY, {"model.hidden": 5, "corpus.path": "a/text"}))
     assert run.vocab() == Vocab("abc")
     assert run.corpus() == CORPUS
     assert run.status() == {"state": "incomplete", "step": 0, "best": None, "message": "", "rows": 0}
     assert not list((tmp_path / "run").glob("*.new"))
 
 
-def test_same_config_is_found_and_another_is_refused_with_the_keys_that_differ(tmp_path):
-    begun(tmp_path / "run")
-    assert exists(tmp_path / "run", config_module.load(TINY))
+def test_the_same_config_is_accepted_and_another_is_refused_with_the_keys_that_differ(tmp_path):
+    begin_run(tmp_path / "run")
+    assert exists(tmp_path / "run", load.load(TINY))
     with pytest.raises(
         UserError, match=r"model\.hidden \(32 there, 64 here\), optim\.name \('adam' there, 'sgd' here\); choose"
     ):
-        exists(tmp_path / "run", config_module.load(TINY, {"model.hidden": 64, "optim.name": "sgd"}))
+        exists(tmp_path / "run", load.load(TINY, {"model.hidden": 64, "optim.name": "sgd"}))
 
 
 def test_files_and_foreign_directories_are_refused(tmp_path):
-    config = config_module.load(TINY)
+    config = load.load(TINY)
     assert not exists(tmp_path / "new" / "deeper", config)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
@@ -59,25 +58,25 @@ def test_files_and_foreign_directories_are_refused(tmp_path):
     assert os.listdir(tmp_path / "thesis") == ["chapter.tex"]
 
 
-def test_a_start_that_died_amid_its_first_files_is_begun_again(tmp_path):
+def test_a_start_that_died_while_it_wrote_its_first_files_is_no_run(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
     (tmp_path / "run" / "vocab.json.new").write_text("{")
-    assert not exists(tmp_path / "run", config_module.load(TINY))
+    assert not exists(tmp_path / "run", load.load(TINY))
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "corpus.json", "status.json"])
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"model": 3}', "\udcff"])
 def test_damaged_files_are_named(tmp_path, name, content):
-    run = begun(tmp_path / "run")
+    run = begin_run(tmp_path / "run")
     (run.workdir / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     read = {"config.json": run.config, "vocab.json": run.vocab, "corpus.json": run.corpus, "status.json": run.status}[name]
     with pytest.raises(UserError, match=str(run.workdir / name)):
         read()
 
 
-def test_changed_corpus_is_refused(tmp_path):
-    run = begun(tmp_path / "run")
+def test_a_changed_corpus_is_refused(tmp_path):
+    run = begin_run(tmp_path / "run")
     run.check_data(Vocab("abc"), CORPUS)
     with pytest.raises(UserError, match="has changed since"):
         run.check_data(Vocab("abc"), CORPUS | {"sha256": "1"})
@@ -87,41 +86,41 @@ def test_changed_corpus_is_refused(tmp_path):
         run.check_data(Vocab("abd"), CORPUS)
 
 
-def test_damaged_last_line_is_passed_over_and_repaired(tmp_path):
-    run = begun(tmp_path / "run")
+def test_a_damaged_last_line_is_skipped_and_repaired(tmp_path):
+    run = begin_run(tmp_path / "run")
     for step in (1, 2, 3):
         run.append({"step": step, "nats": 0.1 + step, "perplexity": float("inf")})
     metrics = run.workdir / "metrics.jsonl"
-    whole = metrics.read_bytes()
-    metrics.write_bytes(whole[:-9])
+    original = metrics.read_bytes()
+    metrics.write_bytes(original[:-9])
     assert [row["step"] for row in run.rows()] == [1, 2]
     assert run.rows()[0] == {"step": 1, "nats": 1.1, "perplexity": None}
     assert run.rewind(3, evaluated=True) == (2, 1)
-    assert metrics.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
-    # A last line that lacks only its line break must not run into the next row.
-    metrics.write_bytes(whole[:-1])
+    assert metrics.read_bytes() == b"".join(original.splitlines(keepends=True)[:2])
+    # If only the line break is missing, the next row must not be joined to the last line.
+    metrics.write_bytes(original[:-1])
     assert run.rewind(3, evaluated=True) == (3, 0)
-    assert metrics.read_bytes() == whole
+    assert metrics.read_bytes() == original
     assert run.rewind(1, evaluated=True) == (1, 2)
     assert run.rewind(0, evaluated=False) == (0, 1)
 
 
-def test_damaged_line_in_the_middle_is_named(tmp_path):
-    run = begun(tmp_path / "run")
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    run = begin_run(tmp_path / "run")
     (run.workdir / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(UserError, match="line 2 is no row of metrics"):
+    with pytest.raises(UserError, match="line 2 is not a row of metrics"):
         run.rows()
 
 
-def test_second_process_is_refused_until_the_first_has_gone(tmp_path):
-    run = begun(tmp_path / "run")
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
+    run = begin_run(tmp_path / "run")
     holder = (
         "import sys; from charlm.rundir.run import Run\n"
-        "with Run(sys.argv[1]).locked(): print('held', flush=True); sys.stdin.read()"
+        "with Run(sys.argv[1]).locked(): print('locked', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", holder, os.fspath(run.workdir)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
+        assert process.stdout.readline() == "locked\n"
         with pytest.raises(UserError, match=f"is in use by process {process.pid} on "), run.locked():
             pass
         process.kill()
@@ -130,10 +129,10 @@ def test_second_process_is_refused_until_the_first_has_gone(tmp_path):
 
 
 def test_each_start_is_recorded(tmp_path):
-    run = begun(tmp_path / "run")
+    run = begin_run(tmp_path / "run")
     run.note_start("cpu: made up", 10, 20)
     run.note_start("cpu: made up", 10, 20)
     starts = json.loads((run.workdir / "environment.json").read_text())["starts"]
     assert len(starts) == 2
     assert starts[1]["versions"]["jax"]
-    assert starts[1]["command"][1:] == sys.argv
+    assert starts[1]["command"] == sys.orig_argv

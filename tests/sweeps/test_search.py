@@ -1,4 +1,4 @@
-"""Searches: what is proposed fits the space, bad trials end early, and an interrupted search goes on."""
+"""Searches: trials are within the space, bad ones are pruned, and an interrupted search continues."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def validation(path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["asha", "tpe"])
-def test_trials_fit_the_space_and_more_are_added_later(script, config_file, tmp_path, method):
+def test_trials_are_within_the_space_and_more_can_be_added(script, config_file, tmp_path, method):
     root = tmp_path / "root"
     flags = [f"--config={config_file()}", f"--root={root}", f"--search={method}", "--parallel=2"]
     result = script("sweep", *flags, "--trials=2")
@@ -65,8 +65,8 @@ def test_trials_fit_the_space_and_more_are_added_later(script, config_file, tmp_
 
 
 @pytest.mark.slow
-def test_asha_ends_the_worse_trials_early(script, config_file, tmp_path):
-    """One after the other: a trial whose first evaluation is not among the best third of those so far ends there."""
+def test_asha_prunes_the_worse_trials(script, config_file, tmp_path):
+    """Trials run one after the other. One is pruned if its first evaluation is not among the best third so far."""
     root = tmp_path / "root"
     script("sweep", f"--config={config_file(steps=400)}", f"--root={root}", "--search=asha", "--trials=6")
     ends = {path.parent.name: json.loads(path.read_text())["state"] for path in root.glob("*/status.json")}
@@ -82,7 +82,7 @@ def test_asha_ends_the_worse_trials_early(script, config_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_search_goes_on_with_the_same_trials(script, config_file, tmp_path):
+def test_an_interrupted_search_continues_with_the_same_trials(script, config_file, tmp_path):
     root = tmp_path / "root"
     flags = [f"--config={config_file(steps=600)}", f"--root={root}", "--search=tpe", "--trials=2", "--parallel=2"]
     with subprocess.Popen(script.command("sweep", *flags), env=script.env(), stdout=subprocess.PIPE, text=True) as process:
@@ -102,8 +102,8 @@ def test_an_interrupted_search_goes_on_with_the_same_trials(script, config_file,
     ("space", "flags", "message"),
     [
         ("", [], "has no space()"),
-        ("\ndef space():\n    return 3\n", [], "returns no dict of ranges"),
-        ('\ndef space():\n    return {"model.hidden": [1, 2]}\n', [], "is no range"),
+        ("\ndef space():\n    return 3\n", [], "must return a dict of key → range"),
+        ('\ndef space():\n    return {"model.hidden": [1, 2]}\n', [], "model.hidden=[1, 2]: must be a range"),
         ('\ndef space():\n    return {"model.hiden": integers(1, 2)}\n', [], "nearest known one is 'model.hidden'"),
         ('\ndef space():\n    return {"model.hidden": uniform(1, 2)}\n', [], "model.hidden"),
         (
@@ -116,10 +116,10 @@ def test_an_interrupted_search_goes_on_with_the_same_trials(script, config_file,
             [],
             "optim.name='sdg': must be one of adam, adamw, rmsprop, sgd.",
         ),
-        (SPACE, ["--trials=0"], "--trials=0 is not right"),
+        (SPACE, ["--trials=0"], "--trials=0: must be 1 or more."),
         (SPACE, ["--search=grid"], "--search"),
-        (SPACE, ["--only=model.hidden=3"], "--only is for sweeps"),
-        (SPACE, ["--config.model.hidden=3"], "is also what the sweep sets"),
+        (SPACE, ["--only=model.hidden=3"], "--only is for sweeps: leave it out with --search"),
+        (SPACE, ["--config.model.hidden=3"], "--config.model.hidden: the sweep sets this key too"),
     ],
 )
 def test_bad_input_starts_nothing(script, config_file, tmp_path, space, flags, message):
@@ -130,7 +130,7 @@ def test_bad_input_starts_nothing(script, config_file, tmp_path, space, flags, m
 
 
 @pytest.mark.slow
-def test_a_small_space_ends_when_all_is_tried(script, config_file, tmp_path):
+def test_a_search_of_a_small_space_ends_when_all_trials_are_tried(script, config_file, tmp_path):
     root = tmp_path / "root"
     space = '\n\ndef space():\n    return {"model.hidden": choice(8, 12)}\n'
     flags = [f"--config={config_file(steps=5, space=space)}", f"--root={root}", "--search=tpe", "--parallel=2"]
@@ -143,12 +143,12 @@ def test_a_small_space_ends_when_all_is_tried(script, config_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_root_is_either_a_sweeps_or_one_searchs(script, config_file, tmp_path):
+def test_a_folder_holds_either_a_sweep_or_one_search(script, config_file, tmp_path):
     root = tmp_path / "root"
     flags = [f"--config={config_file(steps=5)}", f"--root={root}"]
     script("sweep", *flags, "--search=asha", "--trials=1")
     assert "holds a search" in script.fails("sweep", *flags)
-    assert "another kind or space" in script.fails("sweep", *flags, "--search=tpe")
+    assert "another method or space" in script.fails("sweep", *flags, "--search=tpe")
     other = [f"--config={config_file(steps=5)}", f"--root={tmp_path / 'swept'}"]
     script("sweep", *other)
     assert "holds a sweep" in script.fails("sweep", *other, "--search=tpe")

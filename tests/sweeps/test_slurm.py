@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM, which the tests start on this machine: however its jobs end, the trials end as they should."""
+"""Sweeps on a real SLURM that the tests start on this machine: however a job ends, its trial ends as it should."""
 
 import json
 import os
@@ -48,16 +48,16 @@ def run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def wait_until(holds, seconds: float, what: str):
+def wait_until(is_true, seconds: float, what: str):
     end = time.monotonic() + seconds
-    while not holds():
+    while not is_true():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.05)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
-    """A SLURM of two cores that ends with the tests."""
+    """A SLURM cluster of two cores, which is stopped after the tests."""
     if shutil.which("slurmctld") is None or os.getuid() != 0:
         pytest.skip("SLURM is not installed or this is not root: scripts/test.sh --slurm installs it where that is allowed")
     folder = tmp_path_factory.mktemp("slurm")
@@ -110,11 +110,12 @@ def test_cancelled_requeued_and_diverged_jobs_end_as_they_should(script, config_
         )
         jobs = json.loads((root / "sweep.json").read_text())["jobs"]
         run("scancel", jobs["hidden=16"])
-        # What SLURM sends before it preempts a job or its time is up; a requeued job else waits two minutes.
+        # SLURM sends this signal before it preempts a job or the job's time is up.
         warn = ["scancel", "--signal=USR2", jobs["hidden=20"]]
-        subprocess.run(warn, capture_output=True)  # its status tells whether the job was still there afterwards
+        subprocess.run(warn, capture_output=True)  # the status does not matter: the job may have ended meanwhile
         queued = ["squeue", "--noheader", "--array", "--states=PENDING", "--format=%i"]
         wait_until(lambda: jobs["hidden=20"] in run(*queued).split(), 60, "the job to be queued again")
+        # Otherwise a requeued job waits for two minutes.
         run("scontrol", "update", f"JobId={jobs['hidden=20']}", "StartTime=now")
         output, _ = process.communicate(timeout=240)
     assert process.returncode == 1, output
@@ -134,7 +135,7 @@ def test_cancelled_requeued_and_diverged_jobs_end_as_they_should(script, config_
         assert read_rows(root / f"hidden={hidden}") == read_rows(straight)
 
 
-def test_watching_can_be_left_and_taken_up_again(script, config_file, tmp_path):
+def test_watching_can_be_interrupted_and_continued(script, config_file, tmp_path):
     root = tmp_path / "root"
     arguments = [f"--config={config_file}", f"--root={root}", "--launcher=slurm", "--only=model.hidden=16"]
     with subprocess.Popen(script.command("sweep", *arguments), env=script.env(), stdout=subprocess.PIPE, text=True) as process:
@@ -142,33 +143,33 @@ def test_watching_can_be_left_and_taken_up_again(script, config_file, tmp_path):
         process.send_signal(2)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "the jobs go on" in output
+    assert "the jobs continue" in output
     again = script("sweep", *arguments).stdout
     assert "submitted" not in again
-    assert "1 done of 1 trials." in again
+    assert "1 done of 1 trial." in again
 
 
 def test_a_trial_of_two_tasks_is_one_training(script, config_file, tmp_path):
     root = tmp_path / "root"
     flags = [f"--config={config_file}", f"--root={root}", "--only=model.hidden=16", "--config.train.steps=60"]
     result = script("sweep", *flags, "--launcher=slurm", "--tasks=2", "--cpus=1")
-    assert "1 done of 1 trials." in result.stdout
+    assert "1 done of 1 trial." in result.stdout
     assert "4 rows on 2 devices of 2 processes" in (root / "logs" / "hidden=16.log").read_text()
     script("train", *flags[:1], *flags[3:], f"--workdir={tmp_path / 'one'}", "--config.model.hidden=16")
-    ours, alone = read_rows(root / "hidden=16"), read_rows(tmp_path / "one")
-    assert [row["step"] for row in ours] == [row["step"] for row in alone]
-    assert [row["nats"] for row in ours] == pytest.approx([row["nats"] for row in alone], rel=1e-5)
+    two_tasks, one_process = read_rows(root / "hidden=16"), read_rows(tmp_path / "one")
+    assert [row["step"] for row in two_tasks] == [row["step"] for row in one_process]
+    assert [row["nats"] for row in two_tasks] == pytest.approx([row["nats"] for row in one_process], rel=1e-5)
 
 
-def test_slurm_refuses_in_a_sentence(script, config_file, tmp_path):
+def test_the_refusal_of_slurm_is_shown_in_one_sentence(script, config_file, tmp_path):
     flags = [f"--config={config_file}", f"--root={tmp_path / 'root'}", "--launcher=slurm", "--partition=moon"]
-    message = script("sweep", *flags, status=1).stderr.splitlines()[-1]  # before it stands what sbatch says itself
+    message = script("sweep", *flags, status=1).stderr.splitlines()[-1]  # sbatch prints its own message before it
     assert message.startswith("error: SLURM refuses the jobs: ")
     assert "partition" in message
 
 
-def test_the_repository_runs_from_any_directory(script, tmp_path):
-    """A job begins elsewhere than the command that submitted it: paths in its command must be absolute."""
+def test_paths_in_a_job_are_absolute(script, tmp_path):
+    """A job may start in another directory than the command that submitted it."""
     root = os.path.relpath(tmp_path / "root", ROOT)
     flags = ["--config=configs/tiny.py", f"--root={root}", "--dry_run", "--launcher=slurm"]
     output = script("sweep", *flags, cwd=ROOT).stdout

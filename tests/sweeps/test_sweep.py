@@ -1,10 +1,11 @@
-"""Sweeps: how they are built and named, what is refused, and that interrupted ones end as if nothing had happened."""
+"""Sweeps: how they are built and named, what is refused, and that interrupted sweeps end like uninterrupted ones."""
 
 import itertools
 import json
 import math
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ FOUR = 'product({"model.hidden": [8, 12], "optim.learning_rate": [1e-3, 1e-2]})'
 
 @pytest.fixture
 def swept(tmp_path, corpus_file):
-    """A function that writes a config with that sweep and returns its file."""
+    """A function that writes a config file with a sweep and returns its name."""
 
     def write(expression: str, steps: int = 20) -> str:
         file = tmp_path / "swept.py"
@@ -80,7 +81,7 @@ def test_samples_follow_their_distribution_and_grow_without_changing():
     assert drawn[:50] == sweep.sample(ranges, n=50, seed=3)
     assert drawn[:50] != sweep.sample(ranges, n=50, seed=4)
     assert all(1e-4 <= each["lr"] <= 1e-1 and 0 <= each["dropout"] <= 0.5 and 32 <= each["hidden"] <= 512 for each in drawn)
-    # A third of the logarithms lies in each decade, a quarter of the trials has each number of layers.
+    # Each decade has a third of the logarithms. Each number of layers has a quarter of the trials.
     assert sum(each["lr"] < 1e-3 for each in drawn) / 2000 == pytest.approx(1 / 3, abs=0.05)
     assert sum(each["hidden"] < 128 for each in drawn) / 2000 == pytest.approx(1 / 2, abs=0.05)
     assert sum(each["dropout"] for each in drawn) / 2000 == pytest.approx(0.25, abs=0.02)
@@ -95,16 +96,19 @@ def test_samples_follow_their_distribution_and_grow_without_changing():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: sweep.product({"a": 3}), "gives a the values 3: a list of them would be right"),
-        (lambda: sweep.product({"a": "xy"}), "gives a the values 'xy'"),
+        (lambda: sweep.product({"a": 3}), "a sweep with a=3: must be a list of values"),
+        (lambda: sweep.product({"a": "xy"}), "a sweep with a='xy': must be a list of values"),
         (lambda: sweep.product({"a": [1]}, {"a": [2]}), "sets a twice in one trial"),
         (lambda: sweep.zipped({"a": [1, 2], "b": [3]}), "a has 2, b has 1"),
-        (lambda: sweep.uniform(1, 1), "a range from 1 to 1 is not right"),
-        (lambda: sweep.log_uniform(0, 1), "both above 0"),
-        (lambda: sweep.integers(1, 2.5), "whole numbers"),
+        (lambda: sweep.uniform(1, 1), "a range from 1 to 1: must be two numbers, the first below the second."),
+        (
+            lambda: sweep.log_uniform(0, 1),
+            "a range from 0 to 1: must be two numbers, the first below the second, both above 0.",
+        ),
+        (lambda: sweep.integers(1, 2.5), "a range from 1 to 2.5: must be two integers, the first below the second."),
         (lambda: sweep.choice(), "has no options"),
-        (lambda: sweep.sample({"a": sweep.choice(1, 2)}, n=3), "hold only 2 different trials"),
-        (lambda: sweep.sample({"a": [1, 2]}, n=1), "a=[1, 2] is no range"),
+        (lambda: sweep.sample({"a": sweep.choice(1, 2)}, n=3), "these ranges have only 2 different trials"),
+        (lambda: sweep.sample({"a": [1, 2]}, n=1), "a=[1, 2]: must be a range"),
     ],
 )
 def test_wrong_sweeps_are_refused(build, message):
@@ -114,10 +118,10 @@ def test_wrong_sweeps_are_refused(build, message):
 
 
 def test_names_are_short_stable_unique_and_safe():
-    name = sweep.name_of
+    name = sweep.trial_name
     assert name({"optim.learning_rate": 0.003, "model.hidden": 128, "seed": 1}) == "hidden=128,learning_rate=0.003,seed=1"
     assert name({"seed": 1, "model.hidden": 128}) == name({"model.hidden": 128, "seed": 1})
-    assert name({"optim.name": "sgd", "corpus.name": "alice"}) == "corpus.name=alice,optim.name=sgd"  # both end in name
+    assert name({"optim.name": "sgd", "corpus.name": "alice"}) == "corpus.name=alice,optim.name=sgd"  # two keys end in name
     assert name({}) == "base"
     assert name({"corpus.split": (0.9, 0.1), "batch.shift": False}) == "split=0.9+0.1,shift=false"
     hostile = ["/a/../b", "a/b", "a b", "a\nb", "ü", "$(x)", "x" * 500, "x" * 501, "", ".."]
@@ -125,46 +129,46 @@ def test_names_are_short_stable_unique_and_safe():
     assert len(set(names)) == len(hostile)
     assert name({"corpus.keep": "a,newlines=true"}) != name({"corpus.keep": "a", "corpus.newlines": True})
     for each in names:
-        assert len(each) <= sweep.LONGEST_NAME
+        assert len(each) <= sweep.MAX_NAME_LENGTH
         assert "/" not in each
         assert each.isascii()
         assert each.isprintable()
-        assert each.startswith("path=")  # so neither hidden nor a flag
+        assert each.startswith("path=")  # so it is neither a hidden file nor a flag
 
 
 def test_cores_and_gpus_are_divided_evenly():
-    shares = launch.shares(2, {0, 1, 2, 3, 4}, ["0", "1", "2"])
-    assert [share.cores for share in shares] == [(0, 1), (2, 3)]
-    assert [share.gpus for share in shares] == ["0", "1"]
-    assert not any(share.shares_a_gpu for share in shares)
-    shares = launch.shares(3, {4, 9}, ["7", "8"])
-    assert [share.cores for share in shares] == [(4,), (9,), (4,)]
-    assert [share.gpus for share in shares] == ["7", "8", "7"]
-    assert all(share.shares_a_gpu for share in shares)
-    assert launch.shares(1, {0}, [])[0] == launch.Share((0,), None, False)
+    slots = launch.divide_machine(2, {0, 1, 2, 3, 4}, ["0", "1", "2"])
+    assert [slot.cores for slot in slots] == [(0, 1), (2, 3)]
+    assert [slot.gpus for slot in slots] == ["0", "1"]
+    assert not any(slot.shares_gpu for slot in slots)
+    slots = launch.divide_machine(3, {4, 9}, ["7", "8"])
+    assert [slot.cores for slot in slots] == [(4,), (9,), (4,)]
+    assert [slot.gpus for slot in slots] == ["7", "8", "7"]
+    assert all(slot.shares_gpu for slot in slots)
+    assert launch.divide_machine(1, {0}, [])[0] == launch.Slot((0,), None, False)
 
 
-def test_a_process_gets_its_share(tmp_path):
+def test_a_process_gets_its_slot(tmp_path):
     code = (
         "import os; print(sorted(os.sched_getaffinity(0)), os.environ.get('CUDA_VISIBLE_DEVICES'), os.getsid(0) == os.getpid())"
     )
-    core, before = max(launch.cores_here()), launch.cores_here()
-    process = launch.start([sys.executable, "-c", code], launch.Share((core,), "3", False), tmp_path / "log")
+    core, before = max(launch.available_cores()), launch.available_cores()
+    process = launch.start_training([sys.executable, "-c", code], launch.Slot((core,), "3", False), tmp_path / "log")
     assert process.wait() == 0
     assert (tmp_path / "log").read_text().splitlines()[-1] == f"[{core}] 3 True"
-    assert launch.cores_here() == before
+    assert launch.available_cores() == before
 
 
-def launched(script, file, root, *flags, **options):
+def run_sweep(script, file, root, *flags, **options):
     return script("sweep", f"--config={file}", f"--root={root}", *flags, **options)
 
 
 @pytest.fixture(scope="module")
 def straight(script, corpus_file, tmp_path_factory):
-    """The sweep of four, never interrupted."""
+    """The folder of a sweep of four trials that is never interrupted."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "swept.py").write_text(CONFIG.format(corpus=os.fspath(corpus_file), sweep=FOUR, steps=160))
-    result = launched(script, folder / "swept.py", folder / "root", "--parallel=2")
+    result = run_sweep(script, folder / "swept.py", folder / "root", "--parallel=2")
     assert "4 trials in" in result.stdout
     assert "4 new" in result.stdout
     assert result.stdout.count("done     hidden=") == 4
@@ -182,9 +186,9 @@ def test_the_directories_are_runs_named_by_their_overrides(straight):
         assert f"--config.model.hidden={config.model.hidden}" in (straight / "root" / "logs" / f"{name}.log").read_text()
 
 
-def test_again_nothing_is_left_to_do(script, straight):
+def test_the_same_command_does_not_touch_done_trials(script, straight):
     before = {file: file.stat().st_mtime_ns for file in (straight / "root").glob("*/metrics.jsonl")}
-    result = launched(script, straight / "swept.py", straight / "root")
+    result = run_sweep(script, straight / "swept.py", straight / "root")
     assert "4 trials" in result.stdout
     assert "4 done" in result.stdout
     best = min((json.loads((file.parent / "status.json").read_text())["best"]["nats"], file.parent.name) for file in before)
@@ -193,7 +197,7 @@ def test_again_nothing_is_left_to_do(script, straight):
 
 
 def wait_for_steps(root, step, trials, process):
-    """Until so many trials have logged a step, or the process has ended."""
+    """Waits until this many trials have logged the step, or the process has ended."""
     while process.poll() is None:
         reached = 0
         for file in root.glob("*/metrics.jsonl"):
@@ -205,7 +209,7 @@ def wait_for_steps(root, step, trials, process):
 
 
 def trainings(root) -> list[int]:
-    """The processes that train below a folder."""
+    """The ids of the processes that train into a folder or below it."""
     found = []
     for folder in os.listdir("/proc"):
         try:
@@ -217,7 +221,7 @@ def trainings(root) -> list[int]:
     return found
 
 
-def test_ctrl_c_and_a_killed_child_change_nothing(script, straight, tmp_path):
+def test_ctrl_c_and_a_killed_training_do_not_change_the_result(script, straight, tmp_path):
     root = tmp_path / "root"
     command = script.command("sweep", f"--config={straight / 'swept.py'}", f"--root={root}", "--parallel=2")
     with subprocess.Popen(command, env=script.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -228,12 +232,12 @@ def test_ctrl_c_and_a_killed_child_change_nothing(script, straight, tmp_path):
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, output + errors
     assert "killed by SIGKILL" in output
-    assert "stopped: the same command goes on from there." in output
+    assert "stopped: the same command resumes the sweep." in output
     assert trainings(root) == []
     states = [json.loads(file.read_text())["state"] for file in root.glob("*/status.json")]
     assert set(states) <= {"incomplete", "done"}
     assert "incomplete" in states
-    result = launched(script, straight / "swept.py", root, "--parallel=2")
+    result = run_sweep(script, straight / "swept.py", root, "--parallel=2")
     assert "to resume" in result.stdout
     assert "4 done of 4 trials." in result.stdout
     for file in (straight / "root").glob("*/metrics.jsonl"):
@@ -241,7 +245,7 @@ def test_ctrl_c_and_a_killed_child_change_nothing(script, straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_launcher_leaves_trainings_that_the_next_one_waits_for(script, straight, tmp_path):
+def test_the_next_launcher_waits_for_the_trainings_of_a_killed_one(script, straight, tmp_path):
     root = tmp_path / "root"
     arguments = [f"--config={straight / 'swept.py'}", f"--root={root}", "--only=optim.learning_rate=0.01", "--parallel=2"]
     with subprocess.Popen(script.command("sweep", *arguments), env=script.env(), stdout=subprocess.DEVNULL) as process:
@@ -256,37 +260,37 @@ def test_a_killed_launcher_leaves_trainings_that_the_next_one_waits_for(script, 
         assert "resuming" not in (root / "logs" / f"{file.parent.name}.log").read_text()
 
 
-def test_failed_and_diverged_trials_are_named_and_the_others_go_on(script, swept, tmp_path):
+def test_failed_and_diverged_trials_are_named_and_the_others_continue(script, swept, tmp_path):
     file = swept(
         'chain([{"optim.learning_rate": 1e-2}, {"optim.learning_rate": 1e30, "optim.name": "sgd", "optim.clip_norm": 0.0}])'
     )
     root = tmp_path / "root"
-    result = launched(script, file, root, status=1)
+    result = run_sweep(script, file, root, status=1)
     assert "1 done, 1 diverged of 2 trials." in result.stdout
     assert "beyond the 25 of anything that learns" in result.stdout
-    again = launched(script, file, root, status=1)  # left alone
+    again = run_sweep(script, file, root, status=1)  # done and diverged trials are not touched
     assert "1 done, 1 diverged" in again.stdout
     assert "running" not in again.stdout
     name = "learning_rate=0.01"
     Run(root / name).write_status("failed", 4, None, "the moon")
-    assert f"failed: {name}: the moon" in launched(script, file, root, status=1).stdout
-    assert "1 done, 1 diverged" in launched(script, file, root, "--retry_failed", status=1).stdout
+    assert f"failed: {name}: the moon" in run_sweep(script, file, root, status=1).stdout
+    assert "1 done, 1 diverged" in run_sweep(script, file, root, "--retry_failed", status=1).stdout
 
 
 def test_a_trial_that_cannot_start_says_why(script, swept, tmp_path):
     file = swept('product({"corpus.path": ["/no/such/text"]})')
-    result = launched(script, file, tmp_path / "root", status=1)
+    result = run_sweep(script, file, tmp_path / "root", status=1)
     assert "/no/such/text is no file or folder" in result.stdout
-    assert "1 failed of 1 trials." in result.stdout
+    assert "1 failed of 1 trial." in result.stdout
 
 
 @pytest.mark.slow
-def test_a_changed_sweep_adds_trials_and_names_the_removed(script, swept, tmp_path):
+def test_a_changed_sweep_adds_trials_and_names_removed_ones(script, swept, tmp_path):
     root = tmp_path / "root"
-    launched(script, swept('product({"model.hidden": [8, 12]})', steps=5), root)
-    result = launched(script, swept('product({"model.hidden": [12, 16]})', steps=5), root)
+    run_sweep(script, swept('product({"model.hidden": [8, 12]})', steps=5), root)
+    result = run_sweep(script, swept('product({"model.hidden": [12, 16]})', steps=5), root)
     assert "1 done, 1 new" in result.stdout
-    assert "no longer in the sweep, left as it is: hidden=8" in result.stdout
+    assert "no longer in the sweep, left unchanged: hidden=8" in result.stdout
     assert (root / "hidden=8" / "status.json").exists()
     changed = swept('product({"model.hidden": [12, 16]})', steps=6)
     message = script.fails("sweep", f"--config={changed}", f"--root={root}")
@@ -294,21 +298,34 @@ def test_a_changed_sweep_adds_trials_and_names_the_removed(script, swept, tmp_pa
 
 
 def test_dry_run_prints_commands_and_writes_nothing(script, swept, tmp_path):
-    result = launched(
+    result = run_sweep(
         script, swept(FOUR), tmp_path / "root", "--dry_run", "--only=model.hidden=12", "--only=optim.learning_rate<5e-3"
     )
-    assert "1 trials" in result.stdout
+    assert "1 trial in" in result.stdout
     assert "--config.model.hidden=12 " in result.stdout
     assert "--config.optim.learning_rate=0.001 " in result.stdout
     assert not (tmp_path / "root").exists()
 
 
+def test_a_command_of_dry_run_can_be_pasted_into_a_shell(script, swept, tmp_path):
+    values = {"corpus.split": (0.8, 0.2), "sample.prompt": 'it\'s $HOME; `b`\n& "c"'}
+    result = run_sweep(script, swept(repr([values])), tmp_path / "a root", "--dry_run")
+    _, marker, command = result.stdout.partition("\n           ")
+    code = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    pasted = f'set -e; run() {{ {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"; }}; run {command}'
+    arguments = json.loads(subprocess.run(["sh", "-c", pasted], check=True, capture_output=True, text=True).stdout)
+    assert marker
+    workdir = tmp_path / "a root" / sweep.trial_name(values)
+    assert arguments[:6] == [sys.executable, "-P", "-m", "charlm", "train", f"--workdir={workdir}"]
+    assert {f"--config.{key}={value}" for key, value in values.items()} < set(arguments)
+
+
 @pytest.mark.parametrize(
     ("expression", "flags", "message"),
     [
-        ("[]", [], "yields no trials"),
-        ("3", [], "returns no list of dicts"),
-        ("[1]", [], "returns no list of dicts"),
+        ("[]", [], "sweep() of {file} returns an empty list"),
+        ("3", [], "sweep() of {file} must return a list of dicts"),
+        ("[1]", [], "sweep() of {file} must return a list of dicts"),
         ("1 / 0", [], "{file} line 9: ZeroDivisionError: division by zero."),
         (
             '[{"model.hiden": 3}]',
@@ -319,10 +336,10 @@ def test_dry_run_prints_commands_and_writes_nothing(script, swept, tmp_path):
         ('[{"model.hidden": 3}, {"model.hidden": "3"}]', [], "trials 1 and 2 of {file} are the same, hidden=3"),
         ('[{}, {"model.hidden": 8}]', [], "trials 1 and 2 of {file} are the same, hidden=8"),
         ('[{"model.hidden": 3}]', ["--only=model.hiden=3"], "nearest known one is 'model.hidden'"),
-        ('[{"model.hidden": 3}]', ["--only=model.hidden=4"], "no trial of {file} is like that"),
+        ('[{"model.hidden": 3}]', ["--only=model.hidden=4"], "no trial of {file} meets this condition"),
         ('[{"model.hidden": 3}]', ["--only=hidden"], "'hidden' is not a condition"),
-        ('[{"model.hidden": 3}]', ["--config.model.hidden=4"], "is also what the sweep sets"),
-        ('[{"model.hidden": 3}]', ["--parallel=0"], "--parallel=0 is not right"),
+        ('[{"model.hidden": 3}]', ["--config.model.hidden=4"], "--config.model.hidden: the sweep sets this key too"),
+        ('[{"model.hidden": 3}]', ["--parallel=0"], "--parallel=0: must be 1 or more."),
         ('[{"model.hidden": 3}]', ["--launcher=cloud"], "--launcher"),
     ],
 )
@@ -333,8 +350,8 @@ def test_bad_input_starts_nothing(script, swept, tmp_path, expression, flags, me
 
 
 @pytest.mark.slow
-def test_a_config_edited_meanwhile_changes_no_trial(script, swept, tmp_path):
-    """Trials wait for hours: each trains what was checked when the sweep was launched."""
+def test_editing_the_config_during_a_sweep_changes_no_trial(script, swept, tmp_path):
+    """A trial may wait for hours. It trains what was checked when the sweep was launched."""
     file, root = swept('product({"model.hidden": [8, 12]})', steps=10), tmp_path / "root"
     with subprocess.Popen(
         script.command("sweep", f"--config={file}", f"--root={root}"), env=script.env(), stdout=subprocess.PIPE, text=True
@@ -347,7 +364,7 @@ def test_a_config_edited_meanwhile_changes_no_trial(script, swept, tmp_path):
     assert [run_module.Run(root / f"hidden={hidden}").config().train.steps for hidden in (8, 12)] == [10, 10]
 
 
-def test_a_launcher_that_fails_takes_its_trainings_along(tmp_path):
+def test_a_launcher_that_fails_stops_its_trainings(tmp_path):
     code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print('up', flush=True); time.sleep(60)"
     trial = sweep.Trial("t", {}, None)
     root = sweep.Root(tmp_path)
@@ -359,15 +376,15 @@ def test_a_launcher_that_fails_takes_its_trainings_along(tmp_path):
             time.sleep(0.01)
         raise RuntimeError("the moon")
 
-    places = launch.shares(2, launch.cores_here(), [])
+    slots = launch.divide_machine(2, launch.available_cores(), [])
     with pytest.raises(RuntimeError, match="the moon"):
-        launch.local(
-            root, one_then_failure(), lambda _: [sys.executable, "-c", code, f"--workdir={tmp_path}"], places, launch.Display(2)
+        launch.run_local(
+            root, one_then_failure(), lambda _: [sys.executable, "-c", code, f"--workdir={tmp_path}"], slots, launch.Display(2)
         )
     assert trainings(tmp_path) == []
 
 
-def test_without_slurm_there_is_one_sentence(script, swept, tmp_path):
+def test_without_slurm_the_launcher_says_so_in_one_sentence(script, swept, tmp_path):
     command = script.command("sweep", f"--config={swept(FOUR)}", f"--root={tmp_path / 'root'}", "--launcher=slurm")
     result = subprocess.run(command, env={**script.env(), "PATH": os.fspath(tmp_path)}, capture_output=True, text=True)
     assert result.returncode == 2
@@ -375,7 +392,7 @@ def test_without_slurm_there_is_one_sentence(script, swept, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_job_whose_training_refuses_has_failed(tmp_path):
+def test_a_job_fails_if_its_training_fails(tmp_path):
     for status in (1, 2):
         with pytest.raises(SystemExit) as ended:
             slurm.Training(["sh", "-c", f"exit {status}"], os.fspath(tmp_path / "log"))()
@@ -384,24 +401,24 @@ def test_a_job_whose_training_refuses_has_failed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_trial_is_named_and_the_others_go_on(script, swept, tmp_path):
+def test_a_damaged_trial_is_named_and_the_others_continue(script, swept, tmp_path):
     file, root = swept('product({"model.hidden": [8, 12]})', steps=5), tmp_path / "root"
-    launched(script, file, root)
+    run_sweep(script, file, root)
     (root / "hidden=8" / "status.json").write_text("{")
-    result = launched(script, file, root, status=1)
+    result = run_sweep(script, file, root, status=1)
     assert "failed: hidden=8: " in result.stdout
     assert "status.json is damaged" in result.stdout
     assert "1 failed, 1 done of 2 trials." in result.stdout
 
 
-def test_roots_of_others_are_refused(script, swept, tmp_path):
+def test_folders_that_hold_something_else_are_refused(script, swept, tmp_path):
     file = swept('[{"model.hidden": 8}]', steps=2)
-    launched(script, file, tmp_path / "root")
+    run_sweep(script, file, tmp_path / "root")
     (tmp_path / "file").touch()
     assert "is a file" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'file'}")
     assert "not empty and not the root of a sweep" in script.fails("sweep", f"--config={file}", f"--root={tmp_path}")
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "sweep.json.new").touch()  # as a launcher leaves it that was killed while it wrote the first time
+    (tmp_path / "begun" / "sweep.json.new").touch()  # left by a launcher killed while it first wrote sweep.json
     assert "hidden=8" in script("sweep", f"--config={file}", f"--root={tmp_path / 'begun'}", "--dry_run").stdout
     other = tmp_path / "other.py"
     other.write_text(pathlib.Path(file).read_text())
@@ -412,5 +429,5 @@ def test_roots_of_others_are_refused(script, swept, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sweep.json").write_text("{")
     assert "sweep.json is damaged" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'broken'}")
-    with sweep.Root(tmp_path / "held").locked():
-        assert "in use by another launch" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'held'}")
+    with sweep.Root(tmp_path / "locked").locked():
+        assert "is in use by another launcher" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'locked'}")

@@ -17,7 +17,7 @@ from conftest import ROOT, TINY, assert_same, final_params, read_rows
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from charlm.config import load as config_module
+from charlm.config import load
 from charlm.data import batches
 from charlm.errors import Failure, UserError
 from charlm.hardware import devices
@@ -146,7 +146,7 @@ def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, ki
     "rule", ["rmsprop", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "adamw", "sgd"))]
 )
 def test_the_rate_of_a_call_scales_the_update_and_is_halved_for_each_divergence(small, rule):
-    config = config_module.load(TINY, small | {"optim.name": rule, "optim.weight_decay": 0.1, "seed": 5})
+    config = load.load(TINY, small | {"optim.name": rule, "optim.weight_decay": 0.1, "seed": 5})
     made = setup.set_up(config)
     state = state_module.initial_state(made.functions, made.optimizer, made.batches.rows, 0)
     step = jax.jit(train.make_train_step(made.functions, made.optimizer, ONE))
@@ -209,7 +209,7 @@ def test_dropout_is_a_function_of_seed_and_step():  # invariant 2
 def test_learns_more_than_the_frequencies_of_symbols(small, corpus_file, tmp_path, capsys):
     overrides = small | {"train.steps": 120, "model.hidden": 32, "train.log_every": 30, "train.eval_every": 60}
     overrides |= {"train.checkpoint_every": 0}
-    assert train.train(config_module.load(TINY, overrides), tmp_path / "run") == 0
+    assert train.train(load.load(TINY, overrides), tmp_path / "run") == 0
     rows = read_rows(tmp_path / "run")
     _, counts = np.unique(list(corpus_file.read_text()), return_counts=True)
     shares = counts / counts.sum()
@@ -240,15 +240,15 @@ def test_learns_more_than_the_frequencies_of_symbols(small, corpus_file, tmp_pat
     # Again: says so, changes nothing.
     capsys.readouterr()
     before = (tmp_path / "run" / "metrics.jsonl").stat()
-    assert train.train(config_module.load(TINY, overrides), tmp_path / "run") == 0
+    assert train.train(load.load(TINY, overrides), tmp_path / "run") == 0
     assert "is done at step 120: best validation" in capsys.readouterr().out
     assert (tmp_path / "run" / "metrics.jsonl").stat() == before
 
 
 def test_evaluation_does_not_touch_training(small, tmp_path):  # invariant 4, second half
     small = small | {"model.dropout": 0.3, "sample.length": 5}
-    train.train(config_module.load(TINY, small | {"train.eval_every": 1}), tmp_path / "often")
-    train.train(config_module.load(TINY, small | {"train.eval_every": 0, "train.checkpoint_every": 0}), tmp_path / "once")
+    train.train(load.load(TINY, small | {"train.eval_every": 1}), tmp_path / "often")
+    train.train(load.load(TINY, small | {"train.eval_every": 0, "train.checkpoint_every": 0}), tmp_path / "once")
     assert_same(final_params(tmp_path / "often"), final_params(tmp_path / "once"))
     rows = [[row for row in read_rows(tmp_path / name) if row["split"] == "train"] for name in ("often", "once")]
     assert rows[0] == rows[1]
@@ -256,7 +256,7 @@ def test_evaluation_does_not_touch_training(small, tmp_path):  # invariant 4, se
 
 def test_best_and_two_latest_checkpoints_are_kept(small, tmp_path):
     rates = {"optim.learning_rate": 0.05, "optim.schedule": "constant", "train.steps": 40, "train.eval_every": 4, "seed": 3}
-    train.train(config_module.load(TINY, small | rates | {"train.checkpoint_every": 6}), tmp_path / "run")
+    train.train(load.load(TINY, small | rates | {"train.checkpoint_every": 6}), tmp_path / "run")
     run = Run(tmp_path / "run")
     nats = {row["step"]: row["nats"] for row in run.rows() if row["split"] == "validation"}
     best = min(nats, key=nats.get)
@@ -269,9 +269,9 @@ def test_best_by_training_loss_where_there_is_no_validation_text(small, tmp_path
     rates = {"optim.learning_rate": 0.05, "optim.schedule": "constant", "train.steps": 30, "train.eval_every": 5}
     overrides = small | windows | rates | {"train.checkpoint_every": 0}
     with pytest.raises(UserError, match=r"train.best=validation, but corpus.split leaves no validation text"):
-        train.train(config_module.load(TINY, overrides), tmp_path / "run")
+        train.train(load.load(TINY, overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert train.train(config_module.load(TINY, overrides | {"train.best": "train"}), tmp_path / "run") == 0
+    assert train.train(load.load(TINY, overrides | {"train.best": "train"}), tmp_path / "run") == 0
     rows = Run(tmp_path / "run").rows()
     assert {row["split"] for row in rows} == {"train", "train_mean"}
     nats = {row["step"]: row["nats"] for row in rows if row["split"] == "train_mean"}
@@ -395,7 +395,7 @@ def test_divergence_is_noticed_at_its_step_and_the_last_good_checkpoint_kept(sma
     # Each step multiplies the weights by -1.5.
     overrides = small | {"optim.name": "sgd", "optim.learning_rate": 1.0, "optim.weight_decay": 2.5, "optim.clip_norm": 0.0}
     overrides |= {"optim.schedule": "constant", "train.steps": 40}
-    config = config_module.load(TINY, overrides)
+    config = load.load(TINY, overrides)
     with pytest.raises(
         Failure, match=r"step \d+ is (not finite|[\d,]+ nats a char).*: .* is marked diverged and its last good checkpoint kept"
     ):
@@ -426,7 +426,7 @@ def test_a_rate_of_a_thousand_has_diverged_within_a_log_interval(small, tmp_path
         "train.eval_every": 20,
     }
     with pytest.raises(Failure, match=r"is marked diverged and its last good checkpoint kept"):
-        train.train(config_module.load(TINY, small | wild), tmp_path / "run")
+        train.train(load.load(TINY, small | wild), tmp_path / "run")
     status = Run(tmp_path / "run").status()
     assert status["state"] == "diverged"
     assert status["step"] <= 5
@@ -434,7 +434,7 @@ def test_a_rate_of_a_thousand_has_diverged_within_a_log_interval(small, tmp_path
 
 @pytest.mark.parametrize(("rows", "together"), [(8, 10), (500, 5), (800, 2), (2000, 1)])
 def test_a_call_has_no_more_work_than_a_signal_can_wait_for(small, rows, together):
-    config = config_module.load(TINY, small | {"model.hidden": 64, "model.layers": 2, "batch.size": rows, "batch.length": 1000})
+    config = load.load(TINY, small | {"model.hidden": 64, "model.layers": 2, "batch.size": rows, "batch.length": 1000})
     functions = stack.functions(config, 20)
     parameters = stack.parameter_count(jax.eval_shape(functions.init, jax.random.key(0)))
     assert setup.steps_per_call(0, batches.Framing.of(config), functions) == together
@@ -442,8 +442,8 @@ def test_a_call_has_no_more_work_than_a_signal_can_wait_for(small, rows, togethe
 
 
 def test_a_signal_is_followed_after_the_calls_that_are_under_way(small, tmp_path, monkeypatch):
-    config = config_module.load(TINY, small | {"train.steps": 400, "train.log_every": 400, "train.steps_per_call": 10})
-    config = config_module.load(TINY, config_module.flatten(config) | {"train.eval_every": 400, "train.checkpoint_every": 0})
+    config = load.load(TINY, small | {"train.steps": 400, "train.log_every": 400, "train.steps_per_call": 10})
+    config = load.load(TINY, load.flatten(config) | {"train.eval_every": 400, "train.checkpoint_every": 0})
     seen, add = [], train._add
 
     def added(done, metrics):
@@ -458,7 +458,7 @@ def test_a_signal_is_followed_after_the_calls_that_are_under_way(small, tmp_path
 
 
 def test_a_stop_amid_an_evaluation_leaves_it_to_the_next_start(small, tmp_path, monkeypatch):
-    config = config_module.load(TINY, small | {"train.steps": 8, "train.eval_every": 4})
+    config = load.load(TINY, small | {"train.steps": 8, "train.eval_every": 4})
     train.train(config, tmp_path / "straight")
     evaluator = evaluate.evaluator
 
@@ -489,13 +489,13 @@ def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
         "train.patience": 3,
         "train.log_every": 100,
     }
-    assert train.train(config_module.load(TINY, small | stale), tmp_path / "run") == 0
+    assert train.train(load.load(TINY, small | stale), tmp_path / "run") == 0
     status = Run(tmp_path / "run").status()
     assert (status["state"], status["step"], status["best"]["step"]) == ("done", 4, 1)
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(small, tmp_path, capsys):
-    config = config_module.load(TINY, small | {"model.dropout": 0.2})
+    config = load.load(TINY, small | {"model.dropout": 0.2})
     train.train(config, tmp_path / "straight")
     train.train(config, tmp_path / "damaged")
     run = Run(tmp_path / "damaged")
@@ -518,7 +518,7 @@ def test_killed_between_the_last_checkpoint_and_its_status_a_run_is_done(small, 
         ("steps", {}),
         ("patience", {"train.patience": 1, "optim.learning_rate": 1e-30, "train.eval_every": 1}),
     ):
-        config = config_module.load(TINY, small | extra)
+        config = load.load(TINY, small | extra)
         train.train(config, tmp_path / name)
         run = Run(tmp_path / name)
         ended, rows, params = run.status(), read_rows(tmp_path / name), final_params(tmp_path / name)
@@ -529,7 +529,7 @@ def test_killed_between_the_last_checkpoint_and_its_status_a_run_is_done(small, 
 
 
 def test_no_readable_checkpoint_is_a_failure_that_touches_nothing(small, tmp_path):
-    config = config_module.load(TINY, small)
+    config = load.load(TINY, small)
     train.train(config, tmp_path / "run")
     run = Run(tmp_path / "run")
     for file in run.checkpoints.rglob("manifest*"):
@@ -550,12 +550,12 @@ def test_no_readable_checkpoint_is_a_failure_that_touches_nothing(small, tmp_pat
 )
 def test_what_only_an_evaluation_would_find_is_found_before_training(small, tmp_path, overrides, message):
     with pytest.raises(UserError, match=message):
-        train.train(config_module.load(TINY, small | overrides), tmp_path / "run")
+        train.train(load.load(TINY, small | overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_too_short_a_corpus_says_how_many_chars_it_needs(small, tmp_path):
-    config = config_module.load(TINY, small | {"batch.size": 200, "batch.length": 100})
+    config = load.load(TINY, small | {"batch.size": 200, "batch.length": 100})
     with pytest.raises(UserError, match=r"has 10,800 chars, but one batch .* needs 20,001"):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -567,14 +567,14 @@ def test_symbols_unseen_in_training_are_an_error_unless_mapped(small, corpus_fil
     text.write_text(corpus_file.read_text() + "Q?", encoding="utf-8")
     overrides = small | {"corpus.path": str(text)}
     with pytest.raises(UserError, match=r"the validation split has symbols .* '\?' \(U\+003F\), 'Q' \(U\+0051\)"):
-        train.train(config_module.load(TINY, overrides), tmp_path / "run")
+        train.train(load.load(TINY, overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert train.train(config_module.load(TINY, overrides | {"vocab.unknown": True}), tmp_path / "unk") == 0
-    assert train.train(config_module.load(TINY, overrides | {"vocab.source": "corpus"}), tmp_path / "corpus") == 0
+    assert train.train(load.load(TINY, overrides | {"vocab.unknown": True}), tmp_path / "unk") == 0
+    assert train.train(load.load(TINY, overrides | {"vocab.source": "corpus"}), tmp_path / "corpus") == 0
 
 
 def test_tensorboard_mirrors_the_metrics(small, tmp_path):
-    train.train(config_module.load(TINY, small), tmp_path / "run")
+    train.train(load.load(TINY, small), tmp_path / "run")
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = (tmp_path / "run" / "tensorboard").iterdir()
@@ -604,7 +604,7 @@ def test_several_steps_in_one_call_are_the_same_steps(small, tmp_path, framing):
     every = {"train.log_every": 7, "train.eval_every": 16, "train.checkpoint_every": 11}
     more = {"train.steps": 33, "batch.framing": framing, **every}
     for together in (1, 4):
-        checked = config_module.load(TINY, small | more | {"train.steps_per_call": together, "model.dropout": 0.3})
+        checked = load.load(TINY, small | more | {"train.steps_per_call": together, "model.dropout": 0.3})
         assert train.train(checked, tmp_path / str(together)) == 0
     assert read_rows(tmp_path / "4") == read_rows(tmp_path / "1")
     assert_same(final_params(tmp_path / "4"), final_params(tmp_path / "1"))
@@ -617,16 +617,14 @@ def test_each_step_has_the_rate_of_its_place_in_the_schedule(small, tmp_path):
     params = {}
     for steps, together in ((2, 1), (3, 1), (4, 2)):
         more = {"train.steps": steps, "train.steps_per_call": together}
-        assert train.train(config_module.load(TINY, small | falling | events | more), tmp_path / str(steps)) == 0
+        assert train.train(load.load(TINY, small | falling | events | more), tmp_path / str(steps)) == 0
         params[steps] = final_params(tmp_path / str(steps))
     assert_same(params[4], params[3])
     assert (params[2]["head_kernel"] != params[3]["head_kernel"]).any()
 
 
 def test_calls_of_several_steps_end_before_anything_is_logged_and_begin_alike_after_a_resume(small):
-    made = setup.set_up(
-        config_module.load(TINY, small | {"train.steps": 100, "train.log_every": 14, "train.steps_per_call": 4})
-    )
+    made = setup.set_up(load.load(TINY, small | {"train.steps": 100, "train.log_every": 14, "train.steps_per_call": 4}))
     made = dataclasses.replace(made, eval_every=30, checkpoint_every=0, steps_per_call=4)
     step, calls = 0, []
     while step < 100:
