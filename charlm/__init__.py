@@ -4,19 +4,22 @@
     model = charlm.load("runs/quickstart")
     model.surprisal("ROMEO:")                 # also: logits, states, score, sample
     charlm.runs("runs")                       # what compare.py sees, as dicts
+    charlm.train(config, "runs/first")        # as train.py does
 
 Importing this package imports neither JAX nor NumPy; the first call does.
 """
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from charlm.errors import Failure, UserError
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from charlm.inference.model import Model
 
-__all__ = ["Failure", "UserError", "load", "runs"]
+__all__ = ["Failure", "UserError", "load", "runs", "train"]
 
 
 def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str | None = None) -> "Model":
@@ -59,3 +62,25 @@ def runs(*paths: str | os.PathLike) -> list[dict]:
     from charlm.compare import listing
 
     return listing.listed(paths)
+
+
+def train(config: "ConfigDict", workdir: str | os.PathLike) -> dict[str, Any]:
+    """Trains a config into a run directory, or resumes the run in it, with the checks, devices and cache of train.py.
+
+    `charlm.config.load.load("quickstart", {"model.hidden": 384})` makes a config from a recipe or a file. You can also change
+    `charlm.config.keys.defaults()`. The config is copied, so it can be changed again afterwards.
+
+    Devices: on a CPU each core is a device of its own, which must be set up before JAX starts. Call this before other JAX code,
+    or a note says that fewer devices are used.
+
+    Returns:
+      the status of the run: `state` is "done"; `step` is the last step; `best` has step, nats and split of the best evaluation.
+
+    Raises:
+      UserError: the config, the corpus or the directory is wrong; nothing has been written then.
+      Failure: the run diverged, or the directory can't be written any more.
+      KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM arrived. The state was saved, and the same call resumes.
+    """
+    from charlm.training import start
+
+    return start.train(config, workdir)

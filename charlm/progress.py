@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar on a terminal, one plain line for each row of metrics elsewhere."""
+"""What a person sees while a model trains: a bar on a terminal, otherwise one plain line for each row of metrics."""
 
 import contextlib
 import os
@@ -13,14 +13,14 @@ from charlm import measures
 
 
 class Reporter:
-    """Shows where a training stands; a context manager, so that the bar is gone before anything else is printed."""
+    """Shows the progress of a training. A context manager: the bar disappears before anything else is printed."""
 
     def __init__(self, total_steps: int, first_step: int):
         self._total = total_steps
         self._bar = None
         console = Console()
         if console.is_terminal:
-            columns = (BarColumn(bar_width=6), TextColumn("{task.fields[text]}"))  # all of it fits 80 characters
+            columns = (BarColumn(bar_width=6), TextColumn("{task.fields[text]}"))  # fits 80 characters
             self._bar = Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task("training", total=total_steps, completed=first_step, text="compiling …")
 
@@ -29,19 +29,19 @@ class Reporter:
             self._bar.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
 
     def step(self, step: int, nats: float, chars_per_second: float, seconds_left: float) -> None:
-        """Moves the bar; does nothing elsewhere."""
+        """Moves the bar, if there is one."""
         if self._bar:
             figures = f"{nats:.4f} nats, perplexity {measures.perplexity(nats):.2f}"
             text = f"{step}/{self._total}  {figures}  {chars_per_second:,.0f} chars/s  {duration(seconds_left)} left"
             self._bar.update(self._task, completed=step, text=text)
 
     def row(self, row: dict, seconds_left: float = 0.0, note: str = "") -> None:
-        """Prints a row of metrics; on a terminal, where the bar shows the training loss, only those of evaluations."""
+        """Prints a row of metrics. With a bar, which shows the training loss, it prints only rows of evaluations."""
         if row["split"] != "train":
             self.say(f"step {row['step']:>6}/{self._total}  {row['split']} {_nats(row['nats'])}{note}")
         elif not self._bar:
@@ -52,6 +52,7 @@ class Reporter:
             )
 
     def say(self, line: str) -> None:
+        """Prints a line, above the bar if there is one."""
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -60,10 +61,10 @@ class Reporter:
 
 @contextlib.contextmanager
 def megabytes(what: str, size: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with each number of bytes done; shows a bar on a terminal, one line elsewhere, both on stderr.
+    """A function to call with each number of bytes read. Shows a bar on a terminal, otherwise one line, on stderr.
 
     Args:
-      size: bytes in all, as far as is known.
+      what: the work, for the bar or line. size: all bytes, as far as known.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -76,7 +77,7 @@ def megabytes(what: str, size: int) -> Iterator[Callable[[int], None]]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 42 s, 3 min 05 s, 2 h 07 min."""
+    """Seconds for people: 42 s, 3 min 05 s, 2 h 07 min."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -91,12 +92,12 @@ def counted(number: int, noun: str) -> str:
 
 
 def tell(line: str) -> None:
-    """One line on stdout, for as long as somebody reads it: a training does not end because a pipe does, or a disk of logs."""
+    """Prints a line on stdout. If nobody reads it any more, or its disk is full, the training goes on silently."""
     _put(line, sys.stdout)
 
 
 def warn(message: str) -> None:
-    """One line on stderr for what went wrong and was mended."""
+    """Prints a note on stderr: something went wrong, and was handled."""
     _put(f"note: {message}", sys.stderr)
 
 
@@ -105,12 +106,12 @@ def _put(line: str, stream: TextIO) -> None:
         print(line, file=stream, flush=True)
     except OSError:
         with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what is still buffered would be the next to fail
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else the rest of the buffer would fail next
 
 
 def stopping() -> None:
-    """What a signal is answered with. Safe in its handler, where print and the bar are not: they may be at work below it."""
-    show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # which the bar hides, and only the end of it shows again
+    """Answers a signal. Safe in a signal handler, where `print` and the bar are not: the handler may interrupt them."""
+    show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # the bar hides the cursor
     with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe too
         os.write(2, show_cursor + b"stopping at the next step; a second signal ends this at once.\n")
 

@@ -1,64 +1,61 @@
-"""Trains the model of a config into a run directory, or goes on with the run that is there.
+"""Trains the model of a config into a run directory, or resumes the run in it.
 
     scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.model.hidden=512 ...]
     scripts/train.py --config=configs/quickstart.py --describe [--graph=network.dot] [--graph_steps=3]
+    scripts/train.py --helpkeys
 
-Every key of configs/base.py can be set by --config.KEY=VALUE. The same command again resumes a run that was stopped or killed
-and says so where it is done. Ctrl-C saves a checkpoint first. --describe trains nothing: it prints data, parameters and length,
-and writes the unrolled network as Graphviz dot, and as SVG where Graphviz is installed. Exit status: 0 done, 1 diverged or
-failed, 2 a mistake in the command, 130 or 143 stopped and resumable.
+--config.KEY=VALUE sets any key; --helpkeys lists the keys. The same command resumes a run that was stopped or killed, and
+reports a run that is done. Ctrl-C saves a checkpoint first. --describe trains nothing: it prints data, parameters and length,
+and draws the unrolled network as Graphviz dot, and as SVG if Graphviz is installed. Exit status: 0 done, 1 diverged or failed,
+2 a mistake in the command, 130 or 143 stopped and resumable.
 """
 
 import signal
 
 from absl import flags
 
-from charlm import cli, progress
+from charlm import cli
 from charlm.config import keys, load
-from charlm.data import batches
 from charlm.errors import UserError
-from charlm.hardware import cache, devices, processes
+from charlm.hardware import devices, processes
+from charlm.training import start
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "recipe or config file, with its argument if it takes one: NAME[:ARG] or FILE.py[:ARG]", required=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "run directory: made, or resumed if it is there")
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory: made if it does not exist, otherwise resumed")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "print what would be trained and draw it, instead of training")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "train together with the other tasks of this step of SLURM's")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, of several processes that train together")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of several processes: how many")
-_PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "of several processes: which this is, from 0; 0 writes the run directory"
-)
-_GRAPH = flags.DEFINE_string("graph", "network.dot", "of --describe: file for the picture of the network")
-_GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "of --describe: characters in the picture")
+_VERBOSE = flags.DEFINE_bool("verbose", False, "print every array of parameters, and what is set for XLA and the C library")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "train one model together with the other tasks of this SLURM step")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "several processes: HOST:PORT of process 0")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "several processes: how many train one model together")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "several processes: index of this one; 0 writes the run directory")
+_GRAPH = flags.DEFINE_string("graph", "network.dot", "with --describe: file for the picture of the network")
+_GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "with --describe: number of characters in the picture")
 
 
 def run() -> None:
+    """Runs the program with the flags of the command line."""
     cli.run(main, keys.help_text)
 
 
 def main(overrides: dict[str, str]) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until train listens: JAX, while it starts, may swallow a KeyboardInterrupt
-    checked = load.load(_CONFIG.value, overrides)
+    """Trains, or describes what would be trained; returns the exit status."""
+    # Until the training handles signals, Ctrl-C ends the program at once: JAX may swallow a KeyboardInterrupt while it starts.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    config = load.load(_CONFIG.value, overrides)
     if _GRAPH_STEPS.value < 1:
-        raise UserError(f"--graph_steps={_GRAPH_STEPS.value} is not right: it must be 1 or more.")
-    if not _DESCRIBE.value and _WORKDIR.value is None:
+        raise UserError(f"--graph_steps={_GRAPH_STEPS.value}: must be 1 or more.")
+    workdir = _WORKDIR.value
+    if not _DESCRIBE.value and workdir is None:
         raise UserError("--workdir is not given: see --help.")
     spec = processes.spec_from_flags(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    rows = batches.Framing.of(checked).rows
-    if rows % spec.num_processes:
-        raise UserError(
-            f"batch.size={rows} can't be shared evenly by {spec.num_processes} processes: a multiple would be right."
-        )
+    start.check_rows(config, spec.num_processes)
     devices.use_huge_pages()
-    for line in devices.prepare_cpu(checked, rows, spec.num_processes):
-        if spec.process_id == 0:
-            progress.tell(line)
-    cache.keep_compiled(cache.folder_of(checked))  # this imports JAX, which takes a second: only once the command is right
+    start.prepare(config, spec, _VERBOSE.value)  # imports JAX, which takes a second: only once the command is right
     from charlm.training import setup, train
 
     processes.join(spec)
     if _DESCRIBE.value:
-        return setup.describe_only(checked, _GRAPH.value, _GRAPH_STEPS.value)
-    return train.train(checked, _WORKDIR.value)
+        return setup.describe_only(config, _GRAPH.value, _GRAPH_STEPS.value)
+    return train.train(config, str(workdir), _VERBOSE.value)

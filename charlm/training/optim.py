@@ -1,4 +1,8 @@
-"""The optimiser and its learning-rate schedule, from the config."""
+"""The optimiser and the learning-rate schedule of a config.
+
+To add an optimiser, add a line to RULES, and its name to the choices of `optim.name` in `charlm/config/keys.py`. To add a
+schedule, add a line to SCHEDULES, and its name to those of `optim.schedule`.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,98 +11,123 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
-BLOCK = 1024  # steps of which the learning rates are computed at once
+BLOCK = 1024  # steps whose learning rates are computed together
+
+# Name → the rule with a learning rate of 1 and without the final minus sign, as optax's `scale_by_…` functions are.
+# `optimizer` adds the sign and weight decay. tests/training/test_optim.py checks that every rule descends.
+RULES: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
+    "adam": lambda config: _adam(config),
+    "adamw": lambda config: _adam(config),
+    "rmsprop": lambda config: optax.scale_by_rms(config.optim.beta2, config.optim.eps, eps_in_sqrt=_has_keras_eps(config)),
+    "sgd": lambda config: optax.trace(config.optim.momentum) if config.optim.momentum > 0 else optax.identity(),
+}
+DECOUPLED = ("adamw",)  # weight decay is added after the rule (Loshchilov & Hutter 2019); else it is L2, before the rule
+
+# Name → the learning rate by step after the warm-up, which leaves `steps` steps.
+SCHEDULES: dict[str, Callable[[ConfigDict, int], optax.Schedule]] = {
+    "constant": lambda config, steps: optax.constant_schedule(config.optim.learning_rate),
+    "cosine": lambda config, steps: optax.cosine_decay_schedule(
+        config.optim.learning_rate, max(1, steps), config.optim.final_fraction
+    ),
+    "trapezoid": lambda config, steps: _trapezoid(config, steps),
+    "exponential": lambda config, steps: _exponential(config, staircase=False),
+    "step": lambda config, steps: _exponential(config, staircase=True),
+}
 
 
-def schedule(config, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up from 0, then constant, trapezoid, or cosine, exponential or step decay.
+def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
+    """The learning rate by step: a linear warm-up from 0, then what `optim.schedule` names.
 
-    The decay begins where the warm-up ends, that of trapezoid with the last `optim.decay_steps` steps, in which it is linear
-    (Hägele et al. 2024, arXiv:2405.18392). Cosine and trapezoid would be at `optim.final_fraction` of the peak one step after
-    the last; exponential and step multiply by `optim.decay_rate` every `optim.decay_steps` steps, gradually or at once.
+    `cosine` and `trapezoid` would reach `optim.final_fraction` of the peak one step after the last. `trapezoid` is constant
+    and then falls linearly over the last `optim.decay_steps` steps (Hägele et al. 2024, arXiv:2405.18392). `exponential` and
+    `step` multiply by `optim.decay_rate` every `optim.decay_steps` steps, gradually or at once.
     """
-    peak, warmup = config.optim.learning_rate, config.optim.warmup_steps
-    final_fraction = config.optim.final_fraction
-    decay_rate, decay_steps = config.optim.decay_rate, config.optim.decay_steps
-    match config.optim.schedule:
-        case "constant":
-            decay = optax.constant_schedule(peak)
-        case "cosine":
-            decay = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup), final_fraction)
-        case "trapezoid":
-            falling = max(1, min(decay_steps, total_steps - warmup))
-            fall = optax.linear_schedule(peak, peak * final_fraction, falling)
-            decay = optax.join_schedules([optax.constant_schedule(peak), fall], [total_steps - warmup - falling])
-        case "exponential" | "step" as name:
-            decay = optax.exponential_decay(peak, decay_steps, decay_rate, staircase=name == "step")
+    warmup = config.optim.warmup_steps
+    after = SCHEDULES[config.optim.schedule](config, total_steps - warmup)
     if warmup == 0:
-        return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, config.optim.learning_rate, warmup), after], [warmup])
 
 
 def rates(by_step: optax.Schedule) -> Callable[[int, int], np.ndarray]:
-    """A function (step, count) → float32 (count,): the learning rates of so many steps.
+    """A function (step, count) → the learning rates of `count` steps from `step` on, float32 (count,).
 
-    They are computed in blocks that begin at multiples, so that what the rate of a step is does not depend on the start.
+    They are computed in blocks that start at multiples of BLOCK, so the rate of a step does not depend on where a run starts.
     """
-    by_steps = jax.jit(by_step)  # op by op it would compile ten programs
+    by_steps = jax.jit(by_step)  # without jit, ten programs would be compiled
 
     @functools.lru_cache(maxsize=2)
     def block(number: int) -> np.ndarray:
         computed = np.asarray(by_steps(np.arange(number * BLOCK, (number + 1) * BLOCK)), np.float32)
         return np.broadcast_to(computed, BLOCK)
 
-    def of(step: int, count: int) -> np.ndarray:
+    def rates_of(step: int, count: int) -> np.ndarray:
         return np.array([block(at // BLOCK)[at % BLOCK] for at in range(step, step + count)])
 
-    return of
+    return rates_of
 
 
-def optimizer(config) -> optax.GradientTransformation:
-    """Clipping, then the rule, then weight decay. Its updates are for a learning rate of 1; with another they are so many times
-    as large, whatever the rule.
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Clipping, then the rule that `optim.name` names, then weight decay.
 
-    Weight decay touches matrices only, unless `optim.decay_biases`. For `adamw` it is decoupled (Loshchilov & Hutter 2019); for
-    the others it is added to the gradient before the rule, as L2 regularisation is in their original systems.
+    The updates are those for a learning rate of 1. The training step multiplies them by the learning rate.
 
-    `optim.eps_form` says where eps stands. `outer`: Adam's textbook form and PyTorch's, m / (sqrt(v) + eps) with both corrected
-    for their bias; RMSprop g / (sqrt(v) + eps). `keras`: as Keras and MXNet have it, Adam's eps added to the uncorrected root
-    (the form that Kingma & Ba call more efficient), RMSprop's inside the root.
+    Weight decay acts on matrices only, unless `optim.decay_biases` is set. For `adamw` it is decoupled; for the others it is
+    L2 regularisation, as in their original systems.
+
+    `optim.eps_form` says where eps is added. `outer` is the textbook and PyTorch form: in Adam m / (sqrt(v) + eps), both
+    corrected for their bias; in RMSprop g / (sqrt(v) + eps). `keras` is the form of Keras and MXNet: in Adam eps is added to
+    the uncorrected root, which Kingma & Ba call more efficient; in RMSprop it is added inside the root.
     """
-    name, weight_decay = config.optim.name, config.optim.weight_decay
+    name, weight_decay, decay_biases = config.optim.name, config.optim.weight_decay, config.optim.decay_biases
     clip_norm, clip_value = config.optim.clip_norm, config.optim.clip_value
-    beta1, beta2, eps = config.optim.beta1, config.optim.beta2, config.optim.eps
-    momentum, decay_biases = config.optim.momentum, config.optim.decay_biases
-    keras = config.optim.eps_form == "keras"
-    adam = _scale_by_keras_adam if keras else optax.scale_by_adam
-    rules = {
-        "adam": lambda: adam(beta1, beta2, eps),
-        "adamw": lambda: adam(beta1, beta2, eps),
-        "rmsprop": lambda: optax.scale_by_rms(beta2, eps, eps_in_sqrt=keras),
-        "sgd": lambda: optax.trace(momentum) if momentum > 0 else optax.identity(),
-    }
-    decay = optax.add_decayed_weights(
-        weight_decay, lambda params: jax.tree.map(lambda leaf: decay_biases or leaf.ndim > 1, params)
-    )
-    before, after = (optax.identity(), decay) if name == "adamw" else (decay, optax.identity())
+    nothing = optax.identity()
+    decay = nothing
+    if weight_decay > 0:
+        decay = optax.add_decayed_weights(
+            weight_decay, lambda params: jax.tree.map(lambda leaf: decay_biases or leaf.ndim > 1, params)
+        )
     return optax.chain(
-        optax.clip(clip_value) if clip_value > 0 else optax.identity(),
-        optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(),
-        before if weight_decay > 0 else optax.identity(),
-        rules[name](),
-        after if weight_decay > 0 else optax.identity(),
-        optax.scale_by_learning_rate(lambda count: 1.0),  # a function, because checkpoints have a count in this place
+        optax.clip(clip_value) if clip_value > 0 else nothing,
+        optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else nothing,
+        nothing if name in DECOUPLED else decay,
+        RULES[name](config),
+        decay if name in DECOUPLED else nothing,
+        optax.scale_by_learning_rate(lambda count: 1.0),  # a function, because checkpoints hold a count here
     )
 
 
-def _scale_by_keras_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
-    """Adam with eps beside the uncorrected root: optax's form with an eps that shrinks as the correction fades."""
+def _trapezoid(config: ConfigDict, steps: int) -> optax.Schedule:
+    peak, falling = config.optim.learning_rate, max(1, min(config.optim.decay_steps, steps))
+    fall = optax.linear_schedule(peak, peak * config.optim.final_fraction, falling)
+    return optax.join_schedules([optax.constant_schedule(peak), fall], [steps - falling])
 
-    def init(params):
+
+def _exponential(config: ConfigDict, staircase: bool) -> optax.Schedule:
+    peak, every, factor = config.optim.learning_rate, config.optim.decay_steps, config.optim.decay_rate
+    return optax.exponential_decay(peak, every, factor, staircase=staircase)
+
+
+def _has_keras_eps(config: ConfigDict) -> bool:
+    return config.optim.eps_form == "keras"
+
+
+def _adam(config: ConfigDict) -> optax.GradientTransformation:
+    scale_by_adam = _keras_adam if _has_keras_eps(config) else optax.scale_by_adam
+    return scale_by_adam(config.optim.beta1, config.optim.beta2, config.optim.eps)
+
+
+def _keras_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
+    """Adam with eps added to the uncorrected root: optax's form with an eps that shrinks as the correction fades."""
+
+    def init(params: optax.Params) -> optax.OptState:
         return optax.scale_by_adam(beta1, beta2).init(params)
 
-    def update(updates, state, params=None):
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         correction = jnp.sqrt(1 - beta2 ** (state.count + 1).astype(jnp.float32))
         return optax.scale_by_adam(beta1, beta2, eps / correction).update(updates, state, params)
 

@@ -1,85 +1,115 @@
-"""What a training leaves: rows, samples and checkpoints in its run directory, and lines for the person who watches."""
+"""What a training writes: rows, samples and checkpoints in its run directory, and lines for the person who watches."""
 
 import contextlib
 import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
 
-from charlm import progress
+from charlm import progress as messages
 from charlm.inference import evaluate
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
 from charlm.training.setup import Setup
-from charlm.training.state import Progress, TrainState
+from charlm.training.state import Progress
+from charlm.training.step import TrainState
+
+
+class Clock:
+    """Adds wall-clock seconds to the progress: all of them, and those of the log interval that were spent on training."""
+
+    def __init__(self, progress: Progress):
+        self._progress, self._last = progress, time.perf_counter()
+        self._first_step, self._begin = progress.step, self._last
+
+    def lap(self, training: bool) -> None:
+        """Adds the seconds since the last lap. `training`: whether they count for the speed."""
+        now = time.perf_counter()
+        self._progress.seconds += now - self._last
+        if training:
+            self._progress.interval_seconds += now - self._last
+        self._last = now
+
+    def pace(self, total_steps: int) -> tuple[float, float]:
+        """Characters per second in this log interval, and seconds left at the pace of this start, evaluations included."""
+        progress, now = self._progress, time.perf_counter()
+        left = (total_steps - progress.step) * (now - self._begin) / max(progress.step - self._first_step, 1)
+        return progress.interval.chars / (progress.interval_seconds + now - self._last), left
 
 
 class Record:
-    """The record of one start; a context manager, so that bar and event file are closed whatever happens."""
+    """The record of one start. A context manager: it closes the progress bar and TensorBoard's file in any case."""
 
-    def __init__(self, setup: Setup, run: Run, checkpoints: Checkpoints, done: Progress):
+    def __init__(self, setup: Setup, run: Run, checkpoints: Checkpoints, progress: Progress):
         self._setup, self._run, self._checkpoints = setup, run, checkpoints
-        self._done, self._first_step = done, done.step
-        self._best_saved = best_step(done)
+        self._progress, self._first_step = progress, progress.step
+        self._best_saved = _best_step(progress)
 
     def __enter__(self) -> "Record":
-        with contextlib.ExitStack() as held:
-            self._reporter = held.enter_context(progress.Reporter(self._setup.total_steps, self._first_step))
-            self._log = held.enter_context(self._run.metric_logger(self._first_step))
-            self._held = held.pop_all()
+        with contextlib.ExitStack() as stack:
+            self._reporter = stack.enter_context(messages.Reporter(self._setup.total_steps, self._first_step))
+            self._log: Callable[[dict], None] = stack.enter_context(self._run.metric_logger(self._first_step))
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error) -> None:
-        self._held.close()
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
-    def step(self, done: Progress, clock) -> None:
-        """A step was trained."""
-        self._reporter.step(done.step, done.interval.nats / done.interval.chars, *clock.pace(self._setup.total_steps))
+    def step(self, progress: Progress, clock: Clock) -> None:
+        """Shows that steps were made."""
+        nats = progress.interval.nats / progress.interval.chars
+        self._reporter.step(progress.step, nats, *clock.pace(self._setup.total_steps))
 
-    def row(self, row: dict, clock) -> None:
-        """A log interval has ended."""
-        self._put(row)
+    def row(self, row: dict[str, Any], clock: Clock) -> None:
+        """Writes and shows the row of a log interval."""
+        self._append(row)
         self._reporter.row(row, clock.pace(self._setup.total_steps)[1])
 
-    def evaluation(self, done: Progress, rows: list[dict], params) -> None:
-        """An evaluation was made; the last of its rows is the one that judges."""
+    def evaluation(self, progress: Progress, rows: list[dict[str, Any]], params: Any) -> None:
+        """Writes and shows the rows of an evaluation, and writes a sample. The last row is the one that judges."""
         for row in rows:
-            self._put(row)
-            self._reporter.row(row, note="  best so far" if row is rows[-1] and done.since_best == 0 else "")
+            self._append(row)
+            self._reporter.row(row, note="  best so far" if row is rows[-1] and progress.since_best == 0 else "")
         if self._setup.draw_sample:
-            self._run.write_sample(done.step, self._setup.draw_sample(evaluate.on_one_device(params), done.step))
+            text = self._setup.draw_sample(evaluate.on_one_device(params), progress.step)
+            self._run.write_sample(progress.step, text)
 
-    def save(self, done: Progress, state: TrainState) -> None:
-        """Starts a checkpoint, and drops those that are neither the latest on disk nor the best, of now and of the last time:
-        that one stays until this one is on disk."""
+    def save(self, progress: Progress, state: TrainState) -> None:
+        """Starts to save a checkpoint. Deletes all others but the latest complete one and the best.
+
+        If the best one has changed, the previous best stays too, until this checkpoint is on disk.
+        """
         self._run.sync_metrics()
         self._checkpoints.wait()
-        others = [step for step in self._checkpoints.steps() if step != done.step]
-        self._checkpoints.keep_only(best_step(done) | self._best_saved | {done.step} | set(others[-1:]))
-        self._best_saved = best_step(done)
-        self._checkpoints.save(done.step, state.params, (state.opt_state, state.carry), dataclasses.asdict(done))
-        self._run.write_status("incomplete", done.step, done.best, rows=done.rows)
+        others = [step for step in self._checkpoints.steps() if step != progress.step]
+        self._checkpoints.keep_only(_best_step(progress) | self._best_saved | {progress.step} | set(others[-1:]))
+        self._best_saved = _best_step(progress)
+        self._checkpoints.save(progress.step, state.params, (state.opt_state, state.carry), dataclasses.asdict(progress))
+        self._run.write_status("incomplete", progress.step, progress.best, rows=progress.rows)
 
-    def end(self, done: Progress, finished: bool) -> None:
-        """Waits for what is being saved, and writes how it ended."""
+    def end(self, progress: Progress, finished: bool) -> None:
+        """Waits for the last checkpoint, and writes the status."""
         self._checkpoints.wait()
-        self._checkpoints.keep_only(best_step(done) | set(self._checkpoints.steps()[-2:]))
-        self._run.write_status("done" if finished else "incomplete", done.step, done.best, rows=done.rows)
+        self._checkpoints.keep_only(_best_step(progress) | set(self._checkpoints.steps()[-2:]))
+        self._run.write_status("done" if finished else "incomplete", progress.step, progress.best, rows=progress.rows)
 
-    def _put(self, row: dict) -> None:
+    def _append(self, row: dict[str, Any]) -> None:
         self._log(row)
-        self._done.rows += 1
+        self._progress.rows += 1
 
 
-class Silence:
-    """In the place of a record where another process keeps it."""
+class NoRecord:
+    """Stands for a record in all processes but the first: does nothing."""
 
-    def __enter__(self) -> "Silence":
+    def __enter__(self) -> "NoRecord":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *arguments: None
 
 
-def best_step(done: Progress) -> set[int]:
-    return {done.best["step"]} if done.best else set()
+def _best_step(progress: Progress) -> set[int]:
+    return {progress.best["step"]} if progress.best else set()

@@ -1,12 +1,14 @@
-"""From a config to the things that a training works with: data, functions and numbers; nothing is written."""
+"""From a config to the objects that a training works with: data, functions and numbers. Nothing is written."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from charlm import progress
 from charlm.data import batches, corpora
@@ -18,20 +20,21 @@ from charlm.inference.protocol import Protocol
 from charlm.models import drawing, stack
 from charlm.training import optim
 
-TOGETHER = (10, 5, 2)  # steps in one call, where they are short
-CALL = 1e12  # floating-point operations of a call at most, 3 s on two cores: more would have signals wait too long
+STEPS_PER_CALL = (10, 5, 2)  # tried in this order
+# Floating-point operations of one call of several steps. They take 3 s on two cores; a signal waits at most that long.
+MAX_OPERATIONS = 1e12
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A config made into things. Nothing in here changes while it trains.
+    """The objects of a training. Nothing in here changes while it runs.
 
     Attributes:
       encoded: the splits as ids.
-      mesh: of the devices that share the rows of a batch.
-      rates: (step, count) → learning rates of so many steps by the schedule, float32 (count,).
-      best_by: the loss that names the best checkpoint, `validation` or `train`.
-      draw_sample: (params, step) → text, or None where no samples are asked for.
+      mesh: the devices that share the rows of a batch.
+      rates: (step, count) → the learning rates that the schedule gives to `count` steps, float32 (count,).
+      best_by: the loss that chooses the best checkpoint, `validation` or `train`.
+      draw_sample: (params, step) → text; None if no samples are asked for.
     """
 
     vocab: Vocab
@@ -51,19 +54,20 @@ class Setup:
     halvings: int
     best_by: str
     protocol: Protocol
-    draw_sample: Callable[[dict, int], str] | None
+    draw_sample: Callable[[Any, int], str] | None
     seed: int
 
     @property
     def pad(self) -> int | None:
+        """The id of `<pad>`, None if the corpus has no documents."""
         return self.vocab.id_of(PAD)
 
 
-def set_up(config) -> Setup:
-    """Loads the corpus and builds model and optimiser.
+def set_up(config: ConfigDict) -> Setup:
+    """Loads the corpus, and builds model and optimiser.
 
     Raises:
-      UserError: what the corpora, the vocabulary and the batches object to.
+      UserError: the corpus can't be used, or does not fit the config.
     """
     seed, best_by = config.seed, config.train.best
     framing = batches.Framing.of(config)
@@ -74,9 +78,9 @@ def set_up(config) -> Setup:
     functions = stack.functions(config, len(vocab))
     protocol = Protocol.of(config, framing)
     if "validation" in encoded:
-        protocol.check(encoded["validation"])  # what does not fit is said now, not after an epoch
+        protocol.check(encoded["validation"])  # a mistake shows now, not after an epoch
     elif best_by == "validation":
-        raise UserError("train.best=validation, but corpus.split leaves no validation text: train.best=train would be right.")
+        raise UserError("train.best=validation: corpus.split leaves no validation text, so it must be train.")
     total_steps = config.train.steps or max(1, round(config.train.epochs * training.steps_per_epoch))
     return Setup(
         vocab=vocab,
@@ -102,31 +106,38 @@ def set_up(config) -> Setup:
 
 
 def steps_per_call(wanted: int, framing: batches.Framing, functions: stack.Functions) -> int:
-    """How many steps one call makes where `wanted` of the config is 0: more than one where they are short.
+    """How many steps one call makes: `wanted`, or if that is 0, several if they are short.
 
-    One for documents, whose batches differ in length, and for several processes, which must hear of signals at each step.
+    Always one for documents, whose batches differ in length, and for several processes, which learn of signals at each step.
     """
     if framing.kind == "documents" or jax.process_count() > 1:
         return 1
-    parameters = stack.parameter_count(jax.eval_shape(functions.init, jax.random.key(0)))
-    operations = 6 * parameters * framing.rows * framing.length
-    return wanted or next((steps for steps in TOGETHER if steps * operations <= CALL), 1)
+    operations = 6 * functions.operations * framing.rows * framing.length  # 2 forward and 4 backward for each weight
+    return wanted or next((steps for steps in STEPS_PER_CALL if steps * operations <= MAX_OPERATIONS), 1)
 
 
-def describe(setup: Setup, params) -> None:
-    """Prints what is trained on what: splits, parameter table, length, devices."""
-    progress.tell("\n".join([*_data_lines(setup), *stack.parameter_lines(params)]))
+def describe(setup: Setup, params: Any, verbose: bool) -> None:
+    """Prints what is trained on what: data, model, length, devices.
+
+    Args:
+      params: the parameters, or their shapes. verbose: whether to print every array of them.
+    """
+    shape, parameters = setup.functions.shape, stack.parameter_count(params)
+    layers = progress.counted(shape.layers, f"{shape.cell} layer")
+    model = f"model: {layers} of {shape.hidden}, {shape.encoding} input, {parameters:,} parameters"
+    lines = [*_data_lines(setup), model, *(stack.parameter_lines(params) if verbose else ())]
     steps, epoch = setup.total_steps, setup.batches.steps_per_epoch
-    number = setup.mesh.size
-    shared = f", {setup.batches.rows} rows on {number} devices" if number > 1 else ""
-    shared += f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    progress.tell(f"{steps:,} steps, {steps / epoch:.2f} epochs of {epoch:,} steps, {jax.default_backend()}{shared}")
+    rows, number = setup.batches.rows, setup.mesh.size
+    where = f"{rows} rows on {progress.counted(number, f'{jax.default_backend()} device')}"
+    where += f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    length = f"{progress.counted(steps, 'step')}, {steps / epoch:.2f} epochs of {progress.counted(epoch, 'step')}"
+    progress.tell("\n".join([*lines, f"training: {length}; {where}"]))
 
 
-def describe_only(config, graph: str, graph_steps: int) -> int:
-    """Prints what `describe` does of a config, and draws its network into a file; returns the exit status."""
+def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
+    """Prints the description of a config with all parameters, and draws its network into a file. Returns the exit status."""
     setup = set_up(config)
-    describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)))
+    describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)), verbose=True)
     dot = drawing.unrolled(*setup.functions.shape, graph_steps, last_only=batches.Framing.of(config).window > 0)
     print(f"written: {', '.join(drawing.write(dot, graph))}")
     return 0
@@ -134,20 +145,20 @@ def describe_only(config, graph: str, graph_steps: int) -> int:
 
 def _data_lines(setup: Setup) -> list[str]:
     splits = ", ".join(f"{split} {count:,}" for split, count in setup.provenance["splits"].items())
-    lines = [f"{setup.provenance['name']}: {splits} chars, vocabulary of {len(setup.vocab)}"]
+    lines = [f"data: {setup.provenance['name']}: {splits} chars, vocabulary of {len(setup.vocab)}"]
     if documents := setup.provenance.get("documents"):
         counts = ", ".join(f"{split} {count:,}" for split, count in documents["splits"].items())
         limit = setup.protocol.framing.length
-        # Training and evaluation may have framings of their own, and only that of documents cuts them.
+        # Training and evaluation may have different framings, and only that of documents cuts them.
         cuts = {"train": isinstance(setup.batches, batches.Documents)}
-        scored_cut = setup.protocol.framing.kind == "documents"
-        read = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, scored_cut)]
-        cut = f", {sum((lengths_D > limit).sum() for lengths_D in read):,} cut to batch.length={limit}" if read else ""
+        evaluation_cuts = setup.protocol.framing.kind == "documents"
+        lengths = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, evaluation_cuts)]
+        cut = f", {sum((lengths_D > limit).sum() for lengths_D in lengths):,} cut to batch.length={limit}" if lengths else ""
         lines.append(f"documents: {counts}; {documents['empty']:,} empty skipped{cut}")
     return lines
 
 
-def _vocabulary(config, corpus: corpora.Corpus) -> Vocab:
+def _vocabulary(config: ConfigDict, corpus: corpora.Corpus) -> Vocab:
     names = {"train": ["train"], "corpus": list(corpus.splits)}[config.vocab.source]
     symbols = "".join(corpora.symbols_in(corpora.joined(corpus.splits[name])) for name in names)
     return Vocab.of(symbols, config.vocab.unknown, documents=not corpus.is_text)
@@ -156,12 +167,14 @@ def _vocabulary(config, corpus: corpora.Corpus) -> Vocab:
 def _mesh(rows: int, wanted: int) -> Mesh:
     mesh = devices.mesh(rows, wanted)
     if wanted > mesh.size and jax.process_count() == 1:
-        progress.tell(f"note: devices={wanted}, but no more than {mesh.size} are there that share batch.size={rows} evenly.")
+        progress.tell(f"note: devices={wanted}: only {mesh.size} of those available can share batch.size={rows} evenly.")
     return mesh
 
 
-def _sample_drawer(config, functions: stack.Functions, vocab: Vocab, seed: int, framing: batches.Framing, splits: dict):
-    """A function (params, step) → text for the samples that are written while training; None where none are asked for."""
+def _sample_drawer(
+    config: ConfigDict, functions: stack.Functions, vocab: Vocab, seed: int, framing: batches.Framing, splits: dict
+) -> Callable[[Any, int], str] | None:
+    """A function (params, step) → text for the samples during training; None if none are asked for."""
     prompt, length, temperature = config.sample.prompt, config.sample.length, config.sample.temperature
     if length == 0:
         return None
@@ -171,7 +184,7 @@ def _sample_drawer(config, functions: stack.Functions, vocab: Vocab, seed: int, 
     prompt_ids = vocab.encode(prompt, "sample.prompt")
     generate = sample.sampler(functions, vocab, config.sample.top_k, window=framing.window)
 
-    def draw(params, step: int) -> str:
+    def draw(params: Any, step: int) -> str:
         key = jax.random.fold_in(jax.random.key(seed), step)
         pieces = generate(params, prompt_ids, 1, length, temperature, key)
         return prompt + vocab.decode(sample.until_end(np.concatenate(list(pieces), axis=1)[0], vocab))

@@ -1,8 +1,8 @@
-"""What a training remembers, and how it is found again: the state of the step, and the progress of the loop."""
+"""What a training remembers between steps, and how a resumed run gets it back."""
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,31 +10,29 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from charlm import measures, progress
+from charlm import measures
+from charlm import progress as messages
 from charlm.errors import Failure
 from charlm.hardware import devices, processes
 from charlm.models import stack
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
 from charlm.training.setup import Setup
+from charlm.training.step import TrainState
 
 
-class TrainState(NamedTuple):
-    """All that a step changes.
-
-    Attributes:
-      step: int32 scalar, steps done. Randomness is folded from the seed and this number; no key is stored.
-    """
-
-    step: jax.Array
-    params: dict
-    opt_state: optax.OptState
-    carry: tuple
+def params_to_evaluate(state: TrainState) -> Any:
+    """The parameters that evaluations and samples use. The only place that chooses them."""
+    return state.params
 
 
 @dataclasses.dataclass
 class Sums:
-    """Sums of `StepMetrics` over some steps. loss_means: of the steps' losses, each a mean over all that the loss counts."""
+    """Sums of `StepMetrics` over steps.
+
+    Attributes:
+      loss_means: sum of the steps' losses, each of which is a mean over everything that the loss counts.
+    """
 
     nats: float = 0.0
     chars: int = 0
@@ -45,32 +43,35 @@ class Sums:
 
     @classmethod
     def from_dict(cls, saved: dict) -> "Sums":
+        """The sums that a checkpoint holds."""
         saved = dict(saved)
-        if "loss_nats" in saved:  # of an older version, which had their sum; the same where no padding is counted
+        if "loss_nats" in saved:  # an older version saved their sum, which is the same unless padding is counted
             saved["loss_means"] = saved.pop("loss_nats") * saved["steps"] / max(1, saved["loss_weight"])
         return cls(**saved)
 
     def add(self, nats: float, chars: float, loss_nats: float, loss_weight: float, grad_norm: float) -> None:
+        """Adds one step."""
         self.nats, self.chars = self.nats + nats, self.chars + int(chars)
         self.loss_means, self.loss_weight = self.loss_means + loss_nats / loss_weight, self.loss_weight + int(loss_weight)
         self.grad_norm, self.steps = self.grad_norm + grad_norm, self.steps + 1
 
-    def measures(self) -> dict:
-        """For a row of metrics: per character, and beside it, where padding was counted, the mean of the steps' losses."""
+    def measures(self) -> dict[str, Any]:
+        """The figures of a row of metrics, per character; if padding was counted, the mean of the steps' losses too."""
         padded = {"padded_nats": self.loss_means / self.steps} if self.loss_weight != self.chars else {}
         return {**measures.of_nats(self.nats / self.chars), **padded, "chars": self.chars}
 
 
 @dataclasses.dataclass
 class Progress:
-    """What the loop itself remembers, saved with each checkpoint so that a resumed run logs the same rows.
+    """What the loop remembers. Each checkpoint holds it, so that a resumed run logs the same rows.
 
     Attributes:
       interval, epoch: sums since the last row of training metrics, and since the last evaluation.
-      best: {"step", "nats", "split"} of the best evaluation so far.
-      evaluated: the nats by which this very step was judged, if it was evaluated.
-      rows: of metrics, written so far.
-      halvings: of the learning rate, after a divergence each.
+      interval_seconds, seconds: of training in this log interval; of the whole run, evaluations included.
+      best: {"step", "nats", "split"} of the best evaluation so far. since_best: evaluations after it.
+      evaluated: the nats by which this step was judged; None if it was not evaluated.
+      rows: how many rows of metrics have been written.
+      halvings: how often the learning rate was halved, each time after a divergence.
     """
 
     step: int = 0
@@ -86,51 +87,64 @@ class Progress:
 
     @classmethod
     def from_dict(cls, saved: dict) -> "Progress":
+        """The progress that a checkpoint holds."""
         return cls(**saved | {name: Sums.from_dict(saved[name]) for name in ("interval", "epoch")})
 
 
-def initial_state(functions: stack.Functions, optimizer: optax.GradientTransformation, rows: int, seed) -> TrainState:
-    """The state before the first step; rows are those of the carry, the seed an integer, traced or not."""
+def initial_state(functions: stack.Functions, optimizer: optax.GradientTransformation, rows: int, seed: Any) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      rows: of a batch. seed: an integer, which may be traced.
+    """
     params = functions.init(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), functions.zero_carry(rows))
 
 
 def placed(state: TrainState, mesh: Mesh) -> TrainState:
-    """The state where the step wants it: rows of the carry shared by the devices of the mesh, all else on each of them."""
+    """The state on the devices of the mesh: they share the rows of the carry, and each has all the rest."""
     of_rows, shared = NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
-    return TrainState(*devices.put(tuple(state[:3]), shared), devices.put(state.carry, of_rows))
+    step, params, opt_state = devices.put((state.step, state.params, state.opt_state), shared)
+    return TrainState(step, params, opt_state, devices.put(state.carry, of_rows))
 
 
 def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Progress]:
-    """The state to go on from: of the latest checkpoint that can be read, else the initial one.
+    """The state and progress of the latest readable checkpoint, or the initial ones if there is no checkpoint.
 
-    Order of resume: 1. state and progress; 2. metrics cut back to that step; 3. data and randomness follow from the step.
+    First the state and the progress are read. Then the metrics are cut back to that step. Data and randomness follow from the
+    step.
+
+    Args:
+      checkpoints: None in all processes but the first, which then get what the first one has read.
     """
     initial = jax.jit(functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows))
-    seed = np.uint32(setup.seed)  # an argument, so that all seeds share what was compiled
+    seed = np.uint32(setup.seed)  # an argument, so that all seeds share the compiled program
     abstract = jax.eval_shape(initial, seed)
-    arrays = [None]
+    restored: list[TrainState] = []
 
     def latest() -> dict | None:
-        arrays[0], saved = _latest(setup, run, checkpoints, abstract)
-        return saved
+        assert checkpoints is not None
+        found = _latest(setup, run, checkpoints, abstract)
+        if found is None:
+            return None
+        restored.append(found[0])
+        return found[1]
 
     saved = processes.run_on_first_process(latest)
     if saved is None:
         return placed(initial(seed), setup.mesh), Progress()
-    if arrays[0] is None:  # in the other processes
-        arrays[0] = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
-    return placed(TrainState(*processes.broadcast_from_first(arrays[0])), setup.mesh), Progress.from_dict(saved)
+    arrays = restored[0] if restored else jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+    return placed(TrainState(*processes.broadcast_from_first(arrays)), setup.mesh), Progress.from_dict(saved)
 
 
-def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState | None, dict | None]:
-    """The latest checkpoint that can be read, and the progress saved with it; what was logged after it is dropped."""
+def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState, dict] | None:
+    """The latest readable checkpoint and the progress in it, or None. Deletes what was logged after it."""
     steps, unreadable = checkpoints.steps(), []
     for step in reversed(steps):
         try:
             params, (opt_state, carry), saved = checkpoints.restore(step, abstract.params, (abstract.opt_state, abstract.carry))
         except Failure as error:
-            progress.warn(f"{error}: going back to the checkpoint before it.")
+            messages.warn(f"{error}: going back to the checkpoint before it.")
             unreadable.append(step)
             continue
         for later in unreadable:
@@ -138,18 +152,14 @@ def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainSta
         run.write_status("incomplete", step, saved["best"], rows=saved.get("rows", 0))
         kept, dropped = run.rewind(step, evaluated=saved["evaluated"] is not None)
         if kept < saved.get("rows", 0):
-            progress.warn(
-                f"{run.workdir / 'metrics.jsonl'} has {kept} of the {saved['rows']} rows there were: the others are lost."
-            )
-        progress.tell(
-            f"resuming at step {step} of {setup.total_steps}"
-            + (f" ({dropped} later rows of metrics dropped)." if dropped else ".")
-        )
+            messages.warn(f"{run.workdir / 'metrics.jsonl'} has {kept} of its {saved['rows']} rows: the others are lost.")
+        later_rows = f" ({messages.counted(dropped, 'later row')} of metrics dropped)" if dropped else ""
+        messages.tell(f"resuming at step {step} of {setup.total_steps}{later_rows}.")
         return TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry), saved
     if steps:
         raise Failure(f"no checkpoint of {run.workdir} can be read: restore one from a copy, or train into another directory.")
     if (reached := run.status()["step"]) > 0:
-        progress.warn(f"{run.workdir} has no checkpoint, though it had reached step {reached}: it begins again.")
+        messages.warn(f"{run.workdir} has no checkpoint, although it had reached step {reached}: it starts again.")
         run.write_status("incomplete", 0, None)
     run.rewind(0, evaluated=False)
-    return None, None
+    return None

@@ -23,7 +23,8 @@ from charlm.data import batches, corpora
 from charlm.data.vocab import PAD, Vocab, symbols_of
 from charlm.exchange import importing
 from charlm.models import stack
-from charlm.training import optim, train
+from charlm.training import optim
+from charlm.training import step as step_module
 
 STEP_BOUND = 1e-4  # nats between the losses of a step of the first recipe
 MEAN_BOUND = 1e-3  # of the second, between the means over the epoch, as a share
@@ -110,7 +111,7 @@ def our_steps(recipe, vocab: Vocab, params, steps) -> list[train.StepMetrics]:
     params = jax.tree.map(jax.numpy.asarray, params)
     rows = len(steps[0].reset_B)
     state = train.TrainState(jax.numpy.zeros((), "int32"), params, optimizer.init(params), functions.zero_carry(rows))
-    step = jax.jit(train.make_train_step(functions, optimizer, mesh, vocab.id_of(PAD)))
+    step = jax.jit(step_module.make_train_step(functions, optimizer, mesh, vocab.id_of(PAD)))
     rates, metrics = optim.rates(optim.schedule(recipe, len(steps)))(0, len(steps)), []
     for batch, rate in zip(steps, rates, strict=True):
         state, of_step = step(state, batch, rate, 0)

@@ -35,12 +35,13 @@ def bare(config_file: str) -> None:
     import jax
     import numpy as np
 
-    from charlm.training import setup, state, train
+    from charlm.training import setup, state
+    from charlm.training import step as step_module
 
     made = setup.set_up(checked)
-    train_step = train.make_train_step(made.functions, made.optimizer, made.mesh, made.pad)
+    train_step = step_module.make_train_step(made.functions, made.optimizer, made.mesh, made.pad)
     together = made.steps_per_call
-    step = jax.jit(train.several(train_step), donate_argnums=0)
+    step = jax.jit(step_module.several(train_step), donate_argnums=0)
     initial = jax.jit(lambda: state.initial_state(made.functions, made.optimizer, made.batches.rows, made.seed))
     now, done = state.placed(initial(), made.mesh), 0
 

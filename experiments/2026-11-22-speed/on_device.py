@@ -35,7 +35,8 @@ def measure(name: str, rounds: int) -> None:
 
     from charlm.data import batches
     from charlm.models import stack
-    from charlm.training import optim, setup, state, train
+    from charlm.training import optim, setup, state
+    from charlm.training import step as step_module
 
     shape, keys = measuring.SHAPES[name], config.defaults()
     keys.model.update({"layers": shape.layers, "hidden": shape.hidden, "embedding": shape.embedding or 1})
@@ -46,7 +47,7 @@ def measure(name: str, rounds: int) -> None:
     stream = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
     functions, optimizer = stack.functions(keys, measuring.VOCAB), optim.optimizer(keys)
     mesh = devices.mesh(shape.batch, 0)
-    train_step = train.make_train_step(functions, optimizer, mesh)
+    train_step = step_module.make_train_step(functions, optimizer, mesh)
     together = setup.steps_per_call(0, framing, functions)
     rate, seed = np.float32(keys.optim.learning_rate), np.uint32(0)
     lane = stream.steps_per_epoch * shape.length
@@ -64,7 +65,7 @@ def measure(name: str, rounds: int) -> None:
         return jax.lax.scan(lambda now, _: train_step(now, cut(ids_N, now.step), rate, seed), now, length=together)
 
     initial = jax.jit(lambda: state.initial_state(functions, optimizer, shape.batch, 0))
-    stacked, on_device = (jax.jit(form, donate_argnums=0) for form in (train.several(train_step), from_device))
+    stacked, on_device = (jax.jit(form, donate_argnums=0) for form in (step_module.several(train_step), from_device))
     corpus = jax.device_put(ids_N, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
     def host(now, first):

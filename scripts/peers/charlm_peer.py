@@ -52,14 +52,14 @@ def train(job: dict, config) -> None:
     from charlm.models import stack
     from charlm.training import optim, setup
     from charlm.training import state as state_module
-    from charlm.training import train as training
+    from charlm.training.step import make_train_step, several
 
     ids_N = np.random.default_rng(0).integers(0, job["vocab"], 1_000_000).astype(np.uint8)
     framing = batches.Framing.of(config)
     data = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
     functions, optimizer = stack.functions(config, job["vocab"]), optim.optimizer(config)
     mesh = devices.mesh(data.rows, devices.wanted(config))
-    step = jax.jit(training.several(training.make_train_step(functions, optimizer, mesh)), donate_argnums=0)
+    step = jax.jit(several(make_train_step(functions, optimizer, mesh)), donate_argnums=0)
     together = setup.steps_per_call(config.train.steps_per_call, framing, functions)
     rates = optim.rates(optim.schedule(config, 1_000_000))
     initial = jax.jit(lambda: state_module.initial_state(functions, optimizer, data.rows, 0))

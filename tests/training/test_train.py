@@ -25,8 +25,9 @@ from charlm.inference import evaluate
 from charlm.models import objective, stack
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
-from charlm.training import optim, setup, train
+from charlm.training import feeding, judging, optim, setup, signals, train
 from charlm.training import state as state_module
+from charlm.training import step as step_module
 from configs import base
 
 ONE = Mesh(np.array(jax.devices()[:1]), ("rows",))
@@ -46,9 +47,9 @@ def test_training_evaluation_and_sampling_lower_for_every_platform(dtype, encodi
     functions, optimizer = stack.functions(config, 11), optim.optimizer(config)
     state = jax.eval_shape(lambda: state_module.initial_state(functions, optimizer, rows, 0))
     batch = batches.Stream(np.zeros(1000, np.uint8), rows, 32, True, 0).batch_at(0)
-    step, of_calls = train.make_train_step(functions, optimizer, ONE), (batch, RATE)
+    step, of_calls = step_module.make_train_step(functions, optimizer, ONE), (batch, RATE)
     if together > 1:
-        step, of_calls = train.several(step), jax.tree.map(lambda leaf: np.stack([leaf] * together), of_calls)
+        step, of_calls = step_module.several(step), jax.tree.map(lambda leaf: np.stack([leaf] * together), of_calls)
     weights = jax.eval_shape(lambda params: functions.stepwise(params, rows), state.params)
     traced = {
         "train": jax.jit(step, donate_argnums=0).trace(state, *of_calls, SEED),
@@ -122,7 +123,7 @@ def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, ki
         params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5), state.params)
         carry = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), state.carry)
         state = state._replace(params=params, carry=carry)
-        after, _ = jax.jit(train.make_train_step(functions, optimizer, ONE, pad=0))(state, batch, RATE, SEED)
+        after, _ = jax.jit(step_module.make_train_step(functions, optimizer, ONE, pad=0))(state, batch, RATE, SEED)
         gradients = jax.tree.map(lambda before, then: before - then, state.params, after.params)
 
         @jax.jit
@@ -149,12 +150,12 @@ def test_the_rate_of_a_call_scales_the_update_and_is_halved_for_each_divergence(
     config = load.load(TINY, small | {"optim.name": rule, "optim.weight_decay": 0.1, "seed": 5})
     made = setup.set_up(config)
     state = state_module.initial_state(made.functions, made.optimizer, made.batches.rows, 0)
-    step = jax.jit(train.make_train_step(made.functions, made.optimizer, ONE))
+    step = jax.jit(step_module.make_train_step(made.functions, made.optimizer, ONE))
     whole, part = (step(state, made.batches.batch_at(0), np.float32(rate), SEED)[0].params for rate in (0.1, 0.025))
     quarter = jax.tree.map(lambda before, after: before + 0.25 * (after - before), state.params, whole)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), part, quarter)
-    assert train._feed(made)(state_module.Progress(), 1, [])[2] == 5
-    never, twice = (train._rates(made, state_module.Progress(halvings=number), 3, 2) for number in (0, 2))
+    assert feeding.arguments_maker(made)(state_module.Progress(), 1, [])[2] == 5
+    never, twice = (feeding.learning_rates(made, state_module.Progress(halvings=number), 3, 2) for number in (0, 2))
     np.testing.assert_array_equal(twice, never / 4)
     assert (never > 0).all()
 
@@ -167,7 +168,7 @@ def test_nats_of_padding_are_counted_in_the_loss_alone():
     batch = framing_of("counted")
     logits, _ = functions.apply(state.params, batch, state.carry)
     nats_BS = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch.targets_BS[..., None], -1)[..., 0]
-    _, metrics = jax.jit(train.make_train_step(functions, optimizer, ONE, pad=0))(state, batch, RATE, SEED)
+    _, metrics = jax.jit(step_module.make_train_step(functions, optimizer, ONE, pad=0))(state, batch, RATE, SEED)
     text_BS = batch.inputs_BT != 0
     assert (float(metrics.chars), float(metrics.loss_weight)) == (text_BS.sum(), text_BS.size)
     assert text_BS.sum() < text_BS.size
@@ -195,7 +196,7 @@ def test_dropout_is_a_function_of_seed_and_step():  # invariant 2
     batch = batches.Stream(np.arange(200, dtype=np.uint8) % 5, 2, 8, False, 0).batch_at(0)
 
     state = jax.jit(lambda: state_module.initial_state(functions, optimizer, 2, 0))()
-    train_step = jax.jit(train.make_train_step(functions, optimizer, ONE))
+    train_step = jax.jit(step_module.make_train_step(functions, optimizer, ONE))
 
     def nats(seed, step):
         return float(train_step(state._replace(step=jnp.asarray(step, jnp.int32)), batch, RATE, seed)[1].nats)
@@ -313,7 +314,7 @@ from charlm.data import batches
 from charlm.inference import evaluate
 from charlm.models import stack
 from charlm.training import optim
-from charlm.training import train
+from charlm.training import step as step_module
 from charlm.training import state as state_module
 from configs import base
 config = base.get_config()
@@ -322,7 +323,7 @@ functions, optimizer = stack.functions(config, 5), optim.optimizer(config)
 mesh = Mesh(np.array(jax.devices()), ("rows",))
 state = state_module.placed(state_module.initial_state(functions, optimizer, 4, 0), mesh)
 stream = batches.Stream(np.arange(200, dtype=np.uint8) % 5, 4, 8, False, 0)
-step = jax.jit(train.make_train_step(functions, optimizer, mesh))
+step = jax.jit(step_module.make_train_step(functions, optimizer, mesh))
 print(step.lower(state, stream.batch_at(0), 1.0, 0).compile().as_text().count(" all-reduce("))
 shared = jax.device_put(stream.batch_at(0), jax.tree.leaves(state.carry)[0].sharding)
 window = jax.jit(evaluate.make_window(functions))
@@ -349,7 +350,7 @@ def test_a_program_starts_anew_for_huge_pages_where_they_are_given_on_request(tm
     program = tmp_path / "program.py"
     program.write_text(
         "import os, pathlib, sys\nfrom charlm.hardware import devices\nprint(os.getpid(), sys.argv[1:])\n"
-        f"devices.HUGE_PAGES_GIVEN = pathlib.Path({str(tmp_path / 'enabled')!r})\ndevices.use_huge_pages()\n"
+        f"devices.HUGE_PAGES_SETTING = pathlib.Path({str(tmp_path / 'enabled')!r})\ndevices.use_huge_pages()\n"
         "print(os.getpid(), sys.argv[1:])\nprint(os.environ.get('GLIBC_TUNABLES'))\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | {"PYTHONPATH": "."}
@@ -444,7 +445,7 @@ def test_a_call_has_no_more_work_than_a_signal_can_wait_for(small, rows, togethe
 def test_a_signal_is_followed_after_the_calls_that_are_under_way(small, tmp_path, monkeypatch):
     config = load.load(TINY, small | {"train.steps": 400, "train.log_every": 400, "train.steps_per_call": 10})
     config = load.load(TINY, load.flatten(config) | {"train.eval_every": 400, "train.checkpoint_every": 0})
-    seen, add = [], train._add
+    seen, add = [], judging.add_metrics
 
     def added(done, metrics):
         seen.append(done.step)  # of calls that have been begun
@@ -452,7 +453,7 @@ def test_a_signal_is_followed_after_the_calls_that_are_under_way(small, tmp_path
             os.kill(os.getpid(), signal.SIGTERM)
         return add(done, metrics)
 
-    monkeypatch.setattr(train, "_add", added)
+    monkeypatch.setattr(judging, "add_metrics", added)
     assert train.train(config, tmp_path / "run") == 128 + signal.SIGTERM
     assert Run(tmp_path / "run").status()["step"] <= seen[2] + 10
 
@@ -591,9 +592,9 @@ def test_tensorboard_mirrors_the_metrics(small, tmp_path):
 
 def test_signals_are_heard_once():
     before = signal.getsignal(signal.SIGTERM)
-    with train._signals() as signals:
+    with signals.caught() as received:
         signal.raise_signal(signal.SIGTERM)
-        assert signals == [signal.SIGTERM]
+        assert received == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) == before  # a second one ends the process at once
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -628,7 +629,7 @@ def test_calls_of_several_steps_end_before_anything_is_logged_and_begin_alike_af
     made = dataclasses.replace(made, eval_every=30, checkpoint_every=0, steps_per_call=4)
     step, calls = 0, []
     while step < 100:
-        count = train.steps_at_once(made, step)
+        count = feeding.steps_at_once(made, step)
         calls.append((step, step + count))
         step += count
     assert step == 100

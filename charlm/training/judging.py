@@ -1,0 +1,131 @@
+"""What a training knows of itself: its rows of metrics, its best evaluation, whether it diverges, and when it ends."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from charlm import measures
+from charlm.hardware import processes
+from charlm.inference import evaluate
+from charlm.training.feeding import learning_rates
+from charlm.training.setup import Setup
+from charlm.training.state import Progress
+from charlm.training.step import StepMetrics
+
+_norm = jax.jit(optax.tree.norm)  # without jit, the first checkpoint would compile dozens of programs
+
+
+class Diverged(Exception):
+    """A number of the training is not finite, or is far too large. The message says which."""
+
+
+def add_metrics(progress: Progress, metrics: StepMetrics) -> bool:
+    """Adds the steps of one call to the sums since the last row. Returns whether a process had been asked to stop.
+
+    Raises:
+      Diverged: the loss or the gradient of a step is not finite.
+    """
+    *values, asked = jax.device_get(metrics)
+    steps = np.stack(values, axis=-1, dtype=float).reshape(-1, len(values))
+    for number, (nats, chars, loss_nats, loss_weight, grad_norm) in enumerate(steps.tolist()):
+        for name, value in (("loss", loss_nats), ("gradient", grad_norm)):
+            if not math.isfinite(value):
+                raise Diverged(f"the {name} of step {progress.step - len(steps) + number + 1} is not finite")
+        for sums in (progress.interval, progress.epoch):
+            sums.add(nats, chars, loss_nats, loss_weight, grad_norm)
+    return bool(asked)
+
+
+def train_row(setup: Setup, progress: Progress) -> dict[str, Any]:
+    """The row of metrics of the log interval that ends here."""
+    return {
+        **_place(setup, progress, "train"),
+        **progress.interval.measures(),
+        "learning_rate": float(learning_rates(setup, progress, progress.step - 1, 1)),
+        "grad_norm": progress.interval.grad_norm / progress.interval.steps,
+        "chars_per_second": progress.interval.chars / max(progress.interval_seconds, 1e-9),
+        "seconds": progress.seconds,
+    }
+
+
+def evaluation_rows(
+    setup: Setup, progress: Progress, evaluate_split: Callable, params: Any, signals: list[int]
+) -> list[dict[str, Any]] | None:
+    """The rows of an evaluation: the mean training loss since the last one, and the validation loss if there is a split.
+
+    The last row is the one by which `train.best` judges. None if a signal arrived during the evaluation.
+    """
+    rows = [{**_place(setup, progress, "train_mean"), **progress.epoch.measures(), "seconds": progress.seconds}]
+    if "validation" in setup.encoded:
+        if processes.count() > 1:
+            params = evaluate.on_one_device(params)
+        sums = evaluate_split(params, setup.encoded["validation"], setup.protocol, lambda: bool(signals))
+        if sums is None:
+            return None
+        nats, chars = sums
+        protocol = setup.protocol.named(setup.provenance["sha256"], "validation", chars)
+        figures = {**measures.of_nats(nats / chars), "chars": chars, "protocol": protocol}
+        rows.append({**_place(setup, progress, "validation"), **figures})
+    return rows if setup.best_by == "validation" else rows[::-1]
+
+
+def judge(setup: Setup, progress: Progress, row: dict[str, Any]) -> None:
+    """Notes whether this evaluation is the best so far. Raises Diverged if its loss is not finite or far too large."""
+    progress.evaluated = row["nats"]
+    check_loss(row["nats"], f"the {setup.best_by} loss at step {progress.step}")
+    if progress.best is None or row["nats"] < progress.best["nats"]:
+        progress.best = {"step": progress.step, "nats": row["nats"], "split": setup.best_by}
+        progress.since_best = 0
+    else:
+        progress.since_best += 1
+
+
+def check_loss(nats: float, what: str) -> None:
+    """Raises Diverged if a loss is not finite, or larger than that of any model that learns."""
+    if not math.isfinite(nats):
+        raise Diverged(f"{what} is not finite")
+    if nats > measures.MOST_NATS:
+        raise Diverged(f"{what} is {nats:,.1f} nats per character; {measures.MOST_NATS:.0f} is the limit")
+
+
+def check_params(params: Any, step: int) -> None:
+    """Raises Diverged if a parameter is not finite."""
+    if not math.isfinite(float(_norm(evaluate.on_one_device(params)))):
+        raise Diverged(f"a parameter after step {step} is not finite")
+
+
+def is_evaluation_due(setup: Setup, progress: Progress) -> bool:
+    """Whether this step is to be evaluated and has not been yet."""
+    if progress.step == 0 or progress.evaluated is not None:
+        return False
+    return progress.step >= setup.total_steps or progress.step % setup.eval_every == 0
+
+
+def is_log_due(setup: Setup, progress: Progress) -> bool:
+    """Whether a log interval ends at this step."""
+    return progress.step >= setup.total_steps or progress.step % setup.log_every == 0
+
+
+def is_checkpoint_due(setup: Setup, progress: Progress) -> bool:
+    """Whether this step is saved, apart from evaluations."""
+    return setup.checkpoint_every > 0 and progress.step % setup.checkpoint_every == 0
+
+
+def is_finished(setup: Setup, progress: Progress) -> bool:
+    """Whether the training has reached its length, or stops early; not before a due evaluation."""
+    if is_evaluation_due(setup, progress):
+        return False
+    return progress.step >= setup.total_steps or 0 < setup.patience <= progress.since_best
+
+
+def best_in_words(best: dict[str, Any] | None) -> str:
+    """The best evaluation, for people."""
+    return "not evaluated" if best is None else f"{measures.best_in_words(best)}, at step {best['step']}"
+
+
+def _place(setup: Setup, progress: Progress, split: str) -> dict[str, Any]:
+    return {"step": progress.step, "epoch": progress.step / setup.batches.steps_per_epoch, "split": split}

@@ -1,0 +1,104 @@
+"""Between a training and its run directory: opening it, going back after a divergence, and noting a failure."""
+
+import contextlib
+import functools
+import json
+
+import jax
+from ml_collections import ConfigDict
+
+from charlm import progress as messages
+from charlm.config import keys, load
+from charlm.errors import Failure
+from charlm.hardware import processes
+from charlm.models import stack
+from charlm.rundir import run as run_module
+from charlm.rundir.checkpoint import Checkpoints
+from charlm.rundir.run import Run
+from charlm.training.judging import Diverged, best_in_words
+from charlm.training.setup import Setup, set_up
+from charlm.training.state import Progress, TrainState, resumed
+
+
+def has_ended(run: Run, config: ConfigDict) -> bool:
+    """Whether the directory holds a run of this config that is done, which is then printed.
+
+    Raises:
+      UserError: the directory can't be used. Failure: its run has diverged.
+    """
+    if not run_module.exists(str(run.workdir), config):
+        return False
+    status = run.status()
+    if status["state"] == "diverged":
+        raise Failure(f"{run.workdir} has diverged ({status['message']}): change the config and train into another directory.")
+    if status["state"] == "done":
+        messages.tell(f"{run.workdir} is done at step {status['step']}: {best_in_words(status['best'])}.")
+    return status["state"] == "done"
+
+
+def identical_setup(config: ConfigDict) -> Setup:
+    """The setup of a config. Raises a UserError if several processes make different ones."""
+    return processes.make_identical(lambda: set_up(config), functools.partial(_fingerprint, config))
+
+
+def open_run(run: Run, config: ConfigDict, setup: Setup, stack_of_contexts: contextlib.ExitStack) -> bool:
+    """Locks the directory, and begins a run in it if there is none. Returns whether the run there has ended.
+
+    Args:
+      stack_of_contexts: holds the lock until it is closed.
+    """
+    run_module.make(str(run.workdir))
+    stack_of_contexts.enter_context(run.locked())
+    # Checked again: before the lock was held, another process could begin or end the run.
+    if not run_module.exists(str(run.workdir), config):
+        run.begin(config, setup.vocab, setup.provenance)
+    elif has_ended(run, config):
+        return True
+    run.check_data(setup.vocab, setup.provenance)
+    run.note_start(
+        device=f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}",
+        parameters=stack.parameter_count(jax.eval_shape(setup.functions.init, jax.random.key(0))),
+        total_steps=setup.total_steps,
+    )
+    return False
+
+
+def go_back(
+    error: Diverged, setup: Setup, run: Run, checkpoints: Checkpoints | None, progress: Progress
+) -> tuple[TrainState, Progress]:
+    """State and progress of the last checkpoint, with half the learning rate of the start that diverged.
+
+    If the process is killed before the next checkpoint, the next start diverges and comes here again, with the same numbers.
+
+    Args:
+      checkpoints: None in all processes but the first.
+
+    Raises:
+      Failure: the rate was halved as often as `train.halvings` allows. The run is then marked diverged.
+    """
+    if checkpoints:
+        checkpoints.wait()
+    if progress.halvings >= setup.halvings:
+        if checkpoints:
+            run.write_status("diverged", progress.step, progress.best, str(error), progress.rows)
+        raise Failure(
+            f"{error}: the run is marked diverged, and its last good checkpoint is kept; try a lower optim.learning_rate."
+        )
+    if checkpoints:
+        messages.warn(f"{error}: going back to the last checkpoint and halving the learning rate.")
+    state, before = resumed(setup, run, checkpoints)
+    before.halvings = progress.halvings + 1
+    return state, before
+
+
+def mark_failed(run: Run, progress: Progress, error: Exception) -> None:
+    """Writes to status.json that the training failed, if the disk allows it."""
+    with contextlib.suppress(OSError):
+        run.write_status("failed", progress.step, progress.best, f"{type(error).__name__}: {error}", progress.rows)
+
+
+def _fingerprint(config: ConfigDict, setup: Setup) -> str:
+    """What must be the same in all processes."""
+    fields = load.flatten(load.to_dict(config))
+    same = {key: value for key, value in fields.items() if key not in keys.CHANGE_NO_RESULT}
+    return json.dumps([same, setup.vocab.to_dict(), setup.provenance["sha256"], setup.provenance["splits"]], sort_keys=True)
