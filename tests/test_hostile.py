@@ -19,6 +19,7 @@ from conftest import ROOT, TINY, as_flags
 from hypothesis import strategies
 
 from charlm.compare import reading
+from charlm.config import keys
 from charlm.config import load as config_module
 from charlm.data import batches, corpora, sources
 from charlm.data.vocab import Vocab, symbols_of
@@ -43,7 +44,7 @@ JUNK = strategies.dictionaries(  # rows of valid JSON with odd values
         strategies.just({"split": "test"}),
     ),
 ).map(lambda row: json.dumps(row).encode())
-KEYS = sorted(config_module.RULES)
+KEYS = sorted(keys.KEYS)
 ODD = strategies.one_of(
     strategies.sampled_from(
         [
@@ -267,7 +268,7 @@ def test_too_little_memory_is_a_sentence(script, run, corpus_file, tmp_path, nam
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: there is not enough memory")
+    assert last.startswith("error: not enough memory")
     assert "a smaller model, batch" in last
 
 

@@ -236,7 +236,11 @@ def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):
         ("shakespeare_mxnet", {"batch.length": 5000}, "but chunks of batch.length=5000 need at least 5,001"),
         ("shakespeare_mxnet", {"batch.framing": "documents"}, "needs a corpus of documents: set corpus.documents"),
         ("ag_news_keras", {"corpus.documents": "csv:title"}, "has no column 'title'"),
-        ("ag_news_keras", {"corpus.documents": "xml"}, "corpus.documents='xml' is not right: it must be empty, lines"),
+        (
+            "ag_news_keras",
+            {"corpus.documents": "xml"},
+            "corpus.documents='xml': must be empty, lines, csv:COLUMN or jsonl:FIELD.",
+        ),
         ("alice_axon", {"train.best": "validation"}, "train.best=validation, but corpus.split leaves no validation text"),
         ("anna_pytorch", {"eval.framing": "documents"}, "needs a corpus of documents"),
     ],

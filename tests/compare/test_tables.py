@@ -213,8 +213,8 @@ def test_infinite_nats_are_neither_lost_nor_best(tmp_path):
         (["/no/such"], "/no/such is no directory"),
         (["{empty}"], "holds no runs"),
         (["{runs}", "--where=model.hiden>3"], "unknown config key 'model.hiden': the nearest known one is 'model.hidden'"),
-        (["{runs}", "--where=hidden"], "is no condition"),
-        (["{runs}", "--where=model.hidden>x"], "compares model.hidden with 'x': a number would be right"),
+        (["{runs}", "--where=hidden"], "is not a condition"),
+        (["{runs}", "--where=model.hidden>x"], "model.hidden must be compared with a number, not 'x'."),
         (["{runs}", "--where=model.hidden>1000"], "no run is like that"),
         (["{runs}", "--sort=colour"], "colour"),
         (["{runs}", "--by=model.hiden"], "nearest known one is 'model.hidden'"),
@@ -296,7 +296,7 @@ def test_conditions():
     assert holds("a=True", True)
     assert holds("a!=True", False)
     assert not holds("a=true", False)
-    with pytest.raises(UserError, match="'a=yes' compares a with 'yes': true or false would be right"):
+    with pytest.raises(UserError, match=r"'a=yes': a must be compared with true or false, not 'yes'."):
         holds("a=yes", True)
     assert holds("a=None", None)
     assert not holds("a>1", None)
