@@ -100,8 +100,6 @@ TABLE = (
     Key("cache_dir", None, ANY,
         "folder for encoded long texts and compiled programs; None: charlm in the user's cache folder; empty: no cache",
         is_path=True, changes_results=False),
-    Key("devices", 0, NOT_NEGATIVE,
-        "devices that share each batch, on a CPU one per core; 0: as many as make it faster and divide batch.size"),
     # the text
     Key("corpus.name", "tiny_shakespeare", ANY, "a corpus that charlm can fetch; used if corpus.path is None"),
     _path("corpus.path", "UTF-8 text file (plain, .gz or .xz), or a folder of them, which are sorted and joined"),
@@ -119,7 +117,9 @@ TABLE = (
     Key("vocab.source", "train", one_of("train", "corpus"),
         "which symbols have ids: those of the training split (train) or of all splits (corpus)"),
     Key("vocab.unknown", False, ANY, "map symbols outside the vocabulary to <unk>; False: such symbols are an error"),
-    # how text becomes batches
+    # how text becomes batches, on which devices
+    Key("devices", 0, NOT_NEGATIVE,
+        "devices that share each batch, on a CPU one per core; 0: as many as make it faster and divide batch.size"),
     Key("batch.framing", "stream", one_of(*FRAMINGS),
         "how text becomes rows; stream: lanes that carry the state from step to step; others: rows that start from zero state"),
     Key("batch.size", 32, POSITIVE, "rows of a batch: lanes, chunks, windows or documents"),

@@ -275,17 +275,17 @@ def _imports(module: types.ModuleType, folder: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):  # the config file may have changed the path too
             sys.path.remove(folder)
-        local |= {name for name in set(sys.modules) - before if _is_plain_folder(sys.modules[name], folder)}
+        local |= {name for name in set(sys.modules) - before if _lies_in(sys.modules[name], folder)}
         for name in list(sys.modules):
             if name.partition(".")[0] in local:
                 del sys.modules[name]
         sys.modules |= hidden
 
 
-def _is_plain_folder(module: types.ModuleType, folder: str) -> bool:
-    """Whether a package is a folder without `__init__.py` in this folder."""
-    paths = list(getattr(module, "__path__", ()))
-    return getattr(module, "__file__", None) is None and folder in map(os.path.dirname, paths)
+def _lies_in(module: types.ModuleType, folder: str) -> bool:
+    """Whether a module, or a package with or without `__init__.py`, lies directly in a folder."""
+    paths = list(getattr(module, "__path__", ())) or [getattr(module, "__file__", None) or ""]
+    return folder in map(os.path.dirname, paths)
 
 
 def _explained(error: Exception, file: pathlib.Path) -> str:

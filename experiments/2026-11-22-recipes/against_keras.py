@@ -104,18 +104,18 @@ def weights_of(network, folder: str):
     return importing.from_keras(file)
 
 
-def our_steps(recipe, vocab: Vocab, params, steps) -> list[train.StepMetrics]:
+def our_steps(recipe, vocab: Vocab, params, steps) -> list[step_module.StepMetrics]:
     """Returns the metrics of charlm's own steps from the given weights."""
     functions, optimizer = stack.functions(recipe, len(vocab)), optim.optimizer(recipe)
     mesh = Mesh(np.array(jax.devices()[:1]), ("rows",))
     params = jax.tree.map(jax.numpy.asarray, params)
     rows = len(steps[0].reset_B)
-    state = train.TrainState(jax.numpy.zeros((), "int32"), params, optimizer.init(params), functions.zero_carry(rows))
+    state = step_module.TrainState(jax.numpy.zeros((), "int32"), params, optimizer.init(params), functions.zero_carry(rows))
     step = jax.jit(step_module.make_train_step(functions, optimizer, mesh, vocab.id_of(PAD)))
     rates, metrics = optim.rates(optim.schedule(recipe, len(steps)))(0, len(steps)), []
     for batch, rate in zip(steps, rates, strict=True):
         state, of_step = step(state, batch, rate, 0)
-        metrics.append(train.StepMetrics(*(float(value) for value in of_step if value is not None)))
+        metrics.append(step_module.StepMetrics(*(float(value) for value in of_step if value is not None)))
     return metrics
 
 

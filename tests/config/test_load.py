@@ -261,7 +261,7 @@ def test_argument_behind_the_colon_reaches_get_config(tmp_path):
 
 def test_configs_import_what_lies_beside_them_and_leave_nothing_imported(tmp_path):
     before, path = set(sys.modules), list(sys.path)
-    text = "import common, package.sizes, plain.sizes\n" + BEGIN
+    text = "import common, package.sizes, plain.sizes, this\n" + BEGIN
     text += "    config.model.hidden, config.model.layers = common.HIDDEN, package.sizes.LAYERS\n"
     text += "    config.model.embedding = plain.sizes.EMBEDDING\n    return config\n"
     for number in (3, 4):
@@ -271,6 +271,7 @@ def test_configs_import_what_lies_beside_them_and_leave_nothing_imported(tmp_pat
             (folder / name / "sizes.py").write_text(f"LAYERS = {number}\nEMBEDDING = {number}\n")
         (folder / "package" / "__init__.py").touch()
         (folder / "common.py").write_text(f"HIDDEN = {number}\n")
+        (folder / "this.py").touch()  # the name of a module of the standard library, which is not imported yet
         (folder / "mine.py").write_text(text)
         config = load.load(str(folder / "mine.py"))
         assert (config.model.hidden, config.model.layers, config.model.embedding) == (number, number, number)
@@ -278,7 +279,13 @@ def test_configs_import_what_lies_beside_them_and_leave_nothing_imported(tmp_pat
     with pytest.raises(UserError) as caught:
         load.load(str(tmp_path / "3" / "mine.py"))
     assert str(caught.value) == f"{tmp_path / '3' / 'common.py'} line 2: ZeroDivisionError: division by zero."
-    assert not {name.partition(".")[0] for name in set(sys.modules) - before} & {"common", "package", "plain", "configs"}
+    assert not {name.partition(".")[0] for name in set(sys.modules) - before} & {
+        "common",
+        "package",
+        "plain",
+        "this",
+        "configs",
+    }
     assert sys.path == path
 
 
