@@ -323,14 +323,15 @@ def test_recipes_go_by_name_from_any_folder_and_files_are_preferred(tmp_path, mo
 
 
 def test_an_installed_package_has_its_recipes_and_no_package_named_configs(tmp_path):
-    """Builds the package as pip does, and runs it where no checkout is in reach."""
-    pytest.importorskip("setuptools")
-    source, site = tmp_path / "source", tmp_path / "source" / "build" / "lib"
+    """Installs the package as a user does, and runs it where no checkout is in reach."""
+    source, site = tmp_path / "source", tmp_path / "site"
     for name in ("charlm", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "setup.py", source)
-    subprocess.run([sys.executable, "setup.py", "--quiet", "build"], cwd=source, check=True, capture_output=True)
-    assert [path.name for path in site.iterdir()] == ["charlm"]
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, f"--target={site}", source], check=True, capture_output=True)
+    assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"bin", "charlm"}
     built = {path.relative_to(site) for path in site.rglob("*.py")}
     assert built >= {path.relative_to(ROOT) for path in (ROOT / "charlm").rglob("*.py")}
     (tmp_path / "mine.py").write_text("from configs import tiny\ndef get_config():\n    return tiny.get_config()\n")

@@ -62,7 +62,7 @@ def two(script, corpus_file, tmp_path_factory):
     """The run of two processes that are never interrupted."""
     workdir = tmp_path_factory.mktemp("processes") / "two"
     (output, errors), (other, _) = finish(start(script, corpus_file, workdir, 2))
-    assert "8 rows on 2 devices of 2 processes" in output
+    assert "8 rows on 2 cpu devices of 2 processes" in output
     assert "done at step 60" in output
     assert errors == ""
     assert "step" not in other  # only the first process prints

@@ -269,7 +269,7 @@ def test_best_by_training_loss_where_there_is_no_validation_text(small, tmp_path
     windows = {"batch.framing": "windows", "model.input": "scalar", "corpus.split": (1.0,), "batch.length": 12, "batch.size": 8}
     rates = {"optim.learning_rate": 0.05, "optim.schedule": "constant", "train.steps": 30, "train.eval_every": 5}
     overrides = small | windows | rates | {"train.checkpoint_every": 0}
-    with pytest.raises(UserError, match=r"train.best=validation, but corpus.split leaves no validation text"):
+    with pytest.raises(UserError, match=r"train.best=validation: corpus.split leaves no validation text, so it must be train."):
         train.train(load.load(TINY, overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert train.train(load.load(TINY, overrides | {"train.best": "train"}), tmp_path / "run") == 0
@@ -295,9 +295,9 @@ def test_devices_share_a_batch_with_the_same_result(small, corpus_file, tmp_path
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run([sys.executable, "-c", code, tmp_path, *pairs], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    shared = [int(number) for number in re.findall(r"4 rows on (\d) devices", done.stdout)]
+    shared = [int(number) for number in re.findall(r"4 rows on (\d) cpu devices", done.stdout)]
     assert shared == [4, 2]
-    assert done.stdout.count("devices=3, but no more than 2 are there that share batch.size=4 evenly") == 1
+    assert done.stdout.count("note: devices=3: only 2 of those available can share batch.size=4 evenly.") == 1
     assert_near = functools.partial(np.testing.assert_allclose, atol=1e-4)
     for number in ("4", "3"):
         for mine, others in zip(read_rows(tmp_path / number), read_rows(tmp_path / "1"), strict=True):
@@ -398,7 +398,7 @@ def test_divergence_is_noticed_at_its_step_and_the_last_good_checkpoint_kept(sma
     overrides |= {"optim.schedule": "constant", "train.steps": 40}
     config = load.load(TINY, overrides)
     with pytest.raises(
-        Failure, match=r"step \d+ is (not finite|[\d,]+ nats a char).*: .* is marked diverged and its last good checkpoint kept"
+        Failure, match=r"step \d+ is (not finite|[\d,.]+ nats per character).*: .* is marked diverged, and its last good checkpoint is kept"
     ):
         train.train(config, tmp_path / "run")
     status = Run(tmp_path / "run").status()
@@ -426,7 +426,7 @@ def test_a_rate_of_a_thousand_has_diverged_within_a_log_interval(small, tmp_path
         "train.log_every": 5,
         "train.eval_every": 20,
     }
-    with pytest.raises(Failure, match=r"is marked diverged and its last good checkpoint kept"):
+    with pytest.raises(Failure, match=r"is marked diverged, and its last good checkpoint is kept"):
         train.train(load.load(TINY, small | wild), tmp_path / "run")
     status = Run(tmp_path / "run").status()
     assert status["state"] == "diverged"

@@ -10,7 +10,7 @@ import plain_gru
 import pytest
 from conftest import ROOT, TINY, assert_same, final_params, read_rows
 
-from charlm.config import load
+from charlm.config import keys, load
 from charlm.data import batches
 from charlm.inference import evaluate, restore, sample
 from charlm.inference.protocol import Protocol
@@ -28,7 +28,7 @@ HIDDEN, INPUTS, STEPS = 6, 5, 9
 @pytest.fixture(autouse=True)
 def _gru_is_a_cell(monkeypatch):
     monkeypatch.setitem(sys.modules, f"charlm.models.cells.{GRU}", plain_gru)
-    monkeypatch.setitem(load.RULES, "model.cell", load.one_of(*NAMES))
+    monkeypatch.setitem(keys.KEYS, "model.cell", keys.KEYS["model.cell"]._replace(rule=keys.one_of(*NAMES)))
 
 
 def layer(cell, inputs=INPUTS, seed=0):
@@ -169,7 +169,7 @@ def test_a_cell_that_nobody_knows_trains_resumes_evaluates_and_samples(small, tm
     monkeypatch.undo()
     monkeypatch.chdir(ROOT)
     monkeypatch.setitem(sys.modules, f"charlm.models.cells.{GRU}", plain_gru)
-    monkeypatch.setitem(load.RULES, "model.cell", load.one_of(*NAMES))
+    monkeypatch.setitem(keys.KEYS, "model.cell", keys.KEYS["model.cell"]._replace(rule=keys.one_of(*NAMES)))
     assert train.train(config, stopped) == 0
     assert read_rows(stopped) == read_rows(straight)
     assert_same(final_params(stopped), final_params(straight))
