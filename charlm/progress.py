@@ -85,6 +85,11 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `2,000 steps`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def tell(line: str) -> None:
     """One line on stdout, for as long as somebody reads it: a training does not end because a pipe does, or a disk of logs."""
     _put(line, sys.stdout)
