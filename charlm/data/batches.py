@@ -97,6 +97,29 @@ class Framing(NamedTuple):
         """Whether each row is a document: documents longer than `length` are cut, and batches differ in length."""
         return self.kind == "documents"
 
+    def state_in_words(self, lanes: int = 1, burn_in: int = 0) -> str:
+        """How the recurrent state is treated when a split is scored in this framing.
+
+        Run directories store these words as part of the protocol of each figure. If they change, old and new figures are no
+        longer comparable.
+
+        Args:
+          lanes: as for `evaluation_windows`; only a stream has lanes.
+          burn_in: likewise.
+        """
+        match self.kind:
+            case "stream" if lanes == 1:
+                return "carried"
+            case "stream":
+                return f"carried in {lanes} lanes, {burn_in} chars of burn-in"
+            case "chunks":
+                return f"zero at every chunk of {self.length}"
+            case "windows":
+                return f"zero at every window of {self.length}, one every {self.stride}, its next char scored"
+            case "documents":
+                return f"zero at every document, of which the first {self.length} chars"
+        raise UserError(f"the framing {self.kind!r} is unknown: it must be stream, chunks, windows or documents.")
+
     @property
     def window(self) -> int:
         """The number of characters, from the zero state, that the model has seen before each prediction; 0 if not fixed.
@@ -391,6 +414,25 @@ def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Ch
     if framing.kind == "windows":
         return Windows(ids_N, rows, length, framing.stride, order)
     return Chunks(ids_N, rows, length, order)
+
+
+def evaluation_batches(framing: Framing, encoded: Encoded, rows: int, length: int, lanes: int, burn_in: int) -> Iterator[Batch]:
+    """The batches in which a split is scored, in order. Every character that the framing scores is scored exactly once.
+
+    Args:
+      framing: how the split is arranged; `shuffle` and `shift` are ignored.
+      encoded: the split.
+      rows: B of chunks, windows or documents. It changes the memory needed, not the result.
+      length: T of a stream, see `evaluation_windows`.
+      lanes: B of a stream, likewise.
+      burn_in: of a stream, likewise.
+
+    Raises:
+      UserError: the split does not fit the framing.
+    """
+    if framing.carries_state:
+        return evaluation_windows(encoded.ids_N, length, lanes, burn_in)
+    return once_through(in_pieces(framing, encoded, rows, Order(shuffle=False)))
 
 
 def evaluation_windows(ids_N: Ids, length: int, lanes: int = 1, burn_in: int = 0) -> Iterator[Batch]:

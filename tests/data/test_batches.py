@@ -203,6 +203,28 @@ def test_a_batch_of_the_other_framings_depends_only_on_the_step():
                 np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "lanes", "rows_of_batch", "scored", "state"),
+    [
+        ("stream", 1, 1, 999, "carried"),
+        ("stream", 2, 2, 999, "carried in 2 lanes, 5 chars of burn-in"),
+        ("chunks", 2, 3, 999, "zero at every chunk of 10"),
+        ("windows", 2, 3, 198, "zero at every window of 10, one every 5, its next char scored"),
+        ("documents", 2, 3, 3 + 1 + 8 + 2, "zero at every document, of which the first 10 chars"),
+    ],
+)
+def test_evaluation_batches_and_the_state_in_words_follow_the_framing(kind, lanes, rows_of_batch, scored, state):
+    framing = Framing(kind, rows=7, length=10, shift=True, stride=5, shuffle=True, bucket=1, padding="masked")
+    encoded = ENCODED if kind == "documents" else Encoded(IDS)
+    found = list(batches.evaluation_batches(framing, encoded, rows=3, length=64, lanes=lanes, burn_in=5))
+    assert {len(batch.reset_B) for batch in found} == {rows_of_batch}
+    assert sum(batch.weights_BS.sum() for batch in found) == scored
+    assert found[0].reset_B.all()
+    assert all(batch.reset_B.any() for batch in found) is not framing.carries_state
+    assert framing.state_in_words(lanes, burn_in=5) == state
+    assert framing.is_of_documents is (kind == "documents")
+
+
 def test_once_through_is_the_first_epoch():
     chunks = Chunks(IDS, 4, 10, Order(shuffle=False))
     assert sum(batch.weights_BS.sum() for batch in once_through(chunks)) == 999
