@@ -230,7 +230,7 @@ def test_files_that_cannot_be_read_to_their_end_are_refused(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "loop", tmp_path / "fifo", pathlib.Path("/dev/zero"), tmp_path / ("x" * 300)):
-        with pytest.raises(UserError, match="is no file or folder"):
+        with pytest.raises(UserError, match="is not a file or folder"):
             read(path)
     with pytest.raises(UserError, match="has no files"):
         read(tmp_path)  # the folder has no regular file

@@ -1,4 +1,7 @@
-"""The five systems as recipes: each trained, resumed, evaluated and sampled by the scripts, made small, and counted."""
+"""The recipes of the five published systems: small versions are trained, resumed, evaluated and sampled by the scripts.
+
+The numbers of parameters and steps of the full recipes are compared with published or hand-computed ones.
+"""
 
 import json
 import re
@@ -9,15 +12,15 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED_CORPORA, as_flags, assert_same, final_params, make_text, read_rows
 
-from charlm.config import load as config_module
+from charlm.config import load
 from charlm.errors import UserError
 from charlm.rundir.run import Run
 from charlm.training import setup, train
 
 SMALL = {"model.hidden": 12, "train.steps": 6, "train.log_every": 2, "train.eval_every": 4, "train.checkpoint_every": 3}
 SMALL |= {"sample.length": 8}
-# What a recipe needs to run on the made-up texts below.
-ON_TEXT = {
+# What each recipe changes to run on the made-up texts below.
+CHANGES = {
     "shakespeare_mxnet": {"batch.size": 6},
     "anna_pytorch": {"batch.size": 4, "batch.length": 20, "sample.prompt": "a", "eval.lanes": 2, "eval.burn_in": 20},
     "alice_axon": {"batch.size": 8, "batch.length": 15, "sample.prompt": "a"},
@@ -28,7 +31,7 @@ ON_TEXT = {
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """A running text and a CSV file of titles."""
+    """A folder with a running text and a CSV file of titles."""
     folder = tmp_path_factory.mktemp("texts")
     (folder / "text").write_text(make_text(3000), encoding="utf-8")
     titles = [line for line in make_text(3000, seed=1).replace(",", "").split("\n") if line]
@@ -36,36 +39,37 @@ def texts(tmp_path_factory):
     return folder
 
 
-def flags_of(name, texts, **more):
+def flags_of(name, texts, **overrides):
+    """The flags with which the scripts run a small version of a recipe."""
     file = texts / ("titles.csv" if name == "ag_news_keras" else "text")
     argument = f":{file}" if name == "ag_news_keras" else ""
     path = {} if argument else {"corpus.path": file}
     config = f"--config={ROOT / 'configs' / name}.py{argument}"
-    return [config, *as_flags(SMALL | ON_TEXT[name] | path | more)]
+    return [config, *as_flags(SMALL | CHANGES[name] | path | overrides)]
 
 
-LONGER = ("shakespeare_mxnet", "sonnets_keras", "anna_pytorch", "alice_axon")
+SLOW = ("shakespeare_mxnet", "sonnets_keras", "anna_pytorch", "alice_axon")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONGER else []) for name in ON_TEXT])
-def test_recipe_is_trained_evaluated_and_sampled_by_the_scripts_and_resumes(script, texts, tmp_path, capsys, name):
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CHANGES])
+def test_a_recipe_is_trained_resumed_evaluated_and_sampled(script, texts, tmp_path, capsys, name):
     flags, workdir = flags_of(name, texts), tmp_path / "run"
     assert "done at step 6" in script("train", *flags, f"--workdir={workdir}").stdout
-    straight, params = read_rows(workdir), final_params(workdir)
-    assert {row["split"] for row in straight} >= {"train", "train_mean"}
-    # As a crash after step 4 leaves it: the same config then writes the same rows and parameters, bit for bit.
+    rows, params = read_rows(workdir), final_params(workdir)
+    assert {row["split"] for row in rows} >= {"train", "train_mean"}
+    # Make it look as if the run had crashed after step 4. Resumed, it must write the same rows and parameters, bit for bit.
     shutil.rmtree(workdir / "checkpoints" / "6")
     Run(workdir).write_status("incomplete", 4, None)
     assert train.train(loaded(flags), workdir) == 0
     assert "resuming at step 4 of 6" in capsys.readouterr().out
-    assert read_rows(workdir) == straight
+    assert read_rows(workdir) == rows
     assert_same(final_params(workdir), params)
     splits = Run(workdir).corpus()["splits"]
     split = "validation" if "validation" in splits else "train"
     result = json.loads(script("evaluate", f"--workdir={workdir}", f"--split={split}").stdout.splitlines()[-1])
     assert 0 < result["nats"] < 2 * np.log(len(Run(workdir).vocab()))
     if split == "validation" and name != "anna_pytorch":
-        logged = {row["step"]: row["nats"] for row in straight if row["split"] == "validation"}
+        logged = {row["step"]: row["nats"] for row in rows if row["split"] == "validation"}
         assert result["nats"] == pytest.approx(logged[result["step"]], rel=1e-5)
     if name == "shakespeare_mxnet":
         carried = script("evaluate", f"--workdir={workdir}", f"--split={split}", "--framing=stream").stdout
@@ -81,72 +85,73 @@ def test_recipe_is_trained_evaluated_and_sampled_by_the_scripts_and_resumes(scri
 
 
 def loaded(flags):
-    """The config that the flags of a script make."""
+    """The config that a script makes from these flags."""
     overrides = dict(flag.removeprefix("--config.").split("=", 1) for flag in flags[1:])
-    return config_module.load(flags[0].removeprefix("--config="), overrides)
+    return load.load(flags[0].removeprefix("--config="), overrides)
 
 
-def test_a_grid_of_prompts_and_temperatures(script, texts, tmp_path):
+def test_sample_draws_a_grid_of_prompts_and_temperatures(script, texts, tmp_path):
     assert train.train(loaded(flags_of("ag_news_keras", texts)), tmp_path / "run") == 0
     prompts = ["--prompt=a", "--prompt=b", "--num=2", "--length=200"]
     grid = script("sample", f"--workdir={tmp_path / 'run'}", *prompts, "--temperature=0.3,0.8,1.3").stdout
     headers = [line for line in grid.splitlines() if line.startswith("---")]
-    wanted = [(t, p, n) for t in ("0.3", "0.8", "1.3") for p in "ab" for n in (1, 2)]
-    assert headers == [f"--- sample {n}, temperature {t}, prompt '{p}' ---" for t, p, n in wanted]
+    expected = [(t, p, n) for t in ("0.3", "0.8", "1.3") for p in "ab" for n in (1, 2)]
+    assert headers == [f"--- sample {n}, temperature {t}, prompt '{p}' ---" for t, p, n in expected]
     for part in grid.split("---\n")[1:]:
         assert "<pad>" not in part
         assert "<eos>" not in part
-    endings = {part[2:12] for part in grid.split("---\n")[1:]}  # what follows a prompt differs from cell to cell
+    endings = {part[2:12] for part in grid.split("---\n")[1:]}  # the sampled texts differ
     assert len(endings) > 6
     texts_of = [part.split("\n---")[0].strip("\n") for part in grid.split("---\n")[1:]]
-    assert min(map(len, texts_of)) < 201  # some ended before the length that was asked for
+    assert min(map(len, texts_of)) < 201  # at least one ended before 200 chars
     assert "--temperature=0.3,hot is not right" in script.fails(
         "sample", f"--workdir={tmp_path / 'run'}", "--temperature=0.3,hot"
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "symbols", "count", "doubled"),
+    ("name", "symbols", "count", "count_of_torch"),
     [
         ("shakespeare_mxnet", 66, 66 * 256 + 2 * (512 + 1) * 1024 + 257 * 66, None),
-        ("anna_pytorch", 83, 3_366_483 - 4096, 3_366_483),  # PyTorch has two biases a layer
+        ("anna_pytorch", 83, 3_366_483 - 4096, 3_366_483),  # PyTorch has two biases per layer
         ("sonnets_keras", 48, 1_852_464, None),
         ("ag_news_keras", 84, 119_892, None),
         ("alice_axon", 29, (1 + 256 + 1) * 1024 + 257 * 29, None),
     ],
 )
-def test_parameters_are_counted_as_published_or_by_hand(name, symbols, count, doubled):
+def test_the_number_of_parameters_is_the_published_or_hand_computed_one(name, symbols, count, count_of_torch):
     import jax
 
     from charlm.models import stack
 
-    config = config_module.load(str(ROOT / "configs" / f"{name}.py"))
+    config = load.load(str(ROOT / "configs" / f"{name}.py"))
     lines = stack.parameter_lines(jax.eval_shape(stack.functions(config, symbols).init, jax.random.key(0)))
     counts = [int(line.split()[-1].replace(",", "")) for line in lines[-2:]]
     assert counts[0] == count
-    assert doubled in (None, counts[1])
+    assert count_of_torch in (None, counts[1])
 
 
 @pytest.mark.parametrize(
     ("name", "file", "symbols", "steps"),
     [
-        # 1,003,853 targets in chunks of 32 by 32; windows of 100 in batches of 64 and 128; 1,786,700 chars by 12,800.
+        # Shakespeare: 1,003,853 targets in chunks of 32, 32 chunks a batch. Anna: 1,786,700 chars, 12,800 a batch.
+        # Sonnets and Alice: windows, in batches of 64 and 128.
         ("shakespeare_mxnet", "tiny_shakespeare.txt", 66, 981),
         ("anna_pytorch", "anna.txt", 83, 139),
         ("sonnets_keras", "sonnets.txt", 48, 1477),
         ("alice_axon", "alice.txt", 29, 1071),
     ],
 )
-def test_symbols_and_steps_of_the_corpora_as_worked_out_by_hand(name, file, symbols, steps):
+def test_the_numbers_of_symbols_and_steps_are_those_computed_by_hand(name, file, symbols, steps):
     source = SHARED_CORPORA / file
     if not source.exists():
         pytest.skip(f"{source} is not on this machine")
     overrides = {"corpus.path": str(source), "sample.length": 0}
-    made = setup.set_up(config_module.load(str(ROOT / "configs" / f"{name}.py"), overrides))
-    assert (len(made.vocab), made.batches.steps_per_epoch) == (symbols, steps)
+    training = setup.set_up(load.load(str(ROOT / "configs" / f"{name}.py"), overrides))
+    assert (len(training.vocab), training.batches.steps_per_epoch) == (symbols, steps)
 
 
-def test_describe_prints_the_table_and_draws_the_network(script, texts, tmp_path):
+def test_describe_prints_the_parameters_and_draws_the_network(script, texts, tmp_path):
     flags = [*flags_of("anna_pytorch", texts), "--describe", f"--graph={tmp_path / 'net.dot'}", "--graph_steps=4"]
     printed = script("train", *flags).stdout
     assert "with two biases a layer" in printed
@@ -164,15 +169,15 @@ def test_describe_prints_the_table_and_draws_the_network(script, texts, tmp_path
     assert not list(tmp_path.glob("run*"))
 
 
-def test_of_windows_the_picture_has_one_prediction_and_a_graph_named_svg_is_the_picture(script, texts, tmp_path):
-    tool = tmp_path / "bin" / "dot"  # stands in for Graphviz
+def test_the_picture_of_a_model_of_windows_has_one_prediction_and_may_be_an_svg(script, texts, tmp_path):
+    tool = tmp_path / "bin" / "dot"  # replaces Graphviz
     tool.parent.mkdir()
     tool.write_text('#!/bin/sh\ncp "$3" "${2#-o}"\n')
     tool.chmod(0o755)
     env = script.env() | {"PATH": f"{tool.parent}:/usr/bin:/bin"}
     command = script.command("train", *flags_of("sonnets_keras", texts), "--describe", f"--graph={tmp_path / 'net.svg'}")
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert f"written: {tmp_path / 'net.dot'}, {tmp_path / 'net.svg'}" in done.stdout
+    drawn = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert f"written: {tmp_path / 'net.dot'}, {tmp_path / 'net.svg'}" in drawn.stdout
     dot = (tmp_path / "net.dot").read_text()
     assert dot == (tmp_path / "net.svg").read_text()
     assert re.findall(r"head_\d|next_\d|dropout_4_\d", dot.split("rank=same")[0]).count("head_3") == 2
@@ -186,7 +191,7 @@ def test_of_windows_the_picture_has_one_prediction_and_a_graph_named_svg_is_the_
 
 
 @pytest.mark.slow
-def test_what_is_not_given_to_sample_and_evaluate_is_as_the_run_has_it(script, texts, tmp_path):
+def test_flags_left_out_of_sample_and_evaluate_come_from_the_config_of_the_run(script, texts, tmp_path):
     decoding = {
         "sample.prompt": "Ab",
         "sample.length": 30,
@@ -200,31 +205,33 @@ def test_what_is_not_given_to_sample_and_evaluate_is_as_the_run_has_it(script, t
     by_default = script("sample", run).stdout
     assert by_default.startswith("ab")
     assert by_default == script("sample", run, "--prompt=ab", "--length=30", "--temperature=0.7", "--top_k=2").stdout
-    otherwise = script("sample", run, "--top_k=0", "--length=12").stdout
-    assert len(otherwise) == 2 + 12 + 1
-    assert otherwise[:14] != by_default[:14]
+    with_flags = script("sample", run, "--top_k=0", "--length=12").stdout
+    assert len(with_flags) == 2 + 12 + 1
+    assert with_flags[:14] != by_default[:14]
     train = json.loads(script("evaluate", run).stdout.splitlines()[-1])
     assert train["protocol"]["split"] == "train"
 
 
-def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):
+def test_documents_that_are_too_long_are_counted(script, texts, tmp_path):
     describe = [*flags_of("ag_news_keras", texts), "--describe", f"--graph={tmp_path / 'net.dot'}"]
     printed = script("train", *describe).stdout
     titles = [line.split('"')[3] for line in (texts / "titles.csv").read_text().splitlines()]
-    longer = sum(len(title) > 24 for title in titles[:-1])
-    assert longer > 0
-    assert f"1 empty skipped, {longer} cut to batch.length=24" in printed
-    in_training, in_evaluation = {"eval.framing": "stream"}, {"batch.framing": "stream", "eval.framing": "documents"}
-    said = [
-        setup._data_lines(setup.set_up(loaded(flags_of("ag_news_keras", texts, **on)))) for on in (in_training, in_evaluation)
-    ]
-    parts = [int(re.search(r"(\d+) cut to", lines[-1])[1]) for lines in said]
-    assert sum(parts) == longer
-    assert min(parts) > 0
+    too_long = sum(len(title) > 24 for title in titles[:-1])
+    assert too_long > 0
+    assert f"1 empty skipped, {too_long} cut to batch.length=24" in printed
+    # Only the split that is read as documents has documents that are cut.
+    only_training = {"eval.framing": "stream"}
+    only_evaluation = {"batch.framing": "stream", "eval.framing": "documents"}
+    counts = []
+    for framings in (only_training, only_evaluation):
+        lines = setup._data_lines(setup.set_up(loaded(flags_of("ag_news_keras", texts, **framings))))
+        counts.append(int(re.search(r"(\d+) cut to", lines[-1])[1]))
+    assert sum(counts) == too_long
+    assert min(counts) > 0
     assert train.train(loaded(flags_of("ag_news_keras", texts)), tmp_path / "run") == 0
     (tmp_path / "own.csv").write_text(f'"1","{titles[0]}","x"\n"1","","x"\n"1","{30 * titles[0][0]}","x"\n')
-    said = script("evaluate", f"--workdir={tmp_path / 'run'}", f"--text={tmp_path / 'own.csv'}").stderr
-    assert f"chars of 2 documents (1 empty skipped, {1 + (len(titles[0]) > 24)} cut to batch.length=24)" in said
+    printed = script("evaluate", f"--workdir={tmp_path / 'run'}", f"--text={tmp_path / 'own.csv'}").stderr
+    assert f"chars of 2 documents (1 empty skipped, {1 + (len(titles[0]) > 24)} cut to batch.length=24)" in printed
 
 
 @pytest.mark.parametrize(
@@ -243,7 +250,7 @@ def test_documents_beyond_the_limit_are_counted(script, texts, tmp_path):
         ("anna_pytorch", {"eval.framing": "documents"}, "needs a corpus of documents"),
     ],
 )
-def test_what_does_not_fit_a_recipe_gets_one_sentence(texts, tmp_path, name, extra, message):
+def test_config_values_that_do_not_fit_a_recipe_are_refused(texts, tmp_path, name, extra, message):
     with pytest.raises(UserError, match=re.escape(message)):
         train.train(loaded(flags_of(name, texts, **extra)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

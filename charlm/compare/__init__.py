@@ -1,4 +1,4 @@
-"""Runs side by side: tables, plots and a page of HTML, made from run directories alone.
+"""Comparing runs: tables, plots and an HTML page, made from run directories alone.
 
-This wing knows nothing of JAX, so that comparing starts at once.
+This wing must not import JAX, so that comparing starts at once.
 """

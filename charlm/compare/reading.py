@@ -1,6 +1,6 @@
-"""What run directories tell those who compare: figures and curves of each, whatever state it is in.
+"""Reads run directories for comparison: the figures and curves of each run, whatever its state.
 
-Knows only the files of run directories, those of running and half-written ones too.
+A run may still be training, or have damaged or half-written files. What can't be read is reported and left out.
 """
 
 import math
@@ -8,28 +8,36 @@ import os
 import pathlib
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from charlm import measures
 from charlm.errors import UserError
 from charlm.files import opened
 from charlm.rundir.run import Run
 
-NO_FIGURE = {"split": "none", "why": "not evaluated yet"}
-SAMPLED_ROWS = 101  # of the training loss, whose median speed is a run's
+NOT_EVALUATED = {"split": "none", "why": "not evaluated yet"}  # the protocol of a figure that does not exist
+SAMPLED_ROWS = 101  # rows of the training loss that are read; their median speed is the run's speed
 
 
 class Record(NamedTuple):
-    """One run as compare sees it.
+    """One run, as compare sees it.
 
     Attributes:
-      name: its path below what was asked for. config: flat.
-      state: of run.STATES, `running` where a process trains it, `unknown` where status.json can't be read.
-      best, last: nats per char of the validation split, or of the mean training loss where there is none.
-      test: nats of the latest evaluation of the test split by scripts/evaluate.py. train: latest mean loss.
-      protocols: metric → how that figure was measured; figures with different ones don't compare.
-      steps: done. seconds: of training and evaluating. chars_per_second: median over the log intervals.
-      problems: what could not be read, a sentence each.
+      name: the run's path, relative to the folder that contains all compared runs.
+      path: the run directory, absolute.
+      config: dotted key → value.
+      state: one of run.STATES, `running` if a process is training it now, or `unknown` if status.json can't be read.
+      best: the lowest nats/char of the validation split; without one, of the mean training loss.
+      best_step: the step of `best`.
+      last: as `best`, but of the latest evaluation.
+      test: nats/char of the latest evaluation of the test split by evaluate.py.
+      train: the latest mean training loss, in nats/char.
+      protocols: metric (`best`, `last`, `test`, `train`) → how it was measured. Figures are comparable only if it is equal.
+      steps: the number of steps done.
+      parameters: the number of parameters of the model.
+      chars_per_second: the median speed of training.
+      seconds: the time spent on training and evaluating.
+      problems: one sentence for each file or line that could not be read.
     """
 
     name: str
@@ -49,32 +57,36 @@ class Record(NamedTuple):
     problems: tuple[str, ...]
 
     def figure(self, metric: str) -> float | None:
+        """The nats/char of a metric: `best`, `last`, `test` or `train`."""
         return getattr(self, metric)
 
 
 def find(paths: Sequence[str]) -> list[pathlib.Path]:
-    """The run directories that these paths are or hold.
+    """All run directories among these paths and below them, each once.
 
     Raises:
-      UserError: a path is not there, or holds no runs.
+      UserError: a path is not a directory, or there is no run in it.
     """
     found: dict[pathlib.Path, None] = {}
     for path in paths:
         if not os.path.isdir(path):
-            raise UserError(f"{path} is no directory: give run directories, or folders that hold some.")
+            raise UserError(f"{path} is not a directory: give run directories, or folders that contain some.")
         runs = sorted(_runs_below(path))
         if not runs:
-            raise UserError(f"{path} holds no runs: a run directory has a status.json and a config.json.")
+            raise UserError(f"{path} contains no runs: a run directory has a status.json and a config.json.")
         found |= dict.fromkeys(runs)
     return list(found)
 
 
 def read(paths: Sequence[pathlib.Path]) -> tuple[list[Record], list[str]]:
-    """The runs in these directories, and a sentence on each that can't be compared or was read in part."""
-    whole = [pathlib.Path(os.path.abspath(path)) for path in paths]
-    base = pathlib.Path(os.path.commonpath(whole)) if len(whole) > 1 else whole[0].parent
+    """The runs in these directories, and a sentence for everything that could not be read.
+
+    A run whose config can't be read is left out.
+    """
+    absolute = [pathlib.Path(os.path.abspath(path)) for path in paths]
+    base = pathlib.Path(os.path.commonpath(absolute)) if len(absolute) > 1 else absolute[0].parent
     records, problems = [], []
-    for path in dict.fromkeys(whole):
+    for path in dict.fromkeys(absolute):
         try:
             record = read_run(path, str(path.relative_to(base)))
         except UserError as error:
@@ -86,47 +98,49 @@ def read(paths: Sequence[pathlib.Path]) -> tuple[list[Record], list[str]]:
 
 
 def read_run(path: pathlib.Path, name: str) -> Record:
-    """One run. Raises a UserError where its config can't be read, without which nothing compares."""
-    run, problems = Run(path), []
+    """Reads one run.
+
+    Raises:
+      UserError: its config.json can't be read. Without a config it can't be compared.
+    """
+    run = Run(path)
+    problems: list[str] = []
     config = run.config_fields()
-    state, starts, written = "unknown", [], 0
-    try:
-        status = run.status()
-        state, written = status["state"], status.get("rows", 0)
-    except UserError as error:
-        problems.append(str(error))
-    if state == "incomplete" and run.is_training():
-        state = "running"
-    try:
-        starts = run.starts()
-    except UserError as error:
-        problems.append(str(error))
-    rows = list(_rows(path / "metrics.jsonl", written, problems))
-    judged = [row for row in rows if row["split"] == "validation"]
-    means = [row for row in rows if row["split"] == "train_mean"]
-    of_training = _of_training(run, config) if means else NO_FIGURE
-    protocol = judged[-1].get("protocol") if judged else of_training
-    protocol = protocol if isinstance(protocol, dict) else {"split": "validation", "why": "no protocol was written down"}
-    scored = _scored(path / "evaluations.jsonl", problems)
-    test = scored.get("test", {"nats": None, "protocol": NO_FIGURE})
-    if not (judged or means) and "validation" in scored:  # imported, or stopped before the first evaluation
-        judged, protocol = [scored["validation"]], scored["validation"]["protocol"]
-    judged = judged or means
-    best = min(judged, key=lambda row: row["nats"]) if judged else None
+    state, expected_rows = _state(run, problems)
+    parameters = _parameters(run, problems)
+    rows = list(_rows(path / "metrics.jsonl", expected_rows, problems))
+    evaluations = _evaluations(path / "evaluations.jsonl", problems)
+
+    mean_rows = [row for row in rows if row["split"] == "train_mean"]
+    train_protocol = _train_protocol(run, config) if mean_rows else NOT_EVALUATED
+    ranked_rows = [row for row in rows if row["split"] == "validation"]
+    if ranked_rows:
+        protocol = ranked_rows[-1].get("protocol")
+        if not isinstance(protocol, dict):
+            protocol = {"split": "validation", "why": "no protocol was recorded"}
+    elif mean_rows:
+        ranked_rows, protocol = mean_rows, train_protocol
+    elif "validation" in evaluations:  # imported weights, or a run that stopped before its first evaluation
+        ranked_rows, protocol = [evaluations["validation"]], evaluations["validation"]["protocol"]
+    else:
+        protocol = NOT_EVALUATED
+
+    best = min(ranked_rows, key=lambda row: row["nats"]) if ranked_rows else None
+    test = evaluations.get("test", {"nats": None, "protocol": NOT_EVALUATED})
     speeds = sorted(row["chars_per_second"] for row in rows if is_number(row.get("chars_per_second")))
     return Record(
         name=name,
         path=path,
         config=config,
         state=state,
-        best=best and best["nats"],
-        best_step=best and best.get("step"),
-        last=judged[-1]["nats"] if judged else None,
+        best=best["nats"] if best else None,
+        best_step=best.get("step") if best else None,
+        last=ranked_rows[-1]["nats"] if ranked_rows else None,
         test=test["nats"],
-        train=means[-1]["nats"] if means else None,
-        protocols={"best": protocol, "last": protocol, "test": test["protocol"], "train": of_training},
+        train=mean_rows[-1]["nats"] if mean_rows else None,
+        protocols={"best": protocol, "last": protocol, "test": test["protocol"], "train": train_protocol},
         steps=max((row["step"] for row in rows), default=0),
-        parameters=_parameters(starts),
+        parameters=parameters,
         chars_per_second=statistics.median(speeds) if speeds else None,
         seconds=max((row["seconds"] for row in rows if is_number(row.get("seconds"))), default=None),
         problems=tuple(problems),
@@ -134,40 +148,52 @@ def read_run(path: pathlib.Path, name: str) -> Record:
 
 
 def series(record: Record) -> dict[str, dict[str, list]]:
-    """A run's curves: split (`train`, `validation`) → step, chars, seconds and nats of its rows, as lists.
+    """The curves of a run: split (`train`, `validation`) → lists of step, chars, seconds and nats, one item per row.
 
-    chars: trained on so far, summed over the rows of the training loss, for evaluations over those of its mean.
+    `chars` is the number of characters trained on up to that row. Rows whose chars and seconds are unknown are left out, and
+    so are infinite nats.
     """
-    curves = {split: {name: [] for name in ("step", "chars", "seconds", "nats")} for split in ("train", "validation")}
+    curves: dict[str, dict[str, list]] = {
+        split: {name: [] for name in ("step", "chars", "seconds", "nats")} for split in ("train", "validation")
+    }
     try:
         lines = (record.path / "metrics.jsonl").read_bytes().splitlines()
     except OSError:
         return curves
     rows = [row for row in map(parsed, lines) if row is not None]
-    told = {split: {} for split in ("train", "train_mean")}  # step → chars and seconds so far
-    for split, at in told.items():
-        chars = 0
+    # A row of a training loss has the characters and the time of its steps. An evaluation takes them from the mean training
+    # loss that is logged at the same step.
+    for split, source in (("train", "train"), ("validation", "train_mean")):
+        totals = _totals(rows, source)
         for row in rows:
-            if row["split"] == split and is_number(row.get("chars")) and is_number(row.get("seconds")):
-                chars += row["chars"]
-                at[row["step"]] = (chars, row["seconds"])
-    for split, teller in (("train", "train"), ("validation", "train_mean")):
-        for row in rows:
-            if row["split"] == split and row["step"] in told[teller] and math.isfinite(row["nats"]):
-                chars, seconds = told[teller][row["step"]]
+            if row["split"] == split and row["step"] in totals and math.isfinite(row["nats"]):
+                chars, seconds = totals[row["step"]]
                 for name, value in (("step", row["step"]), ("chars", chars), ("seconds", seconds), ("nats", row["nats"])):
                     curves[split][name].append(value)
     return curves
 
 
-def within_reason(curve: dict[str, list]) -> dict[str, list]:
-    """One curve of `series` without the points, of a run that diverges, that would make a picture of one point."""
-    kept = [place for place, nats in enumerate(curve["nats"]) if nats < measures.MOST_NATS]
-    return {name: [values[place] for place in kept] for name, values in curve.items()}
+def _totals(rows: Sequence[dict], split: str) -> dict[int, tuple[int, float]]:
+    """Step → the characters trained on and the seconds passed up to that step, from the rows of one split."""
+    totals, chars = {}, 0
+    for row in rows:
+        if row["split"] == split and is_number(row.get("chars")) and is_number(row.get("seconds")):
+            chars += row["chars"]
+            totals[row["step"]] = (chars, row["seconds"])
+    return totals
+
+
+def plottable(curve: dict[str, list]) -> dict[str, list]:
+    """One curve of `series` without points above measures.MOST_NATS.
+
+    A run that diverges writes such points. Drawn, they would squeeze all others into a line.
+    """
+    kept = [index for index, nats in enumerate(curve["nats"]) if nats < measures.MOST_NATS]
+    return {name: [values[index] for index in kept] for name, values in curve.items()}
 
 
 def validation_nats(path: pathlib.Path) -> list[float]:
-    """A run's validation nats so far, in order."""
+    """The validation nats/char that the run in this directory has logged so far, in order."""
     try:
         lines = (path / "metrics.jsonl").read_bytes().splitlines()
     except OSError:
@@ -177,7 +203,10 @@ def validation_nats(path: pathlib.Path) -> list[float]:
 
 
 def parsed(line: bytes) -> dict | None:
-    """A row of metrics; infinite nats, which JSON can't say, as such. None where the line is no row."""
+    """A line of metrics.jsonl as a dict, or None if it is not a row of metrics.
+
+    Infinite nats, which JSON has to store as null, become infinite again.
+    """
     try:
         row = opened(line.decode())
     except (ValueError, RecursionError):
@@ -203,11 +232,35 @@ def _runs_below(folder: str) -> Iterator[pathlib.Path]:
             folders[:] = [name for name in folders if not name.startswith(".")]
 
 
-def _rows(file: pathlib.Path, written: object, problems: list[str]) -> Iterator[dict]:
-    """The rows of metrics that a table needs: all evaluations, and of the training loss some, the last among them.
+def _state(run: Run, problems: list[str]) -> tuple[str, object]:
+    """The run's state, and how many rows of metrics it had written when it last saved its status."""
+    try:
+        status = run.status()
+    except UserError as error:
+        problems.append(str(error))
+        return "unknown", 0
+    is_running = status["state"] == "incomplete" and run.is_training()
+    return "running" if is_running else status["state"], status.get("rows", 0)
+
+
+def _parameters(run: Run, problems: list[str]) -> int | None:
+    """The number of parameters that the run's latest start recorded."""
+    try:
+        starts = run.starts()
+    except UserError as error:
+        problems.append(str(error))
+        return None
+    parameters = starts[-1].get("parameters") if starts else None
+    return parameters if type(parameters) is int else None
+
+
+def _rows(file: pathlib.Path, expected_rows: object, problems: list[str]) -> Iterator[dict]:
+    """The rows of metrics that a table needs: all evaluations, and a sample of the training loss with its last row.
+
+    Parsing all rows of the training loss would take most of the time that compare needs.
 
     Args:
-      written: how many there should be at least.
+      expected_rows: the number of rows that the file should have at least.
     """
     lines = []
     try:
@@ -217,28 +270,24 @@ def _rows(file: pathlib.Path, written: object, problems: list[str]) -> Iterator[
     except OSError as error:
         problems.append(f"metrics.jsonl can't be read ({error.strerror})")
         return
-    if isinstance(written, int) and max(0, len(lines) - 1) < written:
-        problems.append(f"metrics.jsonl has {max(0, len(lines) - 1)} rows of the {written} that were written")
-    of_training = [number for number, line in enumerate(lines) if b'"split": "train"' in line]
-    sampled = set(of_training[:: -max(1, len(of_training) // SAMPLED_ROWS)]) if of_training else set()
-    skipped = set(of_training) - sampled
-    for number, line in enumerate(lines):
-        if number in skipped or not line.strip():
+    num_rows = max(0, len(lines) - 1)
+    if isinstance(expected_rows, int) and num_rows < expected_rows:
+        problems.append(f"metrics.jsonl has {num_rows} of the {expected_rows} rows that were written")
+    train_lines = [index for index, line in enumerate(lines) if b'"split": "train"' in line]
+    sampled = set(train_lines[:: -max(1, len(train_lines) // SAMPLED_ROWS)]) if train_lines else set()
+    skipped = set(train_lines) - sampled
+    for index, line in enumerate(lines):
+        if index in skipped or not line.strip():
             continue
         row = parsed(line)
         if row is not None:
             yield row
-        elif number < len(lines) - 1:  # the last one may be half-written
-            problems.append(f"metrics.jsonl line {number + 1} is no row of metrics and was passed over")
+        elif index < len(lines) - 1:  # the last line may be half-written
+            problems.append(f"metrics.jsonl line {index + 1} is not a row of metrics and is ignored")
 
 
-def _parameters(starts: list[dict]) -> int | None:
-    parameters = starts[-1].get("parameters") if starts else None
-    return parameters if type(parameters) is int else None
-
-
-def _of_training(run: Run, config: dict[str, object]) -> dict:
-    """The protocol of a training loss: its corpus, and from which state its rows begin."""
+def _train_protocol(run: Run, config: dict[str, object]) -> dict:
+    """The protocol of a training loss: its corpus and its framing."""
     try:
         corpus = run.corpus().get("sha256")
     except UserError:
@@ -248,19 +297,19 @@ def _of_training(run: Run, config: dict[str, object]) -> dict:
     return {"corpus": corpus, "split": "train", "why": why}
 
 
-def _scored(file: pathlib.Path, problems: list[str]) -> dict[str, dict]:
-    """By split, what evaluate.py found there last: a dict that has nats and protocol."""
+def _evaluations(file: pathlib.Path, problems: list[str]) -> dict[str, dict]:
+    """Split → the latest result of evaluate.py for it, a dict with `nats` and `protocol`."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError:
         return {}
-    found = {}
+    latest: dict[str, dict] = {}
     for line in lines:
         try:
-            result = opened(line.decode())
+            result: Any = opened(line.decode())
             split = result["protocol"]["split"]
             if isinstance(split, str) and is_number(result["nats"]):
-                found[split] = result
+                latest[split] = result
         except (ValueError, KeyError, TypeError, RecursionError):
-            problems.append("evaluations.jsonl has a line that is no evaluation, which was passed over")
-    return found
+            problems.append("evaluations.jsonl has a line that is not an evaluation; it is ignored")
+    return latest

@@ -1,6 +1,6 @@
-"""One page of HTML that compares runs: table, curves, config differences, samples. It holds all its data and needs no network.
+"""Writes one HTML page that compares runs: table, curves, config differences, samples. It holds its data; it needs no network.
 
-What runs contain, such as names and samples, is data for the page's script, which makes it text and never HTML.
+Texts from runs, such as names and samples, are data for the page's script, which shows them as text and never as HTML.
 """
 
 import datetime
@@ -15,12 +15,16 @@ from charlm.compare import reading, tables
 from charlm.config import keys as config_keys
 from charlm.errors import UserError
 
-MOST_POINTS = 400  # of a curve
-MOST_SAMPLES = 12  # of a run, the latest
+MAX_POINTS = 400  # per curve
+MAX_SAMPLES = 12  # per run; the latest are shown
 
 
 def write(file: str, records: Sequence[reading.Record]) -> str:
-    """Writes the page; returns its name. Raises a UserError where it can't be written."""
+    """Writes the page and returns the file's name.
+
+    Raises:
+      UserError: the file can't be written.
+    """
     template = importlib.resources.files("charlm.compare").joinpath("report.html").read_text(encoding="utf-8")
     try:
         files.write(pathlib.Path(file), template.replace("__DATA__", embedded(content(records))))
@@ -30,10 +34,12 @@ def write(file: str, records: Sequence[reading.Record]) -> str:
 
 
 def content(records: Sequence[reading.Record]) -> dict:
-    """What the page shows, as JSON values; runs of one protocol stand together, and the first one has the most."""
-    runs, protocols = [], []
+    """The data of the page, as JSON values. Runs are sorted by protocol; the protocol with the most runs comes first."""
+    runs: list[dict] = []
+    protocols: list[str] = []
     for protocol, members in tables.by_protocol(records, "best"):
-        hidden = set() if tables.is_alike(members, "test") else {"test"}  # the page sorts by it
+        # The page can sort by any figure, so it must not get test figures that are not comparable.
+        hidden = set() if tables.share_protocol(members, "test") else {"test"}
         for record in members:
             figures = {
                 name: None if name in hidden else _finite(getattr(record, name))
@@ -63,16 +69,18 @@ def content(records: Sequence[reading.Record]) -> dict:
 
 
 def embedded(values: object) -> str:
-    """JSON that can stand in a script element whatever its strings hold."""
+    """JSON that is safe inside a script element, whatever its strings contain."""
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _thinned(curve: dict[str, list]) -> dict[str, list]:
-    """At most so many points, evenly, the last one among them; six digits are more than a screen shows. Of a run that diverges
-    the points beyond reason are left out."""
-    curve = reading.within_reason(curve)
-    every = max(1, math.ceil(len(curve["step"]) / MOST_POINTS))
+    """At most MAX_POINTS evenly spaced points with the last one, without those of a diverging run.
+
+    Values have six digits; a screen shows no more.
+    """
+    curve = reading.plottable(curve)
+    every = max(1, math.ceil(len(curve["step"]) / MAX_POINTS))
     return {name: [_rounded(value) for value in values[::-every][::-1]] for name, values in curve.items()}
 
 
@@ -81,15 +89,15 @@ def _rounded(value: float) -> float:
 
 
 def _finite(value: object) -> object:
-    """None for a number that JSON has no word for."""
+    """The value, or None if it is a number that JSON can't represent."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _samples(record: reading.Record) -> list[dict]:
     samples = []
-    for file in sorted((record.path / "samples").glob("*.txt"))[-MOST_SAMPLES:]:
+    for file in sorted((record.path / "samples").glob("*.txt"))[-MAX_SAMPLES:]:
         try:
             samples.append({"step": int(file.stem), "text": file.read_text(encoding="utf-8", errors="replace")})
-        except (OSError, ValueError):  # somebody's own file, or gone meanwhile
+        except (OSError, ValueError):  # a file that charlm did not write, or one that has just been deleted
             continue
     return samples

@@ -1,13 +1,13 @@
-"""Runs made into tables: which differ in what, how good each became, and which knob mattered.
+"""Makes tables from runs: which keys differ, how good each run is, and the mean effect of a key.
 
-Figures that were measured under different protocols are never ranked together.
+Figures measured under different protocols are never ranked together.
 """
 
 import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from charlm import measures, progress
 from charlm.compare.reading import Record, is_number
@@ -18,10 +18,15 @@ METRICS = ("best", "last", "test", "train")
 
 
 class Group(NamedTuple):
-    """Runs that differ in nothing but their seed. counted: those that the figures are of, the done ones if there are any."""
+    """Runs that differ only in their seed.
+
+    Attributes:
+      records: all runs of the group.
+      averaged: the runs that the group's figures are means of: those that are done, or all if none is done.
+    """
 
     records: list[Record]
-    counted: list[Record]
+    averaged: list[Record]
 
     @classmethod
     def of(cls, records: list[Record]) -> "Group":
@@ -38,46 +43,61 @@ class Group(NamedTuple):
         return first if len(self.records) == 1 else f"{first} and {len(self.records) - 1} more"
 
     def figure(self, metric: str) -> float | None:
-        """The mean over seeds, in nats; None where they were not measured alike."""
-        return mean_and_error([record.figure(metric) for record in self.counted])[0] if is_alike(self.counted, metric) else None
+        """The mean over seeds in nats/char. None if there is none, or if the seeds were measured under different protocols."""
+        if not share_protocol(self.averaged, metric):
+            return None
+        return mean_and_error([record.figure(metric) for record in self.averaged])[0]
 
 
 def mean_and_error(values: Sequence[float | None]) -> tuple[float | None, float | None, int]:
-    """Mean, standard error of the mean (None of fewer than two), and number of the values that are there."""
-    there = [value for value in values if value is not None]
-    if not there:
+    """The mean, its standard error, and the number of values that are not None.
+
+    The error is None for fewer than two values and if a value is infinite.
+    """
+    present = [value for value in values if value is not None]
+    if not present:
         return None, None, 0
-    spread = len(there) > 1 and all(map(math.isfinite, there))
-    error = statistics.stdev(there) / math.sqrt(len(there)) if spread else None
-    mean = there[0] if len(set(there)) == 1 else statistics.fmean(there)  # whole numbers stay whole
-    return mean, error, len(there)
+    has_error = len(present) > 1 and all(map(math.isfinite, present))
+    error = statistics.stdev(present) / math.sqrt(len(present)) if has_error else None
+    mean = present[0] if len(set(present)) == 1 else statistics.fmean(present)  # the mean of equal integers stays an integer
+    return mean, error, len(present)
 
 
 def by_protocol(records: Sequence[Record], metric: str) -> list[tuple[dict, list[Record]]]:
-    """The runs apart by how this figure of theirs was measured, the largest set first."""
-    apart: dict[str, tuple[dict, list[Record]]] = {}
+    """The runs of each protocol under which this metric was measured, the protocol with the most runs first."""
+    found: dict[str, tuple[dict, list[Record]]] = {}
     for record in records:
         protocol = record.protocols[metric]
-        apart.setdefault(json.dumps(protocol, sort_keys=True), (protocol, []))[1].append(record)
-    return sorted(apart.values(), key=lambda item: -len(item[1]))
+        found.setdefault(json.dumps(protocol, sort_keys=True), (protocol, []))[1].append(record)
+    return sorted(found.values(), key=lambda item: -len(item[1]))
 
 
-def is_alike(records: Sequence[Record], metric: str) -> bool:
-    """Whether all of these runs that have this figure have it under one protocol."""
+def share_protocol(records: Sequence[Record], metric: str) -> bool:
+    """Whether the metric was measured under the same protocol in all of these runs that have it."""
     return len(by_protocol([record for record in records if record.figure(metric) is not None], metric)) <= 1
 
 
 def protocol_in_words(protocol: Mapping) -> str:
+    """A protocol in one line, as the heading of a table."""
     if "why" in protocol:
         return str(protocol["why"])
-    parts = [f"{protocol.get('split')} split", f"corpus {str(protocol.get('corpus'))[:8]}", f"state {protocol.get('state')}"]
+    chars: Any = protocol.get("chars")
     return ", ".join(
-        [*parts, f"{protocol.get('chars'):,} chars scored" if is_number(protocol.get("chars")) else "chars unknown"]
+        [
+            f"{protocol.get('split')} split",
+            f"corpus {str(protocol.get('corpus'))[:8]}",
+            f"state {protocol.get('state')}",
+            f"{progress.counted(chars, 'char')} scored" if is_number(chars) else "chars unknown",
+        ]
     )
 
 
 def differing_keys(records: Sequence[Record], besides: Sequence[str] = ()) -> list[str]:
-    """The config keys in which these runs differ, in the order of charlm/config/keys.py."""
+    """The config keys in which these runs differ, in the order of the table of keys.
+
+    Args:
+      besides: keys to leave out. Keys that do not change a result are always left out.
+    """
     keys = list(dict.fromkeys([*config_keys.KEYS, *(key for record in records for key in record.config)]))
     ignored = {*besides, *config_keys.CHANGE_NO_RESULT}
     missing = object()
@@ -87,67 +107,96 @@ def differing_keys(records: Sequence[Record], besides: Sequence[str] = ()) -> li
 
 
 def groups_of(records: Sequence[Record], each: bool = False) -> list[Group]:
-    """Runs together that differ in their seed and in nothing else; with `each`, every run on its own.
+    """Groups the runs that differ only in their seed.
 
-    Imported weights have a config, but were not trained as it says: they are no seed of those that were.
+    Runs with the same seed are never in one group, because a repeated run is not a new sample. Imported weights are never
+    grouped with trained runs, because they were not trained as their config says.
+
+    Args:
+      each: puts every run into a group of its own.
     """
-    together: dict[str, list[list[Record]]] = {}
+    groups: dict[str, list[list[Record]]] = {}
     for record in records:
         config = {
             key: value for key, value in record.config.items() if key != "seed" and key not in config_keys.CHANGE_NO_RESULT
         }
         is_imported = record.state == "done" and record.steps == 0
         key = str(record.path) if each else json.dumps([config, is_imported], sort_keys=True)
-        groups = together.setdefault(key, [])
-        # The same seed again is no other draw, and so begins another row.
-        fit = [group for group in groups if all(member.config.get("seed") != record.config.get("seed") for member in group)]
-        (fit[0] if fit else groups.append([]) or groups[-1]).append(record)
-    return [Group.of(members) for groups in together.values() for members in groups]
+        same_config = groups.setdefault(key, [])
+        for group in same_config:
+            if all(member.config.get("seed") != record.config.get("seed") for member in group):
+                group.append(record)
+                break
+        else:
+            same_config.append([record])
+    return [Group.of(members) for same_config in groups.values() for members in same_config]
 
 
 class Column(NamedTuple):
-    """A column of a table. value: of a group, for sorting and machines. text: the same for people."""
+    """A column of a table.
+
+    Attributes:
+      name: the heading.
+      value: group → its value, for sorting and for CSV and JSON.
+      text: group → the value as people read it.
+    """
 
     name: str
-    value: Callable[[Group], object]
+    value: Callable[[Group], Any]
     text: Callable[[Group], str]
 
 
 def columns_of(groups: Sequence[Group], metric: str, each: bool) -> list[Column]:
-    """What a table of these groups shows: config keys that differ, then figures, as far as there are any.
+    """The columns of a table of these groups: the config keys that differ, then the figures that at least one group has.
 
-    Perplexity and bits of a group are those of its mean nats.
+    The perplexity and the bits of a group are those of its mean nats.
+
+    Args:
+      metric: the metric that ranks the groups.
+      each: whether each run is a group of its own; then the seed can be a column.
     """
     records = [record for group in groups for record in group.records]
     keys = differing_keys(records, besides=() if each else ("seed",))
     figures = [
         Column("perplexity", _perplexity_of(metric), lambda group: _with_error(group, metric, as_perplexity=True)),
-        Column("nats", lambda group: group.figure(metric), lambda group: _with_error(group, metric)),
-        _column("bits", lambda group: _bits(group.figure(metric)), _number),
-        _column("n", lambda group: len(group.counted), str),
-        _column("at step", _mean_of("best_step"), _whole),
-        _column("best", _perplexity_of("best"), _number),
-        _column("test", _perplexity_of("test"), _number),
-        _column("last", _perplexity_of("last"), _number),
-        _column("train", _perplexity_of("train"), _number),
-        _column("parameters", _mean_of("parameters"), _whole),
-        _column("chars/s", _mean_of("chars_per_second"), _whole),
+        Column("nats", _figure_of(metric), lambda group: _with_error(group, metric)),
+        _column("bits", lambda group: _bits(group.figure(metric)), _four_decimals),
+        _column("n", lambda group: len(group.averaged), str),
+        _column("at step", _mean_of("best_step"), _integer),
+        _column("best", _perplexity_of("best"), _four_decimals),
+        _column("test", _perplexity_of("test"), _four_decimals),
+        _column("last", _perplexity_of("last"), _four_decimals),
+        _column("train", _perplexity_of("train"), _four_decimals),
+        _column("parameters", _mean_of("parameters"), _integer),
+        _column("chars/s", _mean_of("chars_per_second"), _integer),
         _column("time", _mean_of("seconds"), _duration),
         Column("state", _states, _states),
         Column("run", lambda group: group.name, lambda group: group.name),
     ]
-    left_out = {metric, "n" if len(groups) == len(records) else "", "at step" if metric != "best" else ""}
-    return [_column(key, lambda group, key=key: group.config.get(key), written) for key in keys] + [
+    left_out = {metric}  # it is the column perplexity
+    if len(groups) == len(records):
+        left_out.add("n")
+    if metric != "best":
+        left_out.add("at step")
+    return [_column(key, _config_value(key), value_text) for key in keys] + [
         column for column in figures if column.name not in left_out and any(column.value(group) is not None for group in groups)
     ]
 
 
-def _column(name: str, value: Callable[[Group], object], text: Callable[[object], str]) -> Column:
+def _column(name: str, value: Callable[[Group], Any], text: Callable[[Any], str]) -> Column:
     return Column(name, value, lambda group: text(value(group)))
 
 
+def _config_value(key: str) -> Callable[[Group], object]:
+    return lambda group: group.config.get(key)
+
+
+def _figure_of(metric: str) -> Callable[[Group], float | None]:
+    return lambda group: group.figure(metric)
+
+
 def _mean_of(field: str) -> Callable[[Group], float | None]:
-    return lambda group: mean_and_error([getattr(record, field) for record in group.counted])[0]
+    return lambda group: mean_and_error([getattr(record, field) for record in group.averaged])[0]
 
 
 def _perplexity_of(metric: str) -> Callable[[Group], float | None]:
@@ -155,21 +204,29 @@ def _perplexity_of(metric: str) -> Callable[[Group], float | None]:
 
 
 def filtered(records: Sequence[Record], conditions: Sequence[str]) -> list[Record]:
-    """The runs for which all conditions hold, on config keys or on state, name and the figures of a Record.
+    """The runs that fulfil all conditions.
+
+    Args:
+      conditions: such as `model.hidden>=256`, on a config key, on a field of Record, or on nats, bits or perplexity (of the
+        best).
 
     Raises:
-      UserError: a condition is none, or its key is not known.
+      UserError: a condition is not a condition, or its key is unknown.
     """
     kept = list(records)
     for text in conditions:
         name, holds = load.condition(text)
-        value = _value_of(name)
+        value = _record_value(name)
         kept = [record for record in kept if holds(value(record))]
     return kept
 
 
-def _value_of(name: str) -> Callable[[Record], object]:
-    of_best = {"nats": float, "bits": measures.bits, "perplexity": measures.perplexity}
+def _record_value(name: str) -> Callable[[Record], object]:
+    of_best: dict[str, Callable[[float], float]] = {
+        "nats": float,
+        "bits": measures.bits,
+        "perplexity": measures.perplexity,
+    }
     if name in of_best:
         return lambda record: None if record.best is None else of_best[name](record.best)
     if name in Record._fields:
@@ -179,20 +236,35 @@ def _value_of(name: str) -> Callable[[Record], object]:
 
 
 def sorted_groups(groups: Sequence[Group], columns: Sequence[Column], metric: str, by: str | None) -> list[Group]:
-    """By the metric, or by a column or config key; a minus before its name turns it round. What has no value comes last."""
+    """The groups in order; those without a value come last.
+
+    Args:
+      columns: the columns of the table.
+      metric: what to sort by if `by` is None.
+      by: the name of a column, or a config key. A minus before it sorts from the highest.
+    """
+    descending = by is not None and by.startswith("-")
+    value: Callable[[Group], object]
     if by is None:
-        value, descending = (lambda group: group.figure(metric)), False
+        value = _figure_of(metric)
     else:
-        descending, name = by.startswith("-"), by.removeprefix("-")
-        named = {column.name: column.value for column in columns}
-        value = named.get(name) or (lambda group: group.config.get(name))
-    there = [group for group in groups if value(group) is not None]
+        name = by.removeprefix("-")
+        value = {column.name: column.value for column in columns}.get(name, _config_value(name))
+    present = [group for group in groups if value(group) is not None]
     missing = [group for group in groups if value(group) is None]
-    return sorted(there, key=lambda group: sortable(value(group)), reverse=descending) + missing
+    return sorted(present, key=lambda group: sort_key(value(group)), reverse=descending) + missing
 
 
 class Marginal(NamedTuple):
-    """One value of a knob. nats: mean over all groups with it; error: its standard error; best: the lowest; n: groups."""
+    """The mean over all groups that share the value of a key, or the values of several keys.
+
+    Attributes:
+      value: the values, one per key.
+      nats: the mean of the groups' figures, in nats/char.
+      error: the standard error of that mean; None for a single group.
+      best: the lowest figure.
+      n: the number of groups.
+    """
 
     value: tuple
     nats: float
@@ -202,44 +274,53 @@ class Marginal(NamedTuple):
 
 
 def finished(groups: Sequence[Group]) -> list[Group]:
-    """Those whose runs are done; all of them where none are. A figure of a run on its way says how far it is."""
-    done = [group for group in groups if all(record.state == "done" for record in group.counted)]
+    """The groups whose averaged runs are all done, or all groups if there is none.
+
+    The figure of an unfinished run depends on how far it is, so it must not enter a mean over groups.
+    """
+    done = [group for group in groups if all(record.state == "done" for record in group.averaged)]
     return done or list(groups)
 
 
 def marginals(groups: Sequence[Group], keys: Sequence[str], metric: str) -> list[Marginal]:
-    """For each value of a key, or of several together, the mean over whatever the other keys are, of what is done.
+    """For each value of a key, or of several keys together, the mean over all other keys. Only finished groups count.
 
-    The mean is fair where each value was tried with the same others; n tells where it was not.
+    The means are comparable if each value was tried with the same values of the other keys. `n` shows if it was not.
+
+    Raises:
+      UserError: a key is unknown.
     """
     for key in keys:
         config_keys.known(key)
-    groups = finished(groups)
-    apart: dict[str, tuple[tuple, list[float]]] = {}
-    for group in groups:
+    figures: dict[str, tuple[tuple, list[float]]] = {}  # keyed by repr, because lists such as corpus.split can't be dict keys
+    for group in finished(groups):
         figure = group.figure(metric)
         if figure is not None:
             value = tuple(group.config.get(key) for key in keys)
-            apart.setdefault(repr(value), (value, []))[1].append(figure)
-    result = [Marginal(value, *mean_and_error(nats)[:2], min(nats), len(nats)) for value, nats in apart.values()]
-    return sorted(result, key=lambda marginal: tuple(sortable(part) for part in marginal.value))
+            figures.setdefault(repr(value), (value, []))[1].append(figure)
+    result = []
+    for value, nats in figures.values():
+        mean, error, number = mean_and_error(nats)
+        assert mean is not None
+        result.append(Marginal(value, mean, error, min(nats), number))
+    return sorted(result, key=lambda marginal: tuple(sort_key(part) for part in marginal.value))
 
 
 def perplexity(nats: float | None) -> float | None:
-    """Of nats that may not be there."""
+    """The perplexity of some nats/char; None for None."""
     return None if nats is None else measures.perplexity(nats)
 
 
-def written(value: object) -> str:
-    """A config value for people, on one line."""
+def value_text(value: object) -> str:
+    """A config value as people read it, on one line."""
     if isinstance(value, list | tuple):
-        return "(" + ", ".join(map(written, value)) + ")"
+        return "(" + ", ".join(map(value_text, value)) + ")"
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def sortable(value: object) -> tuple:
-    """Numbers before texts, None last."""
+def sort_key(value: object) -> tuple:
+    """A key that sorts values of any type: numbers first, then texts, then None."""
     if isinstance(value, bool | int | float):
         return (0, value, "")
     return (2, 0, "") if value is None else (1, 0, str(value))
@@ -250,10 +331,15 @@ def _bits(nats: float | None) -> float | None:
 
 
 def _with_error(group: Group, metric: str, as_perplexity: bool = False) -> str:
-    """The mean nats, or the perplexity of that mean, ± its standard error, which exp scales by its slope."""
-    nats, error, _ = mean_and_error([record.figure(metric) for record in group.counted])
-    value, slope = (perplexity(nats), perplexity(nats)) if as_perplexity else (nats, 1.0)
-    return _number(value) + (f" ± {error * slope:.4f}" if error is not None else "")
+    """The mean nats, or the perplexity of that mean, ± its standard error.
+
+    The error of the perplexity is the error of the nats times the slope of exp.
+    """
+    nats, error, _ = mean_and_error([record.figure(metric) for record in group.averaged])
+    if nats is None:
+        return ""
+    value, slope = (measures.perplexity(nats), measures.perplexity(nats)) if as_perplexity else (nats, 1.0)
+    return _four_decimals(value) + (f" ± {error * slope:.4f}" if error is not None else "")
 
 
 def _states(group: Group) -> str:
@@ -263,11 +349,11 @@ def _states(group: Group) -> str:
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
-def _number(value: float | None) -> str:
+def _four_decimals(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _whole(value: float | None) -> str:
+def _integer(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 

@@ -1,5 +1,6 @@
-"""From text to `Batch`: corpora, vocabulary, and the framings that cut a text into the rows of a batch.
+"""From text to `Batch`: corpora, vocabularies, and the framings that arrange a text into batches.
 
-Everything is NumPy. This wing knows nothing of JAX or of models. A new corpus by name is an entry in `sources`; a new framing
-is a class in `batches`.
+Everything here is NumPy. This wing must not import JAX or models.
+
+To add a corpus by name, add an entry to `SOURCES` in sources.py. To add a framing, add a class to batches.py.
 """

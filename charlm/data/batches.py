@@ -1,10 +1,12 @@
-"""From an encoded corpus to a `Batch` at a step: pure arithmetic on position, so a step number is the whole data state.
+"""From an encoded corpus to the `Batch` of a step.
 
-A framing decides which characters stand together in a row, and from which state the row begins. All of them have the same face:
-`rows` (B), `steps_per_epoch`, `batch_at(step, part)` with steps counted from 0 over all epochs; `part` is a slice of the rows,
-for one of several processes, which then reads no others.
+A batch is computed from the step number alone, so the step number is the whole state of the data.
 
-Letters: B batch (rows), T time, S scored positions, N symbols of the corpus, D documents.
+A framing decides which characters form a row, and from which state a row starts. All framings have the same interface,
+`Batches`. Steps are counted from 0 over all epochs. `part` is a slice of the rows: with several processes, each process builds
+only its own rows.
+
+Shape letters: B rows of a batch, T time, S scored positions, N characters of the corpus, D documents.
 """
 
 import dataclasses
@@ -13,23 +15,25 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from charlm.data.longtext import LongText
+from charlm.data.longtext import Ids, LongText
 from charlm.data.vocab import EOS, Vocab
 from charlm.errors import UserError
+from charlm.progress import counted
 
-ALL = slice(None)  # rows
-PAD_ID = 0  # what fills a row beyond its text; in vocabularies of documents it is `<pad>`
+ALL = slice(None)  # all rows of a batch
+PAD_ID = 0  # fills positions without text; vocabularies of documents have `<pad>` at this id
 
 
 class Batch(NamedTuple):
-    """What one step sees; every difference between framings is settled in here.
+    """What one step sees. All differences between framings are expressed in these four arrays.
 
     Attributes:
       inputs_BT: int32 ids.
       targets_BS: int32 ids to predict at the last S positions.
       weights_BS: float32, 0 for padding, else 1.
-      reset_B: bool, True where the row starts from the zero state, False where it goes on from the carry.
+      reset_B: bool, True if the row starts from the zero state, False if it continues from the carried state.
     """
 
     inputs_BT: np.ndarray
@@ -42,23 +46,24 @@ class Encoded(NamedTuple):
     """A split as ids.
 
     Attributes:
-      ids_N: of the running text, or of all documents, one after another, each with `<eos>` at its end.
-      starts_D1: int64 (D + 1,), where each document begins and the last one ends; None for a running text.
-      name: in messages.
+      ids_N: the ids of the running text, or of all documents joined, each followed by `<eos>`.
+      starts_D1: int64 (D + 1,), the position where each document starts, and N; None for a running text.
+      name: the name of the split in error messages.
     """
 
-    ids_N: np.ndarray
+    ids_N: Ids
     starts_D1: np.ndarray | None = None
     name: str = "the text"
 
     @property
     def lengths_D(self) -> np.ndarray:
-        """Characters of each document, its `<eos>` left out."""
+        """The number of characters of each document, without its `<eos>`. Only for documents."""
+        assert self.starts_D1 is not None
         return np.diff(self.starts_D1) - 1
 
 
 class Framing(NamedTuple):
-    """The section `batch` of a config."""
+    """How a text is arranged into rows. The fields are the config keys `batch.*`."""
 
     kind: str
     rows: int
@@ -70,7 +75,7 @@ class Framing(NamedTuple):
     padding: str
 
     @classmethod
-    def of(cls, config) -> "Framing":
+    def of(cls, config: ConfigDict) -> "Framing":
         return cls(
             kind=config.batch.framing,
             rows=config.batch.size,
@@ -83,33 +88,73 @@ class Framing(NamedTuple):
         )
 
     @property
+    def carries_state(self) -> bool:
+        """Whether a batch continues from the state in which the batch before it ended."""
+        return self.kind == "stream"
+
+    @property
+    def is_of_documents(self) -> bool:
+        """Whether each row is a document: documents longer than `length` are cut, and batches differ in length."""
+        return self.kind == "documents"
+
+    def state_in_words(self, lanes: int = 1, burn_in: int = 0) -> str:
+        """How the recurrent state is treated when a split is scored in this framing.
+
+        Run directories store these words as part of the protocol of each figure. If they change, old and new figures are no
+        longer comparable.
+
+        Args:
+          lanes: as for `evaluation_windows`; only a stream has lanes.
+          burn_in: likewise.
+        """
+        match self.kind:
+            case "stream" if lanes == 1:
+                return "carried"
+            case "stream":
+                return f"carried in {lanes} lanes, {burn_in} chars of burn-in"
+            case "chunks":
+                return f"zero at every chunk of {self.length}"
+            case "windows":
+                return f"zero at every window of {self.length}, one every {self.stride}, its next char scored"
+            case "documents":
+                return f"zero at every document, of which the first {self.length} chars"
+        raise UserError(f"the framing {self.kind!r} is unknown: it must be stream, chunks, windows or documents.")
+
+    @property
     def window(self) -> int:
-        """Characters that a model so trained sees before each draw, from the zero state; 0: all, since the state is carried."""
+        """The number of characters, from the zero state, that the model has seen before each prediction; 0 if not fixed.
+
+        The sampler feeds a model of windows this many characters before it draws one.
+        """
         return self.length if self.kind == "windows" else 0
 
 
 class Batches(Protocol):
-    """What every framing offers."""
+    """The interface of all framings."""
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """B, the number of rows of a batch."""
+        ...
 
     @property
     def steps_per_epoch(self) -> int: ...
 
-    def batch_at(self, step: int, part: slice = ALL) -> Batch: ...
+    def batch_at(self, step: int, part: slice = ALL) -> Batch:
+        """The rows `part` of the batch of a step. Steps are counted from 0 over all epochs."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Contiguous lanes for truncated back-propagation through time (as in PyTorch's CharRNN, after Zaremba et al. 2014).
+    """Contiguous lanes for truncated back-propagation through time, as in PyTorch's CharRNN (after Zaremba et al. 2014).
 
-    The text is cut into B lanes, read T characters a step; the state is carried from step to step and reset with each epoch.
-    The characters that do not fill a step are left out: at the end, or, with `shift`, at both ends by an offset drawn anew for
-    each epoch, so that none is left out for good.
+    The text is cut into B lanes. Each step reads T characters of every lane. The state is carried from step to step and reset
+    at the start of each epoch. Characters that do not fill a step are left out: at the end of the text or, with `shift`, at
+    both ends. `shift` draws a new offset for each epoch, so that over the epochs every character is used.
     """
 
-    ids_N: np.ndarray
+    ids_N: Ids
     rows: int
     length: int
     shift: bool
@@ -133,80 +178,86 @@ class Stream:
 
     def _offset(self, epoch: int) -> int:
         spare = len(self.ids_N) - 1 - self.steps_per_epoch * self.rows * self.length
-        return _hashed(self.seed, epoch) % (spare + 1) if self.shift else 0
+        return _hash64(self.seed, epoch) % (spare + 1) if self.shift else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """Pieces of T characters that do not overlap, each from the zero state (as in MXNet.jl's char-lstm).
+    """Chunks of T characters that do not overlap, each from the zero state, as in MXNet.jl's char-lstm.
 
-    Every character but the first of the text is a target once an epoch; the last piece may be shorter, and the last batch
-    may have fewer pieces: what is missing has weight 0.
+    Every character except the first of the text is a target once per epoch. The last chunk may be shorter, and the last batch
+    may have fewer chunks; the missing positions have weight 0.
     """
 
-    ids_N: np.ndarray
+    ids_N: Ids
     rows: int
     length: int
     order: "Order"
 
     @property
-    def pieces(self) -> int:
+    def num_chunks(self) -> int:
         return -(-(len(self.ids_N) - 1) // self.length)
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.pieces // self.rows)
+        return -(-self.num_chunks // self.rows)
 
     def batch_at(self, step: int, part: slice = ALL) -> Batch:
-        pieces_B, there_B = self.order.at(step, self.rows, self.pieces, part)
-        position_BT = pieces_B[:, None] * self.length + np.arange(self.length)[None, :]
-        scored_BT = there_B[:, None] & (position_BT < len(self.ids_N) - 1)
-        position_BT = np.minimum(position_BT, len(self.ids_N) - 2)
+        chunks_B, valid_B = self.order.at(step, self.rows, self.num_chunks, part)
+        positions_BT = chunks_B[:, None] * self.length + np.arange(self.length)[None, :]
+        scored_BT = valid_B[:, None] & (positions_BT < len(self.ids_N) - 1)
+        positions_BT = np.minimum(positions_BT, len(self.ids_N) - 2)
         return Batch(
-            inputs_BT=self.ids_N[position_BT].astype(np.int32),
-            targets_BS=self.ids_N[position_BT + 1].astype(np.int32),
+            inputs_BT=self.ids_N[positions_BT].astype(np.int32),
+            targets_BS=self.ids_N[positions_BT + 1].astype(np.int32),
             weights_BS=scored_BT.astype(np.float32),
-            reset_B=np.ones(len(there_B), bool),
+            reset_B=np.ones(len(valid_B), bool),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Windows of T characters, one every `stride` characters, of which only the next character is predicted (as in the Keras
-    and Axon notebooks). Each starts from the zero state; the last batch of an epoch may have fewer."""
+    """Windows of T characters, one every `stride` characters, as in the Keras and Axon notebooks.
 
-    ids_N: np.ndarray
+    Each window starts from the zero state, and only the character after it is predicted (S = 1). The last batch of an epoch
+    may have fewer windows; the missing rows have weight 0.
+    """
+
+    ids_N: Ids
     rows: int
     length: int
     stride: int
     order: "Order"
 
     @property
-    def windows(self) -> int:
+    def num_windows(self) -> int:
         return (len(self.ids_N) - self.length - 1) // self.stride + 1
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.windows // self.rows)
+        return -(-self.num_windows // self.rows)
 
     def batch_at(self, step: int, part: slice = ALL) -> Batch:
-        windows_B, there_B = self.order.at(step, self.rows, self.windows, part)
+        windows_B, valid_B = self.order.at(step, self.rows, self.num_windows, part)
         starts_B = windows_B * self.stride
         return Batch(
             inputs_BT=self.ids_N[starts_B[:, None] + np.arange(self.length)[None, :]].astype(np.int32),
             targets_BS=self.ids_N[starts_B + self.length][:, None].astype(np.int32),
-            weights_BS=there_B[:, None].astype(np.float32),
-            reset_B=np.ones(len(there_B), bool),
+            weights_BS=valid_B[:, None].astype(np.float32),
+            reset_B=np.ones(len(valid_B), bool),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """One document a row, from the zero state, `<eos>` as its last target; documents beyond T characters are cut.
+    """One document per row, from the zero state. Its last target is `<eos>`.
 
-    A batch is as long as its longest document, rounded up to a multiple of `bucket`, so that few shapes are compiled. Padding
-    `masked` stands after the text and has weight 0. `counted` is that of Microsoft's lesson on AG News: before the text, with
-    weight 1, so that the network must also predict padding from padding; its first character is then predicted too.
+    A document longer than T characters is cut to T inputs and targets. A batch is as long as its longest document, rounded up
+    to a multiple of `bucket`, so that only a few shapes are compiled. `padding` is one of:
+
+    - `masked`: padding follows the text and has weight 0.
+    - `counted`: padding precedes the text and has weight 1, as in Microsoft's lesson on AG News. The network then also has to
+      predict padding from padding, and the first character of the document from padding.
     """
 
     encoded: Encoded
@@ -217,82 +268,107 @@ class Documents:
     order: "Order"
 
     @property
-    def documents(self) -> int:
-        return len(self.encoded.starts_D1) - 1
+    def starts_D1(self) -> np.ndarray:
+        assert self.encoded.starts_D1 is not None
+        return self.encoded.starts_D1
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.starts_D1) - 1
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.documents // self.rows)
+        return -(-self.num_documents // self.rows)
 
     def batch_at(self, step: int, part: slice = ALL) -> Batch:
-        documents_B, there_B = self.order.at(step, self.rows, self.documents)
-        starts_B = self.encoded.starts_D1[documents_B]
-        lengths_B = np.minimum(self.encoded.starts_D1[documents_B + 1] - starts_B - 1, self.length)
-        length = min(
-            -(-int(lengths_B.max()) // self.bucket) * self.bucket, self.length
-        )  # of all rows, whichever part is wanted
-        starts_B, lengths_B, there_B = starts_B[part], lengths_B[part], there_B[part]
-        first_B = length - lengths_B if self.padding == "counted" else np.zeros_like(lengths_B)
-        of_document_BT = np.arange(length)[None, :] - first_B[:, None]
-        inside_BT = (of_document_BT >= 0) & (of_document_BT < lengths_B[:, None])
+        documents_B, valid_B = self.order.at(step, self.rows, self.num_documents)
+        starts_B = self.starts_D1[documents_B]
+        lengths_B = np.minimum(self.starts_D1[documents_B + 1] - starts_B - 1, self.length)
+        # All rows count here, not only those of `part`: the processes must agree on the length.
+        length = min(-(-int(lengths_B.max()) // self.bucket) * self.bucket, self.length)
+        starts_B, lengths_B, valid_B = starts_B[part], lengths_B[part], valid_B[part]
+        padding_before_B = length - lengths_B if self.padding == "counted" else np.zeros_like(lengths_B)
+        char_BT = np.arange(length)[None, :] - padding_before_B[:, None]  # index within the document; negative in padding
+        inside_BT = (char_BT >= 0) & (char_BT < lengths_B[:, None])
         ids_N, last = self.encoded.ids_N, len(self.encoded.ids_N) - 1
 
         def ids_at(offset: int) -> np.ndarray:
-            return ids_N[np.clip(starts_B[:, None] + of_document_BT + offset, 0, last)].astype(np.int32)
+            return ids_N[np.clip(starts_B[:, None] + char_BT + offset, 0, last)].astype(np.int32)
 
         inputs_BT = np.where(inside_BT, ids_at(0), PAD_ID)
-        targets_BS = np.where(inside_BT | (of_document_BT == -1), ids_at(1), PAD_ID)
-        counted_BS = inside_BT if self.padding == "masked" else np.ones_like(inside_BT)
+        targets_BS = np.where(inside_BT | (char_BT == -1), ids_at(1), PAD_ID)
+        scored_BS = inside_BT if self.padding == "masked" else np.ones_like(inside_BT)
         return Batch(
             inputs_BT=inputs_BT,
             targets_BS=targets_BS,
-            weights_BS=(counted_BS & there_B[:, None]).astype(np.float32),
-            reset_B=np.ones(len(there_B), bool),
+            weights_BS=(scored_BS & valid_B[:, None]).astype(np.float32),
+            reset_B=np.ones(len(valid_B), bool),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """In which order the pieces of an epoch are taken: as they stand, or shuffled by a permutation of the seed and the epoch.
+    """The order of the examples (chunks, windows or documents) of an epoch: as in the text, or shuffled.
 
-    The permutation is a function from position to piece, a Feistel network (Luby & Rackoff 1988) on the smallest square of a
-    power of two that holds all pieces, followed until it falls among them; no list of pieces is ever made.
+    A shuffled epoch is a pseudorandom permutation that depends on the seed and the epoch. It is a function from position to
+    example, so no list of examples is ever built. The function is a Feistel network (Luby & Rackoff 1988) on the smallest power
+    of four that covers all examples. It is applied again while the result is not an example (cycle walking).
     """
 
     shuffle: bool
     seed: int = 0
 
-    def at(self, step: int, rows: int, pieces: int, part: slice = ALL) -> tuple[np.ndarray, np.ndarray]:
-        """(B,) pieces of a step, and whether each row of it has one; a row that has none repeats the last piece."""
-        epoch, step_of_epoch = divmod(step, -(-pieces // rows))
-        position_B = step_of_epoch * rows + np.arange(rows)[part]
-        there_B = position_B < pieces
-        position_B = np.minimum(position_B, pieces - 1)
-        return (self._permuted(position_B, epoch, pieces) if self.shuffle else position_B), there_B
+    def at(self, step: int, rows: int, examples: int, part: slice = ALL) -> tuple[np.ndarray, np.ndarray]:
+        """The examples of a step.
 
-    def _permuted(self, position_B: np.ndarray, epoch: int, pieces: int) -> np.ndarray:
-        half = np.uint64(max(1, -(-(pieces - 1).bit_length() // 2)))
+        Args:
+          step: counted from 0 over all epochs.
+          rows: B of a whole batch.
+          examples: how many examples an epoch has.
+          part: which rows to return.
+
+        Returns:
+          The index of each row's example, (B,) int64, and whether the row is valid, (B,) bool. The last batch of an epoch may
+          have rows without an example: they are not valid, and repeat the example of the epoch's last position.
+        """
+        epoch, step_of_epoch = divmod(step, -(-examples // rows))
+        positions_B = step_of_epoch * rows + np.arange(rows)[part]
+        valid_B = positions_B < examples
+        positions_B = np.minimum(positions_B, examples - 1)
+        return (self._permuted(positions_B, epoch, examples) if self.shuffle else positions_B), valid_B
+
+    def _permuted(self, positions_B: np.ndarray, epoch: int, examples: int) -> np.ndarray:
+        half = np.uint64(max(1, -(-(examples - 1).bit_length() // 2)))
         mask = np.uint64((1 << int(half)) - 1)
-        keys = [np.uint64(_hashed(self.seed, epoch, turn)) for turn in range(8)]
-        piece_B, outside_B = position_B.astype(np.uint64), np.ones(len(position_B), bool)
+        keys = [np.uint64(_hash64(self.seed, epoch, turn)) for turn in range(8)]
+        examples_B, outside_B = positions_B.astype(np.uint64), np.ones(len(positions_B), bool)
         while outside_B.any():
-            left, right = piece_B[outside_B] >> half, piece_B[outside_B] & mask
+            left, right = examples_B[outside_B] >> half, examples_B[outside_B] & mask
             for key in keys:
-                left, right = right, left ^ (_mixed(right ^ key) & mask)
-            piece_B[outside_B] = (left << half) | right
-            outside_B = piece_B >= pieces
-        return piece_B.astype(np.int64)
+                left, right = right, left ^ (_splitmix64(right ^ key) & mask)
+            examples_B[outside_B] = (left << half) | right
+            outside_B = examples_B >= examples
+        return examples_B.astype(np.int64)
 
 
 def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encoded:
-    """A running text, or a list of documents, as ids; `where` names it in messages."""
+    """A running text, or a list of documents, as ids.
+
+    Args:
+      vocab: for a list of documents, it must have `<eos>`.
+      split: the text or the documents.
+      where: the name of the split in error messages.
+
+    Raises:
+      UserError: the split has characters outside the vocabulary, and the vocabulary has no `<unk>`.
+    """
     if isinstance(split, LongText):
         return Encoded(split.encode(vocab, where), name=where)
     if isinstance(split, str):
         return Encoded(vocab.encode(split, where), name=where)
     starts_D1 = np.cumsum([0, *(len(document) + 1 for document in split)])
     texts_N = vocab.encode("".join(split), where)
-    # Each document's last place is free for <eos>: its own characters move up by as many places as documents stand before it.
+    # Fill with <eos>, then write the characters of the documents everywhere except at the last position of each document.
     ids_N = np.full(starts_D1[-1], vocab.id_of(EOS), texts_N.dtype)
     is_text_N = np.ones(len(ids_N), bool)
     is_text_N[starts_D1[1:] - 1] = False
@@ -301,30 +377,30 @@ def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encod
 
 
 def training_batches(framing: Framing, encoded: Encoded, seed: int) -> Batches:
-    """The framing over the training split.
+    """The batches of the training split.
 
     Raises:
-      UserError: the split is too short for one batch, or is not made of documents where the framing asks for them.
+      UserError: the split is too short for one batch, or the framing needs documents and the split is a running text.
     """
-    if framing.kind != "stream":
+    if not framing.carries_state:
         return in_pieces(framing, encoded, framing.rows, Order(framing.shuffle, seed))
     needed = framing.rows * framing.length + 1
     if len(encoded.ids_N) < needed:
         raise UserError(
-            f"{encoded.name} has {len(encoded.ids_N):,} chars, but one batch of batch.size={framing.rows} lanes times "
+            f"{encoded.name} has {counted(len(encoded.ids_N), 'char')}, but one batch of batch.size={framing.rows} lanes times "
             f"batch.length={framing.length} needs {needed:,}: give a longer corpus or a smaller batch."
         )
     return Stream(encoded.ids_N, framing.rows, framing.length, framing.shift, seed)
 
 
 def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Chunks | Windows | Documents:
-    """The framings whose rows all begin at the zero state.
+    """The batches of a framing whose rows all start from the zero state: chunks, windows or documents.
 
     Raises:
-      UserError: a window or chunk is longer than the split, or the corpus is not made of documents.
+      UserError: a chunk or window is longer than the split, or the framing needs documents and the split is a running text.
     """
     ids_N, length = encoded.ids_N, framing.length
-    if framing.kind == "documents":
+    if framing.is_of_documents:
         if encoded.starts_D1 is None:
             raise UserError(
                 "the framing 'documents' needs a corpus of documents: set corpus.documents to lines, csv:COLUMN or jsonl:FIELD."
@@ -332,7 +408,7 @@ def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Ch
         return Documents(encoded, rows, length, framing.bucket, framing.padding, order)
     if len(ids_N) < length + 1:
         raise UserError(
-            f"{encoded.name} has {len(ids_N):,} chars, but {framing.kind} of batch.length={length} need at least "
+            f"{encoded.name} has {counted(len(ids_N), 'char')}, but {framing.kind} of batch.length={length} need at least "
             f"{length + 1:,}: give a longer text, another corpus.split or a smaller batch.length."
         )
     if framing.kind == "windows":
@@ -340,53 +416,81 @@ def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Ch
     return Chunks(ids_N, rows, length, order)
 
 
-def evaluation_windows(ids_N: np.ndarray, length: int, lanes: int = 1, burn_in: int = 0) -> Iterator[Batch]:
-    """A whole split in order: every character but the first is scored exactly once.
+def evaluation_batches(framing: Framing, encoded: Encoded, rows: int, length: int, lanes: int, burn_in: int) -> Iterator[Batch]:
+    """The batches in which a split is scored, in order. Every character that the framing scores is scored exactly once.
 
-    One lane is the exact protocol: the state is carried from the first character to the last. With more lanes each but the
-    first begins at the zero state `burn_in` characters before the first one it scores, which is faster and nearly the same.
+    Args:
+      framing: how the split is arranged; `shuffle` and `shift` are ignored.
+      encoded: the split.
+      rows: B of chunks, windows or documents. It changes the memory needed, not the result.
+      length: T of a stream, see `evaluation_windows`.
+      lanes: B of a stream, likewise.
+      burn_in: of a stream, likewise.
+
+    Raises:
+      UserError: the split does not fit the framing.
+    """
+    if framing.carries_state:
+        return evaluation_windows(encoded.ids_N, length, lanes, burn_in)
+    return once_through(in_pieces(framing, encoded, rows, Order(shuffle=False)))
+
+
+def evaluation_windows(ids_N: Ids, length: int, lanes: int = 1, burn_in: int = 0) -> Iterator[Batch]:
+    """A split in order, with the state carried. Every character except the first is scored exactly once.
+
+    One lane is exact: the state is carried from the first character to the last. More lanes are faster and nearly the same:
+    each lane except the first starts from the zero state, `burn_in` characters before the first one that it scores.
 
     Args:
       ids_N: the encoded split, at least two characters.
-      length: T of the windows; it changes the memory needed, not the result.
+      length: T of a batch. It changes the memory needed, not the result.
+      lanes: B, the number of places where reading starts.
+      burn_in: characters that a lane reads without scoring them.
+
+    Raises:
+      UserError: the lanes would be no longer than `burn_in`.
     """
     targets = len(ids_N) - 1
     burn_in = burn_in if lanes > 1 else 0
-    # Lane 0 scores all of its `span` targets, the others all but their first `burn_in`.
+    # Each lane has `span` targets. Lane 0 scores all of them, each other lane all except its first `burn_in`.
     span = -(-(targets + (lanes - 1) * burn_in) // lanes)
     stride = span - burn_in
     if stride < 1:
         raise UserError(
-            f"eval.burn_in={burn_in} with {lanes} lanes does not fit a split of {len(ids_N):,} chars: "
-            f"at most {targets - 1} would, or one lane, by eval.lanes=1 or evaluate.py's --lanes=1."
+            f"eval.burn_in={burn_in} with {lanes} lanes does not fit a split of {counted(len(ids_N), 'char')}: "
+            f"use a burn-in of at most {targets - 1}, or one lane (eval.lanes=1, or --lanes=1 of evaluate.py)."
         )
     starts_B = np.arange(lanes) * stride
     length = min(length, span)
     for begin in range(0, span, length):
         offsets_T = begin + np.arange(length)
-        position_BT = starts_B[:, None] + offsets_T[None, :]
-        scored_BT = (position_BT < targets) & (offsets_T < span)[None, :]
+        positions_BT = starts_B[:, None] + offsets_T[None, :]
+        scored_BT = (positions_BT < targets) & (offsets_T < span)[None, :]
         scored_BT[1:] &= (offsets_T >= burn_in)[None, :]
-        position_BT = np.minimum(position_BT, targets - 1)
+        positions_BT = np.minimum(positions_BT, targets - 1)
         yield Batch(
-            inputs_BT=ids_N[position_BT].astype(np.int32),
-            targets_BS=ids_N[position_BT + 1].astype(np.int32),
+            inputs_BT=ids_N[positions_BT].astype(np.int32),
+            targets_BS=ids_N[positions_BT + 1].astype(np.int32),
             weights_BS=scored_BT.astype(np.float32),
             reset_B=np.full(lanes, begin == 0),
         )
 
 
 def once_through(batches: Batches) -> Iterator[Batch]:
-    """The batches of the first epoch."""
+    """The batches of the first epoch, in order."""
     return (batches.batch_at(step) for step in range(batches.steps_per_epoch))
 
 
-def _hashed(*numbers: int) -> int:
-    """64 bits from numbers. A hash, not a generator of numpy's: it is the same in all versions, and so is a resumed run."""
+def _hash64(*numbers: int) -> int:
+    """64 bits that depend on the numbers.
+
+    This is a hash and not a random generator of NumPy's because NumPy may change its generators. A run resumed with another
+    version must see the same data.
+    """
     return int.from_bytes(hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()[:8], "big")
 
 
-def _mixed(bits: np.ndarray) -> np.ndarray:
+def _splitmix64(bits: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64 (Steele et al. 2014)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

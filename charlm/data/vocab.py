@@ -1,6 +1,6 @@
-"""The vocabulary: which symbols there are, and which integer stands for which.
+"""The vocabulary: a mapping between symbols (Unicode characters and a few special symbols) and integer ids.
 
-Letters: N symbols of a text.
+Shape letter: N characters of a text.
 """
 
 import dataclasses
@@ -12,17 +12,17 @@ from charlm.errors import UserError
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 NUM_CODE_POINTS = 0x110000
-HINT = "training with vocab.unknown=true maps such symbols to <unk>, with vocab.source=corpus takes in all splits."
-BLOCK = 1 << 22  # symbols looked at together, so that a large text costs little beyond itself
+HINT = "train with vocab.unknown=true to map them to <unk>, or with vocab.source=corpus to include the symbols of all splits."
+BLOCK = 1 << 22  # characters processed at a time, which bounds the extra memory that a large text needs
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """Ids 0, 1, … stand for the specials and then for the symbols, in sorted order.
+    """A fixed mapping between symbols and ids. The specials have the first ids; the characters follow in sorted order.
 
     Attributes:
-      symbols: distinct characters, sorted by code point.
-      specials: `<pad>`, `<eos>` and `<unk>`, those that the corpus needs, in this order; they stand for no single character.
+      symbols: the distinct characters, sorted by code point.
+      specials: the special symbols that the corpus needs, out of `<pad>`, `<eos>` and `<unk>`, in this order.
     """
 
     symbols: str
@@ -30,29 +30,39 @@ class Vocab:
 
     @classmethod
     def of(cls, symbols: Iterable[str], unknown: bool, documents: bool = False) -> "Vocab":
-        """The vocabulary of the given characters, with `<unk>` where `unknown` is set, `<pad>` and `<eos>` for documents."""
+        """Builds the vocabulary of the given characters.
+
+        Args:
+          symbols: the characters, in any order; repeats are allowed.
+          unknown: adds `<unk>`, which then stands for every other character.
+          documents: adds `<pad>` and `<eos>`.
+        """
         return cls("".join(sorted(set(symbols))), ((PAD, EOS) if documents else ()) + ((UNK,) if unknown else ()))
 
     def __len__(self) -> int:
         return len(self.specials) + len(self.symbols)
 
     def id_of(self, name: str) -> int | None:
-        """The id of a special, or None where the vocabulary has it not."""
+        """The id of a special symbol, or None if the vocabulary does not have it."""
         return self.specials.index(name) if name in self.specials else None
 
     def never_drawn(self) -> tuple[int, ...]:
-        """Ids that a sample must not contain, since no text has them: all specials but the end of a document."""
+        """Ids that must not be sampled because no text contains them: all specials except `<eos>`."""
         return tuple(index for index, name in enumerate(self.specials) if name != EOS)
 
     def missing(self, symbols: Iterable[str]) -> list[str]:
-        """Those of the given characters that are not in the vocabulary, sorted, each once."""
+        """The distinct characters of `symbols` that are not in the vocabulary, sorted."""
         return sorted(set(symbols) - set(self.symbols))
 
     def encode(self, text: str, where: str = "the text") -> np.ndarray:
-        """Turns (N,) characters into (N,) ids of the smallest unsigned type that holds them.
+        """The (N,) ids of a text of N characters, in the smallest unsigned integer type that holds the vocabulary's size.
+
+        Args:
+          text: the text to encode.
+          where: the name of the text in error messages.
 
         Raises:
-          UserError: the text has symbols outside a vocabulary without `<unk>`. `where` names the text in the message.
+          UserError: the text has characters outside the vocabulary, and the vocabulary has no `<unk>`.
         """
         dtype = np.min_scalar_type(len(self))
         known = np.zeros(NUM_CODE_POINTS, bool)
@@ -64,30 +74,31 @@ class Vocab:
         for start in range(0, len(text), BLOCK):
             codes = code_points(text[start : start + BLOCK])
             if UNK not in self.specials and not known[codes].all():
-                strangers = shown(self.missing(symbols_of(text)))
-                raise UserError(f"{where} has symbols the vocabulary has not: {strangers}; " + HINT)
+                unknown_symbols = shown(self.missing(symbols_of(text)))
+                raise UserError(f"{where} has symbols that are not in the vocabulary: {unknown_symbols}; {HINT}")
             ids[start : start + BLOCK] = table[codes]
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turns ids into text; a special becomes its name."""
+        """The text of these ids. A special symbol becomes its name, such as `<unk>`."""
         pieces = (*self.specials, *self.symbols)
         return "".join(pieces[i] for i in ids)
 
     def to_dict(self) -> dict:
+        """The vocabulary as JSON values, as vocab.json stores it."""
         return {"specials": list(self.specials), "symbols": self.symbols}
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Vocab":
-        """Reads what `to_dict` gave.
+        """The vocabulary that `to_dict` wrote.
 
         Raises:
-          ValueError: this is not such a vocabulary.
+          ValueError: a field is missing or of the wrong type, or the symbols are not sorted and distinct.
         """
         if not isinstance(fields.get("symbols"), str):
-            raise ValueError("no symbols in it")
+            raise ValueError("it has no symbols")
         if not isinstance(fields.get("specials"), list):
-            raise ValueError("no list of specials in it")
+            raise ValueError("it has no list of specials")
         vocab = cls(fields["symbols"], tuple(fields["specials"]))
         if not vocab.symbols or vocab.symbols != "".join(sorted(set(vocab.symbols))):
             raise ValueError("its symbols are not sorted and distinct")
@@ -95,7 +106,7 @@ class Vocab:
 
 
 def code_points(text: str) -> np.ndarray:
-    """(N,) uint32 Unicode code points of a text."""
+    """The Unicode code points of a text, (N,) uint32. A lone surrogate keeps its code point."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
@@ -107,8 +118,8 @@ def symbols_of(text: str) -> str:
     return "".join(map(chr, np.flatnonzero(seen)))
 
 
-def shown(symbols: Iterable[str], most: int = 20) -> str:
-    """Characters as a person can read them in a message: quoted, with code point, the first `most` of them."""
+def shown(symbols: Iterable[str], limit: int = 20) -> str:
+    """The first `limit` characters as text for a message, each quoted and with its code point: `'é' (U+00E9)`."""
     symbols = list(symbols)
-    listed = ", ".join(f"{symbol!r} (U+{ord(symbol):04X})" for symbol in symbols[:most])
-    return listed + (f" and {len(symbols) - most} more" if len(symbols) > most else "")
+    listed = ", ".join(f"{symbol!r} (U+{ord(symbol):04X})" for symbol in symbols[:limit])
+    return listed + (f" and {len(symbols) - limit} more" if len(symbols) > limit else "")

@@ -46,7 +46,9 @@ def evaluator(model: Functions, mesh: Mesh | None = None, lengths: Sequence[int]
     """
     window = jax.jit(make_window(model), donate_argnums=2)
 
-    def evaluate(params, encoded: Encoded, protocol: Protocol, asked_to_stop=lambda: False) -> tuple[float, int] | None:
+    def evaluate(
+        params: Any, encoded: Encoded, protocol: Protocol, asked_to_stop: Callable[[], bool] = lambda: False
+    ) -> tuple[float, int] | None:
         place, params = _placement(mesh, protocol.rows_at_once, params)
         carry = place(model.zero_carry(protocol.rows_at_once))
         sums = []
@@ -77,7 +79,7 @@ def _padded(batch: Batch, lengths: Sequence[int]) -> Batch:
     )
 
 
-def _placement(mesh: Mesh | None, rows: int, params) -> tuple[Callable, Any]:
+def _placement(mesh: Mesh | None, rows: int, params: Any) -> tuple[Callable, Any]:
     """A function that puts arrays of rows on the devices, and the parameters on the same devices."""
     if mesh is None:
         return lambda arrays: arrays, params

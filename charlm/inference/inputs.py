@@ -8,6 +8,8 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from charlm.config.keys import MOST
 from charlm.data import batches, corpora
 from charlm.data.vocab import UNK, Vocab, shown
@@ -155,7 +157,7 @@ def check_split(run: Run, flag: str, split: str) -> None:
         raise UserError(f"--{flag}={split} is none of this run's splits: {', '.join(splits)}.")
 
 
-def typed_prompt(prompt: str, config, vocab: Vocab, unknown: str = "error") -> str:
+def typed_prompt(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str = "error") -> str:
     """A prompt with the case and line breaks that the run's corpus has.
 
     Args:
@@ -167,7 +169,7 @@ def typed_prompt(prompt: str, config, vocab: Vocab, unknown: str = "error") -> s
     return _in_vocabulary(corpora.prompt(prompt, config), vocab, unknown)
 
 
-def own_prompt(run: Run, config, vocab: Vocab, unknown: str = "error") -> str:
+def own_prompt(run: Run, config: ConfigDict, vocab: Vocab, unknown: str = "error") -> str:
     """What the samples of the training begin with: `sample.prompt`, else the opening of validation, or of train without it."""
     prompt = config.sample.prompt
     if prompt is None:

@@ -1,17 +1,19 @@
-"""Compares runs by their perplexity logs: tables, plots, one page of HTML. Reads run directories only, running ones too.
+"""Compares runs: tables, plots and one HTML page. Reads only run directories, also those of runs that are still training.
 
     scripts/compare.py runs/NAME [runs/OTHER ...] [--where='model.layers>=2'] [--sort=-parameters] [--by=model.hidden]
     scripts/compare.py runs/NAME --plot=curves.png [--x=seconds]       scripts/compare.py runs/NAME --html=report.html
     scripts/compare.py runs/NAME --by=model.hidden,optim.learning_rate --plot=map.svg
 
-A folder stands for all runs below it. Config keys that differ become columns. Runs that differ in nothing but their seed become
-one row: the mean of their nats ± its standard error, perplexity and bits of that mean. Figures measured under different
-protocols are never ranked together. --by gives the mean over all other keys for each value of a key, or of two.
+A folder stands for all runs below it. Config keys in which the runs differ become columns. Runs that differ only in their seed
+share a row: the mean of their nats ± its standard error, and the perplexity and the bits of that mean. Runs evaluated under
+different protocols are shown in separate tables. --by shows, for each value of a key or of two, the mean over all other keys.
 """
 
 import csv
 import json
 import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 from rich.console import Console
@@ -22,22 +24,39 @@ from charlm import cli, measures
 from charlm.compare import reading, tables
 from charlm.config import keys
 from charlm.errors import UserError
+from charlm.progress import counted
 
 _WHERE = flags.DEFINE_multi_string(
-    "where", [], "only runs for which this holds, on a config key or state, best, steps; repeatable"
+    "where", [], "show only runs that fulfil this condition on a config key, or on state, best or steps; may be repeated"
 )
-_SORT = flags.DEFINE_string("sort", None, "column or config key to sort by, -NAME from the highest; by default the metric")
+_SORT = flags.DEFINE_string("sort", None, "column or config key to sort by, -NAME for descending order; default: the metric")
 _METRIC = flags.DEFINE_enum(
-    "metric", "best", tables.METRICS, "figure that ranks: best or last validation, test, mean training loss"
+    "metric", "best", tables.METRICS, "figure that ranks the runs: best or last validation, test, or mean training loss"
 )
-_BY = flags.DEFINE_list("by", [], "config key, or two with a comma: means over all other keys, to see which knob mattered")
-_EACH = flags.DEFINE_bool("each", False, "a row for each run: seeds are not put together")
+_BY = flags.DEFINE_list("by", [], "one config key, or two with a comma: show the means over all other keys")
+_EACH = flags.DEFINE_bool("each", False, "show a row for each run instead of the mean over seeds")
 _CSV = flags.DEFINE_bool("csv", False, "print CSV")
 _JSON = flags.DEFINE_bool("json", False, "print a JSON list of objects")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "print Markdown")
-_PLOT = flags.DEFINE_string("plot", None, "file, .png or .svg: learning curves, or with --by the sweep")
-_X = flags.DEFINE_enum("x", "step", ("step", "chars", "seconds"), "of the curves: steps, characters trained on, or wall time")
-_HTML = flags.DEFINE_string("html", None, "file: one page with table, curves, config differences and samples, without network")
+_PLOT = flags.DEFINE_string("plot", None, "file, .png or .svg, for a plot of the learning curves, or with --by of the means")
+_X = flags.DEFINE_enum("x", "step", ("step", "chars", "seconds"), "x axis of the curves: steps, characters trained on, or time")
+_HTML = flags.DEFINE_string("html", None, "file for one HTML page, usable offline: table, curves, config differences, samples")
+
+
+class _Table(NamedTuple):
+    """The runs of one protocol.
+
+    Attributes:
+      protocol: in words.
+      header: the names of the columns.
+      texts: the cells as people read them, row by row.
+      values: the cells for CSV and JSON, row by row.
+    """
+
+    protocol: str
+    header: list[str]
+    texts: list[list[str]]
+    values: list[list[Any]]
 
 
 def run() -> None:
@@ -46,29 +65,24 @@ def run() -> None:
 
 def main(overrides: dict[str, str], paths: list[str]) -> int:
     del overrides
-    if not paths:
-        raise UserError("no runs are given: scripts/compare.py RUN_OR_FOLDER …")
-    if sum((_CSV.value, _JSON.value, _MARKDOWN.value)) > 1:
-        raise UserError("--csv, --json and --markdown are given together: one of them would be right.")
-    if len(_BY.value) > 2:
-        raise UserError(f"--by={','.join(_BY.value)} has {len(_BY.value)} keys: one or two would be right.")
-    if _PLOT.value and not _PLOT.value.endswith((".png", ".svg")):
-        raise UserError(f"--plot={_PLOT.value} is not right: its name must end in .png or .svg.")
+    _check_flags(paths)
     records, problems = reading.read(reading.find(paths))
     for problem in problems:
         print(f"note: {problem}", file=sys.stderr)
     if not records:
-        raise UserError("none of these runs can be read.")
+        raise UserError("none of these runs can be read: see the notes above.")
     records = tables.filtered(records, _WHERE.value)
     if not records:
-        raise UserError(f"--where={_WHERE.value[-1]}: no run is like that.")
+        conditions = " ".join(f"--where={condition}" for condition in _WHERE.value)
+        what = "this condition" if len(_WHERE.value) == 1 else "all these conditions"
+        raise UserError(f"{conditions}: no run fulfils {what}.")
     comparable = [
         (protocol, tables.groups_of(members, _each())) for protocol, members in tables.by_protocol(records, _METRIC.value)
     ]
     _check_sort(comparable)
-    _print(comparable)
+    _print([_marginal_table(*item) if _BY.value else _run_table(*item) for item in comparable])
     if _PLOT.value:
-        from charlm.compare import plots
+        from charlm.compare import plots  # Matplotlib takes a while to import
 
         print(f"written: {plots.write(_PLOT.value, comparable, _METRIC.value, _X.value, _BY.value)}", file=sys.stderr)
     if _HTML.value:
@@ -78,95 +92,124 @@ def main(overrides: dict[str, str], paths: list[str]) -> int:
     return 0
 
 
+def _check_flags(paths: list[str]) -> None:
+    if not paths:
+        raise UserError("no runs are given: name run directories, or folders that contain some.")
+    formats = [f"--{name}" for name, flag in (("csv", _CSV), ("json", _JSON), ("markdown", _MARKDOWN)) if flag.value]
+    if len(formats) > 1:
+        raise UserError(f"{' and '.join(formats)} are given together: give only one of them.")
+    if len(_BY.value) > 2:
+        raise UserError(f"--by={','.join(_BY.value)} has {len(_BY.value)} keys: give one or two.")
+    if _PLOT.value and not _PLOT.value.endswith((".png", ".svg")):
+        raise UserError(f"--plot={_PLOT.value}: the file's name must end in .png or .svg.")
+    if _SORT.value is not None and _BY.value:
+        raise UserError("--sort and --by are both given: the table of --by is always sorted by its keys.")
+
+
 def _each() -> bool:
-    """Whether each run is a row: asked for, or needed to look at seeds."""
+    """Whether each run has its own row: if the user asked for it, or sorts by the seed or compares seeds."""
     return _EACH.value or "seed" in [*_BY.value, (_SORT.value or "").removeprefix("-")]
 
 
 def _check_sort(comparable: list[tuple[dict, list[tables.Group]]]) -> None:
+    """Raises a UserError if --sort names nothing to sort by, or a figure that is not comparable."""
     if _SORT.value is None:
         return
-    if _BY.value:
-        raise UserError("--sort and --by are both given: the table of --by stands in the order of its key.")
-    names = {column.name: None for _, groups in comparable for column in tables.columns_of(groups, _METRIC.value, _each())}
-    if _SORT.value.removeprefix("-") not in {*names, *keys.KEYS}:
-        raise UserError(f"--sort={_SORT.value}: one of {', '.join(names)}, or a config key, would be right.")
-    metric = _SORT.value.removeprefix("-")
+    name = _SORT.value.removeprefix("-")
+    columns = {column.name: None for _, groups in comparable for column in tables.columns_of(groups, _METRIC.value, _each())}
+    if name not in {*columns, *keys.KEYS}:
+        raise UserError(f"--sort={_SORT.value} is not a column or a config key: the columns are {', '.join(columns)}.")
     for _, groups in comparable:
-        if metric in tables.METRICS and not tables.is_alike([one for group in groups for one in group.counted], metric):
+        averaged = [record for group in groups for record in group.averaged]
+        if name in tables.METRICS and not tables.share_protocol(averaged, name):
             raise UserError(
-                f"--sort={_SORT.value}: not measured alike in these runs; --metric={metric} sorts them in tables apart."
+                f"--sort={_SORT.value} can't sort these runs, because the figure was measured under different protocols; "
+                f"--metric={name} shows them in separate tables."
             )
 
 
-def _print(comparable: list[tuple[dict, list[tables.Group]]]) -> None:
-    machine: list[dict] = []
-    if len(comparable) > 1 and not (_CSV.value or _JSON.value):
-        print(f"{len(comparable)} tables, for these runs were not measured alike:\n")
-    for protocol, groups in comparable:
-        if _BY.value:
-            header, rows, values = _marginal_table(groups)
-            if left_out := len(groups) - len(tables.finished(groups)):
-                print(f"note: {left_out} of {len(groups)} configs are not done and left out of the means.", file=sys.stderr)
-        else:
-            columns = tables.columns_of(groups, _METRIC.value, _each())
-            ordered = tables.sorted_groups(groups, columns, _METRIC.value, _SORT.value)
-            header = [column.name for column in columns]
-            rows = [[column.text(group) for column in columns] for group in ordered]
-            values = [[column.value(group) for column in columns] for group in ordered]
-            if _CSV.value or _JSON.value:
-                header.append("standard error")  # of the mean nats; people read it beside them
-                for row, group in zip(values, ordered, strict=True):
-                    row.append(tables.mean_and_error([record.figure(_METRIC.value) for record in group.counted])[1])
-        words = tables.protocol_in_words(protocol)
-        if _CSV.value or _JSON.value:
-            machine += [measures.finite(dict(zip(header, row, strict=True))) | {"protocol": words} for row in values]
-        elif _MARKDOWN.value:
-            print(f"{words}\n\n" + "\n".join(_markdown(header, rows)) + "\n")
-        else:
-            _rich(words, header, rows)
-    if _JSON.value:
-        print(json.dumps(machine, indent=1, default=str))
-    if _CSV.value:
-        writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(key for row in machine for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(machine)
+def _run_table(protocol: dict, groups: list[tables.Group]) -> _Table:
+    """A row for each group of runs."""
+    columns = tables.columns_of(groups, _METRIC.value, _each())
+    groups = tables.sorted_groups(groups, columns, _METRIC.value, _SORT.value)
+    header = [column.name for column in columns]
+    texts = [[column.text(group) for column in columns] for group in groups]
+    values = [[column.value(group) for column in columns] for group in groups]
+    if _for_machines():  # people read the error of the mean nats in the column nats
+        header.append("standard error")
+        for row, group in zip(values, groups, strict=True):
+            row.append(tables.mean_and_error([record.figure(_METRIC.value) for record in group.averaged])[1])
+    return _Table(tables.protocol_in_words(protocol), header, texts, values)
 
 
-def _marginal_table(groups: list[tables.Group]) -> tuple[list[str], list[list[str]], list[list]]:
+def _marginal_table(protocol: dict, groups: list[tables.Group]) -> _Table:
+    """A row for each value of the keys of --by."""
     marginals = tables.marginals(groups, _BY.value, _METRIC.value)
+    if left_out := len(groups) - len(tables.finished(groups)):
+        configs = counted(len(groups), "config")
+        print(f"note: {left_out} of {configs} left out of the means: not done.", file=sys.stderr)
     header = [*_BY.value, "perplexity", "nats", "standard error", "best nats", "configs"]
-    rows, values = [], []
-    for each in marginals:
-        perplexity = tables.perplexity(each.nats)
-        error = "" if each.error is None else f"{each.error:.4f}"
-        rows.append(
-            [*map(tables.written, each.value), f"{perplexity:.4f}", f"{each.nats:.4f}", error, f"{each.best:.4f}", str(each.n)]
-        )
-        values.append([*each.value, perplexity, each.nats, each.error, each.best, each.n])
-    return header, rows, values
+    texts, values = [], []
+    for marginal in marginals:
+        perplexity = measures.perplexity(marginal.nats)
+        error = "" if marginal.error is None else f"{marginal.error:.4f}"
+        figures = [f"{perplexity:.4f}", f"{marginal.nats:.4f}", error, f"{marginal.best:.4f}", str(marginal.n)]
+        texts.append([*map(tables.value_text, marginal.value), *figures])
+        values.append([*marginal.value, perplexity, marginal.nats, marginal.error, marginal.best, marginal.n])
+    return _Table(tables.protocol_in_words(protocol), header, texts, values)
 
 
-def _rich(words: str, header: list[str], rows: list[list[str]]) -> None:
-    """A table for people; as wide as it is where no screen limits it."""
-    table = Table(box=None, pad_edge=False)
-    for name in header:
-        table.add_column(name, justify="left" if name in ("state", "run") else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))  # as they are: brackets in names are no markup
+def _for_machines() -> bool:
+    return _CSV.value or _JSON.value
+
+
+def _print(shown: list[_Table]) -> None:
+    if _for_machines():
+        _print_for_machines(shown)
+        return
+    if len(shown) > 1:
+        print(f"{len(shown)} tables, because these runs were evaluated under different protocols:\n")
+    for table in shown:
+        if _MARKDOWN.value:
+            print(f"{table.protocol}\n\n" + "\n".join(_markdown(table)) + "\n")
+        else:
+            _print_for_people(table)
+
+
+def _print_for_machines(shown: list[_Table]) -> None:
+    rows = [
+        measures.finite(dict(zip(table.header, values, strict=True))) | {"protocol": table.protocol}
+        for table in shown
+        for values in table.values
+    ]
+    if _JSON.value:
+        print(json.dumps(rows, indent=1, default=str))
+    else:
+        writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _print_for_people(table: _Table) -> None:
+    """Prints a table as wide as the terminal; in a pipe, as wide as it needs to be."""
+    grid = Table(box=None, pad_edge=False)
+    for name in table.header:
+        grid.add_column(name, justify="left" if name in ("state", "run") else "right", overflow="fold")
+    for row in table.texts:
+        grid.add_row(*map(Text, row))  # Text, so that brackets in names are not taken for Rich's markup
     console = Console()
-    console.print(words, style="italic", markup=False, highlight=False, soft_wrap=True)
+    console.print(table.protocol, style="italic", markup=False, highlight=False, soft_wrap=True)
     if console.is_terminal:
-        console.print(table)
+        console.print(grid)
     else:
         with (wide := Console(width=10_000)).capture() as captured:
-            wide.print(table)
+            wide.print(grid)
         print("\n".join(line.rstrip() for line in captured.get().splitlines()))
     print()
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
-    def line(cells):
+def _markdown(table: _Table) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
-    return [line(header), "|" + " --- |" * len(header), *map(line, rows)]
+    return [line(table.header), "|" + " --- |" * len(table.header), *map(line, table.texts)]

@@ -67,7 +67,7 @@ def main(overrides: dict[str, str]) -> None:
 
 
 def _size(scored: inputs.ScoredText, encoded: Encoded, protocol: Protocol) -> str:
-    if protocol.framing.kind != "documents":
+    if not protocol.framing.is_of_documents:
         return f"{len(encoded.ids_N):,} chars"
     lengths_D, limit = encoded.lengths_D, protocol.framing.length
     skipped = "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "  # the training says so of the run's own corpus

@@ -18,6 +18,7 @@ import pathlib
 import sys
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from charlm import cli
 from charlm.config.keys import MOST
@@ -126,7 +127,7 @@ def _checked_flags() -> list[float | None]:
     return temperatures
 
 
-def _prompts(run: Run, config, vocab: Vocab) -> list[str]:
+def _prompts(run: Run, config: ConfigDict, vocab: Vocab) -> list[str]:
     if _PROMPT_FROM.value is not None:
         split, length, seed = _PROMPT_FROM.value, _PROMPT_LENGTH.value, _SEED.value
         return [inputs.excerpt_prompt(run, split, length, seed, vocab, _UNKNOWN.value)]

@@ -110,7 +110,7 @@ def steps_per_call(wanted: int, framing: batches.Framing, functions: stack.Funct
 
     Always one for documents, whose batches differ in length, and for several processes, which learn of signals at each step.
     """
-    if framing.kind == "documents" or jax.process_count() > 1:
+    if framing.is_of_documents or jax.process_count() > 1:
         return 1
     operations = 6 * functions.operations * framing.rows * framing.length  # 2 forward and 4 backward for each weight
     return wanted or next((steps for steps in STEPS_PER_CALL if steps * operations <= MAX_OPERATIONS), 1)
@@ -151,7 +151,7 @@ def _data_lines(setup: Setup) -> list[str]:
         limit = setup.protocol.framing.length
         # Training and evaluation may have different framings, and only that of documents cuts them.
         cuts = {"train": isinstance(setup.batches, batches.Documents)}
-        evaluation_cuts = setup.protocol.framing.kind == "documents"
+        evaluation_cuts = setup.protocol.framing.is_of_documents
         lengths = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, evaluation_cuts)]
         cut = f", {sum((lengths_D > limit).sum() for lengths_D in lengths):,} cut to batch.length={limit}" if lengths else ""
         lines.append(f"documents: {counts}; {documents['empty']:,} empty skipped{cut}")

@@ -1,4 +1,4 @@
-"""The page of HTML, in a real browser: it sorts, filters, hovers, switches, and takes nothing in a run for HTML or script."""
+"""The HTML page in a real browser: sorting, filtering, hovering, switching, and texts that would do harm as HTML or script."""
 
 import json
 import os
@@ -18,13 +18,13 @@ def records_below(folder):
     return reading.read(reading.find([os.fspath(folder)]))[0]
 
 
-def test_embedded_json_cannot_leave_its_script_element():
+def test_embedded_json_cannot_end_its_script_element():
     text = report.embedded({HOSTILE: [HOSTILE, "<!--", "]]>", "\ud800"]})
     assert json.loads(text) == {HOSTILE: [HOSTILE, "<!--", "]]>", "\ud800"]}
     assert not set("<>&\u2028\n") & set(text)
 
 
-def test_the_page_is_whole_and_asks_nothing_of_a_network(tmp_path):
+def test_the_page_contains_all_data_and_needs_no_network(tmp_path):
     make_run(tmp_path / "runs" / "one", samples=[(100, "first"), (200, "second")])
     file = report.write(os.fspath(tmp_path / "page.html"), records_below(tmp_path / "runs"))
     page = pathlib.Path(file).read_text(encoding="utf-8")
@@ -37,10 +37,10 @@ def test_the_page_is_whole_and_asks_nothing_of_a_network(tmp_path):
     assert [sample["text"] for sample in data["runs"][0]["samples"]] == ["first", "second"]
 
 
-def test_curves_are_thinned_and_keep_their_last_point(tmp_path):
+def test_long_curves_are_thinned_and_keep_their_last_point(tmp_path):
     make_run(tmp_path / "long", nats=(2.0,) * 50, rows=100)
     curve = report.content(records_below(tmp_path))["runs"][0]["curves"]["train"]
-    assert len(curve["step"]) <= report.MOST_POINTS
+    assert len(curve["step"]) <= report.MAX_POINTS
     assert curve["step"][-1] == 5000
 
 
@@ -49,7 +49,7 @@ def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
-        pytest.skip("no chromium on this machine: Debian's package chromium would be right")
+        pytest.skip("chromium is not installed: install Debian's package chromium")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
@@ -58,12 +58,12 @@ def browser():
 
 @pytest.fixture(params=[1360, 390], ids=["desktop", "phone"])
 def page(request, browser, tmp_path):
-    """The page of five runs and one of another protocol, with names and texts that would do harm as HTML."""
+    """A page of six runs, one of them of another protocol, with names and texts that would do harm as HTML."""
     folder = tmp_path / "runs"
-    for place, (hidden, rate) in enumerate([(32, 1e-2), (64, 1e-2), (32, 3e-2), (64, 3e-2)]):
+    for index, (hidden, rate) in enumerate([(32, 1e-2), (64, 1e-2), (32, 3e-2), (64, 3e-2)]):
         overrides = {"model.hidden": hidden, "optim.learning_rate": rate}
-        samples = [(100, f"early words of {place}"), (200, f"late words of {place}")]
-        make_run(folder / f"run{place}", overrides, nats=(2.0 + place / 10, 1.5 + place / 10), samples=samples)
+        samples = [(100, f"early words of {index}"), (200, f"late words of {index}")]
+        make_run(folder / f"run{index}", overrides, nats=(2.0 + index / 10, 1.5 + index / 10), samples=samples)
     make_run(
         folder / HOSTILE.replace("/", "\u2215"),
         {"corpus.path": HOSTILE, "model.hidden": 128},
@@ -71,7 +71,7 @@ def page(request, browser, tmp_path):
         samples=[(100, HOSTILE)],
         state="failed",
     )
-    make_run(folder / "apart", protocol={**PROTOCOL, "state": "zero"})
+    make_run(folder / "other_protocol", protocol={**PROTOCOL, "state": "zero"})
     file = report.write(os.fspath(tmp_path / "page.html"), records_below(folder))
     page = browser.new_page(viewport={"width": request.param, "height": 900})
     messages = []
@@ -88,13 +88,13 @@ def page(request, browser, tmp_path):
 
 def column(page, name) -> list[str]:
     """The texts of a column of the table, from top to bottom."""
-    place = page.eval_on_selector_all("#table th", f"cells => cells.findIndex((cell) => cell.dataset.column === {name!r})")
+    index = page.eval_on_selector_all("#table th", f"cells => cells.findIndex((cell) => cell.dataset.column === {name!r})")
     return page.eval_on_selector_all(
-        f"#table tbody td:nth-child({place + 1})", "cells => cells.map((cell) => cell.textContent)"
+        f"#table tbody td:nth-child({index + 1})", "cells => cells.map((cell) => cell.textContent)"
     )
 
 
-def test_sorting(page):
+def test_clicking_a_heading_sorts_the_table(page):
     perplexities = column(page, "perplexity")
     assert len(perplexities) == 5
     assert perplexities == sorted(perplexities, key=float)
@@ -106,15 +106,15 @@ def test_sorting(page):
     assert page.get_attribute("#table th[data-column='model.hidden']", "aria-sort") == "ascending"
 
 
-def test_filtering(page):
+def test_the_filter_selects_runs_by_condition_and_text(page):
     page.fill("#filter", "hidden=64 perplexity<5")
     assert column(page, "run") == ["run1"]
     page.fill("#filter", "RUN done")
     assert len(column(page, "run")) == 4
     page.fill("#filter", "<img")
     assert column(page, "state") == ["failed"]
-    page.fill("#filter", "nothing is called that")
-    assert "No run is like that." in page.inner_text("#table")
+    page.fill("#filter", "no run has this name")
+    assert "No run matches the filter." in page.inner_text("#table")
 
 
 def test_hovering_shows_values_and_the_legend_hides_curves(page):
@@ -133,7 +133,7 @@ def test_hovering_shows_values_and_the_legend_hides_curves(page):
     assert page.locator("#chart path.curve").count() == 5
 
 
-def test_axes_and_smoothing(page):
+def test_axes_and_smoothing_change_the_curves(page):
     before = page.get_attribute("#chart path.curve >> nth=0", "d")
     for axis, label in (("chars", "characters trained on"), ("seconds", "wall time")):
         page.select_option("#axis", axis)
@@ -148,7 +148,7 @@ def test_axes_and_smoothing(page):
     assert page.locator("#chart path.curve").count() == 5
 
 
-def test_two_runs_side_by_side(page):
+def test_two_runs_side_by_side_show_samples_and_config_differences(page):
     page.select_option("#left", label="run0")
     page.select_option("#right", label="run3")
     assert page.inner_text("#left_sample") == "late words of 0"
@@ -167,12 +167,12 @@ def test_two_runs_side_by_side(page):
     assert page.locator("main img").count() == 0
 
 
-def test_protocols_are_apart(page):
-    assert "not ranked with them" in page.inner_text("#why")
-    assert "apart" not in page.inner_text("#table")
+def test_runs_of_another_protocol_are_shown_separately(page):
+    assert page.inner_text("#why") == "5 runs; runs evaluated under other protocols are listed separately"
+    assert "other_protocol" not in page.inner_text("#table")
     page.select_option("#protocol", "1")
-    assert column(page, "run") == ["apart"]
+    assert column(page, "run") == ["other_protocol"]
 
 
-def test_nothing_is_wider_than_the_screen(page):
+def test_the_page_is_not_wider_than_the_screen(page):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

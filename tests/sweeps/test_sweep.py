@@ -280,7 +280,7 @@ def test_failed_and_diverged_trials_are_named_and_the_others_continue(script, sw
 def test_a_trial_that_cannot_start_says_why(script, swept, tmp_path):
     file = swept('product({"corpus.path": ["/no/such/text"]})')
     result = run_sweep(script, file, tmp_path / "root", status=1)
-    assert "/no/such/text is no file or folder" in result.stdout
+    assert "/no/such/text is not a file or folder" in result.stdout
     assert "1 failed of 1 trial." in result.stdout
 
 
