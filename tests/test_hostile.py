@@ -15,7 +15,8 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, as_flags
+from conftest import ROOT, TINY
+from faults.runs import as_flags
 from hypothesis import strategies
 
 from charlm.compare import reading

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, as_flags
+from conftest import ROOT
+from faults.runs import as_flags
 from safetensors.numpy import save_file
 
 from charlm.data.batches import Batch
