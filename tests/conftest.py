@@ -1,16 +1,13 @@
-"""What all tests share: strict JAX, a small corpus made on the spot, and scripts run as a user runs them."""
+"""What all tests share: strict JAX, a small made-up corpus, and scripts run as a user runs them."""
 
-import json
 import os
 import pathlib
-import random
 import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
+from faults import runs
 
 from charlm.models import stack
 from charlm.rundir.checkpoint import Checkpoints
@@ -21,9 +18,9 @@ SHARED_CORPORA = ROOT.parent / "shared" / "corpora"
 TINY = "configs/tiny.py"  # as seen from ROOT
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Else devices.use_huge_pages has each script start anew with it.
+# Without it, devices.use_huge_pages makes each script start anew with it.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-# Else each of some 250 processes compiles charlm's modules anew.
+# With it, each of some 250 processes compiles charlm's modules anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
@@ -38,9 +35,9 @@ def _compile_once(tmp_path_factory):
         os.environ[name.upper()] = str(value)
 
 
-# The default suite compiles without most optimisations, in half the time, and so without XLA:CPU's emitters for fused
-# operations, in a third of what is left; its failures are to be repeated with -m 'not slow'. The long suite, and pytest without
-# -m, compile as a user does. These modules do so always, but that XLA reads its flags once in a process of pytest.
+# The default suite compiles without most optimisations, in half the time. Without XLA:CPU's emitters for fused operations, a
+# third of that time is left. Repeat its failures with `pytest` alone: the long suite, and pytest without -m, compile as in a
+# user's run. These modules always do, except that XLA reads its flags only once in a process of pytest.
 COMPILED_IN_FULL = {"cache", "lstm", "resume"}
 WITHOUT_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
@@ -50,7 +47,7 @@ def compiles_quickly(config) -> bool:
 
 
 def set_emitters(quickly: bool) -> None:
-    # The user's flags stand. XLA ends a process that has a flag it does not know; the next version need not have this one.
+    # Flags of the user stay. XLA ends a process that has an unknown flag, and its next version may not have this one.
     if os.environ.get("XLA_FLAGS", WITHOUT_EMITTERS) != WITHOUT_EMITTERS or jax.__version_info__ >= (0, 11):
         return
     if quickly:
@@ -61,7 +58,7 @@ def set_emitters(quickly: bool) -> None:
 
 def pytest_configure(config):
     set_emitters(compiles_quickly(config))
-    jax.devices()  # has read the flags
+    jax.devices()  # reads the flags
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,20 +69,10 @@ def _compile_quickly(request):
     set_emitters(quickly)
 
 
-def make_text(chars: int, seed: int = 0) -> str:
-    """Words of a small made-up language with punctuation and line breaks: something that an LSTM can learn a little of."""
-    rng = random.Random(seed)
-    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
-    text = ""
-    while len(text) < chars:
-        text += rng.choice(words) + rng.choice([" ", " ", " ", ", ", ".\n"])
-    return text[:chars]
-
-
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory) -> pathlib.Path:
     file = tmp_path_factory.mktemp("corpus") / "made_up.txt"
-    file.write_text(make_text(12_000), encoding="utf-8")
+    file.write_text(runs.make_text(12_000), encoding="utf-8")
     return file
 
 
@@ -125,7 +112,7 @@ class Scripts:
         return lines[0]
 
     def command(self, name: str, *arguments: str) -> list[str]:
-        return [sys.executable, os.fspath(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+        return runs.command(name, *arguments)
 
     def env(self) -> dict[str, str]:
         return {**os.environ, "JAX_NUMPY_RANK_PROMOTION": "raise"}
@@ -134,17 +121,6 @@ class Scripts:
 @pytest.fixture(scope="session")
 def script() -> Scripts:
     return Scripts()
-
-
-def as_flags(overrides: dict) -> list[str]:
-    return [f"--config.{key}={value}" for key, value in overrides.items()]
-
-
-def read_rows(workdir) -> list[dict]:
-    """The rows of a run's metrics without the columns that tell time, which no two runs share, and what seals them."""
-    timing = ("seconds", "chars_per_second", "seal")
-    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in timing} for line in lines]
 
 
 def final_params(workdir, directory=None):
@@ -157,14 +133,3 @@ def final_params(workdir, directory=None):
 
 def assert_same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
-
-
-def wait_for_step(workdir, step):
-    metrics = workdir / "metrics.jsonl"
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        lines = metrics.read_text().rpartition("\n")[0].splitlines() if metrics.exists() else []
-        if lines and json.loads(lines[-1])["step"] >= step:
-            return
-        time.sleep(0.001)
-    raise AssertionError(f"{workdir} did not reach step {step}")

@@ -11,7 +11,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, as_flags, make_text
+from conftest import ROOT, TINY
+from faults.runs import as_flags, make_text
 
 import charlm
 from charlm.data.batches import Batch

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,10 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, as_flags, assert_same, final_params, make_text, read_rows, wait_for_step
+from conftest import ROOT, TINY, assert_same, final_params
+from faults.checks import read_rows
+from faults.disk import limit_file_size
+from faults.runs import HARMS, TEXTS, as_flags, harm, make_text, metrics_bytes, wait_for_step
 
 from charlm import files
 from charlm.config import load
@@ -24,8 +26,6 @@ from charlm.rundir.run import Run
 from charlm.training import train
 from charlm.training.state import Progress
 
-FILES = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")
-HARMS = ("truncated", "emptied", "flipped", "deleted")
 DIVERGING = {  # each step multiplies the weights by -2, with half the rate by -0.5
     "optim.name": "sgd",
     "optim.learning_rate": 1.0,
@@ -35,20 +35,6 @@ DIVERGING = {  # each step multiplies the weights by -2, with half the rate by -
     "train.steps": 24,
     "train.checkpoint_every": 6,
 }
-
-
-def harm(path, how: str) -> None:
-    content = path.read_bytes()
-    if how == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    elif how == "emptied":
-        path.write_bytes(b"")
-    elif how == "flipped":
-        flipped = bytearray(content)
-        flipped[len(content) // 2] ^= 4
-        path.write_bytes(flipped)
-    else:
-        path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +65,7 @@ def stop_at(workdir, step: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in HARMS if how != "flipped")])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", TEXTS)
 def test_damage_is_mended_and_said_or_refused_in_a_sentence_that_names_the_file(script, stopped, tmp_path, name, how):
     overrides, run, straight = stopped
     workdir = tmp_path / "run"
@@ -224,8 +210,8 @@ def test_a_quota_that_is_used_up_is_one_sentence_and_nothing_is_lost(script, sto
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
     with begun(script, flags, tmp_path / "run", 15) as process:
-        limit = (tmp_path / "run" / "metrics.jsonl").stat().st_size + room
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        limit = metrics_bytes(tmp_path / "run") + room
+        limit_file_size(process, limit)
         assert process.wait() == 1
         errors = process.stderr.read().strip().splitlines()
     assert len(errors) == 1, errors

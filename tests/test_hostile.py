@@ -15,7 +15,8 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, as_flags
+from conftest import ROOT, TINY
+from faults.runs import as_flags
 from hypothesis import strategies
 
 from charlm.compare import reading
@@ -23,7 +24,7 @@ from charlm.config import keys, load
 from charlm.data import batches, corpora, sources
 from charlm.data.vocab import Vocab, symbols_of
 from charlm.errors import Failure, UserError
-from charlm.exchange import importing
+from charlm.exchange import keras, torch
 from charlm.inference.sample import Decoding, pick, sampler
 from charlm.models import stack
 from charlm.rundir.run import Run
@@ -452,7 +453,7 @@ def test_weights_that_are_a_pickle_with_code_are_not_loaded(tmp_path):
     mark = tmp_path / "mark"
     (tmp_path / "rnn.pt").write_bytes(f"cos\nsystem\n(S'touch {mark}'\ntR.".encode())
     with pytest.raises(UserError, match="can't be read"):
-        importing.from_torch(os.fspath(tmp_path / "rnn.pt"))
+        torch.read(os.fspath(tmp_path / "rnn.pt"))
     assert not mark.exists()
 
 
@@ -473,7 +474,7 @@ def test_archives_cannot_write_outside_their_folder(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
         archive.writestr("../../model.weights.h5", "x")
     with pytest.raises(UserError, match="can't be read"):
-        importing.from_keras(os.fspath(tmp_path / "model.keras"))
+        keras.read(os.fspath(tmp_path / "model.keras"))
     assert not list(tmp_path.rglob("*escaped*"))
     assert not list(tmp_path.parent.glob("*escaped*"))
 

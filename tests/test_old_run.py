@@ -10,7 +10,9 @@ import os
 import shutil
 
 import pytest
-from conftest import ROOT, TINY, as_flags, make_text, read_rows
+from conftest import ROOT, TINY
+from faults.checks import read_rows
+from faults.runs import as_flags, make_text
 
 OLD = ROOT / "tests" / "data" / "old_run"
 OVERRIDES = {

@@ -10,7 +10,9 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED_CORPORA, as_flags, assert_same, final_params, make_text, read_rows
+from conftest import ROOT, SHARED_CORPORA, assert_same, final_params
+from faults.checks import read_rows
+from faults.runs import as_flags, make_text
 
 from charlm.config import load
 from charlm.errors import UserError

@@ -5,11 +5,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, as_flags, assert_same, final_params, read_rows
+from conftest import ROOT, assert_same, final_params
+from faults.checks import differences, read_rows
+from faults.runs import as_flags, harm, saved_step, wait_for_step
 
 from charlm.errors import Failure
 
@@ -45,23 +46,9 @@ def stop_at(step, number, script, corpus_file, workdir) -> int:
     with subprocess.Popen(
         command(script, corpus_file, workdir), env=script.env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
-        metrics = workdir / "metrics.jsonl"
-        while process.poll() is None:
-            if metrics.exists():
-                complete = metrics.read_text().rpartition("\n")[0].splitlines()
-                if complete and json.loads(complete[-1])["step"] >= step:
-                    process.send_signal(number)
-                    break
-            time.sleep(0.005)
+        wait_for_step(workdir, step, process)
+        process.send_signal(number)
         return process.wait()
-
-
-def assert_equal_runs(workdir, straight):
-    assert read_rows(workdir) == read_rows(straight)
-    assert_same(final_params(workdir), final_params(straight))
-    for file in (straight / "samples").iterdir():
-        assert (workdir / "samples" / file.name).read_text() == file.read_text()
-    assert json.loads((workdir / "status.json").read_text()) == json.loads((straight / "status.json").read_text())
 
 
 def test_kill_9_twice_then_the_same_command(script, straight, corpus_file, tmp_path):
@@ -71,12 +58,12 @@ def test_kill_9_twice_then_the_same_command(script, straight, corpus_file, tmp_p
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9999, "na')
     assert stop_at(250, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
-    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    saved = saved_step(workdir)
     assert saved >= 210
     done = subprocess.run(command(script, corpus_file, workdir), env=script.env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {saved} of {STEPS}" in done.stdout
-    assert_equal_runs(workdir, straight)
+    assert differences(workdir, straight) == []
     assert len(json.loads((workdir / "environment.json").read_text())["starts"]) == 3
     assert not list(workdir.rglob("*.new"))
     assert all(file.name.isdigit() for file in (workdir / "checkpoints").iterdir())
@@ -92,7 +79,7 @@ def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(script, str
     done = subprocess.run(command(script, corpus_file, workdir), env=script.env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {status['step']} of {STEPS}" in done.stdout
-    assert_equal_runs(workdir, straight)
+    assert differences(workdir, straight) == []
 
 
 @pytest.mark.slow
@@ -118,9 +105,7 @@ def noticed(path, straight, tmp_path) -> bool:
     if not path.is_file() or not path.stat().st_size:
         return False
     content = path.read_bytes()
-    flipped = bytearray(content)
-    flipped[len(content) // 2] ^= 4
-    path.write_bytes(flipped)
+    harm(path, "flipped")
     try:
         params = final_params(straight, tmp_path / "checkpoints")
     except Failure:

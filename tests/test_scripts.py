@@ -6,7 +6,8 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, as_flags
+from conftest import ROOT
+from faults.runs import as_flags
 
 TINY = f"--config={ROOT / 'configs' / 'tiny.py'}"
 

@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from charlm.config import load as config
 from charlm.data import batches, corpora
 from charlm.data.vocab import PAD, Vocab, symbols_of
-from charlm.exchange import importing
+from charlm.exchange import keras as keras_weights
+from charlm.exchange import weights
 from charlm.models import stack
 from charlm.training import optim
 from charlm.training import step as step_module
@@ -49,7 +50,7 @@ def sonnets(text_file: str, folder: str) -> None:
     layers = [keras.layers.LSTM(256, return_sequences=index < 3) for index in range(4)]
     network = keras.Sequential([keras.Input((100, 1)), *layers, keras.layers.Dense(len(vocab), activation="softmax")])
     network.compile(loss="categorical_crossentropy", optimizer="adam")
-    params = weights_of(network, folder)
+    params = weights_of(network, folder, recipe)
 
     def scaled(batch):
         return batch.inputs_BT[..., None] / np.float32(len(vocab)), np.eye(len(vocab), dtype=np.float32)[batch.targets_BS[:, 0]]
@@ -75,7 +76,7 @@ def ag_news(csv_file: str, folder: str) -> None:
     hidden = keras.layers.LSTM(128, return_sequences=True)
     network = keras.Sequential([keras.Input((None, len(vocab))), hidden, keras.layers.Dense(len(vocab), activation="softmax")])
     network.compile(loss="categorical_crossentropy", optimizer="rmsprop")
-    params = weights_of(network, folder)
+    params = weights_of(network, folder, recipe)
     hot = np.eye(len(vocab), dtype=np.float32)
     steps = list(batches.once_through(training))
     theirs = [float(network.train_on_batch(hot[batch.inputs_BT], hot[batch.targets_BS])) for batch in per_step(network, steps)]
@@ -98,10 +99,10 @@ def per_step(network, steps):
         yield batch
 
 
-def weights_of(network, folder: str):
+def weights_of(network, folder: str, recipe):
     file = f"{folder}/{network.name}.weights.h5"
     network.save_weights(file)
-    return importing.from_keras(file)
+    return weights.params_of(keras_weights.read(file), recipe)
 
 
 def our_steps(recipe, vocab: Vocab, params, steps) -> list[step_module.StepMetrics]:

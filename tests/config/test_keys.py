@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, make_text, read_rows
+from conftest import ROOT
+from faults.checks import read_rows
+from faults.runs import make_text
 
 from charlm.config import keys, load
 from charlm.errors import Failure, UserError

@@ -10,7 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, as_flags, assert_same, final_params, make_text, read_rows, wait_for_step
+from conftest import ROOT, assert_same, final_params
+from faults.checks import read_rows
+from faults.runs import as_flags, make_text, wait_for_step
 
 from charlm.data import batches
 from charlm.data.vocab import Vocab

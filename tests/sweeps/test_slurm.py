@@ -8,7 +8,8 @@ import subprocess
 import time
 
 import pytest
-from conftest import ROOT, read_rows
+from conftest import ROOT
+from faults.checks import read_rows
 from test_sweep import CONFIG
 
 pytestmark = pytest.mark.slurm

@@ -12,7 +12,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, read_rows
+from conftest import ROOT
+from faults.checks import read_rows
 
 from charlm.errors import UserError
 from charlm.rundir import run as run_module

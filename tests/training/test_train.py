@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, assert_same, final_params, read_rows
+from conftest import ROOT, TINY, assert_same, final_params
+from faults.checks import read_rows
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import plain_gru
 import pytest
-from conftest import ROOT, TINY, assert_same, final_params, read_rows
+from conftest import ROOT, TINY, assert_same, final_params
+from faults.checks import read_rows
 
 from charlm.config import keys, load
 from charlm.data import batches

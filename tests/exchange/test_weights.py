@@ -1,4 +1,4 @@
-"""Weights of PyTorch and Keras, against the arithmetic of those frameworks written out, and PyTorch itself where installed."""
+"""Imported weights of PyTorch and Keras, against their documented arithmetic, and PyTorch itself where it is installed."""
 
 import json
 import os
@@ -9,13 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, as_flags
+from conftest import ROOT
+from faults.runs import as_flags
 from safetensors.numpy import save_file
 
 from charlm.data.batches import Batch
 from charlm.errors import UserError
-from charlm.exchange import importing
+from charlm.exchange import keras as keras_weights
+from charlm.exchange import torch as torch_weights
+from charlm.exchange import weights as weights_module
 from charlm.models import objective, stack
+from charlm.models.cells import lstm
 from charlm.rundir.run import Run
 from configs import base
 
@@ -38,7 +42,7 @@ def torch_state(symbols: int, seed=0) -> dict[str, np.ndarray]:
 
 
 def torch_logits(state, ids) -> np.ndarray:
-    """What PyTorch's documentation of nn.LSTM and nn.Linear says, step by step, in float64."""
+    """nn.LSTM and nn.Linear as PyTorch's documentation describes them, step by step, in float64."""
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
     state = {name: value.astype(np.float64) for name, value in state.items()}
     carried, logits = [(np.zeros(HIDDEN), np.zeros(HIDDEN)) for _ in range(LAYERS)], []
@@ -75,12 +79,12 @@ def import_flags(weights, workdir, corpus_file, *more):
 def test_imported_weights_of_pytorch_evaluate_and_sample(script, corpus_file, tmp_path):
     text = corpus_file.read_text()
     symbols = sorted(set(text))
-    shuffled = list(np.random.default_rng(1).permutation(symbols))  # as tuple(set(text)) leaves them
+    shuffled = list(np.random.default_rng(1).permutation(symbols))  # in any order, as tuple(set(text)) is
     state = torch_state(len(symbols))
     save_file(state, tmp_path / "rnn.safetensors")
     (tmp_path / "symbols.json").write_text(json.dumps(shuffled))
     flags = import_flags(tmp_path / "rnn.safetensors", tmp_path / "run", corpus_file, f"--symbols={tmp_path / 'symbols.json'}")
-    assert "is made of" in script("import_torch", *flags).stdout
+    assert f"made {tmp_path / 'run'} from {tmp_path / 'rnn.safetensors'}: " in script("import_torch", *flags).stdout
     validation = text[int(0.9 * len(text)) :]
     ids = [shuffled.index(symbol) for symbol in validation]
     logits = torch_logits(state, ids[:-1])
@@ -93,7 +97,7 @@ def test_imported_weights_of_pytorch_evaluate_and_sample(script, corpus_file, tm
     for _ in range(40):
         greedy.append(shuffled[int(torch_logits(state, [shuffled.index(symbol) for symbol in greedy])[-1].argmax())])
     assert drawn == "".join(greedy) + "\n"
-    assert "holds a run already" in script.fails("import_torch", *flags)
+    assert "already holds a run" in script.fails("import_torch", *flags)
 
 
 def test_weights_that_do_not_fit_name_both_shapes(script, corpus_file, tmp_path):
@@ -102,13 +106,16 @@ def test_weights_that_do_not_fit_name_both_shapes(script, corpus_file, tmp_path)
     flags = import_flags(tmp_path / "rnn.safetensors", tmp_path / "run", corpus_file)
     message = script.fails("import_torch", *flags, "--config.model.hidden=16")
     assert f"has the shape (8, {len(symbols)}) for head_kernel" in message
-    assert f"make the shape (16, {len(symbols)})" in message
+    assert f"but the config and its corpus make the shape (16, {len(symbols)}): change the config." in message
     assert "has nothing for lstm_2/bias" in script.fails("import_torch", *flags, "--config.model.layers=3")
     (tmp_path / "symbols.json").write_text(json.dumps([*symbols[1:], "Q"]))
     message = script.fails("import_torch", *flags, f"--symbols={tmp_path / 'symbols.json'}")
-    assert f"['Q'] only there, [{symbols[0]!r}] only here" in message
+    assert f"['Q'] only in the file, [{symbols[0]!r}] only in the corpus" in message
     assert not (tmp_path / "run").exists()
-    assert "ids are taken to stand for those of the corpus, sorted" in script("import_torch", *flags).stdout
+    assert (
+        "note: without --symbols, the ids are taken to be the symbols of the corpus, sorted."
+        in script("import_torch", *flags).stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,7 @@ def test_weights_that_do_not_fit_name_both_shapes(script, corpus_file, tmp_path)
 def test_files_that_are_no_weights_get_one_sentence(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    read = importing.from_torch if name.endswith("safetensors") else importing.from_keras
+    read = torch_weights.read if name.endswith("safetensors") else keras_weights.read
     with pytest.raises(UserError, match=message):
         read(str(tmp_path / name))
 
@@ -133,13 +140,13 @@ def test_files_that_are_no_weights_get_one_sentence(tmp_path, name, content, mes
     [
         (
             {"fc2.weight": (5, 5), "fc2.bias": (5,)},
-            "has fc.bias, fc.weight, fc2.bias, fc2.weight beside its LSTM layers",
+            "has fc.bias, fc.weight, fc2.bias, fc2.weight beside its recurrent layers",
         ),
         ({"norm.weight": (8,)}, "has fc.bias, fc.weight, norm.weight "),
         ({"lstm.weight_ih_l0_reverse": (32, 5)}, "lstm.weight_ih_l0_reverse"),
         ({"lstm.weight_hr_l0": (4, 8)}, "lstm.weight_hr_l0"),
-        ({"second.weight_ih_l0": (32, 5)}, r"has 2 modules of LSTM layers \(lstm, second\)"),
-        (None, "has no LSTM layers"),
+        ({"second.weight_ih_l0": (32, 5)}, r"has 2 modules of recurrent layers \(lstm, second\)"),
+        (None, "has no recurrent layers"),
     ],
 )
 def test_a_network_of_pytorch_that_is_no_charrnn_is_refused(tmp_path, extra, message):
@@ -148,15 +155,15 @@ def test_a_network_of_pytorch_that_is_no_charrnn_is_refused(tmp_path, extra, mes
         state = {name: value for name, value in state.items() if name.startswith("fc")}
     save_file(state | {name: np.zeros(shape, np.float32) for name, shape in (extra or {}).items()}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=message):
-        importing.from_torch(str(tmp_path / "a.safetensors"))
+        torch_weights.read(str(tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("layers/dense_1/vars/0", "has layers/dense_1/vars/0 beside its LSTM layers"),
+        ("layers/dense_1/vars/0", "has layers/dense_1/vars/0 beside its recurrent layers"),
         ("layers/layer_normalization/vars/0", "has layers/layer_normalization/vars/0 "),
-        (None, "has no LSTM layers"),
+        (None, "has no recurrent layers"),
     ],
 )
 def test_a_network_of_keras_with_other_layers_is_refused(tmp_path, extra, message):
@@ -167,12 +174,12 @@ def test_a_network_of_keras_with_other_layers_is_refused(tmp_path, extra, messag
             h5["layers/lstm/cell/vars/0"] = np.zeros((5, 32))
             h5[extra] = np.zeros((5, 5))
     with pytest.raises(UserError, match=message):
-        importing.from_keras(str(tmp_path / "a.weights.h5"))
+        keras_weights.read(str(tmp_path / "a.weights.h5"))
 
 
 @pytest.mark.slow
 def test_imported_weights_of_keras_evaluate_as_those_of_pytorch(script, corpus_file, tmp_path):
-    """The same network in both layouts; that of PyTorch is compared with its arithmetic above."""
+    """One network in both layouts. The test above compares PyTorch's with its arithmetic."""
     state = torch_state(len(set(corpus_file.read_text())))
     save_file(state, tmp_path / "rnn.safetensors")
     with h5py.File(tmp_path / "rnn.weights.h5", "w") as h5:
@@ -197,11 +204,11 @@ def test_imported_weights_of_keras_evaluate_as_those_of_pytorch(script, corpus_f
     assert nats[2] != pytest.approx(nats[0], rel=1e-6)
 
 
-def test_a_head_may_stand_without_a_name_of_its_own(tmp_path):
+def test_a_head_without_a_module_name_is_found(tmp_path):
     named = torch_state(5)
     bare = {name.removeprefix("fc.").removeprefix("lstm."): value for name, value in named.items()}
     save_file(bare, tmp_path / "bare.safetensors")
-    params, _ = importing.from_torch(str(tmp_path / "bare.safetensors"))
+    params = weights_module.params_of(torch_weights.read(str(tmp_path / "bare.safetensors")), base.get_config())
     np.testing.assert_array_equal(params["head_kernel"], named["fc.weight"].T)
     np.testing.assert_array_equal(params["head_bias"], named["fc.bias"])
     np.testing.assert_array_equal(params["lstm_1"]["recurrent_kernel"], named["lstm.weight_hh_l1"].T)
@@ -210,24 +217,24 @@ def test_a_head_may_stand_without_a_name_of_its_own(tmp_path):
 def test_an_lstm_without_a_head_is_refused(tmp_path):
     state = {name: value for name, value in torch_state(5).items() if name.startswith("lstm")}
     save_file(state, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="has no head beside its LSTM layers"):
-        importing.from_torch(str(tmp_path / "a.safetensors"))
+    with pytest.raises(UserError, match="has no head beside its recurrent layers"):
+        torch_weights.read(str(tmp_path / "a.safetensors"))
 
 
-def test_symbols_must_each_stand_once(tmp_path):
+def test_symbols_must_be_unique(tmp_path):
     (tmp_path / "symbols.json").write_text('["a", "b", "a"]')
     with pytest.raises(UserError, match="has 'a' more than once"):
-        importing.symbols_in(str(tmp_path / "symbols.json"))
+        weights_module.symbols_in(str(tmp_path / "symbols.json"))
 
 
 def test_symbols_must_be_a_list(tmp_path):
     (tmp_path / "symbols.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="is no JSON list of symbols"):
-        importing.symbols_in(str(tmp_path / "symbols.json"))
+        weights_module.symbols_in(str(tmp_path / "symbols.json"))
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
-def test_keras_layout_is_read_as_its_documentation_has_it(tmp_path, suffix):
+def test_keras_layout_is_read_as_documented(tmp_path, suffix):
     rng = np.random.default_rng(0)
     wanted = {
         "lstm_0": {"input_kernel": (5, 32), "recurrent_kernel": (8, 32), "bias": (32,)},
@@ -249,7 +256,8 @@ def test_keras_layout_is_read_as_its_documentation_has_it(tmp_path, suffix):
         with zipfile.ZipFile(file, "w") as archive:
             archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
             archive.writestr("config.json", "{}")
-    jax.tree.map(np.testing.assert_array_equal, importing.from_keras(str(file)), wanted)
+    params = weights_module.params_of(keras_weights.read(str(file)), base.get_config())
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
 
 
 def test_the_script_makes_a_run_in_float32_of_a_file_that_keras_wrote(script, tmp_path):
@@ -263,12 +271,11 @@ def test_the_script_makes_a_run_in_float32_of_a_file_that_keras_wrote(script, tm
 
 
 def test_a_file_that_keras_wrote_gives_the_logits_that_keras_gave():
-    """tests/data/lstm.keras is what `save` of Keras 3.15.1 wrote of a network of one-hot inputs of 5 symbols, two LSTM layers
-    of 4 units with dropout between them, and a dense head, all biases random; below stands what its `predict` said of five
-    ids."""
-    params = importing.from_keras(os.fspath(KERAS_FILE))
+    """Keras 3.15.1 saved tests/data/lstm.keras: one-hot inputs of 5 symbols, two LSTM layers of 4 units with dropout between
+    them, and a dense head, all biases random. `predicted` is the output of its `predict` for five ids."""
     config = base.get_config()
     config.model.update({"input": "onehot", "hidden": 4, "layers": 2})
+    params = weights_module.params_of(keras_weights.read(os.fspath(KERAS_FILE)), config)
     functions = stack.functions(config, 5)
     ids = np.array([[0, 3, 1, 4, 2]], np.int32)
     batch = Batch(ids, ids, np.ones(ids.shape, np.float32), np.ones(1, bool))
@@ -283,10 +290,11 @@ def test_logits_and_gradients_equal_those_of_pytorch(tmp_path):
     lstm, head = torch.nn.LSTM(13, 24, 2, batch_first=True), torch.nn.Linear(24, 13)
     state = {f"lstm.{k}": v for k, v in lstm.named_parameters()} | {f"fc.{k}": v for k, v in head.state_dict().items()}
     torch.save({"n_hidden": 24, "state_dict": state, "tokens": tuple("abcdefghijklm")}, tmp_path / "rnn.pt")
-    params, tokens = importing.from_torch(str(tmp_path / "rnn.pt"))
-    assert tokens == list("abcdefghijklm")
+    weights = torch_weights.read(str(tmp_path / "rnn.pt"))
+    assert weights.symbols == list("abcdefghijklm")
     config = base.get_config()
     config.model.update({"input": "onehot", "hidden": 24, "layers": 2})
+    params = weights_module.params_of(weights, config)
     functions = stack.functions(config, 13)
     ids = np.random.default_rng(0).integers(0, 13, (4, 51)).astype(np.int32)
     batch = Batch(ids[:, :-1], ids[:, 1:], np.ones((4, 50), np.float32), np.ones(4, bool))
@@ -308,3 +316,26 @@ def test_logits_and_gradients_equal_those_of_pytorch(tmp_path):
             np.testing.assert_allclose(mine[name], getattr(lstm, f"{theirs}_l{layer}").grad.numpy().T, atol=1e-5)
     np.testing.assert_allclose(gradients["head_kernel"], head.weight.grad.numpy().T, atol=1e-5)
     np.testing.assert_allclose(gradients["head_bias"], head.bias.grad.numpy(), atol=1e-5)
+
+
+def test_a_layer_without_biases_is_refused(tmp_path):
+    state = {name: value for name, value in torch_state(5).items() if not name.startswith("lstm.bias")}
+    save_file(state, tmp_path / "a.safetensors")
+    weights = torch_weights.read(str(tmp_path / "a.safetensors"))
+    with pytest.raises(UserError, match=r"a.safetensors has no bias_ih in its recurrent layer 0: .*must have .*biases"):
+        weights_module.params_of(weights, base.get_config())
+
+
+def test_a_cell_that_cannot_be_imported_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(lstm, "CELL", lstm.CELL._replace(from_torch=None))
+    save_file(torch_state(5), tmp_path / "a.safetensors")
+    weights = torch_weights.read(str(tmp_path / "a.safetensors"))
+    with pytest.raises(UserError, match=r"model\.cell='lstm': layers of PyTorch can't be imported"):
+        weights_module.params_of(weights, base.get_config())
+
+
+def test_recurrent_layers_of_two_kinds_are_refused(tmp_path):
+    with h5py.File(tmp_path / "a.weights.h5", "w") as h5:
+        h5["layers/lstm/cell/vars/0"], h5["layers/gru/cell/vars/0"] = np.zeros((5, 32)), np.zeros((8, 24))
+    with pytest.raises(UserError, match=r"has recurrent layers of several kinds \(gru, lstm\)"):
+        keras_weights.read(str(tmp_path / "a.weights.h5"))

@@ -1,0 +1,79 @@
+"""Weights of Keras 3: a stack of recurrent layers, a dense head, at most one embedding.
+
+Names in the HDF5 file: `layers/lstm/cell/vars/0`, `1` and `2` are the kernel, the recurrent kernel and the bias of the first
+layer, `layers/lstm_1/…` those of the second; `layers/dense/vars/0` (H, V) and `1` (V,) are the head.
+"""
+
+import io
+import pathlib
+import re
+import zipfile
+from types import ModuleType
+
+import numpy as np
+
+from charlm.errors import UserError
+from charlm.exchange.weights import EXTRA, Layout, Weights, check_layers, existing, library
+from charlm.exchange.weights import read as read_file
+
+LAYOUT = Layout("Keras", "from_keras", input_array="kernel", input_axis=0)
+ARRAYS = ("kernel", "recurrent_kernel", "bias")  # in the order of their numbers
+
+
+def read(file: str) -> Weights:
+    """The weights of a Keras 3 model: `.weights.h5`, or `.keras`, which holds such a file.
+
+    Raises:
+      UserError: it can't be read, or is no stack of recurrent layers of one kind with a dense head.
+    """
+    path = existing(file)
+    h5py = library("h5py", path, f"h5py ({EXTRA})")
+    arrays = read_file(path, lambda: _arrays(path, h5py))
+    layers: dict[tuple[int, str], dict[str, np.ndarray]] = {}
+    for name, value in arrays.items():
+        if match := re.match(r"layers/([a-z]\w*?)(?:_(\d+))?/cell/vars/([012])$", name):
+            layers.setdefault((int(match[2] or 0), match[1]), {})[ARRAYS[int(match[3])]] = value
+    kinds = {kind for _, kind in layers}
+    if len(kinds) > 1:
+        raise UserError(f"{path} has recurrent layers of several kinds ({', '.join(sorted(kinds))}): one kind would be right.")
+    found: dict[str, np.ndarray] = {}
+    unknown = []
+    for name, value in arrays.items():
+        kind = _kind(name, value)
+        if kind and kind not in found:
+            found[kind] = value
+        elif kind or (name.startswith("layers/") and not _is_of(name, kinds) and "/seed_generator/" not in name):
+            unknown.append(name)
+    weights = Weights(
+        str(path),
+        LAYOUT,
+        layers=[layers[place] for place in sorted(layers)],
+        head_kernel_HV=found.get("head_kernel"),
+        head_bias_V=found.get("head_bias"),
+        embedding_VE=found.get("embedding"),
+    )
+    check_layers(weights, unknown)
+    return weights
+
+
+def _arrays(path: pathlib.Path, h5py: ModuleType) -> dict[str, np.ndarray]:
+    source = path
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            source = io.BytesIO(archive.read("model.weights.h5"))
+    arrays = {}
+    with h5py.File(source, "r") as h5:
+        h5.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays
+
+
+def _kind(name: str, value: np.ndarray) -> str | None:
+    """The part of the network that an array outside the recurrent layers is; None if none is known."""
+    if re.match(r"layers/dense(_\d+)?/vars/[01]$", name):
+        return "head_bias" if value.ndim == 1 else "head_kernel"
+    return "embedding" if re.match(r"layers/embedding(_\d+)?/vars/0$", name) else None
+
+
+def _is_of(name: str, kinds: set[str]) -> bool:
+    """Whether an array belongs to a recurrent layer, such as the dropout's random state or a stateful layer's state."""
+    return any(re.match(rf"layers/{kind}(_\d+)?/", name) for kind in kinds)

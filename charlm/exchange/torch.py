@@ -1,0 +1,79 @@
+"""Weights of PyTorch: one nn.LSTM with all layers (or another recurrent module), a linear head, at most one embedding.
+
+Names in a state_dict: `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0` of layer 0; the head's `weight` (V, H) and
+`bias` (V,). Modules may have any name.
+"""
+
+import collections
+import pathlib
+import re
+
+import numpy as np
+
+from charlm.errors import UserError
+from charlm.exchange.weights import EXTRA, Arrays, Layout, Weights, check_layers, existing, library
+from charlm.exchange.weights import read as read_file
+
+LAYOUT = Layout("PyTorch", "from_torch", input_array="weight_ih", input_axis=1)
+
+
+def read(file: str) -> Weights:
+    """The weights of a state_dict, with the symbols in the order of the ids if the file has them.
+
+    Reads `.safetensors`, and files of `torch.save` (weights only): a state_dict, or Udacity's dict with `state_dict` and
+    `tokens`.
+
+    Raises:
+      UserError: it can't be read, or is no CharRNN.
+    """
+    path = existing(file)
+    state, symbols = _state_dict(path)
+    layers: dict[int, dict[str, np.ndarray]] = collections.defaultdict(dict)
+    others: dict[str, np.ndarray] = {}
+    modules, embedding_VE = set(), None
+    for name, value in state.items():
+        if match := re.search(r"(?:^|\.)(weight_ih|weight_hh|bias_ih|bias_hh)_l(\d+)$", name):
+            modules.add(name[: match.start(1)].removesuffix("."))
+            layers[int(match[2])][match[1]] = value
+        elif re.search(r"(?:^|\.)(emb\w*|encoder)\.weight$", name) and embedding_VE is None:
+            embedding_VE = value
+        else:
+            others[name] = value
+    if len(modules) > 1:
+        raise UserError(
+            f"{path} has {len(modules)} modules of recurrent layers ({', '.join(sorted(modules))}): one module with all "
+            "layers, such as nn.LSTM, would be right."
+        )
+    if layers and not others:
+        raise UserError(f"{path} has no head beside its recurrent layers: a linear layer, a weight and a bias, would be right.")
+    head = {name.rpartition(".")[2]: value for name, value in others.items()}
+    one_module = len({name.rpartition(".")[0] for name in others}) == 1
+    linear = one_module and {kind: value.ndim for kind, value in head.items()} == {"weight": 2, "bias": 1}
+    weights = Weights(
+        str(path),
+        LAYOUT,
+        layers=[layers[index] for index in sorted(layers)],
+        head_kernel_HV=head["weight"].T if linear else None,
+        head_bias_V=head["bias"] if linear else None,
+        embedding_VE=embedding_VE,
+        symbols=symbols,
+    )
+    check_layers(weights, [] if linear else list(others))
+    return weights
+
+
+def _state_dict(path: pathlib.Path) -> tuple[Arrays, list[str] | None]:
+    """The arrays of a file by name, and its symbols if it has them."""
+    if path.suffix == ".safetensors":
+        safetensors = library("safetensors.numpy", path, f"safetensors ({EXTRA})")
+        return read_file(path, lambda: safetensors.load_file(path)), None
+    torch = library(
+        "torch", path, "PyTorch (pip install torch); or save the state_dict as .safetensors, and its symbols for --symbols"
+    )
+    state, symbols = read_file(path, lambda: torch.load(path, map_location="cpu", weights_only=True)), None
+    if isinstance(state, dict) and "state_dict" in state:
+        symbols = list(state["tokens"]) if "tokens" in state else None
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
+        raise UserError(f"{path} holds no state_dict: save model.state_dict() with torch.save.")
+    return {name: value.detach().float().numpy() for name, value in state.items()}, symbols

@@ -1,0 +1,222 @@
+"""What weights of all frameworks share: reading files, and making a run directory of them.
+
+Letters: E embedding, H hidden, V vocabulary.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from charlm import progress
+from charlm.errors import UserError
+from charlm.models import cells, stack
+from charlm.rundir import run as run_module
+from charlm.rundir.checkpoint import Checkpoints
+from charlm.training.setup import Setup, set_up
+from charlm.training.state import Progress, initial_state
+
+EXTRA = "pip install -e '.[import]' in charlm's folder installs it"
+
+Params = dict[str, Any]
+Arrays = Mapping[str, np.ndarray]
+
+
+class Layout(NamedTuple):
+    """How a framework stores a recurrent layer.
+
+    Attributes:
+      framework: for messages. converter: the attribute of a cell that makes params of such arrays.
+      input_array, input_axis: the array that multiplies the inputs, and its axis with one entry for each input.
+    """
+
+    framework: str
+    converter: str
+    input_array: str
+    input_axis: int
+
+
+class Weights(NamedTuple):
+    """The weights of one network as its framework stores them.
+
+    Attributes:
+      layers: arrays of each recurrent layer by the framework's own names.
+      head_kernel_HV, head_bias_V: the linear head. embedding_VE: None if there is none.
+      symbols: in the order of the ids; None if the file does not say.
+    """
+
+    file: str
+    layout: Layout
+    layers: list[Arrays]
+    head_kernel_HV: np.ndarray | None
+    head_bias_V: np.ndarray | None
+    embedding_VE: np.ndarray | None = None
+    symbols: list[str] | None = None
+
+
+def params_of(weights: Weights, config: ConfigDict) -> Params:
+    """The weights as parameters of the model that the config describes. Shapes are not checked.
+
+    Raises:
+      UserError: layers of this framework can't become the config's cell, or a layer lacks an array.
+    """
+    name, layout = config.model.cell, weights.layout
+    convert = getattr(cells.named(name), layout.converter)
+    if convert is None:
+        raise UserError(
+            f"model.cell={name!r}: layers of {layout.framework} can't be imported, since charlm/models/cells/{name}.py has no "
+            f"{layout.converter}."
+        )
+    params: Params = {}
+    for index, arrays in enumerate(weights.layers):
+        try:
+            params[f"{name}_{index}"] = convert(arrays)
+        except KeyError as error:
+            raise UserError(
+                f"{weights.file} has no {error.args[0]} in its recurrent layer {index}: all layers must have their kernels and "
+                "biases."
+            ) from error
+    others = {
+        "embedding": weights.embedding_VE,
+        "head_kernel": weights.head_kernel_HV,
+        "head_bias": weights.head_bias_V,
+    }
+    return params | {name: array for name, array in others.items() if array is not None}
+
+
+def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: str | None = None) -> None:
+    """Makes a run directory, done at step 0, of a config and weights from elsewhere.
+
+    Args:
+      symbols_file: JSON list of the symbols in the order of the ids. Without it, the weights' own symbols count, and without
+        those, the ids are taken to be the symbols of the config's corpus, sorted.
+
+    Raises:
+      UserError: shapes or symbols differ from those that the config and its corpus make; both are named.
+    """
+    if run_module.exists(workdir, config):
+        raise UserError(f"--workdir={workdir} already holds a run: choose another directory.")
+    symbols = weights.symbols if symbols_file is None else symbols_in(symbols_file)
+    setup = set_up(config)
+    state = jax.eval_shape(lambda: initial_state(setup.functions, setup.optimizer, setup.batches.rows, 0))
+    _check_shapes(params_of(weights, config), state.params, weights.file)
+    if symbols is None:
+        progress.tell("note: without --symbols, the ids are taken to be the symbols of the corpus, sorted.")
+    else:
+        weights = _reordered(weights, symbols, [*setup.vocab.specials, *setup.vocab.symbols], symbols_file or weights.file)
+    _write(config, workdir, setup, params_of(weights, config), weights.file)
+    print(f"made {workdir} from {weights.file}: evaluate and sample read it with --checkpoint=latest.")
+
+
+def _write(config: ConfigDict, workdir: str, setup: Setup, params: Params, file: str) -> None:
+    run_module.make(workdir)
+    run = run_module.Run(workdir)
+    with run.locked(), contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
+        run.begin(config, setup.vocab, setup.provenance)
+        run.note_start(f"imported from {file}", stack.parameter_count(params), setup.total_steps)
+        params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, jax.numpy.float32), params)
+        rest = (setup.optimizer.init(params), setup.functions.zero_carry(setup.batches.rows))
+        checkpoints.save(0, params, rest, dataclasses.asdict(Progress()))
+        checkpoints.wait()
+        run.write_status("done", 0, None, f"imported from {file}")
+
+
+def _check_shapes(params: Params, expected: Params, file: str) -> None:
+    found, wanted = ({name: shape for name, shape, _ in stack.parameter_table(tree)} for tree in (params, expected))
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"{file} has {_shape_text(found.get(name))} for {name}, but the config and its corpus make "
+                f"{_shape_text(wanted.get(name))}: change the config."
+            )
+
+
+def _reordered(weights: Weights, symbols: list[str], wanted: list[str], file: str) -> Weights:
+    """The weights with their symbols in the wanted order instead of that of the file."""
+    if symbols == wanted:
+        return weights
+    if sorted(symbols) != sorted(wanted):
+        only_file, only_corpus = sorted(set(symbols) - set(wanted)), sorted(set(wanted) - set(symbols))
+        raise UserError(
+            f"{file} has a vocabulary of {len(symbols)}, the corpus has one of {len(wanted)}: "
+            f"{_listed(only_file)} only in the file, {_listed(only_corpus)} only in the corpus."
+        )
+    order = [symbols.index(symbol) for symbol in wanted]
+    name, axis = weights.layout.input_array, weights.layout.input_axis
+    first, *others = weights.layers
+    if weights.embedding_VE is not None:
+        weights = weights._replace(embedding_VE=weights.embedding_VE[order])
+    elif first[name].shape[axis] == len(order):
+        weights = weights._replace(layers=[{**first, name: np.take(first[name], order, axis)}, *others])
+    else:
+        raise UserError(f"{file} has its symbols in another order than sorted: a model.input of one number can't follow it.")
+    return weights._replace(head_kernel_HV=weights.head_kernel_HV[:, order], head_bias_V=weights.head_bias_V[order])
+
+
+def symbols_in(file: str) -> list[str]:
+    """The symbols in the order of their ids, from a JSON list; special ones as `<pad>`, `<eos>` and `<unk>`.
+
+    Raises:
+      UserError: it can't be read, is no such list, or has a symbol twice.
+    """
+    path = existing(file)
+    symbols = read(path, lambda: json.loads(path.read_text(encoding="utf-8")))
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise UserError(f'{path} is no JSON list of symbols, such as ["\\n", " ", "a"].')
+    if twice := sorted(symbol for symbol, count in collections.Counter(symbols).items() if count > 1):
+        raise UserError(f"{path} has {', '.join(map(repr, twice))} more than once: each symbol must have one id.")
+    return symbols
+
+
+def existing(file: str) -> pathlib.Path:
+    """The path of a file. Raises a UserError if there is none."""
+    path = pathlib.Path(file)
+    if not path.is_file():
+        raise UserError(f"{file} is no file: give a file of saved weights or symbols.")
+    return path
+
+
+def read(path: pathlib.Path, reader: Callable[[], Any]) -> Any:
+    """What `reader` returns. Any exception becomes a UserError: libraries raise all kinds when a file is damaged."""
+    try:
+        return reader()
+    except Exception as error:
+        message = str(error).strip() or "\n"
+        raise UserError(f"{path} can't be read ({f'{type(error).__name__}: {message.splitlines()[0]}'[:200]}).") from error
+
+
+def library(module: str, path: pathlib.Path, installation: str) -> ModuleType:
+    """Imports an optional library. Raises a UserError that says how to install it."""
+    try:
+        return __import__(module, fromlist=["_"])
+    except ImportError as error:
+        raise UserError(f"reading {path.name} needs {installation}.") from error
+
+
+def check_layers(weights: Weights, unknown: list[str]) -> None:
+    """Raises a UserError unless there are recurrent layers and no arrays of unknown purpose."""
+    if not weights.layers:
+        raise UserError(
+            f"{weights.file} has no recurrent layers: weights of a PyTorch CharRNN or of a Keras 3 model would be right."
+        )
+    if unknown:
+        raise UserError(
+            f"{weights.file} has {', '.join(sorted(unknown))} beside its recurrent layers: one linear head, a weight and a "
+            "bias, and at most one embedding would be right."
+        )
+
+
+def _listed(symbols: list[str], most: int = 10) -> str:
+    return f"{symbols[:most]}" + (f" and {len(symbols) - most} more" if len(symbols) > most else "")
+
+
+def _shape_text(shape: tuple[int, ...] | None) -> str:
+    return "nothing" if shape is None else f"the shape {shape}"

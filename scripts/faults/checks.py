@@ -1,0 +1,83 @@
+"""What differs between a run and one without any fault, and whether a program ended with one right sentence."""
+
+import json
+import pathlib
+import re
+import subprocess
+
+from faults.runs import LIMIT
+
+TIMES = ("seconds", "chars_per_second")  # columns of metrics that no two runs share
+
+
+def read_rows(workdir: pathlib.Path) -> list[dict]:
+    """The rows of a run's metrics, without times and seals."""
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in (*TIMES, "seal")} for line in lines]
+
+
+def differences(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
+    """What differs, bit for bit, between a run and one without any fault. Empty: the run survived."""
+    import jax
+    import numpy as np
+
+    from charlm.inference import restore
+
+    found = []
+    if read_rows(workdir) != read_rows(straight):
+        found.append("rows of metrics")
+    if different := _names(workdir) ^ _names(straight):
+        found.append(f"files: {sorted(different)}")
+    for file in (straight / "samples").iterdir():
+        sample = workdir / "samples" / file.name
+        if not sample.exists() or sample.read_text(encoding="utf-8") != file.read_text(encoding="utf-8"):
+            found.append(f"sample {file.name}")
+    if json.loads((workdir / "status.json").read_text()) != json.loads((straight / "status.json").read_text()):
+        found.append("status")
+    left, right = (jax.tree.leaves(restore.load(str(path), "latest").params) for path in (workdir, straight))
+    if not all(np.array_equal(*pair) for pair in zip(left, right, strict=True)):
+        found.append("parameters")
+    return found
+
+
+def survival(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
+    """The same as one line that names the run, or none."""
+    found = differences(workdir, straight)
+    return [f"{workdir}: {', '.join(found)}"] if found else []
+
+
+def _names(workdir: pathlib.Path) -> set[str]:
+    """The names of a run's files. Files of arrays and of TensorBoard, whose names vary, are given by their folders."""
+    names = {str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file()}
+    names = {re.sub(r"(tensorboard/|checkpoints/\d+/\w+/).*", r"\1", name) for name in names}
+    return {name for name in names if name != "evaluations.jsonl" and not name.startswith("unreadable/")}
+
+
+def outcome(command: list[str]) -> tuple[int, str, str]:
+    """Runs a command. Returns its exit status, its standard output without times, and its standard error."""
+    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    return result.returncode, re.sub(r'"(seconds|chars_per_second|time|speed)": [^,}]*', "", result.stdout), result.stderr
+
+
+def refusal(status: int, errors: str, words: tuple[str, ...], what: str) -> list[str]:
+    """Nothing if a program ended with one sentence that has one of the words. Else one line that says what it did."""
+    sentences = [line for line in errors.strip().splitlines() if not line.startswith("note: ")]
+    right = status in (1, 2) and len(sentences) == 1 and sentences[0].startswith("error: ")
+    return [] if right and any(word in errors for word in words) else [f"{what}: exit status {status}: {errors[-400:]}"]
+
+
+def noted(errors: str, words: tuple[str, ...]) -> bool:
+    """Whether a note on standard error has one of the words."""
+    return any(line.startswith("note: ") and any(word in line for word in words) for line in errors.splitlines())
+
+
+def resumed_at(workdir: pathlib.Path, saved: int, output: str) -> list[str]:
+    """Nothing if a start continued from the checkpoint that existed, as far as it came to say so.
+
+    Args:
+      saved: the step of that checkpoint; 0 if there was none.
+    """
+    said = re.search(r"resuming at step (\d+)", output)
+    if said is None and saved and "steps," in output:
+        return [f"{workdir}: began anew, though step {saved} was saved"]
+    return [f"{workdir}: {said[0]}, though step {saved} was saved"] if said and int(said[1]) != saved else []

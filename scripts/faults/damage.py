@@ -1,0 +1,86 @@
+"""Harms each text of a run and each file of its latest and best checkpoints, or deletes these checkpoints.
+
+After each harm it runs every program on a copy of the run.
+Samples and TensorBoard's files are left alone: nothing reads them, and they have no seal.
+"""
+
+import concurrent.futures
+import json
+import pathlib
+import shutil
+import signal
+import time
+
+from faults import checks
+from faults.runs import HARMS, TEXTS, Result, Runs, finish, harm, readers, saved_step, start
+
+WAYS = {"resume": "damaged file, then resume", "read": "damaged file, then evaluate, sample, compare"}
+
+
+def results(runs: Runs) -> list[Result]:
+    straight, stopped = runs.straight("stream"), runs.folder / "stopped" / "run"
+    process = start(runs.train(stopped, "stream"))
+    while not (stopped / "checkpoints" / "120").exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    expected = [checks.outcome(command)[1] for command in readers(stopped)]
+    steps = {saved_step(stopped), json.loads((stopped / "status.json").read_text())["best"]["step"]}
+    checkpoints = [pathlib.Path("checkpoints", str(step)) for step in steps]
+    files = [pathlib.Path(name) for name in (*TEXTS, "evaluations.jsonl")]
+    for checkpoint in checkpoints:
+        files += [path.relative_to(stopped) for path in (stopped / checkpoint).rglob("*") if path.is_file()]
+    cases = [(name, how) for name in files for how in HARMS] + [(checkpoint, "deleted") for checkpoint in checkpoints]
+
+    def one(case: tuple[pathlib.Path, str]) -> dict[str, list[list[str]]]:
+        return _harm_and_run(runs, stopped, straight, expected, *case)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        tried = list(pool.map(one, cases))
+    table = []
+    for way, fault in WAYS.items():
+        commands = [failures for case in tried for failures in case[way]]
+        table.append(Result(fault, len(commands), [line for failures in commands for line in failures]))
+    return table
+
+
+def _harm_and_run(
+    runs: Runs, stopped: pathlib.Path, straight: pathlib.Path, expected: list[str], name: pathlib.Path, how: str
+) -> dict[str, list[list[str]]]:
+    """For each of WAYS, the failures of each command after one harm to a copy of the stopped run."""
+    workdir = runs.folder / "damage" / f"{str(name).replace('/', '_')}_{how}" / "run"
+    shutil.copytree(stopped, workdir)
+    rng = runs.random(name, how)
+    harm(workdir / name, how, rng.random(), rng.randrange(8))
+    words = (name.name,) if len(name.parts) == 1 else ("/".join(name.parts[:2]), "--checkpoint=latest", "--checkpoint=best")
+    failures = {
+        "read": [
+            _read(command, words, f"{command[1]} with {name} {how}", right, (str(workdir), str(stopped)))
+            for command, right in zip(readers(workdir), expected, strict=True)
+        ],
+        "resume": [_resume(runs, workdir, straight, words, f"train with {name} {how}")],
+    }
+    if not any(line for commands in failures.values() for line in commands):
+        shutil.rmtree(workdir)
+    return failures
+
+
+def _read(command: list[str], words: tuple[str, ...], what: str, expected: str, renamed: tuple[str, str]) -> list[str]:
+    status, output, errors = checks.outcome(command)
+    if "Traceback" in errors:
+        return [f"{what}: {errors[-400:]}"]
+    if status:
+        return checks.refusal(status, errors, words, what)
+    same = output.replace(*renamed) == expected
+    return [] if same or checks.noted(errors, words) else [f"{what}: another outcome without a note: {output[:300]}"]
+
+
+def _resume(runs: Runs, workdir: pathlib.Path, straight: pathlib.Path, words: tuple[str, ...], what: str) -> list[str]:
+    status, _, errors = checks.outcome(runs.train(workdir, "stream"))
+    if status:
+        return checks.refusal(status, errors, words, what)
+    found = checks.differences(workdir, straight)
+    all_rows = checks.read_rows(straight)
+    if checks.noted(errors, words) and all(row in all_rows for row in checks.read_rows(workdir)):
+        found = [difference for difference in found if difference not in ("rows of metrics", "status")]
+    return [f"{what}: {found} {errors[-300:]}"] if found else []

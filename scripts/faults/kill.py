@@ -1,0 +1,39 @@
+"""kill -9 at random moments, over as many runs as it takes."""
+
+import signal
+import time
+
+from faults import checks
+from faults.runs import MOMENTS, STEPS, Result, Runs, finish, saved_step, start, succeed, wait_for_moment
+
+
+def results(runs: Runs) -> list[Result]:
+    return runs.of_each_framing(_kill)
+
+
+def _kill(runs: Runs, framing: str) -> Result:
+    rng, straight, failures = runs.random(framing), runs.straight(framing), []
+    begin = time.monotonic()
+    succeed(runs.train(runs.folder / f"timed_{framing}", framing))
+    seconds = time.monotonic() - begin
+    killed, kills_of_run, number = 0, 0, 0
+    while killed < runs.kills or kills_of_run:
+        workdir = runs.folder / f"kill_{framing}_{number}"
+        if killed >= runs.kills:
+            succeed(runs.train(workdir, framing))
+        else:
+            saved = saved_step(workdir)
+            process = start(runs.train(workdir, framing))
+            wait_for_moment(process, workdir, rng.choice(MOMENTS), rng, seconds)
+            process.kill()
+            output, errors = finish(process)
+            failures += checks.resumed_at(workdir, saved, output)
+            if process.returncode == -signal.SIGKILL:
+                killed, kills_of_run = killed + 1, kills_of_run + 1
+                continue
+            if process.returncode:
+                failures.append(f"{workdir}: exit status {process.returncode}: {errors}")
+                break
+        failures += checks.survival(workdir, straight) * max(1, kills_of_run)  # any of the kills may have done it
+        number, kills_of_run = number + 1, 0
+    return Result(f"kill -9, {framing}", killed, failures, f"{number} runs of {STEPS} steps")

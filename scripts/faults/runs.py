@@ -1,0 +1,206 @@
+"""Small runs to try faults on: their text, starting programs, waiting for a moment, harming files.
+
+Nothing here imports JAX, and it imports nothing of charlm, so that it starts at once.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FRAMINGS = {
+    "stream": {"devices": 2},
+    "chunks": {"batch.framing": "chunks"},
+    "windows": {"batch.framing": "windows", "batch.stride": 3, "devices": 2},
+    "documents": {"batch.framing": "documents", "corpus.documents": "lines", "batch.length": 40},
+}
+STEPS = 300
+LOG_EVERY = 10
+RUN = {
+    "model.hidden": 24,
+    "model.dropout": 0.2,
+    "train.steps": STEPS,
+    "train.log_every": LOG_EVERY,
+    "train.eval_every": 50,
+    "train.checkpoint_every": 20,
+    "sample.length": 20,
+}
+TEXTS = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")  # every run has them
+HARMS = ("truncated", "emptied", "flipped", "deleted")
+MOMENTS = ("any moment", "start-up", "checkpoint", "row")  # when a fault comes
+LIMIT = 300  # seconds after which a program counts as hung
+
+
+class Result(NamedTuple):
+    """A row of the table. `failures` says what did not survive, one line each."""
+
+    fault: str
+    tried: int
+    failures: list[str]
+    note: str = ""
+
+
+class Runs:
+    """The runs of one torture: their folder, their corpus, and for each framing one run without any fault.
+
+    `kills` is how often each framing is killed.
+    """
+
+    def __init__(self, folder: pathlib.Path, seed: int, kills: int):
+        self.folder, self.seed, self.kills = folder, seed, kills
+        self._corpus = folder / "corpus.txt"
+        self._corpus.write_text(make_text(20_000), encoding="utf-8")
+
+    def train(self, workdir: pathlib.Path, framing: str, **more: object) -> list[str]:
+        """The command that trains here. The same command resumes."""
+        overrides = RUN | FRAMINGS[framing] | {"corpus.path": self._corpus} | more
+        return command("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}", *as_flags(overrides))
+
+    def straight(self, framing: str) -> pathlib.Path:
+        """The run of this framing that no fault happens to."""
+        workdir = self.folder / f"straight_{framing}"
+        if not (workdir / "status.json").exists():
+            succeed(self.train(workdir, framing))
+        return workdir
+
+    def random(self, *names: object) -> random.Random:
+        """Random numbers of this seed for what the names say."""
+        return random.Random(" ".join(map(str, (self.seed, *names))))
+
+    def of_each_framing(self, fault: Callable[["Runs", str], Result]) -> list[Result]:
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda framing: fault(self, framing), FRAMINGS))
+
+
+def make_text(chars: int, seed: int = 0) -> str:
+    """Words of a small made-up language with punctuation and line breaks: an LSTM can learn a little of it."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
+    text = ""
+    while len(text) < chars:
+        text += rng.choice(words) + rng.choice([" ", " ", " ", ", ", ".\n"])
+    return text[:chars]
+
+
+def as_flags(overrides: dict[str, object]) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in overrides.items()]
+
+
+def command(program: str, *arguments: object) -> list[str]:
+    """The command of scripts/PROGRAM.py."""
+    return [sys.executable, str(ROOT / "scripts" / f"{program}.py"), *map(str, arguments)]
+
+
+def readers(workdir: pathlib.Path) -> list[list[str]]:
+    """The commands that read a run."""
+    return [
+        command("evaluate", f"--workdir={workdir}"),
+        command("sample", f"--workdir={workdir}", "--prompt=a", "--length=50", "--checkpoint=latest"),
+        command("compare", workdir, "--json", "--each"),
+    ]
+
+
+def start(command: list[str], **environment: str) -> subprocess.Popen:
+    env = os.environ | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    """Waits for a program. Returns its standard output and error. A program that hangs is killed and has failed."""
+    try:
+        return process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        return output, f"{errors}\nhung for {LIMIT} s"
+
+
+def succeed(command: list[str]) -> None:
+    """Runs a command that no fault happens to.
+
+    Raises:
+      RuntimeError: it failed.
+    """
+    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit status {result.returncode}: {result.stderr}")
+
+
+def metrics_bytes(workdir: pathlib.Path) -> int:
+    """The size of the metrics; 0 if there are none."""
+    return (workdir / "metrics.jsonl").stat().st_size if (workdir / "metrics.jsonl").exists() else 0
+
+
+def logged_step(workdir: pathlib.Path) -> int:
+    """The step of the last complete row of metrics; 0 if there is none."""
+    metrics = workdir / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").rpartition("\n")[0].splitlines() if metrics.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def saved_step(workdir: pathlib.Path) -> int:
+    """The step of the latest complete checkpoint; 0 if there is none."""
+    return max((int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdecimal()), default=0)
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen | None = None, seconds: float = 120) -> None:
+    """Waits until the metrics have reached a step, or the process, if one is given, has ended.
+
+    Raises:
+      AssertionError: it took too long.
+    """
+    end = time.monotonic() + seconds
+    while process is None or process.poll() is None:
+        if logged_step(workdir) >= step:
+            return
+        if time.monotonic() > end:
+            raise AssertionError(f"{workdir} did not reach step {step} in {seconds:.0f} s")
+        time.sleep(0.001)
+
+
+def wait_for_moment(process: subprocess.Popen, workdir: pathlib.Path, moment: str, rng: random.Random, seconds: float) -> None:
+    """Waits until one of MOMENTS has come, or the process has ended.
+
+    Args:
+      seconds: how long a whole run takes; "any moment" is within it, "start-up" within its first half. "checkpoint" and
+        "row" are just after one of the next six begins to be written.
+    """
+    end = time.monotonic() + {"any moment": rng.uniform(0, seconds), "start-up": rng.uniform(0, seconds / 2)}.get(moment, 600)
+    events, last = rng.randint(1, 6), None
+    while process.poll() is None and time.monotonic() < end:
+        now = {path.name for path in workdir.glob("checkpoints/*tmp*")} if moment == "checkpoint" else metrics_bytes(workdir)
+        if moment in ("checkpoint", "row") and now and now != last:
+            last, events = now, events - 1
+            if not events:
+                time.sleep(rng.uniform(0, 0.02))
+                return
+        time.sleep(0.0005)
+
+
+def harm(path: pathlib.Path, how: str, place: float = 0.5, bit: int = 2) -> None:
+    """Harms a file in one of the ways of HARMS, or deletes a folder.
+
+    Args:
+      place: where it is truncated, or which byte has this bit flipped: from 0, its beginning, to 1, its end.
+    """
+    if path.is_dir():
+        shutil.rmtree(path)
+        return
+    content = path.read_bytes()
+    at = int(place * len(content))
+    if how == "deleted":
+        path.unlink()
+    elif how == "flipped" and content:
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << bit
+        path.write_bytes(flipped)
+    else:
+        path.write_bytes(content[:at] if how == "truncated" else b"")
