@@ -152,7 +152,7 @@ class Model:
         inputs.check_choice("framing", framing, FRAMINGS)
         scored = inputs.string_to_score(self.run, text)
         protocol = Protocol.of_run(self.config, framing)
-        lengths = (SHORT, LONG, protocol.length) if protocol.framing.kind == "stream" else ()
+        lengths = (SHORT, LONG, protocol.length) if protocol.framing.carries_state else ()
         return self.evaluate(scored, scored.encoded(self.vocab), protocol, lengths)
 
     def evaluate(

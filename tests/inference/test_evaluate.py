@@ -148,7 +148,7 @@ def test_protocols_name_how_the_state_is_carried():
     names = set()
     for kind in ("stream", "chunks", "windows", "documents"):
         config.eval.framing = kind
-        names.add(Protocol.of(config, Framing.of(config)).state())
+        names.add(Protocol.of(config, Framing.of(config)).named("c0ffee", "validation", 3)["state"])
     assert len(names) == 4
     assert "zero at every chunk of 64" in names
     config.eval.framing = None
