@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from charlm.config import keys, load
 from charlm.data.batches import Batch
 from charlm.models import cells
 from charlm.models.dropout import dropout
@@ -196,6 +197,14 @@ def layer_operations(config: ConfigDict) -> int:
     """Multiply-adds of all layers for one character. The first layer looks its ids up, so they count as no inputs."""
     cell, layers, hidden = cells.named(config.model.cell), config.model.layers, config.model.hidden
     return cell.operations(0, hidden) + (layers - 1) * cell.operations(hidden, hidden)
+
+
+def unread_keys(config: ConfigDict) -> list[str]:
+    """Keys that the config sets, but that only cells other than its own read."""
+    all_cells = [cells.named(name) for name in keys.KEYS["model.cell"].rule.options]
+    others = {key for cell in all_cells for key in cell.keys} - set(cells.named(config.model.cell).keys)
+    values = load.flatten(config)
+    return sorted(key for key in others if values[key] != keys.KEYS[key].default)
 
 
 def keep_rows(carry: Any, keep_B: jax.Array) -> Any:

@@ -75,6 +75,8 @@ def set_up(config: ConfigDict) -> Setup:
     vocab = _vocabulary(config, corpus)
     encoded = {split: batches.encode(vocab, text, f"the {split} split") for split, text in corpus.splits.items()}
     training = batches.training_batches(framing, encoded["train"], seed)
+    for key in stack.unread_keys(config):
+        progress.warn(f"{key} has no effect: model.cell={config.model.cell} does not read it.")
     functions = stack.functions(config, len(vocab))
     protocol = Protocol.of(config, framing)
     if "validation" in encoded:

@@ -2,10 +2,13 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from charlm.config import keys
 from charlm.training import optim
 from configs import base
 
@@ -126,3 +129,27 @@ def test_weight_decay_spares_biases_and_is_decoupled_for_adamw_only():
     np.testing.assert_allclose(biases, -0.1 * (np.asarray(GRADS["bias"]) + 0.01 * np.asarray(PARAMS["bias"])), rtol=1e-6)
     adam = updates(name="adam", weight_decay=0.01)["kernel"]
     np.testing.assert_allclose(adam, -0.1 * np.sign(np.asarray(GRADS["kernel"]) + 0.01 * kernel), rtol=1e-4)
+
+
+def test_the_tables_have_the_names_that_the_keys_allow():
+    assert tuple(optim.RULES) == keys.KEYS["optim.name"].rule.options
+    assert tuple(optim.SCHEDULES) == keys.KEYS["optim.schedule"].rule.options
+
+
+def descends(name: str) -> bool:
+    """Whether one step of an optimiser, with a small learning rate, lowers a quadratic loss."""
+    loss = lambda params: sum((leaf**2).sum() for leaf in jax.tree.leaves(params))  # noqa: E731
+    transformation = optim.optimizer(config_of(name=name))
+    result, _ = transformation.update(jax.grad(loss)(PARAMS), transformation.init(PARAMS), PARAMS)
+    moved = jax.tree.map(lambda leaf, update: leaf + 1e-3 * update, PARAMS, result)
+    return bool(loss(moved) < loss(PARAMS))
+
+
+@pytest.mark.parametrize("name", optim.RULES)
+def test_every_optimiser_descends(name):
+    assert descends(name), f"optim.name={name} ascends: its rule in RULES must not bring a minus sign of its own"
+
+
+def test_a_rule_with_a_sign_of_its_own_is_noticed(monkeypatch):
+    monkeypatch.setitem(optim.RULES, "sgd", lambda config: optax.sgd(1.0))  # a whole optimiser, not a `scale_by_…`
+    assert not descends("sgd")

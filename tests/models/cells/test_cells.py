@@ -149,6 +149,16 @@ def test_a_cell_gets_noise_keys_of_its_own_in_each_layer_and_row(monkeypatch):
     assert len({row.tobytes() for layer_keys in seen for row in layer_keys}) == 6
 
 
+def test_a_key_that_the_chosen_cell_does_not_read_is_told():
+    config = base.get_config()
+    config.model.forget_bias = 2.0
+    assert stack.unread_keys(config) == []
+    config.model.cell = GRU
+    assert stack.unread_keys(config) == ["model.forget_bias"]
+    config.model.forget_bias = keys.KEYS["model.forget_bias"].default
+    assert stack.unread_keys(config) == []
+
+
 def test_a_cell_that_nobody_knows_trains_resumes_evaluates_and_samples(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     overrides = small | {"model.cell": GRU, "model.layers": 2, "model.dropout": 0.2}

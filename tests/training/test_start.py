@@ -1,0 +1,135 @@
+"""`charlm.train`: the same training from Python as from the script, with the same checks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY, assert_same, final_params
+from faults.checks import read_rows
+from faults.runs import as_flags
+
+import charlm
+from charlm.config import keys, load
+from configs import tiny
+
+
+def python(code: str, *arguments: str, env: dict | None = None) -> subprocess.CompletedProcess:
+    """Runs code in a process of its own, in which JAX has not started."""
+    environment = {**os.environ, "JAX_NUMPY_RANK_PROMOTION": "raise", **(env or {})}
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True)
+
+
+TRAIN = """
+import json, sys
+import charlm
+from charlm.config import load
+assert "jax" not in sys.modules
+status = charlm.train(load.load(sys.argv[1], json.loads(sys.argv[2])), sys.argv[3])
+print(json.dumps(status))
+"""
+
+
+@pytest.fixture(scope="module")
+def overrides(corpus_file):
+    return {
+        "corpus.path": os.fspath(corpus_file),
+        "batch.size": 32,  # two devices share it where there are two cores
+        "batch.length": 16,
+        "model.hidden": 8,
+        "model.dropout": 0.2,
+        "train.steps": 6,
+        "train.log_every": 2,
+        "train.eval_every": 3,
+        "sample.length": 10,
+    }
+
+
+def test_python_and_script_make_the_same_run(script, overrides, tmp_path):
+    script("train", f"--config={ROOT / TINY}", *as_flags(overrides), f"--workdir={tmp_path / 'script'}")
+    done = python(TRAIN, ROOT / TINY, json.dumps(overrides), tmp_path / "python")
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout.splitlines()[-1])
+    rows = [row for row in read_rows(tmp_path / "python") if row["split"] == "validation"]
+    assert (status["state"], status["step"]) == ("done", 6)
+    assert status["best"]["nats"] == min(row["nats"] for row in rows)
+    assert read_rows(tmp_path / "python") == read_rows(tmp_path / "script")
+    assert_same(final_params(tmp_path / "python"), final_params(tmp_path / "script"))
+    starts = [json.loads((tmp_path / name / "environment.json").read_text())["starts"][0] for name in ("python", "script")]
+    assert starts[0]["XLA_FLAGS"] == starts[1]["XLA_FLAGS"] != ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda config: config.optim.update({"learning_rte": 3}),
+            "unknown config key 'optim.learning_rte': the nearest",
+        ),
+        (lambda config: config.optim.update({"learning_rate": -1.0}), "optim.learning_rate=-1.0: must be positive."),
+        (lambda config: config.model.update({"hidden": 0}), "model.hidden=0: must be positive."),
+        (lambda config: config.corpus.update({"path": "no/such/text"}), "no/such/text is not a file or folder"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(change, message, tmp_path):
+    config = tiny.get_config()
+    change(config)
+    with pytest.raises(charlm.UserError, match=message):
+        charlm.train(config, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_config_of_the_caller_is_copied_and_relative_paths_are_absolute(overrides, tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    shutil.copy(overrides["corpus.path"], text)
+    monkeypatch.chdir(tmp_path)
+    config = keys.defaults()
+    for key, value in (overrides | {"corpus.path": "text.txt", "train.steps": 2, "sample.length": 0}).items():
+        load.override(config, key, value)
+    charlm.train(config, "run")
+    assert config.corpus.path == "text.txt"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["corpus"]["path"] == os.fspath(text)
+    assert charlm.train(config, "run")["state"] == "done"  # again: nothing to do
+
+
+STOPPED = """
+import json, os, signal, sys, threading, time
+import charlm
+from charlm.config import load
+
+workdir = sys.argv[3]
+def stop():
+    while not os.path.exists(workdir + "/metrics.jsonl"):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=stop).start()
+config = load.load(sys.argv[1], json.loads(sys.argv[2]))
+try:
+    charlm.train(config, workdir)
+except KeyboardInterrupt:
+    print("stopped", json.load(open(workdir + "/status.json"))["state"])
+result = []
+thread = threading.Thread(target=lambda: result.append(charlm.train(config, workdir)))
+thread.start()
+thread.join()
+print("then", result[0]["state"])
+"""
+
+
+def test_ctrl_c_saves_and_raises_and_a_thread_can_resume(overrides, tmp_path):
+    done = python(STOPPED, ROOT / TINY, json.dumps(overrides | {"train.steps": 400}), tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "stopped incomplete" in done.stdout
+    assert "resuming at step" in done.stdout
+    assert done.stdout.splitlines()[-1] == "then done"
+
+
+def test_jax_that_started_before_with_fewer_devices_is_noted(overrides, tmp_path):
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one core: there is one device in any case")
+    code = TRAIN.replace('assert "jax" not in sys.modules', "import jax; jax.devices()")
+    done = python(code, ROOT / TINY, json.dumps(overrides | {"train.steps": 2}), tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "note: JAX had started before, with 1 CPU device instead of 2" in done.stderr
