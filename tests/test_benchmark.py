@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shlex
+import tempfile
 
 import pytest
 from peers import measuring
@@ -54,6 +55,24 @@ def test_peers_that_are_not_there_and_peers_that_are_broken_are_told_apart(tmp_p
         there, missing = measuring.available(["torch-bf16"], {"torch": os.fspath(python)})
         assert there == []
         assert missing["torch-bf16"].startswith(f"{python} {why}")
+
+
+def test_temporary_files_of_peers_are_removed(tmp_path, monkeypatch):
+    """PyTorch leaves the cache of its compiler, and so does this interpreter."""
+    python, temporary = tmp_path / "python", tmp_path / "temporary"
+    answer = '{"chars_per_second": 1.0, "peak_rss_bytes": 1}'
+    python.write_text(
+        f"#!/bin/sh\nmkdir $TMPDIR/torchinductor_root || exit 1\n[ $1 = -c ] && exit\necho '{{}}'\nread line\necho '{answer}'\n"
+    )
+    python.chmod(0o755)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", os.fspath(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # is read anew
+    pythons = {"torch": os.fspath(python)}
+    assert measuring.available(["torch"], pythons) == (["torch"], {})
+    (row,) = measuring.measure("sample", "S", 1, ["torch"], pythons, 1, 0.1, say=lambda line: None)
+    assert row.chars_per_second == 1.0
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ import tempfile
 import textwrap
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 
 from charlm.errors import UserError
 
@@ -111,7 +112,8 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
     name, _, feature = dataset.partition(":")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            builder = tfds.builder(name, data_dir=os.fspath(data_dir), file_format="array_record")
+            with _temporary_files_removed():
+                builder = tfds.builder(name, data_dir=os.fspath(data_dir), file_format="array_record")
             features = builder.info.features
             texts = [key for key in features if isinstance(features[key], tfds.features.Text)]
             if feature not in texts:
@@ -148,6 +150,18 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
     return splits, {"name": dataset, "source": f"TFDS {builder.info.full_name}", "files": [], "licence": "see TFDS"}
 
 
+@contextlib.contextmanager
+def _temporary_files_removed() -> Iterator[None]:
+    """Removes the temporary files made within it. TFDS leaves a folder for each builder of an unprepared dataset."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
 def _in_short(error: Exception) -> str:
     return textwrap.shorten(f"{type(error).__name__}: {error}", 100, placeholder=" …")
 
@@ -167,7 +181,8 @@ def _through_tfds(name: str, source: Source, data_dir: pathlib.Path, fetch) -> s
 def _prepared(name: str, data_dir: pathlib.Path, fetch, again: bool = True):
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where charlm has its own lines
-            builder = _builder_class(name)(data_dir=os.fspath(data_dir), file_format="array_record", text=fetch)
+            with _temporary_files_removed():
+                builder = _builder_class(name)(data_dir=os.fspath(data_dir), file_format="array_record", text=fetch)
             builder.download_and_prepare()
         return builder
     except OSError as error:

@@ -100,7 +100,10 @@ def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str],
     for name in names:
         module, python = IMPLEMENTATIONS[name].module, _python(name, pythons)
         try:
-            done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, env=_environment(), text=True)
+            with tempfile.TemporaryDirectory() as folder:
+                done = subprocess.run(
+                    [python, "-c", f"import {module}"], capture_output=True, env=_environment(folder), text=True
+                )
         except OSError as error:
             missing[name] = f"{python} can't be run: {error.strerror}"
             continue
@@ -180,9 +183,15 @@ class Worker:
 
     def __init__(self, name: str, implementation: Implementation, python: str, job: dict):
         self._name, self._said = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe holds too little
+        self._folder = tempfile.TemporaryDirectory()
         command = [python, os.fspath(PEERS / implementation.program), json.dumps(job | {"dtype": implementation.dtype})]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True, env=_environment()
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env=_environment(self._folder.name),
         )
 
     def __enter__(self) -> "Worker":
@@ -198,6 +207,7 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()
         self._said.close()
+        self._folder.cleanup()
 
     def measure(self, seconds: float) -> dict:
         time.sleep(PAUSE)
@@ -272,5 +282,6 @@ def _python(name: str, pythons: dict[str, str]) -> str:
     return pythons.get(name.removesuffix("-bf16"), sys.executable)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "KERAS_BACKEND": "jax"}
+def _environment(folder: str) -> dict[str, str]:
+    """Temporary files go to the folder: PyTorch leaves the cache of its compiler behind."""
+    return {**os.environ, "KERAS_BACKEND": "jax", "TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
