@@ -247,7 +247,7 @@ def test_shell_scripts_refuse_an_old_python(tmp_path, name):
     command = ["bash", os.fspath(tmp_path / "repo" / "scripts" / f"{name}.sh")]
     for python, message in (
         (os.fspath(old), f"error: {old} is Python 3.9, but charlm needs 3.11 or newer: name one with PYTHON=python3.13.\n"),
-        ("python9", "error: PYTHON=python9 is not there: install Python 3.11 or newer, or name one with PYTHON=python3.13.\n"),
+        ("python9", "error: PYTHON=python9 was not found: install Python 3.11 or newer, or name one with PYTHON=python3.13.\n"),
     ):
         result = subprocess.run(command, env={**os.environ, "PYTHON": python}, capture_output=True, text=True, cwd=tmp_path)
         assert (result.returncode, result.stderr, result.stdout) == (2, message, "")
