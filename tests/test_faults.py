@@ -269,9 +269,8 @@ def test_a_damaged_parameter_is_noticed_before_it_is_saved(small, tmp_path, monk
 def test_a_lock_left_by_a_dead_process_is_ignored(script, stopped, tmp_path):
     overrides, run, straight = stopped
     shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run" / "lock").write_text(
-        f"process {os.getpid()} on this machine\n"
-    )  # the pid of a live process, as after a restart of the machine
+    # The pid of a live process, as after a restart of the machine.
+    (tmp_path / "run" / "lock").write_text(f"process {os.getpid()} on this machine\n")
     script("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides))
     assert read_rows(tmp_path / "run") == read_rows(straight)
 
