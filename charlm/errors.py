@@ -1,14 +1,14 @@
-"""The two ways in which charlm ends a program early, each with one sentence for the user."""
+"""The errors that end a program early, each with one sentence for the user."""
 
 
 class UserError(Exception):
-    """The user's mistake: names the key or file, the value given and what would be right. Exit status 2."""
+    """A mistake of the user. It names the key, flag or file, the value, and what would be right. Exit status 2."""
 
 
 class Failure(Exception):
-    """Something broke that no flag would have prevented, such as a diverged run. Exit status 1."""
+    """A failure that is no mistake of the user, such as a diverged run. Exit status 1."""
 
 
 class Broken(Failure):
-    """A failure after which the process can only be left at once: in a normal exit libraries would wait for what has gone, or
-    print from their threads what became of it."""
+    """A failure after which the process must end at once. A normal exit would wait for threads of libraries, or let them print
+    errors of their own."""

@@ -1,6 +1,6 @@
 """Files that are written whole or not at all, and JSON texts with a seal.
 
-A seal is a digest within the text, so that a flipped bit is noticed wherever it is.
+A seal is a digest inside the text. It reveals a flipped bit anywhere in the text.
 """
 
 import hashlib
@@ -12,10 +12,10 @@ MARK = '"seal": "'
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:
-    """Replaces a file, or makes it: a temporary one beside it is written, brought to disk and renamed.
+    """Writes a file, or replaces it: a temporary file beside it is written, synced to disk and renamed.
 
     Raises:
-      OSError: it can't be written; what stood there stands.
+      OSError: it can't be written; an old file stays as it is.
     """
     temporary = path.parent / f"{path.name}.new"
     try:
@@ -30,16 +30,16 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def sealed(fields: dict, indent: int | None = None) -> str:
-    """JSON of these fields and, last of all, `seal`: a digest of the text before it."""
+    """JSON of these fields and, as the last one, `seal`: a digest of the text before it."""
     before, mark, after = json.dumps({**fields, "seal": ""}, indent=indent).rpartition(MARK)
     return before + mark + digest(before) + after
 
 
 def opened(text: str) -> object:
-    """What a JSON text says, without its seal. Texts of older versions have none.
+    """The value of a JSON text, without its seal. Texts of older versions have no seal.
 
     Raises:
-      ValueError: it is no JSON, or not what was sealed.
+      ValueError: the text is no JSON, or does not fit its seal.
     """
     fields = json.loads(text)
     if isinstance(fields, dict) and "seal" in fields and fields.pop("seal") != digest(text.rpartition(MARK)[0]):

@@ -1,8 +1,8 @@
-"""Nats, bits and perplexity: the three names of one number, and rows of them as JSON can say it."""
+"""Nats, bits and perplexity: one number in three units, and rows of numbers that JSON can hold."""
 
 import math
 
-MOST_NATS = 25.0  # of a run that has not diverged; to guess among all characters of Unicode costs 13.9
+MOST_NATS = 25.0  # per character; more counts as diverged. A uniform guess among all characters of Unicode has 13.9
 
 
 def bits(nats: float) -> float:
@@ -11,7 +11,7 @@ def bits(nats: float) -> float:
 
 
 def perplexity(nats: float) -> float:
-    """exp(nats); infinite where that exceeds the largest float, never clipped."""
+    """exp(nats); infinity if it exceeds the largest float."""
     try:
         return math.exp(nats)
     except OverflowError:
@@ -19,15 +19,15 @@ def perplexity(nats: float) -> float:
 
 
 def of_nats(nats: float) -> dict[str, float]:
-    """The three names of one number, in the order in which every log and table gives them."""
+    """Nats, bits and perplexity per character, in the order of all logs and tables."""
     return {"nats": nats, "bits": bits(nats), "perplexity": perplexity(nats)}
 
 
 def best_in_words(best: dict) -> str:
-    """What a run's status says is its best, for people."""
+    """The `best` of a run's status, in words."""
     return f"best {best['split']} {best['nats']:.4f} nats/char, perplexity {perplexity(best['nats']):.4f}"
 
 
 def finite(row: dict) -> dict:
-    """A row as JSON can say it: infinite values and those that are no numbers become None."""
+    """The row with None instead of infinity and NaN, which JSON lacks."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}

@@ -1,14 +1,15 @@
-"""Measures training and sampling against PyTorch, Keras and plain Flax on this machine, in turn, in one run.
+"""Compares the speed of training and sampling with PyTorch, Keras and plain Flax, in one run on this machine.
 
     scripts/benchmark.py --peer_python torch=/path/to/python --peer_python keras=/path/to/python [--json=FILE]
         [--tasks=train,sample] [--shapes=S,M,L] [--implementations=charlm,torch] [--sample_batches=1,64] [--rounds=5]
         [--seconds=2]
 
 Shapes: S = 2 x 128, batch 50 x 50; M = 2 x 256 after an embedding of 256, batch 32 x 32; L = 2 x 512, batch 128 x 100. A
-training step is forward, backward, global-norm clip and Adam; sampling is the whole loop at temperature 0.8. Medians over the
-rounds are printed with their spread, the ratio to PyTorch, the share of what the machine's matrix products allow, and peak
-memory. An implementation whose library is not installed is skipped and named, one that fails is left out of its group, and
-all of it ends with exit status 1. Half an hour on 2 cores.
+training step is forward, backward, global-norm clip and Adam. Sampling is the whole loop at temperature 0.8.
+
+The table shows the median over rounds, its spread, the ratio to PyTorch, the share of the speed that the machine's matrix
+products allow, and peak memory. An implementation whose library is not installed is skipped and named. One that fails is left
+out, and the exit status is then 1. It takes half an hour on 2 cores.
 """
 
 import json
@@ -25,8 +26,8 @@ _SHAPES = flags.DEFINE_list("shapes", list(measuring.SHAPES), "of S, M, L")
 _IMPLEMENTATIONS = flags.DEFINE_list("implementations", list(measuring.IMPLEMENTATIONS), "which to measure")
 _SAMPLE_BATCHES = flags.DEFINE_list("sample_batches", ["1", "64"], "streams sampled at once")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each is measured")
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "that each is measured in each round")
-_JSON = flags.DEFINE_string("json", None, "file for the figures as a list of objects")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "for how long each is measured in each round")
+_JSON = flags.DEFINE_string("json", None, "file for the results, a list of objects")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -42,11 +43,11 @@ def main(overrides: dict[str, str]) -> None:
         for shape in _SHAPES.value:
             for batch in [measuring.SHAPES[shape].batch] if task == "train" else sample_batches:
                 try:
-                    for row in measuring.measure(task, shape, batch, names, pythons, _ROUNDS.value, _SECONDS.value, _say):
+                    for row in measuring.measure(task, shape, batch, names, pythons, _ROUNDS.value, _SECONDS.value, _tell):
                         measured.append(row)
-                except Failure as failure:  # what the others did is kept
+                except Failure as failure:  # the results of the others are kept
                     failures.append(str(failure))
-                if _JSON.value is not None:  # after each group, so that what was measured stays
+                if _JSON.value is not None:  # after each group, so that an interruption loses little
                     with open(_JSON.value, "w", encoding="utf-8") as file:
                         json.dump([row._asdict() for row in measured], file, indent=1)
     _print_table(measuring.table(measured))
@@ -56,7 +57,7 @@ def main(overrides: dict[str, str]) -> None:
 
 
 def _check_flags() -> tuple[dict[str, str], list[int]]:
-    """Interpreters by name, and batches of sampling; raises a UserError for the first flag that is not right."""
+    """Interpreters by name, and batch sizes of sampling. Raises a UserError for the first wrong flag."""
     for flag, known in (
         (_TASKS, ("train", "sample")),
         (_SHAPES, measuring.SHAPES),
@@ -64,25 +65,25 @@ def _check_flags() -> tuple[dict[str, str], list[int]]:
     ):
         for value in flag.value:
             if value not in known:
-                raise UserError(f"--{flag.name}={value} is not right: it must be of {', '.join(known)}.")
+                raise UserError(f"--{flag.name}={value}: must be of {', '.join(known)}.")
         if not flag.value:
-            raise UserError(f"--{flag.name}= is empty: it must be of {', '.join(known)}.")
+            raise UserError(f"--{flag.name}= is empty: must be of {', '.join(known)}.")
     if _ROUNDS.value < 1:
-        raise UserError(f"--rounds={_ROUNDS.value} is not right: it must be 1 or more.")
+        raise UserError(f"--rounds={_ROUNDS.value}: must be positive.")
     if not 0 < _SECONDS.value < float("inf"):
-        raise UserError(f"--seconds={_SECONDS.value} is not right: it must be above 0.")
+        raise UserError(f"--seconds={_SECONDS.value}: must be positive.")
     if not all(value.isdecimal() and int(value) > 0 for value in _SAMPLE_BATCHES.value):
-        raise UserError(f"--sample_batches={','.join(_SAMPLE_BATCHES.value)} is not right: whole numbers above 0 would be.")
+        raise UserError(f"--sample_batches={','.join(_SAMPLE_BATCHES.value)}: must be positive integers.")
     pythons = {}
     for value in _PEER_PYTHON.value:
         name, equals, python = value.partition("=")
         if name not in ("flax", "keras", "torch") or not equals or not python:
-            raise UserError(f"--peer_python={value} is not right: torch=/path/to/python would be (or keras=, flax=).")
+            raise UserError(f"--peer_python={value}: must be torch=/path/to/python (or keras=, flax=).")
         pythons[name] = python
     return pythons, [int(value) for value in _SAMPLE_BATCHES.value]
 
 
-def _say(line: str) -> None:
+def _tell(line: str) -> None:
     print(line, flush=True)
 
 

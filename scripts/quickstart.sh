@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets everything up, trains configs/quickstart.py, evaluates its best checkpoint and prints three samples.
-# Again: goes on where it was stopped, or reports the finished run. PYTHON=python3.13 chooses the interpreter.
+# Installs charlm in .venv, trains configs/quickstart.py, evaluates the best checkpoint and prints three samples.
+# If you run it again, it resumes the run or reports that it is done. PYTHON=python3.13 chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/setup.sh
@@ -10,7 +10,7 @@ echo "training configs/quickstart.py into $workdir …"
 "$PY" scripts/train.py --config=configs/quickstart.py --workdir="$workdir"
 
 echo
-echo "the best checkpoint on the whole validation split:"
+echo "evaluating the best checkpoint on the whole validation split:"
 "$PY" scripts/evaluate.py --workdir="$workdir" --split=validation
 
 echo
@@ -18,7 +18,7 @@ echo
 
 cat <<END
 
-The run is in $workdir: metrics.jsonl, samples/, checkpoints/, tensorboard/. What to try next:
+The run is in $workdir: metrics.jsonl, samples/, checkpoints/, tensorboard/. You can try next:
   .venv/bin/python scripts/sample.py --workdir=$workdir --prompt='JULIET:' --temperature=0.5
   .venv/bin/python scripts/evaluate.py --workdir=$workdir --split=train
   .venv/bin/python scripts/train.py --config=configs/quickstart.py --workdir=runs/wider --config.model.hidden=384

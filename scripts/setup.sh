@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh and test.sh, from the repository's top: makes .venv, or takes the one that is there, and installs charlm.
-# Reads PYTHON (interpreter, default python3) and EXTRAS (such as [test], default none). Leaves the venv's interpreter in PY.
+# quickstart.sh and test.sh source this in the repository's root. It makes .venv if there is none, and installs charlm in it.
+# Reads PYTHON (the interpreter, default python3) and EXTRAS (such as [test], default none). Sets PY to the interpreter of .venv.
 
 fail() {
   echo "error: $1" >&2
@@ -14,25 +14,25 @@ PY=.venv/bin/python
 EXTRAS=${EXTRAS:-}
 if [ ! -e "$PY" ]; then
   python=${PYTHON:-python3}
-  command -v "$python" >/dev/null || fail "PYTHON=$python is not there: install Python 3.11 or newer, or name one with PYTHON=python3.13."
+  command -v "$python" >/dev/null || fail "PYTHON=$python was not found: install Python 3.11 or newer, or name one with PYTHON=python3.13."
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "$python is Python $(version_of "$python"), but charlm needs 3.11 or newer: name one with PYTHON=python3.13."
   echo "making .venv with Python $(version_of "$python") …"
   "$python" -m venv .venv || {
     rm -rf .venv
-    fail "$python can't make a virtual environment: on Debian, 'apt-get install python3-venv' mends that."
+    fail "$python can't make a virtual environment: on Debian, run 'apt-get install python3-venv' first."
   }
 elif [ -n "${PYTHON:-}" ] && [ "$(version_of "$PYTHON")" != "$(version_of "$PY")" ]; then
-  fail "PYTHON=$PYTHON is not the Python $(version_of "$PY") that .venv has: remove .venv to have it made anew."
+  fail "PYTHON=$PYTHON differs from the Python $(version_of "$PY") of .venv: remove .venv to make a new one."
 elif ! "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-  fail ".venv has Python $(version_of "$PY"), but charlm needs 3.11 or newer: remove .venv to have it made anew."
+  fail ".venv has Python $(version_of "$PY"), but charlm needs 3.11 or newer: remove .venv to make a new one."
 fi
 
-# Installed anew only when what is installed would differ.
+# Install again only if pyproject.toml has changed.
 stamp=".venv/installed$EXTRAS"
 if ! cmp -s pyproject.toml "$stamp"; then
   echo "installing charlm$EXTRAS (half a minute) …"
   "$PY" -m pip install --quiet --disable-pip-version-check --editable ".$EXTRAS" ||
-    fail "pip could not install charlm: see its message above."
+    fail "pip could not install charlm: its message above says why."
   cp pyproject.toml "$stamp"
 fi

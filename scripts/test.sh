@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Sets everything up, then lints and tests. Usage: scripts/test.sh [--slow | --slurm] [arguments for pytest]
-# --slow runs the long tests too. --slurm runs those against a SLURM of their own instead, on this machine, which they start and stop;
-# it is installed first where that is allowed. PYTHON=python3.13 chooses the interpreter.
+# Installs charlm in .venv, checks style and types, and runs the tests.
+# Usage: scripts/test.sh [--slow | --slurm] [arguments for pytest]
+# --slow also runs the long tests. --slurm runs only the tests that start a SLURM on this machine and stop it; SLURM is installed
+# first if it is missing and root runs this. PYTHON=python3.13 chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 marks=(-m 'not slow and not slurm')
@@ -17,7 +18,7 @@ case "${1:-}" in
   shift
   if ! command -v slurmctld >/dev/null; then
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-      echo "error: SLURM is not installed, and only root can do so with apt-get: install slurm-wlm and munge." >&2
+      echo "error: SLURM is not installed, and only root can install it with apt-get: install slurm-wlm and munge." >&2
       exit 2
     fi
     echo "installing SLURM …"
@@ -30,4 +31,5 @@ EXTRAS='[test]'
 
 "$PY" -m ruff check .
 "$PY" -m ruff format --check --quiet .
+"$PY" -m mypy
 "$PY" -m pytest "${spread[@]}" "${marks[@]}" "$@"

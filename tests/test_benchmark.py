@@ -1,9 +1,10 @@
-"""The benchmark: its arithmetic by hand, and one small run of it as a user runs it."""
+"""The benchmark: its arithmetic by hand, and a small run as a user runs it."""
 
 import json
 import math
 import os
 import shlex
+import tempfile
 
 import pytest
 from peers import measuring
@@ -35,7 +36,7 @@ def test_ratios_and_shares_of_the_limit():
     assert cells["limit, float32"][0] == "200"
 
 
-def test_geometric_means_over_shapes_that_all_have():
+def test_geometric_means_over_the_shapes_that_both_were_measured_on():
     rows = [measured("train", shape, 8, "float32", "charlm", rate) for shape, rate in (("S", 200.0), ("M", 80.0))]
     rows += [measured("train", shape, 8, "float32", "torch", rate) for shape, rate in (("S", 100.0), ("M", 10.0))]
     rows += [measured("train", "S", 8, "float32", "flax", 100.0)]  # not on M
@@ -43,17 +44,36 @@ def test_geometric_means_over_shapes_that_all_have():
     assert math.isnan(measuring.rate(rows, "train", "M", 8, "flax"))
 
 
-def test_peers_that_are_not_there_and_peers_that_are_broken_are_told_apart(tmp_path):
+def test_missing_peers_and_broken_peers_get_different_messages(tmp_path):
+    advice = "has no torch: give one that has it with --peer_python torch=/path/to/python"
     for name, lines, why in (
-        ("none", "ModuleNotFoundError: No module named 'torch'", "has no torch: --peer_python torch=/path/to/python names one"),
+        ("none", "ModuleNotFoundError: No module named 'torch'", advice),
         ("broken", "ImportError: libgomp.so.1: cannot open", "can't import torch: ImportError: libgomp.so.1: cannot open"),
     ):
         python = tmp_path / name
         python.write_text(f"#!/bin/sh\necho Traceback >&2\necho {shlex.quote(lines)} >&2\nexit 1\n")
         python.chmod(0o755)
-        there, missing = measuring.available(["torch-bf16"], {"torch": os.fspath(python)})
-        assert there == []
+        found, missing = measuring.available(["torch-bf16"], {"torch": os.fspath(python)})
+        assert found == []
         assert missing["torch-bf16"].startswith(f"{python} {why}")
+
+
+def test_temporary_files_of_peers_are_removed(tmp_path, monkeypatch):
+    """PyTorch leaves the cache of its compiler, and so does this interpreter."""
+    python, temporary = tmp_path / "python", tmp_path / "temporary"
+    answer = '{"chars_per_second": 1.0, "peak_rss_bytes": 1}'
+    python.write_text(
+        f"#!/bin/sh\nmkdir $TMPDIR/torchinductor_root || exit 1\n[ $1 = -c ] && exit\necho '{{}}'\nread line\necho '{answer}'\n"
+    )
+    python.chmod(0o755)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", os.fspath(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # is read anew
+    pythons = {"torch": os.fspath(python)}
+    assert measuring.available(["torch"], pythons) == (["torch"], {})
+    (row,) = measuring.measure("sample", "S", 1, ["torch"], pythons, 1, 0.1, say=lambda line: None)
+    assert row.chars_per_second == 1.0
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -93,16 +113,16 @@ def test_a_small_run(script, tmp_path, ours, tasks, rounds):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--shapes=XL", "--shapes=XL is not right: it must be of S, M, L."),
-        ("--tasks=", "--tasks= is empty"),
-        ("--implementations=jax", "it must be of charlm, charlm-bf16"),
-        ("--rounds=0", "--rounds=0 is not right: it must be 1 or more."),
-        ("--seconds=nan", "--seconds=nan is not right"),
-        ("--sample_batches=1,x", "--sample_batches=1,x is not right"),
-        ("--peer_python=/usr/bin/python3", "--peer_python=/usr/bin/python3 is not right: torch=/path/to/python would be"),
+        ("--shapes=XL", "error: --shapes=XL: must be of S, M, L."),
+        ("--tasks=", "--tasks= is empty: must be of train, sample."),
+        ("--implementations=jax", "--implementations=jax: must be of charlm, charlm-bf16"),
+        ("--rounds=0", "--rounds=0: must be positive."),
+        ("--seconds=nan", "--seconds=nan: must be positive."),
+        ("--sample_batches=1,x", "--sample_batches=1,x: must be positive integers."),
+        ("--peer_python=/usr/bin/python3", "--peer_python=/usr/bin/python3: must be torch=/path/to/python (or keras=, flax=)."),
     ],
 )
-def test_flags_that_are_not_right(script, flag, message):
+def test_wrong_flags_are_refused(script, flag, message):
     assert message in script.fails("benchmark", flag)
 
 

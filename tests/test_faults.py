@@ -1,4 +1,4 @@
-"""What happens to trainings on real machines: signals at bad moments, full disks, damaged files, divergence."""
+"""Faults of real machines: signals at bad moments, full disks, damaged files, divergence. See also scripts/torture.py."""
 
 import contextlib
 import os
@@ -51,10 +51,9 @@ def stopped(corpus_file, tmp_path_factory):
     }
     config = load.load(TINY, overrides)
     assert train.train(config, folder / "straight") == 0
-    begin = load.load(TINY, overrides)
     stop = threading.Thread(target=stop_at, args=(folder / "stopped", 40))
     stop.start()
-    assert train.train(begin, folder / "stopped") == 128 + signal.SIGTERM
+    assert train.train(config, folder / "stopped") == 128 + signal.SIGTERM
     stop.join()
     return overrides, folder / "stopped", folder / "straight"
 
@@ -66,7 +65,7 @@ def stop_at(workdir, step: int) -> None:
 
 @pytest.mark.parametrize("how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in HARMS if how != "flipped")])
 @pytest.mark.parametrize("name", TEXTS)
-def test_damage_is_mended_and_said_or_refused_in_a_sentence_that_names_the_file(script, stopped, tmp_path, name, how):
+def test_damage_is_repaired_with_a_note_or_refused_in_a_sentence_that_names_the_file(script, stopped, tmp_path, name, how):
     overrides, run, straight = stopped
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
@@ -99,7 +98,7 @@ def test_compare_says_what_it_could_not_read(stopped, tmp_path, name, how):
     assert problems == []
     harm(workdir / name, how)
     records, problems = reading.read([workdir])
-    if how in ("deleted", "emptied") and name == "evaluations.jsonl":  # as if it had never been evaluated
+    if how in ("deleted", "emptied") and name == "evaluations.jsonl":  # as if the run was never evaluated
         assert records[0].test is None
         return
     assert records == [before] or any(name in problem for problem in problems)
@@ -148,7 +147,7 @@ LONG_EVALUATION = {
 
 
 @pytest.mark.slow
-def test_a_signal_amid_an_evaluation_stops_it_and_the_same_command_makes_it(script, tmp_path):
+def test_a_signal_during_an_evaluation_stops_it_and_the_same_command_repeats_it(script, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(make_text(40_000))
     flags = [f"--config={TINY}", *as_flags(LONG_EVALUATION | {"corpus.path": text})]
@@ -179,8 +178,8 @@ def figures(progress: dict) -> dict:
 
 
 @contextlib.contextmanager
-def begun(script, flags, workdir, step: int):
-    """A training whose metrics have reached a step; its standard error is a pipe."""
+def training(script, flags, workdir, step: int):
+    """A training that has reached a step. Its standard error is a pipe."""
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(script.command("train", *flags), env=script.env(), **pipes) as process:
         wait_for_step(workdir, step)
@@ -191,13 +190,13 @@ def begun(script, flags, workdir, step: int):
 def test_a_second_signal_ends_it_at_once_and_without_damage(script, stopped, tmp_path):
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
-    with begun(script, flags, tmp_path / "run", 1) as process:
-        process.send_signal(signal.SIGSTOP)  # so that both signals wait for it
+    with training(script, flags, tmp_path / "run", 1) as process:
+        process.send_signal(signal.SIGSTOP)  # so that both signals are pending when it continues
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
         assert process.stderr.readline() == "stopping at the next step; a second signal ends this at once.\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) in (-signal.SIGINT, 128 + signal.SIGTERM)  # it may have saved already
+        assert process.wait(timeout=10) in (-signal.SIGINT, 128 + signal.SIGTERM)  # it may have saved and ended already
     script("train", *flags)
     assert read_rows(tmp_path / "run") == read_rows(straight)
     assert_same(final_params(tmp_path / "run"), final_params(straight))
@@ -206,10 +205,10 @@ def test_a_second_signal_ends_it_at_once_and_without_damage(script, stopped, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [40, 4000])
 def test_a_quota_that_is_used_up_is_one_sentence_and_nothing_is_lost(script, stopped, tmp_path, room):
-    """With little room left a row of metrics does not fit, with more an array of a checkpoint."""
+    """With 40 bytes left a row of metrics does not fit, with 4000 an array of a checkpoint."""
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
-    with begun(script, flags, tmp_path / "run", 15) as process:
+    with training(script, flags, tmp_path / "run", 15) as process:
         limit = metrics_bytes(tmp_path / "run") + room
         limit_file_size(process, limit)
         assert process.wait() == 1
@@ -222,8 +221,8 @@ def test_a_quota_that_is_used_up_is_one_sentence_and_nothing_is_lost(script, sto
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".new") or "tmp" in path.name]
 
 
-def test_a_directory_that_can_no_longer_be_written_is_broken(small, tmp_path, monkeypatch):
-    """Within one process, where the sentence is an exception that the scripts end with."""
+def test_a_directory_that_becomes_unwritable_is_a_broken_run(small, tmp_path, monkeypatch):
+    """Within one process, where the sentence is the exception that ends a program."""
 
     def full(self, row):
         raise OSError(28, "No space left on device")
@@ -233,7 +232,7 @@ def test_a_directory_that_can_no_longer_be_written_is_broken(small, tmp_path, mo
         train.train(load.load(TINY, small), tmp_path / "run")
 
 
-def test_a_diverged_run_goes_back_and_halves_the_rate_as_often_as_it_may(small, tmp_path, capsys):
+def test_a_diverged_run_goes_back_and_halves_the_rate_at_most_halvings_times(small, tmp_path, capsys):
     overrides = small | DIVERGING
     assert train.train(load.load(TINY, overrides | {"train.halvings": 3}), tmp_path / "run") == 0
     assert "going back to the last checkpoint and halving the learning rate." in capsys.readouterr().err
@@ -249,14 +248,14 @@ def test_a_diverged_run_goes_back_and_halves_the_rate_as_often_as_it_may(small, 
 
 
 def test_a_damaged_parameter_is_noticed_before_it_is_saved(small, tmp_path, monkeypatch):
-    """NaN that comes from nowhere: the run diverges, and what is saved is finite."""
+    """A parameter becomes NaN: the run diverges, and no NaN is saved."""
     config = load.load(TINY, small | {"train.steps": 12})
     resumed = train.resumed
 
     def corrupted(*arguments):
-        now, done = resumed(*arguments)
-        now.params["head_bias"] = now.params["head_bias"].at[0].set(np.nan)
-        return now, done
+        state, progress = resumed(*arguments)
+        state.params["head_bias"] = state.params["head_bias"].at[0].set(np.nan)
+        return state, progress
 
     monkeypatch.setattr(train, "resumed", corrupted)
     with pytest.raises(Failure, match="not finite"):
@@ -267,17 +266,18 @@ def test_a_damaged_parameter_is_noticed_before_it_is_saved(small, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_a_lock_that_a_dead_process_left_holds_nobody_up(script, stopped, tmp_path):
+def test_a_lock_left_by_a_dead_process_is_ignored(script, stopped, tmp_path):
     overrides, run, straight = stopped
     shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run" / "lock").write_text(f"process {os.getpid()} on this machine\n")  # a pid that lives, as after a restart
+    # The pid of a live process, as after a restart of the machine.
+    (tmp_path / "run" / "lock").write_text(f"process {os.getpid()} on this machine\n")
     script("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides))
     assert read_rows(tmp_path / "run") == read_rows(straight)
 
 
 @pytest.mark.slow
-def test_reading_a_run_that_trains_finds_a_checkpoint_each_time(script, stopped, tmp_path):
-    """Checkpoints come and go in the meantime; none that goes is taken for damaged."""
+def test_readers_of_a_training_run_always_find_a_checkpoint(script, stopped, tmp_path):
+    """Checkpoints are written and deleted during the reading. A deleted one does not count as damaged."""
     overrides, _, _ = stopped
     often = overrides | {"train.steps": 120, "train.checkpoint_every": 2, "train.eval_every": 40}
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(often)]
@@ -300,7 +300,7 @@ def test_reading_a_run_that_trains_finds_a_checkpoint_each_time(script, stopped,
 
 
 @pytest.mark.slow
-def test_what_is_taken_for_a_checkpoint_that_is_gone_or_damaged_is_said(script, stopped, tmp_path):
+def test_a_note_says_which_checkpoint_replaces_a_missing_or_damaged_one(script, stopped, tmp_path):
     _, before, _ = stopped
     shutil.copytree(before, tmp_path / "run")
     run, best = f"--workdir={tmp_path / 'run'}", Run(before).status()["best"]["step"]
@@ -321,7 +321,7 @@ def test_what_is_taken_for_a_checkpoint_that_is_gone_or_damaged_is_said(script, 
     assert not there[:-1] or f"step {there[-2]} is taken, since {there[-1]} can't be read" in errors
 
 
-def test_a_page_that_does_not_fit_leaves_the_one_before(script, stopped, tmp_path):
+def test_a_page_that_does_not_fit_on_the_disk_leaves_the_old_page(script, stopped, tmp_path):
     _, _, run = stopped
     page = tmp_path / "page.html"
     script("compare", run, f"--html={page}")
@@ -335,7 +335,7 @@ def test_a_page_that_does_not_fit_leaves_the_one_before(script, stopped, tmp_pat
 
 
 def test_progress_of_an_older_version_can_be_read():
-    """Fields that came later have their defaults; what was a sum of nats is the sum of as many equal losses."""
+    """Newer fields have their defaults. An old sum of nats becomes the sum of as many equal losses."""
     sums = {"nats": 30.0, "chars": 20, "loss_nats": 30.0, "loss_weight": 20, "grad_norm": 5.0, "steps": 2}
     begun = {"nats": 0.0, "chars": 0, "loss_nats": 0.0, "loss_weight": 0, "grad_norm": 0.0, "steps": 0}
     read = Progress.from_dict({"step": 3, "interval": sums, "epoch": begun})
@@ -346,8 +346,8 @@ def test_progress_of_an_older_version_can_be_read():
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_ends_no_training(script, stopped, tmp_path):
-    """As `| head -1` does, and as Ctrl-C does to `2>&1 | tee`."""
+def test_a_closed_pipe_does_not_end_a_training(script, stopped, tmp_path):
+    """The reader ends, as with `| head -1`, or with `2>&1 | tee` after Ctrl-C."""
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", *as_flags(overrides)]
     for name, number, status in (("read_to_the_end", None, 0), ("stopped", signal.SIGINT, 128 + signal.SIGINT)):
@@ -365,7 +365,7 @@ def test_a_reader_that_goes_ends_no_training(script, stopped, tmp_path):
     assert read_rows(tmp_path / "read_to_the_end") == read_rows(straight)
 
 
-def test_best_checkpoints_do_not_pile_up(small, tmp_path, monkeypatch):
+def test_old_best_checkpoints_are_deleted(small, tmp_path, monkeypatch):
     often = {"train.eval_every": 1, "train.checkpoint_every": 0, "train.steps": 12, "train.best": "train"}
     kept, save = [], Checkpoints.save
 
@@ -377,10 +377,10 @@ def test_best_checkpoints_do_not_pile_up(small, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", counted)
     assert train.train(load.load(TINY, small | often), tmp_path / "run") == 0
     assert len(kept) == 12
-    assert max(map(len, kept)) <= 4  # the best now and before, this one and the one before it
+    assert max(map(len, kept)) <= 4  # the best now and before, this checkpoint and the one before it
 
 
-def test_what_a_killed_start_left_is_tidied_and_what_it_was_replacing_is_there_again(tmp_path):
+def test_leftovers_of_a_killed_start_are_removed_and_a_half_replaced_checkpoint_is_restored(tmp_path):
     def saved(step: int) -> None:
         checkpoints = Checkpoints(tmp_path)
         checkpoints.save(step, {"w": np.full(2, step, np.float32)}, {"c": np.ones(1)}, {"evaluated": None})
@@ -400,7 +400,7 @@ def test_what_a_killed_start_left_is_tidied_and_what_it_was_replacing_is_there_a
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "6"]
 
 
-def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(stopped, tmp_path, capsys):
+def test_a_run_without_its_checkpoints_says_that_it_begins_again(stopped, tmp_path, capsys):
     overrides, run, straight = stopped
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")

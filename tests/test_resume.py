@@ -1,4 +1,4 @@
-"""Invariant 1: a run that was killed or stopped and gone on with equals one that was not, bit for bit."""
+"""A run that was killed or stopped and then resumed equals an uninterrupted run, bit for bit."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def stop_at(step, number, script, corpus_file, workdir) -> int:
 def test_kill_9_twice_then_the_same_command(script, straight, corpus_file, tmp_path):
     workdir = tmp_path / "run"
     assert stop_at(120, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
-    # As a crash in the middle of a write would leave it.
+    # as after a crash in the middle of a write
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9999, "na')
     assert stop_at(250, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
@@ -69,7 +69,7 @@ def test_kill_9_twice_then_the_same_command(script, straight, corpus_file, tmp_p
     assert all(file.name.isdigit() for file in (workdir / "checkpoints").iterdir())
 
 
-def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(script, straight, corpus_file, tmp_path):
+def test_sigterm_saves_at_the_next_step_and_the_same_command_resumes(script, straight, corpus_file, tmp_path):
     workdir = tmp_path / "run"
     assert stop_at(100, signal.SIGTERM, script, corpus_file, workdir) == 128 + signal.SIGTERM
     status = json.loads((workdir / "status.json").read_text())
@@ -83,8 +83,8 @@ def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(script, str
 
 
 @pytest.mark.slow
-def test_the_straight_run_itself_is_what_its_seed_makes_it(script, straight, corpus_file, tmp_path):
-    """The comparison above would be empty if nothing depended on what resume must restore."""
+def test_the_straight_run_depends_on_its_seed(script, straight, corpus_file, tmp_path):
+    """Otherwise the tests above would compare nothing."""
     other = dict(OVERRIDES, seed=1)
     flags = as_flags(other | {"corpus.path": corpus_file, "train.steps": 30})
     script("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={tmp_path / 'run'}", *flags)
@@ -93,7 +93,7 @@ def test_the_straight_run_itself_is_what_its_seed_makes_it(script, straight, cor
 
 
 def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_noticed_or_changes_nothing(straight, tmp_path):
-    """Whatever is flipped, what is restored is what was saved, or nothing is."""
+    """Either the saved arrays are restored, or none are."""
     shutil.copytree(straight / "checkpoints", tmp_path / "checkpoints")
     restored = {path: noticed(path, straight, tmp_path) for path in (tmp_path / "checkpoints" / str(STEPS)).rglob("*")}
     assert {True, False} <= set(restored.values())
@@ -101,7 +101,7 @@ def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_noticed_or_changes_nothing
 
 
 def noticed(path, straight, tmp_path) -> bool:
-    """Whether the params can't be restored once a bit in the middle of this file is flipped; else they have to be the same."""
+    """Whether a flipped bit in the middle of this file is noticed when params are restored. If not, they must be unchanged."""
     if not path.is_file() or not path.stat().st_size:
         return False
     content = path.read_bytes()

@@ -14,7 +14,7 @@ TINY = f"--config={ROOT / 'configs' / 'tiny.py'}"
 
 @pytest.fixture(scope="module")
 def run(script, corpus_file, tmp_path_factory):
-    """A small finished run, made by the script itself from another directory."""
+    """A small finished run, which the script made from another working directory."""
     workdir = tmp_path_factory.mktemp("scripts") / "run"
     flags = as_flags({"corpus.path": corpus_file.name, "model.hidden": 16, "train.steps": 30, "train.eval_every": 10})
     result = script("train", TINY, f"--workdir={workdir}", *flags, cwd=corpus_file.parent)
@@ -52,7 +52,7 @@ def test_evaluate_repeats_the_validation_of_the_training(script, run):
         assert (result["chars"], result["protocol"]) == (1199, logged[step]["protocol"])
 
 
-def test_evaluate_scores_a_text_of_the_users_own(script, run, corpus_file, tmp_path):
+def test_evaluate_scores_a_text_of_the_user(script, run, corpus_file, tmp_path):
     text = tmp_path / "mine.txt"
     text.write_text(corpus_file.read_text()[-1200:])  # the validation split itself
     result = evaluated(script("evaluate", f"--workdir={run}", f"--text={text}"))
@@ -81,7 +81,7 @@ def test_sample_is_the_same_for_the_same_seed(script, run):
 
 
 @pytest.mark.slow
-def test_a_prompt_from_the_corpus_or_the_config_may_have_symbols_that_training_knows_as_unknown(script, tmp_path):
+def test_a_prompt_from_the_corpus_or_the_config_may_have_unknown_symbols(script, tmp_path):
     text = tmp_path / "text"
     text.write_text("abcd" * 225 + "Q" + "abcd" * 25)  # the validation split begins with the Q
     more = {"corpus.path": text, "corpus.newlines": False, "vocab.unknown": True, "batch.size": 4, "train.steps": 2}
@@ -96,7 +96,7 @@ def test_a_prompt_from_the_corpus_or_the_config_may_have_symbols_that_training_k
     assert "--text= is empty" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}", "--text=")
 
 
-def test_without_a_prompt_a_sample_begins_as_those_of_the_training_do(script, run, corpus_file):
+def test_without_a_prompt_a_sample_begins_like_those_of_the_training(script, run, corpus_file):
     first = corpus_file.read_text()[10_800]
     flags = [f"--workdir={run}", "--length=30"]
     assert script("sample", *flags).stdout == script("sample", *flags, f"--prompt={first}").stdout
@@ -131,7 +131,7 @@ def test_train_again_says_done_and_another_config_is_refused(script, run, corpus
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "sample", "import_torch", "import_keras"])
-def test_help_is_fit_for_people(script, name):
+def test_help_describes_the_program_and_its_flags(script, name):
     result = script(name, "--help")
     assert f"scripts/{name}.py --" in result.stdout
     assert "--workdir: run directory" in result.stdout
@@ -176,7 +176,7 @@ def test_train_refuses_unfit_texts(script, tmp_path, content, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_train_refuses_directories_that_are_not_its_own(script, tmp_path, corpus_file):
+def test_train_refuses_directories_of_other_things(script, tmp_path, corpus_file):
     flag = f"--config.corpus.path={corpus_file}"
     (tmp_path / "file").touch()
     assert "is a file" in script.fails("train", TINY, flag, f"--workdir={tmp_path / 'file'}")
@@ -224,7 +224,7 @@ def test_evaluate_and_sample_refuse(script, run, name, flags, message):
 
 
 @pytest.mark.parametrize("name", ["evaluate", "sample"])
-def test_readers_refuse_what_is_no_run(script, tmp_path, name):
+def test_readers_refuse_a_directory_without_a_run(script, tmp_path, name):
     flags = ["--prompt=a"] if name == "sample" else []
     assert "does not exist: --workdir must be the directory of a run" in script.fails(name, f"--workdir={tmp_path}", *flags)
 
@@ -247,7 +247,7 @@ def test_shell_scripts_refuse_an_old_python(tmp_path, name):
     command = ["bash", os.fspath(tmp_path / "repo" / "scripts" / f"{name}.sh")]
     for python, message in (
         (os.fspath(old), f"error: {old} is Python 3.9, but charlm needs 3.11 or newer: name one with PYTHON=python3.13.\n"),
-        ("python9", "error: PYTHON=python9 is not there: install Python 3.11 or newer, or name one with PYTHON=python3.13.\n"),
+        ("python9", "error: PYTHON=python9 was not found: install Python 3.11 or newer, or name one with PYTHON=python3.13.\n"),
     ):
         result = subprocess.run(command, env={**os.environ, "PYTHON": python}, capture_output=True, text=True, cwd=tmp_path)
         assert (result.returncode, result.stderr, result.stdout) == (2, message, "")

@@ -20,7 +20,7 @@ import tempfile
 import textwrap
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from charlm.errors import UserError
@@ -156,7 +156,8 @@ def _prepared_dataset(dataset: str, data_dir: pathlib.Path) -> Any:
     name, _, feature = dataset.partition(":")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            builder = tfds.builder(name, data_dir=os.fspath(data_dir), file_format="array_record")
+            with _temporary_files_removed():
+                builder = tfds.builder(name, data_dir=os.fspath(data_dir), file_format="array_record")
             features = builder.info.features
             texts = [key for key in features if isinstance(features[key], tfds.features.Text)]
             if feature not in texts:
@@ -176,6 +177,18 @@ def _prepared_dataset(dataset: str, data_dir: pathlib.Path) -> Any:
             f"{ALTERNATIVES.get(name, OTHER_ALTERNATIVE)}."
         ) from error
     return builder
+
+
+@contextlib.contextmanager
+def _temporary_files_removed() -> Iterator[None]:
+    """Removes the temporary files made within it. TFDS leaves a folder for each builder of an unprepared dataset."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def _summary(error: Exception) -> str:
@@ -200,7 +213,8 @@ def _prepared_text(name: str, data_dir: pathlib.Path, fetch: Callable[[], str], 
     """The TFDS builder of a named corpus, whose data is then on disk."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints messages; charlm prints its own
-            builder = _builder_class(name)(data_dir=os.fspath(data_dir), file_format="array_record", text=fetch)
+            with _temporary_files_removed():
+                builder = _builder_class(name)(data_dir=os.fspath(data_dir), file_format="array_record", text=fetch)
             builder.download_and_prepare()
         return builder
     except OSError as error:

@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 
 from charlm.errors import UserError
-from charlm.exchange.weights import EXTRA, Layout, Weights, check_layers, existing, library
+from charlm.exchange.weights import EXTRA, Layout, Weights, checked, existing, library
 from charlm.exchange.weights import read as read_file
 
 LAYOUT = Layout("Keras", "from_keras", input_array="kernel", input_axis=0)
@@ -44,20 +44,12 @@ def read(file: str) -> Weights:
             found[kind] = value
         elif kind or (name.startswith("layers/") and not _is_of(name, kinds) and "/seed_generator/" not in name):
             unknown.append(name)
-    weights = Weights(
-        str(path),
-        LAYOUT,
-        layers=[layers[place] for place in sorted(layers)],
-        head_kernel_HV=found.get("head_kernel"),
-        head_bias_V=found.get("head_bias"),
-        embedding_VE=found.get("embedding"),
-    )
-    check_layers(weights, unknown)
-    return weights
+    embedding_VE = found.pop("embedding", None)
+    return checked(path, LAYOUT, [layers[place] for place in sorted(layers)], found, embedding_VE, unknown)
 
 
 def _arrays(path: pathlib.Path, h5py: ModuleType) -> dict[str, np.ndarray]:
-    source = path
+    source: pathlib.Path | io.BytesIO = path
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
             source = io.BytesIO(archive.read("model.weights.h5"))
@@ -68,9 +60,9 @@ def _arrays(path: pathlib.Path, h5py: ModuleType) -> dict[str, np.ndarray]:
 
 
 def _kind(name: str, value: np.ndarray) -> str | None:
-    """The part of the network that an array outside the recurrent layers is; None if none is known."""
+    """What an array outside the recurrent layers is: the head's kernel or bias, or the embedding; None if none of these."""
     if re.match(r"layers/dense(_\d+)?/vars/[01]$", name):
-        return "head_bias" if value.ndim == 1 else "head_kernel"
+        return "bias" if value.ndim == 1 else "kernel"
     return "embedding" if re.match(r"layers/embedding(_\d+)?/vars/0$", name) else None
 
 

@@ -11,7 +11,7 @@ import re
 import numpy as np
 
 from charlm.errors import UserError
-from charlm.exchange.weights import EXTRA, Arrays, Layout, Weights, check_layers, existing, library
+from charlm.exchange.weights import EXTRA, Arrays, Layout, Weights, checked, existing, library
 from charlm.exchange.weights import read as read_file
 
 LAYOUT = Layout("PyTorch", "from_torch", input_array="weight_ih", input_axis=1)
@@ -44,22 +44,18 @@ def read(file: str) -> Weights:
             f"{path} has {len(modules)} modules of recurrent layers ({', '.join(sorted(modules))}): one module with all "
             "layers, such as nn.LSTM, would be right."
         )
-    if layers and not others:
-        raise UserError(f"{path} has no head beside its recurrent layers: a linear layer, a weight and a bias, would be right.")
     head = {name.rpartition(".")[2]: value for name, value in others.items()}
     one_module = len({name.rpartition(".")[0] for name in others}) == 1
     linear = one_module and {kind: value.ndim for kind, value in head.items()} == {"weight": 2, "bias": 1}
-    weights = Weights(
-        str(path),
+    return checked(
+        path,
         LAYOUT,
         layers=[layers[index] for index in sorted(layers)],
-        head_kernel_HV=head["weight"].T if linear else None,
-        head_bias_V=head["bias"] if linear else None,
+        head={"kernel": head["weight"].T, "bias": head["bias"]} if linear else {},
         embedding_VE=embedding_VE,
+        unknown=[] if linear else others,
         symbols=symbols,
     )
-    check_layers(weights, [] if linear else list(others))
-    return weights
 
 
 def _state_dict(path: pathlib.Path) -> tuple[Arrays, list[str] | None]:

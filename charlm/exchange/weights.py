@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -56,10 +56,39 @@ class Weights(NamedTuple):
     file: str
     layout: Layout
     layers: list[Arrays]
-    head_kernel_HV: np.ndarray | None
-    head_bias_V: np.ndarray | None
-    embedding_VE: np.ndarray | None = None
-    symbols: list[str] | None = None
+    head_kernel_HV: np.ndarray
+    head_bias_V: np.ndarray
+    embedding_VE: np.ndarray | None
+    symbols: list[str] | None
+
+
+def checked(
+    file: pathlib.Path,
+    layout: Layout,
+    layers: Sequence[Arrays],
+    head: Arrays,
+    embedding_VE: np.ndarray | None,
+    unknown: Iterable[str],
+    symbols: list[str] | None = None,
+) -> Weights:
+    """The weights of a file, if they have all parts of a network and no others.
+
+    Args:
+      head: `kernel` (H, V) and `bias` (V,). unknown: names of arrays that are none of the known parts.
+
+    Raises:
+      UserError: there are no recurrent layers or no head, or there are unknown arrays.
+    """
+    if not layers:
+        raise UserError(f"{file} has no recurrent layers: weights of a PyTorch CharRNN or of a Keras 3 model would be right.")
+    if names := sorted(unknown):
+        raise UserError(
+            f"{file} has {', '.join(names)} beside its recurrent layers: one linear head, a weight and a bias, and at most one "
+            "embedding would be right."
+        )
+    if head.keys() != {"kernel", "bias"}:
+        raise UserError(f"{file} has no head beside its recurrent layers: a linear layer, a weight and a bias, would be right.")
+    return Weights(str(file), layout, list(layers), head["kernel"], head["bias"], embedding_VE, symbols)
 
 
 def params_of(weights: Weights, config: ConfigDict) -> Params:
@@ -84,12 +113,9 @@ def params_of(weights: Weights, config: ConfigDict) -> Params:
                 f"{weights.file} has no {error.args[0]} in its recurrent layer {index}: all layers must have their kernels and "
                 "biases."
             ) from error
-    others = {
-        "embedding": weights.embedding_VE,
-        "head_kernel": weights.head_kernel_HV,
-        "head_bias": weights.head_bias_V,
-    }
-    return params | {name: array for name, array in others.items() if array is not None}
+    if weights.embedding_VE is not None:
+        params["embedding"] = weights.embedding_VE
+    return params | {"head_kernel": weights.head_kernel_HV, "head_bias": weights.head_bias_V}
 
 
 def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: str | None = None) -> None:
@@ -199,19 +225,6 @@ def library(module: str, path: pathlib.Path, installation: str) -> ModuleType:
         return __import__(module, fromlist=["_"])
     except ImportError as error:
         raise UserError(f"reading {path.name} needs {installation}.") from error
-
-
-def check_layers(weights: Weights, unknown: list[str]) -> None:
-    """Raises a UserError unless there are recurrent layers and no arrays of unknown purpose."""
-    if not weights.layers:
-        raise UserError(
-            f"{weights.file} has no recurrent layers: weights of a PyTorch CharRNN or of a Keras 3 model would be right."
-        )
-    if unknown:
-        raise UserError(
-            f"{weights.file} has {', '.join(sorted(unknown))} beside its recurrent layers: one linear head, a weight and a "
-            "bias, and at most one embedding would be right."
-        )
 
 
 def _listed(symbols: list[str], most: int = 10) -> str:

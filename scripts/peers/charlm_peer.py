@@ -1,4 +1,4 @@
-"""charlm's own step and sampler, made from a config as scripts/train.py and scripts/sample.py make them; see worker.py."""
+"""charlm's step and sampler, made from a config as the programs train and sample make them; see worker.py."""
 
 import os
 import pathlib
@@ -73,7 +73,7 @@ def train(job: dict, config) -> None:
             batches_K = jax.tree.map(lambda *each: np.stack(each), *(data.batch_at(done + k) for k in range(together)))
             state, metrics = step(state, batches_K, rates(done, together), np.uint32(0))
             done += together
-            if before is not None:  # as the training loop does: a step is under way while the one before is read
+            if before is not None:  # as in the training loop, which reads the metrics of a step while the next one runs
                 jax.device_get(before)
         jax.block_until_ready((state, metrics))
         return -(-steps // together) * together * data.rows * framing.length

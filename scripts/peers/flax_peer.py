@@ -1,4 +1,4 @@
-"""Flax Linen as its documentation has it: nn.RNN over nn.OptimizedLSTMCell, Optax, one jitted step; see worker.py."""
+"""Flax Linen as in its documentation: nn.RNN over nn.OptimizedLSTMCell, Optax, one jitted step; see worker.py."""
 
 import functools
 

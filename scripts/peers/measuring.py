@@ -1,8 +1,8 @@
-"""Speed of training and sampling, ours and that of others, in turn on one machine in one run.
+"""Measures the speed of training and sampling of charlm and of others, in turn, in one run on one machine.
 
-Each implementation runs in a process and an interpreter of its own (scripts/peers/), so that none shares threads, memory or
-libraries with another. All of a group (a task, a shape and a batch) are started and warmed up first; then they are measured in
-turn, round by round, while the others wait, so that what disturbs the machine disturbs them alike.
+Each implementation runs in its own process and interpreter (scripts/peers/), so that none shares threads, memory or libraries
+with another. A group is a task, a shape and a batch. All programs of a group are started and warmed up first. Then they are
+measured in turn, round by round, while the others wait. So a disturbance of the machine affects all of them alike.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import NamedTuple
 from charlm.errors import Failure
 
 PEERS = pathlib.Path(__file__).parent
-PAUSE = 0.3  # seconds before each measurement, since the threads of OpenMP spin for a while after their work
+PAUSE = 0.3  # seconds before each measurement: threads of OpenMP spin for a while after their work
 VOCAB = 65  # as tiny Shakespeare's
 
 
@@ -37,8 +37,8 @@ class Shape(NamedTuple):
     def flop_per_char(self) -> int:
         """Floating-point operations of the matrix products for one character of training: 6 for each weight.
 
-        That is 2 forward and 4 backward. The embedding table is no factor of a product; the kernel that follows it, or a
-        one-hot input, counts as one, though a row lookup needs less.
+        That is 2 forward and 4 backward. The embedding table is in no product. The kernel that reads a one-hot input counts
+        in full, though a row lookup needs less.
         """
         first = self.embedding or VOCAB
         kernels = sum((first if layer == 0 else self.hidden) + self.hidden for layer in range(self.layers)) * 4 * self.hidden
@@ -76,8 +76,8 @@ class Measurement(NamedTuple):
 
     Attributes:
       chars_per_second: the median over rounds (FLOP/s for `peak`).
-      spread: largest less smallest round, as a share of the median.
-      peak_rss_bytes: largest resident memory of its process, its libraries and its compiler included.
+      spread: fastest minus slowest round, as a share of the median.
+      peak_rss_bytes: largest resident memory of its process, with its libraries and compiler.
     """
 
     task: str
@@ -94,38 +94,41 @@ def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str],
     """Which implementations can run, and why the others can't.
 
     Args:
-      pythons: interpreter by the name of an implementation without its `-bf16`; ours where none is named.
+      pythons: interpreter by the name of an implementation without its `-bf16`; by default the one that runs this.
     """
-    there, missing = [], {}
+    found, missing = [], {}
     for name in names:
         module, python = IMPLEMENTATIONS[name].module, _python(name, pythons)
         try:
-            done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, env=_environment(), text=True)
+            with tempfile.TemporaryDirectory() as folder:
+                done = subprocess.run(
+                    [python, "-c", f"import {module}"], capture_output=True, env=_environment(folder), text=True
+                )
         except OSError as error:
             missing[name] = f"{python} can't be run: {error.strerror}"
             continue
         why = (done.stderr.splitlines() or [""])[-1]
         if done.returncode == 0:
-            there.append(name)
+            found.append(name)
         elif why == f"ModuleNotFoundError: No module named {module!r}":
             base = name.removesuffix("-bf16")
-            missing[name] = f"{python} has no {module}: --peer_python {base}=/path/to/python names one that has"
+            missing[name] = f"{python} has no {module}: give one that has it with --peer_python {base}=/path/to/python"
         else:
             missing[name] = f"{python} can't import {module}: {why or f'status {done.returncode}'}"
-    return there, missing
+    return found, missing
 
 
 def measure(
     task: str, shape: str, batch: int, names: Iterable[str], pythons: dict[str, str], rounds: int, seconds: float, say=print
 ) -> Iterator[Measurement]:
-    """Measures some implementations, and in training the machine's own limit, on one group.
+    """Measures some implementations on one group. For training it also measures the peak of the machine's matrix products.
 
     Args:
-      seconds: that each is measured in each round.
-      say: called with a line on what is being done.
+      seconds: for how long each is measured in each round.
+      say: called with lines about the progress.
 
     Raises:
-      Failure: once the others' figures have been yielded: programs have ended with an error, which is named.
+      Failure: programs ended with an error, which is named. It is raised after the results of the others were yielded.
     """
     job = {"task": task, **SHAPES[shape]._asdict(), "batch": batch, "vocab": VOCAB}
     programs = {name: IMPLEMENTATIONS[name] for name in names}
@@ -176,13 +179,19 @@ def measure(
 
 
 class Worker:
-    """A program of scripts/peers that waits for the word to measure; a context manager that ends it."""
+    """A program of scripts/peers, which measures when it is told to. A context manager that ends it."""
 
     def __init__(self, name: str, implementation: Implementation, python: str, job: dict):
         self._name, self._said = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe holds too little
+        self._folder = tempfile.TemporaryDirectory()
         command = [python, os.fspath(PEERS / implementation.program), json.dumps(job | {"dtype": implementation.dtype})]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True, env=_environment()
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env=_environment(self._folder.name),
         )
 
     def __enter__(self) -> "Worker":
@@ -198,27 +207,28 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()
         self._said.close()
+        self._folder.cleanup()
 
     def measure(self, seconds: float) -> dict:
         time.sleep(PAUSE)
-        with contextlib.suppress(BrokenPipeError):  # it has died: its answer will say why
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its answer says why
             self._process.stdin.write(f"{seconds}\n")
             self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict:
         while line := self._process.stdout.readline():
-            if line.startswith("{"):  # libraries may talk too
+            if line.startswith("{"):  # libraries may print too
                 return json.loads(line)
         self._said.seek(0)
-        said = [line for line in self._said.read().splitlines() if "Error" in line] or ["it named no error"]
+        said = [line for line in self._said.read().splitlines() if "Error" in line] or ["it printed no error"]
         raise Failure(f"{self._name} ended with status {self._process.wait()}: {said[-1]}")
 
 
 def rate(
     measured: list[Measurement], task: str, shape: str, batch: int, implementation: str, dtype: str | None = None
 ) -> float:
-    """chars/s of one implementation on one group; nan where it was not measured."""
+    """chars/s of one implementation on one group; nan if it was not measured."""
     for row in measured:
         same = (row.task, row.shape, row.batch, row.implementation) == (task, shape, batch, implementation)
         if same and dtype in (None, row.dtype):
@@ -227,14 +237,13 @@ def rate(
 
 
 def limit(measured: list[Measurement], row: Measurement) -> float:
-    """chars/s of training if it were nothing but matrix products at the machine's peak in the row's number type."""
+    """chars/s of a training that consists only of matrix products at the machine's peak, in the number type of the row."""
     peak = rate(measured, row.task, row.shape, row.batch, "peak", row.dtype)
     return peak / SHAPES[row.shape].flop_per_char()
 
 
 def table(measured: list[Measurement]) -> list[list[str]]:
-    """Rows for people, the header first: each implementation, its ratio to PyTorch in the same number type, and its share of
-    the limit."""
+    """The table as printed, header first. "x torch" is the ratio to PyTorch in the same number type."""
     rows = [["task", "shape", "batch", "implementation", "chars/s", "spread", "x torch", "of limit", "peak memory"]]
     for row in measured:
         torch = "torch-bf16" if row.dtype == "bfloat16" else "torch"
@@ -251,7 +260,7 @@ def table(measured: list[Measurement]) -> list[list[str]]:
 
 
 def means(measured: list[Measurement]) -> list[str]:
-    """Geometric means over the shapes of our chars/s divided by each other implementation's, one line a task and batch."""
+    """Geometric means over shapes of charlm's chars/s divided by those of each other implementation, a line for each group."""
     groups = list(dict.fromkeys((row.task, row.batch if row.task == "sample" else 0) for row in measured))
     lines = []
     for task, batch in groups:
@@ -272,5 +281,6 @@ def _python(name: str, pythons: dict[str, str]) -> str:
     return pythons.get(name.removesuffix("-bf16"), sys.executable)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "KERAS_BACKEND": "jax"}
+def _environment(folder: str) -> dict[str, str]:
+    """Temporary files go to the folder: PyTorch leaves the cache of its compiler behind."""
+    return {**os.environ, "KERAS_BACKEND": "jax", "TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder}

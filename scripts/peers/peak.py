@@ -1,4 +1,4 @@
-"""The largest rate at which JAX multiplies matrices here, over some shapes as in LSTM training; it counts FLOP, not chars."""
+"""The highest rate at which JAX multiplies matrices, over some shapes of LSTM training. It counts FLOP, not characters."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""PyTorch: nn.LSTM (oneDNN) for training; for sampling the faster of nn.LSTM, nn.LSTMCell and packed weights; see worker.py."""
+"""PyTorch: nn.LSTM (oneDNN) for training; for sampling the fastest of nn.LSTM, nn.LSTMCell, packed weights; see worker.py."""
 
 import copy
 import time
@@ -62,7 +62,7 @@ def sample(job: dict) -> None:
     rounded = job["dtype"] == "bfloat16"
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=rounded):
         forms = {"nn.LSTM": stepped(model), "nn.LSTMCell": by_cells(model), "packed": packed(model, batch)}
-        if rounded:  # autocast rounds the weights anew for each character
+        if rounded:  # autocast rounds the weights again for each character
             forms["packed, bfloat16 weights"] = packed(copy.deepcopy(model).to(torch.bfloat16), batch)
         seconds = {}
         for name, one in forms.items():
@@ -111,9 +111,9 @@ def by_cells(model: CharRNN):
 
 
 def packed(model: CharRNN, batch: int):
-    """One product a layer: [x, h] by input and recurrent weights side by side; the first layer's input is a row lookup.
+    """One product for each layer: [x, h] times the input and recurrent weights. The first layer's input is a row lookup.
 
-    All in the number type of the model's weights.
+    Everything has the number type of the model's weights.
     """
     dtype, layers = model.head.weight.dtype, range(model.lstm.num_layers)
     bias = [getattr(model.lstm, f"bias_ih_l{k}") + getattr(model.lstm, f"bias_hh_l{k}") for k in layers]

@@ -1,9 +1,8 @@
-"""What the programs of this folder share: each is one implementation measured on one job by scripts/benchmark.py.
+"""What the programs of this folder share. Each is one implementation, which scripts/benchmark.py measures on one job.
 
-Called as `python NAME.py JOB`, with JOB a JSON object: task (train, sample), layers, hidden, embedding (0: one-hot), batch,
-length, vocab, dtype. It compiles and warms up, writes a line, and then for each line `SECONDS` on stdin measures for about that
-long and writes {"chars_per_second", "peak_rss_bytes"}. Nothing here is imported from charlm, whose package other interpreters
-have not.
+They are called as `python NAME.py JOB`. JOB is a JSON object: task (train, sample), layers, hidden, embedding (0: one-hot),
+batch, length, vocab, dtype. A program compiles, warms up and writes a line. For each line `SECONDS` on stdin it measures for
+about that long and writes {"chars_per_second", "peak_rss_bytes"}. Nothing here imports charlm: other interpreters lack it.
 """
 
 import json
@@ -17,16 +16,16 @@ def job() -> dict:
 
 
 def serve(run: Callable[[int], int], **said: object) -> None:
-    """Measures `run`: called with a number of units of work (steps, chunks of text), it returns once these are done, with the
-    characters that were processed."""
-    run(2)  # compiles, for some once more when its own output comes back as input
+    """Measures `run`. It takes a number of units of work (steps, chunks of text), does them, and returns the number of
+    characters that it processed."""
+    run(2)  # compiles; some compile again when their output comes back as input
     begin = time.perf_counter()
     run(2)
     seconds_of_unit = (time.perf_counter() - begin) / 2
     _tell(ready=True, **said)
     for line in sys.stdin:
         units = max(1, round(float(line) / seconds_of_unit))
-        run(-(-units // 5))  # brings back into the caches what the programs measured in between have driven out
+        run(-(-units // 5))  # fills the CPU caches again after the other programs
         begin = time.perf_counter()
         chars = run(units)
         seconds = time.perf_counter() - begin
@@ -39,7 +38,7 @@ def _tell(**values: object) -> None:
 
 
 def _peak_rss_bytes() -> int:
-    """The largest resident memory so far of this program. VmHWM begins at zero with it; getrusage counts its parent's too."""
+    """The largest resident memory of this program so far. VmHWM starts at zero with it; getrusage includes its parent's."""
     try:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))

@@ -45,7 +45,7 @@ NAMED = {"corpus.path": None, "corpus.data_dir": "/proc/no folder"}  # refused a
 LINES = {"corpus.documents": "lines", "batch.framing": "documents", "batch.length": 30}
 CONTEXT = {
     "devices": {"batch.size": 3},
-    "corpus.tfds": {"corpus.data_dir": "/tmp/no folder", "corpus.path": None},
+    "corpus.tfds": NAMED,
     "batch.stride": {"batch.framing": "windows"},
     "batch.shuffle": {"batch.framing": "chunks"},
     "batch.bucket": LINES | {"batch.padding": "counted"},

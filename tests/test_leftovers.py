@@ -1,0 +1,36 @@
+"""The suite leaves nothing in the system's temporary folder."""
+
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
+
+# Tests that once left something: of a corpus that is not found, of TFDS, and of the benchmark's programs.
+TESTS = {
+    "tests/config/test_keys.py": "changing_a_key and corpus.tfds",
+    "tests/data/test_corpora.py": "is_cached_by_its_hash or feature_is_looked_for",
+    "tests/test_benchmark.py": "temporary",
+}
+
+
+def test_the_suite_leaves_nothing_behind(tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        f"--basetemp={tmp_path / 'tests'}",
+    ]
+    command += ["-m", "not slow", "-k", " or ".join(f"({expression})" for expression in TESTS.values()), *TESTS]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    result = subprocess.run(command, cwd=ROOT, env=environment | {"TMPDIR": str(temporary)}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4 passed" in result.stdout
+    assert list(temporary.iterdir()) == []
