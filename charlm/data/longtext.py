@@ -95,7 +95,7 @@ class LongText:
 
 @dataclasses.dataclass(frozen=True)
 class Translated:
-    """An array of ids, `table[codes_N]`, of which only the parts that are indexed are ever computed."""
+    """The array of ids `table[codes_N]`. Only the parts that are indexed are computed."""
 
     codes_N: np.ndarray
     table: np.ndarray
