@@ -36,8 +36,13 @@ def _long_run(runs: Runs) -> Result:
     workdir = runs.folder / "long"
     every = {"train.checkpoint_every": 500, "train.eval_every": 2000, "train.log_every": 50}
     process = start(runs.train(workdir, "stream", **{"train.steps": LATE + 500}, **every))
-    early, late = (_memory_at(step, process, workdir) for step in (EARLY, LATE))
-    finish(process)
+    try:
+        early, late = (_memory_at(step, process, workdir) for step in (EARLY, LATE))
+    except AssertionError as error:  # too slow, or hung
+        process.kill()
+        return Result(f"memory of {LATE:,} steps", 1, [str(error)])
+    finally:
+        finish(process)
     note = f"{early:.0f} MB after {EARLY:,} steps, {late:.0f} MB after {LATE:,}"
     # Less is no leak: Linux takes back at any time what only the start needed, such as unused halves of huge pages.
     return Result(f"memory of {LATE:,} steps", 1, [] if late <= 1.05 * early else [note], note)

@@ -9,6 +9,7 @@ import os
 import pathlib
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -121,6 +122,13 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
         process.kill()
         output, errors = process.communicate()
         return output, f"{errors}\nhung for {LIMIT} s"
+
+
+def free_port() -> int:
+    """A port of this machine that no program listens on at the moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def succeed(command: list[str]) -> None:

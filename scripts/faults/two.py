@@ -1,12 +1,11 @@
 """A second training in the same directory, readers beside a training, and the death of one of two processes."""
 
 import pathlib
-import socket
 import subprocess
 import time
 
 from faults import checks
-from faults.runs import Result, Runs, finish, readers, start, wait_for_moment
+from faults.runs import Result, Runs, finish, free_port, readers, start, wait_for_moment
 
 TRIES = 3
 PAIRS = 4
@@ -70,8 +69,5 @@ def _one_of_two(runs: Runs) -> Result:
 
 
 def _pair(runs: Runs, workdir: pathlib.Path) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [*runs.train(workdir, "stream"), f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    command = [*runs.train(workdir, "stream"), f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
     return [start([*command, f"--process_id={i}"]) for i in range(2)]

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY, assert_same, final_params
 from faults.runs import as_flags
 from safetensors.numpy import save_file
 
+from charlm.config import load
 from charlm.data.batches import Batch
 from charlm.errors import UserError
 from charlm.exchange import keras as keras_weights
@@ -339,3 +340,35 @@ def test_recurrent_layers_of_two_kinds_are_refused(tmp_path):
         h5["layers/lstm/cell/vars/0"], h5["layers/gru/cell/vars/0"] = np.zeros((5, 32)), np.zeros((8, 24))
     with pytest.raises(UserError, match=r"has recurrent layers of several kinds \(gru, lstm\)"):
         keras_weights.read(str(tmp_path / "a.weights.h5"))
+
+
+@pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
+def test_symbols_move_to_the_order_of_the_vocabulary_or_are_refused(small, corpus_file, tmp_path, encoding):
+    """The same weights, saved with their symbols sorted and in another order, give the same run. One number as input cannot."""
+    symbols = sorted(set(corpus_file.read_text()))
+    order = np.random.default_rng(1).permutation(len(symbols))
+    config = load.load(TINY, small | {"model.input": encoding, "model.embedding": 6})
+    inputs = {"embedding": 6, "onehot": len(symbols), "scalar": 1}[encoding]
+    rng = np.random.default_rng(0)
+    shapes = {"weight_ih": (32, inputs), "weight_hh": (32, 8), "bias_ih": (32,), "bias_hh": (32,)}
+    layer = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    head, bias = rng.normal(size=(8, len(symbols))).astype(np.float32), rng.normal(size=len(symbols)).astype(np.float32)
+    table = rng.normal(size=(len(symbols), 6)).astype(np.float32) if encoding == "embedding" else None
+    in_order = weights_module.Weights("rnn.pt", torch_weights.LAYOUT, [layer], head, bias, table, symbols)
+    weights_module.write_run(config, str(tmp_path / "sorted"), in_order)
+    shuffled = in_order._replace(
+        layers=[layer | {"weight_ih": layer["weight_ih"][:, order]}] if encoding == "onehot" else [layer],
+        head_kernel_HV=head[:, order],
+        head_bias_V=bias[order],
+        embedding_VE=None if table is None else table[order],
+        symbols=[symbols[index] for index in order],
+    )
+    if encoding == "scalar":
+        with pytest.raises(
+            UserError, match=r"rnn\.pt has its symbols in another order than sorted: a model\.input of one number"
+        ):
+            weights_module.write_run(config, str(tmp_path / "shuffled"), shuffled)
+        assert not (tmp_path / "shuffled").exists()
+        return
+    weights_module.write_run(config, str(tmp_path / "shuffled"), shuffled)
+    assert_same(final_params(tmp_path / "shuffled"), final_params(tmp_path / "sorted"))

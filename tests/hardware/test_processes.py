@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, assert_same, final_params
 from faults.checks import read_rows
-from faults.runs import as_flags, make_text, wait_for_step
+from faults.runs import as_flags, free_port, make_text, wait_for_step
 
 from charlm.data import batches
 from charlm.data.vocab import Vocab
@@ -31,12 +30,6 @@ OVERRIDES = {
     "train.checkpoint_every": 10,
     "sample.length": 20,
 }
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def start(script, corpus_file, workdir, number, **overrides) -> list[subprocess.Popen]:
@@ -143,7 +136,7 @@ def test_a_signal_to_one_stops_all_and_one_or_four_processes_resume(script, corp
 
 def test_mistakes_end_all_processes_with_one_sentence(script, corpus_file, tmp_path):
     for _, errors in finish(start(script, corpus_file, tmp_path / "run", 2, **{"batch.size": 5}), status=2):
-        assert errors == "error: batch.size=5 can't be shared evenly by 2 processes: a multiple would be right.\n"
+        assert errors == "error: batch.size=5: must be a multiple of 2, the number of processes.\n"
     (tmp_path / "file").touch()
     for _, errors in finish(start(script, corpus_file, tmp_path / "file", 2), status=2):
         assert "is a file: give a directory" in errors
