@@ -10,5 +10,7 @@ class Failure(Exception):
 
 
 class Broken(Failure):
-    """A failure after which the process must end at once. A normal exit would wait for threads of libraries, or let them print
-    errors of their own."""
+    """A failure after which the process must end at once.
+
+    At a normal exit, libraries would wait for what no longer exists, or print errors from their threads.
+    """

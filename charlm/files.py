@@ -48,4 +48,5 @@ def opened(text: str) -> object:
 
 
 def digest(text: str) -> str:
+    """A short digest of a text, which may hold unpaired surrogates."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -285,16 +285,16 @@ def test_mistakes_are_told_in_the_sentences_of_the_scripts(script, model, run, c
     [
         (lambda model: model.surprisal(""), "the text is empty: give at least one character of the run's vocabulary."),
         (lambda model: model.logits("\ufeff"), "the text is empty: give at least one character of the run's vocabulary."),
-        (lambda model: model.states("aQ"), "the text has symbols the vocabulary has not: 'Q' (U+0051); "),
-        (lambda model: model.surprisal("aQ"), "the text has symbols the vocabulary has not: 'Q' (U+0051); "),
+        (lambda model: model.states("aQ"), "the text has symbols that are not in the vocabulary: 'Q' (U+0051); "),
+        (lambda model: model.surprisal("aQ"), "the text has symbols that are not in the vocabulary: 'Q' (U+0051); "),
         (lambda model: model.score(""), "the text has 0 chars, but scoring needs at least 2."),
         (lambda model: model.score("a"), "the text has 1 chars, but scoring needs at least 2."),
         (lambda model: model.score("ab\ud83d"), "the text has half a character (\\ud83d): remove it."),
-        (lambda model: model.score(["ab", "c"]), "a list of documents is given, but the run's corpus is one running text"),
-        (lambda model: model.sample("a", length=2.5), "--length=2.5 is of the wrong type: an integer would be right."),
+        (lambda model: model.score(["ab", "c"]), "text: must be a string, not a list of documents, because the run's corpus is one running text."),
+        (lambda model: model.sample("a", length=2.5), "--length=2.5: must be an integer."),
         (
             lambda model: model.sample("a", temperature="hot"),
-            "--temperature='hot' is of the wrong type: a number would be right.",
+            "--temperature='hot': must be a number.",
         ),
         (
             lambda model: charlm.load("/no/such/run"),
@@ -302,9 +302,9 @@ def test_mistakes_are_told_in_the_sentences_of_the_scripts(script, model, run, c
         ),
         (
             lambda model: charlm.runs("/no/such/runs"),
-            "/no/such/runs is no directory: give run directories, or folders that hold",
+            "/no/such/runs is not a directory: give run directories, or folders that contain",
         ),
-        (lambda model: charlm.runs(), "no runs are given: charlm.runs(RUN_OR_FOLDER, ...) would be right."),
+        (lambda model: charlm.runs(), "no runs are given: call charlm.runs(RUN_OR_FOLDER, ...)."),
     ],
 )
 def test_mistakes_that_only_python_can_make(model, call, message):

@@ -106,7 +106,7 @@ def test_sample_draws_a_grid_of_prompts_and_temperatures(script, texts, tmp_path
     assert len(endings) > 6
     texts_of = [part.split("\n---")[0].strip("\n") for part in grid.split("---\n")[1:]]
     assert min(map(len, texts_of)) < 201  # at least one ended before 200 chars
-    assert "--temperature=0.3,hot is not right" in script.fails(
+    assert "--temperature=0.3,hot: must be numbers separated by commas." in script.fails(
         "sample", f"--workdir={tmp_path / 'run'}", "--temperature=0.3,hot"
     )
 
@@ -248,7 +248,7 @@ def test_documents_that_are_too_long_are_counted(script, texts, tmp_path):
             {"corpus.documents": "xml"},
             "corpus.documents='xml': must be empty, lines, csv:COLUMN or jsonl:FIELD.",
         ),
-        ("alice_axon", {"train.best": "validation"}, "train.best=validation, but corpus.split leaves no validation text"),
+        ("alice_axon", {"train.best": "validation"}, "train.best=validation: corpus.split leaves no validation text"),
         ("anna_pytorch", {"eval.framing": "documents"}, "needs a corpus of documents"),
     ],
 )

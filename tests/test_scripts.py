@@ -18,11 +18,26 @@ def run(script, corpus_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("scripts") / "run"
     flags = as_flags({"corpus.path": corpus_file.name, "model.hidden": 16, "train.steps": 30, "train.eval_every": 10})
     result = script("train", TINY, f"--workdir={workdir}", *flags, cwd=corpus_file.parent)
-    assert f"made_up.txt: train 10,800, validation 1,200 chars, vocabulary of {14}" in result.stdout
-    assert "lstm_0/recurrent_kernel" in result.stdout
+    # The first lines are what matters: data, model, length. Nothing about XLA or the C library comes before them.
+    first = result.stdout.splitlines()[:3]
+    assert first[0] == "data: made_up.txt: train 10,800, validation 1,200 chars, vocabulary of 14"
+    # Embedding 14 x 16, LSTM 64 x (16 + 16 + 1), head 16 x 14 + 14.
+    assert first[1] == "model: 1 LSTM layer of 16, embedding input, 2,574 parameters"
+    assert first[2].startswith("training: 30 steps, 1.43 epochs of 21 steps; 16 rows on 1 ")
+    assert "XLA_FLAGS" not in result.stdout
     assert "done at step 30" in result.stdout
     assert result.stderr == ""
     return workdir
+
+
+def test_verbose_shows_every_array_and_what_is_set_for_xla(script, corpus_file, tmp_path):
+    flags = [TINY, "--verbose", *as_flags({"corpus.path": corpus_file, "train.steps": 2, "sample.length": 0})]
+    output = script("train", *flags, f"--workdir={tmp_path / 'run'}").stdout
+    assert "XLA_FLAGS=--xla_force_host_platform_device_count=" in output
+    assert "lstm_0/recurrent_kernel" in output
+    assert "with two biases a layer" in output
+    recorded = json.loads((tmp_path / "run" / "environment.json").read_text())["starts"][0]
+    assert f"XLA_FLAGS={recorded['XLA_FLAGS']}" in output
 
 
 @pytest.fixture
@@ -194,26 +209,26 @@ def test_train_refuses_directories_of_other_things(script, tmp_path, corpus_file
         ("evaluate", ["--split=holdout"], "--split=holdout is none of this run's splits: train, validation"),
         ("evaluate", ["--split=test"], "--split=test is none of this run's splits"),
         ("evaluate", ["--text=/no/such"], "/no/such is not a file or folder"),
-        ("evaluate", ["--checkpoint=7"], "--checkpoint=7 is not there: best, latest or a step would be right"),
+        ("evaluate", ["--checkpoint=7"], "--checkpoint=7: no such checkpoint; must be best, latest or one of the run's steps"),
         ("evaluate", ["--config.model.hidden=3"], "this program takes no config"),
-        ("evaluate", ["--split=train", "--text=x"], "--split and --text are both given"),
-        ("sample", ["--prompt=a", "--length=-1"], "--length=-1 is not right: it must be from 0 to 2147483647"),
-        ("sample", ["--prompt=a", "--temperature=-0.5"], "--temperature=-0.5 is not right"),
-        ("sample", ["--prompt=a", "--top_p=0"], "--top_p=0.0 is not right: it must be above 0 and at most 1"),
-        ("sample", ["--prompt=a", "--top_p=1.5"], "--top_p=1.5 is not right"),
-        ("sample", ["--prompt=a", "--top_k=-1"], "--top_k=-1 is not right"),
-        ("sample", ["--prompt=a", "--num=0"], "--num=0 is not right"),
+        ("evaluate", ["--split=train", "--text=x"], "--split and --text are given together: give only one of them."),
+        ("sample", ["--prompt=a", "--length=-1"], "--length=-1: must be from 0 to 2147483647"),
+        ("sample", ["--prompt=a", "--temperature=-0.5"], "--temperature=-0.5: must be from 0 to "),
+        ("sample", ["--prompt=a", "--top_p=0"], "--top_p=0.0: must be above 0 and at most 1"),
+        ("sample", ["--prompt=a", "--top_p=1.5"], "--top_p=1.5: must be above 0 and at most 1."),
+        ("sample", ["--prompt=a", "--top_k=-1"], "--top_k=-1: must be from 0 to 2147483647."),
+        ("sample", ["--prompt=a", "--num=0"], "--num=0: must be from 1 to 2147483647."),
         ("sample", ["--prompt="], "the prompt is empty"),
         ("sample", ["--prompt_file=/no/such"], "--prompt_file=/no/such can't be read"),
         ("sample", ["--prompt=a", "--length=many"], "--length"),
-        ("sample", ["--prompt=a", "--temperature=0.5,"], "--temperature=0.5, is not right: numbers separated by commas"),
+        ("sample", ["--prompt=a", "--temperature=0.5,"], "--temperature=0.5,: must be numbers separated by commas."),
         (
             "sample",
             ["--prompt=a", "--prompt_from=train"],
-            "of --prompt, --prompt_file and --prompt_from more than one is given",
+            "--prompt, --prompt_file and --prompt_from: give only one of them.",
         ),
         ("sample", ["--prompt_from=test"], "--prompt_from=test is none of this run's splits: train, validation"),
-        ("sample", ["--prompt=a", "--window=-1"], "--window=-1 is not right: it must be from 0 to 2147483647"),
+        ("sample", ["--prompt=a", "--window=-1"], "--window=-1: must be from 0 to 2147483647"),
         ("sample", ["--prompt=a", "--checkpoint=beast"], "--checkpoint=beast: must be best, latest or a step"),
         ("evaluate", ["--framing=tiles"], "flag --framing=tiles: value should be one of <stream|chunks|windows|documents>"),
         ("evaluate", ["--framing=documents"], "needs a corpus of documents"),

@@ -19,7 +19,7 @@ def listed(paths: Sequence[str | os.PathLike]) -> list[dict]:
       UserError: no path is given, a path is no directory or holds no runs, or no run can be read.
     """
     if not paths:
-        raise UserError("no runs are given: charlm.runs(RUN_OR_FOLDER, ...) would be right.")
+        raise UserError("no runs are given: call charlm.runs(RUN_OR_FOLDER, ...).")
     records, problems = reading.read(reading.find([os.fspath(path) for path in paths]))
     for problem in problems:
         warn(problem)

@@ -12,7 +12,7 @@ Shape letters: B rows of a batch, T time, S scored positions, N characters of th
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -26,6 +26,9 @@ ALL = slice(None)  # all rows of a batch
 PAD_ID = 0  # fills positions without text; vocabularies of documents have `<pad>` at this id
 
 
+Array = Any  # of NumPy; of JAX where a batch is inside a jitted function
+
+
 class Batch(NamedTuple):
     """What one step sees. All differences between framings are expressed in these four arrays.
 
@@ -36,10 +39,10 @@ class Batch(NamedTuple):
       reset_B: bool, True if the row starts from the zero state, False if it continues from the carried state.
     """
 
-    inputs_BT: np.ndarray
-    targets_BS: np.ndarray
-    weights_BS: np.ndarray
-    reset_B: np.ndarray
+    inputs_BT: Array
+    targets_BS: Array
+    weights_BS: Array
+    reset_B: Array
 
 
 class Encoded(NamedTuple):

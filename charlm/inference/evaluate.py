@@ -90,6 +90,6 @@ def _placement(mesh: Mesh | None, rows: int, params: Any) -> tuple[Callable, Any
     return functools.partial(jax.device_put, device=first), on_one_device(params)
 
 
-def on_one_device(replicated):
+def on_one_device(replicated: Any) -> Any:
     """Arrays that every device has, as the copy on the first device."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), replicated)

@@ -45,17 +45,15 @@ SAMPLING = {
 
 
 def check_sampling(**values: float | None) -> None:
-    """Raises a UserError for the first of these numbers that is not right. None stands for the run's own value."""
+    """Raises a UserError for the first wrong number. None stands for the run's own value."""
     for flag, value in values.items():
         number = SAMPLING[flag]
         if value is None:
             continue
         if not isinstance(value, numbers.Integral if number.is_integer else numbers.Real):
-            raise UserError(
-                f"--{flag}={value!r} is of the wrong type: {'an integer' if number.is_integer else 'a number'} would be right."
-            )
+            raise UserError(f"--{flag}={value!r}: must be {'an integer' if number.is_integer else 'a number'}.")
         if not number.is_right(value):
-            raise UserError(f"--{flag}={value} is not right: it must be {number.right}.")
+            raise UserError(f"--{flag}={value}: must be {number.right}.")
 
 
 def check_choice(flag: str, value: str | None, choices: Sequence[str]) -> None:
@@ -108,7 +106,7 @@ def file_to_score(run: Run, path: str) -> ScoredText:
       UserError: the path is empty, the file can't be read, or it has fewer than 2 characters.
     """
     if not path:
-        raise UserError("--text= is empty: a file or folder would be right.")
+        raise UserError("--text=: must be a file or folder.")
     config, form = run.config(), ""
     if "documents" in run.corpus():
         form = corpora.form_of(config) or "lines"
@@ -131,7 +129,7 @@ def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:
     elif isinstance(text, str):
         normalised = normalise(text)
     else:
-        raise UserError("a list of documents is given, but the run's corpus is one running text: a string would be right.")
+        raise UserError("text: must be a string, not a list of documents, because the run's corpus is one running text.")
     return _own_text(normalised, "text", "the text")
 
 

@@ -190,7 +190,7 @@ class Model:
         window: int | None = None,
         unknown: str = "error",
     ) -> str | list[str]:
-        """Text that goes on from a prompt: the same as `scripts/sample.py` with the flags of these names.
+        """Text that continues a prompt: the same as `scripts/sample.py` with the flags of these names.
 
         Arguments left out, including the prompt, come from the section `sample` of the run's config.
 
@@ -209,7 +209,7 @@ class Model:
           The prompt and what was drawn after it; a list of such texts if `num` is given.
 
         Raises:
-          UserError: an argument is not right, or the prompt is empty or has symbols outside the vocabulary.
+          UserError: an argument is wrong, or the prompt is empty or has symbols outside the vocabulary.
         """
         inputs.check_sampling(length=length, temperature=temperature, top_k=top_k, top_p=top_p)
         inputs.check_sampling(num=num, window=window, seed=seed)

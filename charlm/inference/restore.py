@@ -133,4 +133,4 @@ def _candidates(checkpoints: Checkpoints, which: str, best: dict | None) -> list
     if which.isdecimal() and int(which) in steps:
         return [int(which)]
     listed = ", ".join(map(str, steps)) or "none yet"
-    raise UserError(f"--checkpoint={which} is not there: best, latest or a step would be right (this run has {listed}).")
+    raise UserError(f"--checkpoint={which}: no such checkpoint; must be best, latest or one of the run's steps ({listed}).")

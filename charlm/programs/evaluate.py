@@ -41,9 +41,9 @@ def run() -> None:
 def main(overrides: dict[str, str]) -> None:
     del overrides
     if _SPLIT.value is not None and _TEXT.value is not None:
-        raise UserError("--split and --text are both given: one of them would be right.")
+        raise UserError("--split and --text are given together: give only one of them.")
     if _LANES.value < 1:
-        raise UserError(f"--lanes={_LANES.value} is not right: it must be 1 or more.")
+        raise UserError(f"--lanes={_LANES.value}: must be 1 or more.")
     check_checkpoint_name(_CHECKPOINT.value)
     run = Run(_WORKDIR.value)
     run.status()

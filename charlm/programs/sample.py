@@ -30,7 +30,7 @@ from charlm.rundir.run import Run, check_checkpoint_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by train.best), latest, or a step")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "text that the sample goes on from; may be given several times")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "text that the sample continues; may be given several times")
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "UTF-8 file whose whole text, last line break included, is the prompt")
 _PROMPT_FROM = flags.DEFINE_string(
     "prompt_from", None, "split of the run's corpus from which a prompt is taken, chosen by --seed"
@@ -100,16 +100,16 @@ def main(overrides: dict[str, str]) -> None:
 
 
 def _checked_flags() -> list[float | None]:
-    """The temperatures, None for that of the run's config; raises a UserError for the first flag that is not right."""
+    """The temperatures, None for that of the run's config; raises a UserError for the first wrong flag."""
     typed: list[str] | None = _TEMPERATURE.value
     temperatures: list[float | None] = [None]
     if typed is not None:
         try:
             temperatures = [float(value) for value in typed]
         except ValueError as error:
-            raise UserError(f"--temperature={','.join(typed)} is not right: numbers separated by commas would be.") from error
+            raise UserError(f"--temperature={','.join(typed)}: must be numbers separated by commas.") from error
     if not temperatures:
-        raise UserError(f"--temperature= is not right: it must be from 0 to {MOST:g}.")
+        raise UserError(f"--temperature=: must be from 0 to {MOST:g}.")
     inputs.check_sampling(length=_LENGTH.value)
     for temperature in temperatures:
         inputs.check_sampling(temperature=temperature)
@@ -122,7 +122,7 @@ def _checked_flags() -> list[float | None]:
         seed=_SEED.value,
     )
     if sum((bool(_PROMPT.value), _PROMPT_FILE.value is not None, _PROMPT_FROM.value is not None)) > 1:
-        raise UserError("of --prompt, --prompt_file and --prompt_from more than one is given: one would be right.")
+        raise UserError("--prompt, --prompt_file and --prompt_from: give only one of them.")
     check_checkpoint_name(_CHECKPOINT.value)
     return temperatures
 

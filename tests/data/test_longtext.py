@@ -6,12 +6,12 @@ import os
 
 import numpy as np
 import pytest
+from faults.runs import make_text
 
 from charlm.config import load as config
 from charlm.data import batches, corpora, longtext
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
-from tests.conftest import make_text
 
 AWKWARD = (
     "\ufeffWord \u03a3\u0391\u03a3 \u0130stanbul\r\nabc\rdef\r\n\r\n" + make_text(900) + "caf\u00e9 \U0001f600 \ufeff " * 3

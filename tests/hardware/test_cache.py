@@ -3,10 +3,11 @@
 import pathlib
 
 import pytest
+from faults.checks import read_rows
+from faults.runs import as_flags
 
 from charlm.config import load as config
 from charlm.hardware import cache, devices
-from tests.conftest import as_flags, read_rows
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_compiled_programs_are_kept_and_found_again(script, small, tmp_path, mon
         flags = as_flags(small | calls | {"train.checkpoint_every": 0, "cache_dir": kept} | overrides)
         result = script("train", "--config=configs/tiny.py", f"--workdir={tmp_path / workdir}", *flags)
         assert result.stderr == ""
-        on_request = devices.HUGE_PAGES_GIVEN.exists() and "[madvise]" in devices.HUGE_PAGES_GIVEN.read_text()
+        on_request = devices.HUGE_PAGES_SETTING.exists() and "[madvise]" in devices.HUGE_PAGES_SETTING.read_text()
         assert ("GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in result.stdout) == on_request
         # Programs that compile in a few milliseconds may or may not be kept. These take longer.
         return {path.name for path in kept.rglob("*-cache") if any(name in path.name for name in slow_to_compile)}

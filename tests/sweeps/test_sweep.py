@@ -268,7 +268,7 @@ def test_failed_and_diverged_trials_are_named_and_the_others_continue(script, sw
     root = tmp_path / "root"
     result = run_sweep(script, file, root, status=1)
     assert "1 done, 1 diverged of 2 trials." in result.stdout
-    assert "beyond the 25 of anything that learns" in result.stdout
+    assert "nats per character; 25 is the limit" in result.stdout
     again = run_sweep(script, file, root, status=1)  # done and diverged trials are not touched
     assert "1 done, 1 diverged" in again.stdout
     assert "running" not in again.stdout
@@ -327,7 +327,7 @@ def test_a_command_of_dry_run_can_be_pasted_into_a_shell(script, swept, tmp_path
         ("[]", [], "sweep() of {file} returns an empty list"),
         ("3", [], "sweep() of {file} must return a list of dicts"),
         ("[1]", [], "sweep() of {file} must return a list of dicts"),
-        ("1 / 0", [], "{file} line 9: ZeroDivisionError: division by zero."),
+        ("1 / 0", [], "{file} line 21: ZeroDivisionError: division by zero."),
         (
             '[{"model.hiden": 3}]',
             [],
