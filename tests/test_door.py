@@ -288,9 +288,9 @@ def test_mistakes_are_told_in_the_sentences_of_the_scripts(script, model, run, c
         (lambda model: model.states("aQ"), "the text has symbols that are not in the vocabulary: 'Q' (U+0051); "),
         (lambda model: model.surprisal("aQ"), "the text has symbols that are not in the vocabulary: 'Q' (U+0051); "),
         (lambda model: model.score(""), "the text has 0 chars, but scoring needs at least 2."),
-        (lambda model: model.score("a"), "the text has 1 chars, but scoring needs at least 2."),
+        (lambda model: model.score("a"), "the text has 1 char, but scoring needs at least 2."),
         (lambda model: model.score("ab\ud83d"), "the text has half a character (\\ud83d): remove it."),
-        (lambda model: model.score(["ab", "c"]), "text: must be a string, not a list of documents, because the run's corpus is one running text."),
+        (lambda model: model.score(["ab", "c"]), "text: must be a string, not a list of documents, because the run's corpus"),
         (lambda model: model.sample("a", length=2.5), "--length=2.5: must be an integer."),
         (
             lambda model: model.sample("a", temperature="hot"),

@@ -405,5 +405,5 @@ def test_a_run_without_its_checkpoints_says_that_it_begins_again(stopped, tmp_pa
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert train.train(load.load(TINY, overrides), tmp_path / "run") == 0
-    assert re.search(r"has no checkpoint, though it had reached step 4\d: it begins again\.", capsys.readouterr().err)
+    assert re.search(r"has no checkpoint, although it had reached step 4\d: it starts again\.", capsys.readouterr().err)
     assert read_rows(tmp_path / "run") == read_rows(straight)

@@ -9,7 +9,7 @@ from conftest import ROOT
 # Tests that once left something: of a corpus that is not found, of TFDS, and of the benchmark's programs.
 TESTS = {
     "tests/config/test_keys.py": "changing_a_key and corpus.tfds",
-    "tests/data/test_corpora.py": "is_cached_by_its_hash or feature_is_looked_for",
+    "tests/data/test_corpora.py": "is_cached_by_its_hash or unknown_feature_is_refused",
     "tests/test_benchmark.py": "temporary",
 }
 

@@ -15,7 +15,7 @@ from charlm.data import batches, corpora
 from charlm.data.vocab import UNK, Vocab, shown
 from charlm.errors import UserError
 from charlm.hardware import cache
-from charlm.progress import warn
+from charlm.progress import counted, warn
 from charlm.rundir.run import Run
 
 UNKNOWN = ("error", "skip")  # what to do with symbols of a prompt that are outside the vocabulary
@@ -140,7 +140,7 @@ def _own_text(text: corpora.Split, split: str, where: str) -> ScoredText:
         empty, text = len(text) - len(documents), documents
     joined = corpora.joined(text)
     if len(joined) < 2:
-        raise UserError(f"{where} has {len(joined)} chars, but scoring needs at least 2.")
+        raise UserError(f"{where} has {counted(len(joined), 'char')}, but scoring needs at least 2.")
     try:
         sha256 = corpora.sha256(text if isinstance(text, list) else [joined])
     except UnicodeEncodeError as error:  # only a string of Python's can have it
