@@ -42,12 +42,13 @@ class Reporter:
 
     def row(self, row: dict, seconds_left: float = 0.0, note: str = "") -> None:
         """Prints a row of metrics. With a bar, which shows the training loss, it prints only rows of evaluations."""
+        step = f"step {row['step']:>{len(str(self._total))}}/{self._total}"
+        nats = f"{row['split']} {row['nats']:.4f} nats"
         if row["split"] != "train":
-            self.say(f"step {row['step']:>6}/{self._total}  {row['split']} {_nats(row['nats'])}{note}")
+            self.say(f"{step}  {nats} (perplexity {measures.perplexity(row['nats']):.4f}){note}")
         elif not self._bar:
             self.say(
-                f"step {row['step']:>6}/{self._total}  epoch {row['epoch']:.2f}  train {_nats(row['nats'])}  "
-                f"lr {row['learning_rate']:.1e}  grad {row['grad_norm']:.2f}  "
+                f"{step}  epoch {row['epoch']:.2f}  {nats}  lr {row['learning_rate']:.1e}  grad {row['grad_norm']:.2f}  "
                 f"{row['chars_per_second']:,.0f} chars/s  {duration(seconds_left)} left"
             )
 
@@ -114,7 +115,3 @@ def stopping() -> None:
     show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # the bar hides the cursor
     with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe too
         os.write(2, show_cursor + b"stopping at the next step; a second signal ends this at once.\n")
-
-
-def _nats(nats: float) -> str:
-    return f"{nats:.4f} nats (perplexity {measures.perplexity(nats):.4f})"

@@ -31,8 +31,8 @@ def keep_compiled(folder: pathlib.Path | None) -> None:
     """Lets JAX keep compiled programs in a folder, so that the next start does not wait for the compiler.
 
     Code compiled for one processor may not run on another one that uses the same folder, so each kind of processor has its own
-    subfolder. If the user has set JAX_COMPILATION_CACHE_DIR, nothing is changed. If the disk is full, programs are silently not
-    kept.
+    subfolder. If JAX has a folder already, which the user or an earlier call has set, nothing is changed. If the disk is full,
+    programs are silently not kept.
 
     Args:
       folder: the cache folder; None for no cache.
@@ -41,7 +41,7 @@ def keep_compiled(folder: pathlib.Path | None) -> None:
 
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
 
-    if folder is None or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    if folder is None or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     compiled = folder / "compiled" / _processor()
     try:

@@ -127,6 +127,15 @@ def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
     return [*settings, f"XLA_FLAGS={os.environ['XLA_FLAGS']}"]
 
 
+def jax_has_started() -> bool:
+    """Whether JAX has its devices, so that XLA_FLAGS have no effect any more. Importing JAX does not start it."""
+    if "jax" not in sys.modules:
+        return False
+    from jax._src import xla_bridge  # no public function tells this without starting JAX
+
+    return xla_bridge.backends_are_initialized()
+
+
 def use_huge_pages() -> None:
     """Restarts this program once with glibc told to use huge pages. Arguments and process id stay the same.
 

@@ -11,7 +11,7 @@ from charlm.inference import evaluate
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
 from charlm.training.setup import Setup
-from charlm.training.state import Progress
+from charlm.training.state import Progress, to_checkpoint
 from charlm.training.step import TrainState
 
 
@@ -84,7 +84,7 @@ class Record:
         others = [step for step in self._checkpoints.steps() if step != progress.step]
         self._checkpoints.keep_only(_best_step(progress) | self._best_saved | {progress.step} | set(others[-1:]))
         self._best_saved = _best_step(progress)
-        self._checkpoints.save(progress.step, state.params, (state.opt_state, state.carry), dataclasses.asdict(progress))
+        self._checkpoints.save(progress.step, *to_checkpoint(state), dataclasses.asdict(progress))
         self._run.write_status("incomplete", progress.step, progress.best, rows=progress.rows)
 
     def end(self, progress: Progress, finished: bool) -> None:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask a training to save and end; a second signal ends the process at once."""
+"""SIGINT and SIGTERM ask a training to save and end; a second signal acts as if no training ran."""
 
 import contextlib
 import signal
@@ -14,7 +14,9 @@ from charlm.hardware import processes
 def caught() -> Iterator[list[int]]:
     """A list to which SIGINT and SIGTERM append their number.
 
-    Outside the main thread, where Python allows no signal handlers, the list stays empty.
+    After the first signal the previous handlers are back. So a second one ends the script at once, and in a notebook it raises
+    KeyboardInterrupt without ending the kernel. Outside the main thread, where Python allows no signal handlers, the list stays
+    empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -25,15 +27,17 @@ def caught() -> Iterator[list[int]]:
         del frame
         received.append(number)
         progress.stopping()
-        for signal_number in before:
-            signal.signal(signal_number, signal.SIG_DFL)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def ask_to_stop(received: list[int]) -> bool:

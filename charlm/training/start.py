@@ -25,12 +25,13 @@ def check_rows(config: ConfigDict, processes: int) -> int:
 
 
 def prepare(config: ConfigDict, spec: ProcessSpec, verbose: bool = False) -> None:
-    """Sets up virtual CPU devices and the cache of compiled programs. Call it before JAX is used.
+    """Sets up virtual CPU devices and the cache of compiled programs. If JAX has started already, its devices stay.
 
     Args:
       verbose: whether to print what is set for XLA and the C library.
     """
-    settings = devices.prepare_cpu(config, check_rows(config, spec.num_processes), spec.num_processes)
+    rows = check_rows(config, spec.num_processes)
+    settings = [] if devices.jax_has_started() else devices.prepare_cpu(config, rows, spec.num_processes)
     if verbose and spec.process_id == 0:
         for setting in settings:
             progress.tell(setting)
@@ -39,13 +40,17 @@ def prepare(config: ConfigDict, spec: ProcessSpec, verbose: bool = False) -> Non
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     """Trains a config from Python; see `charlm.train`."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config is a {type(config).__name__}: must be a ConfigDict, such as charlm.config.load.load returns.")
     checked = load.checked(config)
     spec = ProcessSpec(1, 0, None)
-    with _environment_restored():
+    if devices.jax_has_started():
+        _note_missing_devices(checked)
+    with _xla_flags_restored():
         prepare(checked, spec)
+        _flags_in_effect.append(os.environ.get("XLA_FLAGS", ""))
         from charlm.training import train as training
 
-        _note_missing_devices(checked)
         status = training.train(checked, os.fspath(workdir))
     if status == 130:
         raise KeyboardInterrupt
@@ -54,10 +59,18 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     return Run(workdir).status()
 
 
+_flags_in_effect: list[str] = []  # XLA_FLAGS during each call; those of the first call stay in effect
+
+
 @contextlib.contextmanager
-def _environment_restored() -> Iterator[None]:
-    """Puts XLA_FLAGS back afterwards: what suits this training need not suit programs that this process starts later."""
+def _xla_flags_restored() -> Iterator[None]:
+    """Puts XLA_FLAGS back afterwards, because what suits this training may not suit programs that this process starts later.
+
+    In a second call they are those of the first, with which JAX has started, so that environment.json says what is in effect.
+    """
     before = os.environ.get("XLA_FLAGS")
+    if _flags_in_effect:
+        os.environ["XLA_FLAGS"] = _flags_in_effect[0]
     try:
         yield
     finally:
@@ -68,12 +81,12 @@ def _environment_restored() -> Iterator[None]:
 
 
 def _note_missing_devices(config: ConfigDict) -> None:
-    """Prints a note if JAX had started before, with fewer CPU devices than this training would use."""
+    """Prints a note if JAX has started with fewer CPU devices than this training would use, and the user has not set them."""
     import jax
 
-    wanted = devices.cpu_devices(config, Framing.of(config).rows)
-    found, is_set_here = len(jax.devices()), f"device_count={wanted}" in os.environ.get("XLA_FLAGS", "")
-    if jax.default_backend() == "cpu" and is_set_here and found < wanted:
+    wanted, found = devices.cpu_devices(config, Framing.of(config).rows), len(jax.devices())
+    by_user = "device_count=" in os.environ.get("XLA_FLAGS", "")
+    if jax.default_backend() == "cpu" and not by_user and found < wanted:
         progress.warn(
             f"JAX had started before, with {progress.counted(found, 'CPU device')} instead of {wanted}: "
             "this training is slower; call charlm.train before other JAX code."

@@ -22,8 +22,19 @@ from charlm.training.step import TrainState
 
 
 def params_to_evaluate(state: TrainState) -> Any:
-    """The parameters that evaluations and samples use. The only place that chooses them."""
+    """The parameters that are judged: in evaluations, in samples, and by readers of a checkpoint. Nothing else chooses them."""
     return state.params
+
+
+def to_checkpoint(state: TrainState) -> tuple[Any, tuple]:
+    """What a checkpoint saves: (params, rest). Readers of a trained model restore `params` alone."""
+    return params_to_evaluate(state), (state.opt_state, state.carry)
+
+
+def from_checkpoint(step: int, params: Any, rest: tuple) -> TrainState:
+    """The state of a step from what `to_checkpoint` gave."""
+    opt_state, carry = rest
+    return TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry)
 
 
 @dataclasses.dataclass
@@ -142,7 +153,7 @@ def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainSta
     steps, unreadable = checkpoints.steps(), []
     for step in reversed(steps):
         try:
-            params, (opt_state, carry), saved = checkpoints.restore(step, abstract.params, (abstract.opt_state, abstract.carry))
+            params, rest, saved = checkpoints.restore(step, *to_checkpoint(abstract))
         except Failure as error:
             messages.warn(f"{error}: going back to the checkpoint before it.")
             unreadable.append(step)
@@ -155,7 +166,7 @@ def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainSta
             messages.warn(f"{run.workdir / 'metrics.jsonl'} has {kept} of its {saved['rows']} rows: the others are lost.")
         later_rows = f" ({messages.counted(dropped, 'later row')} of metrics dropped)" if dropped else ""
         messages.tell(f"resuming at step {step} of {setup.total_steps}{later_rows}.")
-        return TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry), saved
+        return from_checkpoint(step, params, rest), saved
     if steps:
         raise Failure(f"no checkpoint of {run.workdir} can be read: restore one from a copy, or train into another directory.")
     if (reached := run.status()["step"]) > 0:

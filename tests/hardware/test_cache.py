@@ -50,7 +50,7 @@ def test_compiled_programs_are_kept_and_found_again(script, small, tmp_path, mon
     def programs(workdir: str, **overrides) -> set[str]:
         calls = {"train.steps_per_call": 2, "train.steps": 5, "train.log_every": 4, "train.eval_every": 4}
         flags = as_flags(small | calls | {"train.checkpoint_every": 0, "cache_dir": kept} | overrides)
-        result = script("train", "--config=configs/tiny.py", "--verbose", f"--workdir={tmp_path / workdir}", *flags)
+        result = script("train", "--config=configs/tiny.py", f"--workdir={tmp_path / workdir}", "--verbose", *flags)
         assert result.stderr == ""
         on_request = devices.HUGE_PAGES_SETTING.exists() and "[madvise]" in devices.HUGE_PAGES_SETTING.read_text()
         assert ("GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in result.stdout) == on_request

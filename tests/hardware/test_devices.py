@@ -5,11 +5,17 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 from ml_collections import ConfigDict
 
 from charlm.hardware import devices
 from charlm.models import stack
 from configs import base
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
 @pytest.mark.parametrize(
@@ -30,11 +36,11 @@ def test_what_xla_is_told_of_the_cpu(monkeypatch, rows, wanted, processes, expec
     config.devices = wanted
     assert devices.prepare_cpu(config, rows, processes) == [f"XLA_FLAGS={expected}"]
     assert os.environ["XLA_FLAGS"] == expected
-    assert devices.prepare_cpu(config, rows, processes) == []  # a number that the user has set stays
+    assert devices.prepare_cpu(config, rows, processes) == []  # who has named a number of devices has it
     assert os.environ["XLA_FLAGS"] == expected
     monkeypatch.setenv("XLA_FLAGS", "/a/file/of/flags")
     assert devices.prepare_cpu(config, rows, processes) == []
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")  # other flags of the user stay
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")  # what the user has set besides stands
     assert devices.prepare_cpu(config, rows, processes) == [f"XLA_FLAGS={expected} --xla_dump_to=x"]
 
 
@@ -56,7 +62,7 @@ def test_a_program_starts_anew_for_huge_pages_where_they_are_given_on_request(tm
         f"devices.HUGE_PAGES_SETTING = pathlib.Path({str(tmp_path / 'enabled')!r})\ndevices.use_huge_pages()\n"
         "print(os.getpid(), sys.argv[1:])\nprint(os.environ.get('GLIBC_TUNABLES'))\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | {"PYTHONPATH": os.fspath(ROOT)}
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | {"PYTHONPATH": "."}
     if set_before is not None:
         environment["GLIBC_TUNABLES"] = set_before
     command = [sys.executable, os.fspath(program), "--text=a b", "c"]
@@ -74,7 +80,7 @@ def test_rows_are_sampled_by_several_devices_where_their_weights_are_few():
     def shared(dtype: str) -> int:
         return devices.rows_to_share(config, stack.layer_operations(config), 64, dtype)
 
-    # Three matrices of 512 x 2,048: 12 MB in float32, 6 MB in bfloat16; of 256 x 1,024, 3 MB and 1.5 MB. Sharing helps up to 4 MB.
+    # Three matrices of 512 x 2,048: 12 MB in float32, 6 MB in bfloat16; of 256 x 1,024, 3 MB and 1.5 MB; 4 MB pay.
     assert shared("float32") == 1
     assert shared("bfloat16") == 1
     config.model.hidden = 256
@@ -82,7 +88,7 @@ def test_rows_are_sampled_by_several_devices_where_their_weights_are_few():
     config.model.layers = 4  # seven
     assert shared("float32") == 1
     assert shared("bfloat16") == 64
-    config.devices = 2  # asked for
+    config.devices = 2  # who asks for them has them
     assert shared("float32") == 64
 
 

@@ -13,6 +13,7 @@ from faults.runs import as_flags
 
 import charlm
 from charlm.config import keys, load
+from charlm.rundir.run import Run
 from configs import tiny
 
 
@@ -114,22 +115,56 @@ result = []
 thread = threading.Thread(target=lambda: result.append(charlm.train(config, workdir)))
 thread.start()
 thread.join()
-print("then", result[0]["state"])
+print("then", result[0]["state"], os.environ["XLA_FLAGS"])
 """
 
 
 def test_ctrl_c_saves_and_raises_and_a_thread_can_resume(overrides, tmp_path):
-    done = python(STOPPED, ROOT / TINY, json.dumps(overrides | {"train.steps": 400}), tmp_path / "run")
+    env = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
+    done = python(STOPPED, ROOT / TINY, json.dumps(overrides | {"train.steps": 400}), tmp_path / "run", env=env)
     assert done.returncode == 0, done.stderr
     assert "stopped incomplete" in done.stdout
     assert "resuming at step" in done.stdout
-    assert done.stdout.splitlines()[-1] == "then done"
+    assert done.stdout.splitlines()[-1] == f"then done {env['XLA_FLAGS']}"  # for programs that this process starts later
+    flags = [start["XLA_FLAGS"] for start in Run(tmp_path / "run").starts()]
+    assert flags[0] == flags[1]  # those with which JAX started
+    assert flags[0].startswith("--xla_force_host_platform_device_count=")
 
 
-def test_jax_that_started_before_with_fewer_devices_is_noted(overrides, tmp_path):
+def test_jax_that_started_before_stays_as_it_is_and_fewer_devices_are_noted(overrides, tmp_path):
     if (os.cpu_count() or 1) < 2:
         pytest.skip("one core: there is one device in any case")
-    code = TRAIN.replace('assert "jax" not in sys.modules', "import jax; jax.devices()")
-    done = python(code, ROOT / TINY, json.dumps(overrides | {"train.steps": 2}), tmp_path / "run")
+    cache = str(tmp_path / "cache")
+    code = TRAIN.replace(
+        'assert "jax" not in sys.modules',
+        f"import jax; jax.devices(); jax.config.update('jax_compilation_cache_dir', {cache!r})",
+    )
+    env = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false", "JAX_COMPILATION_CACHE_DIR": ""}
+    code += f"assert jax.config.jax_compilation_cache_dir == {cache!r}"
+    done = python(code, ROOT / TINY, json.dumps(overrides | {"train.steps": 2}), tmp_path / "run", env=env)
     assert done.returncode == 0, done.stderr
     assert "note: JAX had started before, with 1 CPU device instead of 2" in done.stderr
+    (start,) = Run(tmp_path / "run").starts()
+    assert start["XLA_FLAGS"] == env["XLA_FLAGS"]  # what is set now would have no effect
+
+
+def test_what_is_not_a_config_is_refused(tmp_path):
+    with pytest.raises(charlm.UserError) as refused:
+        charlm.train("configs/tiny.py", tmp_path / "run")
+    assert str(refused.value) == "config is a str: must be a ConfigDict, such as charlm.config.load.load returns."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_screen_is_short_and_verbose_adds_parameters_and_settings(script, overrides, tmp_path):
+    flags = [f"--config={ROOT / TINY}", *as_flags(overrides | {"train.steps": 2, "sample.length": 0})]
+    quiet = script("train", *flags, f"--workdir={tmp_path / 'quiet'}").stdout
+    verbose = script("train", *flags, "--verbose", f"--workdir={tmp_path / 'verbose'}").stdout
+    for text in ("GLIBC_TUNABLES=", "XLA_FLAGS=--xla_force_host_platform_device_count=", "lstm_0/recurrent_kernel"):
+        assert text in verbose
+        assert text not in quiet
+    data, model, length, first_row, *_ = quiet.splitlines()
+    assert data.startswith("data: made_up.txt: train 10,800, validation 1,200 chars, vocabulary of ")
+    assert model.startswith("model: 1 LSTM layer of 8, embedding input, ")
+    assert length.startswith("training: 2 steps, 0.10 epochs of 21 steps; 32 rows on ")
+    assert first_row.startswith("step 2/2  epoch 0.10  train ")
+    assert max(map(len, quiet.splitlines())) < 100
