@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from charlm import progress
 from charlm.errors import UserError
-from charlm.models import cells, stack
+from charlm.models import stack
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.training.setup import Setup, set_up
@@ -97,8 +97,8 @@ def params_of(weights: Weights, config: ConfigDict) -> Params:
     Raises:
       UserError: layers of this framework can't become the config's cell, or a layer lacks an array.
     """
-    name, layout = config.model.cell, weights.layout
-    convert = getattr(cells.named(name), layout.converter)
+    (name, cell), layout = stack.named_cell(config), weights.layout
+    convert = getattr(cell, layout.converter)
     if convert is None:
         raise UserError(
             f"model.cell={name!r}: layers of {layout.framework} can't be imported, since charlm/models/cells/{name}.py has no "

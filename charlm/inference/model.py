@@ -38,8 +38,7 @@ def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str 
     check_checkpoint_name(str(checkpoint))
     inputs.check_choice("dtype", dtype, inputs.DTYPES)
     run = Run(workdir)
-    has_folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # one that the user chose stays
-    cache.keep_compiled(None if has_folder else cache.user_folder(run.config()))
+    cache.keep_compiled(cache.user_folder(run.config()))
     return Model(run, restore.load(workdir, str(checkpoint), dtype))
 
 

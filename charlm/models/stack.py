@@ -143,8 +143,7 @@ class Shape(NamedTuple):
 
 def functions(config: ConfigDict, vocab_size: int) -> Functions:
     """The model that a config describes, for a vocabulary of `vocab_size` symbols."""
-    name, layers, hidden = config.model.cell, config.model.layers, config.model.hidden
-    cell = cells.named(name)
+    (name, cell), layers, hidden = named_cell(config), config.model.layers, config.model.hidden
     module = CharLM(
         cell=cell,
         name_of_cell=name,
@@ -193,16 +192,21 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
     return Functions(init, apply, zero_carry, stepwise, step, operations, shape)
 
 
+def named_cell(config: ConfigDict) -> tuple[str, cells.Cell]:
+    """The name of the config's cell, with which the parameters of its layers begin (`lstm_0`), and the cell."""
+    return config.model.cell, cells.named(config.model.cell)
+
+
 def layer_operations(config: ConfigDict) -> int:
     """Multiply-adds of all layers for one character. The first layer looks its ids up, so they count as no inputs."""
-    cell, layers, hidden = cells.named(config.model.cell), config.model.layers, config.model.hidden
+    (_, cell), layers, hidden = named_cell(config), config.model.layers, config.model.hidden
     return cell.operations(0, hidden) + (layers - 1) * cell.operations(hidden, hidden)
 
 
 def unread_keys(config: ConfigDict) -> list[str]:
     """Keys that the config sets, but that only cells other than its own read."""
     all_cells = [cells.named(name) for name in keys.KEYS["model.cell"].rule.options]
-    others = {key for cell in all_cells for key in cell.keys} - set(cells.named(config.model.cell).keys)
+    others = {key for cell in all_cells for key in cell.keys} - set(named_cell(config)[1].keys)
     values = load.flatten(config)
     return sorted(key for key in others if values[key] != keys.KEYS[key].default)
 

@@ -6,6 +6,7 @@ schedule, add a line to SCHEDULES, and its name to those of `optim.schedule`.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,28 @@ from ml_collections import ConfigDict
 
 BLOCK = 1024  # steps whose learning rates are computed together
 
-# Name → the rule with a learning rate of 1 and without the final minus sign, as optax's `scale_by_…` functions are.
-# `optimizer` adds the sign and weight decay. tests/training/test_optim.py checks that every rule descends.
-RULES: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
-    "adam": lambda config: _adam(config),
-    "adamw": lambda config: _adam(config),
-    "rmsprop": lambda config: optax.scale_by_rms(config.optim.beta2, config.optim.eps, eps_in_sqrt=_has_keras_eps(config)),
-    "sgd": lambda config: optax.trace(config.optim.momentum) if config.optim.momentum > 0 else optax.identity(),
+
+class Rule(NamedTuple):
+    """An update rule.
+
+    Attributes:
+      make: config → the rule for a learning rate of 1 and without the final minus sign, as optax's `scale_by_…` functions are.
+        `optimizer` adds both. tests/training/test_optim.py checks that every rule descends.
+      decoupled_decay: whether weight decay is added after the rule (Loshchilov & Hutter 2019). Otherwise it is L2, before it.
+    """
+
+    make: Callable[[ConfigDict], optax.GradientTransformation]
+    decoupled_decay: bool = False
+
+
+RULES = {
+    "adam": Rule(lambda config: _adam(config)),
+    "adamw": Rule(lambda config: _adam(config), decoupled_decay=True),
+    "rmsprop": Rule(
+        lambda config: optax.scale_by_rms(config.optim.beta2, config.optim.eps, eps_in_sqrt=_has_keras_eps(config))
+    ),
+    "sgd": Rule(lambda config: optax.trace(config.optim.momentum) if config.optim.momentum > 0 else optax.identity()),
 }
-DECOUPLED = ("adamw",)  # weight decay is added after the rule (Loshchilov & Hutter 2019); else it is L2, before the rule
 
 # Name → the learning rate by step after the warm-up, which leaves `steps` steps.
 SCHEDULES: dict[str, Callable[[ConfigDict, int], optax.Schedule]] = {
@@ -81,7 +95,7 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     corrected for their bias; in RMSprop g / (sqrt(v) + eps). `keras` is the form of Keras and MXNet: in Adam eps is added to
     the uncorrected root, which Kingma & Ba call more efficient; in RMSprop it is added inside the root.
     """
-    name, weight_decay, decay_biases = config.optim.name, config.optim.weight_decay, config.optim.decay_biases
+    rule, weight_decay, decay_biases = RULES[config.optim.name], config.optim.weight_decay, config.optim.decay_biases
     clip_norm, clip_value = config.optim.clip_norm, config.optim.clip_value
     nothing = optax.identity()
     decay = nothing
@@ -92,9 +106,9 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip(clip_value) if clip_value > 0 else nothing,
         optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else nothing,
-        nothing if name in DECOUPLED else decay,
-        RULES[name](config),
-        decay if name in DECOUPLED else nothing,
+        nothing if rule.decoupled_decay else decay,
+        rule.make(config),
+        decay if rule.decoupled_decay else nothing,
         optax.scale_by_learning_rate(lambda count: 1.0),  # a function, because checkpoints hold a count here
     )
 

@@ -151,5 +151,5 @@ def test_every_optimiser_descends(name):
 
 
 def test_a_rule_with_a_sign_of_its_own_is_noticed(monkeypatch):
-    monkeypatch.setitem(optim.RULES, "sgd", lambda config: optax.sgd(1.0))  # a whole optimiser, not a `scale_by_…`
+    monkeypatch.setitem(optim.RULES, "sgd", optim.Rule(lambda config: optax.sgd(1.0)))  # a whole optimiser, not a `scale_by_…`
     assert not descends("sgd")
