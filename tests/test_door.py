@@ -298,7 +298,7 @@ def test_mistakes_are_told_in_the_sentences_of_the_scripts(script, model, run, c
         ),
         (
             lambda model: charlm.load("/no/such/run"),
-            "/no/such/run/status.json does not exist: --workdir must be the directory of",
+            "/no/such/run/config.json does not exist: --workdir must be the directory of",
         ),
         (
             lambda model: charlm.runs("/no/such/runs"),
