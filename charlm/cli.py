@@ -32,7 +32,7 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
     """
     overrides: dict[str, str] = {}
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are escaped, not an error
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal can't encode are escaped
             stream.reconfigure(errors="backslashreplace")
 
     def parse(argv: list[str]) -> list[str]:
@@ -68,7 +68,7 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
             os._exit(1)
         except Failure as error:
             _end(_one_line(error), 1)
-        except BrokenPipeError:  # whoever read our output has ended
+        except BrokenPipeError:  # the program that reads our output has ended
             sys.stderr.close()
             sys.exit(1)
         except OSError as error:

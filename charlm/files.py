@@ -30,7 +30,7 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def sealed(fields: dict, indent: int | None = None) -> str:
-    """JSON of these fields and, as the last one, `seal`: a digest of the text before it."""
+    """The fields as JSON, with one more field at the end: `seal`, a digest of the text before it."""
     before, mark, after = json.dumps({**fields, "seal": ""}, indent=indent).rpartition(MARK)
     return before + mark + digest(before) + after
 
@@ -39,11 +39,11 @@ def opened(text: str) -> object:
     """The value of a JSON text, without its seal. Texts of older versions have no seal.
 
     Raises:
-      ValueError: the text is no JSON, or does not fit its seal.
+      ValueError: the text is not JSON, or does not match its seal.
     """
     fields = json.loads(text)
     if isinstance(fields, dict) and "seal" in fields and fields.pop("seal") != digest(text.rpartition(MARK)[0]):
-        raise ValueError("its seal does not fit its contents")
+        raise ValueError("its seal does not match its contents")
     return fields
 
 

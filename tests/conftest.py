@@ -18,9 +18,9 @@ SHARED_CORPORA = ROOT.parent / "shared" / "corpora"
 TINY = "configs/tiny.py"  # as seen from ROOT
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Without it, devices.use_huge_pages makes each script start anew with it.
+# If this is not set, devices.use_huge_pages sets it and restarts each script.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-# With it, each of some 250 processes compiles charlm's modules anew.
+# If this is set, each of about 250 processes compiles charlm's modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
@@ -35,9 +35,10 @@ def _compile_once(tmp_path_factory):
         os.environ[name.upper()] = str(value)
 
 
-# The default suite compiles without most optimisations, in half the time. Without XLA:CPU's emitters for fused operations, a
-# third of that time is left. Repeat its failures with `pytest` alone: the long suite, and pytest without -m, compile as in a
-# user's run. These modules always do, except that XLA reads its flags only once in a process of pytest.
+# The default suite (`-m "not slow"`) turns off most optimisations of XLA, which halves the compile time, and XLA:CPU's emitters
+# for fused operations, which leaves a third of that half. Without `-m`, pytest compiles as in a user's run: repeat a failure
+# this way. The modules below always compile with all optimisations. The emitters may stay off, because XLA reads its flags only
+# once in a process.
 COMPILED_IN_FULL = {"cache", "lstm", "resume"}
 WITHOUT_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
@@ -47,7 +48,7 @@ def compiles_quickly(config) -> bool:
 
 
 def set_emitters(quickly: bool) -> None:
-    # Flags of the user stay. XLA ends a process that has an unknown flag, and its next version may not have this one.
+    # The user's own flags are kept. XLA ends a process that has an unknown flag, and the next version may not know this flag.
     if os.environ.get("XLA_FLAGS", WITHOUT_EMITTERS) != WITHOUT_EMITTERS or jax.__version_info__ >= (0, 11):
         return
     if quickly:
@@ -104,7 +105,7 @@ class Scripts:
         return result
 
     def fails(self, name: str, *arguments: str, status: int = 2, **options) -> str:
-        """The one sentence on stderr with which the script refuses; stdout and traceback must be empty."""
+        """Runs a script that must fail. Returns its error message: the only line on stderr, so there is no traceback."""
         result = self(name, *arguments, status=status, **options)
         lines = result.stderr.strip().splitlines()
         assert len(lines) == 1, result.stderr

@@ -353,7 +353,7 @@ def test_settings_of_sampling_at_their_extremes(trained):
     np.testing.assert_array_equal(samples(trained, top_k=10**6), samples(trained))
     counts = np.bincount(samples(trained, temperature=1e6, length=320).ravel(), minlength=5)
     expected = counts.sum() / 5
-    assert ((counts - expected) ** 2 / expected).sum() < 24  # as in test_sample.py: by chance once in 10,000
+    assert ((counts - expected) ** 2 / expected).sum() < 24  # as in test_sample.py: by chance, one seed in 10,000 exceeds 24
     assert np.isin(samples(trained, temperature=1e-38), range(5)).all()
     assert np.isin(samples(trained, temperature=3e38), range(5)).all()
 
@@ -449,7 +449,7 @@ def test_nothing_of_a_run_directory_is_executed(script, run, tmp_path, monkeypat
 
 
 def test_weights_that_are_a_pickle_with_code_are_not_loaded(tmp_path):
-    pytest.importorskip("torch", reason="PyTorch is no dependency of charlm")
+    pytest.importorskip("torch", reason="PyTorch is not a dependency of charlm")
     mark = tmp_path / "mark"
     (tmp_path / "rnn.pt").write_bytes(f"cos\nsystem\n(S'touch {mark}'\ntR.".encode())
     with pytest.raises(UserError, match="can't be read"):
@@ -458,7 +458,7 @@ def test_weights_that_are_a_pickle_with_code_are_not_loaded(tmp_path):
 
 
 def test_archives_cannot_write_outside_their_folder(tmp_path, monkeypatch):
-    """A wheel and a .keras file have members with paths outside: nothing is extracted."""
+    """A wheel and a .keras file with members whose paths lead outside the folder: nothing is extracted."""
     source = sources.SOURCES["sonnets"]
     pytest.importorskip("h5py", reason="pip install -e '.[import]'")
 

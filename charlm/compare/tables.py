@@ -22,7 +22,7 @@ class Group(NamedTuple):
 
     Attributes:
       records: all runs of the group.
-      averaged: the runs that the group's figures are means of: those that are done, or all if none is done.
+      averaged: the runs over which the group's figures are averaged: those that are done, or all if none is done.
     """
 
     records: list[Record]
@@ -73,7 +73,7 @@ def by_protocol(records: Sequence[Record], metric: str) -> list[tuple[dict, list
 
 
 def share_protocol(records: Sequence[Record], metric: str) -> bool:
-    """Whether the metric was measured under the same protocol in all of these runs that have it."""
+    """Whether all of these runs that have the metric measured it under the same protocol."""
     return len(by_protocol([record for record in records if record.figure(metric) is not None], metric)) <= 1
 
 
@@ -211,7 +211,7 @@ def filtered(records: Sequence[Record], conditions: Sequence[str]) -> list[Recor
         best).
 
     Raises:
-      UserError: a condition is not a condition, or its key is unknown.
+      UserError: a string is not a condition, or its key is unknown.
     """
     kept = list(records)
     for text in conditions:
@@ -285,7 +285,7 @@ def finished(groups: Sequence[Group]) -> list[Group]:
 def marginals(groups: Sequence[Group], keys: Sequence[str], metric: str) -> list[Marginal]:
     """For each value of a key, or of several keys together, the mean over all other keys. Only finished groups count.
 
-    The means are comparable if each value was tried with the same values of the other keys. `n` shows if it was not.
+    The means are comparable if each value was tried with the same values of the other keys. If `n` differs, it was not.
 
     Raises:
       UserError: a key is unknown.

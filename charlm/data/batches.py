@@ -26,7 +26,7 @@ ALL = slice(None)  # all rows of a batch
 PAD_ID = 0  # fills positions without text; vocabularies of documents have `<pad>` at this id
 
 
-Array = Any  # of NumPy; of JAX where a batch is inside a jitted function
+Array = Any  # a NumPy array, or a JAX array inside a jitted function
 
 
 class Batch(NamedTuple):
@@ -50,7 +50,7 @@ class Encoded(NamedTuple):
 
     Attributes:
       ids_N: the ids of the running text, or of all documents joined, each followed by `<eos>`.
-      starts_D1: int64 (D + 1,), the position where each document starts, and N; None for a running text.
+      starts_D1: int64 (D + 1,), the start position of each document and then N, the end; None for a running text.
       name: the name of the split in error messages.
     """
 
@@ -125,7 +125,7 @@ class Framing(NamedTuple):
 
     @property
     def window(self) -> int:
-        """The number of characters, from the zero state, that the model has seen before each prediction; 0 if not fixed.
+        """The number of characters that the model reads, from the zero state, before each prediction; 0 if it is not fixed.
 
         The sampler feeds a model of windows this many characters before it draws one.
         """

@@ -204,8 +204,8 @@ def _normalised_blocks(
 ) -> Iterator[str]:
     """The normalised text of the files, in blocks.
 
-    A block ends after a line feed or a space, because normalising never depends on the characters on both sides of one. A file
-    without either is one block.
+    A block ends after a line feed or a space. Cutting there is safe, because normalising never combines characters across them.
+    A file without line feeds and spaces is one block.
     """
     for file, sha256 in zip(files, file_hashes, strict=True):
         rest, is_first = "", True

@@ -30,7 +30,8 @@ from charlm.inference.protocol import Protocol
 from charlm.models import stack
 from charlm.rundir.run import Run, check_checkpoint_name
 
-SHORT, LONG = 64, 1024  # characters of a window: a text is read in long ones, its rest in short ones, and no other is compiled
+# Characters of a window. A text is read in long windows and its rest in short ones, so only two lengths are compiled.
+SHORT, LONG = 64, 1024
 
 
 def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str | None = None) -> "Model":
@@ -51,7 +52,7 @@ class Model:
 
     Attributes:
       run: the run directory.
-      trained: what was read from it.
+      trained: the checkpoint, with the config and the vocabulary of the run.
     """
 
     run: Run
@@ -82,8 +83,10 @@ class Model:
         return f"<charlm model of {self.run.workdir}, step {self.step:,}, {parameters:,} parameters>"
 
     def normalise(self, text: str) -> str:
-        """The text as the model reads it: its line breaks, case and kept symbols as `corpus.newlines`, `corpus.lowercase` and
-        `corpus.keep` ask. Often this is the text itself; otherwise its length may change."""
+        """The text as the model reads it, after the run's `corpus.newlines`, `corpus.lowercase` and `corpus.keep` are applied.
+
+        Often this is the text itself; otherwise its length may change.
+        """
         return Normalisation.of(self.config)(text)
 
     def logits(self, text: str) -> np.ndarray:
@@ -142,8 +145,11 @@ class Model:
           framing: `stream`, `chunks`, `windows` or `documents`; by default that of the run.
 
         Returns:
-          nats, bits, perplexity: per scored character. chars: how many were scored. step: of the checkpoint. seconds: that it
-          took. protocol: how the text was read; only figures with the same protocol compare.
+          nats, bits, perplexity: per scored character.
+          chars: the number of scored characters.
+          step: the step of the checkpoint.
+          seconds: the time it took.
+          protocol: how the text was read. Compare only figures with the same protocol.
 
         Raises:
           UserError: the text is too short for the framing, or has symbols outside a vocabulary without `<unk>`.
@@ -189,19 +195,20 @@ class Model:
         window: int | None = None,
         unknown: str = "error",
     ) -> str | list[str]:
-        """Text that continues a prompt: the same as `scripts/sample.py` with the flags of these names.
+        """Text that continues a prompt: the same as `scripts/sample.py` draws with flags of the same names.
 
         Arguments left out, including the prompt, come from the section `sample` of the run's config.
 
         Args:
           prompt: normalised as the run's corpus was.
-          length: characters to draw, not counting the prompt. A model of documents stops at the end of one.
+          length: characters to draw, not counting the prompt. A model of documents stops at the end of a document.
           temperature: 0 always takes the most probable character; 1 leaves the model's probabilities unchanged.
           seed: the same seed gives the same text.
-          num: None for one text; a number for a list of so many.
+          num: None returns one text; a number returns a list of that many texts.
           top_k: draw from the k most probable characters; 0: from all.
           top_p: draw from the fewest characters whose probabilities sum to at least p.
-          window: characters that each draw sees, read from the zero state; 0: all of them. By default as in training.
+          window: each character is drawn from the last `window` characters, read from the zero state; 0: from all characters
+            before it. By default as in training.
           unknown: `error`, or `skip` to drop symbols of the prompt that are outside the vocabulary.
 
         Returns:
@@ -236,10 +243,10 @@ class Model:
     ) -> Iterator[list[str]]:
         """Draws several texts after one prompt, and yields them piece by piece as they are drawn, without the prompt.
 
-        Arguments are those of `sample`, already checked; None stands for the run's own value.
+        Arguments are those of `sample`, already checked; None means the value of the run's config.
 
         Args:
-          cell: number of the prompt and temperature in a grid of them; no two cells of a grid draw with the same noise.
+          cell: the index of this pair of prompt and temperature in a grid of such pairs. Each pair draws with its own noise.
         """
         config = self.config.sample
         length = (config.length or defaults().sample.length) if length is None else length
@@ -270,14 +277,17 @@ class Model:
         return self.vocab.encode(normalised)
 
     def _read(self, text: str) -> Iterator[tuple[int, jax.Array, jax.Array]]:
-        """Window by window: its number of characters, then logits_TV and nats_T of each next character; padding beyond them."""
+        """For each window: its number of characters, logits_TV, and the nats_T of each next character.
+
+        T may be more than the number of characters; the rest is padding.
+        """
         carry = self._zero_carry()
         for count, ids_T1 in _windows(self._encoded(text)):
             logits_TV, nats_T, carry = self._apply_window(self.params, ids_T1, carry)
             yield count, logits_TV, nats_T
 
     def _zero_carry(self) -> Any:
-        """The state of one row before the first character, placed like every later state, so that one program serves both."""
+        """The zero state of one row, on the same device as all later states. Otherwise XLA would compile a second program."""
         placement = jax.tree.leaves(self.params)[0].sharding
         return jax.device_put(self.trained.functions.zero_carry(1), placement)
 
@@ -296,7 +306,7 @@ class Model:
 
     @functools.cached_property
     def _step_window(self) -> Callable:
-        """A jitted function (weights, ids_T, carry) → (carry, states): reads T ids; states are those after each, time first."""
+        """A jitted function (weights, ids_T, carry) → (carry, states): reads T ids; `states` stacks the state after each id."""
 
         def window(weights, ids_T, carry):
             def step(carry, id_):
@@ -327,9 +337,9 @@ def joined(pieces: Iterator[list[str]], num: int) -> list[str]:
 
 
 def _windows(ids_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The ids in order, in long windows and then short ones: how many ids a window has, and ids_T1, int32.
+    """Cuts the ids into long windows and then short ones. Yields the number of ids of a window, and ids_T1, int32.
 
-    ids_T1 also has the id after the window; zeros stand where the text has no more.
+    ids_T1 also has the id after the window. After the end of the text it is filled with zeros.
     """
     start, total = 0, len(ids_N)
     while start < total:

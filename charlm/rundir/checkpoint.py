@@ -172,7 +172,7 @@ class Checkpoints:
             self._manager.close()
 
     def _clean_up(self) -> None:
-        """Repairs what a killed start left: restores a replaced checkpoint if the new one is missing, deletes partial ones."""
+        """Cleans up after a killed process: restores a replaced checkpoint if the new one is missing, deletes partial ones."""
         for path in self._directory.glob(f"*{REPLACED}"):
             step = self._directory / path.name.removesuffix(REPLACED)
             if not step.exists():
@@ -218,7 +218,7 @@ def _retry_listing(list_steps: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Raises an OSError with the reason in place of other errors. If they can't write, Orbax and TensorStore raise any kind."""
+    """Turns any error into an OSError with its reason. Orbax and TensorStore raise many kinds of errors if they can't write."""
     try:
         yield
     except OSError:
@@ -232,8 +232,8 @@ def _as_os_error() -> Iterator[None]:
 class _LeftoverErrorFilter:
     """A sys.unraisablehook that keeps Python from printing tracebacks of errors after the first.
 
-    Orbax reads and writes arrays concurrently. If several fail, the first error is raised. Python would print the others: those
-    of abandoned coroutines when they are collected, and those of writes that report to a closed event loop.
+    Orbax reads and writes arrays concurrently. If several fail, only the first error is raised. Python would print the others
+    later: when it collects the abandoned coroutines, or when a write reports to an event loop that is already closed.
     """
 
     def __init__(self, previous_hook: Callable[[Any], Any]):

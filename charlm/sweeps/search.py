@@ -3,7 +3,7 @@
     asha  Trials are random. After 1, 3, 9, … evaluations only the best third continues (Li et al. 2020, "A System for Massively
           Parallel Hyperparameter Tuning").
     tpe   Tree-structured Parzen estimators propose trials (Bergstra et al. 2011, "Algorithms for Hyper-Parameter
-          Optimization"). A trial is pruned if it is worse than the median of the others after as many evaluations.
+          Optimization"). A trial is pruned if it is worse than the median of the others after the same number of evaluations.
 
 Optuna's study is in search.db beside the runs, so that the same command continues a search.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import optuna
 
 METHODS = ("asha", "tpe")
-MAX_REPEATS = 100  # proposals of trials that were tried already, until a search ends
+MAX_REPEATS = 100  # a search ends after so many proposals of trials that were already tried
 REDUCTION_FACTOR = 3  # of asha: one in three trials continues
 
 
@@ -143,7 +143,8 @@ class Search:
         states = self._optuna.trial.TrialState
         proposed = self._trials.pop(trial.name)
         if status.state == "done" and status.best:
-            nats = reading.validation_nats(self._root.path / trial.name)  # like pruning, also if train.best is `train`
+            # Validation nats, as for pruning, even if train.best is `train`.
+            nats = reading.validation_nats(self._root.path / trial.name)
             self._study.tell(proposed, min(nats, default=status.best["nats"]), skip_if_finished=True)
         elif status.state == "pruned":
             self._study.tell(proposed, state=states.PRUNED, skip_if_finished=True)

@@ -21,7 +21,7 @@ from charlm.models import drawing, stack
 from charlm.training import optim
 
 STEPS_PER_CALL = (10, 5, 2)  # tried in this order
-# Floating-point operations of one call of several steps. They take 3 s on two cores; a signal waits at most that long.
+# Limit on the floating-point operations of one call of several steps. They take 3 s on two cores, and a signal waits that long.
 MAX_OPERATIONS = 1e12
 
 
@@ -108,9 +108,10 @@ def set_up(config: ConfigDict) -> Setup:
 
 
 def steps_per_call(wanted: int, framing: batches.Framing, functions: stack.Functions) -> int:
-    """How many steps one call makes: `wanted`, or if that is 0, several if they are short.
+    """How many steps one call makes: `wanted`. If `wanted` is 0, several short steps or one long step.
 
-    Always one for documents, whose batches differ in length, and for several processes, which learn of signals at each step.
+    The answer is always 1 for documents, because their batches differ in length, and for several processes, because they
+    tell each other about signals at each step.
     """
     if framing.is_of_documents or jax.process_count() > 1:
         return 1
@@ -119,10 +120,11 @@ def steps_per_call(wanted: int, framing: batches.Framing, functions: stack.Funct
 
 
 def describe(setup: Setup, params: Any, verbose: bool) -> None:
-    """Prints what is trained on what: data, model, length, devices.
+    """Prints what will be trained: data, model, length, devices.
 
     Args:
-      params: the parameters, or their shapes. verbose: whether to print every array of them.
+      params: the parameters, or their shapes.
+      verbose: whether to print every array of the parameters.
     """
     shape, parameters = setup.functions.shape, stack.parameter_count(params)
     layers = progress.counted(shape.layers, f"{shape.cell} layer")
@@ -151,7 +153,7 @@ def _data_lines(setup: Setup) -> list[str]:
     if documents := setup.provenance.get("documents"):
         counts = ", ".join(f"{split} {count:,}" for split, count in documents["splits"].items())
         limit = setup.protocol.framing.length
-        # Training and evaluation may have different framings, and only that of documents cuts them.
+        # Training and evaluation may have different framings. Only the framing `documents` cuts documents.
         cuts = {"train": isinstance(setup.batches, batches.Documents)}
         evaluation_cuts = setup.protocol.framing.is_of_documents
         lengths = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, evaluation_cuts)]

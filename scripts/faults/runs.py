@@ -1,6 +1,6 @@
 """Small runs to try faults on: their text, starting programs, waiting for a moment, harming files.
 
-Nothing here imports JAX, and it imports nothing of charlm, so that it starts at once.
+This module imports neither JAX nor charlm, so that it starts at once.
 """
 
 import concurrent.futures
@@ -73,7 +73,7 @@ class Runs:
         return workdir
 
     def random(self, *names: object) -> random.Random:
-        """Random numbers of this seed for what the names say."""
+        """A random generator that depends on the seed of these runs and on the names."""
         return random.Random(" ".join(map(str, (self.seed, *names))))
 
     def of_each_framing(self, fault: Callable[["Runs", str], Result]) -> list[Result]:
@@ -115,7 +115,7 @@ def start(command: list[str], **environment: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[str, str]:
-    """Waits for a program. Returns its standard output and error. A program that hangs is killed and has failed."""
+    """Waits for a program. Returns its standard output and error. A program that hangs is killed and counts as failed."""
     try:
         return process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
@@ -132,7 +132,7 @@ def free_port() -> int:
 
 
 def succeed(command: list[str]) -> None:
-    """Runs a command that no fault happens to.
+    """Runs a command without any fault.
 
     Raises:
       RuntimeError: it failed.
@@ -178,8 +178,8 @@ def wait_for_moment(process: subprocess.Popen, workdir: pathlib.Path, moment: st
     """Waits until one of MOMENTS has come, or the process has ended.
 
     Args:
-      seconds: how long a whole run takes; "any moment" is within it, "start-up" within its first half. "checkpoint" and
-        "row" are just after one of the next six begins to be written.
+      seconds: how long a whole run takes. "any moment" is a random time within it, "start-up" one within its first half.
+        "checkpoint" and "row" are just after one of the next six checkpoints or rows begins to be written.
     """
     end = time.monotonic() + {"any moment": rng.uniform(0, seconds), "start-up": rng.uniform(0, seconds / 2)}.get(moment, 600)
     events, last = rng.randint(1, 6), None
@@ -197,7 +197,8 @@ def harm(path: pathlib.Path, how: str, place: float = 0.5, bit: int = 2) -> None
     """Harms a file in one of the ways of HARMS, or deletes a folder.
 
     Args:
-      place: where it is truncated, or which byte has this bit flipped: from 0, its beginning, to 1, its end.
+      place: where the file is truncated or its bit is flipped: from 0, the beginning of the file, to 1, its end.
+      bit: which bit of that byte is flipped.
     """
     if path.is_dir():
         shutil.rmtree(path)

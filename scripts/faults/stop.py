@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT, after which a run saves its state. Every third time a second signal, which ends it at once."""
+"""Stops runs by SIGTERM or SIGINT, after which they save their state.
+
+In a third of the tries a second signal follows, which ends the run at once.
+"""
 
 import json
 import shutil
@@ -18,7 +21,7 @@ from faults.runs import (
     wait_for_moment,
 )
 
-TRIES = 12  # of each framing
+TRIES = 12  # per framing
 PATIENCE = 10  # seconds within which a signal must end the program
 
 
@@ -33,7 +36,7 @@ def _stop(runs: Runs, framing: str) -> Result:
         saved, bytes_before = saved_step(workdir), metrics_bytes(workdir)
         process = start(runs.train(workdir, framing))
         wait_for_moment(process, workdir, rng.choice(MOMENTS), rng, 6.0)
-        in_loop = metrics_bytes(workdir) > bytes_before  # where it handles signals
+        in_loop = metrics_bytes(workdir) > bytes_before  # the training loop handles signals; the start-up before it does not
         signals = [rng.choice((signal.SIGTERM, signal.SIGINT)) for _ in range(2 if rng.random() < 1 / 3 else 1)]
         begin = time.monotonic()
         for number in signals:
@@ -42,7 +45,7 @@ def _stop(runs: Runs, framing: str) -> Result:
         output, errors = finish(process)
         seconds = time.monotonic() - begin
         failures += checks.resumed_at(workdir, saved, output)
-        if process.returncode == 0:  # it was done before the signal came
+        if process.returncode == 0:  # the run was done before the signal came
             failures += checks.survival(workdir, straight)
             shutil.rmtree(workdir)
             continue
@@ -54,5 +57,5 @@ def _stop(runs: Runs, framing: str) -> Result:
             failures.append(f"{workdir}: {signals} gave {process.returncode} after {seconds:.1f} s: {errors[-300:]}")
     succeed(runs.train(workdir, framing))
     failures += checks.survival(workdir, straight)
-    note = f"at most {slowest:.1f} s until it had ended"
-    return Result(f"SIGTERM or SIGINT, one or two, {framing}", tried, failures, note)
+    note = f"all ended within {slowest:.1f} s"
+    return Result(f"one or two signals (SIGTERM, SIGINT), {framing}", tried, failures, note)

@@ -1,4 +1,4 @@
-"""The sampling loop against a loop written out step by step, and its rules against the probabilities they promise."""
+"""The sampling loop against a simple loop in Python; temperature, top-k and top-p against the exact probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def draw(trained, decoding, rows=1, length=150, seed=0, prompt=PROMPT, vocab=PLA
 @pytest.mark.parametrize("window", [0, 4])
 def test_the_loop_is_compiled_once_for_all_chunks(trained, window, caplog):
     functions, params = trained
-    committed = jax.device_put(params, jax.devices()[0])  # as those that a training hands over are
+    committed = jax.device_put(params, jax.devices()[0])  # training also passes params committed to a device
     with jax.log_compiles():
         draw((functions, committed), Decoding(1.0), length=3 * CHUNK, window=window)
     compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
@@ -43,12 +43,13 @@ def test_the_loop_is_compiled_once_for_all_chunks(trained, window, caplog):
 
 
 def greedy_by_hand(trained, prompt, length):
-    """Argmax of the last logits of the whole text so far, anew for each character."""
+    """For each character, reads the whole text from its beginning and takes the argmax of the last logits."""
     functions, params = trained
     text = list(prompt)
     apply = jax.jit(functions.apply)
     for _ in range(length):
-        padded = np.zeros((1, len(prompt) + length), np.int32)  # later inputs change nothing: one shape for all
+        # One shape is compiled once. Padding at the end does not change earlier logits.
+        padded = np.zeros((1, len(prompt) + length), np.int32)
         padded[0, : len(text)] = text
         batch = Batch(padded, padded, np.ones(padded.shape, np.float32), np.ones(1, bool))
         logits, _ = apply(params, batch, functions.zero_carry(1))
@@ -74,7 +75,7 @@ def test_length_zero_draws_nothing(trained):
     assert draw(trained, Decoding(), length=0).shape == (1, 0)
 
 
-def test_ids_that_no_text_has_are_never_drawn(trained):
+def test_pad_and_unk_are_never_drawn(trained):
     specials = Vocab("defg", ("<pad>", "<eos>", "<unk>"))
     for decoding in (Decoding(0), Decoding(5.0), Decoding(1.0, top_k=3), Decoding(2.0, top_p=0.99)):
         drawn = draw(trained, decoding, rows=4, vocab=specials, length=64)
@@ -82,7 +83,7 @@ def test_ids_that_no_text_has_are_never_drawn(trained):
     assert (draw(trained, Decoding(5.0), rows=4, vocab=specials, length=64) == 1).any()
 
 
-def test_drawing_stops_once_every_row_has_had_its_end(trained):
+def test_drawing_stops_once_every_row_has_drawn_eos(trained):
     ending = Vocab("bcdefg", ("<eos>",))
     whole = draw(trained, Decoding(1.0), rows=3, length=50 * CHUNK)
     stopped = draw(trained, Decoding(1.0), rows=3, length=50 * CHUNK, vocab=ending)
@@ -105,7 +106,7 @@ def test_a_sliding_window_sees_its_own_output_from_the_zero_state(trained, promp
         text.append(int(np.argmax(apply(params, batch, functions.zero_carry(1))[0][0, -1])))
     drawn = draw(trained, Decoding(0), length=CHUNK + 9, prompt=prompt, window=window)
     assert drawn[0].tolist() == text[len(prompt) :]
-    if len(prompt) == 40:  # what a carried state would write differs
+    if len(prompt) == 40:  # with a carried state the text would be another
         assert drawn[0].tolist() != draw(trained, Decoding(0), length=CHUNK + 9, prompt=prompt)[0].tolist()
 
 
@@ -123,12 +124,12 @@ DRAWS = 20_000
         (Decoding(1.0, top_p=0.6), [4 / 7, 3 / 7, 0, 0, 0]),
         (Decoding(1.0, top_p=0.75), [8 / 17, 6 / 17, 3 / 17, 0, 0]),
         (Decoding(1.0, top_p=1e-6), [1, 0, 0, 0, 0]),
-        (Decoding(1.0, top_k=3, top_p=0.8), [4 / 7, 3 / 7, 0, 0, 0]),  # of the three that stay, two have 0.82
+        (Decoding(1.0, top_k=3, top_p=0.8), [4 / 7, 3 / 7, 0, 0, 0]),  # of the top three, the first two sum to 0.82
         (Decoding(1e-6), [1, 0, 0, 0, 0]),
         (Decoding(1e6), [0.2] * 5),
     ],
 )
-def test_frequencies_are_those_that_the_rules_promise(decoding, expected):
+def test_frequencies_equal_the_exact_probabilities(decoding, expected):
     noise = jax.random.gumbel(jax.random.key(7), (DRAWS, 5))
     logits = jnp.broadcast_to(jnp.asarray(LOGITS, jnp.float32), (DRAWS, 5))
     counts = np.bincount(pick(logits, noise, decoding), minlength=5)
@@ -140,7 +141,7 @@ def test_frequencies_are_those_that_the_rules_promise(decoding, expected):
 
 
 @pytest.mark.slow
-def test_devices_that_share_the_rows_draw_what_one_draws(script, small, tmp_path, monkeypatch):
+def test_several_devices_draw_the_same_text_as_one(script, small, tmp_path, monkeypatch):
     flags = [f"--config.{key}={value}" for key, value in small.items()]
     script("train", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *flags)
     command = ("sample", f"--workdir={tmp_path / 'run'}", "--prompt=a", "--num=32", "--length=90", "--seed=4")

@@ -70,7 +70,7 @@ def test_product_zipped_chain_and_repeat():
     assert sweep.product() == [{}]
 
 
-def test_samples_follow_their_distribution_and_grow_without_changing():
+def test_samples_follow_their_distribution_and_a_larger_n_keeps_the_first_ones():
     ranges = {
         "lr": sweep.log_uniform(1e-4, 1e-1),
         "dropout": sweep.uniform(0.0, 0.5),
@@ -82,7 +82,7 @@ def test_samples_follow_their_distribution_and_grow_without_changing():
     assert drawn[:50] == sweep.sample(ranges, n=50, seed=3)
     assert drawn[:50] != sweep.sample(ranges, n=50, seed=4)
     assert all(1e-4 <= each["lr"] <= 1e-1 and 0 <= each["dropout"] <= 0.5 and 32 <= each["hidden"] <= 512 for each in drawn)
-    # Each decade has a third of the logarithms. Each number of layers has a quarter of the trials.
+    # A third of the trials is in each of the three decades of lr. A quarter has each number of layers.
     assert sum(each["lr"] < 1e-3 for each in drawn) / 2000 == pytest.approx(1 / 3, abs=0.05)
     assert sum(each["hidden"] < 128 for each in drawn) / 2000 == pytest.approx(1 / 2, abs=0.05)
     assert sum(each["dropout"] for each in drawn) / 2000 == pytest.approx(0.25, abs=0.02)
@@ -149,7 +149,7 @@ def test_cores_and_gpus_are_divided_evenly():
     assert launch.divide_machine(1, {0}, [])[0] == launch.Slot((0,), None, False)
 
 
-def test_a_process_gets_its_slot(tmp_path):
+def test_a_process_runs_on_the_core_and_the_gpu_of_its_slot(tmp_path):
     code = (
         "import os; print(sorted(os.sched_getaffinity(0)), os.environ.get('CUDA_VISIBLE_DEVICES'), os.getsid(0) == os.getpid())"
     )

@@ -1,4 +1,4 @@
-"""The loop: what is learned, logged, kept and stopped, and what it does not change."""
+"""The training loop: learning, logging, checkpoints, signals and divergence."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ def test_learns_more_than_the_frequencies_of_symbols(small, corpus_file, tmp_pat
         assert row["bits"] == pytest.approx(row["nats"] / np.log(2))
         assert row["chars"] == {"train": 30 * 4 * 16, "train_mean": 60 * 4 * 16, "validation": 1199}[row["split"]]
         assert row["epoch"] == pytest.approx(row["step"] / (10_799 // 64))
-    # The mean since the evaluation before is that of the rows between, which are of equal length.
+    # train_mean is the mean since the previous evaluation. The train rows between cover equally many steps.
     losses = [row["nats"] for row in rows if row["split"] == "train"]
     means = [row["nats"] for row in rows if row["split"] == "train_mean"]
     assert means == pytest.approx([np.mean(losses[:2]), np.mean(losses[2:])], rel=1e-6)
@@ -61,7 +61,7 @@ def test_learns_more_than_the_frequencies_of_symbols(small, corpus_file, tmp_pat
     samples = sorted((tmp_path / "run" / "samples").iterdir())
     assert [file.name for file in samples] == ["00000060.txt", "00000120.txt"]
     assert all(len(file.read_text()) == 1 + 20 for file in samples)
-    # Again: says so, changes nothing.
+    # The same command again says that the run is done, and changes nothing.
     capsys.readouterr()
     before = (tmp_path / "run" / "metrics.jsonl").stat()
     assert train.train(load.load(TINY, overrides), tmp_path / "run") == 0
@@ -69,7 +69,7 @@ def test_learns_more_than_the_frequencies_of_symbols(small, corpus_file, tmp_pat
     assert (tmp_path / "run" / "metrics.jsonl").stat() == before
 
 
-def test_evaluation_does_not_touch_training(small, tmp_path):  # invariant 4, second half
+def test_evaluation_does_not_change_training(small, tmp_path):
     small = small | {"model.dropout": 0.3, "sample.length": 5}
     train.train(load.load(TINY, small | {"train.eval_every": 1}), tmp_path / "often")
     train.train(load.load(TINY, small | {"train.eval_every": 0, "train.checkpoint_every": 0}), tmp_path / "once")
@@ -155,8 +155,8 @@ def test_divergence_is_noticed_at_its_step_and_the_last_good_checkpoint_kept(sma
 @pytest.mark.parametrize(
     "optimizer", ["adam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adamw", "rmsprop"))]
 )
-def test_a_rate_of_a_thousand_has_diverged_within_a_log_interval(small, tmp_path, optimizer):
-    """Bounded steps of 1,000 stay finite, but teach nothing."""
+def test_a_learning_rate_of_1000_is_marked_diverged_within_a_log_interval(small, tmp_path, optimizer):
+    """The optimisers bound each step, so the loss stays finite. The run must be marked diverged all the same."""
     wild = {
         "optim.name": optimizer,
         "optim.learning_rate": 1e3,
@@ -172,7 +172,7 @@ def test_a_rate_of_a_thousand_has_diverged_within_a_log_interval(small, tmp_path
 
 
 @pytest.mark.parametrize(("rows", "together"), [(8, 10), (500, 5), (800, 2), (2000, 1)])
-def test_a_call_has_no_more_work_than_a_signal_can_wait_for(small, rows, together):
+def test_a_call_makes_fewer_steps_if_they_are_large(small, rows, together):
     config = load.load(TINY, small | {"model.hidden": 64, "model.layers": 2, "batch.size": rows, "batch.length": 1000})
     functions = stack.functions(config, 20)
     parameters = stack.parameter_count(jax.eval_shape(functions.init, jax.random.key(0)))
@@ -180,7 +180,7 @@ def test_a_call_has_no_more_work_than_a_signal_can_wait_for(small, rows, togethe
     assert together * 6 * parameters * rows * 1000 <= 1e12 or together == 1
 
 
-def test_a_signal_is_followed_after_the_calls_that_are_under_way(small, tmp_path, monkeypatch):
+def test_a_signal_stops_training_after_the_calls_already_begun(small, tmp_path, monkeypatch):
     config = load.load(TINY, small | {"train.steps": 400, "train.log_every": 400, "train.steps_per_call": 10})
     config = load.load(TINY, load.flatten(config) | {"train.eval_every": 400, "train.checkpoint_every": 0})
     seen, add = [], judging.add_metrics
@@ -196,7 +196,7 @@ def test_a_signal_is_followed_after_the_calls_that_are_under_way(small, tmp_path
     assert Run(tmp_path / "run").status()["step"] <= seen[2] + 10
 
 
-def test_a_stop_amid_an_evaluation_leaves_it_to_the_next_start(small, tmp_path, monkeypatch):
+def test_an_evaluation_dropped_by_a_signal_is_repeated_by_the_resume(small, tmp_path, monkeypatch):
     config = load.load(TINY, small | {"train.steps": 8, "train.eval_every": 4})
     train.train(config, tmp_path / "straight")
     evaluator = evaluate.evaluator
@@ -252,7 +252,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(small, tmp_path, capsys
     assert read_rows(tmp_path / "damaged") == read_rows(tmp_path / "straight")
 
 
-def test_killed_between_the_last_checkpoint_and_its_status_a_run_is_done(small, tmp_path):
+def test_a_run_killed_before_it_wrote_its_last_status_is_done_after_a_resume(small, tmp_path):
     for name, extra in (
         ("steps", {}),
         ("patience", {"train.patience": 1, "optim.learning_rate": 1e-30, "train.eval_every": 1}),
@@ -287,7 +287,7 @@ def test_no_readable_checkpoint_is_a_failure_that_touches_nothing(small, tmp_pat
         ({"sample.prompt": "Q"}, r"sample.prompt has .*'Q' \(U\+0051\)"),
     ],
 )
-def test_what_only_an_evaluation_would_find_is_found_before_training(small, tmp_path, overrides, message):
+def test_mistakes_in_eval_and_sample_keys_are_reported_before_training(small, tmp_path, overrides, message):
     with pytest.raises(UserError, match=message):
         train.train(load.load(TINY, small | overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -328,8 +328,8 @@ def test_tensorboard_mirrors_the_metrics(small, tmp_path):
     assert any(tag.startswith("_hparams_") for tag, _ in seen)
 
 
-@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.default_int_handler])  # that of the script, of a notebook
-def test_signals_are_heard_once(handler):
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.default_int_handler])  # as in a script, as in a notebook
+def test_only_the_first_signal_is_caught(handler):
     before = signal.signal(signal.SIGINT, handler)
     try:
         with signals.caught() as received:
@@ -343,7 +343,7 @@ def test_signals_are_heard_once(handler):
 
 @pytest.mark.parametrize("framing", ["stream", pytest.param("windows", marks=pytest.mark.slow)])
 def test_several_steps_in_one_call_are_the_same_steps(small, tmp_path, framing):
-    """Bit for bit, and whatever is logged, evaluated and saved between them."""
+    """Results are equal bit for bit, also if logs, evaluations and checkpoints come between the calls."""
     every = {"train.log_every": 7, "train.eval_every": 16, "train.checkpoint_every": 11}
     more = {"train.steps": 33, "batch.framing": framing, **every}
     for together in (1, 4):
@@ -354,7 +354,7 @@ def test_several_steps_in_one_call_are_the_same_steps(small, tmp_path, framing):
 
 
 def test_each_step_has_the_rate_of_its_place_in_the_schedule(small, tmp_path):
-    """From the fourth step on the rate is next to nothing, so that the parameters stay as three steps have made them."""
+    """From the fourth step on the rate is almost zero, so the parameters no longer change."""
     falling = {"optim.schedule": "step", "optim.decay_steps": 3, "optim.decay_rate": 1e-30, "optim.warmup_steps": 0}
     events = {"train.log_every": 10, "train.eval_every": 10, "train.checkpoint_every": 2}
     params = {}
@@ -366,7 +366,7 @@ def test_each_step_has_the_rate_of_its_place_in_the_schedule(small, tmp_path):
     assert (params[2]["head_kernel"] != params[3]["head_kernel"]).any()
 
 
-def test_calls_of_several_steps_end_before_anything_is_logged_and_begin_alike_after_a_resume(small):
+def test_no_call_goes_past_a_step_that_is_logged_or_evaluated(small):
     made = setup.set_up(load.load(TINY, small | {"train.steps": 100, "train.log_every": 14, "train.steps_per_call": 4}))
     made = dataclasses.replace(made, eval_every=30, checkpoint_every=0, steps_per_call=4)
     step, calls = 0, []

@@ -37,7 +37,7 @@ from charlm.models.cells import Cell, Params, is_ids
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product, product_with_transpose
 
-# A chunk has at most CHUNK_STEPS steps, or as many as fill CHUNK_BYTES with their gates, whichever is more.
+# The most steps of a chunk: CHUNK_STEPS or, if that is more, the number of steps whose gates fill CHUNK_BYTES.
 CHUNK_STEPS = 16
 CHUNK_BYTES = 5 * 2**19
 LANES = 16  # float32 numbers in the widest vector of a CPU
@@ -65,15 +65,18 @@ def zero_state(rows: int, hidden: int) -> State:
 def window(
     params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
-    """Runs one layer over a window; see `Cell.window`. Nothing in an LSTM acts at random."""
+    """Runs one layer over a window; see `Cell.window`. An LSTM uses no random numbers."""
     del noise_keys_B
     return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype)
 
 
 def with_table(params: Params, table_VI: jax.Array) -> Params:
-    """The params for ids: V rows are projected once, instead of T·B of them in each window."""
+    """The params for inputs that are ids: the input kernel becomes the product of the table and the kernel.
+
+    The V rows of the table are multiplied once, instead of T·B rows in each window.
+    """
     kernel_IG = params["input_kernel"]
-    # A single feature is multiplied, not contracted: no platform rounds it then.
+    # Some platforms round the operands of a matrix product. With a single feature a plain multiplication is enough.
     projected_VG = table_VI * kernel_IG if kernel_IG.shape[0] == 1 else table_VI @ kernel_IG
     return {**params, "input_kernel": projected_VG}
 
@@ -84,7 +87,7 @@ class Prepared(NamedTuple):
     Attributes:
       table_VG: float32, what an id adds to the gates, bias included; None if the inputs are floats.
       bias_G: float32.
-      kernels: see `_laid_out`: those of the inputs, if these are floats, and of the recurrence.
+      kernels: the input kernel, if the inputs are floats, and the recurrent kernel; see `_laid_out` for their layout.
     """
 
     table_VG: jax.Array | None
@@ -101,7 +104,7 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
 
 
 def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
-    """One character without a gradient: floats (B, I), or ids (B,)."""
+    """Reads one character x: floats (B, I), or ids (B,). It has no gradient."""
     c_BH, h_BH = state
     operands: tuple[jax.Array, ...] = (h_BH,)
     if weights.table_VG is not None:
@@ -112,7 +115,7 @@ def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tup
         z_BG = sum((product(each, kernel, dtype) for each, kernel in zip(operands, weights.kernels, strict=True)), z_BG)
     else:
         x_BI, (kernel_4IH,) = operand(jnp.concatenate(operands, axis=-1), dtype, rows=1), weights.kernels
-        x_4BI = jnp.broadcast_to(x_BI, (GATES, *x_BI.shape))  # one factor for all gates would make XLA transpose the kernel
+        x_4BI = jnp.broadcast_to(x_BI, (GATES, *x_BI.shape))  # without four copies of x, XLA would transpose the kernel
         z_4BH = jnp.matmul(x_4BI, kernel_4IH, preferred_element_type=z_BG.dtype)
         z_BG = z_BG + z_4BH.swapaxes(0, 1).reshape(z_BG.shape)
     c_BH, h_BH, _ = _cell(z_BG, c_BH)
@@ -331,7 +334,7 @@ def _chunked(x_T: jax.Array, hidden: int) -> jax.Array:
     steps, rows = x_T.shape[:2]
     longest = max(CHUNK_STEPS, CHUNK_BYTES // (16 * rows * hidden))  # four gates of four bytes
     length = max(n for n in range(1, steps + 1) if steps % n == 0 and n <= longest)
-    if length < 8:  # no divisor gives large products, so the whole window is one chunk
+    if length < 8:  # short chunks make small, slow products: the whole window becomes one chunk
         length = steps
     return x_T.reshape(-1, length, *x_T.shape[1:])
 
