@@ -1,0 +1,69 @@
+"""Speed of two checkouts of charlm, in turn: training and sampling on the benchmark's shapes.
+
+    git worktree add /tmp/before 0e34d7a && git worktree add /tmp/after HEAD
+    .venv/bin/python experiments/2026-11-28-wings/two_commits.py /tmp/before /tmp/after [rounds] [seconds] [train,sample]
+
+Both programs of a shape are started first. Then each round measures both, and the rounds alternate which comes first. A line has
+the median chars/s of each checkout, and the median over rounds of the ratio after/before.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+SHAPES = {"S": (2, 128, 0, 50, 50), "M": (2, 256, 256, 32, 32), "L": (2, 512, 0, 128, 100)}
+NAMES = ("layers", "hidden", "embedding", "batch", "length")
+
+
+def start(checkout: str, job: dict) -> subprocess.Popen:
+    """Starts the checkout's own peer, and waits until it is ready."""
+    command = [sys.executable, f"{checkout}/scripts/peers/charlm_peer.py", json.dumps(job)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": checkout}, **pipes)
+    answer(process)
+    return process
+
+
+def answer(process: subprocess.Popen) -> dict:
+    while line := process.stdout.readline():
+        if line.startswith("{"):
+            return json.loads(line)
+    raise SystemExit(f"a peer ended with status {process.wait()}")
+
+
+def measure(process: subprocess.Popen, seconds: float) -> float:
+    time.sleep(0.3)  # the threads of the other peer may still spin
+    process.stdin.write(f"{seconds}\n")
+    process.stdin.flush()
+    return answer(process)["chars_per_second"]
+
+
+def main() -> None:
+    checkouts = [os.path.abspath(path) for path in sys.argv[1:3]]
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 7
+    seconds = float(sys.argv[4]) if len(sys.argv) > 4 else 1.5
+    tasks = sys.argv[5].split(",") if len(sys.argv) > 5 else ["train", "sample"]
+    for task in tasks:
+        for name, shape in SHAPES.items():
+            for batch in (1, 64) if task == "sample" else (shape[3],):
+                job = {**dict(zip(NAMES, shape, strict=True)), "batch": batch, "task": task, "vocab": 65, "dtype": "float32"}
+                peers = [start(checkout, job) for checkout in checkouts]
+                speeds: list[list[float]] = [[], []]
+                for number in range(rounds):
+                    for which in (0, 1) if number % 2 == 0 else (1, 0):
+                        speeds[which].append(measure(peers[which], seconds))
+                for peer in peers:
+                    peer.kill()
+                    peer.wait()
+                before, after = map(statistics.median, speeds)
+                ratio = statistics.median(new / old for old, new in zip(*speeds, strict=True))
+                print(
+                    f"{task:6} {name} {batch:>3}  before {before:>9,.0f}  after {after:>9,.0f}  ratio {ratio:.3f}", flush=True
+                )
+
+
+if __name__ == "__main__":
+    main()
