@@ -3,8 +3,8 @@
     git worktree add /tmp/before 0e34d7a && git worktree add /tmp/after HEAD
     .venv/bin/python experiments/2026-11-28-wings/two_commits.py /tmp/before /tmp/after [rounds] [seconds] [train,sample]
 
-Both programs of a shape are started first. Then each round measures both; the rounds alternate which comes first. A line has the
-median chars/s of each checkout, and the median over rounds of the ratio after/before.
+Both programs of a shape are started first. Then each round measures both, in alternating order. A line has the median chars/s
+of each checkout, and the median over rounds of the ratio after/before.
 """
 
 import json
