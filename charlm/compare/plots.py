@@ -167,7 +167,7 @@ def _draw_key(axis: Axes, groups: Sequence[tables.Group], key: str, metric: str)
     marginals = tables.marginals(groups, [key], metric)
     values = [marginal.value[0] for marginal in marginals]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    x_of = {repr(value): value if numeric else index for index, value in enumerate(values)}  # lists can't be dict keys
+    x_of = {repr(value): value if numeric else index for index, value in enumerate(values)}  # repr, as lists can't be dict keys
     dots = [
         (x_of[repr(group.config.get(key))], group.figure(metric))
         for group in tables.finished(groups)

@@ -69,14 +69,15 @@ def content(records: Sequence[reading.Record]) -> dict:
 
 
 def embedded(values: object) -> str:
-    """The values as JSON. The JSON is safe inside a script element for strings of any content."""
+    """The values as JSON that is safe inside a script element. Strings may have any content."""
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _thinned(curve: dict[str, list]) -> dict[str, list]:
-    """A curve of at most MAX_POINTS evenly spaced points, including the last point. See `reading.plottable` for omitted points.
+    """A curve of at most MAX_POINTS evenly spaced points, including the last point.
 
+    `reading.plottable` first removes the points of a diverging run.
     Values are rounded to six digits, because a screen shows no more digits.
     """
     curve = reading.plottable(curve)

@@ -42,7 +42,7 @@ class Source:
       licence: the licence of the text.
       package: a pip requirement, such as dm-sonnet==1.36, for a wheel that contains the text; None if no package has the text.
       members: the files of that wheel that are joined to make the text.
-      address: the URL of the original text; None if it has no URL.
+      address: the URL of the original text; None if no URL is known.
     """
 
     sha256: str
@@ -93,7 +93,7 @@ def named(name: str, data_dir: pathlib.Path) -> tuple[str, dict]:
       data_dir: the TFDS folder. If the folder does not have the text yet, the text is added.
 
     Raises:
-      UserError: there is no such corpus, its text can't be fetched, or a file does not hold the published text.
+      UserError: the corpus is unknown, its text can't be fetched, or a file does not contain the published text.
     """
     if name not in SOURCES:
         raise UserError(f"corpus.name={name!r} is not one of {', '.join(SOURCES)}: to use a text of your own, set corpus.path.")

@@ -94,5 +94,5 @@ def _placement(mesh: Mesh | None, rows: int, params: Any) -> tuple[Callable, Any
 
 
 def on_one_device(replicated: Any) -> Any:
-    """For arrays that every device has a copy of, the copies on the first device."""
+    """The copies on the first device, for arrays that are replicated on all devices."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), replicated)

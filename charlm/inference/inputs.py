@@ -112,7 +112,7 @@ def file_to_score(run: Run, path: str) -> ScoredText:
     If the run's corpus came from TFDS, each line is a document.
 
     Raises:
-      UserError: the path is empty, the file can't be read, or it has fewer than 2 characters.
+      UserError: the path is empty, the file can't be read, or the text has fewer than 2 characters.
     """
     if not path:
         raise UserError("--text=: must be a file or folder.")

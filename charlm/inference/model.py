@@ -150,7 +150,7 @@ class Model:
           nats, bits, perplexity: per scored character.
           chars: the number of scored characters.
           step: the step of the checkpoint.
-          seconds: the time it took.
+          seconds: the time that scoring took.
           protocol: how the text was read. Compare only figures with the same protocol.
 
         Raises:
@@ -292,7 +292,7 @@ class Model:
             yield count, logits_TV, nats_T
 
     def _zero_carry(self) -> Any:
-        """The zero state of one row, on the same device as all later states, because another device needs another program."""
+        """The zero state of one row, placed like all later states, so that XLA compiles only one program."""
         placement = jax.tree.leaves(self.params)[0].sharding
         return jax.device_put(self.trained.functions.zero_carry(1), placement)
 

@@ -94,7 +94,7 @@ class _Deleted(Exception):
 
 @contextlib.contextmanager
 def _skipping_unreadable(checkpoints: Checkpoints, step: int) -> Iterator[None]:
-    """If a checkpoint can't be read, prints a note instead of raising. If it no longer exists, raises `_Deleted`."""
+    """Prints a note if a checkpoint can't be read. Raises `_Deleted` if the checkpoint no longer exists."""
     try:
         yield
     except Failure as error:
