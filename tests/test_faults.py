@@ -311,14 +311,14 @@ def test_a_note_says_which_checkpoint_replaces_a_missing_or_damaged_one(script, 
     for name, *flags in (("evaluate",), ("sample", "--prompt=a", "--length=3")):
         errors = script(name, run, *flags).stderr
         assert re.search(
-            rf"note: --checkpoint=best: step ({'|'.join(map(str, there))}) is taken, since {best} is not there", errors
+            rf"note: --checkpoint=best: using step ({'|'.join(map(str, there))}), because step {best} does not exist\.", errors
         )
-        assert "has named a best checkpoint" not in errors
+        assert "no checkpoint has been evaluated yet" not in errors
     for path in (tmp_path / "run" / "checkpoints" / str(there[-1])).rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     errors = script("evaluate", run, "--checkpoint=latest").stderr if there[:-1] else ""
-    assert not there[:-1] or f"step {there[-2]} is taken, since {there[-1]} can't be read" in errors
+    assert not there[:-1] or f"using step {there[-2]}, because step {there[-1]} can't be read." in errors
 
 
 def test_a_page_that_does_not_fit_on_the_disk_leaves_the_old_page(script, stopped, tmp_path):

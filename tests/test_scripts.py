@@ -206,8 +206,8 @@ def test_train_refuses_directories_of_other_things(script, tmp_path, corpus_file
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("evaluate", ["--split=holdout"], "--split=holdout is none of this run's splits: train, validation"),
-        ("evaluate", ["--split=test"], "--split=test is none of this run's splits"),
+        ("evaluate", ["--split=holdout"], "--split=holdout is not one of this run's splits: train, validation"),
+        ("evaluate", ["--split=test"], "--split=test is not one of this run's splits"),
         ("evaluate", ["--text=/no/such"], "/no/such is not a file or folder"),
         ("evaluate", ["--checkpoint=7"], "--checkpoint=7: no such checkpoint; must be best, latest or one of the run's steps"),
         ("evaluate", ["--config.model.hidden=3"], "this program takes no config"),
@@ -227,7 +227,7 @@ def test_train_refuses_directories_of_other_things(script, tmp_path, corpus_file
             ["--prompt=a", "--prompt_from=train"],
             "--prompt, --prompt_file and --prompt_from: give only one of them.",
         ),
-        ("sample", ["--prompt_from=test"], "--prompt_from=test is none of this run's splits: train, validation"),
+        ("sample", ["--prompt_from=test"], "--prompt_from=test is not one of this run's splits: train, validation"),
         ("sample", ["--prompt=a", "--window=-1"], "--window=-1: must be from 0 to 2147483647"),
         ("sample", ["--prompt=a", "--checkpoint=beast"], "--checkpoint=beast: must be best, latest or a step"),
         ("evaluate", ["--framing=tiles"], "flag --framing=tiles: value should be one of <stream|chunks|windows|documents>"),

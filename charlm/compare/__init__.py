@@ -1,4 +1,4 @@
-"""Comparing runs: tables, plots and an HTML page, made from run directories alone.
+"""Compares runs in tables, plots and an HTML page. All data comes from run directories.
 
-This wing must not import JAX, so that comparing starts at once.
+This wing must not import JAX, because importing JAX is slow.
 """

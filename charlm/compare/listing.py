@@ -1,4 +1,4 @@
-"""Runs as plain dicts, for notebooks: one key for each column of a table."""
+"""Lists runs as plain dicts, for notebooks. A dict has one key for each column of a table."""
 
 import os
 import pathlib
@@ -9,14 +9,14 @@ from charlm.errors import UserError
 from charlm.progress import warn
 
 FIGURES = ("best", "best_step", "last", "test", "train", "steps", "parameters", "chars_per_second", "seconds")
-PROTOCOLS = {"protocol": "best", "test_protocol": "test", "train_protocol": "train"}  # column → the figure it belongs to
+PROTOCOLS = {"protocol": "best", "test_protocol": "test", "train_protocol": "train"}  # column → figure
 
 
 def listed(paths: Sequence[str | os.PathLike]) -> list[dict]:
     """All runs below these folders; see `charlm.runs`. A run whose config can't be read is left out, with a note on stderr.
 
     Raises:
-      UserError: no path is given, a path is no directory or holds no runs, or no run can be read.
+      UserError: no path is given, a path is not a directory or contains no runs, or no run can be read.
     """
     if not paths:
         raise UserError("no runs are given: call charlm.runs(RUN_OR_FOLDER, ...).")
@@ -37,7 +37,7 @@ def listed(paths: Sequence[str | os.PathLike]) -> list[dict]:
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
-    """All rows of a run's metrics. A line that is no row is passed over; `problems` has a sentence about it."""
+    """All rows of a run's metrics. A line that is not a row is skipped; `problems` reports such lines."""
     try:
         lines = (path / "metrics.jsonl").read_bytes().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Plots of runs: learning curves with bands over seeds, and the effect of one or two config keys in a sweep."""
+"""Plots runs: learning curves with a band over seeds, or the effect of one or two config keys in a sweep."""
 
 import io
 import math
@@ -18,18 +18,20 @@ from charlm.compare import reading, tables
 from charlm.config import keys as config_keys
 from charlm.errors import UserError
 
-MAX_NAMED_CURVES = 10  # with more curves, all are thin and only the best are in the legend
+MAX_NAMED_CURVES = 10  # with more curves, the legend has only the best half of this number
 X_LABELS = {"step": "steps", "chars": "characters trained on", "seconds": "seconds"}
-MAX_TICKS = 12  # up to this many values of a numeric key, each has its own tick
-LOG_RATIO = 30.0  # the x axis of curves is logarithmic if its largest value is more than this many times its smallest
+MAX_TICKS = 12  # a numeric key with at most this many values has a tick for each value
+LOG_RATIO = 30.0  # the x axis of curves is logarithmic if the ratio of its largest and smallest values is greater
 
 
 class Curve(NamedTuple):
-    """The curve of a group: the mean over its seeds, and the lowest and highest seed.
+    """The curve of a group of runs that differ in their seed.
 
     Attributes:
       x: steps, characters or seconds, (points,).
-      mean, low, high: nats/char, (points,).
+      mean: the mean over the seeds in nats/char, (points,).
+      low: the minimum over the seeds in nats/char, (points,).
+      high: the maximum over the seeds in nats/char, (points,).
     """
 
     x: np.ndarray
@@ -39,7 +41,7 @@ class Curve(NamedTuple):
 
 
 class _Plot(NamedTuple):
-    """What the plot of one protocol shows. `split` and `curves` are empty unless it shows learning curves."""
+    """The contents of the plot of one protocol. `split` and `curves` are empty in a plot against config keys."""
 
     protocol: dict
     groups: Sequence[tables.Group]
@@ -48,14 +50,15 @@ class _Plot(NamedTuple):
 
 
 def write(file: str, comparable: Sequence[tuple[dict, Sequence[tables.Group]]], metric: str, x: str, by: Sequence[str]) -> str:
-    """Draws the runs, one plot per protocol below each other, and returns the file's name.
+    """Draws one plot per protocol, one below the other, and returns the file's name.
 
     Args:
       file: a name that ends in .png or .svg.
       comparable: each protocol with its groups.
       metric: one of tables.METRICS.
       x: the x axis of curves: step, chars or seconds.
-      by: config keys. Without a key: learning curves; with one: the mean figure against it; with two: a map of mean figures.
+      by: config keys. No key gives learning curves. One key gives the mean figure against that key. Two keys give a map of mean
+        figures.
 
     Raises:
       UserError: there is nothing to draw, or the file can't be written.
@@ -89,10 +92,10 @@ def write(file: str, comparable: Sequence[tuple[dict, Sequence[tables.Group]]], 
 
 
 def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
-    """The curve of a group, at the steps that all its seeds have. None if there is no such step.
+    """The curve of a group at the steps that all its seeds share. None if the seeds share no step.
 
     Args:
-      series: the curve of each seed, as `reading.series` has it for one split.
+      series: one curve for each seed. `reading.series` returns such a curve for each split.
       x: step, chars or seconds.
     """
     seeds = [reading.plottable(each) for each in series]
@@ -111,10 +114,10 @@ def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
 
 
 def _curves(groups: Sequence[tables.Group], metric: str, x: str) -> tuple[str, list[tuple[tables.Group, Curve]]]:
-    """The split that is plotted, and the curve of each group that has one, the best group first.
+    """The plotted split, and the groups with their curves, best group first. A group without a curve is left out.
 
-    The split is the same for all groups: the training loss if the metric is `train` or no run has been evaluated, else
-    validation.
+    The split is the same for all groups. It is `train` if the metric is `train` or if no run has been evaluated, else
+    `validation`.
     """
 
     def rank(group: tables.Group) -> float:
@@ -136,7 +139,7 @@ def _draw_curves(axis: Axes, split: str, curves: Sequence[tuple[tables.Group, Cu
     else:
         colours = matplotlib.colormaps["tab10"](np.arange(10))
     keys = tables.differing_keys([record for group, _ in curves for record in group.records], besides=("seed",))
-    for rank, (group, curve) in reversed(list(enumerate(curves))):  # the best last, so that it is on top
+    for rank, (group, curve) in reversed(list(enumerate(curves))):  # draws the best curve last, on top
         named = not many or rank < MAX_NAMED_CURVES // 2
         style: dict[str, Any] = {"linewidth": 1.8, "alpha": 1.0} if named else {"linewidth": 0.7, "alpha": 0.6}
         label = _label(group, keys) if named else None
@@ -154,17 +157,17 @@ def _draw_curves(axis: Axes, split: str, curves: Sequence[tuple[tables.Group, Cu
     axis.grid(True, which="both", alpha=0.15)
     handles, labels = axis.get_legend_handles_labels()
     title = f"best {MAX_NAMED_CURVES // 2} of {len(curves)}" if many else None
-    # Below the plot, where the legend hides no curve.
+    # The legend is below the plot, so that it hides no curve.
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2, "frameon": False}
     axis.legend(handles[::-1], labels[::-1], fontsize=8, title=title, title_fontsize=8, **place)
 
 
 def _draw_key(axis: Axes, groups: Sequence[tables.Group], key: str, metric: str) -> None:
-    """Draws a dot per configuration, and a line through the means with their standard errors."""
+    """Draws a dot for each configuration, and a line through the means. Error bars show the standard errors."""
     marginals = tables.marginals(groups, [key], metric)
     values = [marginal.value[0] for marginal in marginals]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    x_of = {repr(value): value if numeric else index for index, value in enumerate(values)}  # repr, as in _distinct_values
+    x_of = {repr(value): value if numeric else index for index, value in enumerate(values)}  # repr, as lists can't be dict keys
     dots = [
         (x_of[repr(group.config.get(key))], group.figure(metric))
         for group in tables.finished(groups)
@@ -193,7 +196,7 @@ def _draw_key(axis: Axes, groups: Sequence[tables.Group], key: str, metric: str)
 
 
 def _draw_map(figure: Figure, axis: Axes, groups: Sequence[tables.Group], keys: Sequence[str], metric: str) -> None:
-    """Draws the mean figure for each pair of values: the first key's are the rows, the second key's the columns."""
+    """Draws the mean figure for each pair of values. Rows are values of the first key, columns are values of the second key."""
     marginals = tables.marginals(groups, keys, metric)
     rows, columns = _distinct_values(marginals, 0), _distinct_values(marginals, 1)
     table = np.full((len(rows), len(columns)), np.nan)
@@ -212,25 +215,28 @@ def _draw_map(figure: Figure, axis: Axes, groups: Sequence[tables.Group], keys: 
 
 
 def readable_on(colour: Sequence[float] | np.ndarray) -> str:
-    """`black` or `white`, whichever is readable on a colour (red, green, blue, alpha, each in [0, 1])."""
+    """The text colour, `black` or `white`, for a background colour (red, green, blue, alpha, each in [0, 1])."""
     red, green, blue, _ = colour
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
 def _distinct_values(marginals: Sequence[tables.Marginal], position: int) -> dict[str, Any]:
-    """repr → value, for the values of the key at this position, in order. Lists such as corpus.split can't be dict keys."""
+    """The sorted values of the key at this position, as a dict from repr to value.
+
+    A repr is used because lists such as corpus.split can't be dict keys.
+    """
     ordered = sorted((marginal.value[position] for marginal in marginals), key=tables.sort_key)
     return {repr(value): value for value in ordered}
 
 
 def _label(group: tables.Group, keys: Sequence[str]) -> str:
-    """The values of the keys in which the groups differ, short enough for a legend."""
+    """The group's values of these keys, as a short text for a legend."""
     text = ", ".join(f"{config_keys.short(key)} {tables.value_text(group.config.get(key))}" for key in keys) or group.name
     seeds = f" ({len(group.averaged)} seeds)" if len(group.averaged) > 1 else ""
     return (text if len(text) <= 60 else text[:57] + "…").replace("$", r"\$") + seeds
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Labels the ticks 4, 5, 6 instead of with powers of ten."""
+    """Labels the ticks with plain numbers, such as 4, 5 and 6, not with powers of ten."""
     for which in ("major", "minor"):
         getattr(axis, f"set_{which}_formatter")(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,6 +1,6 @@
-"""Reads run directories for comparison: the figures and curves of each run, whatever its state.
+"""Reads the figures and curves of runs from their directories, for comparison.
 
-A run may still be training, or have damaged or half-written files. What can't be read is reported and left out.
+A run may still be training, or have damaged or half-written files. Data that can't be read is reported and left out.
 """
 
 import math
@@ -16,23 +16,23 @@ from charlm.files import opened
 from charlm.rundir.run import Run
 
 NOT_EVALUATED = {"split": "none", "why": "not evaluated yet"}  # the protocol of a figure that does not exist
-SAMPLED_ROWS = 101  # rows of the training loss that are read; their median speed is the run's speed
+SAMPLED_ROWS = 101  # about this many rows of the training loss are read; their median speed is the run's speed
 
 
 class Record(NamedTuple):
-    """One run, as compare sees it.
+    """The data of one run that a comparison needs.
 
     Attributes:
       name: the run's path, relative to the folder that contains all compared runs.
       path: the run directory, absolute.
       config: dotted key → value.
       state: one of run.STATES, `running` if a process is training it now, or `unknown` if status.json can't be read.
-      best: the lowest nats/char of the validation split; without one, of the mean training loss.
+      best: the lowest nats/char on the validation split. A run without validation has its lowest mean training loss instead.
       best_step: the step of `best`.
-      last: as `best`, but of the latest evaluation.
-      test: nats/char of the latest evaluation of the test split by evaluate.py.
+      last: like `best`, but the latest value, not the lowest.
+      test: the latest nats/char that evaluate.py measured on the test split.
       train: the latest mean training loss, in nats/char.
-      protocols: metric (`best`, `last`, `test`, `train`) → how it was measured. Figures are comparable only if it is equal.
+      protocols: metric (`best`, `last`, `test`, `train`) → its protocol. Figures are comparable only under equal protocols.
       steps: the number of steps done.
       parameters: the number of parameters of the model.
       chars_per_second: the median speed of training.
@@ -62,15 +62,15 @@ class Record(NamedTuple):
 
 
 def find(paths: Sequence[str]) -> list[pathlib.Path]:
-    """All run directories among these paths and below them, each once.
+    """All run directories at or below these paths, without duplicates.
 
     Raises:
-      UserError: a path is not a directory, or there is no run in it.
+      UserError: a path is not a directory, or contains no run.
     """
     found: dict[pathlib.Path, None] = {}
     for path in paths:
         if not os.path.isdir(path):
-            raise UserError(f"{path} is not a directory: give run directories, or folders that contain some.")
+            raise UserError(f"{path} is not a directory: give run directories, or folders that contain run directories.")
         runs = sorted(_runs_below(path))
         if not runs:
             raise UserError(f"{path} contains no runs: a run directory has a status.json and a config.json.")
@@ -79,7 +79,7 @@ def find(paths: Sequence[str]) -> list[pathlib.Path]:
 
 
 def read(paths: Sequence[pathlib.Path]) -> tuple[list[Record], list[str]]:
-    """The runs in these directories, and a sentence for everything that could not be read.
+    """The runs in these directories, and one sentence for each file or line that could not be read.
 
     A run whose config can't be read is left out.
     """
@@ -101,7 +101,7 @@ def read_run(path: pathlib.Path, name: str) -> Record:
     """Reads one run.
 
     Raises:
-      UserError: its config.json can't be read. Without a config it can't be compared.
+      UserError: config.json can't be read. A run without a config can't be compared.
     """
     run = Run(path)
     problems: list[str] = []
@@ -150,8 +150,8 @@ def read_run(path: pathlib.Path, name: str) -> Record:
 def series(record: Record) -> dict[str, dict[str, list]]:
     """The curves of a run: split (`train`, `validation`) → lists of step, chars, seconds and nats, one item per row.
 
-    `chars` is the number of characters trained on up to that row. Rows whose chars and seconds are unknown are left out, and
-    so are infinite nats.
+    `chars` is the number of characters trained on up to that row. Rows with unknown chars or seconds, and rows with infinite
+    nats, are left out.
     """
     curves: dict[str, dict[str, list]] = {
         split: {name: [] for name in ("step", "chars", "seconds", "nats")} for split in ("train", "validation")
@@ -161,8 +161,8 @@ def series(record: Record) -> dict[str, dict[str, list]]:
     except OSError:
         return curves
     rows = [row for row in map(parsed, lines) if row is not None]
-    # A row of a training loss has the characters and the time of its steps. An evaluation takes them from the mean training
-    # loss that is logged at the same step.
+    # Rows of the splits `train` and `train_mean` contain chars and seconds. Validation rows do not, so their chars and seconds
+    # come from the `train_mean` row of the same step.
     for split, source in (("train", "train"), ("validation", "train_mean")):
         totals = _totals(rows, source)
         for row in rows:
@@ -174,7 +174,7 @@ def series(record: Record) -> dict[str, dict[str, list]]:
 
 
 def _totals(rows: Sequence[dict], split: str) -> dict[int, tuple[int, float]]:
-    """Step → the characters trained on and the seconds passed up to that step, from the rows of one split."""
+    """A dict from step to (characters trained on, seconds) up to that step, from the rows of one split."""
     totals, chars = {}, 0
     for row in rows:
         if row["split"] == split and is_number(row.get("chars")) and is_number(row.get("seconds")):
@@ -186,7 +186,7 @@ def _totals(rows: Sequence[dict], split: str) -> dict[int, tuple[int, float]]:
 def plottable(curve: dict[str, list]) -> dict[str, list]:
     """One curve of `series` without points above measures.MOST_NATS.
 
-    A run that diverges writes such points. Drawn, they would squeeze all others into a line.
+    A diverging run writes such points. A plot with these points would show all other curves as flat lines.
     """
     kept = [index for index, nats in enumerate(curve["nats"]) if nats < measures.MOST_NATS]
     return {name: [values[index] for index in kept] for name, values in curve.items()}
@@ -205,7 +205,7 @@ def validation_nats(path: pathlib.Path) -> list[float]:
 def parsed(line: bytes) -> dict | None:
     """A line of metrics.jsonl as a dict, or None if it is not a row of metrics.
 
-    Infinite nats, which JSON has to store as null, become infinite again.
+    JSON stores infinite nats as null. In the dict, they are infinite.
     """
     try:
         row = opened(line.decode())
@@ -233,7 +233,7 @@ def _runs_below(folder: str) -> Iterator[pathlib.Path]:
 
 
 def _state(run: Run, problems: list[str]) -> tuple[str, object]:
-    """The run's state, and how many rows of metrics it had written when it last saved its status."""
+    """The run's state, and the number of rows of metrics that its status.json records."""
     try:
         status = run.status()
     except UserError as error:
@@ -255,12 +255,12 @@ def _parameters(run: Run, problems: list[str]) -> int | None:
 
 
 def _rows(file: pathlib.Path, expected_rows: object, problems: list[str]) -> Iterator[dict]:
-    """The rows of metrics that a table needs: all evaluations, and a sample of the training loss with its last row.
+    """The rows of metrics that a table needs: all evaluations, and a sample of the rows of the training loss.
 
-    Parsing all rows of the training loss would take most of the time that compare needs.
+    The sample includes the last row. It is a sample because parsing all rows of the training loss would be slow.
 
     Args:
-      expected_rows: the number of rows that the file should have at least.
+      expected_rows: the minimum number of rows that the file should have.
     """
     lines = []
     try:
@@ -298,7 +298,7 @@ def _train_protocol(run: Run, config: dict[str, object]) -> dict:
 
 
 def _evaluations(file: pathlib.Path, problems: list[str]) -> dict[str, dict]:
-    """Split → the latest result of evaluate.py for it, a dict with `nats` and `protocol`."""
+    """A dict from split to the latest result of evaluate.py for that split. A result is a dict with `nats` and `protocol`."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError:

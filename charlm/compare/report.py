@@ -1,6 +1,6 @@
-"""Writes one HTML page that compares runs: table, curves, config differences, samples. It holds its data; it needs no network.
+"""Writes one HTML page that compares runs: table, curves, config differences and samples.
 
-Texts from runs, such as names and samples, are data for the page's script, which shows them as text and never as HTML.
+The page contains its data and needs no network. It shows texts from runs, such as names and samples, as text, never as HTML.
 """
 
 import datetime
@@ -16,7 +16,7 @@ from charlm.config import keys as config_keys
 from charlm.errors import UserError
 
 MAX_POINTS = 400  # per curve
-MAX_SAMPLES = 12  # per run; the latest are shown
+MAX_SAMPLES = 12  # per run; the page contains the latest samples
 
 
 def write(file: str, records: Sequence[reading.Record]) -> str:
@@ -69,15 +69,16 @@ def content(records: Sequence[reading.Record]) -> dict:
 
 
 def embedded(values: object) -> str:
-    """JSON that is safe inside a script element, whatever its strings contain."""
+    """The values as JSON that is safe inside a script element. Strings may have any content."""
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _thinned(curve: dict[str, list]) -> dict[str, list]:
-    """At most MAX_POINTS evenly spaced points with the last one, without those of a diverging run.
+    """A curve of at most MAX_POINTS evenly spaced points, including the last point.
 
-    Values have six digits; a screen shows no more.
+    `reading.plottable` first removes the points of a diverging run.
+    Values are rounded to six digits, because a screen shows no more digits.
     """
     curve = reading.plottable(curve)
     every = max(1, math.ceil(len(curve["step"]) / MAX_POINTS))

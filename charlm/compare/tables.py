@@ -1,4 +1,4 @@
-"""Makes tables from runs: which keys differ, how good each run is, and the mean effect of a key.
+"""Makes tables from runs: the config keys that differ, the figures of each run, and the mean effect of a key.
 
 Figures measured under different protocols are never ranked together.
 """
@@ -22,7 +22,7 @@ class Group(NamedTuple):
 
     Attributes:
       records: all runs of the group.
-      averaged: the runs over which the group's figures are averaged: those that are done, or all if none is done.
+      averaged: the runs whose figures are averaged. These are the runs that are done, or all runs if no run is done.
     """
 
     records: list[Record]
@@ -43,7 +43,7 @@ class Group(NamedTuple):
         return first if len(self.records) == 1 else f"{first} and {len(self.records) - 1} more"
 
     def figure(self, metric: str) -> float | None:
-        """The mean over seeds in nats/char. None if there is none, or if the seeds were measured under different protocols."""
+        """The mean over seeds, in nats/char. None if no seed has the metric, or if the seeds have different protocols."""
         if not share_protocol(self.averaged, metric):
             return None
         return mean_and_error([record.figure(metric) for record in self.averaged])[0]
@@ -52,7 +52,7 @@ class Group(NamedTuple):
 def mean_and_error(values: Sequence[float | None]) -> tuple[float | None, float | None, int]:
     """The mean, its standard error, and the number of values that are not None.
 
-    The error is None for fewer than two values and if a value is infinite.
+    The error is None if there are fewer than two values or a value is infinite.
     """
     present = [value for value in values if value is not None]
     if not present:
@@ -64,7 +64,7 @@ def mean_and_error(values: Sequence[float | None]) -> tuple[float | None, float 
 
 
 def by_protocol(records: Sequence[Record], metric: str) -> list[tuple[dict, list[Record]]]:
-    """The runs of each protocol under which this metric was measured, the protocol with the most runs first."""
+    """The runs grouped by the protocol of this metric. The protocol with the most runs comes first."""
     found: dict[str, tuple[dict, list[Record]]] = {}
     for record in records:
         protocol = record.protocols[metric]
@@ -73,7 +73,7 @@ def by_protocol(records: Sequence[Record], metric: str) -> list[tuple[dict, list
 
 
 def share_protocol(records: Sequence[Record], metric: str) -> bool:
-    """Whether all of these runs that have the metric measured it under the same protocol."""
+    """Whether the metric has the same protocol in all runs. Runs without the metric are ignored."""
     return len(by_protocol([record for record in records if record.figure(metric) is not None], metric)) <= 1
 
 
@@ -93,7 +93,7 @@ def protocol_in_words(protocol: Mapping) -> str:
 
 
 def differing_keys(records: Sequence[Record], besides: Sequence[str] = ()) -> list[str]:
-    """The config keys in which these runs differ, in the order of the table of keys.
+    """The config keys in which these runs differ, in the order of `config.keys.KEYS`.
 
     Args:
       besides: keys to leave out. Keys that do not change a result are always left out.
@@ -110,10 +110,10 @@ def groups_of(records: Sequence[Record], each: bool = False) -> list[Group]:
     """Groups the runs that differ only in their seed.
 
     Runs with the same seed are never in one group, because a repeated run is not a new sample. Imported weights are never
-    grouped with trained runs, because they were not trained as their config says.
+    grouped with trained runs, because the config of imported weights does not describe their training.
 
     Args:
-      each: puts every run into a group of its own.
+      each: whether each run is its own group.
     """
     groups: dict[str, list[list[Record]]] = {}
     for record in records:
@@ -137,8 +137,8 @@ class Column(NamedTuple):
 
     Attributes:
       name: the heading.
-      value: group → its value, for sorting and for CSV and JSON.
-      text: group → the value as people read it.
+      value: group → the value, for sorting, CSV and JSON.
+      text: group → the value as text for the printed table.
     """
 
     name: str
@@ -149,11 +149,11 @@ class Column(NamedTuple):
 def columns_of(groups: Sequence[Group], metric: str, each: bool) -> list[Column]:
     """The columns of a table of these groups: the config keys that differ, then the figures that at least one group has.
 
-    The perplexity and the bits of a group are those of its mean nats.
+    The perplexity and the bits of a group are computed from its mean nats.
 
     Args:
       metric: the metric that ranks the groups.
-      each: whether each run is a group of its own; then the seed can be a column.
+      each: whether each run is its own group. In that case the seed can be a column.
     """
     records = [record for group in groups for record in group.records]
     keys = differing_keys(records, besides=() if each else ("seed",))
@@ -173,7 +173,7 @@ def columns_of(groups: Sequence[Group], metric: str, each: bool) -> list[Column]
         Column("state", _states, _states),
         Column("run", lambda group: group.name, lambda group: group.name),
     ]
-    left_out = {metric}  # it is the column perplexity
+    left_out = {metric}  # the column perplexity shows this metric
     if len(groups) == len(records):
         left_out.add("n")
     if metric != "best":
@@ -204,11 +204,11 @@ def _perplexity_of(metric: str) -> Callable[[Group], float | None]:
 
 
 def filtered(records: Sequence[Record], conditions: Sequence[str]) -> list[Record]:
-    """The runs that fulfil all conditions.
+    """The runs that meet all conditions.
 
     Args:
-      conditions: such as `model.hidden>=256`, on a config key, on a field of Record, or on nats, bits or perplexity (of the
-        best).
+      conditions: strings such as `model.hidden>=256`. A condition is on a config key, a field of Record, or one of nats, bits
+        and perplexity, which mean the values for `best`.
 
     Raises:
       UserError: a string is not a condition, or its key is unknown.
@@ -236,12 +236,12 @@ def _record_value(name: str) -> Callable[[Record], object]:
 
 
 def sorted_groups(groups: Sequence[Group], columns: Sequence[Column], metric: str, by: str | None) -> list[Group]:
-    """The groups in order; those without a value come last.
+    """The sorted groups. Groups without a value come last.
 
     Args:
       columns: the columns of the table.
-      metric: what to sort by if `by` is None.
-      by: the name of a column, or a config key. A minus before it sorts from the highest.
+      metric: the metric to sort by if `by` is None.
+      by: the name of a column, or a config key. A leading minus sorts from the highest value to the lowest.
     """
     descending = by is not None and by.startswith("-")
     value: Callable[[Group], object]
@@ -256,7 +256,7 @@ def sorted_groups(groups: Sequence[Group], columns: Sequence[Column], metric: st
 
 
 class Marginal(NamedTuple):
-    """The mean over all groups that share the value of a key, or the values of several keys.
+    """The mean over all groups that have the same value of a key, or the same values of several keys.
 
     Attributes:
       value: the values, one per key.
@@ -274,18 +274,19 @@ class Marginal(NamedTuple):
 
 
 def finished(groups: Sequence[Group]) -> list[Group]:
-    """The groups whose averaged runs are all done, or all groups if there is none.
+    """The groups whose averaged runs are all done, or all groups if there are no such groups.
 
-    The figure of an unfinished run depends on how far it is, so it must not enter a mean over groups.
+    The figure of an unfinished run depends on its number of steps, so a mean over groups must not include that figure.
     """
     done = [group for group in groups if all(record.state == "done" for record in group.averaged)]
     return done or list(groups)
 
 
 def marginals(groups: Sequence[Group], keys: Sequence[str], metric: str) -> list[Marginal]:
-    """For each value of a key, or of several keys together, the mean over all other keys. Only finished groups count.
+    """For each value of a key, or each combination of values of several keys, the mean over all other keys.
 
-    The means are comparable if each value was tried with the same values of the other keys. If `n` differs, it was not.
+    Only finished groups count. The means are comparable only if each value was tried with the same values of the other keys. If
+    `n` differs between the means, they are not comparable.
 
     Raises:
       UserError: a key is unknown.
@@ -307,12 +308,12 @@ def marginals(groups: Sequence[Group], keys: Sequence[str], metric: str) -> list
 
 
 def perplexity(nats: float | None) -> float | None:
-    """The perplexity of some nats/char; None for None."""
+    """The perplexity of a figure in nats/char. None if the figure is None."""
     return None if nats is None else measures.perplexity(nats)
 
 
 def value_text(value: object) -> str:
-    """A config value as people read it, on one line."""
+    """A config value as text for people, on one line."""
     if isinstance(value, list | tuple):
         return "(" + ", ".join(map(value_text, value)) + ")"
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -333,7 +334,7 @@ def _bits(nats: float | None) -> float | None:
 def _with_error(group: Group, metric: str, as_perplexity: bool = False) -> str:
     """The mean nats, or the perplexity of that mean, ± its standard error.
 
-    The error of the perplexity is the error of the nats times the slope of exp.
+    The error of the perplexity is the error of the nats times the slope of exp at the mean.
     """
     nats, error, _ = mean_and_error([record.figure(metric) for record in group.averaged])
     if nats is None:

@@ -1,6 +1,6 @@
 """From text to `Batch`: corpora, vocabularies, and the framings that arrange a text into batches.
 
-Everything here is NumPy. This wing must not import JAX or models.
+The code here uses NumPy only. This wing must not import JAX or models.
 
-To add a corpus by name, add an entry to `SOURCES` in sources.py. To add a framing, add a class to batches.py.
+To add a named corpus, add an entry to `SOURCES` in sources.py. To add a framing, add a class to batches.py.
 """

@@ -1,9 +1,9 @@
-"""From an encoded corpus to the `Batch` of a step.
+"""Arranges an encoded corpus into the `Batch` of each step.
 
-A batch is computed from the step number alone, so the step number is the whole state of the data.
+A batch is computed from the step number alone, so a resumed run needs no other data position.
 
-A framing decides which characters form a row, and from which state a row starts. All framings have the same interface,
-`Batches`. Steps are counted from 0 over all epochs. `part` is a slice of the rows: with several processes, each process builds
+A framing decides which characters form a row and which state a row starts from. All framings have the same interface,
+`Batches`. Steps are counted from 0 over all epochs. `part` is a slice of the rows. With several processes, each process builds
 only its own rows.
 
 Shape letters: B rows of a batch, T time, S scored positions, N characters of the corpus, D documents.
@@ -23,20 +23,20 @@ from charlm.errors import UserError
 from charlm.progress import counted
 
 ALL = slice(None)  # all rows of a batch
-PAD_ID = 0  # fills positions without text; vocabularies of documents have `<pad>` at this id
+PAD_ID = 0  # the id at positions without text; a vocabulary for documents has `<pad>` at this id
 
 
 Array = Any  # a NumPy array, or a JAX array inside a jitted function
 
 
 class Batch(NamedTuple):
-    """What one step sees. All differences between framings are expressed in these four arrays.
+    """The input of one step. Framings differ only in the contents of these four arrays.
 
     Attributes:
       inputs_BT: int32 ids.
       targets_BS: int32 ids to predict at the last S positions.
-      weights_BS: float32, 0 for padding, else 1.
-      reset_B: bool, True if the row starts from the zero state, False if it continues from the carried state.
+      weights_BS: float32, 1 if the position is scored, else 0.
+      reset_B: bool, True if the row starts from the zero state, False if the row starts from the carried state.
     """
 
     inputs_BT: Array
@@ -50,7 +50,7 @@ class Encoded(NamedTuple):
 
     Attributes:
       ids_N: the ids of the running text, or of all documents joined, each followed by `<eos>`.
-      starts_D1: int64 (D + 1,), the start position of each document and then N, the end; None for a running text.
+      starts_D1: int64 (D + 1,), the start position of each document, followed by N. None for a running text.
       name: the name of the split in error messages.
     """
 
@@ -60,7 +60,7 @@ class Encoded(NamedTuple):
 
     @property
     def lengths_D(self) -> np.ndarray:
-        """The number of characters of each document, without its `<eos>`. Only for documents."""
+        """The number of characters of each document, without its `<eos>`. A running text has no lengths."""
         assert self.starts_D1 is not None
         return np.diff(self.starts_D1) - 1
 
@@ -92,23 +92,23 @@ class Framing(NamedTuple):
 
     @property
     def carries_state(self) -> bool:
-        """Whether a batch continues from the state in which the batch before it ended."""
+        """Whether each batch starts from the final state of the previous batch."""
         return self.kind == "stream"
 
     @property
     def is_of_documents(self) -> bool:
-        """Whether each row is a document: documents longer than `length` are cut, and batches differ in length."""
+        """Whether each row is a document. Documents longer than `length` are cut. Batches differ in length."""
         return self.kind == "documents"
 
     def state_in_words(self, lanes: int = 1, burn_in: int = 0) -> str:
         """How the recurrent state is treated when a split is scored in this framing.
 
-        Run directories store these words as part of the protocol of each figure. If they change, old and new figures are no
-        longer comparable.
+        Run directories store these words with each figure, as part of its protocol. If the words change, old and new figures
+        are no longer comparable.
 
         Args:
-          lanes: as for `evaluation_windows`; only a stream has lanes.
-          burn_in: likewise.
+          lanes: see `evaluation_windows`. Only a stream has lanes.
+          burn_in: see `evaluation_windows`. Only a stream has a burn-in.
         """
         match self.kind:
             case "stream" if lanes == 1:
@@ -125,9 +125,9 @@ class Framing(NamedTuple):
 
     @property
     def window(self) -> int:
-        """The number of characters that the model reads, from the zero state, before each prediction; 0 if it is not fixed.
+        """The number of characters that the model reads from the zero state before each prediction; 0 if that number varies.
 
-        The sampler feeds a model of windows this many characters before it draws one.
+        For a model of windows, the sampler reads this many characters before each draw.
         """
         return self.length if self.kind == "windows" else 0
 
@@ -153,8 +153,9 @@ class Stream:
     """Contiguous lanes for truncated back-propagation through time, as in PyTorch's CharRNN (after Zaremba et al. 2014).
 
     The text is cut into B lanes. Each step reads T characters of every lane. The state is carried from step to step and reset
-    at the start of each epoch. Characters that do not fill a step are left out: at the end of the text or, with `shift`, at
-    both ends. `shift` draws a new offset for each epoch, so that over the epochs every character is used.
+    at the start of each epoch. The characters that do not fill a whole step are left out. Without `shift`, these are the last
+    characters of the text. With `shift`, each epoch starts at a new offset, so characters at both ends are left out. The
+    offsets differ between epochs, so every character is used over the epochs.
     """
 
     ids_N: Ids
@@ -186,10 +187,10 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """Chunks of T characters that do not overlap, each from the zero state, as in MXNet.jl's char-lstm.
+    """Chunks of T characters without overlap, as in MXNet.jl's char-lstm. Each chunk starts from the zero state.
 
     Every character except the first of the text is a target once per epoch. The last chunk may be shorter, and the last batch
-    may have fewer chunks; the missing positions have weight 0.
+    may have fewer chunks. The missing positions have weight 0.
     """
 
     ids_N: Ids
@@ -220,10 +221,10 @@ class Chunks:
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Windows of T characters, one every `stride` characters, as in the Keras and Axon notebooks.
+    """Windows of T characters, as in the Keras and Axon notebooks. A window begins every `stride` characters.
 
-    Each window starts from the zero state, and only the character after it is predicted (S = 1). The last batch of an epoch
-    may have fewer windows; the missing rows have weight 0.
+    Each window starts from the zero state, and only the character after the window is predicted (S = 1). The last batch of an
+    epoch may have fewer windows. The missing rows have weight 0.
     """
 
     ids_N: Ids
@@ -253,14 +254,14 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """One document per row, from the zero state. Its last target is `<eos>`.
+    """One document per row. Each row starts from the zero state, and the last target of a document is `<eos>`.
 
     A document longer than T characters is cut to T inputs and targets. A batch is as long as its longest document, rounded up
     to a multiple of `bucket`, so that only a few shapes are compiled. `padding` is one of:
 
     - `masked`: padding follows the text and has weight 0.
     - `counted`: padding precedes the text and has weight 1, as in Microsoft's lesson on AG News. The network then also has to
-      predict padding from padding, and the first character of the document from padding.
+      predict padding, and the first character of the document, from padding.
     """
 
     encoded: Encoded
@@ -287,11 +288,11 @@ class Documents:
         documents_B, valid_B = self.order.at(step, self.rows, self.num_documents)
         starts_B = self.starts_D1[documents_B]
         lengths_B = np.minimum(self.starts_D1[documents_B + 1] - starts_B - 1, self.length)
-        # All rows count here, not only those of `part`: the processes must agree on the length.
+        # All rows of the batch determine its length, not only the rows of `part`, because all processes need the same length.
         length = min(-(-int(lengths_B.max()) // self.bucket) * self.bucket, self.length)
         starts_B, lengths_B, valid_B = starts_B[part], lengths_B[part], valid_B[part]
         padding_before_B = length - lengths_B if self.padding == "counted" else np.zeros_like(lengths_B)
-        char_BT = np.arange(length)[None, :] - padding_before_B[:, None]  # index within the document; negative in padding
+        char_BT = np.arange(length)[None, :] - padding_before_B[:, None]  # index within the document; negative before it
         inside_BT = (char_BT >= 0) & (char_BT < lengths_B[:, None])
         ids_N, last = self.encoded.ids_N, len(self.encoded.ids_N) - 1
 
@@ -311,11 +312,12 @@ class Documents:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The order of the examples (chunks, windows or documents) of an epoch: as in the text, or shuffled.
+    """The order of an epoch's examples (chunks, windows or documents): text order, or shuffled.
 
-    A shuffled epoch is a pseudorandom permutation that depends on the seed and the epoch. It is a function from position to
-    example, so no list of examples is ever built. The function is a Feistel network (Luby & Rackoff 1988) on the smallest power
-    of four that covers all examples. It is applied again while the result is not an example (cycle walking).
+    A shuffled epoch is a pseudorandom permutation that depends on the seed and the epoch. A function computes each example from
+    its position, so no list of examples is built. The function is a Feistel network (Luby & Rackoff 1988) on the smallest power
+    of four that covers all examples. The network is applied again while its result is not the index of an example (cycle
+    walking).
     """
 
     shuffle: bool
@@ -326,13 +328,13 @@ class Order:
 
         Args:
           step: counted from 0 over all epochs.
-          rows: B of a whole batch.
-          examples: how many examples an epoch has.
-          part: which rows to return.
+          rows: B, the number of rows of the whole batch.
+          examples: the number of examples in an epoch.
+          part: the rows to return.
 
         Returns:
           The index of each row's example, (B,) int64, and whether the row is valid, (B,) bool. The last batch of an epoch may
-          have rows without an example: they are not valid, and repeat the example of the epoch's last position.
+          have rows without an example. Such a row is not valid and repeats the last example of the epoch.
         """
         epoch, step_of_epoch = divmod(step, -(-examples // rows))
         positions_B = step_of_epoch * rows + np.arange(rows)[part]
@@ -355,10 +357,10 @@ class Order:
 
 
 def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encoded:
-    """A running text, or a list of documents, as ids.
+    """Encodes a running text, or a list of documents, as ids.
 
     Args:
-      vocab: for a list of documents, it must have `<eos>`.
+      vocab: the vocabulary. For documents, it must have `<eos>`.
       split: the text or the documents.
       where: the name of the split in error messages.
 
@@ -371,7 +373,7 @@ def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encod
         return Encoded(vocab.encode(split, where), name=where)
     starts_D1 = np.cumsum([0, *(len(document) + 1 for document in split)])
     texts_N = vocab.encode("".join(split), where)
-    # Fill with <eos>, then write the characters of the documents everywhere except at the last position of each document.
+    # Fill the array with <eos>. Then write the characters at all positions except the last position of each document.
     ids_N = np.full(starts_D1[-1], vocab.id_of(EOS), texts_N.dtype)
     is_text_N = np.ones(len(ids_N), bool)
     is_text_N[starts_D1[1:] - 1] = False
@@ -420,15 +422,15 @@ def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Ch
 
 
 def evaluation_batches(framing: Framing, encoded: Encoded, rows: int, length: int, lanes: int, burn_in: int) -> Iterator[Batch]:
-    """The batches in which a split is scored, in order. Every character that the framing scores is scored exactly once.
+    """The batches for scoring a split, in text order. Every character that the framing scores is scored exactly once.
 
     Args:
       framing: how the split is arranged; `shuffle` and `shift` are ignored.
       encoded: the split.
-      rows: B of chunks, windows or documents. It changes the memory needed, not the result.
-      length: T of a stream, see `evaluation_windows`.
-      lanes: B of a stream, likewise.
-      burn_in: of a stream, likewise.
+      rows: B for chunks, windows or documents. B affects the memory, not the result.
+      length: T for a stream; see `evaluation_windows`.
+      lanes: B for a stream; see `evaluation_windows`.
+      burn_in: used only for a stream; see `evaluation_windows`.
 
     Raises:
       UserError: the split does not fit the framing.
@@ -439,23 +441,24 @@ def evaluation_batches(framing: Framing, encoded: Encoded, rows: int, length: in
 
 
 def evaluation_windows(ids_N: Ids, length: int, lanes: int = 1, burn_in: int = 0) -> Iterator[Batch]:
-    """A split in order, with the state carried. Every character except the first is scored exactly once.
+    """The batches for scoring a stream with the state carried. Every character except the first is scored exactly once.
 
-    One lane is exact: the state is carried from the first character to the last. More lanes are faster and nearly the same:
-    each lane except the first starts from the zero state, `burn_in` characters before the first one that it scores.
+    With one lane, the result is exact, because the state is carried from the first character to the last. With more lanes,
+    scoring is faster and the result is nearly the same. Each lane except the first then starts from the zero state, `burn_in`
+    characters before the first character that the lane scores.
 
     Args:
       ids_N: the encoded split, at least two characters.
-      length: T of a batch. It changes the memory needed, not the result.
-      lanes: B, the number of places where reading starts.
-      burn_in: characters that a lane reads without scoring them.
+      length: T of a batch. T affects the memory, not the result.
+      lanes: B, the number of parts of the split that are read in parallel.
+      burn_in: the number of characters that each lane except the first reads before it scores.
 
     Raises:
-      UserError: the lanes would be no longer than `burn_in`.
+      UserError: the lanes would not be longer than `burn_in`.
     """
     targets = len(ids_N) - 1
     burn_in = burn_in if lanes > 1 else 0
-    # Each lane has `span` targets. Lane 0 scores all of them, each other lane all except its first `burn_in`.
+    # Each lane has `span` targets. Lane 0 scores all its targets. The other lanes do not score their first `burn_in` targets.
     span = -(-(targets + (lanes - 1) * burn_in) // lanes)
     stride = span - burn_in
     if stride < 1:
@@ -487,8 +490,8 @@ def once_through(batches: Batches) -> Iterator[Batch]:
 def _hash64(*numbers: int) -> int:
     """64 bits that depend on the numbers.
 
-    This is a hash and not a random generator of NumPy's because NumPy may change its generators. A run resumed with another
-    version must see the same data.
+    A run that is resumed with another NumPy version must see the same data. NumPy may change its random generators, so this
+    function uses a hash instead.
     """
     return int.from_bytes(hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()[:8], "big")
 

@@ -1,6 +1,6 @@
-"""From a config to its corpus: a running text or documents, cut into splits, with the corpus's provenance.
+"""Reads the corpus that a config names. A corpus is a running text or documents, cut into splits, with its provenance.
 
-Named corpora and TFDS datasets come from `sources`. Everything else is a file or folder of the user.
+Named corpora and TFDS datasets come from `sources`. All other corpora are files or folders of the user.
 """
 
 import csv
@@ -24,7 +24,7 @@ from charlm.hardware import cache
 from charlm.progress import counted
 
 SPLIT_NAMES = ("train", "validation", "test")
-LONG_TEXT_BYTES = 50_000_000  # from this size of its files on, a running text is encoded on disk instead of held in memory
+LONG_TEXT_BYTES = 50_000_000  # a running text in files of at least this size is encoded on disk, not held in memory
 
 Split = str | LongText | list[str]  # a running text, or a list of documents
 
@@ -34,10 +34,10 @@ class Corpus:
     """A running text or documents, by split.
 
     Attributes:
-      splits: split name → its text (a LongText for large files) or the list of its documents. The order is train[, validation[,
-        test]].
-      provenance: where the corpus came from and what it is, as JSON values: name, source, files, sha256 of the text as used,
-        licence, chars, symbols, chars by split, normalisation, and for documents their number.
+      splits: split name → text (a `LongText` for large files) or list of documents, in the order train[, validation[, test]].
+      provenance: a description of the corpus, as JSON values. It has the name, source, files, licence and normalisation, the
+        sha256 of the normalised text, and the numbers of chars, of symbols, and of chars by split. A corpus of documents also
+        has the number of documents.
     """
 
     splits: dict[str, Split]
@@ -51,12 +51,12 @@ class Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """What is done to a text before anything else uses it.
+    """The changes that are made to every text before it is used.
 
     Attributes:
       newlines: whether CRLF and CR become LF.
       lowercase: whether the text is lower-cased.
-      keep: the characters to keep, all others are deleted; empty to keep all.
+      keep: the characters to keep; other characters are deleted. If `keep` is empty, all characters are kept.
     """
 
     newlines: bool
@@ -82,7 +82,7 @@ def load(config: ConfigDict) -> Corpus:
     """The corpus that the config names, cut into its splits.
 
     Raises:
-      UserError: the corpus is missing, unreadable, not UTF-8 or empty, or one of its splits would have fewer than 2 chars.
+      UserError: the corpus is missing, unreadable, not UTF-8 or empty, or a split would have fewer than 2 chars.
     """
     normalise, shares = Normalisation.of(config), config.corpus.split
     splits, provenance = _load_source(config, normalise)
@@ -93,10 +93,10 @@ def load(config: ConfigDict) -> Corpus:
             f"corpus.split={shares} has a third share for a test split, but {provenance['name']} comes with its own splits "
             f"({', '.join(splits)}): give two shares."
         )
-    # The hash of a long text is known unless the source has several splits. Joining and hashing it again would take long.
+    # Hashing a long text is slow, so its known hash is reused. With several splits, the joined text has no known hash.
     known_sha256 = splits["train"].sha256 if isinstance(splits["train"], LongText) and len(splits) == 1 else None
     if "validation" not in splits:
-        splits = cut(splits.pop("train"), shares) | splits  # the source may have come with a test split
+        splits = cut(splits.pop("train"), shares) | splits  # the source may have a test split of its own
     texts = {name: joined(split) for name, split in splits.items()}
     for name, text in texts.items():
         if len(text) < 2:
@@ -117,7 +117,7 @@ def load(config: ConfigDict) -> Corpus:
 
 
 def _load_source(config: ConfigDict, normalise: Normalisation) -> tuple[dict[str, Split], dict]:
-    """The normalised splits that the source has, at least `train`, and its provenance."""
+    """The normalised splits of the source, and its provenance. The split `train` always exists."""
     path, dataset, form = config.corpus.path, config.corpus.tfds, form_of(config)
     data_dir = sources.data_dir_of(config.corpus.data_dir)
     if dataset is not None:
@@ -139,7 +139,7 @@ def _load_source(config: ConfigDict, normalise: Normalisation) -> tuple[dict[str
 
 
 def _without_empty_documents(splits: dict[str, Split]) -> tuple[dict[str, Split], int]:
-    """The splits without their empty documents, and how many those were."""
+    """The splits without their empty documents, and the number of empty documents."""
     kept: dict[str, Split] = {}
     empty = 0
     for name, split in splits.items():
@@ -174,7 +174,7 @@ def symbols_in(text: str | LongText) -> str:
 def prompt(text: str, config: ConfigDict) -> str:
     """A prompt, normalised like the corpus except that no character is deleted.
 
-    A character that `corpus.keep` would delete is not in the vocabulary, and the caller can tell the user so.
+    Characters that `corpus.keep` would delete stay in the prompt, so that the caller can report them as unknown symbols.
     """
     return dataclasses.replace(Normalisation.of(config), keep="")(text)
 
@@ -182,15 +182,16 @@ def prompt(text: str, config: ConfigDict) -> str:
 def opening(splits: dict[str, Split], length: int) -> str:
     """The first `length` chars of the validation split, or of the training split if there is no validation split.
 
-    It is the prompt if the config has none.
+    These chars are the prompt if the config has no prompt.
     """
     return str(joined(splits["validation" if "validation" in splits else "train"])[:length])
 
 
 def excerpt(split: Split, length: int, seed: int) -> str:
-    """At most `length` chars that the seed chooses.
+    """An excerpt of at most `length` chars, chosen by the seed.
 
-    From a running text, a window at any position. From documents, the start of one, at most its first half (rounded up).
+    From a running text, the excerpt is a window at any position. From documents, the excerpt is the start of one document, and
+    at most the first half of that document (rounded up).
     """
     number = int.from_bytes(hashlib.sha256(f"excerpt {seed}".encode()).digest()[:8], "big")
     if isinstance(split, list):
@@ -201,7 +202,7 @@ def excerpt(split: Split, length: int, seed: int) -> str:
 
 
 def form_of(config: ConfigDict) -> str:
-    """How a file of the user holds documents; empty for a running text."""
+    """The form of the documents in the user's file, such as `lines`. It is empty for a running text."""
     return config.corpus.documents
 
 
@@ -209,9 +210,9 @@ def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Pa
     """The normalised text or documents of a file or folder, and its provenance: name, source, files and licence.
 
     Args:
-      path: a UTF-8 text file (plain, .gz or .xz), or a folder of them. The files of a folder are sorted by name and joined.
+      path: a UTF-8 text file (plain, .gz or .xz), or a folder of such files, which are sorted by name and joined.
       normalise: applied to each file, or to each document.
-      form: as `corpus.documents`: empty for a running text, else lines, csv:COLUMN or jsonl:FIELD.
+      form: the value of `corpus.documents`: lines, csv:COLUMN or jsonl:FIELD; empty for a running text.
       folder: the cache folder, in which a long text is encoded. With None, a text of any length is held in memory.
 
     Raises:
@@ -244,13 +245,17 @@ def _documents(file: pathlib.Path, form: str) -> list[str]:
 
 
 def lines(text: str) -> list[str]:
-    """The lines of a text, which the usual three line breaks end."""
+    """The lines of a text. Each CRLF, CR or LF ends a line."""
     found = re.split("\r\n|\r|\n", text)
-    return found if found[-1] else found[:-1]  # no line starts after the last line break
+    return found if found[-1] else found[:-1]  # a line break at the end of the text starts no new line
 
 
 def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:
-    """The column with this name in the first row. A number is the index of a column, from 0, of a file without column names."""
+    """The values of one CSV column.
+
+    Args:
+      field: the name of the column in the first row. For a file without column names, the column's number, counted from 0.
+    """
     csv.field_size_limit(2**31 - 1)
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
@@ -285,8 +290,7 @@ def _json_field(file: pathlib.Path, number: int, line: str, field: str) -> str:
         raise UserError(f"{file} line {number}: field {field!r} is {fields[field]!r}, but must be a string.")
     if surrogate := re.search("[\ud800-\udfff]", fields[field]):
         raise UserError(
-            f"{file} line {number}: field {field!r} has half a character (\\u{ord(surrogate[0]):04x}), as if the text had been "
-            "cut there: correct that line."
+            f"{file} line {number}: field {field!r} has half a character (\\u{ord(surrogate[0]):04x}): correct that line."
         )
     return fields[field]
 
@@ -296,17 +300,17 @@ def cut(text: Split, shares: tuple[float, ...]) -> dict[str, Split]:
 
     Args:
       text: the text, or the documents.
-      shares: the fractions of train[, validation[, test]]. Each cut is rounded down: (0.9, 0.1) of 1,115,394 chars gives
-        1,003,854 and 111,540.
+      shares: the fractions of train[, validation[, test]]. The position of each cut is rounded down. For example, (0.9, 0.1)
+        cuts 1,115,394 chars into 1,003,854 and 111,540.
     """
-    # Exact decimal fractions, because the binary float 0.9 + 0.05 is not 0.95.
+    # Decimal fractions are exact. In binary floating point, 0.9 + 0.05 is not 0.95.
     exact = [fractions.Fraction(str(share)) for share in shares]
     ends = [int(sum(exact[: k + 1]) * len(text)) for k in range(len(exact) - 1)] + [len(text)]
     return {name: text[begin:end] for name, begin, end in zip(SPLIT_NAMES, [0, *ends], ends, strict=False)}
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # unlike pathlib's, these never raise
+    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # unlike the methods of pathlib, these functions never raise
     if is_file:
         return [path]
     if is_folder:
@@ -314,7 +318,7 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
         if not files:
             raise UserError(f"folder {path} has no files: put UTF-8 text files there (plain, .gz or .xz).")
         return files
-    raise UserError(f"{path} is not a file or folder: give the path of a UTF-8 text file or of a folder of them.")
+    raise UserError(f"{path} is not a file or folder: give the path of a UTF-8 text file or of a folder of text files.")
 
 
 def _decoded(file: pathlib.Path) -> str:
@@ -327,7 +331,7 @@ def _decoded(file: pathlib.Path) -> str:
 def sha256(texts: Iterable[str | LongText]) -> str:
     """The hash of the joined texts as UTF-8.
 
-    It does not depend on where documents begin. Runs compare the number of documents and of chars as well.
+    The hash does not depend on where documents begin, so runs also compare the numbers of documents and chars.
     """
     digest, block = hashlib.sha256(), longtext.BLOCK
     for text in texts:

@@ -1,7 +1,7 @@
-"""A running text that is too long for a Python string: encoded once into a file that is mapped into memory.
+"""A running text that is too long for a Python string. It is encoded once into a file that is mapped into memory.
 
-The file holds one code per character: the index of the character among the sorted symbols of the text, in the smallest unsigned
-integer type that fits. Only the pages that are read take memory.
+The file holds one code per character. A code is the index of the character among the sorted symbols of the text. The codes have
+the smallest unsigned integer type that fits. Only the pages of the file that are read use memory.
 
 An encoding is a folder in the cache. Its name is a hash of the files' contents and of the normalisation, so a changed text gets
 a new encoding.
@@ -31,8 +31,8 @@ from charlm import progress
 from charlm.data.vocab import NUM_CODE_POINTS, Vocab, code_points
 from charlm.errors import UserError
 
-LAYOUT = 2  # version of the encoding's files; with a new number, older encodings are no longer used
-BLOCK = 1 << 22  # bytes read, or characters processed, at a time
+LAYOUT = 2  # version of the encoding's files; encodings of other versions are not used
+BLOCK = 1 << 22  # the number of bytes or characters that are processed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LongText:
 
     Attributes:
       symbols: the distinct characters of the whole text, sorted; a slice need not contain all of them.
-      codes_N: unsigned integers, mapped from disk: the index of each character in `symbols`.
+      codes_N: the index of each character in `symbols`, as unsigned integers mapped from disk.
       sha256: the hash of the whole text as UTF-8; None for a slice.
     """
 
@@ -83,7 +83,7 @@ class LongText:
           UserError: the text has characters outside the vocabulary, and the vocabulary has no `<unk>`.
         """
         used = set(self.symbols_used)
-        # Symbols that do not occur in this slice may be outside the vocabulary. Their ids are never used, so any id will do.
+        # Symbols that do not occur in this slice may be outside the vocabulary. They get an arbitrary id, which is never used.
         table = vocab.encode("".join(symbol if symbol in used else vocab.symbols[0] for symbol in self.symbols), where)
         if np.array_equal(table, np.arange(len(self.symbols))):
             return self.codes_N
@@ -95,7 +95,7 @@ class LongText:
 
 @dataclasses.dataclass(frozen=True)
 class Translated:
-    """The array of ids `table[codes_N]`. Only the parts that are indexed are computed."""
+    """The array of ids `table[codes_N]`. An id is computed only when its position is indexed."""
 
     codes_N: np.ndarray
     table: np.ndarray
@@ -111,16 +111,16 @@ Ids = np.ndarray | Translated  # (N,) ids that can be indexed with an array of p
 
 
 def load(files: list[pathlib.Path], normalise: Callable[[str], str], settings: dict, folder: pathlib.Path) -> LongText:
-    """The joined text of some files. It is encoded into the cache if it is not there yet.
+    """The joined text of some files. If the cache has no encoding of the text, the text is encoded and added to the cache.
 
     Args:
       files: UTF-8 text files, plain, .gz or .xz.
-      normalise: applied to each file. The result is as if each file were normalised in one call.
+      normalise: applied to each file in blocks. The result is the same as for one call with the whole file.
       settings: the settings of `normalise` as JSON values; they are part of the encoding's name.
       folder: the folder that holds the encodings.
 
     Raises:
-      UserError: a file can't be read, is not UTF-8 or changes while it is read, or the encoding can't be written.
+      UserError: a file can't be read, is not UTF-8 or changes during reading, or the encoding can't be written.
     """
     hashes = [hashlib.sha256() for _ in files]
     for file, digest in zip(files, hashes, strict=True):
@@ -135,7 +135,7 @@ def load(files: list[pathlib.Path], normalise: Callable[[str], str], settings: d
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / f"{encoding.name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # if two processes want the same encoding, the second waits for the first
+                fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes that need the same encoding, one waits
                 about = _read_about(encoding) or _encode(files, file_hashes, normalise, encoding)
         except OSError as error:
             raise UserError(
@@ -162,13 +162,13 @@ def _encode(files: list[pathlib.Path], file_hashes: list[str], normalise: Callab
     """Writes an encoding and returns the contents of its about.json.
 
     The files are read twice: first for the symbols, then for the codes. The encoding is written under a temporary name and
-    renamed at the end, so an encoding that exists is complete.
+    renamed at the end, so every encoding in the cache is complete.
 
     Args:
-      file_hashes: the sha256 of each file's bytes. A file that no longer has it has changed, which is an error.
+      file_hashes: the sha256 of each file's bytes. A file with another hash has changed, which raises a UserError.
     """
     new = encoding.with_name(f"{encoding.name}.new")
-    shutil.rmtree(new, ignore_errors=True)  # left by a process that died while encoding
+    shutil.rmtree(new, ignore_errors=True)  # a process that died while encoding may have left it
     shutil.rmtree(encoding, ignore_errors=True)
     new.mkdir()
     try:
@@ -204,7 +204,7 @@ def _normalised_blocks(
 ) -> Iterator[str]:
     """The normalised text of the files, in blocks.
 
-    A block ends after a line feed or a space. Cutting there is safe, because normalising never combines characters across them.
+    A block ends after a line feed or a space. Such a cut is safe, because normalising never combines the characters around it.
     A file without line feeds and spaces is one block.
     """
     for file, sha256 in zip(files, file_hashes, strict=True):
@@ -219,7 +219,7 @@ def _normalised_blocks(
 
 
 def _protected(text: str) -> str:
-    """Doubles a leading U+FEFF, because normalising drops one.
+    """Doubles a leading U+FEFF, because normalising removes the first.
 
     At the start of a file, U+FEFF is a byte-order mark. At the start of a later block it is a character of the text.
     """
@@ -230,7 +230,7 @@ def _decoded_blocks(file: pathlib.Path, sha256: str, advance: Callable[[int], No
     decoder, offset, digest = codecs.getincrementaldecoder("utf-8")(), 0, hashlib.sha256()
     try:
         for block in raw(file):
-            pending = len(decoder.getstate()[0])  # bytes of a character that started in the previous block
+            pending = len(decoder.getstate()[0])  # the number of bytes of a character that began in the previous block
             yield decoder.decode(block)
             offset += len(block)
             digest.update(block)
@@ -264,7 +264,7 @@ def not_utf8(file: pathlib.Path, error: UnicodeDecodeError, offset: int = 0) -> 
 
     Args:
       error: what the decoder raised.
-      offset: the position in the file of the first byte that the decoder was given.
+      offset: the position in the file of the first byte of the decoder's input.
     """
     byte, position = error.object[error.start], offset + error.start
     return UserError(f"{file} is not UTF-8: byte 0x{byte:02x} at offset {position:,}; convert it, for example with iconv.")

@@ -1,7 +1,7 @@
 """Corpora that charlm fetches by name, and datasets of TensorFlow Datasets (TFDS). TensorFlow itself is not needed.
 
 charlm looks for the text of a named corpus in four places, in this order: the TFDS cache, the TFDS folder for manual downloads,
-a package of the Python package index that contains it, and its original address. The sha256 of the text is always checked.
+a package in the Python package index, and the original address of the text. The sha256 of the text is always checked.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from charlm.errors import UserError
 
 PACKAGE_SECONDS = 60  # timeout for the package index
 ADDRESS_SECONDS = 10  # timeout for each connection to an original address
-DOWNLOAD_RETRIES = 3  # for TFDS; its default of 10 takes 200 s on a machine without a network
+DOWNLOAD_RETRIES = 3  # TFDS's default of 10 retries takes 200 s on a machine without a network
 # What to do if TFDS can't prepare a dataset.
-ALTERNATIVES = {"ag_news_subset": "give train.csv of its archive ag_news_csv.tar.gz by --config=configs/ag_news_keras.py:FILE"}
+ALTERNATIVES = {"ag_news_subset": "use --config=configs/ag_news_keras.py:FILE with train.csv from ag_news_csv.tar.gz as FILE"}
 OTHER_ALTERNATIVE = "give the documents as a file with corpus.path and corpus.documents, and set corpus.tfds=None"
 
 
@@ -38,11 +38,11 @@ class Source:
     """Where a named corpus comes from.
 
     Attributes:
-      sha256: the hash of the text as UTF-8 with LF line ends. For Project Gutenberg, of the book without header and footer.
+      sha256: the hash of the text as UTF-8 with LF line ends. The header and footer of Project Gutenberg are not hashed.
       licence: the licence of the text.
-      package: a requirement, such as dm-sonnet==1.36, whose wheel contains the text; None if there is none.
-      members: the files of that wheel that give the text when joined.
-      address: the URL of the original; None if there is none.
+      package: a pip requirement, such as dm-sonnet==1.36, for a wheel that contains the text; None if no package has the text.
+      members: the files of that wheel that are joined to make the text.
+      address: the URL of the original text; None if no URL is known.
     """
 
     sha256: str
@@ -90,15 +90,15 @@ def named(name: str, data_dir: pathlib.Path) -> tuple[str, dict]:
 
     Args:
       name: a key of `SOURCES`.
-      data_dir: the TFDS folder. The text is added to it if it is not there yet.
+      data_dir: the TFDS folder. If the folder does not have the text yet, the text is added.
 
     Raises:
-      UserError: there is no such corpus, its text can't be fetched, or a file does not hold the published text.
+      UserError: the corpus is unknown, its text can't be fetched, or a file does not contain the published text.
     """
     if name not in SOURCES:
         raise UserError(f"corpus.name={name!r} is not one of {', '.join(SOURCES)}: to use a text of your own, set corpus.path.")
     source = SOURCES[name]
-    origins = []  # stays empty if the text is in the TFDS cache already
+    origins = []  # stays empty if the text is already in the TFDS cache
 
     def fetch() -> str:
         text, origin = _fetch_text(name, source, data_dir / "downloads" / "manual" / f"{name}.txt")
@@ -120,10 +120,10 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
 
     Args:
       dataset: NAME:FEATURE, such as ag_news_subset:title. FEATURE must be a text feature.
-      data_dir: the TFDS folder. The dataset is downloaded to it and prepared if it is not there yet.
+      data_dir: the TFDS folder. If the folder does not have the dataset yet, the dataset is downloaded and prepared.
 
     Raises:
-      UserError: there is no such dataset or feature, the dataset has no split `train`, or it can't be prepared or read.
+      UserError: the dataset or feature does not exist, can't be prepared or read, or has no split `train`.
     """
     name, _, feature = dataset.partition(":")
     builder = _prepared_dataset(dataset, data_dir)
@@ -135,7 +135,7 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
         }
     except MemoryError:
         raise
-    except Exception as error:  # for damaged bytes, array_record raises all kinds of exceptions
+    except Exception as error:  # array_record raises many types of exceptions for damaged bytes
         raise UserError(
             f"{builder.data_path} can't be read as {dataset} ({_summary(error)}): if it is damaged, remove that folder, and it "
             "will be prepared again."
@@ -146,7 +146,7 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
 
 
 def _prepared_dataset(dataset: str, data_dir: pathlib.Path) -> Any:
-    """The TFDS builder of NAME:FEATURE, whose data is then on disk."""
+    """Prepares the TFDS dataset NAME:FEATURE on disk, and returns its builder."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 
@@ -170,8 +170,8 @@ def _prepared_dataset(dataset: str, data_dir: pathlib.Path) -> Any:
     except UserError:
         raise
     except tfds.core.DatasetNotFoundError as error:
-        raise UserError(f"corpus.tfds={dataset}: TFDS has no dataset {name!r}; its catalogue lists those it has.") from error
-    except Exception as error:  # each builder fails in its own way: no network, no TensorFlow, a changed address
+        raise UserError(f"corpus.tfds={dataset}: TFDS has no dataset {name!r}; the TFDS catalogue lists all names.") from error
+    except Exception as error:  # builders raise different exceptions for no network, no TensorFlow or a changed address
         raise UserError(
             f"corpus.tfds={dataset} can't be prepared in {data_dir} ({_summary(error)}): "
             f"{ALTERNATIVES.get(name, OTHER_ALTERNATIVE)}."
@@ -181,7 +181,7 @@ def _prepared_dataset(dataset: str, data_dir: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def _temporary_files_removed() -> Iterator[None]:
-    """Removes the temporary files made within it. TFDS leaves a folder for each builder of an unprepared dataset."""
+    """Removes temporary files at the end of the context. TFDS leaves a folder for each builder of an unprepared dataset."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder
@@ -196,11 +196,11 @@ def _summary(error: Exception) -> str:
 
 
 def _read_through_cache(name: str, source: Source, data_dir: pathlib.Path, fetch: Callable[[], str]) -> str:
-    """The text from the TFDS cache. If it is not there yet, `fetch` is called and its text is added to the cache."""
+    """The text from the TFDS cache. If the cache does not have the text, `fetch` is called and its result is cached."""
     builder = _prepared_text(name, data_dir, fetch)
     try:
         raw = builder.as_data_source("full")[0]["text"]
-    except Exception:  # for damaged bytes, array_record raises all kinds of exceptions
+    except Exception:  # array_record raises many types of exceptions for damaged bytes
         raw = b""
     if hashlib.sha256(raw).hexdigest() != source.sha256:
         raise UserError(
@@ -210,15 +210,15 @@ def _read_through_cache(name: str, source: Source, data_dir: pathlib.Path, fetch
 
 
 def _prepared_text(name: str, data_dir: pathlib.Path, fetch: Callable[[], str], retry: bool = True) -> Any:
-    """The TFDS builder of a named corpus, whose data is then on disk."""
+    """Prepares a named corpus on disk, and returns its TFDS builder."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints messages; charlm prints its own
+        with contextlib.redirect_stdout(io.StringIO()):  # hides TFDS's messages, because charlm prints its own messages
             with _temporary_files_removed():
                 builder = _builder_class(name)(data_dir=os.fspath(data_dir), file_format="array_record", text=fetch)
             builder.download_and_prepare()
         return builder
     except OSError as error:
-        if retry:  # another process may have filled the cache at the same time; then it is there now
+        if retry:  # another process may have added the text to the cache at the same time
             return _prepared_text(name, data_dir, fetch, retry=False)
         raise UserError(
             f"corpus.data_dir={data_dir} can't be used ({error}): choose a folder that you can write to."
@@ -232,7 +232,7 @@ def _builder_class(name: str) -> Any:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    # TFDS finds a prepared folder by its name alone. With the hash in the name, another text has another folder.
+    # TFDS identifies a prepared folder by its name alone. The name contains the hash, so each text has its own folder.
     as_one_example = tfds.core.BuilderConfig(name=SOURCES[name].sha256[:8], description="the whole text as one example")
 
     class PlainText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -263,7 +263,7 @@ def _builder_class(name: str) -> Any:
 
 
 def _fetch_text(name: str, source: Source, manual_file: pathlib.Path) -> tuple[str, str]:
-    """The text from the first place that has it, and the name of that place."""
+    """The text from the first place that has the text, and the name of that place."""
     if manual_file.is_file():
         raw = _cleaned(manual_file.read_bytes())
         sha256 = hashlib.sha256(raw).hexdigest()
@@ -292,7 +292,10 @@ def _fetch_text(name: str, source: Source, manual_file: pathlib.Path) -> tuple[s
 
 
 def _cleaned(raw: bytes) -> bytes:
-    """The text with LF line ends and without a byte-order mark; of a Project Gutenberg file only the book, stripped."""
+    """The text with LF line ends and without a byte-order mark.
+
+    For a Project Gutenberg file, only the book is returned, without whitespace around it.
+    """
     raw = raw.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
     book = re.search(rb"\*\*\* ?START OF TH[^\n]*\*\*\*\n(.*?)\n\*\*\* ?END OF TH", raw, re.DOTALL)
     return book[1].strip() if book else raw

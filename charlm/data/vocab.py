@@ -13,16 +13,16 @@ from charlm.errors import UserError
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 NUM_CODE_POINTS = 0x110000
 HINT = "train with vocab.unknown=true to map them to <unk>, or with vocab.source=corpus to include the symbols of all splits."
-BLOCK = 1 << 22  # characters processed at a time, which bounds the extra memory that a large text needs
+BLOCK = 1 << 22  # the number of characters that are processed at a time, to save memory for a large text
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """A fixed mapping between symbols and ids. The specials have the first ids; the characters follow in sorted order.
+    """A fixed mapping between symbols and ids. The special symbols have the first ids. The characters follow in sorted order.
 
     Attributes:
       symbols: the distinct characters, sorted by code point.
-      specials: the special symbols that the corpus needs, out of `<pad>`, `<eos>` and `<unk>`, in this order.
+      specials: the special symbols that the corpus needs. The order is `<pad>`, `<eos>`, `<unk>`.
     """
 
     symbols: str
@@ -34,8 +34,8 @@ class Vocab:
 
         Args:
           symbols: the characters, in any order; repeats are allowed.
-          unknown: adds `<unk>`, which then stands for every other character.
-          documents: adds `<pad>` and `<eos>`.
+          unknown: whether to add `<unk>`. All other characters are then encoded as `<unk>`.
+          documents: whether to add `<pad>` and `<eos>`.
         """
         return cls("".join(sorted(set(symbols))), ((PAD, EOS) if documents else ()) + ((UNK,) if unknown else ()))
 
@@ -47,7 +47,7 @@ class Vocab:
         return self.specials.index(name) if name in self.specials else None
 
     def never_drawn(self) -> tuple[int, ...]:
-        """Ids that must not be sampled because no text contains them: all specials except `<eos>`."""
+        """The ids of all special symbols except `<eos>`. They must not be sampled, because no text contains them."""
         return tuple(index for index, name in enumerate(self.specials) if name != EOS)
 
     def missing(self, symbols: Iterable[str]) -> list[str]:
@@ -90,7 +90,7 @@ class Vocab:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Vocab":
-        """The vocabulary that `to_dict` wrote.
+        """Restores a vocabulary from the result of `to_dict`.
 
         Raises:
           ValueError: a field is missing or of the wrong type, or the symbols are not sorted and distinct.
@@ -119,7 +119,7 @@ def symbols_of(text: str) -> str:
 
 
 def shown(symbols: Iterable[str], limit: int = 20) -> str:
-    """The first `limit` characters as text for a message, each quoted and with its code point: `'é' (U+00E9)`."""
+    """The first `limit` characters for a message. Each is quoted and followed by its code point, such as `'é' (U+00E9)`."""
     symbols = list(symbols)
     listed = ", ".join(f"{symbol!r} (U+{ord(symbol):04X})" for symbol in symbols[:limit])
     return listed + (f" and {len(symbols) - limit} more" if len(symbols) > limit else "")

@@ -1,4 +1,4 @@
-"""A trained model in use: read from its run directory, scored on texts, sampled from.
+"""Uses a trained model: reads it from its run directory, scores texts and draws samples.
 
-`model.Model` puts these together for notebooks and programs. This wing knows nothing of training.
+`model.Model` combines these functions for notebooks and programs. This wing does not depend on the training code.
 """

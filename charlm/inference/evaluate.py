@@ -1,4 +1,4 @@
-"""Scores a whole text: reads it in order, scores each character once, sums the nats and divides once at the end.
+"""Scores a whole text in order. Each character is scored once, and the sum of the nats is divided once at the end.
 
 Letters: B batch (rows), T time, S scored positions, V vocabulary.
 """
@@ -16,7 +16,7 @@ from charlm.inference.protocol import Protocol
 from charlm.models import objective
 from charlm.models.stack import Functions
 
-AHEAD = 4  # windows queued for the device: enough to keep it busy, few enough that a request to stop takes effect soon
+AHEAD = 4  # batches queued for the device; more would delay a request to stop, fewer would leave the device idle
 
 
 def make_window(model: Functions) -> Callable:
@@ -24,8 +24,8 @@ def make_window(model: Functions) -> Callable:
 
     def window(params, batch, carry):
         logits_BSV, carry = model.apply(params, batch, carry)
-        # One sum for each row, so that devices need not communicate: two reductions over devices in one program can deadlock
-        # where XLA:CPU has two threads (jaxlib 0.10.2).
+        # Each row has its own sum, so devices need not communicate. Two reductions over devices in one program can deadlock if
+        # XLA:CPU has two threads (jaxlib 0.10.2).
         row_sums = jax.vmap(objective.nats_and_count)(logits_BSV[:, None], batch.targets_BS[:, None], batch.weights_BS[:, None])
         return row_sums, carry
 
@@ -33,16 +33,19 @@ def make_window(model: Functions) -> Callable:
 
 
 def evaluator(model: Functions, mesh: Mesh | None = None, lengths: Sequence[int] = ()) -> Callable:
-    """A function (params, encoded, protocol) → (nats, chars): the nats summed over all scored characters, and their number.
+    """Makes a function `evaluate`: (params, encoded, protocol) → (nats, chars).
 
-    Make it once and use it for every evaluation, so that its program is compiled once. It does not touch training state.
-    The function takes a fourth argument: a function, called after each batch, that says whether to stop. If it says so, the
-    result is None.
+    `nats` is the sum over all scored characters, and `chars` is the number of scored characters. Make the function once and use
+    it for every evaluation, so that its program is compiled only once. `evaluate` does not change the state of a training.
+
+    The optional fourth argument of `evaluate`, `asked_to_stop`, is a function that is called after each batch. If it returns
+    True, `evaluate` stops and returns None.
 
     Args:
-      mesh: its devices share the rows of a batch if their number divides that of the rows.
-      lengths: a stream's windows are padded to the next of these lengths, so that short texts share compiled programs. The
-        result is the same to rounding.
+      model: the model as pure functions.
+      mesh: devices that share the rows of a batch if the number of rows is a multiple of the number of devices.
+      lengths: a stream's batches are padded to the next larger of these lengths, so that short texts share compiled programs.
+        Except for rounding, padding does not change the result.
     """
     window = jax.jit(make_window(model), donate_argnums=2)
 
@@ -66,7 +69,7 @@ def evaluator(model: Functions, mesh: Mesh | None = None, lengths: Sequence[int]
 
 
 def _padded(batch: Batch, lengths: Sequence[int]) -> Batch:
-    """The batch with positions of weight 0 after its last, up to the next of these lengths."""
+    """The batch, padded with positions of weight 0 to the next larger of these lengths."""
     length = batch.inputs_BT.shape[1]
     missing = min((each for each in lengths if each >= length), default=length) - length
     if not missing:
@@ -91,5 +94,5 @@ def _placement(mesh: Mesh | None, rows: int, params: Any) -> tuple[Callable, Any
 
 
 def on_one_device(replicated: Any) -> Any:
-    """Arrays that every device has, as the copy on the first device."""
+    """The copies on the first device, for arrays that are replicated on all devices."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), replicated)

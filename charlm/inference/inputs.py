@@ -1,7 +1,7 @@
-"""What a user gives to a trained model: texts to score, prompts, and the numbers that sampling takes.
+"""Checks the user's inputs to a trained model: texts to score, prompts, and the numbers for sampling.
 
-Everything is checked here, before JAX is imported, so that a program refuses a mistake at once. Messages name the flags of the
-scripts; the arguments of the same name in Python raise the same sentences.
+The checks run before JAX is imported, so that a program reports a mistake at once. Messages name the flags of the scripts.
+Python arguments with the names of these flags raise the same messages.
 """
 
 import numbers
@@ -24,7 +24,13 @@ EMPTY = "give at least one character of the run's vocabulary."
 
 
 class Number(NamedTuple):
-    """What a number must be: an integer or not, in which range, and that range in words."""
+    """The rule for a number.
+
+    Attributes:
+      is_integer: whether the number must be an integer.
+      is_right: a function that returns whether a value is in the allowed range.
+      right: the allowed range in words.
+    """
 
     is_integer: bool
     is_right: Callable[[float], bool]
@@ -45,7 +51,7 @@ SAMPLING = {
 
 
 def check_sampling(**values: float | None) -> None:
-    """Raises a UserError for the first wrong number. None stands for the run's own value."""
+    """Raises a UserError for the first wrong number. None is allowed and means the value in the run's config."""
     for flag, value in values.items():
         number = SAMPLING[flag]
         if value is None:
@@ -57,7 +63,7 @@ def check_sampling(**values: float | None) -> None:
 
 
 def check_choice(flag: str, value: str | None, choices: Sequence[str]) -> None:
-    """Raises a UserError if a value is none of the choices, with absl's sentence."""
+    """Raises a UserError if a value is not one of the choices. The message is the same as absl's."""
     if value is not None and value not in choices:
         raise UserError(f"flag --{flag}={value}: value should be one of <{'|'.join(choices)}>")
 
@@ -67,10 +73,10 @@ class ScoredText(NamedTuple):
 
     Attributes:
       text: a running text, or a list of documents.
-      sha256: of the corpus that the text belongs to.
-      split: its name in the protocol.
-      where: its name in messages.
-      empty: how many empty documents were left out.
+      sha256: the hash of the run's corpus for a split, else the hash of the text.
+      split: the name of the text in the protocol.
+      where: the name of the text in messages.
+      empty: the number of empty documents that were left out.
     """
 
     text: corpora.Split
@@ -80,15 +86,18 @@ class ScoredText(NamedTuple):
     empty: int = 0
 
     def encoded(self, vocab: Vocab) -> batches.Encoded:
-        """The text as ids. Raises a UserError if it has symbols outside a vocabulary without `<unk>`."""
+        """The text as ids. Raises a UserError if the text has unknown symbols and the vocabulary has no `<unk>`."""
         return batches.encode(vocab, self.text, self.where)
 
 
 def split_to_score(run: Run, split: str | None) -> ScoredText:
-    """A split of the run's corpus; None for validation, or for train if the run has no validation split.
+    """A split of the run's corpus.
+
+    Args:
+      split: the name of the split. None means validation, or train if the run has no validation split.
 
     Raises:
-      UserError: there is no such split, or the corpus can't be read or has changed.
+      UserError: the split does not exist, or the corpus can't be read or has changed.
     """
     corpus = run.corpus()
     if split is None:
@@ -98,12 +107,12 @@ def split_to_score(run: Run, split: str | None) -> ScoredText:
 
 
 def file_to_score(run: Run, path: str) -> ScoredText:
-    """The text of a file or folder, normalised and split into documents as the run's corpus was.
+    """The text of a file or folder, normalised and split into documents like the run's corpus.
 
-    If that corpus came from TFDS, each line is a document.
+    If the run's corpus came from TFDS, each line is a document.
 
     Raises:
-      UserError: the path is empty, the file can't be read, or it has fewer than 2 characters.
+      UserError: the path is empty, the file can't be read, or the text has fewer than 2 characters.
     """
     if not path:
         raise UserError("--text=: must be a file or folder.")
@@ -111,16 +120,16 @@ def file_to_score(run: Run, path: str) -> ScoredText:
     if "documents" in run.corpus():
         form = corpora.form_of(config) or "lines"
     text, _ = corpora.read(path, corpora.Normalisation.of(config), form, cache.folder_of(config))
-    return _own_text(text, f"text {path}", f"--text={path}")
+    return _checked_text(text, f"text {path}", f"--text={path}")
 
 
 def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:
-    """A string, or a sequence of documents, normalised as the run's corpus was.
+    """A string, or a sequence of documents, normalised like the run's corpus.
 
-    For a run on documents, each line of a string is a document.
+    If the run's corpus has documents, each line of a string is a document.
 
     Raises:
-      UserError: it has fewer than 2 characters, or it is a sequence and the run's corpus is one running text.
+      UserError: the text has fewer than 2 characters, or is a sequence although the run's corpus is one running text.
     """
     normalise, has_documents = corpora.Normalisation.of(run.config()), "documents" in run.corpus()
     normalised: corpora.Split
@@ -130,10 +139,10 @@ def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:
         normalised = normalise(text)
     else:
         raise UserError("text: must be a string, not a list of documents, because the run's corpus is one running text.")
-    return _own_text(normalised, "text", "the text")
+    return _checked_text(normalised, "text", "the text")
 
 
-def _own_text(text: corpora.Split, split: str, where: str) -> ScoredText:
+def _checked_text(text: corpora.Split, split: str, where: str) -> ScoredText:
     empty = 0
     if isinstance(text, list):
         documents = [document for document in text if document]
@@ -143,7 +152,7 @@ def _own_text(text: corpora.Split, split: str, where: str) -> ScoredText:
         raise UserError(f"{where} has {counted(len(joined), 'char')}, but scoring needs at least 2.")
     try:
         sha256 = corpora.sha256(text if isinstance(text, list) else [joined])
-    except UnicodeEncodeError as error:  # only a string of Python's can have it
+    except UnicodeEncodeError as error:  # a Python string may have a lone surrogate; a UTF-8 file can't
         raise UserError(f"{where} has half a character (\\u{ord(error.object[error.start]):04x}): remove it.") from error
     return ScoredText(text, sha256, split, where, empty)
 
@@ -152,43 +161,47 @@ def check_split(run: Run, flag: str, split: str) -> None:
     """Raises a UserError if the run's corpus has no split of this name."""
     splits = run.corpus()["splits"]
     if split not in splits:
-        raise UserError(f"--{flag}={split} is none of this run's splits: {', '.join(splits)}.")
+        raise UserError(f"--{flag}={split} is not one of this run's splits: {', '.join(splits)}.")
 
 
 def typed_prompt(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str = "error") -> str:
-    """A prompt with the case and line breaks that the run's corpus has.
+    """A prompt of the user, with case and line breaks normalised like the run's corpus.
 
     Args:
-      unknown: `skip` drops symbols outside the vocabulary, with a note on stderr.
+      unknown: `error` refuses symbols outside the vocabulary. `skip` drops such symbols, with a note on stderr.
 
     Raises:
-      UserError: the prompt has symbols outside the vocabulary and `unknown` is `error`, or it is empty.
+      UserError: the prompt is empty, or `unknown` is `error` and the prompt has symbols outside the vocabulary.
     """
     return _in_vocabulary(corpora.prompt(prompt, config), vocab, unknown)
 
 
 def own_prompt(run: Run, config: ConfigDict, vocab: Vocab, unknown: str = "error") -> str:
-    """What the samples of the training begin with: `sample.prompt`, else the opening of validation, or of train without it."""
+    """The prompt that the training uses for its samples.
+
+    This is `sample.prompt` if it is set. Otherwise it is the opening of the validation split, or of the train split if the run
+    has no validation split.
+    """
     prompt = config.sample.prompt
     if prompt is None:
         prompt = corpora.opening(run.splits(), batches.Framing.of(config).window or 1)
     else:
         prompt = corpora.prompt(prompt, config)
-    return _of_the_run(prompt, vocab, unknown)
+    return _checked_run_prompt(prompt, vocab, unknown)
 
 
 def excerpt_prompt(run: Run, split: str, length: int, seed: int, vocab: Vocab, unknown: str = "error") -> str:
-    """A piece of a split, chosen by the seed: `length` characters, or of documents at most the first half of one.
+    """A prompt of at most `length` characters from a split, chosen by the seed; see `corpora.excerpt`.
 
     Raises:
-      UserError: there is no such split, or the corpus can't be read or has changed.
+      UserError: the split does not exist, or the corpus can't be read or has changed.
     """
     check_split(run, "prompt_from", split)
-    return _of_the_run(corpora.excerpt(run.splits()[split], length, seed), vocab, unknown)
+    return _checked_run_prompt(corpora.excerpt(run.splits()[split], length, seed), vocab, unknown)
 
 
-def _of_the_run(prompt: str, vocab: Vocab, unknown: str) -> str:
-    """A prompt from the run's config or corpus; it may have symbols that the vocabulary maps to `<unk>`."""
+def _checked_run_prompt(prompt: str, vocab: Vocab, unknown: str) -> str:
+    """Checks a prompt from the run's config or corpus. Such a prompt may have symbols that are encoded as `<unk>`."""
     if vocab.id_of(UNK) is not None and unknown == "error":
         return prompt
     return _in_vocabulary(prompt, vocab, unknown)

@@ -1,6 +1,6 @@
-"""`Model`: a trained model in Python, for notebooks and for the programs evaluate and sample.
+"""The class `Model`: a trained model, for notebooks and for the programs evaluate and sample.
 
-Letters: N characters of a text, T of a window, B rows, V vocabulary.
+Letters: N characters of a text, T characters of a window, B rows, V vocabulary.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str 
 class Model:
     """A trained model: one checkpoint of a run.
 
-    Every text is normalised as the run's corpus was, see `normalise`. Texts are padded to a few lengths, and compiled programs
-    are kept, so a second call is fast whatever the length of its text.
+    Every text is normalised like the run's corpus; see `normalise`. Texts are padded to a few lengths, and compiled programs
+    are kept, so a second call is fast for a text of any length.
 
     Attributes:
       run: the run directory.
@@ -65,7 +65,7 @@ class Model:
 
     @property
     def vocab(self) -> Vocab:
-        """The vocabulary: `encode` turns text into ids, `decode` ids into text, `len` counts its symbols."""
+        """The vocabulary. `encode` turns text into ids, `decode` turns ids into text, and `len` is the number of symbols."""
         return self.trained.vocab
 
     @property
@@ -85,30 +85,31 @@ class Model:
     def normalise(self, text: str) -> str:
         """The text as the model reads it, after the run's `corpus.newlines`, `corpus.lowercase` and `corpus.keep` are applied.
 
-        Often this is the text itself; otherwise its length may change.
+        Often the text does not change. If it changes, its length may change too.
         """
         return Normalisation.of(self.config)(text)
 
     def logits(self, text: str) -> np.ndarray:
         """What the model predicts after each character, as unnormalised log-probabilities.
 
-        Row i has read the characters up to and including i, so it predicts character i + 1. The state is zero before the first
-        character and is carried to the last, whatever framing the model was trained with.
+        Row i is computed from characters 0 to i and predicts character i + 1. The state is zero before the first character and
+        is carried to the last. This does not depend on the framing that the model was trained with.
 
         Returns:
           float32 (N, V), for the N characters of `normalise(text)`. Columns are ids of `vocab`.
 
         Raises:
-          UserError: the text is empty, or has symbols outside a vocabulary without `<unk>`.
+          UserError: the text is empty, or has unknown symbols and the vocabulary has no `<unk>`.
         """
         return np.concatenate([np.asarray(logits_TV)[:count] for count, logits_TV, _ in self._read(text)])
 
     def surprisal(self, text: str) -> np.ndarray:
-        """Nats of each character given the characters before it: -ln p(character | text before it).
+        """The nats of each character given the characters before it: -ln p(character | text before it).
 
-        The first is nan: no character comes before it, and the model has not learned how texts begin. The state is carried as
-        in `logits`. So the mean of the others is `score(text, framing="stream")["nats"]`; for a model trained on a stream it is
-        `score(text)["nats"]`. A model of documents differs: `score` also counts the end of each document.
+        The first value is nan, because no character comes before the first character, and the model has not learned how texts
+        begin. The state is carried as in `logits`, so the mean of the other values is `score(text, framing="stream")["nats"]`.
+        For a model trained on a stream, `score(text)["nats"]` is the same. For a model of documents, the mean differs from
+        `score`, because `score` also counts the end of each document.
 
         Returns:
           float32 (N,), for the N characters of `normalise(text)`. A character outside the vocabulary counts as `<unk>`.
@@ -125,8 +126,8 @@ class Model:
         The state is zero before the first character and is carried to the last, as in `logits`.
 
         Returns:
-          One entry for each layer, from the first to the last: the state of its cell, with leaves float32 (N, …) for the N
-          characters of `normalise(text)`. An LSTM layer has (c_NH, h_NH).
+          A tuple with one entry for each layer, from the first to the last. An entry is the state of the layer's cell. Its
+          leaves are float32 (N, …) for the N characters of `normalise(text)`. The entry of an LSTM layer is (c_NH, h_NH).
 
         Raises:
           UserError: as `logits` does.
@@ -138,21 +139,22 @@ class Model:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *windows)
 
     def score(self, text: str | Sequence[str], framing: str | None = None) -> dict[str, Any]:
-        """How well the model predicts a text, as `scripts/evaluate.py --text` measures it.
+        """Measures how well the model predicts a text. `scripts/evaluate.py --text` gives the same figures.
 
         Args:
-          text: a string. For a model of documents each of its lines is a document; a sequence of strings has one document each.
-          framing: `stream`, `chunks`, `windows` or `documents`; by default that of the run.
+          text: a string. For a model of documents, each line of the string is a document. Such a model also accepts a sequence
+            of strings, in which each string is a document.
+          framing: `stream`, `chunks`, `windows` or `documents`. The default is the framing of the run's evaluation.
 
         Returns:
           nats, bits, perplexity: per scored character.
           chars: the number of scored characters.
           step: the step of the checkpoint.
-          seconds: the time it took.
+          seconds: the time that scoring took.
           protocol: how the text was read. Compare only figures with the same protocol.
 
         Raises:
-          UserError: the text is too short for the framing, or has symbols outside a vocabulary without `<unk>`.
+          UserError: the text is too short for the framing, or has unknown symbols and the vocabulary has no `<unk>`.
         """
         inputs.check_choice("framing", framing, FRAMINGS)
         scored = inputs.string_to_score(self.run, text)
@@ -163,10 +165,13 @@ class Model:
     def evaluate(
         self, scored: ScoredText, encoded: Encoded, protocol: Protocol, lengths: tuple[int, ...] = ()
     ) -> dict[str, Any]:
-        """Scores a text under a protocol; see `score` for the result, and `evaluator` for the lengths.
+        """Scores a text under a protocol and returns the same fields as `score`.
 
         Args:
-          encoded: the same text as ids.
+          scored: the text.
+          encoded: the text as ids.
+          protocol: how the text is read.
+          lengths: see `evaluator`.
 
         Raises:
           UserError: the text does not fit the protocol.
@@ -195,24 +200,24 @@ class Model:
         window: int | None = None,
         unknown: str = "error",
     ) -> str | list[str]:
-        """Text that continues a prompt: the same as `scripts/sample.py` draws with flags of the same names.
+        """Draws text that continues a prompt. `scripts/sample.py` draws the same text with flags of the same names.
 
-        Arguments left out, including the prompt, come from the section `sample` of the run's config.
+        If prompt, length, temperature or top_k is None, its value comes from the section `sample` of the run's config.
 
         Args:
-          prompt: normalised as the run's corpus was.
-          length: characters to draw, not counting the prompt. A model of documents stops at the end of a document.
+          prompt: the text to continue. It is normalised like the run's corpus.
+          length: the number of characters to draw after the prompt. A model of documents stops at the end of a document.
           temperature: 0 always takes the most probable character; 1 leaves the model's probabilities unchanged.
           seed: the same seed gives the same text.
           num: None returns one text; a number returns a list of that many texts.
-          top_k: draw from the k most probable characters; 0: from all.
+          top_k: draw from the k most probable characters; 0 draws from all characters.
           top_p: draw from the fewest characters whose probabilities sum to at least p.
-          window: each character is drawn from the last `window` characters, read from the zero state; 0: from all characters
-            before it. By default as in training.
-          unknown: `error`, or `skip` to drop symbols of the prompt that are outside the vocabulary.
+          window: before each draw, the model reads the last `window` characters from the zero state. 0 carries the state over
+            all characters instead. The default is the window that the model was trained with.
+          unknown: `error` refuses a prompt with symbols outside the vocabulary; `skip` drops such symbols.
 
         Returns:
-          The prompt and what was drawn after it; a list of such texts if `num` is given.
+          The prompt followed by the drawn text, or a list of such texts if `num` is given.
 
         Raises:
           UserError: an argument is wrong, or the prompt is empty or has symbols outside the vocabulary.
@@ -241,9 +246,9 @@ class Model:
         window: int | None,
         cell: int = 0,
     ) -> Iterator[list[str]]:
-        """Draws several texts after one prompt, and yields them piece by piece as they are drawn, without the prompt.
+        """Draws several texts after one prompt. Yields the texts piece by piece, without the prompt.
 
-        Arguments are those of `sample`, already checked; None means the value of the run's config.
+        The arguments are those of `sample` and must be checked before. None means the value of the run's config.
 
         Args:
           cell: the index of this pair of prompt and temperature in a grid of such pairs. Each pair draws with its own noise.
@@ -277,9 +282,9 @@ class Model:
         return self.vocab.encode(normalised)
 
     def _read(self, text: str) -> Iterator[tuple[int, jax.Array, jax.Array]]:
-        """For each window: its number of characters, logits_TV, and the nats_T of each next character.
+        """Yields for each window: the number of characters, logits_TV, and nats_T, the nats of each next character.
 
-        T may be more than the number of characters; the rest is padding.
+        T may be more than the number of characters. The remaining positions are padding.
         """
         carry = self._zero_carry()
         for count, ids_T1 in _windows(self._encoded(text)):
@@ -287,7 +292,7 @@ class Model:
             yield count, logits_TV, nats_T
 
     def _zero_carry(self) -> Any:
-        """The zero state of one row, on the same device as all later states. Otherwise XLA would compile a second program."""
+        """The zero state of one row, placed like all later states, so that XLA compiles only one program."""
         placement = jax.tree.leaves(self.params)[0].sharding
         return jax.device_put(self.trained.functions.zero_carry(1), placement)
 
@@ -339,7 +344,7 @@ def joined(pieces: Iterator[list[str]], num: int) -> list[str]:
 def _windows(ids_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Cuts the ids into long windows and then short ones. Yields the number of ids of a window, and ids_T1, int32.
 
-    ids_T1 also has the id after the window. After the end of the text it is filled with zeros.
+    ids_T1 includes the id after the window. Positions after the end of the text are filled with zeros.
     """
     start, total = 0, len(ids_N)
     while start < total:

@@ -1,4 +1,4 @@
-"""How a text is read when it is scored, and how that is named beside the figure. No JAX in here."""
+"""Defines how a text is read for scoring, and how logs describe this. This module must not import JAX."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,13 +9,14 @@ from charlm.data.batches import Batch, Encoded, Framing, evaluation_batches
 
 
 class Protocol(NamedTuple):
-    """How a text is read. Two figures compare only if they have the same protocol.
+    """How a text is read for scoring. Two figures are comparable only if they have the same protocol.
 
     Attributes:
       framing: its `kind` says whether the state is carried (`stream`) or zero at the start of each chunk, window or document.
-      rows: chunks, windows or documents in one batch; it changes the memory needed, not the result.
-      length: characters of a window of a stream; it changes the memory needed, not the result.
-      lanes, burn_in: of a stream, see `batches.evaluation_windows`. One lane is exact.
+      rows: the number of chunks, windows or documents in one batch. It affects the memory, not the result.
+      length: the number of characters that each lane of a stream reads in one batch. It affects the memory, not the result.
+      lanes: used only for a stream; see `batches.evaluation_windows`. The result of one lane is exact.
+      burn_in: used only for a stream; see `batches.evaluation_windows`.
     """
 
     framing: Framing
@@ -26,7 +27,11 @@ class Protocol(NamedTuple):
 
     @classmethod
     def of(cls, config: ConfigDict, framing: Framing) -> "Protocol":
-        """The protocol of a config. `framing` is that of the training; `eval.framing` replaces its kind if it is set."""
+        """The protocol of a config.
+
+        Args:
+          framing: the framing of the training. If `eval.framing` is set, it replaces the kind of this framing.
+        """
         kind = config.eval.framing or framing.kind
         return cls(
             framing._replace(kind=kind, padding="masked"),
@@ -38,10 +43,11 @@ class Protocol(NamedTuple):
 
     @classmethod
     def of_run(cls, config: ConfigDict, framing: str | None = None, lanes: int = 1) -> "Protocol":
-        """The protocol of evaluate.py and of `Model.score`: that of the config, but with one lane by default.
+        """The protocol of evaluate.py and of `Model.score`. It is the protocol of the config, but with one lane by default.
 
         Args:
-          framing: replaces the kind of the config's framing.
+          framing: if given, replaces the kind of the protocol's framing.
+          lanes: replaces the number of lanes.
         """
         protocol = cls.of(config, Framing.of(config))._replace(lanes=lanes)
         return protocol._replace(framing=protocol.framing._replace(kind=framing or protocol.framing.kind))
@@ -56,7 +62,7 @@ class Protocol(NamedTuple):
 
     @property
     def rows_at_once(self) -> int:
-        """How many rows a batch has."""
+        """The number of rows of a batch."""
         return self.lanes if self.framing.carries_state else self.rows
 
     def check(self, encoded: Encoded) -> None:
@@ -64,6 +70,6 @@ class Protocol(NamedTuple):
         next(iter(self.batches(encoded)))
 
     def named(self, corpus_sha256: str, split: str, chars: int) -> dict[str, Any]:
-        """The protocol as logs and JSON store it beside a figure."""
+        """The protocol as a dict, which logs and JSON output store with a figure."""
         state = self.framing.state_in_words(self.lanes, self.burn_in)
         return {"corpus": corpus_sha256, "split": split, "state": state, "chars": chars}

@@ -16,19 +16,19 @@ from charlm.progress import warn
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
 
-ATTEMPTS = 100  # to read a checkpoint while a training deletes old ones
+ATTEMPTS = 100  # the number of attempts to read a checkpoint while a training deletes old checkpoints
 
 
 class Trained(NamedTuple):
-    """What a run directory says about one checkpoint.
+    """A checkpoint with the data of its run.
 
     Attributes:
-      config: of the run.
-      vocab: of the run.
-      corpus: where the text came from, as in corpus.json.
+      config: the config of the run.
+      vocab: the vocabulary of the run.
+      corpus: the provenance of the corpus, as in corpus.json.
       functions: the model as pure functions.
-      params: tree of float32 arrays.
-      step: at which the checkpoint was saved.
+      params: the parameters, a tree of float32 arrays.
+      step: the step at which the checkpoint was saved.
     """
 
     config: ConfigDict
@@ -42,16 +42,17 @@ class Trained(NamedTuple):
 def load(workdir: str | os.PathLike, which: str, dtype: str | None = None) -> Trained:
     """Reads a run and one of its checkpoints.
 
-    If `best` or `latest` can't be read, the next best or the one before it is read instead, with a note on stderr. If no
-    checkpoint has been evaluated yet, the best one is the latest.
+    If the `best` checkpoint can't be read, the next best checkpoint is read instead. If the `latest` checkpoint can't be read,
+    the checkpoint before it is read instead. A note on stderr tells the user. If no checkpoint has been evaluated yet, `best`
+    means the latest checkpoint.
 
     Args:
-      workdir: the run directory; a training may be writing to it.
+      workdir: the run directory. A training may write to the directory at the same time.
       which: `best` (by the loss that `train.best` names), `latest`, or a step.
-      dtype: of the operands of matrix products; None for that of the training.
+      dtype: the type of the operands of matrix products. None means the type that the training used.
 
     Raises:
-      UserError: the directory holds no run, or no such checkpoint.
+      UserError: the directory has no run or no such checkpoint.
       Failure: no checkpoint can be read.
     """
     run = Run(workdir)
@@ -73,8 +74,8 @@ def load(workdir: str | os.PathLike, which: str, dtype: str | None = None) -> Tr
                         params = checkpoints.restore_params(step, abstract)
                         named = _named_step(checkpoints, which, status)
                         if step != named and named is not None and not run.is_training():
-                            reason = "can't be read" if named in checkpoints.steps() else "is not there"
-                            warn(f"--checkpoint={which}: step {step} is taken, since {named} {reason}.")
+                            reason = "can't be read" if named in checkpoints.steps() else "does not exist"
+                            warn(f"--checkpoint={which}: using step {step}, because step {named} {reason}.")
                         return Trained(config, vocab, corpus, functions, params, step)
                 if candidates or not run.is_training():
                     break
@@ -88,12 +89,12 @@ def load(workdir: str | os.PathLike, which: str, dtype: str | None = None) -> Tr
 
 
 class _Deleted(Exception):
-    """A training in another process deleted the checkpoint while we read it."""
+    """A training in another process deleted the checkpoint during reading."""
 
 
 @contextlib.contextmanager
 def _skipping_unreadable(checkpoints: Checkpoints, step: int) -> Iterator[None]:
-    """Suppresses the failure to read a checkpoint and prints it as a note. Raises `_Deleted` if the checkpoint is gone."""
+    """Prints a note if a checkpoint can't be read. Raises `_Deleted` if the checkpoint no longer exists."""
     try:
         yield
     except Failure as error:
@@ -103,7 +104,7 @@ def _skipping_unreadable(checkpoints: Checkpoints, step: int) -> Iterator[None]:
 
 
 def _named_step(checkpoints: Checkpoints, which: str, status: dict) -> int | None:
-    """The step that `which` names if no checkpoint is damaged or missing; None if that is not known."""
+    """The step that `which` would give if no checkpoint were damaged or missing. None if this step is not known."""
     if which == "best":
         return status["best"]["step"] if status["best"] else None
     if which == "latest":
@@ -113,12 +114,16 @@ def _named_step(checkpoints: Checkpoints, which: str, status: dict) -> int | Non
 
 
 def _candidates(checkpoints: Checkpoints, which: str, best: dict | None) -> list[int]:
-    """Steps in the order in which to try them. best: the run's best evaluation, from its status."""
+    """The steps to try, in order.
+
+    Args:
+      best: the run's best evaluation, from its status.
+    """
     steps = checkpoints.steps()
     if which == "latest":
         return steps[::-1]
     if which == "best":
-        nats: dict[int, float] = {}  # of the evaluated checkpoints
+        nats: dict[int, float] = {}  # step → nats/char of the evaluated checkpoints
         unevaluated = []
         for step in steps:
             with _skipping_unreadable(checkpoints, step):
@@ -128,7 +133,7 @@ def _candidates(checkpoints: Checkpoints, which: str, best: dict | None) -> list
                 else:
                     nats[step] = evaluated
         if unevaluated and not nats and best is None:
-            warn("no evaluation of the training has named a best checkpoint yet: the latest is taken.")
+            warn("no checkpoint has been evaluated yet: using the latest checkpoint.")
         return [*sorted(nats, key=nats.__getitem__), *reversed(unevaluated)] or steps[::-1]
     if which.isdecimal() and int(which) in steps:
         return [int(which)]

@@ -1,6 +1,6 @@
-"""Text from a model: a jitted loop that draws characters, and the rules for picking the next one.
+"""Draws text from a model: a jitted loop, and the rules for picking each next character.
 
-The loop carries the model's state, or slides a window over its own output.
+The loop either carries the model's state or reads a sliding window of the last characters.
 
 Letters: B rows, N steps of a chunk, V vocabulary, W symbols of a window.
 """
@@ -17,16 +17,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from charlm.data.vocab import EOS, Vocab
 from charlm.models.stack import Functions, keep_rows
 
-CHUNK = 64  # steps of one call of the jitted loop
+CHUNK = 64  # the number of steps in one call of the jitted loop
 
 
 class Decoding(NamedTuple):
-    """How the next character is picked. The rules apply in this order.
+    """The rules for picking the next character, in the order in which they apply.
 
     Attributes:
       temperature: divides the logits; 0 always picks the most probable character.
       top_k: keep only the k most probable characters; 0 keeps all.
-      top_p: of these, keep the fewest whose probabilities sum to at least p (Holtzman et al. 2020); 1 keeps all.
+      top_p: keep the fewest of the remaining characters whose probabilities sum to at least p (Holtzman et al. 2020); 1 keeps
+        all.
     """
 
     temperature: float = 1.0
@@ -37,16 +38,22 @@ class Decoding(NamedTuple):
 def sampler(
     model: Functions, vocab: Vocab, top_k: int = 0, top_p: float = 1.0, window: int = 0, mesh: Mesh | None = None
 ) -> Callable:
-    """A function (params, prompt_ids, rows, length, temperature, key) → iterator of (B, n) arrays of ids, prompt excluded.
+    """Makes a function (params, prompt_ids, rows, length, temperature, key) → iterator of (B, n) arrays of drawn ids.
 
-    The prompt goes through the same loop, so one compiled program serves prompts of every length and every temperature.
-    The noise of a draw depends only on the key, the row and the position, so a longer sample begins like a shorter one.
-    `<pad>` and `<unk>` are never drawn. Drawing ends early once every row has drawn its `<eos>`.
+    The arrays do not include the prompt. The loop also reads the prompt, so one compiled program handles every prompt length
+    and every temperature. The noise of a draw depends only on the key, the row and the position, so a longer sample begins with
+    the characters of a shorter sample. `<pad>` and `<unk>` are never drawn. Drawing ends when every row has drawn `<eos>`, even
+    before `length`.
 
     Args:
-      window: 0 carries the state from character to character. Otherwise each character is drawn after the last `window`
-        characters, read from the zero state, as the Keras and Axon notebooks do with models trained on such windows.
-      mesh: devices that share the rows; their number must divide the rows. None: the default device.
+      model: the model as pure functions.
+      vocab: the vocabulary of the model.
+      top_k: see `Decoding`.
+      top_p: see `Decoding`.
+      window: 0 carries the state from character to character. Otherwise, before each draw, the model reads the last `window`
+        characters from the zero state. The Keras and Axon notebooks do this with models trained on such windows.
+      mesh: devices that share the rows. The number of rows must be a multiple of the number of devices. None uses the default
+        device.
     """
     allowed_V = np.ones(len(vocab), bool)
     allowed_V[list(vocab.never_drawn())] = False
@@ -75,7 +82,7 @@ def sampler(
 
             def within(state, at):
                 ids_B, position = at
-                # Before the first character that exists, the state stays zero.
+                # The state stays zero at the empty positions before the prompt.
                 carry = keep_rows(state[0], position > missing_B)
                 logits_BV, carry = model.step(weights, ids_B, carry)
                 return (carry, logits_BV), None
@@ -100,20 +107,20 @@ def sampler(
     def generate(
         params: Any, prompt_ids: np.ndarray, rows: int, length: int, temperature: float, key: jax.Array
     ) -> Iterator[np.ndarray]:
-        rows_each = rows // mesh.size if mesh is not None else rows  # of one device
+        rows_each = rows // mesh.size if mesh is not None else rows  # the rows of one device
         prompt_ids, weights = prompt_ids.astype(np.int32), place(stepwise(params, rows_each))
         if window:
             given, missing = 0, max(0, window - len(prompt_ids))
             seen_W = np.concatenate([np.zeros(missing, np.int32), prompt_ids[-window:]])
             state = (np.repeat(seen_W[None, :], rows, axis=0), np.full(rows, missing, np.int32))
         else:
-            given = len(prompt_ids) - 1  # steps whose next character is the prompt's
+            given = len(prompt_ids) - 1  # the number of steps whose next character comes from the prompt
             state = (model.zero_carry(rows), np.full(rows, prompt_ids[0], np.int32))
-        # Placed as each chunk leaves it. Otherwise the first chunk would be compiled separately.
+        # The first state is placed like the state after a chunk. Otherwise the first chunk would be compiled separately.
         state = jax.device_put(state, output_sharding or jax.tree.leaves(weights)[0].sharding)
         steps = given + length if length else 0
         ended_B = np.zeros(rows, bool)
-        previous: tuple[int, jax.Array] | None = None  # fetched while the next chunk runs
+        previous: tuple[int, jax.Array] | None = None  # this chunk is fetched while the next chunk runs
         for start in range(0, steps, CHUNK):
             forced_BN = np.full((rows, CHUNK), -1, np.int32)
             if not window:
@@ -122,20 +129,20 @@ def sampler(
             number = np.int32(start // CHUNK)
             state, ids_BN = chunk(weights, state, forced_BN, np.arange(rows), np.float32(temperature), key, number)
             if previous is not None:
-                yield from _drawn_freely(*previous, given, steps)
+                yield from _without_prompt(*previous, given, steps)
                 if end is not None:
                     ended_B |= (np.asarray(previous[1]) == end).any(1)
                     if ended_B.all():
                         return
             previous = (start, ids_BN)
         if previous is not None:
-            yield from _drawn_freely(*previous, given, steps)
+            yield from _without_prompt(*previous, given, steps)
 
     return generate
 
 
 def until_end(ids_N: np.ndarray, vocab: Vocab) -> np.ndarray:
-    """The ids before the first `<eos>`; all of them if there is none."""
+    """The ids before the first `<eos>`, or all ids if they contain no `<eos>`."""
     if (end := vocab.id_of(EOS)) is None:
         return ids_N
     ends = np.flatnonzero(ids_N == end)
@@ -158,7 +165,7 @@ def pick(logits_BV: jax.Array, noise_BV: jax.Array, decoding: Decoding) -> jax.A
         descending_BV = -jnp.sort(-logits_BV, axis=-1)
         probabilities_BV = jax.nn.softmax(descending_BV, axis=-1)
         before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-        # The most probable character stays even if top_p is so small that it counts as 0.
+        # The most probable character is always kept, even if top_p is so small that it is rounded to 0.
         kept_BV = ((before_BV < decoding.top_p) | (before_BV == 0)) & jnp.isfinite(descending_BV)
         smallest_B1 = jnp.min(jnp.where(kept_BV, descending_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
@@ -166,13 +173,13 @@ def pick(logits_BV: jax.Array, noise_BV: jax.Array, decoding: Decoding) -> jax.A
 
 
 def _noise(key: jax.Array, number: jax.Array, row_B: jax.Array, vocab_size: int) -> jax.Array:
-    """(N, B, V) standard Gumbel noise for chunk `number`; each row has a key of its own."""
+    """(N, B, V) standard Gumbel noise for chunk `number`; each row has its own key."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, number), row_B)
     return jax.vmap(lambda row_key: jax.random.gumbel(row_key, (CHUNK, vocab_size)), out_axes=1)(keys)
 
 
-def _drawn_freely(start: int, ids_BN: jax.Array, given: int, steps: int) -> Iterator[np.ndarray]:
-    """The (B, n) ids of a chunk after the prompt and within the length asked for, if there are any."""
+def _without_prompt(start: int, ids_BN: jax.Array, given: int, steps: int) -> Iterator[np.ndarray]:
+    """Yields the (B, n) ids of a chunk that come after the prompt and within the requested length, if n > 0."""
     free_BN = np.asarray(ids_BN)[:, max(0, given - start) : max(0, steps - start)]
     if free_BN.shape[1]:
         yield free_BN

@@ -168,7 +168,7 @@ def test_two_runs_side_by_side_show_samples_and_config_differences(page):
 
 
 def test_runs_of_another_protocol_are_shown_separately(page):
-    assert page.inner_text("#why") == "5 runs; runs evaluated under other protocols are listed separately"
+    assert page.inner_text("#why") == "5 runs; the menu above has the runs evaluated under other protocols"
     assert "other_protocol" not in page.inner_text("#table")
     page.select_option("#protocol", "1")
     assert column(page, "run") == ["other_protocol"]
