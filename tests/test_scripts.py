@@ -108,7 +108,7 @@ def test_a_prompt_from_the_corpus_or_the_config_may_have_unknown_symbols(script,
     assert "'Q' (U+0051)" in script.fails("sample", *flags, "--prompt=Q")
     (tmp_path / "prompt").write_bytes(b"a\r\nb")
     assert "'\\r' (U+000D)" in script.fails("sample", *flags, f"--prompt_file={tmp_path / 'prompt'}")
-    assert "--text= is empty" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}", "--text=")
+    assert "--text=: must be a file or folder" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}", "--text=")
 
 
 def test_without_a_prompt_a_sample_begins_like_those_of_the_training(script, run, corpus_file):
