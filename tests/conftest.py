@@ -26,7 +26,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """Gives all tests, and the scripts that they start, the same compilation cache. It is empty when a session starts."""
+    """Gives all tests, and the scripts that they start, the same compilation cache. Each session starts with an empty cache."""
     own = tmp_path_factory.getbasetemp()
     cache = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "xla"
     settings = {"jax_compilation_cache_dir": os.fspath(cache), "jax_persistent_cache_min_compile_time_secs": 0}
@@ -35,10 +35,10 @@ def _compile_once(tmp_path_factory):
         os.environ[name.upper()] = str(value)
 
 
-# The default suite (`-m "not slow"`) turns off most optimisations of XLA: this halves the compile time. The suite also turns
-# off XLA:CPU's emitters for fused operations: this reduces the compile time to a sixth. Without `-m`, pytest compiles as in a
-# user's run, so repeat a failed test without `-m`. The test modules below always compile with all optimisations. In these
-# modules the emitters may stay off, because XLA reads its flags only once per process.
+# The default suite (`-m "not slow"`) turns off most optimisations of XLA, which halves the compile time. The suite also turns
+# off XLA:CPU's emitters for fused operations. Together, these settings reduce the compile time to a sixth. Without `-m`, pytest
+# compiles as in a user's run, so repeat a failed test without `-m`. The test modules below always compile with all
+# optimisations. In these modules the emitters may stay off, because XLA reads its flags only once per process.
 COMPILED_IN_FULL = {"cache", "lstm", "resume"}
 WITHOUT_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 

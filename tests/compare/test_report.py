@@ -58,7 +58,7 @@ def browser():
 
 @pytest.fixture(params=[1360, 390], ids=["desktop", "phone"])
 def page(request, browser, tmp_path):
-    """The report of six runs. One run has another protocol. One run has a name and texts that would be harmful as HTML."""
+    """The report of six runs. One run has a different protocol. One run has a name and texts that would be harmful as HTML."""
     folder = tmp_path / "runs"
     for index, (hidden, rate) in enumerate([(32, 1e-2), (64, 1e-2), (32, 3e-2), (64, 3e-2)]):
         overrides = {"model.hidden": hidden, "optim.learning_rate": rate}

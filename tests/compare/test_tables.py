@@ -65,7 +65,7 @@ def make_run(path, overrides=None, nats=(2.0, 1.5, 1.6), state="done", protocol=
 
 @pytest.fixture
 def runs(tmp_path):
-    """The runs of a small model, of a large model with three seeds, and of a model evaluated under another protocol."""
+    """One run of a small model, three runs of a large model with different seeds, and one run under another protocol."""
     folder = tmp_path / "runs"
     make_run(folder / "small", {"model.hidden": 32}, nats=(2.0, 1.8), test=1.9)
     for seed, best in enumerate((1.5, 1.6, 1.8)):
@@ -135,7 +135,7 @@ def test_marginal_means_equal_means_computed_by_hand(script, tmp_path):
     assert {(row["model.hidden"], row["optim.learning_rate"]): row["nats"] for row in both} == nats
 
 
-def test_flags_metric_and_sort_order_the_rows_and_flag_where_selects_them(script, tmp_path):
+def test_rows_are_ordered_by_metric_or_sort_and_selected_by_where(script, tmp_path):
     make_run(tmp_path / "a", {"model.hidden": 8}, nats=(1.0, 3.0), test=2.0)
     make_run(tmp_path / "b", {"model.hidden": 16}, nats=(2.0, 2.0), test=1.0, state="incomplete")
     make_run(tmp_path / "c", {"model.hidden": 24}, nats=(1.5, 1.6))
@@ -145,7 +145,7 @@ def test_flags_metric_and_sort_order_the_rows_and_flag_where_selects_them(script
 
     assert order() == "acb"
     assert order("--metric=last") == "cba"
-    assert order("--metric=test") == "bac"  # c has no test figure, so it comes last
+    assert order("--metric=test") == "bac"  # run c has no test figure, so run c comes last
     assert order("--metric=train") == "cba"
     assert order("--sort=model.hidden") == "abc"
     assert order("--sort=-model.hidden") == "cba"
@@ -326,7 +326,7 @@ def test_marginal_means_leave_out_runs_that_are_not_done(script, tmp_path):
     assert result.stderr == "note: 1 of 2 configs left out of the means: not done.\n"
 
 
-def test_test_figures_under_different_protocols_are_not_ranked_together(script, tmp_path):
+def test_losses_of_the_test_split_under_different_protocols_are_not_ranked_together(script, tmp_path):
     make_run(tmp_path / "one", test=2.0)
     make_run(tmp_path / "two", {"model.hidden": 8}, test=1.0)
     file = tmp_path / "two" / "evaluations.jsonl"
@@ -353,7 +353,7 @@ def test_seeds_evaluated_under_different_protocols_get_no_mean(script, tmp_path)
     assert "test" not in row
 
 
-def test_a_run_without_logged_evaluations_uses_the_figure_of_the_program_evaluate(script, tmp_path):
+def test_a_run_without_logged_evaluations_uses_the_figure_from_evaluations_jsonl(script, tmp_path):
     make_run(tmp_path / "imported", nats=(), test=1.25)  # make_run also writes a validation figure, 9.9
     (row,) = table(script, tmp_path)
     assert float(row["nats"]) == pytest.approx(9.9)

@@ -18,7 +18,8 @@ from charlm.training import train
 
 TINY = str(ROOT / "configs" / "tiny.py")
 
-# The changed values of keys for which the value from `another` would not change this short run.
+# `another` chooses the changed value of most keys. For the keys below, that value would not change this short run.
+# The tests therefore use the values below.
 VALUES = {
     "devices": 2,
     "corpus.name": "no such corpus",
@@ -40,7 +41,7 @@ VALUES = {
     "eval.framing": "chunks",
     "sample.temperature": 0.1,
 }
-# This corpus is refused at once, without network access.
+# charlm refuses this corpus at once, without network access.
 NAMED = {"corpus.path": None, "corpus.data_dir": "/proc/no folder"}
 LINES = {"corpus.documents": "lines", "batch.framing": "documents", "batch.length": 30}
 # Some keys affect a run only together with other keys. These are the other keys and their values.
@@ -247,7 +248,7 @@ def test_the_list_of_keys_fits_the_terminal(monkeypatch, columns):
 
 
 @pytest.mark.parametrize("program", ["train", "sweep", "import_torch", "import_keras"])
-def test_the_list_of_keys_needs_no_other_flag_and_no_jax(program):
+def test_helpkeys_needs_no_other_flag_and_does_not_import_jax(program):
     code = (
         f"import sys; from charlm.programs import {program}; sys.argv = ['x', '--helpkeys=markdown']\n"
         f"try: {program}.run()\nexcept SystemExit as error: assert error.code == 0\nassert 'jax' not in sys.modules"

@@ -88,7 +88,7 @@ def test_wrong_overrides_are_refused_in_one_sentence(key, value, message):
         load.load(TINY, {key: value})
 
 
-def test_a_section_is_not_a_key():
+def test_a_section_name_is_refused_as_a_key():
     with pytest.raises(UserError, match=r"^unknown config key 'model': the nearest known one is 'model\.\w+'\.$"):
         load.load(TINY, {"model": "3"})
 
@@ -159,7 +159,7 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
         ("import no_such_module\n", "{file} line 1: ModuleNotFoundError: No module named 'no_such_module'."),
         ("def get_config():\n    raise ValueError\n", "{file} line 2: ValueError."),
         ("def get_config():\n    raise ValueError('one.')\n", "{file} line 2: ValueError: one."),
-        # charlm finds these mistakes after the file has run. It finds the line by a search in the text of the file.
+        # charlm finds these mistakes after the file has run. charlm finds the line by a search in the text of the file.
         (
             "{begin}    config.model.hiden = 3\n    return config\n",
             "{file} line 4: unknown config key 'model.hiden': the nearest known one is 'model.hidden'.",
@@ -271,7 +271,7 @@ def test_configs_may_import_modules_of_their_folder_and_the_imports_are_undone(t
             (folder / name / "sizes.py").write_text(f"LAYERS = {number}\nEMBEDDING = {number}\n")
         (folder / "package" / "__init__.py").touch()
         (folder / "common.py").write_text(f"HIDDEN = {number}\n")
-        (folder / "this.py").touch()  # the standard library has a module of this name, not imported yet
+        (folder / "this.py").touch()  # the standard library also has a module `this`
         (folder / "mine.py").write_text(text)
         config = load.load(str(folder / "mine.py"))
         assert (config.model.hidden, config.model.layers, config.model.embedding) == (number, number, number)

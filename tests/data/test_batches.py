@@ -134,7 +134,7 @@ ENCODED = batches.encode(VOCAB, [document for document in DOCUMENTS if document]
 
 
 def as_text(ids):
-    """Decodes ids to text. $ stands for `<eos>` and _ for `<pad>`."""
+    """Decodes ids to text. $ means `<eos>`, and _ means `<pad>`."""
     return VOCAB.decode(ids).replace("<eos>", "$").replace("<pad>", "_")
 
 
@@ -153,7 +153,7 @@ def test_documents_are_padded_and_end_in_eos():
 
 
 def test_counted_padding_precedes_the_text_and_is_scored():
-    # This follows the lesson on AG News. The padding is zeros before the text. The targets are the inputs shifted by one
+    # This follows the Keras lesson on AG News. The padding is zeros before the text. The targets are the inputs shifted by one
     # position, with <eos> at the end. Every position is scored.
     framing = Documents(ENCODED, rows=3, length=99, bucket=1, padding="counted", order=Order(shuffle=False))
     first, _ = batches_of_epoch(framing)

@@ -84,7 +84,7 @@ def test_normalisation_of_line_breaks_case_and_characters(tmp_path):
         (b"ab", "the train split has 1 char but needs at least 2: give a longer corpus"),
     ],
 )
-def test_files_that_cannot_be_a_corpus_are_refused(tmp_path, content, message):
+def test_files_that_are_empty_too_short_or_not_utf8_are_refused(tmp_path, content, message):
     file = tmp_path / "bad.txt"
     file.write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -205,7 +205,7 @@ JSONL = "\n\n".join(json.dumps({"title": title, "n": 1}) for title in TITLES) + 
     ("name", "text", "form"),
     [("c.csv", CSV, "csv:title"), ("n.csv", CSV.split("\n", 1)[1], "csv:1"), ("j.jsonl", JSONL, "jsonl:title")],
 )
-def test_documents_from_a_csv_column_or_a_json_field(tmp_path, name, text, form):
+def test_documents_are_read_from_a_csv_column_or_a_json_field(tmp_path, name, text, form):
     (tmp_path / name).write_text(text, encoding="utf-8")
     corpus = documents_of(tmp_path / name, form)
     assert corpus.splits == {"train": ["One, two", "Three", 'She said "four"\nand five'], "validation": ["Six"]}
@@ -219,7 +219,7 @@ def test_each_line_is_a_document_and_is_normalised(tmp_path):
     (tmp_path / "lines").write_bytes("\ufeffOne\r\ntwo!\r\n\r\n...\nÄb\n".encode())
     corpus = documents_of(tmp_path / "lines", "lines", lowercase=True, keep="abcdefghijklmnopqrstuvwxyzä")
     assert corpus.splits == {"train": ["one", "two"], "validation": ["äb"]}
-    assert corpus.provenance["documents"]["empty"] == 2  # the empty line, and the line "..." after normalisation
+    assert corpus.provenance["documents"]["empty"] == 2  # the empty line, and the line "...", which normalisation empties
 
 
 def test_documents_may_come_from_separate_validation_and_test_files(tmp_path):
@@ -288,7 +288,7 @@ def dataset(tmp_path):
     return tmp_path
 
 
-def test_documents_from_a_tfds_dataset(dataset):
+def test_documents_are_read_from_a_tfds_dataset(dataset):
     config = named_config(dataset)
     config.corpus.tfds = "made_up_titles:title"
     config.corpus.split = (0.67, 0.33)
@@ -336,7 +336,7 @@ def test_a_third_share_is_refused_if_a_validation_file_is_given(tmp_path):
         corpora.load(config)
 
 
-def test_only_the_book_of_a_gutenberg_file_is_kept():
+def test_header_and_licence_of_a_gutenberg_file_are_removed():
     raw = "\ufeffHeader\n*** START OF THE PROJECT GUTENBERG EBOOK 11 ***\n\nThe\nbook.\n\n*** END OF THE PROJECT\nLicence"
     assert sources._cleaned(raw.replace("\n", "\r\n").encode()) == b"The\nbook."
     assert sources._cleaned(b"Any other\r\ntext.\r\n") == b"Any other\ntext.\n"
@@ -370,7 +370,7 @@ def test_an_excerpt_is_any_part_of_a_text_or_the_start_of_a_document():
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_no_document_starts_after_the_last_line_break(tmp_path, end):
+def test_a_final_line_break_adds_no_empty_document(tmp_path, end):
     for last, empty in (("", 0), (end, 0), (2 * end, 1)):
         (tmp_path / "lines").write_bytes(f"one{end}two{last}".encode())
         config = named_config(tmp_path)

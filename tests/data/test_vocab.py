@@ -47,7 +47,7 @@ def test_unknown_symbols_become_unk_and_unk_is_never_sampled():
 
 
 @pytest.mark.parametrize("unknown", [False, True])
-def test_a_vocabulary_survives_the_round_trip_through_json(unknown):
+def test_a_vocabulary_saved_as_json_is_loaded_unchanged(unknown):
     vocab = Vocab.of("a\u2028\"'\\\n\x00é", unknown)
     assert Vocab.from_dict(json.loads(json.dumps(vocab.to_dict()))) == vocab
 

@@ -19,7 +19,7 @@ from charlm.hardware import cache, devices
         ("", {}, None),
     ],
 )
-def test_path_of_the_cache_folder(value, environment, expected, monkeypatch):
+def test_config_and_environment_determine_the_cache_folder(value, environment, expected, monkeypatch):
     for name, setting in environment.items():
         monkeypatch.setenv(name, setting)
     overrides = {} if value is None else {"cache_dir": value}

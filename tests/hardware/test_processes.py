@@ -53,7 +53,7 @@ def finish(started, status=0) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def two(script, corpus_file, tmp_path_factory):
+def run_of_two(script, corpus_file, tmp_path_factory):
     """An uninterrupted run of two processes."""
     workdir = tmp_path_factory.mktemp("processes") / "two"
     (output, errors), (other, _) = finish(start(script, corpus_file, workdir, 2))
@@ -73,11 +73,11 @@ def assert_close(workdir, other):
     np.testing.assert_allclose([row["nats"] for row in rows], [row["nats"] for row in other_rows], rtol=2e-6)
 
 
-def test_two_processes_give_the_same_losses_as_one_process(script, corpus_file, two, tmp_path):
+def test_two_processes_give_the_same_losses_as_one_process(script, corpus_file, run_of_two, tmp_path):
     finish(start(script, corpus_file, tmp_path / "one", 1))
-    assert_close(two, tmp_path / "one")
-    assert sorted(path.name for path in (two / "samples").iterdir()) == ["00000020.txt", "00000040.txt", "00000060.txt"]
-    names = {path.name for path in two.iterdir()}
+    assert_close(run_of_two, tmp_path / "one")
+    assert sorted(path.name for path in (run_of_two / "samples").iterdir()) == ["00000020.txt", "00000040.txt", "00000060.txt"]
+    names = {path.name for path in run_of_two.iterdir()}
     assert names == {path.name for path in (tmp_path / "one").iterdir()}
 
 
@@ -94,7 +94,7 @@ def test_four_processes_give_the_same_losses_as_one_process_in_every_framing(scr
 
 
 @pytest.mark.slow
-def test_if_one_process_is_killed_the_other_process_ends_and_the_run_can_be_resumed(script, corpus_file, two, tmp_path):
+def test_if_one_process_is_killed_the_other_process_ends_and_the_run_can_be_resumed(script, corpus_file, run_of_two, tmp_path):
     """The resumed run must equal the uninterrupted run bit for bit."""
     workdir = tmp_path / "run"
     for victim, step in ((1, 14), (0, 35)):
@@ -114,13 +114,13 @@ def test_if_one_process_is_killed_the_other_process_ends_and_the_run_can_be_resu
         assert json.loads((workdir / "status.json").read_text())["state"] == "incomplete"
     (output, _), _ = finish(start(script, corpus_file, workdir, 2))
     assert "resuming at step" in output
-    assert read_rows(workdir) == read_rows(two)
-    assert_same(final_params(workdir), final_params(two))
+    assert read_rows(workdir) == read_rows(run_of_two)
+    assert_same(final_params(workdir), final_params(run_of_two))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [10, 1])
-def test_a_signal_to_one_process_stops_all_processes_and_one_or_four_can_resume(script, corpus_file, two, tmp_path, every):
+def test_a_signal_to_one_process_stops_all_and_the_run_resumes_in_one_or_four(script, corpus_file, run_of_two, tmp_path, every):
     workdir, overrides = tmp_path / "run", {"train.checkpoint_every": every}
     started = start(script, corpus_file, workdir, 2, **overrides)
     wait_for_step(workdir, 14)
@@ -129,9 +129,9 @@ def test_a_signal_to_one_process_stops_all_processes_and_one_or_four_can_resume(
     assert "stopped at step" in output
     shutil.copytree(workdir, tmp_path / "four")
     finish(start(script, corpus_file, workdir, 1, **overrides))
-    assert_close(workdir, two)
+    assert_close(workdir, run_of_two)
     finish(start(script, corpus_file, tmp_path / "four", 4, **overrides))
-    assert_close(tmp_path / "four", two)
+    assert_close(tmp_path / "four", run_of_two)
 
 
 def test_wrong_values_end_every_process_with_an_error_of_one_sentence(script, corpus_file, tmp_path):
@@ -212,7 +212,7 @@ def test_flags_that_contradict_each_other_are_refused(monkeypatch, arguments, me
     assert message in str(error.value)
 
 
-def test_process_specs_from_flags_and_from_slurm(monkeypatch):
+def test_process_specs_are_read_from_flags_and_from_slurm(monkeypatch):
     assert processes.spec_from_flags(False, None, None, None) == (1, 0, None)
     assert processes.spec_from_flags(False, "node:80", 3, 2) == (3, 2, "node:80")
     monkeypatch.setenv("SLURM_NTASKS", "4")

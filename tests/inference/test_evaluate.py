@@ -1,4 +1,7 @@
-"""Invariants 4 and 8, and the loss of a whole split compared with a NumPy forward pass in float64."""
+"""The loss of an evaluation is the same for every window length (invariant 4) and is divided only once (invariant 8).
+
+The loss of a whole split also equals the loss of a NumPy forward pass in float64.
+"""
 
 import itertools
 
@@ -64,7 +67,7 @@ def numpy_nats(params, ids):
     return nats
 
 
-def test_whole_split_equals_numpy_in_float64(model_per_encoding):
+def test_the_loss_of_a_whole_split_equals_numpy_in_float64(model_per_encoding):
     params, evaluator = model_per_encoding
     nats, chars = evaluator(params, Encoded(IDS), stream(length=256, lanes=1, burn_in=0))
     assert chars == 3000
@@ -144,7 +147,7 @@ def test_every_chunk_window_and_document_starts_with_the_zero_state(model_per_en
     assert nats / chars == pytest.approx(sum(numpy_nats(params, document) for document in cut) / chars, abs=5e-6)
 
 
-def test_each_framing_has_a_different_description_of_the_state_in_its_protocol():
+def test_the_protocol_describes_the_state_differently_for_each_framing():
     config = base.get_config()
     names = set()
     for kind in ("stream", "chunks", "windows", "documents"):

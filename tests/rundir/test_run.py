@@ -25,7 +25,7 @@ def begin_run(workdir, **overrides) -> Run:
     return run
 
 
-def test_a_new_run_directory_returns_what_begin_has_written(tmp_path):
+def test_files_of_a_new_run_are_read_back_unchanged(tmp_path):
     run = begin_run(tmp_path / "run", **{"model.hidden": 5, "corpus.path": "a/text"})
     assert load.to_dict(run.config()) == load.to_dict(load.load(TINY, {"model.hidden": 5, "corpus.path": "a/text"}))
     assert run.vocab() == Vocab("abc")
@@ -58,7 +58,7 @@ def test_files_and_directories_with_other_content_are_refused(tmp_path):
     assert os.listdir(tmp_path / "thesis") == ["chapter.tex"]
 
 
-def test_a_directory_with_only_incomplete_first_files_does_not_count_as_a_run(tmp_path):
+def test_a_directory_without_complete_files_does_not_count_as_a_run(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
     (tmp_path / "run" / "vocab.json.new").write_text("{")
@@ -97,7 +97,7 @@ def test_a_damaged_last_line_is_skipped_and_repaired(tmp_path):
     assert run.rows()[0] == {"step": 1, "nats": 1.1, "perplexity": None}
     assert run.rewind(3, evaluated=True) == (2, 1)
     assert metrics.read_bytes() == b"".join(original.splitlines(keepends=True)[:2])
-    # If the last line has no line break, rewind adds it, so that the next row starts on a new line.
+    # If only the last line break is missing, rewind adds the line break. The next row then starts on a new line.
     metrics.write_bytes(original[:-1])
     assert run.rewind(3, evaluated=True) == (3, 0)
     assert metrics.read_bytes() == original
