@@ -1,4 +1,4 @@
-"""What all tests share: strict JAX, a small made-up corpus, and scripts run as a user runs them."""
+"""Settings and fixtures of all tests: strict JAX, a small made-up corpus, and a way to run the scripts as a user does."""
 
 import os
 import pathlib
@@ -15,18 +15,18 @@ from charlm.rundir.run import Run
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_CORPORA = ROOT.parent / "shared" / "corpora"
-TINY = "configs/tiny.py"  # as seen from ROOT
+TINY = "configs/tiny.py"  # relative to ROOT
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# If this is not set, devices.use_huge_pages sets it and restarts each script.
+# Without this variable, devices.use_huge_pages sets it and restarts each script.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-# If this is set, each of about 250 processes compiles charlm's modules again.
+# With this variable, about 250 test processes would each compile charlm's modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
-    """A compilation cache that all tests and the scripts they start share, empty at the start of each session."""
+    """Gives all tests, and the scripts that they start, the same compilation cache. Each session starts with an empty cache."""
     own = tmp_path_factory.getbasetemp()
     cache = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "xla"
     settings = {"jax_compilation_cache_dir": os.fspath(cache), "jax_persistent_cache_min_compile_time_secs": 0}
@@ -35,10 +35,10 @@ def _compile_once(tmp_path_factory):
         os.environ[name.upper()] = str(value)
 
 
-# The default suite (`-m "not slow"`) turns off most optimisations of XLA, which halves the compile time, and XLA:CPU's emitters
-# for fused operations, which leaves a third of that half. Without `-m`, pytest compiles as in a user's run: repeat a failure
-# this way. The modules below always compile with all optimisations. The emitters may stay off, because XLA reads its flags only
-# once in a process.
+# The default suite (`-m "not slow"`) turns off most optimisations of XLA, which halves the compile time. The suite also turns
+# off XLA:CPU's emitters for fused operations. Together, these settings reduce the compile time to a sixth. Without `-m`, pytest
+# compiles as in a user's run, so repeat a failed test without `-m`. The test modules below always compile with all
+# optimisations. In these modules the emitters may stay off, because XLA reads its flags only once per process.
 COMPILED_IN_FULL = {"cache", "lstm", "resume"}
 WITHOUT_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
@@ -48,7 +48,7 @@ def compiles_quickly(config) -> bool:
 
 
 def set_emitters(quickly: bool) -> None:
-    # The user's own flags are kept. XLA ends a process that has an unknown flag, and the next version may not know this flag.
+    # Flags that the user has set are kept. XLA ends a process that gives it an unknown flag. JAX 0.11 may not know this flag.
     if os.environ.get("XLA_FLAGS", WITHOUT_EMITTERS) != WITHOUT_EMITTERS or jax.__version_info__ >= (0, 11):
         return
     if quickly:
@@ -59,7 +59,7 @@ def set_emitters(quickly: bool) -> None:
 
 def pytest_configure(config):
     set_emitters(compiles_quickly(config))
-    jax.devices()  # reads the flags
+    jax.devices()  # XLA reads its flags here
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,7 +79,7 @@ def corpus_file(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def small(corpus_file):
-    """Overrides that make any config train on the made-up corpus within a second."""
+    """Overrides with which every config trains on the made-up corpus within a second."""
     return {
         "corpus.path": os.fspath(corpus_file),
         "batch.size": 4,
@@ -97,7 +97,7 @@ def small(corpus_file):
 
 
 class Scripts:
-    """Runs scripts/NAME.py in a process of its own."""
+    """Runs scripts/NAME.py in a new process."""
 
     def __call__(self, name: str, *arguments: str, status: int = 0, **options) -> subprocess.CompletedProcess:
         result = subprocess.run(self.command(name, *arguments), capture_output=True, text=True, env=self.env(), **options)
@@ -105,7 +105,7 @@ class Scripts:
         return result
 
     def fails(self, name: str, *arguments: str, status: int = 2, **options) -> str:
-        """Runs a script that must fail. Returns its error message: the only line on stderr, so there is no traceback."""
+        """Runs a script that must fail, and returns its error message. This message must be the only line on stderr."""
         result = self(name, *arguments, status=status, **options)
         lines = result.stderr.strip().splitlines()
         assert len(lines) == 1, result.stderr

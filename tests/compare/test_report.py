@@ -1,4 +1,4 @@
-"""The HTML page in a real browser: sorting, filtering, hovering, switching, and texts that would do harm as HTML or script."""
+"""The HTML report in a real browser: its controls, and texts that would be harmful if the browser read them as HTML."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def records_below(folder):
     return reading.read(reading.find([os.fspath(folder)]))[0]
 
 
-def test_embedded_json_cannot_end_its_script_element():
+def test_embedded_json_cannot_close_its_script_element():
     text = report.embedded({HOSTILE: [HOSTILE, "<!--", "]]>", "\ud800"]})
     assert json.loads(text) == {HOSTILE: [HOSTILE, "<!--", "]]>", "\ud800"]}
     assert not set("<>&\u2028\n") & set(text)
@@ -37,7 +37,7 @@ def test_the_page_contains_all_data_and_needs_no_network(tmp_path):
     assert [sample["text"] for sample in data["runs"][0]["samples"]] == ["first", "second"]
 
 
-def test_long_curves_are_thinned_and_keep_their_last_point(tmp_path):
+def test_long_curves_get_fewer_points_and_keep_their_last_point(tmp_path):
     make_run(tmp_path / "long", nats=(2.0,) * 50, rows=100)
     curve = report.content(records_below(tmp_path))["runs"][0]["curves"]["train"]
     assert len(curve["step"]) <= report.MAX_POINTS
@@ -58,7 +58,7 @@ def browser():
 
 @pytest.fixture(params=[1360, 390], ids=["desktop", "phone"])
 def page(request, browser, tmp_path):
-    """A page of six runs, one of them of another protocol, with names and texts that would do harm as HTML."""
+    """The report of six runs. One run has a different protocol. One run has a name and texts that would be harmful as HTML."""
     folder = tmp_path / "runs"
     for index, (hidden, rate) in enumerate([(32, 1e-2), (64, 1e-2), (32, 3e-2), (64, 3e-2)]):
         overrides = {"model.hidden": hidden, "optim.learning_rate": rate}
@@ -87,7 +87,7 @@ def page(request, browser, tmp_path):
 
 
 def column(page, name) -> list[str]:
-    """The texts of a column of the table, from top to bottom."""
+    """Returns the cell texts of one table column, from top to bottom."""
     index = page.eval_on_selector_all("#table th", f"cells => cells.findIndex((cell) => cell.dataset.column === {name!r})")
     return page.eval_on_selector_all(
         f"#table tbody td:nth-child({index + 1})", "cells => cells.map((cell) => cell.textContent)"
@@ -117,13 +117,13 @@ def test_the_filter_selects_runs_by_condition_and_text(page):
     assert "No run matches the filter." in page.inner_text("#table")
 
 
-def test_hovering_shows_values_and_the_legend_hides_curves(page):
+def test_the_pointer_shows_values_and_the_legend_hides_curves(page):
     assert page.locator("#chart path.curve").count() == 5
     box = page.locator("#chart").bounding_box()
     page.mouse.move(box["x"] + box["width"] - 18, box["y"] + box["height"] / 2)
     tooltip = page.inner_text("#tooltip")
     assert "step 200" in tooltip
-    assert "4.4817" in tooltip  # exp(1.5), the value of run0
+    assert "4.4817" in tooltip  # exp(1.5), the perplexity of run0
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] - 5)
     assert not page.is_visible("#tooltip")
     page.click("#legend button >> nth=0")

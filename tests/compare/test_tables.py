@@ -1,4 +1,4 @@
-"""compare: figures computed by hand, separate tables for different protocols, and damaged or hostile run directories."""
+"""The program compare: its figures, its separate tables for different protocols, and damaged run directories."""
 
 import csv
 import io
@@ -23,7 +23,10 @@ PROTOCOL = {"corpus": "c0ffee00" * 8, "split": "validation", "state": "carried",
 
 
 def make_run(path, overrides=None, nats=(2.0, 1.5, 1.6), state="done", protocol=PROTOCOL, rows=10, test=None, samples=()):
-    """A run directory as training leaves it: these validation nats at steps 100, 200, …, and rows of training before each."""
+    """Writes a run directory as training does.
+
+    `nats` are the validation losses at steps 100, 200, and so on. Each evaluation follows `rows` rows of the training loss.
+    """
     config = load.load(str(ROOT / "configs" / "tiny.py"), overrides or {})
     (path / "samples").mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(load.to_dict(config)))
@@ -62,7 +65,7 @@ def make_run(path, overrides=None, nats=(2.0, 1.5, 1.6), state="done", protocol=
 
 @pytest.fixture
 def runs(tmp_path):
-    """A small model, a large one with three seeds, and a run evaluated under another protocol."""
+    """One run of a small model, three runs of a large model with different seeds, and one run under another protocol."""
     folder = tmp_path / "runs"
     make_run(folder / "small", {"model.hidden": 32}, nats=(2.0, 1.8), test=1.9)
     for seed, best in enumerate((1.5, 1.6, 1.8)):
@@ -77,7 +80,7 @@ def table(script, *flags, **options) -> list[dict]:
     return list(csv.DictReader(io.StringIO(script("compare", *flags, "--csv", **options).stdout)))
 
 
-def test_seeds_share_a_row_with_their_mean_and_standard_error(script, runs):
+def test_runs_that_differ_only_in_seed_share_a_row_with_mean_and_standard_error(script, runs):
     rows = table(script, runs, "--where=batch.framing=stream")
     assert [row["model.hidden"] for row in rows] == ["64", "32"]
     large, small = rows
@@ -119,7 +122,7 @@ def test_runs_under_different_protocols_are_never_ranked_together(script, runs):
     assert "6 tables" in script("compare", runs).stdout
 
 
-def test_marginal_means_are_those_computed_by_hand(script, tmp_path):
+def test_marginal_means_equal_means_computed_by_hand(script, tmp_path):
     nats = {(32, 1e-2): 2.0, (32, 3e-2): 2.4, (64, 1e-2): 1.6, (64, 3e-2): 2.2}
     for (hidden, rate), value in nats.items():
         make_run(tmp_path / f"{hidden}{rate}", {"model.hidden": hidden, "optim.learning_rate": rate}, nats=(value,))
@@ -132,7 +135,7 @@ def test_marginal_means_are_those_computed_by_hand(script, tmp_path):
     assert {(row["model.hidden"], row["optim.learning_rate"]): row["nats"] for row in both} == nats
 
 
-def test_rows_are_sorted_and_filtered_by_metric_sort_and_where(script, tmp_path):
+def test_rows_are_ordered_by_metric_or_sort_and_selected_by_where(script, tmp_path):
     make_run(tmp_path / "a", {"model.hidden": 8}, nats=(1.0, 3.0), test=2.0)
     make_run(tmp_path / "b", {"model.hidden": 16}, nats=(2.0, 2.0), test=1.0, state="incomplete")
     make_run(tmp_path / "c", {"model.hidden": 24}, nats=(1.5, 1.6))
@@ -142,7 +145,7 @@ def test_rows_are_sorted_and_filtered_by_metric_sort_and_where(script, tmp_path)
 
     assert order() == "acb"
     assert order("--metric=last") == "cba"
-    assert order("--metric=test") == "bac"  # c has no test figure, so it comes last
+    assert order("--metric=test") == "bac"  # run c has no test figure, so run c comes last
     assert order("--metric=train") == "cba"
     assert order("--sort=model.hidden") == "abc"
     assert order("--sort=-model.hidden") == "cba"
@@ -155,7 +158,7 @@ def test_rows_are_sorted_and_filtered_by_metric_sort_and_where(script, tmp_path)
 def test_runs_that_are_training_now_can_be_read(tmp_path):
     run = Run(make_run(tmp_path / "run", state="incomplete"))
     with (run.workdir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 400, "split": "validation", "nats": 0.1')  # half a row
+        file.write('{"step": 400, "split": "validation", "nats": 0.1')  # an incomplete row
     assert reading.read([run.workdir])[0][0].state == "incomplete"
     with run.locked():
         records, problems = reading.read([run.workdir])
@@ -166,7 +169,7 @@ def test_runs_that_are_training_now_can_be_read(tmp_path):
     assert problems == []
 
 
-def test_damaged_runs_are_reported_and_the_others_shown(script, tmp_path):
+def test_damaged_runs_are_reported_and_all_other_runs_are_shown(script, tmp_path):
     make_run(tmp_path / "good", nats=(1.0,))
     for name, file, content in (
         ("no_config", "config.json", None),
@@ -196,7 +199,7 @@ def test_damaged_runs_are_reported_and_the_others_shown(script, tmp_path):
     assert all(line.startswith("note: ") for line in result.stderr.splitlines())
 
 
-def test_infinite_nats_are_read_and_are_not_the_best(tmp_path):
+def test_infinite_nats_are_read_but_never_count_as_the_best(tmp_path):
     path = make_run(tmp_path / "run", nats=(2.0, 1.0))
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     (path / "metrics.jsonl").write_text(
@@ -235,7 +238,7 @@ def test_wrong_flags_and_paths_are_refused_in_one_sentence(script, runs, tmp_pat
     assert [line for line in result.stderr.splitlines() if line.startswith("error: ")] == result.stderr.splitlines()
 
 
-def test_names_with_markup_are_shown_unchanged(script, tmp_path):
+def test_run_names_with_markup_are_shown_unchanged(script, tmp_path):
     make_run(tmp_path / "[red]x[/red]|`a`", {"corpus.path": "/x/[bold]\n|y"})
     make_run(tmp_path / "plain")
     assert "[red]x[/red]|`a`" in script("compare", tmp_path).stdout
@@ -246,7 +249,7 @@ def test_names_with_markup_are_shown_unchanged(script, tmp_path):
     }
 
 
-def test_points_of_curves_have_the_characters_and_seconds_of_their_rows(tmp_path):
+def test_curve_points_have_the_chars_and_seconds_of_their_metrics_rows(tmp_path):
     curves = reading.series(reading.read([make_run(tmp_path / "run", nats=(2.0, 1.5), rows=4)])[0][0])
     assert curves["validation"] == {"step": [100, 200], "chars": [2560, 5120], "seconds": [2.0, 4.0], "nats": [2.0, 1.5]}
     assert curves["train"]["step"] == [25, 50, 75, 100, 125, 150, 175, 200]
@@ -267,7 +270,7 @@ def test_plots_of_curves_and_means_are_written(script, tmp_path, number):
 
 
 def test_most_rows_of_the_training_loss_are_not_parsed(tmp_path, monkeypatch):
-    """500 runs of 2,000 rows must be compared quickly. The test counts parsed rows: a test of the time would be flaky."""
+    """compare must be fast for 500 runs of 2,000 rows. The test counts parsed rows, because a test of time would be flaky."""
     path = make_run(tmp_path / "run", nats=(2.0,) * 20, rows=100)
     calls, parsed = [], reading.parsed
     monkeypatch.setattr(reading, "parsed", lambda line: calls.append(1) or parsed(line))
@@ -302,7 +305,7 @@ def test_conditions_compare_numbers_booleans_texts_and_none():
         holds("a<b", 2)
 
 
-def test_by_and_sort_may_use_the_seed(script, runs):
+def test_flags_by_and_sort_accept_the_seed(script, runs):
     rows = json.loads(script("compare", runs, "--where=batch.framing=stream", "--by=seed", "--json").stdout)
     assert {(row["seed"], row["configs"]) for row in rows} == {(0, 2), (1, 1), (2, 1)}
     assert len(table(script, runs, "--sort=-seed", "--where=model.hidden=64", "--where=batch.framing=stream")) == 3
@@ -315,7 +318,7 @@ def test_runs_with_the_same_seed_are_not_averaged(script, tmp_path):
     assert sorted((row["n"], float(row["nats"])) for row in rows) == [("1", 1.0), ("2", 2.0)]
 
 
-def test_means_over_keys_leave_out_runs_that_are_not_done(script, tmp_path):
+def test_marginal_means_leave_out_runs_that_are_not_done(script, tmp_path):
     make_run(tmp_path / "done", {"model.hidden": 8}, nats=(2.0,))
     make_run(tmp_path / "stopped", {"model.hidden": 8, "model.layers": 2}, nats=(9.0,), state="incomplete")
     result = script("compare", tmp_path, "--by=model.hidden", "--json")
@@ -323,7 +326,7 @@ def test_means_over_keys_leave_out_runs_that_are_not_done(script, tmp_path):
     assert result.stderr == "note: 1 of 2 configs left out of the means: not done.\n"
 
 
-def test_test_figures_under_different_protocols_are_not_ranked_together(script, tmp_path):
+def test_losses_of_the_test_split_under_different_protocols_are_not_ranked_together(script, tmp_path):
     make_run(tmp_path / "one", test=2.0)
     make_run(tmp_path / "two", {"model.hidden": 8}, test=1.0)
     file = tmp_path / "two" / "evaluations.jsonl"
@@ -331,7 +334,7 @@ def test_test_figures_under_different_protocols_are_not_ranked_together(script, 
     assert len({row["protocol"] for row in table(script, tmp_path)}) == 1
     assert len({row["protocol"] for row in table(script, tmp_path, "--metric=test")}) == 2
     row = table(script, tmp_path, "--metric=test", "--where=model.hidden=8")[0]
-    assert float(row["best"]) == pytest.approx(math.exp(1.5))  # figures other than --metric are shown, but not ranked
+    assert float(row["best"]) == pytest.approx(math.exp(1.5))  # only the figure of --metric ranks the rows
     message = script("compare", tmp_path, "--sort=test", status=2).stderr
     assert "--sort=test can't sort these runs, because the figure was measured under different protocols" in message
     assert "; --metric=test shows them in separate tables." in message
@@ -339,7 +342,7 @@ def test_test_figures_under_different_protocols_are_not_ranked_together(script, 
     assert '"test":null' in (tmp_path / "page.html").read_text()
 
 
-def test_there_is_no_mean_over_seeds_measured_under_different_protocols(script, tmp_path):
+def test_seeds_evaluated_under_different_protocols_get_no_mean(script, tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / str(seed), {"seed": seed}, test=1.0 + 2 * seed)
     (row,) = table(script, tmp_path)
@@ -350,8 +353,8 @@ def test_there_is_no_mean_over_seeds_measured_under_different_protocols(script, 
     assert "test" not in row
 
 
-def test_a_run_without_logged_evaluations_takes_its_figure_from_evaluate(script, tmp_path):
-    make_run(tmp_path / "imported", nats=(), test=1.25)  # make_run also writes an evaluation of validation, 9.9
+def test_a_run_without_logged_evaluations_uses_the_figure_from_evaluations_jsonl(script, tmp_path):
+    make_run(tmp_path / "imported", nats=(), test=1.25)  # make_run also writes a validation figure, 9.9
     (row,) = table(script, tmp_path)
     assert float(row["nats"]) == pytest.approx(9.9)
     assert "not evaluated yet" not in row["protocol"]
@@ -360,7 +363,7 @@ def test_a_run_without_logged_evaluations_takes_its_figure_from_evaluate(script,
     assert sorted((row["n"], float(row["nats"])) for row in table(script, tmp_path)) == [("1", 9.9), ("2", 1.5)]
 
 
-def test_a_run_older_than_a_key_has_its_default(script, tmp_path):
+def test_a_run_older_than_a_key_gets_the_default_of_the_key(script, tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / str(seed), {"seed": seed})
     file = tmp_path / "0" / "config.json"
@@ -386,14 +389,14 @@ def test_training_losses_of_different_corpora_or_framings_are_in_separate_tables
     assert sorted(map(protocols.count, set(protocols))) == [1, 1, 2]
 
 
-def test_a_run_given_twice_by_different_paths_is_shown_once(script, tmp_path):
+def test_a_run_given_by_two_paths_is_shown_once(script, tmp_path):
     for name in ("a", "b"):
         make_run(tmp_path / name, {"model.hidden": 8 + len(name)})
     rows = table(script, "a", tmp_path / "a", tmp_path / "b", "--each", cwd=tmp_path)
     assert sorted(row["run"] for row in rows) == ["a", "b"]
 
 
-def test_a_column_may_sort_if_only_one_table_has_it(script, runs):
+def test_flag_sort_accepts_a_column_that_only_one_table_has(script, runs):
     rows = table(script, runs, "--sort=-n")
     assert [row["n"] for row in rows if row["n"]] == ["3", "1"]
 
@@ -404,7 +407,7 @@ def test_json_has_standard_errors_and_no_infinities(script, runs):
     path.write_text(path.read_text().replace(last, json.dumps({**json.loads(last), "nats": None})))
     rows = json.loads(script("compare", runs, "--json", "--where=batch.framing=stream").stdout, parse_constant=pytest.fail)
     assert rows[0]["standard error"] == pytest.approx(statistics.stdev([1.5, 1.6, 1.8]) / math.sqrt(3))
-    assert script("compare", runs, "--metric=last").stdout.count(" inf ") == 3  # nats, bits and perplexity of one row
+    assert script("compare", runs, "--metric=last").stdout.count(" inf ") == 3  # one row has infinite nats, bits and perplexity
     assert [row["run"] for row in table(script, runs, "--where=perplexity<4.7", "--where=batch.framing=stream")] == ["large0"]
 
 
@@ -426,13 +429,13 @@ def test_a_plot_without_curves_is_refused(script, tmp_path):
     assert "written" in script("compare", tmp_path, "--metric=test", f"--plot={tmp_path / 'x.png'}").stderr
 
 
-def test_a_map_may_have_a_key_whose_values_are_lists(script, tmp_path):
+def test_a_heat_map_accepts_a_key_whose_values_are_tuples(script, tmp_path):
     for name, split in (("a", (0.9, 0.1)), ("b", (0.8, 0.2))):
         make_run(tmp_path / name, {"corpus.split": split})
     script("compare", tmp_path, "--by=corpus.split,model.hidden", f"--plot={tmp_path / 'x.svg'}")
     assert (tmp_path / "x.svg").stat().st_size > 1000
 
 
-def test_numbers_of_a_map_are_readable_on_their_colours():
-    assert readable_on((0.99, 0.91, 0.14, 1)) == "black"  # viridis's yellow; below its darkest
-    assert readable_on((0.27, 0.00, 0.33, 1)) == "white"
+def test_numbers_in_a_heat_map_contrast_with_their_background():
+    assert readable_on((0.99, 0.91, 0.14, 1)) == "black"  # the lightest colour of viridis
+    assert readable_on((0.27, 0.00, 0.33, 1)) == "white"  # the darkest colour of viridis

@@ -1,4 +1,4 @@
-"""Invariant 6: every key is declared once, read in one place, and changing it changes something."""
+"""Invariant 6: every config key is declared once and read in one place, and a change of its value changes the run."""
 
 import contextlib
 import io
@@ -18,7 +18,8 @@ from charlm.training import train
 
 TINY = str(ROOT / "configs" / "tiny.py")
 
-# The values that a key is changed to where `another` would find one that changes nothing here.
+# `another` chooses the changed value of most keys. For the keys below, that value would not change this short run.
+# The tests therefore use the values below.
 VALUES = {
     "devices": 2,
     "corpus.name": "no such corpus",
@@ -40,9 +41,10 @@ VALUES = {
     "eval.framing": "chunks",
     "sample.temperature": 0.1,
 }
-# The context in which a key matters, where that is not the usual one.
-NAMED = {"corpus.path": None, "corpus.data_dir": "/proc/no folder"}  # refused at once, without a network
+# charlm refuses this corpus at once, without network access.
+NAMED = {"corpus.path": None, "corpus.data_dir": "/proc/no folder"}
 LINES = {"corpus.documents": "lines", "batch.framing": "documents", "batch.length": 30}
+# Some keys affect a run only together with other keys. These are the other keys and their values.
 CONTEXT = {
     "devices": {"batch.size": 3},
     "corpus.tfds": NAMED,
@@ -76,12 +78,12 @@ CONTEXT = {
     "sample.top_k": {"sample.length": 20},
     "corpus.test_path": {"corpus.validation_path": "the corpus"},
 }
-# These change memory or time, not results. They have tests of their own, below and in test_cache.py and test_train.py.
+# These keys change memory or time, not results. Their tests are below, in test_cache.py and in test_train.py.
 WITHOUT_EFFECT = {"eval.length", "eval.rows", *keys.CHANGE_NO_RESULT}
 
 
 def another(key: keys.Key, value: object) -> object:
-    """A value of the key's type that is allowed and differs from this one; not allowed where the rule allows only one."""
+    """Returns another allowed value of the key's type. If the rule allows only one value, the returned value is not allowed."""
     if key.rule.options:
         return next((option for option in key.rule.options if option != value), f"not {value}")
     if key.type is bool:
@@ -95,7 +97,7 @@ def another(key: keys.Key, value: object) -> object:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """A corpus that each normalisation changes."""
+    """A corpus file that each option for normalisation changes."""
     file = tmp_path_factory.mktemp("words") / "words.txt"
     file.write_bytes((make_text(6000) + "ABC\r\n" + make_text(700, seed=1) + "Z").encode())
     return file
@@ -103,16 +105,16 @@ def words(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcome(words, tmp_path_factory):
-    """A function: overrides → everything that a short run shows, except times."""
-    seen = {}
+    """Returns a function that maps overrides to the output and files of a short run, without times."""
+    outcomes = {}
 
-    def of(overrides: dict) -> str:
+    def outcome_with(overrides: dict) -> str:
         name = json.dumps(overrides, sort_keys=True)
-        if name not in seen:
-            seen[name] = _outcome(overrides, words, tmp_path_factory.mktemp("run") / "run")
-        return seen[name]
+        if name not in outcomes:
+            outcomes[name] = _outcome(overrides, words, tmp_path_factory.mktemp("run") / "run")
+        return outcomes[name]
 
-    return of
+    return outcome_with
 
 
 def _config(overrides, words):
@@ -151,18 +153,18 @@ def _outcome(overrides, words, workdir):
 
 
 @pytest.mark.parametrize("key", [key for key in keys.KEYS if key not in WITHOUT_EFFECT])
-def test_changing_a_key_changes_something(key, words, outcome):
+def test_changing_a_key_changes_the_run(key, words, outcome):
     context = CONTEXT.get(key, {})
     value = VALUES.get(key, another(keys.KEYS[key], load.flatten(_config(context, words))[key]))
     try:
         changed = outcome(context | {key: value})
-    except UserError as error:  # the check of the config refused it, so the key was read
+    except UserError as error:  # the config check read the key and refused its value
         assert key in str(error)  # noqa: PT017
         return
     assert changed != outcome(context)
 
 
-def test_the_same_keys_give_the_same_and_the_window_of_an_evaluation_changes_nothing(words, outcome, tmp_path):
+def test_runs_are_repeatable_and_evaluation_windows_do_not_change_the_loss(words, outcome, tmp_path):
     assert _outcome({}, words, tmp_path / "again") == outcome({})
     for key, value in (("eval.length", 600), ("eval.rows", 5)):
         context = {"eval.framing": "chunks"} if key == "eval.rows" else {}
@@ -178,7 +180,7 @@ def test_every_key_is_read_in_exactly_one_file(key):
         code = re.sub(r'""".*?"""', "", file.read_text(), flags=re.DOTALL)
         if re.search(rf"\bconfig\.{re.escape(key)}\b", re.sub(r'f?"[^"\n]*"|#[^\n]*', "", code)):
             readers.append(str(file.relative_to(ROOT / "charlm")))
-    # `charlm sample` and the Python door take their defaults from the section `sample`, and from the type of products.
+    # `charlm sample` and charlm.inference.model also read defaults from the section `sample` and from model.dtype.
     also = {f"sample.{name}": {"inference/model.py"} for name in ("length", "temperature", "top_k")}
     also |= {"sample.prompt": {"inference/inputs.py"}, "model.dtype": {"inference/model.py", "programs/sample.py"}}
     assert len(set(readers) - also.get(key, set())) == 1, f"{key} is read in {readers}"
@@ -189,7 +191,7 @@ def test_every_key_has_a_meaning_and_a_default_that_its_rule_allows(key):
     assert len(key.meaning) > 10 or key.name == "optim.name"
     assert keys.checked(key.name, key.default) == key.default
     assert key.type in keys.TYPES
-    assert key.default is not None or not key.rule.is_right("") or key.rule is keys.ANY  # None is how a key is unset
+    assert key.default is not None or not key.rule.is_right("") or key.rule is keys.ANY  # None unsets a key
     if key.rule is not keys.ANY:
         assert key.rule.words
 
@@ -200,16 +202,16 @@ def test_every_key_is_declared_once_and_has_its_default():
     for config in (keys.defaults(), keys.defaults(type_safe=False)):
         assert load.flatten(config) == {key.name: key.default for key in keys.TABLE}
     with pytest.raises(TypeError):
-        keys.defaults().corpus.path = 3  # None has the type of the values that the key can have
+        keys.defaults().corpus.path = 3  # a key that is None still has a type
 
 
-def test_the_shortest_name_of_a_key():
+def test_short_removes_the_section_if_the_name_stays_unique():
     assert keys.short("model.hidden") == "hidden"
-    assert keys.short("optim.name") == "optim.name"  # there is corpus.name
+    assert keys.short("optim.name") == "optim.name"  # corpus.name also exists
     assert keys.short("model.of_another_version") == "model.of_another_version"
 
 
-def test_runs_older_than_a_key_have_its_default_or_what_it_was_before(monkeypatch):
+def test_a_run_older_than_a_key_gets_the_default_or_the_earlier_behaviour(monkeypatch):
     fields = load.to_dict(load.load(TINY))
     for key in keys.KEYS:
         less = json.loads(json.dumps(fields))
@@ -246,7 +248,7 @@ def test_the_list_of_keys_fits_the_terminal(monkeypatch, columns):
 
 
 @pytest.mark.parametrize("program", ["train", "sweep", "import_torch", "import_keras"])
-def test_the_list_of_keys_needs_no_other_flag_and_no_jax(program):
+def test_helpkeys_needs_no_other_flag_and_does_not_import_jax(program):
     code = (
         f"import sys; from charlm.programs import {program}; sys.argv = ['x', '--helpkeys=markdown']\n"
         f"try: {program}.run()\nexcept SystemExit as error: assert error.code == 0\nassert 'jax' not in sys.modules"
@@ -259,7 +261,7 @@ def test_the_list_of_keys_needs_no_other_flag_and_no_jax(program):
     assert [row[0] for row in rows[2:]] == [f"`{key.name}`" for key in keys.TABLE]
 
 
-def test_help_names_the_list_of_keys_where_there_is_a_config(script, tmp_path):
+def test_help_mentions_helpkeys_only_if_the_program_has_a_config_flag(script, tmp_path):
     assert "--helpkeys: list all config keys" in script("train", "--help").stdout
     assert "helpkeys" not in script("compare", "--help").stdout
     assert "unknown command line flag 'helpkeys'" in script.fails("sample", "--helpkeys", cwd=tmp_path).lower()

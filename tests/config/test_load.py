@@ -1,4 +1,4 @@
-"""Config files, overrides and recipes: all of them load, and each mistake gets one sentence with file, line and key."""
+"""Config files, overrides and recipes load. Each mistake is reported in one sentence with its file, line and key."""
 
 import os
 import re
@@ -18,7 +18,7 @@ BEGIN = "from configs import base\ndef get_config():\n    config = base.get_conf
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_every_config_loads_and_says_how_to_run_it(file):
+def test_every_config_loads_and_shows_its_train_command(file):
     config = load.load(str(file))
     assert set(load.flatten(config)) == set(keys.KEYS)
     if file.stem != "base":
@@ -26,8 +26,8 @@ def test_every_config_loads_and_says_how_to_run_it(file):
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_every_command_in_a_recipe_takes_the_flags_it_is_given(file):
-    """Each flag exists, and each config named there can be had with its argument."""
+def test_every_command_in_a_recipe_has_only_valid_flags(file):
+    """Each flag must exist. Each value of --config must load."""
     for line in re.findall(r"^ +(scripts/.*(?:\n        .*)*)", file.read_text(), re.MULTILINE):
         program, *flags = line.replace("[", "").replace("]", "").split()
         source = (ROOT / "charlm" / "programs" / f"{program.removeprefix('scripts/').removesuffix('.py')}.py").read_text()
@@ -83,17 +83,17 @@ def test_every_command_in_a_recipe_takes_the_flags_it_is_given(file):
         ("corpus.validation_path", "/x", "corpus.validation_path='/x': needs corpus.path, which is not set."),
     ],
 )
-def test_wrong_overrides_get_one_sentence(key, value, message):
+def test_wrong_overrides_are_refused_in_one_sentence(key, value, message):
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         load.load(TINY, {key: value})
 
 
-def test_a_section_is_not_a_key():
+def test_a_section_name_is_refused_as_a_key():
     with pytest.raises(UserError, match=r"^unknown config key 'model': the nearest known one is 'model\.\w+'\.$"):
         load.load(TINY, {"model": "3"})
 
 
-def test_configs_written_by_another_version_say_which_key_is_unknown():
+def test_unknown_keys_in_a_config_of_another_version_are_named():
     fields = load.to_dict(load.load(TINY))
     fields["sample"]["top_z"] = 3
     with pytest.raises(UserError, match=r"unknown config key 'sample.top_z': the nearest known one is 'sample.top_k'"):
@@ -104,14 +104,14 @@ def test_configs_written_by_another_version_say_which_key_is_unknown():
         load.from_dict(fields)
 
 
-def test_a_dataset_of_tfds_beside_a_file_is_refused():
+def test_a_tfds_dataset_together_with_a_file_is_refused():
     for key, value in (("corpus.path", "/titles.csv"), ("corpus.documents", "csv:1")):
         message = f"{key}='{value}' and corpus.tfds='a:b': only one of them can be set; --config.corpus.tfds=None unsets corpus"
         with pytest.raises(UserError, match=re.escape(message)):
             load.load(TINY, {"corpus.tfds": "a:b", key: value})
 
 
-def test_values_are_read_as_their_key_asks():
+def test_values_are_converted_to_the_type_of_their_key():
     overrides = {"model.dropout": "0.25", "vocab.unknown": "TRUE", "corpus.split": "0.8,0.1,0.1", "corpus.path": "None"}
     config = load.load(TINY, overrides)
     assert (config.model.dropout, config.vocab.unknown, config.corpus.split) == (0.25, True, (0.8, 0.1, 0.1))
@@ -135,7 +135,7 @@ def test_paths_become_absolute_and_a_loaded_config_is_locked(monkeypatch, tmp_pa
         config.model.hidden = "3"
 
 
-def test_a_config_made_in_python_is_checked_like_one_from_a_file():
+def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
     config = keys.defaults(type_safe=False)
     config.optim.learning_rate = 1
     assert load.checked(config).optim.learning_rate == 1.0
@@ -159,7 +159,7 @@ def test_a_config_made_in_python_is_checked_like_one_from_a_file():
         ("import no_such_module\n", "{file} line 1: ModuleNotFoundError: No module named 'no_such_module'."),
         ("def get_config():\n    raise ValueError\n", "{file} line 2: ValueError."),
         ("def get_config():\n    raise ValueError('one.')\n", "{file} line 2: ValueError: one."),
-        # Found when the file has run, from the text of the file.
+        # charlm finds these mistakes after the file has run. charlm finds the line by a search in the text of the file.
         (
             "{begin}    config.model.hiden = 3\n    return config\n",
             "{file} line 4: unknown config key 'model.hiden': the nearest known one is 'model.hidden'.",
@@ -185,7 +185,7 @@ def test_a_config_made_in_python_is_checked_like_one_from_a_file():
             "{file}: model.hidden=0: must be positive.",
         ),
         ("{begin}    config.seed = 'x'\n    return config\n", "{file} line 4: seed='x': must be an integer."),
-        # Found by ml_collections while the file runs.
+        # ml_collections finds these mistakes while the file runs.
         (
             "{begin}    config.lock()\n    config.model.hiden = 3\n    return config\n",
             "{file} line 5: unknown config key 'model.hiden': the nearest known one is 'model.hidden'.",
@@ -209,7 +209,7 @@ def test_a_config_made_in_python_is_checked_like_one_from_a_file():
         ),
     ],
 )
-def test_wrong_config_files_get_one_sentence_with_file_and_line(tmp_path, text, message):
+def test_wrong_config_files_are_refused_with_file_and_line(tmp_path, text, message):
     file = tmp_path / "mine.py"
     file.write_text(text.format(begin=BEGIN))
     with pytest.raises(UserError) as caught:
@@ -218,7 +218,7 @@ def test_wrong_config_files_get_one_sentence_with_file_and_line(tmp_path, text, 
     assert "Could not override" not in str(caught.value)
 
 
-def test_an_override_replaces_a_wrong_value_and_gets_the_blame_for_its_own(tmp_path):
+def test_an_override_replaces_a_wrong_value_of_the_file_and_is_checked_too(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(f"{BEGIN}    config.model.hidden = -1\n    return config\n")
     assert load.load(str(file), {"model.hidden": 3}).model.hidden == 3
@@ -226,7 +226,7 @@ def test_an_override_replaces_a_wrong_value_and_gets_the_blame_for_its_own(tmp_p
         load.load(str(file), {"model.hidden": -2})
 
 
-def test_an_override_reaches_what_a_config_computes_from_it(tmp_path):
+def test_an_override_changes_values_that_the_config_computes_from_the_key(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(f"{BEGIN}    config.optim.decay_steps = config.train.get_ref('steps') * 2\n    return config\n")
     assert load.load(str(file), {"train.steps": "7"}).optim.decay_steps == 14
@@ -242,7 +242,7 @@ def test_a_config_file_may_return_a_frozen_or_locked_config(tmp_path):
         assert isinstance(config.optim.learning_rate, float)
 
 
-def test_argument_behind_the_colon_reaches_get_config(tmp_path):
+def test_get_config_receives_the_argument_after_the_colon(tmp_path):
     file = tmp_path / "mine.py"
     text = BEGIN.replace("get_config():\n", "get_config({}):\n", 1) + "    config.model.hidden = {}\n    return config\n"
     file.write_text(text.format("arg=None", "int(arg)"))
@@ -259,7 +259,7 @@ def test_argument_behind_the_colon_reaches_get_config(tmp_path):
         load.load(f"{file}:3")
 
 
-def test_configs_import_what_lies_beside_them_and_leave_nothing_imported(tmp_path):
+def test_configs_may_import_modules_of_their_folder_and_the_imports_are_undone(tmp_path):
     before, path = set(sys.modules), list(sys.path)
     text = "import common, package.sizes, plain.sizes, this\n" + BEGIN
     text += "    config.model.hidden, config.model.layers = common.HIDDEN, package.sizes.LAYERS\n"
@@ -271,7 +271,7 @@ def test_configs_import_what_lies_beside_them_and_leave_nothing_imported(tmp_pat
             (folder / name / "sizes.py").write_text(f"LAYERS = {number}\nEMBEDDING = {number}\n")
         (folder / "package" / "__init__.py").touch()
         (folder / "common.py").write_text(f"HIDDEN = {number}\n")
-        (folder / "this.py").touch()  # the name of a module of the standard library, which is not imported yet
+        (folder / "this.py").touch()  # the standard library also has a module `this`
         (folder / "mine.py").write_text(text)
         config = load.load(str(folder / "mine.py"))
         assert (config.model.hidden, config.model.layers, config.model.embedding) == (number, number, number)
@@ -289,11 +289,11 @@ def test_configs_import_what_lies_beside_them_and_leave_nothing_imported(tmp_pat
     assert sys.path == path
 
 
-def test_a_module_imported_before_is_not_taken_for_one_beside_the_config(tmp_path, monkeypatch):
+def test_a_config_imports_modules_of_its_folder_rather_than_modules_already_imported(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "common.py").write_text("HIDDEN = 1\n")
     monkeypatch.syspath_prepend(tmp_path / "elsewhere")
-    import common  # the user's own, in a notebook
+    import common  # a module of the user, imported in a notebook
 
     (tmp_path / "common.py").write_text("HIDDEN = 2\n")
     file = tmp_path / "mine.py"
@@ -304,7 +304,7 @@ def test_a_module_imported_before_is_not_taken_for_one_beside_the_config(tmp_pat
     monkeypatch.delitem(sys.modules, "common")
 
 
-def test_recipes_go_by_name_from_any_folder_and_files_are_preferred(tmp_path, monkeypatch):
+def test_recipes_load_by_name_in_every_folder_but_files_have_priority(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load.to_dict(load.load("quickstart")) == load.to_dict(load.load(str(ROOT / "configs" / "quickstart.py")))
     assert load.load("alice_axon:2").model.layers == 2
@@ -322,8 +322,8 @@ def test_recipes_go_by_name_from_any_folder_and_files_are_preferred(tmp_path, mo
         load.load("quickstart")
 
 
-def test_an_installed_package_has_its_recipes_and_no_package_named_configs(tmp_path):
-    """Installs the package as a user does, and runs it where no checkout is in reach."""
+def test_an_installed_package_includes_the_recipes_but_no_top_level_configs(tmp_path):
+    """Installs the package as a user does, and runs it in a folder from which the checkout can't be imported."""
     source, site = tmp_path / "source", tmp_path / "site"
     for name in ("charlm", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))

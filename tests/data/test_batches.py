@@ -1,4 +1,4 @@
-"""Framings and evaluation windows, compared with what one reads off the text by hand."""
+"""Framings and evaluation windows, compared with batches worked out by hand from the text."""
 
 import math
 
@@ -21,10 +21,10 @@ from charlm.data.batches import (
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 
-IDS = np.arange(1000, dtype=np.uint16)  # each id is its position, so a batch shows where its characters came from
+IDS = np.arange(1000, dtype=np.uint16)  # each id equals its position, so a batch shows the positions of its characters
 
 
-def test_lanes_are_contiguous_over_an_epoch_and_reset_at_its_start():
+def test_lanes_are_contiguous_within_an_epoch_and_reset_when_it_starts():
     stream = Stream(IDS, rows=3, length=7, shift=False, seed=0)
     assert stream.steps_per_epoch == 999 // 21
     seen = [[] for _ in range(3)]
@@ -41,7 +41,7 @@ def test_lanes_are_contiguous_over_an_epoch_and_reset_at_its_start():
     assert stream.batch_at(stream.steps_per_epoch).reset_B.all()
 
 
-def test_a_batch_of_a_stream_depends_only_on_the_step():
+def test_a_stream_batch_depends_only_on_the_step():
     stream = Stream(IDS, rows=2, length=9, shift=True, seed=5)
     in_order = [stream.batch_at(step) for step in range(120)]
     for step in (119, 3, 60, 3):
@@ -49,10 +49,10 @@ def test_a_batch_of_a_stream_depends_only_on_the_step():
             np.testing.assert_array_equal(actual, expected)
 
 
-def test_shift_uses_every_char_over_the_epochs_and_depends_on_seed_and_epoch():
-    stream = Stream(IDS[:100], rows=3, length=11, shift=True, seed=1)  # 99 targets fill 3 steps of 33, none are left
+def test_shift_takes_every_possible_offset_and_depends_on_seed_and_epoch():
+    stream = Stream(IDS[:100], rows=3, length=11, shift=True, seed=1)  # 99 targets fill 3 steps of 33
     assert stream.steps_per_epoch == 3
-    stream = Stream(IDS[:95], rows=3, length=11, shift=True, seed=1)  # 94 targets: 2 steps of 33, 28 are left
+    stream = Stream(IDS[:95], rows=3, length=11, shift=True, seed=1)  # 94 targets fill 2 steps of 33, and 28 targets remain
     firsts = [int(stream.batch_at(epoch * stream.steps_per_epoch).inputs_BT[0, 0]) for epoch in range(200)]
     assert (min(firsts), max(firsts)) == (0, 28)
     assert len(set(firsts)) == 29
@@ -108,7 +108,7 @@ def test_chunks_score_every_char_except_the_first_once_per_epoch(shuffle, length
 
 
 @pytest.mark.parametrize(("length", "stride", "rows"), [(100, 1, 64), (7, 3, 8), (30, 30, 5), (999, 1, 4)])
-def test_windows_predict_the_char_that_follows_them(length, stride, rows):
+def test_each_window_predicts_the_char_after_it(length, stride, rows):
     windows = Windows(IDS, rows, length, stride, Order(shuffle=True, seed=1))
     targets = []
     for batch in batches_of_epoch(windows):
@@ -120,8 +120,9 @@ def test_windows_predict_the_char_that_follows_them(length, stride, rows):
     assert sorted(targets) == list(range(length, 1000, stride))
 
 
-def test_the_number_of_windows_and_steps_is_that_of_the_published_system():
-    # The sonnets: 94,630 chars give 94,530 windows of 100, in 1,478 batches of 64. The last batch has 2 windows.
+def test_the_numbers_of_windows_and_steps_equal_the_published_numbers():
+    # The 94,630 chars of the sonnets give 94,530 windows of 100 chars. These need 1,478 batches of up to 64
+    # windows. The last batch has 2 windows.
     windows = Windows(np.zeros(94_630, np.uint8), 64, 100, 1, Order(shuffle=True))
     assert (windows.num_windows, windows.steps_per_epoch) == (94_530, 1478)
     assert windows.batch_at(1477).weights_BS.sum() == 2
@@ -133,7 +134,7 @@ ENCODED = batches.encode(VOCAB, [document for document in DOCUMENTS if document]
 
 
 def as_text(ids):
-    """The text of some ids, with $ for `<eos>` and _ for `<pad>`."""
+    """Decodes ids to text. $ means `<eos>`, and _ means `<pad>`."""
     return VOCAB.decode(ids).replace("<eos>", "$").replace("<pad>", "_")
 
 
@@ -141,18 +142,19 @@ def test_documents_are_padded_and_end_in_eos():
     framing = Documents(ENCODED, rows=3, length=6, bucket=4, padding="masked", order=Order(shuffle=False))
     assert (framing.num_documents, framing.steps_per_epoch) == (4, 2)
     first, second = batches_of_epoch(framing)
-    assert [as_text(row) for row in first.inputs_BT] == ["abc___", "d_____", "efghij"]  # 8 chars cut to the length, 6
+    # The third document has 8 chars and is cut to the length 6.
+    assert [as_text(row) for row in first.inputs_BT] == ["abc___", "d_____", "efghij"]
     assert [as_text(row) for row in first.targets_BS] == ["bc$___", "$_____", "fghijk"]
     assert first.weights_BS.tolist() == [[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0], [1] * 6]
-    assert second.inputs_BT.shape == (3, 4)  # "mn" rounded up to the bucket
+    assert second.inputs_BT.shape == (3, 4)  # the length of "mn" is rounded up to the bucket size, 4
     assert [as_text(row) for row in second.targets_BS[:1]] == ["n$__"]
     assert second.weights_BS.tolist() == [[1, 1, 0, 0], [0] * 4, [0] * 4]
     assert first.reset_B.all()
 
 
 def test_counted_padding_precedes_the_text_and_is_scored():
-    # As in the lesson on AG News: zeros before the text, the target is the row moved by one with <eos> at its end, and every
-    # position is scored.
+    # This follows the Keras lesson on AG News. The padding is zeros before the text. The targets are the inputs shifted by one
+    # position, with <eos> at the end. Every position is scored.
     framing = Documents(ENCODED, rows=3, length=99, bucket=1, padding="counted", order=Order(shuffle=False))
     first, _ = batches_of_epoch(framing)
     assert [as_text(row) for row in first.inputs_BT] == ["_____abc", "_______d", "efghijkl"]
@@ -160,7 +162,7 @@ def test_counted_padding_precedes_the_text_and_is_scored():
     assert first.weights_BS.tolist() == [[1] * 8] * 3
 
 
-def test_batches_of_documents_have_few_lengths():
+def test_document_batches_have_only_multiples_of_the_bucket_as_lengths():
     lengths = np.random.default_rng(0).integers(1, 200, 500)
     starts = np.cumsum([0, *(lengths + 1)])
     encoded = Encoded(np.zeros(starts[-1], np.uint8), starts)
@@ -184,13 +186,13 @@ def test_shuffling_is_a_permutation_that_depends_on_seed_and_epoch(examples):
         assert sorted(order) == in_order
     if examples > 60:
         assert len(set(map(tuple, orders))) == 4
-        # Few neighbours stay neighbours, and the new order does not correlate with the old one: by chance, |r| exceeds
-        # 4 / sqrt(n) in one of 16,000 cases.
+        # Few neighbours stay neighbours. The new order does not correlate with the old order: a random order exceeds the
+        # limit |r| = 4 / sqrt(n) in one of 16,000 cases.
         assert np.mean(np.abs(np.diff(orders[0])) == 1) < 0.1
         assert abs(np.corrcoef(orders[0], in_order)[0, 1]) < 4 / np.sqrt(examples)
 
 
-def test_a_batch_of_the_other_framings_depends_only_on_the_step():
+def test_chunk_window_and_document_batches_depend_only_on_the_step():
     framings = [
         Chunks(IDS, 4, 10, Order(True, 1)),
         Windows(IDS, 4, 10, 1, Order(True, 1)),
@@ -213,7 +215,7 @@ def test_a_batch_of_the_other_framings_depends_only_on_the_step():
         ("documents", 2, 3, 3 + 1 + 8 + 2, "zero at every document, of which the first 10 chars"),
     ],
 )
-def test_evaluation_batches_and_the_state_in_words_follow_the_framing(kind, lanes, rows_of_batch, scored, state):
+def test_evaluation_batches_and_the_description_of_the_state_follow_the_framing(kind, lanes, rows_of_batch, scored, state):
     framing = Framing(kind, rows=7, length=10, shift=True, stride=5, shuffle=True, bucket=1, padding="masked")
     encoded = ENCODED if kind == "documents" else Encoded(IDS)
     found = list(batches.evaluation_batches(framing, encoded, rows=3, length=64, lanes=lanes, burn_in=5))
@@ -225,7 +227,7 @@ def test_evaluation_batches_and_the_state_in_words_follow_the_framing(kind, lane
     assert framing.is_of_documents is (kind == "documents")
 
 
-def test_once_through_is_the_first_epoch():
+def test_once_through_yields_exactly_one_epoch():
     chunks = Chunks(IDS, 4, 10, Order(shuffle=False))
     assert sum(batch.weights_BS.sum() for batch in once_through(chunks)) == 999
 
@@ -239,7 +241,7 @@ def test_once_through_is_the_first_epoch():
         ("stream", 500, r"the text has 1,000 chars, but one batch .* needs 1,001"),
     ],
 )
-def test_a_text_that_does_not_fit_the_framing_is_refused(kind, length, message):
+def test_a_corpus_that_is_too_short_or_has_no_documents_is_refused(kind, length, message):
     framing = Framing(kind, rows=2, length=length, shift=True, stride=1, shuffle=True, bucket=16, padding="masked")
     with pytest.raises(UserError, match=message):
         training_batches(framing, Encoded(IDS), seed=0)

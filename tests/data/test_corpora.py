@@ -1,4 +1,4 @@
-"""Corpora from files, by name and from TFDS: read, normalised, cut into splits, or refused."""
+"""Corpora from files, by name and from TFDS: how they are read, normalised, split and refused."""
 
 import dataclasses
 import gzip
@@ -57,7 +57,7 @@ def test_the_files_of_a_folder_are_sorted_decompressed_and_joined(tmp_path):
     assert corpus.provenance["symbols"] == len(set("first second third é"))
 
 
-def test_each_split_may_have_its_own_file(tmp_path):
+def test_each_split_may_come_from_a_separate_file(tmp_path):
     for name in ("train", "validation", "test"):
         (tmp_path / name).write_text(f"text for {name}", encoding="utf-8")
     config = config_of(
@@ -84,7 +84,7 @@ def test_normalisation_of_line_breaks_case_and_characters(tmp_path):
         (b"ab", "the train split has 1 char but needs at least 2: give a longer corpus"),
     ],
 )
-def test_files_that_cannot_be_a_corpus_are_refused(tmp_path, content, message):
+def test_files_that_are_empty_too_short_or_not_utf8_are_refused(tmp_path, content, message):
     file = tmp_path / "bad.txt"
     file.write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -123,7 +123,7 @@ def named_config(data_dir):
     return config
 
 
-def test_a_manual_file_fills_the_tfds_cache_and_is_then_not_needed(tmp_path, monkeypatch):
+def test_a_manual_file_is_copied_to_the_tfds_cache_and_is_no_longer_needed(tmp_path, monkeypatch):
     source = SHARED_CORPORA / "tiny_shakespeare.txt"
     if not source.exists():
         pytest.skip(f"{source} is not on this machine")
@@ -133,7 +133,7 @@ def test_a_manual_file_fills_the_tfds_cache_and_is_then_not_needed(tmp_path, mon
     first = corpora.load(named_config(tmp_path))
     assert first.provenance["source"] == str(manual)
     manual.unlink()
-    monkeypatch.setattr(sources, "_fetch_text", lambda *_: pytest.fail("the text was fetched though the cache has it"))
+    monkeypatch.setattr(sources, "_fetch_text", lambda *_: pytest.fail("the text was fetched, although the cache contains it"))
     again = corpora.load(named_config(tmp_path))
     assert again.splits == first.splits
     assert again.provenance["source"] == f"TFDS cache {tmp_path}"
@@ -142,7 +142,7 @@ def test_a_manual_file_fills_the_tfds_cache_and_is_then_not_needed(tmp_path, mon
     assert "tensorflow" not in sys.modules
 
 
-def test_a_named_corpus_is_cached_by_its_hash_and_damage_is_noticed(tmp_path, monkeypatch):
+def test_a_named_corpus_is_cached_by_its_hash_and_a_damaged_cache_is_refused(tmp_path, monkeypatch):
     for text in ("first edition, é\n", "second edition\n"):
         source = dataclasses.replace(
             sources.SOURCES["tiny_shakespeare"], sha256=hashlib.sha256(text.encode()).hexdigest(), package="none"
@@ -170,7 +170,7 @@ def test_a_manual_file_with_another_text_is_refused(tmp_path):
         corpora.load(named_config(tmp_path))
 
 
-def test_if_no_source_has_the_text_the_error_says_where_to_put_it(tmp_path, monkeypatch):
+def test_if_no_source_has_the_text_the_error_names_the_path_for_a_manual_file(tmp_path, monkeypatch):
     def refuse(*_):
         raise subprocess.TimeoutExpired("pip", 60)
 
@@ -205,7 +205,7 @@ JSONL = "\n\n".join(json.dumps({"title": title, "n": 1}) for title in TITLES) + 
     ("name", "text", "form"),
     [("c.csv", CSV, "csv:title"), ("n.csv", CSV.split("\n", 1)[1], "csv:1"), ("j.jsonl", JSONL, "jsonl:title")],
 )
-def test_documents_from_a_csv_column_or_a_json_field(tmp_path, name, text, form):
+def test_documents_are_read_from_a_csv_column_or_a_json_field(tmp_path, name, text, form):
     (tmp_path / name).write_text(text, encoding="utf-8")
     corpus = documents_of(tmp_path / name, form)
     assert corpus.splits == {"train": ["One, two", "Three", 'She said "four"\nand five'], "validation": ["Six"]}
@@ -219,10 +219,10 @@ def test_each_line_is_a_document_and_is_normalised(tmp_path):
     (tmp_path / "lines").write_bytes("\ufeffOne\r\ntwo!\r\n\r\n...\nÄb\n".encode())
     corpus = documents_of(tmp_path / "lines", "lines", lowercase=True, keep="abcdefghijklmnopqrstuvwxyzä")
     assert corpus.splits == {"train": ["one", "two"], "validation": ["äb"]}
-    assert corpus.provenance["documents"]["empty"] == 2  # one was empty in the file, the other became empty by normalisation
+    assert corpus.provenance["documents"]["empty"] == 2  # the empty line, and the line "...", which normalisation empties
 
 
-def test_documents_may_have_their_own_files_for_validation_and_test(tmp_path):
+def test_documents_may_come_from_separate_validation_and_test_files(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text(f"{name}1\n{name}22\n", encoding="utf-8")
     corpus = documents_of(
@@ -247,7 +247,7 @@ def test_documents_may_have_their_own_files_for_validation_and_test(tmp_path):
         ("one long document\n", "lines", r"the train split has 0 chars"),
     ],
 )
-def test_files_without_the_wanted_documents_are_refused(tmp_path, text, form, message):
+def test_files_without_the_requested_documents_are_refused(tmp_path, text, form, message):
     (tmp_path / "file").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         documents_of(tmp_path / "file", form)
@@ -262,7 +262,7 @@ def test_documents_without_a_path_are_refused(tmp_path):
 
 @pytest.fixture
 def dataset(tmp_path):
-    """The TFDS folder of a dataset that exists only there. TFDS reads it back by name, without a builder."""
+    """A TFDS folder with a made-up dataset. TFDS finds the dataset by name, without a registered builder."""
     import tensorflow_datasets as tfds
 
     texts = {"train": ["one", "two", "", "three"], "test": ["four"]}
@@ -288,7 +288,7 @@ def dataset(tmp_path):
     return tmp_path
 
 
-def test_documents_from_a_tfds_dataset(dataset):
+def test_documents_are_read_from_a_tfds_dataset(dataset):
     config = named_config(dataset)
     config.corpus.tfds = "made_up_titles:title"
     config.corpus.split = (0.67, 0.33)
@@ -328,7 +328,7 @@ def test_a_damaged_tfds_dataset_is_reported_with_its_folder(dataset):
         corpora.load(config)
 
 
-def test_a_third_share_is_refused_if_there_is_a_validation_file(tmp_path):
+def test_a_third_share_is_refused_if_a_validation_file_is_given(tmp_path):
     (tmp_path / "a").write_text("some text of its own")
     config = named_config(tmp_path)
     config.corpus.update({"path": str(tmp_path / "a"), "validation_path": str(tmp_path / "a"), "split": (0.8, 0.1, 0.1)})
@@ -336,7 +336,7 @@ def test_a_third_share_is_refused_if_there_is_a_validation_file(tmp_path):
         corpora.load(config)
 
 
-def test_only_the_book_of_a_gutenberg_file_is_kept():
+def test_header_and_licence_of_a_gutenberg_file_are_removed():
     raw = "\ufeffHeader\n*** START OF THE PROJECT GUTENBERG EBOOK 11 ***\n\nThe\nbook.\n\n*** END OF THE PROJECT\nLicence"
     assert sources._cleaned(raw.replace("\n", "\r\n").encode()) == b"The\nbook."
     assert sources._cleaned(b"Any other\r\ntext.\r\n") == b"Any other\ntext.\n"
@@ -352,24 +352,25 @@ def test_named_corpora_from_the_manual_folder_have_the_published_counts(tmp_path
     manual.write_bytes(source.read_bytes().replace(b"\n", b"\r\n"))
     config = named_config(tmp_path)
     config.corpus.name = name
-    if name == "alice":  # the recipe's filter
+    if name == "alice":  # the filter of the recipe alice_axon
         config.corpus.lowercase, config.corpus.keep = True, "abcdefghijklmnopqrstuvwxyz .\n"
     provenance = corpora.load(config).provenance
     assert (provenance["chars"], provenance["symbols"]) == (chars, symbols)
 
 
-def test_an_excerpt_is_a_window_of_a_text_or_the_start_of_a_document():
+def test_an_excerpt_is_any_part_of_a_text_or_the_start_of_a_document():
     text = "".join(chr(200 + k) for k in range(500))
     seen = {corpora.excerpt(text, 100, seed) for seed in range(50)}
     assert all(len(excerpt) == 100 and excerpt in text for excerpt in seen)
     assert len(seen) > 40
     assert corpora.excerpt("short", 100, 3) == "short"
-    assert {corpora.excerpt(["one", "fourteen"], 3, seed) for seed in range(20)} == {"on", "fou"}  # at most half a document
+    # An excerpt has at most half the length of its document, rounded up.
+    assert {corpora.excerpt(["one", "fourteen"], 3, seed) for seed in range(20)} == {"on", "fou"}
     assert {corpora.excerpt(["one", "fourteen"], 9, seed) for seed in range(20)} == {"on", "four"}
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_no_document_starts_after_the_last_line_break(tmp_path, end):
+def test_a_final_line_break_adds_no_empty_document(tmp_path, end):
     for last, empty in (("", 0), (end, 0), (2 * end, 1)):
         (tmp_path / "lines").write_bytes(f"one{end}two{last}".encode())
         config = named_config(tmp_path)
@@ -378,8 +379,8 @@ def test_no_document_starts_after_the_last_line_break(tmp_path, end):
         assert provenance["documents"] == {"splits": {"train": 2}, "empty": empty}
 
 
-def test_the_ag_news_of_tfds_is_prepared_without_tensorflow(tmp_path, monkeypatch):
-    """Uses the builder that TFDS ships. Only the download is replaced."""
+def test_tfds_prepares_ag_news_without_tensorflow(tmp_path, monkeypatch):
+    """Uses the AG News builder of TFDS and replaces only its download."""
     import tensorflow_datasets as tfds
 
     extracted = tmp_path / "extracted"

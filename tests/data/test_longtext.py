@@ -1,4 +1,4 @@
-"""For training, a long text that is encoded on disk is the same as a text in memory."""
+"""A long text that is encoded on disk gives the same batches as the same text in memory."""
 
 import dataclasses
 import gzip
@@ -19,7 +19,7 @@ AWKWARD = (
 
 
 def load_both_ways(path, tmp_path, monkeypatch, block=7, **keys):
-    """The corpus of a path, loaded twice: as strings, and as encodings that are made from blocks of a few bytes."""
+    """Loads the corpus twice: as strings in memory, and as encodings on disk that are made from blocks of `block` bytes."""
     overrides = {f"corpus.{key}": value for key, value in keys.items()}
     loaded = config.load("configs/base.py", {"corpus.path": os.fspath(path), "cache_dir": f"{tmp_path}/cache"} | overrides)
     in_memory = corpora.load(loaded)
@@ -41,7 +41,7 @@ def test_text_and_provenance_are_the_same_as_in_memory(tmp_path, monkeypatch, ke
     assert all(isinstance(split, longtext.LongText) for split in on_disk.splits.values())
 
 
-def test_a_text_without_line_breaks_and_spaces_and_with_many_symbols(tmp_path, monkeypatch):
+def test_a_dense_text_with_many_symbols_is_the_same_as_in_memory(tmp_path, monkeypatch):
     file = tmp_path / "dense.txt"
     file.write_text("".join(map(chr, range(0x4E00, 0x4E00 + 700))) * 2, encoding="utf-8")
     in_memory, on_disk = load_both_ways(file, tmp_path, monkeypatch, split=(0.5, 0.5))
@@ -86,18 +86,16 @@ def test_symbols_outside_the_vocabulary_give_the_same_error(tmp_path, monkeypatc
     assert len(messages) == 1
 
 
-def test_a_text_is_encoded_again_only_if_it_or_its_normalisation_changes_or_if_the_encoding_is_damaged(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_text_is_encoded_again_only_after_a_change_or_damage(tmp_path, monkeypatch, capsys):
     file = tmp_path / "text.txt"
     file.write_text("One text.\n" * 20, encoding="utf-8")
     encodings = lambda: [path for path in sorted((tmp_path / "cache/corpora").iterdir()) if path.is_dir()]  # noqa: E731
     _, first = load_both_ways(file, tmp_path, monkeypatch)
     assert "encoding" in capsys.readouterr().err
     (encoding,) = encodings()
-    _, again = load_both_ways(file, tmp_path, monkeypatch)
+    _, reused = load_both_ways(file, tmp_path, monkeypatch)
     assert capsys.readouterr().err == ""
-    assert again.provenance == first.provenance
+    assert reused.provenance == first.provenance
     load_both_ways(file, tmp_path, monkeypatch, lowercase=True)
     assert len(encodings()) == 2
     file.write_text("One toxt.\n" * 20, encoding="utf-8")
@@ -132,7 +130,7 @@ def test_a_byte_that_is_not_utf8_is_reported_with_its_offset(tmp_path, monkeypat
             corpora.load(loaded)
         messages.add(str(error.value))
     assert len(messages) == 1
-    assert not [path for path in (tmp_path / "cache/corpora").glob("*") if path.is_dir()]  # no incomplete encoding is left
+    assert not [path for path in (tmp_path / "cache/corpora").glob("*") if path.is_dir()]  # no incomplete encoding remains
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
@@ -144,7 +142,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
 
     def raw_of_a_growing_file(path):
         reads.append(path)
-        if len(reads) == 3:  # the third read is the one for the codes
+        if len(reads) == 3:  # the third read encodes the text
             path.write_text("One text.\n" * 20 + "Z", encoding="utf-8")
         return original_raw(path)
 
@@ -154,7 +152,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     assert not [path for path in (tmp_path / "cache/corpora").iterdir() if path.is_dir()]
 
 
-def test_two_files_and_one_with_a_null_character_between_them_have_different_hashes(tmp_path, monkeypatch):
+def test_two_files_and_one_file_with_a_null_character_have_different_hashes(tmp_path, monkeypatch):
     texts = {"one": ["x" * 30 + "\0" + "y" * 30], "two": ["x" * 30, "y" * 30]}
     hashes = set()
     for name, contents in texts.items():
@@ -196,7 +194,7 @@ def test_excerpts_are_the_same_as_in_memory(tmp_path, monkeypatch):
         assert isinstance(texts[1], str)
 
 
-def test_a_slice_has_no_hash(tmp_path, monkeypatch):
+def test_a_split_of_a_long_text_has_no_hash(tmp_path, monkeypatch):
     file = tmp_path / "text.txt"
     file.write_text(make_text(500), encoding="utf-8")
     _, on_disk = load_both_ways(file, tmp_path, monkeypatch)

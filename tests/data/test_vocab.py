@@ -18,14 +18,14 @@ def test_ids_follow_the_sorted_order_of_the_symbols():
 
 
 @pytest.mark.parametrize(("symbols", "dtype"), [(200, np.uint8), (300, np.uint16), (70_000, np.uint32)])
-def test_ids_have_the_smallest_unsigned_type_that_holds_them(symbols, dtype):
+def test_ids_have_the_smallest_sufficient_unsigned_type(symbols, dtype):
     text = "".join(chr(0x10000 + k) for k in range(symbols))
     vocab = Vocab.of(text, unknown=False)
     assert vocab.encode(text).dtype == dtype
     assert vocab.encode(text).tolist() == list(range(symbols))
 
 
-def test_symbols_of_a_text_longer_than_one_block():
+def test_symbols_are_found_in_a_text_longer_than_one_block():
     assert symbols_of("b" * BLOCK + "a\n") == "\nab"
 
 
@@ -38,7 +38,7 @@ def test_encoding_unknown_symbols_is_an_error_that_lists_them():
         vocab.encode("axbéx", "the test split")
 
 
-def test_with_unknown_other_symbols_become_unk_which_is_never_sampled():
+def test_unknown_symbols_become_unk_and_unk_is_never_sampled():
     vocab = Vocab.of("abc", unknown=True)
     assert vocab.encode("axc").tolist() == [1, 0, 3]
     assert vocab.decode([1, 0, 3]) == "a<unk>c"
@@ -47,7 +47,7 @@ def test_with_unknown_other_symbols_become_unk_which_is_never_sampled():
 
 
 @pytest.mark.parametrize("unknown", [False, True])
-def test_a_vocabulary_survives_the_round_trip_through_json(unknown):
+def test_a_vocabulary_saved_as_json_is_loaded_unchanged(unknown):
     vocab = Vocab.of("a\u2028\"'\\\n\x00é", unknown)
     assert Vocab.from_dict(json.loads(json.dumps(vocab.to_dict()))) == vocab
 

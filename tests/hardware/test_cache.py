@@ -1,4 +1,4 @@
-"""The cache folder: its place, and that a second start finds in it what the first one compiled."""
+"""The cache folder: its path, and the compiled programs that later runs reuse from it."""
 
 import pathlib
 
@@ -19,7 +19,7 @@ from charlm.hardware import cache, devices
         ("", {}, None),
     ],
 )
-def test_the_place_of_the_folder(value, environment, expected, monkeypatch):
+def test_config_and_environment_determine_the_cache_folder(value, environment, expected, monkeypatch):
     for name, setting in environment.items():
         monkeypatch.setenv(name, setting)
     overrides = {} if value is None else {"cache_dir": value}
@@ -28,7 +28,7 @@ def test_the_place_of_the_folder(value, environment, expected, monkeypatch):
 
 
 @pytest.mark.slow
-def test_readers_load_no_compiled_code_from_a_folder_that_a_run_names(script, small, tmp_path, monkeypatch):
+def test_evaluate_and_sample_ignore_the_cache_folder_in_the_config_of_a_run(script, small, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     flags = as_flags(small | {"cache_dir": tmp_path / "named"})
@@ -41,34 +41,34 @@ def test_readers_load_no_compiled_code_from_a_folder_that_a_run_names(script, sm
     assert (tmp_path / "user" / "charlm" / "compiled").is_dir()
 
 
-def test_compiled_programs_are_kept_and_found_again(script, small, tmp_path, monkeypatch):
+def test_compiled_programs_are_cached_and_reused(script, small, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-    monkeypatch.delenv("GLIBC_TUNABLES")  # only in this test the script restarts itself for huge pages, as it does for a user
-    kept = tmp_path / "cache"
+    monkeypatch.delenv("GLIBC_TUNABLES")  # so the script restarts itself for huge pages, as it does for a user
+    cache_folder = tmp_path / "cache"
 
     def programs(workdir: str, **overrides) -> set[str]:
         calls = {"train.steps_per_call": 2, "train.steps": 5, "train.log_every": 4, "train.eval_every": 4}
-        flags = as_flags(small | calls | {"train.checkpoint_every": 0, "cache_dir": kept} | overrides)
+        flags = as_flags(small | calls | {"train.checkpoint_every": 0, "cache_dir": cache_folder} | overrides)
         result = script("train", "--config=configs/tiny.py", f"--workdir={tmp_path / workdir}", "--verbose", *flags)
         assert result.stderr == ""
         on_request = devices.HUGE_PAGES_SETTING.exists() and "[madvise]" in devices.HUGE_PAGES_SETTING.read_text()
         assert ("GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in result.stdout) == on_request
-        # Programs that compile in a few milliseconds may or may not be kept. These take longer.
-        return {path.name for path in kept.rglob("*-cache") if any(name in path.name for name in slow_to_compile)}
+        # JAX may leave out programs that compile in a few milliseconds. The programs in slow_to_compile take longer.
+        return {path.name for path in cache_folder.rglob("*-cache") if any(name in path.name for name in slow_to_compile)}
 
     slow_to_compile = ("initial_state", "train_step", "jit_steps", "chunk")
     first = programs("one")
     assert all(any(name in program for program in first) for name in slow_to_compile)
     assert programs("again") == first
     assert read_rows(tmp_path / "one") == read_rows(tmp_path / "again")
-    # The trials of a sweep over these keys share what was compiled.
+    # A change of these keys needs no new compilation, so the trials of a sweep over them share the cached programs.
     changed = {"seed": 7, "optim.learning_rate": 0.5, "optim.schedule": "exponential", "train.steps": 7}
     assert programs("two", **changed) == first
 
 
 @pytest.mark.slow
-def test_a_run_accepts_another_cache_folder_and_one_that_cannot_be_written(script, small, tmp_path, monkeypatch):
+def test_a_run_accepts_a_new_cache_folder_and_warns_if_it_cannot_be_written(script, small, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     command = ("train", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *as_flags(small))
     script(*command, f"--config.cache_dir={tmp_path / 'one'}")

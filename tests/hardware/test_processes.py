@@ -1,4 +1,4 @@
-"""Several processes that train one model: they give the losses of one process, and recover when one of them dies."""
+"""Training in several processes gives the same losses as one process, and resumes after one process has died."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ OVERRIDES = {
 
 
 def start(script, corpus_file, workdir, number, **overrides) -> list[subprocess.Popen]:
-    """Starts the processes of one training, each with one device."""
+    """Starts `number` processes that train one model together. Each process has one device."""
     port = free_port()
     flags = [f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}"]
     flags += as_flags(OVERRIDES | {"corpus.path": corpus_file} | overrides)
@@ -53,8 +53,8 @@ def finish(started, status=0) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def two(script, corpus_file, tmp_path_factory):
-    """The run of two processes that are never interrupted."""
+def run_of_two(script, corpus_file, tmp_path_factory):
+    """An uninterrupted run of two processes."""
     workdir = tmp_path_factory.mktemp("processes") / "two"
     (output, errors), (other, _) = finish(start(script, corpus_file, workdir, 2))
     assert "8 rows on 2 cpu devices of 2 processes" in output
@@ -65,7 +65,7 @@ def two(script, corpus_file, tmp_path_factory):
 
 
 def assert_close(workdir, other):
-    """Asserts that two runs have the same rows up to the order of summation."""
+    """Asserts that two runs have the same metrics rows. Losses may differ by rounding errors."""
     rows, other_rows = read_rows(workdir), read_rows(other)
     assert [(row["step"], row["split"], row["chars"]) for row in rows] == [
         (row["step"], row["split"], row["chars"]) for row in other_rows
@@ -73,17 +73,17 @@ def assert_close(workdir, other):
     np.testing.assert_allclose([row["nats"] for row in rows], [row["nats"] for row in other_rows], rtol=2e-6)
 
 
-def test_two_processes_give_the_losses_of_one(script, corpus_file, two, tmp_path):
+def test_two_processes_give_the_same_losses_as_one_process(script, corpus_file, run_of_two, tmp_path):
     finish(start(script, corpus_file, tmp_path / "one", 1))
-    assert_close(two, tmp_path / "one")
-    assert sorted(path.name for path in (two / "samples").iterdir()) == ["00000020.txt", "00000040.txt", "00000060.txt"]
-    names = {path.name for path in two.iterdir()}
+    assert_close(run_of_two, tmp_path / "one")
+    assert sorted(path.name for path in (run_of_two / "samples").iterdir()) == ["00000020.txt", "00000040.txt", "00000060.txt"]
+    names = {path.name for path in run_of_two.iterdir()}
     assert names == {path.name for path in (tmp_path / "one").iterdir()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("framing", ["stream", "chunks", "windows", "documents"])
-def test_four_processes_give_the_losses_of_one_in_every_framing(script, tmp_path, framing):
+def test_four_processes_give_the_same_losses_as_one_process_in_every_framing(script, tmp_path, framing):
     text = tmp_path / "lines"
     text.write_text(make_text(12_000))
     overrides = {"batch.framing": framing, "model.dropout": 0.2 if framing == "stream" else 0.0, "batch.length": 15}
@@ -94,8 +94,8 @@ def test_four_processes_give_the_losses_of_one_in_every_framing(script, tmp_path
 
 
 @pytest.mark.slow
-def test_when_one_process_is_killed_the_other_ends_and_both_resume(script, corpus_file, two, tmp_path):
-    """The resumed run equals the uninterrupted one bit for bit."""
+def test_if_one_process_is_killed_the_other_process_ends_and_the_run_can_be_resumed(script, corpus_file, run_of_two, tmp_path):
+    """The resumed run must equal the uninterrupted run bit for bit."""
     workdir = tmp_path / "run"
     for victim, step in ((1, 14), (0, 35)):
         started = start(script, corpus_file, workdir, 2)
@@ -104,7 +104,7 @@ def test_when_one_process_is_killed_the_other_ends_and_both_resume(script, corpu
         started[victim].kill()
         (output, errors), status = started[1 - victim].communicate(timeout=60), started[1 - victim].returncode
         started[victim].communicate()
-        # If the first process is killed, JAX may end the other one before charlm does. JAX's message says that a task died.
+        # If process 0 is killed, JAX may end process 1 before charlm does. JAX then reports that a task died.
         if victim == 0 and status != 1:
             assert "another task died" in errors
         else:
@@ -114,13 +114,13 @@ def test_when_one_process_is_killed_the_other_ends_and_both_resume(script, corpu
         assert json.loads((workdir / "status.json").read_text())["state"] == "incomplete"
     (output, _), _ = finish(start(script, corpus_file, workdir, 2))
     assert "resuming at step" in output
-    assert read_rows(workdir) == read_rows(two)
-    assert_same(final_params(workdir), final_params(two))
+    assert read_rows(workdir) == read_rows(run_of_two)
+    assert_same(final_params(workdir), final_params(run_of_two))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [10, 1])
-def test_a_signal_to_one_stops_all_and_one_or_four_processes_resume(script, corpus_file, two, tmp_path, every):
+def test_a_signal_to_one_process_stops_all_and_the_run_resumes_in_one_or_four(script, corpus_file, run_of_two, tmp_path, every):
     workdir, overrides = tmp_path / "run", {"train.checkpoint_every": every}
     started = start(script, corpus_file, workdir, 2, **overrides)
     wait_for_step(workdir, 14)
@@ -129,12 +129,12 @@ def test_a_signal_to_one_stops_all_and_one_or_four_processes_resume(script, corp
     assert "stopped at step" in output
     shutil.copytree(workdir, tmp_path / "four")
     finish(start(script, corpus_file, workdir, 1, **overrides))
-    assert_close(workdir, two)
+    assert_close(workdir, run_of_two)
     finish(start(script, corpus_file, tmp_path / "four", 4, **overrides))
-    assert_close(tmp_path / "four", two)
+    assert_close(tmp_path / "four", run_of_two)
 
 
-def test_mistakes_end_all_processes_with_one_sentence(script, corpus_file, tmp_path):
+def test_wrong_values_end_every_process_with_an_error_of_one_sentence(script, corpus_file, tmp_path):
     for _, errors in finish(start(script, corpus_file, tmp_path / "run", 2, **{"batch.size": 5}), status=2):
         assert errors == "error: batch.size=5: must be a multiple of 2, the number of processes.\n"
     (tmp_path / "file").touch()
@@ -154,20 +154,20 @@ time.sleep(60)
 
 
 def start_joining(index, port) -> subprocess.Popen:
-    """Starts a process that joins another one and then sleeps."""
+    """Starts process `index` of two processes. The process joins the other process and then sleeps."""
     command = [sys.executable, "-c", JOIN, str(index), str(port)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_process_that_waits_alone_ends_with_a_message(index):
+def test_a_process_that_no_other_process_joins_ends_with_an_error(index):
     waiting = start_joining(index, free_port())
     _, errors = waiting.communicate(timeout=60)
     assert waiting.returncode == 1
     assert errors == "error: not all 2 processes joined within 4 s: start all of them with the same --coordinator.\n"
 
 
-def test_a_process_that_dies_before_the_first_step_is_noticed():
+def test_if_a_process_dies_before_the_first_step_the_other_process_ends():
     port = free_port()
     first, second = start_joining(0, port), start_joining(1, port)
     assert [process.stdout.readline() for process in (first, second)] == ["joined\n", "joined\n"]
@@ -212,7 +212,7 @@ def test_flags_that_contradict_each_other_are_refused(monkeypatch, arguments, me
     assert message in str(error.value)
 
 
-def test_process_specs_from_flags_and_from_slurm(monkeypatch):
+def test_process_specs_are_read_from_flags_and_from_slurm(monkeypatch):
     assert processes.spec_from_flags(False, None, None, None) == (1, 0, None)
     assert processes.spec_from_flags(False, "node:80", 3, 2) == (3, 2, "node:80")
     monkeypatch.setenv("SLURM_NTASKS", "4")
@@ -235,20 +235,20 @@ def test_a_process_builds_only_its_rows_of_a_batch():
                     np.testing.assert_array_equal(local_rows, all_rows[part])
     ids_N = np.arange(601) % 250
     local = batches.Stream(ids_N, 6, 20, False, 0).batch_at(2, slice(0, 3))
-    changed_N = np.where(np.arange(601) > 300, 255, ids_N)  # only what the other three lanes read is changed
+    changed_N = np.where(np.arange(601) > 300, 255, ids_N)  # changes only the ids of the other three lanes
     for changed_rows, rows in zip(batches.Stream(changed_N, 6, 20, False, 0).batch_at(2, slice(0, 3)), local, strict=True):
         np.testing.assert_array_equal(changed_rows, rows)
 
 
-def test_with_one_process_nothing_is_communicated():
+def test_one_process_communicates_nothing():
     assert processes.run_on_first_process(lambda a, b: a + b, 2, 3) == 5
     tree = {"a": np.ones(2)}
     assert processes.broadcast_from_first(tree) is tree
     assert processes.gather_rows(tree) is tree
 
 
-def test_processes_that_differ_are_refused(script, corpus_file, tmp_path):
-    """With texts of the same length the processes could train, but each would train other parameters."""
+def test_processes_with_different_corpora_are_refused(script, corpus_file, tmp_path):
+    """The corpora have the same length. Without this check, the processes would train different parameters without an error."""
     other = tmp_path / "other.txt"
     other.write_text(corpus_file.read_text()[::-1])
     port, started = free_port(), []

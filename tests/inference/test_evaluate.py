@@ -1,4 +1,7 @@
-"""Invariants 4 and 8, and the whole-split figure against a float64 NumPy forward pass over the text in one go."""
+"""The loss of an evaluation is the same for every window length (invariant 4) and is divided only once (invariant 8).
+
+The loss of a whole split also equals the loss of a NumPy forward pass in float64.
+"""
 
 import itertools
 
@@ -16,7 +19,7 @@ VOCAB = 9
 IDS = np.random.default_rng(0).integers(0, VOCAB, 3001).astype(np.uint8)
 
 
-def made(encoding="embedding"):
+def make_model(encoding="embedding"):
     config = base.get_config()
     config.model.update({"hidden": 12, "layers": 2, "embedding": 5, "input": encoding})
     functions = stack.functions(config, VOCAB)
@@ -25,13 +28,13 @@ def made(encoding="embedding"):
 
 
 @pytest.fixture(scope="module")
-def trained():
-    return made()
+def model():
+    return make_model()
 
 
 @pytest.fixture(scope="module", params=["embedding", "onehot", "scalar"])
-def of_each_encoding(request):
-    return made(request.param)
+def model_per_encoding(request):
+    return make_model(request.param)
 
 
 def stream(length, lanes, burn_in):
@@ -44,7 +47,7 @@ def protocol(kind, length, rows=5, eval_length=64, lanes=1, burn_in=0, stride=1)
 
 
 def numpy_nats(params, ids):
-    """Sum of nats of ids[1:], in float64, with the cell written out."""
+    """The sum of the nats of ids[1:] in float64. This function implements the LSTM cell in NumPy."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
     state = [(np.zeros(12), np.zeros(12)) for _ in range(2)]
@@ -64,36 +67,36 @@ def numpy_nats(params, ids):
     return nats
 
 
-def test_whole_split_equals_numpy_in_float64(of_each_encoding):
-    params, evaluator = of_each_encoding
+def test_the_loss_of_a_whole_split_equals_numpy_in_float64(model_per_encoding):
+    params, evaluator = model_per_encoding
     nats, chars = evaluator(params, Encoded(IDS), stream(length=256, lanes=1, burn_in=0))
     assert chars == 3000
     assert nats / chars == pytest.approx(numpy_nats(params, IDS) / 3000, abs=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, 17, 1000, 3000, 9999])
-def test_same_number_for_every_window_length(trained, length):  # invariant 4
-    params, evaluator = trained
+def test_the_loss_is_the_same_for_every_window_length(model, length):  # invariant 4
+    params, evaluator = model
     expected, _ = evaluator(params, Encoded(IDS), stream(length=64, lanes=1, burn_in=0))
     nats, chars = evaluator(params, Encoded(IDS), stream(length, lanes=1, burn_in=0))
     assert chars == 3000
     assert nats == pytest.approx(expected, rel=1e-6)
 
 
-def test_padding_a_short_text_does_not_change_the_number(trained):
+def test_padding_of_a_short_text_does_not_change_the_loss(model):
     config = base.get_config()
     config.model.update({"hidden": 12, "layers": 2, "embedding": 5})
-    params, evaluator = trained
+    params, evaluator = model
     padding = evaluate.evaluator(stack.functions(config, VOCAB), lengths=(512, 64))
-    for number in (2, 64, 66, 513, 700):  # the last one is longer than every length and stays as it is
+    for number in (2, 64, 66, 513, 700):  # 700 is longer than every length, so no padding is added
         expected, _ = evaluator(params, Encoded(IDS[:number]), stream(length=1000, lanes=1, burn_in=0))
         nats, chars = padding(params, Encoded(IDS[:number]), stream(length=1000, lanes=1, burn_in=0))
         assert chars == number - 1
         assert nats == pytest.approx(expected, rel=1e-6)
 
 
-def test_lanes_with_burn_in_come_near_and_lanes_without_are_another_protocol(trained):
-    params, evaluator = trained
+def test_lanes_with_burn_in_approximate_one_lane_under_another_protocol(model):
+    params, evaluator = model
     exact, _ = evaluator(params, Encoded(IDS), stream(256, lanes=1, burn_in=0))
     warmed, chars = evaluator(params, Encoded(IDS), stream(256, lanes=8, burn_in=100))
     assert chars == 3000
@@ -104,36 +107,37 @@ def test_lanes_with_burn_in_come_near_and_lanes_without_are_another_protocol(tra
     assert len(set(names)) == 3
 
 
-def test_sum_over_windows_is_divided_once(trained):  # invariant 8
-    # One full window and one of 99 characters: an average of the two averages would weigh the short one like the long one.
-    params, evaluator = trained
+def test_the_loss_is_the_sum_over_all_windows_divided_once_by_all_chars(model):  # invariant 8
+    # The first window has 2,901 chars, the second 99. The average of the two window averages would be wrong, because it gives
+    # both windows the same weight.
+    params, evaluator = model
     nats, chars = evaluator(params, Encoded(IDS), stream(2901, lanes=1, burn_in=0))
     parts = [numpy_nats(params, IDS[:2902]), numpy_nats(params, IDS)]
     assert nats / chars == pytest.approx(parts[1] / 3000, abs=1e-6)
     assert nats / chars != pytest.approx((parts[0] / 2901 + (parts[1] - parts[0]) / 99) / 2, abs=1e-5)
 
 
-def test_bits_of_a_model_that_knows_nothing_are_those_of_a_uniform_guess(trained):
-    params, evaluator = trained
+def test_a_model_with_zero_weights_has_the_loss_of_a_uniform_distribution(model):
+    params, evaluator = model
     zeros = jax.tree.map(lambda leaf: leaf * 0, params)
     nats, chars = evaluator(zeros, Encoded(IDS), stream(100, lanes=1, burn_in=0))
     assert nats / chars == pytest.approx(np.log(VOCAB), rel=1e-6)
 
 
 @pytest.mark.parametrize("rows", [5, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (1, 64))])
-def test_chunks_windows_and_documents_each_begin_at_the_zero_state(of_each_encoding, rows):
-    params, evaluator = of_each_encoding
+def test_every_chunk_window_and_document_starts_with_the_zero_state(model_per_encoding, rows):
+    params, evaluator = model_per_encoding
     ids = IDS[:203]
     pieces = {
         "chunks": [ids[start : start + 21] for start in range(0, 202, 20)],
         "windows": [ids[start : start + 21] for start in range(0, 203 - 20, 7)],
     }
-    for kind, of_kind in pieces.items():
+    for kind, texts in pieces.items():
         nats, chars = evaluator(params, Encoded(ids), protocol(kind, 20, rows, stride=7))
         if kind == "chunks":
-            expected, count = sum(numpy_nats(params, piece) for piece in of_kind), 202
-        else:  # the last char of each alone: the nats of all but those of all before it
-            expected, count = sum(numpy_nats(params, piece) - numpy_nats(params, piece[:-1]) for piece in of_kind), len(of_kind)
+            expected, count = sum(numpy_nats(params, piece) for piece in texts), 202
+        else:  # only the last char of a window is scored: the nats of the whole window minus the nats without its last char
+            expected, count = sum(numpy_nats(params, piece) - numpy_nats(params, piece[:-1]) for piece in texts), len(texts)
         assert chars == count
         assert nats / chars == pytest.approx(expected / count, abs=5e-6)
     starts = np.array([0, 5, 7, 60, 203])
@@ -143,7 +147,7 @@ def test_chunks_windows_and_documents_each_begin_at_the_zero_state(of_each_encod
     assert nats / chars == pytest.approx(sum(numpy_nats(params, document) for document in cut) / chars, abs=5e-6)
 
 
-def test_protocols_name_how_the_state_is_carried():
+def test_the_protocol_describes_the_state_differently_for_each_framing():
     config = base.get_config()
     names = set()
     for kind in ("stream", "chunks", "windows", "documents"):

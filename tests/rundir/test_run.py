@@ -1,4 +1,4 @@
-"""The run directory: what is refused, what is repaired, and what is read while a process writes."""
+"""The run directory: its files, repair of a damaged last line, and refusal of wrong or damaged content."""
 
 import json
 import os
@@ -18,14 +18,14 @@ CORPUS = {"name": "made up", "sha256": "0", "splits": {"train": 3}}
 
 
 def begin_run(workdir, **overrides) -> Run:
-    """Begins a run of configs/tiny.py with these overrides."""
+    """Creates the run directory of configs/tiny.py with these overrides."""
     run = Run(workdir)
     workdir.mkdir()
     run.begin(load.load(TINY, overrides), Vocab.of("abc", unknown=False), CORPUS)
     return run
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_files_of_a_new_run_are_read_back_unchanged(tmp_path):
     run = begin_run(tmp_path / "run", **{"model.hidden": 5, "corpus.path": "a/text"})
     assert load.to_dict(run.config()) == load.to_dict(load.load(TINY, {"model.hidden": 5, "corpus.path": "a/text"}))
     assert run.vocab() == Vocab("abc")
@@ -34,7 +34,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert not list((tmp_path / "run").glob("*.new"))
 
 
-def test_the_same_config_is_accepted_and_another_is_refused_with_the_keys_that_differ(tmp_path):
+def test_a_different_config_is_refused_with_a_list_of_the_keys_that_differ(tmp_path):
     begin_run(tmp_path / "run")
     assert exists(tmp_path / "run", load.load(TINY))
     with pytest.raises(
@@ -43,7 +43,7 @@ def test_the_same_config_is_accepted_and_another_is_refused_with_the_keys_that_d
         exists(tmp_path / "run", load.load(TINY, {"model.hidden": 64, "optim.name": "sgd"}))
 
 
-def test_files_and_foreign_directories_are_refused(tmp_path):
+def test_files_and_directories_with_other_content_are_refused(tmp_path):
     config = load.load(TINY)
     assert not exists(tmp_path / "new" / "deeper", config)
     (tmp_path / "file").write_text("x")
@@ -58,7 +58,7 @@ def test_files_and_foreign_directories_are_refused(tmp_path):
     assert os.listdir(tmp_path / "thesis") == ["chapter.tex"]
 
 
-def test_a_start_that_died_while_it_wrote_its_first_files_is_no_run(tmp_path):
+def test_a_directory_without_complete_files_does_not_count_as_a_run(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
     (tmp_path / "run" / "vocab.json.new").write_text("{")
@@ -67,7 +67,7 @@ def test_a_start_that_died_while_it_wrote_its_first_files_is_no_run(tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "corpus.json", "status.json"])
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"model": 3}', "\udcff"])
-def test_damaged_files_are_named(tmp_path, name, content):
+def test_the_error_for_a_damaged_file_names_the_file(tmp_path, name, content):
     run = begin_run(tmp_path / "run")
     (run.workdir / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     read = {"config.json": run.config, "vocab.json": run.vocab, "corpus.json": run.corpus, "status.json": run.status}[name]
@@ -97,7 +97,7 @@ def test_a_damaged_last_line_is_skipped_and_repaired(tmp_path):
     assert run.rows()[0] == {"step": 1, "nats": 1.1, "perplexity": None}
     assert run.rewind(3, evaluated=True) == (2, 1)
     assert metrics.read_bytes() == b"".join(original.splitlines(keepends=True)[:2])
-    # If only the line break is missing, the next row must not be joined to the last line.
+    # If only the last line break is missing, rewind adds the line break. The next row then starts on a new line.
     metrics.write_bytes(original[:-1])
     assert run.rewind(3, evaluated=True) == (3, 0)
     assert metrics.read_bytes() == original
@@ -105,7 +105,7 @@ def test_a_damaged_last_line_is_skipped_and_repaired(tmp_path):
     assert run.rewind(0, evaluated=False) == (0, 1)
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+def test_the_error_for_a_damaged_line_in_the_middle_gives_its_number(tmp_path):
     run = begin_run(tmp_path / "run")
     (run.workdir / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(UserError, match="line 2 is not a row of metrics"):
