@@ -113,9 +113,9 @@ def test_a_small_run(script, tmp_path, ours, tasks, rounds):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--shapes=XL", "error: --shapes=XL: must be of S, M, L."),
-        ("--tasks=", "--tasks= is empty: must be of train, sample."),
-        ("--implementations=jax", "--implementations=jax: must be of charlm, charlm-bf16"),
+        ("--shapes=XL", "error: --shapes=XL: must be one of S, M, L."),
+        ("--tasks=", "--tasks= is empty: give at least one of train, sample."),
+        ("--implementations=jax", "--implementations=jax: must be one of charlm, charlm-bf16"),
         ("--rounds=0", "--rounds=0: must be positive."),
         ("--seconds=nan", "--seconds=nan: must be positive."),
         ("--sample_batches=1,x", "--sample_batches=1,x: must be positive integers."),
