@@ -45,7 +45,7 @@ def test_geometric_means_over_the_shapes_that_both_were_measured_on():
 
 
 def test_missing_peers_and_broken_peers_get_different_messages(tmp_path):
-    advice = "has no torch: give one that has it with --peer_python torch=/path/to/python"
+    advice = "has no torch: name another interpreter with --peer_python torch=/path/to/python"
     for name, lines, why in (
         ("none", "ModuleNotFoundError: No module named 'torch'", advice),
         ("broken", "ImportError: libgomp.so.1: cannot open", "can't import torch: ImportError: libgomp.so.1: cannot open"),
