@@ -1,1 +1,4 @@
-"""The recipes, one config in each file: `charlm train --config=NAME`. An installed package has them as charlm.recipes."""
+"""The recipes. Each file is one config, as in `charlm train --config=NAME`.
+
+An installed package has the recipes as charlm.recipes.
+"""

@@ -1,17 +1,21 @@
-"""The Axon notebook: Alice in Wonderland in windows of 100, the id as one number, LSTM of 256, 20 epochs.
+"""The Axon notebook: Alice in Wonderland in windows of 100 characters, LSTM of 256, 20 epochs.
 
     scripts/train.py --config=configs/alice_axon.py --workdir=runs/alice_axon
     scripts/sample.py --workdir=runs/alice_axon
     scripts/train.py --config=configs/alice_axon.py:2 --workdir=runs/alice_axon_2
 
-The argument 2 selects the notebook's second variant: 2 LSTM layers of 256, batches of 64, 50 epochs. Samples are greedy and
-start from the notebook's prompt. The order of the windows and the initial weights are also the notebook's.
+The input is the id of a character as one number. The argument 2 selects the notebook's second variant: 2 LSTM layers of 256,
+batches of 64, 50 epochs. Samples are greedy and start from the notebook's prompt. The order of the windows and the initial
+weights also follow the notebook.
+
 Time: 4 min 10 s to 4 min 40 s per epoch with `--config.model.dtype=float32`, on 2 CPU cores without AVX-512.
 Result: training loss 1.9051 after 20 epochs (float32).
 
-Differences from the original: the text is the book alone, without Project Gutenberg's header and licence; each window starts
-at the zero state, Axon draws a random one; matrix products use bfloat16; and the last batch of an epoch is short, Nx fills it
-up.
+Differences from the original:
+- The text is only the book, without Project Gutenberg's header and licence.
+- Each window starts at the zero state. Axon draws a random state.
+- Matrix products use bfloat16.
+- The last batch of an epoch is short. Nx fills its last batch up.
 """
 
 from charlm.errors import UserError
@@ -36,7 +40,7 @@ def get_config(arg: str | None = None):
     config.model.dropout = 0.2
     config.model.init = "axon"
     config.model.forget_bias = 0.0
-    config.model.dtype = "bfloat16"  # of matrix products; faster on processors with native bfloat16
+    config.model.dtype = "bfloat16"  # for matrix products; faster on processors with native bfloat16
     config.optim.learning_rate = 1e-3
     config.optim.schedule = "constant"
     config.optim.clip_norm = 0.0

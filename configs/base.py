@@ -1,4 +1,7 @@
-"""The defaults, for other configs to change. charlm/config/keys.py declares the keys; `charlm train --helpkeys` lists them."""
+"""The defaults, from which other configs start.
+
+charlm/config/keys.py declares the keys. `charlm train --helpkeys` lists them.
+"""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +10,7 @@ from charlm.errors import UserError
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Every key with its default. Takes no argument; configs that take one must not pass it on."""
+    """Returns every key with its default. A config that takes an argument must not pass the argument to this function."""
     if arg is not None:
         raise UserError(f"--config=FILE:{arg}: this config takes no argument; write --config=FILE.")
-    return keys.defaults(type_safe=False)  # the types are checked when the config is loaded, which names file and line
+    return keys.defaults(type_safe=False)  # types are checked at loading, where an error can name file and line

@@ -1,15 +1,23 @@
-"""Compares the speed of training and sampling with PyTorch, Keras and plain Flax, in one run on this machine.
+"""Compares how fast charlm, PyTorch, Keras and plain Flax train and sample on this machine.
 
     scripts/benchmark.py --peer_python torch=/path/to/python --peer_python keras=/path/to/python [--json=FILE]
         [--tasks=train,sample] [--shapes=S,M,L] [--implementations=charlm,torch] [--sample_batches=1,64] [--rounds=5]
         [--seconds=2]
 
-Shapes: S = 2 x 128, batch 50 x 50; M = 2 x 256 after an embedding of 256, batch 32 x 32; L = 2 x 512, batch 128 x 100. A
-training step is forward, backward, global-norm clip and Adam. Sampling is the whole loop at temperature 0.8.
+Three shapes of network are measured:
 
-The table shows the median over rounds, its spread, the ratio to PyTorch, the share of the speed that the machine's matrix
-products allow, and peak memory. An implementation whose library is not installed is skipped and named. One that fails is left
-out, and the exit status is then 1. It takes half an hour on 2 cores.
+    S: one-hot input, 2 LSTM layers of 128, batches of 50 x 50
+    M: an embedding of 256, 2 LSTM layers of 256, batches of 32 x 32
+    L: one-hot input, 2 LSTM layers of 512, batches of 128 x 100
+
+A training step consists of a forward pass, a backward pass, a clip by global norm, and an Adam update. For sampling, the whole
+loop is measured, at temperature 0.8.
+
+The table shows the median speed over all rounds, its spread, its ratio to PyTorch, and peak memory. For training, it also shows
+the speed as a share of a limit. This limit is the speed that the machine's matrix products alone would allow.
+
+If the library of an implementation is not installed, the implementation is named and skipped. If an implementation fails, it is
+left out, and the exit status is 1. The whole benchmark takes half an hour on 2 cores.
 """
 
 import json
@@ -20,14 +28,14 @@ from peers import measuring
 from charlm import cli
 from charlm.errors import Failure, UserError
 
-_PEER_PYTHON = flags.DEFINE_multi_string("peer_python", [], "NAME=/path/to/python: interpreter of torch, keras or flax")
-_TASKS = flags.DEFINE_list("tasks", ["train", "sample"], "train, sample or both")
-_SHAPES = flags.DEFINE_list("shapes", list(measuring.SHAPES), "of S, M, L")
-_IMPLEMENTATIONS = flags.DEFINE_list("implementations", list(measuring.IMPLEMENTATIONS), "which to measure")
-_SAMPLE_BATCHES = flags.DEFINE_list("sample_batches", ["1", "64"], "streams sampled at once")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each is measured")
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "for how long each is measured in each round")
-_JSON = flags.DEFINE_string("json", None, "file for the results, a list of objects")
+_PEER_PYTHON = flags.DEFINE_multi_string("peer_python", [], "interpreter of torch, keras or flax: NAME=/path/to/python")
+_TASKS = flags.DEFINE_list("tasks", ["train", "sample"], "tasks to measure: train, sample")
+_SHAPES = flags.DEFINE_list("shapes", list(measuring.SHAPES), "shapes to measure: S, M, L")
+_IMPLEMENTATIONS = flags.DEFINE_list("implementations", list(measuring.IMPLEMENTATIONS), "implementations to measure")
+_SAMPLE_BATCHES = flags.DEFINE_list("sample_batches", ["1", "64"], "numbers of texts to sample at once")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each implementation is measured")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "seconds that each measurement takes")
+_JSON = flags.DEFINE_string("json", None, "file for the results, which are written as a list of JSON objects")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -45,9 +53,9 @@ def main(overrides: dict[str, str]) -> None:
                 try:
                     for row in measuring.measure(task, shape, batch, names, pythons, _ROUNDS.value, _SECONDS.value, _tell):
                         measured.append(row)
-                except Failure as failure:  # the results of the others are kept
+                except Failure as failure:  # the results of the other implementations are kept
                     failures.append(str(failure))
-                if _JSON.value is not None:  # after each group, so that an interruption loses little
+                if _JSON.value is not None:  # written after each group, so that an interruption loses little
                     with open(_JSON.value, "w", encoding="utf-8") as file:
                         json.dump([row._asdict() for row in measured], file, indent=1)
     _print_table(measuring.table(measured))
@@ -57,7 +65,7 @@ def main(overrides: dict[str, str]) -> None:
 
 
 def _check_flags() -> tuple[dict[str, str], list[int]]:
-    """Interpreters by name, and batch sizes of sampling. Raises a UserError for the first wrong flag."""
+    """Returns the interpreters by name, and the batch sizes of sampling. Raises a UserError for the first wrong flag."""
     for flag, known in (
         (_TASKS, ("train", "sample")),
         (_SHAPES, measuring.SHAPES),
@@ -65,9 +73,9 @@ def _check_flags() -> tuple[dict[str, str], list[int]]:
     ):
         for value in flag.value:
             if value not in known:
-                raise UserError(f"--{flag.name}={value}: must be of {', '.join(known)}.")
+                raise UserError(f"--{flag.name}={value}: must be one of {', '.join(known)}.")
         if not flag.value:
-            raise UserError(f"--{flag.name}= is empty: must be of {', '.join(known)}.")
+            raise UserError(f"--{flag.name}= is empty: give at least one of {', '.join(known)}.")
     if _ROUNDS.value < 1:
         raise UserError(f"--rounds={_ROUNDS.value}: must be positive.")
     if not 0 < _SECONDS.value < float("inf"):

@@ -1,4 +1,4 @@
-"""`charlm compare` of this checkout; the program is charlm/programs/compare.py."""
+"""Runs `charlm compare` from this checkout. The program is charlm/programs/compare.py."""
 
 from charlm.programs import compare
 

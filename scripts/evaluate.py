@@ -1,4 +1,4 @@
-"""`charlm evaluate` of this checkout; the program is charlm/programs/evaluate.py."""
+"""Runs `charlm evaluate` from this checkout. The program is charlm/programs/evaluate.py."""
 
 from charlm.programs import evaluate
 

@@ -1,4 +1,4 @@
-"""`charlm import_keras` of this checkout; the program is charlm/programs/import_keras.py."""
+"""Runs `charlm import_keras` from this checkout. The program is charlm/programs/import_keras.py."""
 
 from charlm.programs import import_keras
 

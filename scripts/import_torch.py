@@ -1,4 +1,4 @@
-"""`charlm import_torch` of this checkout; the program is charlm/programs/import_torch.py."""
+"""Runs `charlm import_torch` from this checkout. The program is charlm/programs/import_torch.py."""
 
 from charlm.programs import import_torch
 

@@ -1,4 +1,4 @@
-"""`charlm sample` of this checkout; the program is charlm/programs/sample.py."""
+"""Runs `charlm sample` from this checkout. The program is charlm/programs/sample.py."""
 
 from charlm.programs import sample
 

@@ -1,5 +1,6 @@
-# quickstart.sh and test.sh source this in the repository's root. It makes .venv if there is none, and installs charlm in it.
-# Reads PYTHON (the interpreter, default python3) and EXTRAS (such as [test], default none). Sets PY to the interpreter of .venv.
+# quickstart.sh and test.sh source this file in the root of the repository. It makes .venv if none exists, and installs charlm.
+# It reads two variables: PYTHON, the interpreter (default python3), and EXTRAS, such as [test] (default none).
+# It sets PY to the interpreter of .venv.
 
 fail() {
   echo "error: $1" >&2
@@ -14,9 +15,9 @@ PY=.venv/bin/python
 EXTRAS=${EXTRAS:-}
 if [ ! -e "$PY" ]; then
   python=${PYTHON:-python3}
-  command -v "$python" >/dev/null || fail "PYTHON=$python was not found: install Python 3.11 or newer, or name one with PYTHON=python3.13."
+  command -v "$python" >/dev/null || fail "PYTHON=$python was not found: install Python 3.11 or newer, or set e.g. PYTHON=python3.13."
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    fail "$python is Python $(version_of "$python"), but charlm needs 3.11 or newer: name one with PYTHON=python3.13."
+    fail "$python is Python $(version_of "$python"), but charlm needs 3.11 or newer: set e.g. PYTHON=python3.13."
   echo "making .venv with Python $(version_of "$python") …"
   "$python" -m venv .venv || {
     rm -rf .venv
@@ -33,6 +34,6 @@ stamp=".venv/installed$EXTRAS"
 if ! cmp -s pyproject.toml "$stamp"; then
   echo "installing charlm$EXTRAS (half a minute) …"
   "$PY" -m pip install --quiet --disable-pip-version-check --editable ".$EXTRAS" ||
-    fail "pip could not install charlm: its message above says why."
+    fail "pip could not install charlm: the message of pip above says why."
   cp pyproject.toml "$stamp"
 fi

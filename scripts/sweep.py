@@ -1,4 +1,4 @@
-"""`charlm sweep` of this checkout; the program is charlm/programs/sweep.py."""
+"""Runs `charlm sweep` from this checkout. The program is charlm/programs/sweep.py."""
 
 from charlm.programs import sweep
 

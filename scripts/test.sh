@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs charlm in .venv, checks style and types, and runs the tests.
 # Usage: scripts/test.sh [--slow | --slurm] [arguments for pytest]
-# --slow also runs the long tests. --slurm runs only the tests that start a SLURM on this machine and stop it; SLURM is installed
-# first if it is missing and root runs this. PYTHON=python3.13 chooses the interpreter.
+# --slow also runs the long tests.
+# --slurm runs only the tests that start and stop SLURM on this machine. A missing SLURM is installed first, which needs root.
+# PYTHON=python3.13 chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 marks=(-m 'not slow and not slurm')
@@ -14,7 +15,7 @@ case "${1:-}" in
   ;;
 --slurm)
   marks=(-m slurm)
-  spread=() # one SLURM, not two
+  spread=() # one test process, so that only one SLURM starts
   shift
   if ! command -v slurmctld >/dev/null; then
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -1,13 +1,16 @@
-"""Does to trainings what happens to them on real machines, and prints a table of the faults tried and survived.
+"""Exposes trainings to the faults of real machines, and prints a table of the faults tried and survived.
 
     scripts/torture.py [--seed=0] [--kills=100] [--only=kill,stop] [--scratch=FOLDER]
 
-Each fault happens to small runs that are started as a user starts them. A run survives if the same command then gives, bit for
-bit, the run without any fault: rows of metrics, samples, parameters and status, with no extra file. A damaged file is survived
-if the program says what it continued without, or refuses in one sentence that names the file.
+Each fault hits small runs that are started as a user starts them. The same command is then run again. A run survives if it
+then equals, bit for bit, a run without any fault. This covers the rows of metrics, the samples, the parameters and the status.
+No extra file may exist.
 
-It takes half an hour on 2 CPU cores. A full and a read-only disk need root, for a small tmpfs. The exit status is 0 if
-everything survived, else 1. --scratch keeps the runs.
+After damage to a file, the program may also do one of two other things. It may continue with a note that says what it left out.
+Or it may refuse with one sentence that names the file.
+
+The whole program takes half an hour on 2 CPU cores. The full disk and the read-only disk need root, to mount a small tmpfs. The
+exit status is 0 if every run survived, else 1. With --scratch, the runs are kept.
 """
 
 import os
@@ -26,16 +29,16 @@ from charlm.errors import UserError
 
 FAULTS = {"kill": kill, "stop": stop, "disk": disk, "damage": damage, "diverge": diverge, "two": two, "load": load}
 
-_SEED = flags.DEFINE_integer("seed", 0, "of the moments and places of faults")
-_KILLS = flags.DEFINE_integer("kills", 100, "how often each framing is killed")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the random moments and places of faults")
+_KILLS = flags.DEFINE_integer("kills", 100, "number of kills for each framing")
 _ONLY = flags.DEFINE_list("only", [], f"faults to try: {', '.join(FAULTS)}")
-_SCRATCH = flags.DEFINE_string("scratch", None, "folder for the runs, which are then kept; the default is a temporary folder")
+_SCRATCH = flags.DEFINE_string("scratch", None, "folder in which the runs are kept; default: a folder that is deleted")
 
 
 def main(overrides: dict[str, str]) -> int:
     del overrides
     if unknown := set(_ONLY.value) - set(FAULTS):
-        raise UserError(f"--only={','.join(sorted(unknown))}: must be of {', '.join(FAULTS)}.")
+        raise UserError(f"--only={','.join(sorted(unknown))}: must be one of {', '.join(FAULTS)}.")
     if _KILLS.value < 1:
         raise UserError(f"--kills={_KILLS.value}: must be positive.")
     folder = pathlib.Path(_SCRATCH.value or tempfile.mkdtemp(prefix="charlm_torture_"))
@@ -53,7 +56,7 @@ def main(overrides: dict[str, str]) -> int:
 
 
 def _try_faults(runs: Runs, names: list[str]) -> int:
-    """Prints the table as it grows. Returns the exit status."""
+    """Prints each row of the table as soon as it is known. Returns the exit status."""
     status, begin = 0, time.monotonic()
     print("| fault | tried | survived | |\n|---|---|---|---|", flush=True)
     for name in names:

@@ -1,4 +1,4 @@
-"""`charlm train` of this checkout; the program is charlm/programs/train.py."""
+"""Runs `charlm train` from this checkout. The program is charlm/programs/train.py."""
 
 from charlm.programs import train
 

@@ -45,7 +45,7 @@ def test_geometric_means_over_the_shapes_that_both_were_measured_on():
 
 
 def test_missing_peers_and_broken_peers_get_different_messages(tmp_path):
-    advice = "has no torch: give one that has it with --peer_python torch=/path/to/python"
+    advice = "has no torch: name another interpreter with --peer_python torch=/path/to/python"
     for name, lines, why in (
         ("none", "ModuleNotFoundError: No module named 'torch'", advice),
         ("broken", "ImportError: libgomp.so.1: cannot open", "can't import torch: ImportError: libgomp.so.1: cannot open"),
@@ -113,9 +113,9 @@ def test_a_small_run(script, tmp_path, ours, tasks, rounds):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--shapes=XL", "error: --shapes=XL: must be of S, M, L."),
-        ("--tasks=", "--tasks= is empty: must be of train, sample."),
-        ("--implementations=jax", "--implementations=jax: must be of charlm, charlm-bf16"),
+        ("--shapes=XL", "error: --shapes=XL: must be one of S, M, L."),
+        ("--tasks=", "--tasks= is empty: give at least one of train, sample."),
+        ("--implementations=jax", "--implementations=jax: must be one of charlm, charlm-bf16"),
         ("--rounds=0", "--rounds=0: must be positive."),
         ("--seconds=nan", "--seconds=nan: must be positive."),
         ("--sample_batches=1,x", "--sample_batches=1,x: must be positive integers."),

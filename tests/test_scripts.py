@@ -261,8 +261,8 @@ def test_shell_scripts_refuse_an_old_python(tmp_path, name):
     old.chmod(0o755)
     command = ["bash", os.fspath(tmp_path / "repo" / "scripts" / f"{name}.sh")]
     for python, message in (
-        (os.fspath(old), f"error: {old} is Python 3.9, but charlm needs 3.11 or newer: name one with PYTHON=python3.13.\n"),
-        ("python9", "error: PYTHON=python9 was not found: install Python 3.11 or newer, or name one with PYTHON=python3.13.\n"),
+        (os.fspath(old), f"error: {old} is Python 3.9, but charlm needs 3.11 or newer: set e.g. PYTHON=python3.13.\n"),
+        ("python9", "error: PYTHON=python9 was not found: install Python 3.11 or newer, or set e.g. PYTHON=python3.13.\n"),
     ):
         result = subprocess.run(command, env={**os.environ, "PYTHON": python}, capture_output=True, text=True, cwd=tmp_path)
         assert (result.returncode, result.stderr, result.stdout) == (2, message, "")

@@ -1,5 +1,6 @@
-"""The faults that scripts/torture.py tries, one file each, and what they share with the tests.
+"""The faults that scripts/torture.py tries. Each fault has its own file.
 
-Each fault's file has one function `results(runs)`, which tries the fault and returns rows of the table. `runs.py` starts
-programs, waits for a moment and harms files. `checks.py` says what differs from what it should be.
+The file of a fault has one function `results(runs)`, which tries the fault and returns rows of the table. The tests also use
+`runs.py` and `checks.py`. `runs.py` starts programs, waits for a moment and harms files. `checks.py` compares runs and checks
+how programs ended.
 """

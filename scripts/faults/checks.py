@@ -1,4 +1,4 @@
-"""What differs between a run and one without any fault, and whether a program ended with one right sentence."""
+"""Compares a run with a run without any fault, and checks that a program ended with one expected sentence."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ import subprocess
 
 from faults.runs import LIMIT
 
-TIMES = ("seconds", "chars_per_second")  # columns of metrics that no two runs share
+TIMES = ("seconds", "chars_per_second")  # columns of metrics that differ between any two runs
 
 
 def read_rows(workdir: pathlib.Path) -> list[dict]:
@@ -17,7 +17,11 @@ def read_rows(workdir: pathlib.Path) -> list[dict]:
 
 
 def differences(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
-    """What differs, bit for bit, between a run and one without any fault. Empty: the run survived."""
+    """Lists what differs, bit for bit, between a run and a run without any fault. An empty list means survival.
+
+    Args:
+      straight: the run without any fault.
+    """
     import jax
     import numpy as np
 
@@ -41,13 +45,13 @@ def differences(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
 
 
 def survival(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
-    """The same as one line that names the run, or none."""
+    """Returns the differences as one line that names the run. Returns an empty list if nothing differs."""
     found = differences(workdir, straight)
     return [f"{workdir}: {', '.join(found)}"] if found else []
 
 
 def _names(workdir: pathlib.Path) -> set[str]:
-    """The names of a run's files. Files of arrays and of TensorBoard, whose names vary, are given by their folders."""
+    """The names of a run's files. Array files and TensorBoard files have varying names, so only their folders are returned."""
     names = {str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file()}
     names = {re.sub(r"(tensorboard/|checkpoints/\d+/\w+/).*", r"\1", name) for name in names}
     return {name for name in names if name != "evaluations.jsonl" and not name.startswith("unreadable/")}
@@ -60,24 +64,32 @@ def outcome(command: list[str]) -> tuple[int, str, str]:
 
 
 def refusal(status: int, errors: str, words: tuple[str, ...], what: str) -> list[str]:
-    """Nothing if a program ended with one sentence that has one of the words. Else one line that says what it did."""
+    """Checks that a program ended with one error sentence that contains one of the words.
+
+    Returns:
+      An empty list if it did, else one line that says how the program ended.
+    """
     sentences = [line for line in errors.strip().splitlines() if not line.startswith("note: ")]
     right = status in (1, 2) and len(sentences) == 1 and sentences[0].startswith("error: ")
     return [] if right and any(word in errors for word in words) else [f"{what}: exit status {status}: {errors[-400:]}"]
 
 
 def noted(errors: str, words: tuple[str, ...]) -> bool:
-    """Whether a note on standard error has one of the words."""
+    """Whether a note on standard error contains one of the words."""
     return any(line.startswith("note: ") and any(word in line for word in words) for line in errors.splitlines())
 
 
 def resumed_at(workdir: pathlib.Path, saved: int, output: str) -> list[str]:
-    """Nothing if a start continued from the checkpoint that existed, as far as it came to say so.
+    """Checks that a program resumed from the saved checkpoint. A program that ended before it printed its step passes.
 
     Args:
-      saved: the step of that checkpoint; 0 if there was none.
+      saved: the step of the saved checkpoint; 0 if no checkpoint was saved.
+      output: what the program printed.
+
+    Returns:
+      An empty list, or one line that says where the program began.
     """
     said = re.search(r"resuming at step (\d+)", output)
     if said is None and saved and "steps," in output:
-        return [f"{workdir}: began anew, though step {saved} was saved"]
-    return [f"{workdir}: {said[0]}, though step {saved} was saved"] if said and int(said[1]) != saved else []
+        return [f"{workdir}: began at step 0, although step {saved} was saved"]
+    return [f"{workdir}: {said[0]}, although step {saved} was saved"] if said and int(said[1]) != saved else []

@@ -1,7 +1,8 @@
-"""Harms each text of a run and each file of its latest and best checkpoints, or deletes these checkpoints.
+"""Damages the files of a run, and then runs every program on the run.
 
-After each harm it runs every program on a copy of the run.
-Samples and TensorBoard's files are left alone: nothing reads them, and they have no seal.
+Each text file of the run is damaged, and so is each file of its latest and best checkpoints. Each of these checkpoints is also
+deleted as a whole. Each damage is done to its own copy of the run. Samples and TensorBoard files are not damaged, because no
+program reads them and they have no seal.
 """
 
 import concurrent.futures
@@ -47,7 +48,11 @@ def results(runs: Runs) -> list[Result]:
 def _harm_and_run(
     runs: Runs, stopped: pathlib.Path, straight: pathlib.Path, expected: list[str], name: pathlib.Path, how: str
 ) -> dict[str, list[list[str]]]:
-    """For each of WAYS, the failures of each command after one harm to a copy of the stopped run."""
+    """Harms one file in a copy of the stopped run, and runs every command on the copy.
+
+    Returns:
+      A list for each of WAYS. It holds the failures of each command.
+    """
     workdir = runs.folder / "damage" / f"{str(name).replace('/', '_')}_{how}" / "run"
     shutil.copytree(stopped, workdir)
     rng = runs.random(name, how)
@@ -72,7 +77,7 @@ def _read(command: list[str], words: tuple[str, ...], what: str, expected: str, 
     if status:
         return checks.refusal(status, errors, words, what)
     same = output.replace(*renamed) == expected
-    return [] if same or checks.noted(errors, words) else [f"{what}: another outcome without a note: {output[:300]}"]
+    return [] if same or checks.noted(errors, words) else [f"{what}: the output differs without a note: {output[:300]}"]
 
 
 def _resume(runs: Runs, workdir: pathlib.Path, straight: pathlib.Path, words: tuple[str, ...], what: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A full disk, a read-only disk, and a quota that is used up."""
+"""Tries a full disk, a read-only disk, and a quota that is used up."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from faults.runs import Result, Runs, finish, metrics_bytes, readers, start, suc
 
 DISK_BYTES = 4 * 2**20
 FULL_TRIES = 10
-QUOTA_TRIES = 6  # of each framing
+QUOTA_TRIES = 6  # for each framing
 
 
 def results(runs: Runs) -> list[Result]:
@@ -22,7 +22,7 @@ def _disks(runs: Runs) -> list[Result]:
     mount = runs.folder / "disk"
     mount.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", mount]).returncode:
-        return [Result("full disk", 0, [], "not tried: no tmpfs without root")]
+        return [Result("full disk", 0, [], "not tried: a tmpfs needs root")]
     try:
         return [_full(runs, mount), _read_only(runs, mount)]
     finally:
@@ -30,7 +30,7 @@ def _disks(runs: Runs) -> list[Result]:
 
 
 def _full(runs: Runs, mount: pathlib.Path) -> Result:
-    """A disk that is nearly full, every second time with the cache of compiled programs on it."""
+    """Trains on a nearly full disk. In every second try, the cache of compiled programs is on the same disk."""
     rng, straight, failures, tried = runs.random("disk"), runs.straight("stream"), [], 0
     workdir, filler, cache = mount / "run", mount / "filler", mount / "xla"
     while tried < FULL_TRIES:
@@ -63,7 +63,7 @@ def _read_only(runs: Runs, mount: pathlib.Path) -> Result:
 
 
 def _quota(runs: Runs, framing: str) -> Result:
-    """From a random moment on, no file may grow beyond a limit."""
+    """Trains, and at a random moment limits the size of all files that the training writes."""
     rng, straight, failures, tried = runs.random("quota", framing), runs.straight(framing), [], 0
     workdir = runs.folder / f"quota_{framing}"
     while tried < QUOTA_TRIES:
@@ -84,6 +84,6 @@ def _quota(runs: Runs, framing: str) -> Result:
 
 
 def limit_file_size(process: subprocess.Popen, size: int) -> None:
-    """From now on the process can write no file beyond this many bytes."""
+    """Stops a running process from writing any file beyond `size` bytes."""
     if process.poll() is None:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))

@@ -1,4 +1,4 @@
-"""A learning rate of 1,000, with each optimiser."""
+"""Trains with each optimiser at a learning rate of 1,000. Each run must be marked diverged."""
 
 import json
 
@@ -12,8 +12,8 @@ def results(runs: Runs) -> list[Result]:
     failures = []
     for optimizer in OPTIMIZERS:
         what, workdir = f"diverge with {optimizer}", runs.folder / f"diverge_{optimizer}"
-        wild = {"optim.name": optimizer, "optim.learning_rate": 1e3}
-        status, _, errors = checks.outcome(runs.train(workdir, "stream", **wild))
+        overrides = {"optim.name": optimizer, "optim.learning_rate": 1e3}
+        status, _, errors = checks.outcome(runs.train(workdir, "stream", **overrides))
         failures += checks.refusal(status, errors, ("is marked diverged",), what)
         end = json.loads((workdir / "status.json").read_text())
         if end["state"] != "diverged" or end["step"] > logged_step(workdir) + LOG_EVERY:

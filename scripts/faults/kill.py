@@ -1,4 +1,7 @@
-"""kill -9 at random moments, over as many runs as it takes."""
+"""Kills runs by `kill -9` at random moments and resumes them.
+
+A run is killed and resumed until it is done. Further runs follow until the wanted number of kills is reached.
+"""
 
 import signal
 import time
@@ -34,6 +37,6 @@ def _kill(runs: Runs, framing: str) -> Result:
             if process.returncode:
                 failures.append(f"{workdir}: exit status {process.returncode}: {errors}")
                 break
-        failures += checks.survival(workdir, straight) * max(1, kills_of_run)  # any of the kills may have done it
+        failures += checks.survival(workdir, straight) * max(1, kills_of_run)  # each kill may be the cause, so each counts
         number, kills_of_run = number + 1, 0
     return Result(f"kill -9, {framing}", killed, failures, f"{number} runs of {STEPS} steps")

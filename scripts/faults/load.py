@@ -1,4 +1,7 @@
-"""24 starts in one process leak no file, no thread and little memory; the memory of a long run stays flat."""
+"""Checks 24 starts in one process, and the memory of a long run.
+
+The 24 starts must leak no file, no thread and little memory. The memory of the long run must stay flat.
+"""
 
 import gc
 import os
@@ -38,13 +41,13 @@ def _long_run(runs: Runs) -> Result:
     process = start(runs.train(workdir, "stream", **{"train.steps": LATE + 500}, **every))
     try:
         early, late = (_memory_at(step, process, workdir) for step in (EARLY, LATE))
-    except AssertionError as error:  # too slow, or hung
+    except AssertionError as error:  # the run was too slow or hung
         process.kill()
         return Result(f"memory of {LATE:,} steps", 1, [str(error)])
     finally:
         finish(process)
     note = f"{early:.0f} MB after {EARLY:,} steps, {late:.0f} MB after {LATE:,}"
-    # Less is no leak: Linux takes back at any time what only the start needed, such as unused halves of huge pages.
+    # Less memory is not a leak. Linux may take back memory that only the start needed, such as unused halves of huge pages.
     return Result(f"memory of {LATE:,} steps", 1, [] if late <= 1.05 * early else [note], note)
 
 
@@ -58,12 +61,12 @@ def _memory_at(step: int, process: subprocess.Popen, workdir: pathlib.Path) -> f
 
 
 def _resident(pid: int) -> float:
-    """Megabytes that a process has in memory."""
+    """The resident memory of a process in MB."""
     return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 def _start_often(config: str, workdir: str, *flags: str) -> None:
-    """Trains here, stopped by a signal every 30 steps and resumed, and checks files, threads and memory."""
+    """Trains in this process, and checks open files, threads and memory. A signal stops each start after 30 more steps."""
     from charlm.config import load
     from charlm.training import train
 

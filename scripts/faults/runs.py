@@ -1,4 +1,4 @@
-"""Small runs to try faults on: their text, starting programs, waiting for a moment, harming files.
+"""Helpers for small runs on which faults are tried. They make texts, start programs, wait for a moment, and harm files.
 
 This module imports neither JAX nor charlm, so that it starts at once.
 """
@@ -34,14 +34,14 @@ RUN = {
     "train.checkpoint_every": 20,
     "sample.length": 20,
 }
-TEXTS = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")  # every run has them
+TEXTS = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")  # files of every run
 HARMS = ("truncated", "emptied", "flipped", "deleted")
-MOMENTS = ("any moment", "start-up", "checkpoint", "row")  # when a fault comes
+MOMENTS = ("any moment", "start-up", "checkpoint", "row")  # moments at which a fault can happen
 LIMIT = 300  # seconds after which a program counts as hung
 
 
 class Result(NamedTuple):
-    """A row of the table. `failures` says what did not survive, one line each."""
+    """A row of the table. `failures` has one line for each failure."""
 
     fault: str
     tried: int
@@ -50,9 +50,9 @@ class Result(NamedTuple):
 
 
 class Runs:
-    """The runs of one torture: their folder, their corpus, and for each framing one run without any fault.
+    """The runs of one call of scripts/torture.py. They share a folder and a corpus.
 
-    `kills` is how often each framing is killed.
+    Each framing has one run without any fault. `kills` is the number of kills for each framing.
     """
 
     def __init__(self, folder: pathlib.Path, seed: int, kills: int):
@@ -61,19 +61,19 @@ class Runs:
         self._corpus.write_text(make_text(20_000), encoding="utf-8")
 
     def train(self, workdir: pathlib.Path, framing: str, **more: object) -> list[str]:
-        """The command that trains here. The same command resumes."""
+        """Returns the command that trains in `workdir`. The same command resumes the run."""
         overrides = RUN | FRAMINGS[framing] | {"corpus.path": self._corpus} | more
         return command("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}", *as_flags(overrides))
 
     def straight(self, framing: str) -> pathlib.Path:
-        """The run of this framing that no fault happens to."""
+        """Returns the run without any fault for this framing. Trains this run at the first call."""
         workdir = self.folder / f"straight_{framing}"
         if not (workdir / "status.json").exists():
             succeed(self.train(workdir, framing))
         return workdir
 
     def random(self, *names: object) -> random.Random:
-        """A random generator that depends on the seed of these runs and on the names."""
+        """Returns a random generator that is seeded by the names and by the seed of these runs."""
         return random.Random(" ".join(map(str, (self.seed, *names))))
 
     def of_each_framing(self, fault: Callable[["Runs", str], Result]) -> list[Result]:
@@ -82,7 +82,7 @@ class Runs:
 
 
 def make_text(chars: int, seed: int = 0) -> str:
-    """Words of a small made-up language with punctuation and line breaks: an LSTM can learn a little of it."""
+    """Returns a text of made-up words with punctuation and line breaks. An LSTM can learn some of these words."""
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
     text = ""
@@ -96,12 +96,12 @@ def as_flags(overrides: dict[str, object]) -> list[str]:
 
 
 def command(program: str, *arguments: object) -> list[str]:
-    """The command of scripts/PROGRAM.py."""
+    """Returns the command that runs scripts/PROGRAM.py."""
     return [sys.executable, str(ROOT / "scripts" / f"{program}.py"), *map(str, arguments)]
 
 
 def readers(workdir: pathlib.Path) -> list[list[str]]:
-    """The commands that read a run."""
+    """Returns the commands that read a run."""
     return [
         command("evaluate", f"--workdir={workdir}"),
         command("sample", f"--workdir={workdir}", "--prompt=a", "--length=50", "--checkpoint=latest"),
@@ -115,7 +115,7 @@ def start(command: list[str], **environment: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[str, str]:
-    """Waits for a program. Returns its standard output and error. A program that hangs is killed and counts as failed."""
+    """Waits for a program. Returns its standard output and standard error. Kills a program that runs longer than LIMIT."""
     try:
         return process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
@@ -125,17 +125,17 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
 
 
 def free_port() -> int:
-    """A port of this machine that no program listens on at the moment."""
+    """Returns a port of this machine that no program uses now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def succeed(command: list[str]) -> None:
-    """Runs a command without any fault.
+    """Runs a command that must succeed.
 
     Raises:
-      RuntimeError: it failed.
+      RuntimeError: the command failed.
     """
     result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     if result.returncode:
@@ -143,27 +143,27 @@ def succeed(command: list[str]) -> None:
 
 
 def metrics_bytes(workdir: pathlib.Path) -> int:
-    """The size of the metrics; 0 if there are none."""
+    """The size of the metrics file in bytes; 0 if the file does not exist."""
     return (workdir / "metrics.jsonl").stat().st_size if (workdir / "metrics.jsonl").exists() else 0
 
 
 def logged_step(workdir: pathlib.Path) -> int:
-    """The step of the last complete row of metrics; 0 if there is none."""
+    """The step of the last complete row of metrics; 0 if no row is complete."""
     metrics = workdir / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").rpartition("\n")[0].splitlines() if metrics.exists() else []
     return json.loads(lines[-1])["step"] if lines else 0
 
 
 def saved_step(workdir: pathlib.Path) -> int:
-    """The step of the latest complete checkpoint; 0 if there is none."""
+    """The step of the latest complete checkpoint; 0 if no checkpoint is complete."""
     return max((int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdecimal()), default=0)
 
 
 def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen | None = None, seconds: float = 120) -> None:
-    """Waits until the metrics have reached a step, or the process, if one is given, has ended.
+    """Waits until the metrics reach a step. Stops waiting if `process` ends.
 
     Raises:
-      AssertionError: it took too long.
+      AssertionError: the metrics did not reach the step in time.
     """
     end = time.monotonic() + seconds
     while process is None or process.poll() is None:
@@ -175,11 +175,13 @@ def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen | 
 
 
 def wait_for_moment(process: subprocess.Popen, workdir: pathlib.Path, moment: str, rng: random.Random, seconds: float) -> None:
-    """Waits until one of MOMENTS has come, or the process has ended.
+    """Waits until a moment comes or the process ends.
 
     Args:
-      seconds: how long a whole run takes. "any moment" is a random time within it, "start-up" one within its first half.
-        "checkpoint" and "row" are just after one of the next six checkpoints or rows begins to be written.
+      moment: one of MOMENTS. "any moment" is a random time within a whole run. "start-up" is a random time within the first
+        half of a run. "checkpoint" follows the start of a write of a checkpoint, "row" the start of a write of a row. One of
+        the next six writes is chosen at random.
+      seconds: the duration of a whole run.
     """
     end = time.monotonic() + {"any moment": rng.uniform(0, seconds), "start-up": rng.uniform(0, seconds / 2)}.get(moment, 600)
     events, last = rng.randint(1, 6), None
@@ -197,8 +199,8 @@ def harm(path: pathlib.Path, how: str, place: float = 0.5, bit: int = 2) -> None
     """Harms a file in one of the ways of HARMS, or deletes a folder.
 
     Args:
-      place: where the file is truncated or its bit is flipped: from 0, the beginning of the file, to 1, its end.
-      bit: which bit of that byte is flipped.
+      place: the place at which the file is truncated or a bit is flipped. 0 is the beginning of the file and 1 is its end.
+      bit: the bit of the byte at `place` that is flipped, from 0 to 7.
     """
     if path.is_dir():
         shutil.rmtree(path)

@@ -1,6 +1,6 @@
-"""Stops runs by SIGTERM or SIGINT, after which they save their state.
+"""Stops runs by SIGTERM or SIGINT. A run that is stopped saves its state.
 
-In a third of the tries a second signal follows, which ends the run at once.
+In a third of the tries, a second signal follows and ends the run at once.
 """
 
 import json
@@ -21,7 +21,7 @@ from faults.runs import (
     wait_for_moment,
 )
 
-TRIES = 12  # per framing
+TRIES = 12  # for each framing
 PATIENCE = 10  # seconds within which a signal must end the program
 
 
@@ -36,7 +36,7 @@ def _stop(runs: Runs, framing: str) -> Result:
         saved, bytes_before = saved_step(workdir), metrics_bytes(workdir)
         process = start(runs.train(workdir, framing))
         wait_for_moment(process, workdir, rng.choice(MOMENTS), rng, 6.0)
-        in_loop = metrics_bytes(workdir) > bytes_before  # the training loop handles signals; the start-up before it does not
+        in_loop = metrics_bytes(workdir) > bytes_before  # the training loop handles signals, but start-up does not
         signals = [rng.choice((signal.SIGTERM, signal.SIGINT)) for _ in range(2 if rng.random() < 1 / 3 else 1)]
         begin = time.monotonic()
         for number in signals:

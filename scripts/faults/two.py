@@ -1,4 +1,8 @@
-"""A second training in the same directory, readers beside a training, and the death of one of two processes."""
+"""Tries faults between processes.
+
+A second training starts in the same directory. Other programs read a run during its training. One of two processes that train
+together is killed.
+"""
 
 import pathlib
 import subprocess
@@ -9,7 +13,7 @@ from faults.runs import Result, Runs, finish, free_port, readers, start, wait_fo
 
 TRIES = 3
 PAIRS = 4
-PATIENCE = 60  # seconds within which the other process must end
+PATIENCE = 60  # seconds within which the surviving process must end
 
 
 def results(runs: Runs) -> list[Result]:
@@ -25,13 +29,13 @@ def results(runs: Runs) -> list[Result]:
             status, _, errors = checks.outcome(reader)
             read += 1
             if status or "can't be read" in errors or "Traceback" in errors:
-                reader_failures.append(f"{reader[1]} beside a training: exit status {status}: {errors[-300:]}")
+                reader_failures.append(f"{reader[1]} during a training: exit status {status}: {errors[-300:]}")
         _, errors = finish(second)
-        if second.returncode:  # else the first had ended before
+        if second.returncode:  # with status 0, the first training had already ended
             tried += 1
             second_failures += checks.refusal(second.returncode, errors, ("is in use by process",), "a second training")
         finish(process)
-        # The files differ, since the checkpoints come more often.
+        # The files may differ, because this run saves checkpoints more often.
         if {"rows of metrics", "parameters"} & set(found := checks.differences(workdir, straight)):
             second_failures.append(f"{workdir}: {found}")
     return [
@@ -42,7 +46,7 @@ def results(runs: Runs) -> list[Result]:
 
 
 def _one_of_two(runs: Runs) -> Result:
-    """Two processes train together and one is killed. The other must end, and both together must resume."""
+    """Two processes train together, and one is killed. The other process must end. A restart of both must resume the run."""
     rng, failures, slowest, straight = runs.random("pair"), [], 0.0, runs.folder / "pair_straight"
     for process in _pair(runs, straight):
         finish(process)
@@ -57,10 +61,10 @@ def _one_of_two(runs: Runs) -> Result:
         seconds = time.monotonic() - begin
         slowest = max(slowest, seconds)
         finish(processes[killed])
-        right = ["error: another process of this training has gone"]
-        if killed == 0:  # JAX's own message may come first
-            right.append("JAX distributed service detected fatal errors")
-        if other.returncode == 0 or not any(line in errors for line in right) or seconds > PATIENCE:
+        expected = ["error: another process of this training has gone"]
+        if killed == 0:  # JAX may print an error before charlm does
+            expected.append("JAX distributed service detected fatal errors")
+        if other.returncode == 0 or not any(line in errors for line in expected) or seconds > PATIENCE:
             failures.append(f"{workdir}: process {killed} killed: {errors[-300:]}")
         for process in _pair(runs, workdir):
             finish(process)

@@ -1,4 +1,7 @@
-"""charlm's step and sampler, made from a config as the programs train and sample make them; see worker.py."""
+"""Measures charlm's training step and sampler; see worker.py.
+
+Both are built from a config in the same way as in `charlm train` and `charlm sample`.
+"""
 
 import os
 import pathlib
@@ -69,12 +72,12 @@ def train(job: dict, config) -> None:
         nonlocal state, done
         metrics = None
         for _ in range(-(-steps // together)):
-            before = metrics
+            previous = metrics
             batches_K = jax.tree.map(lambda *each: np.stack(each), *(data.batch_at(done + k) for k in range(together)))
             state, metrics = step(state, batches_K, rates(done, together), np.uint32(0))
             done += together
-            if before is not None:  # as in the training loop, which reads the metrics of a step while the next one runs
-                jax.device_get(before)
+            if previous is not None:  # as charlm does: read the metrics of a step during the next step
+                jax.device_get(previous)
         jax.block_until_ready((state, metrics))
         return -(-steps // together) * together * data.rows * framing.length
 

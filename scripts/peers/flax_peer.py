@@ -1,4 +1,7 @@
-"""Flax Linen as in its documentation: nn.RNN over nn.OptimizedLSTMCell, Optax, one jitted step; see worker.py."""
+"""Measures Flax Linen, written as in its documentation; see worker.py.
+
+nn.RNN runs nn.OptimizedLSTMCell, and Optax provides the optimiser. One jitted function is one training step.
+"""
 
 import functools
 
@@ -24,7 +27,7 @@ class Stack(nn.Module):
         self.head = nn.Dense(self.vocab)
 
     def __call__(self, inputs_BT, carry):
-        """Logits of a window."""
+        """Returns the logits of a window and the new carry."""
         x, new = self.embed(inputs_BT), []
         for over_time, state in zip(self.over_time, carry, strict=True):
             state, x = over_time(x, initial_carry=state)
@@ -32,7 +35,7 @@ class Stack(nn.Module):
         return self.head(x), new
 
     def one(self, ids_B, carry):
-        """Logits after one more character."""
+        """Returns the logits after one more character and the new carry."""
         x, new = self.embed(ids_B), []
         for cell, state in zip(self.cells, carry, strict=True):
             state, x = cell(state, x)

@@ -1,4 +1,7 @@
-"""Keras 3 on its JAX backend: model.fit for training, a jitted scan over stateless_call for sampling; see worker.py."""
+"""Measures Keras 3 on its JAX backend; see worker.py.
+
+model.fit trains. A jitted scan over stateless_call samples.
+"""
 
 import jax
 import jax.numpy as jnp

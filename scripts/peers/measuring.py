@@ -1,8 +1,9 @@
-"""Measures the speed of training and sampling of charlm and of others, in turn, in one run on one machine.
+"""Measures how fast charlm and other libraries train and sample, in one run on one machine.
 
-Each implementation runs in its own process and interpreter (scripts/peers/), so that none shares threads, memory or libraries
-with another. A group is a task, a shape and a batch. All programs of a group are started and warmed up first. Then they are
-measured in turn, round by round, while the others wait. So a disturbance of the machine affects all of them alike.
+Each implementation runs in its own process and interpreter (scripts/peers/). Implementations therefore share no threads, memory
+or libraries. A group is one task, one shape and one batch size. All programs of a group are started and warmed up first. Then
+they are measured one after another, round by round, while the other programs wait. A disturbance of the machine therefore
+affects all programs about equally.
 """
 
 import contextlib
@@ -21,12 +22,12 @@ from typing import NamedTuple
 from charlm.errors import Failure
 
 PEERS = pathlib.Path(__file__).parent
-PAUSE = 0.3  # seconds before each measurement: threads of OpenMP spin for a while after their work
-VOCAB = 65  # as tiny Shakespeare's
+PAUSE = 0.3  # seconds before each measurement, because OpenMP threads spin for a while after their work
+VOCAB = 65  # the symbols of tiny Shakespeare
 
 
 class Shape(NamedTuple):
-    """A network and the batch that it is trained on; `embedding` 0 is one-hot input."""
+    """A network and its training batch. `embedding` is 0 for one-hot input."""
 
     layers: int
     hidden: int
@@ -35,10 +36,10 @@ class Shape(NamedTuple):
     length: int
 
     def flop_per_char(self) -> int:
-        """Floating-point operations of the matrix products for one character of training: 6 for each weight.
+        """Floating-point operations in matrix products to train on one character.
 
-        That is 2 forward and 4 backward. The embedding table is in no product. The kernel that reads a one-hot input counts
-        in full, though a row lookup needs less.
+        Each weight needs 6 operations: 2 in the forward pass and 4 in the backward pass. The embedding table is in no product,
+        so it does not count. The kernel of a one-hot input counts in full, although a row lookup needs fewer operations.
         """
         first = self.embedding or VOCAB
         kernels = sum((first if layer == 0 else self.hidden) + self.hidden for layer in range(self.layers)) * 4 * self.hidden
@@ -53,7 +54,7 @@ SHAPES = {
 
 
 class Implementation(NamedTuple):
-    """A program of scripts/peers, the module that its interpreter must have, and the number type of its products."""
+    """A program of scripts/peers, the module that its interpreter must have, and the number type of its matrix products."""
 
     program: str
     module: str
@@ -72,12 +73,12 @@ PEAKS = {"float32": Implementation("peak.py", "jax", "float32"), "bfloat16": Imp
 
 
 class Measurement(NamedTuple):
-    """One implementation on one group.
+    """The result of one implementation on one group.
 
     Attributes:
-      chars_per_second: the median over rounds (FLOP/s for `peak`).
-      spread: fastest minus slowest round, as a share of the median.
-      peak_rss_bytes: largest resident memory of its process, with its libraries and compiler.
+      chars_per_second: the median over rounds. For `peak`, the unit is FLOP/s.
+      spread: the fastest round minus the slowest round, divided by the median.
+      peak_rss_bytes: the largest resident memory of the process, including its libraries and compiler.
     """
 
     task: str
@@ -91,10 +92,10 @@ class Measurement(NamedTuple):
 
 
 def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Which implementations can run, and why the others can't.
+    """Returns the implementations that can run, and a reason for each implementation that can't run.
 
     Args:
-      pythons: interpreter by the name of an implementation without its `-bf16`; by default the one that runs this.
+      pythons: interpreters by implementation name, without `-bf16`. The default is the interpreter of this program.
     """
     found, missing = [], {}
     for name in names:
@@ -112,7 +113,7 @@ def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str],
             found.append(name)
         elif why == f"ModuleNotFoundError: No module named {module!r}":
             base = name.removesuffix("-bf16")
-            missing[name] = f"{python} has no {module}: give one that has it with --peer_python {base}=/path/to/python"
+            missing[name] = f"{python} has no {module}: name another interpreter with --peer_python {base}=/path/to/python"
         else:
             missing[name] = f"{python} can't import {module}: {why or f'status {done.returncode}'}"
     return found, missing
@@ -121,14 +122,14 @@ def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str],
 def measure(
     task: str, shape: str, batch: int, names: Iterable[str], pythons: dict[str, str], rounds: int, seconds: float, say=print
 ) -> Iterator[Measurement]:
-    """Measures some implementations on one group. For training it also measures the peak of the machine's matrix products.
+    """Measures implementations on one group. For training, also measures the peak rate of the machine's matrix products.
 
     Args:
-      seconds: for how long each is measured in each round.
-      say: called with lines about the progress.
+      seconds: the duration of each measurement.
+      say: a function that is called with each line about the progress.
 
     Raises:
-      Failure: programs ended with an error, which is named. It is raised after the results of the others were yielded.
+      Failure: a program ended with an error. The message names each such error. The other results are yielded first.
     """
     job = {"task": task, **SHAPES[shape]._asdict(), "batch": batch, "vocab": VOCAB}
     programs = {name: IMPLEMENTATIONS[name] for name in names}
@@ -139,7 +140,7 @@ def measure(
 
     def leave_out(failure: Failure) -> None:
         failures.append(f"{task} {shape}, batch {batch}: {failure}")
-        say(f"{failures[-1]}; it is left out")
+        say(f"{failures[-1]}; this implementation is left out")
 
     with contextlib.ExitStack() as stack:
         workers = {}
@@ -163,15 +164,15 @@ def measure(
     for name in workers:
         implementation = programs[name]
         rates = [answer["chars_per_second"] for answer in answers[name]]
-        middle = statistics.median(rates)
+        median = statistics.median(rates)
         yield Measurement(
             task=task,
             shape=shape,
             batch=batch,
             dtype=implementation.dtype,
             implementation=name if name in IMPLEMENTATIONS else "peak",
-            chars_per_second=middle,
-            spread=(max(rates) - min(rates)) / middle,
+            chars_per_second=median,
+            spread=(max(rates) - min(rates)) / median,
             peak_rss_bytes=max(answer["peak_rss_bytes"] for answer in answers[name]),
         )
     if failures:
@@ -179,10 +180,10 @@ def measure(
 
 
 class Worker:
-    """A program of scripts/peers, which measures when it is told to. A context manager that ends it."""
+    """A program of scripts/peers that measures on request. The end of the `with` block ends the program."""
 
     def __init__(self, name: str, implementation: Implementation, python: str, job: dict):
-        self._name, self._said = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe holds too little
+        self._name, self._said = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 - a file, because a full pipe would block
         self._folder = tempfile.TemporaryDirectory()
         command = [python, os.fspath(PEERS / implementation.program), json.dumps(job | {"dtype": implementation.dtype})]
         self._process = subprocess.Popen(
@@ -211,14 +212,14 @@ class Worker:
 
     def measure(self, seconds: float) -> dict:
         time.sleep(PAUSE)
-        with contextlib.suppress(BrokenPipeError):  # it has ended: its answer says why
+        with contextlib.suppress(BrokenPipeError):  # the program has ended; _answer raises its error
             self._process.stdin.write(f"{seconds}\n")
             self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict:
         while line := self._process.stdout.readline():
-            if line.startswith("{"):  # libraries may print too
+            if line.startswith("{"):  # other lines come from libraries
                 return json.loads(line)
         self._said.seek(0)
         said = [line for line in self._said.read().splitlines() if "Error" in line] or ["it printed no error"]
@@ -228,7 +229,7 @@ class Worker:
 def rate(
     measured: list[Measurement], task: str, shape: str, batch: int, implementation: str, dtype: str | None = None
 ) -> float:
-    """chars/s of one implementation on one group; nan if it was not measured."""
+    """Returns the chars/s of one implementation on one group, or nan without a measurement."""
     for row in measured:
         same = (row.task, row.shape, row.batch, row.implementation) == (task, shape, batch, implementation)
         if same and dtype in (None, row.dtype):
@@ -237,13 +238,13 @@ def rate(
 
 
 def limit(measured: list[Measurement], row: Measurement) -> float:
-    """chars/s of a training that consists only of matrix products at the machine's peak, in the number type of the row."""
+    """Returns the chars/s of training if only matrix products took time, at the machine's peak for the row's number type."""
     peak = rate(measured, row.task, row.shape, row.batch, "peak", row.dtype)
     return peak / SHAPES[row.shape].flop_per_char()
 
 
 def table(measured: list[Measurement]) -> list[list[str]]:
-    """The table as printed, header first. "x torch" is the ratio to PyTorch in the same number type."""
+    """Returns the rows of the table, with the header first. "x torch" is the ratio to PyTorch in the same number type."""
     rows = [["task", "shape", "batch", "implementation", "chars/s", "spread", "x torch", "of limit", "peak memory"]]
     for row in measured:
         torch = "torch-bf16" if row.dtype == "bfloat16" else "torch"
@@ -260,7 +261,10 @@ def table(measured: list[Measurement]) -> list[list[str]]:
 
 
 def means(measured: list[Measurement]) -> list[str]:
-    """Geometric means over shapes of charlm's chars/s divided by those of each other implementation, a line for each group."""
+    """Returns one line for each task and sampling batch, with charlm's speed relative to each other implementation.
+
+    Each figure is a geometric mean over shapes. The mean is of charlm's chars/s divided by the other implementation's chars/s.
+    """
     groups = list(dict.fromkeys((row.task, row.batch if row.task == "sample" else 0) for row in measured))
     lines = []
     for task, batch in groups:
@@ -282,5 +286,5 @@ def _python(name: str, pythons: dict[str, str]) -> str:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """Temporary files go to the folder: PyTorch leaves the cache of its compiler behind."""
+    """Sends temporary files to the folder, because PyTorch does not delete the cache of its compiler."""
     return {**os.environ, "KERAS_BACKEND": "jax", "TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder}

@@ -1,10 +1,13 @@
-"""The highest rate at which JAX multiplies matrices, over some shapes of LSTM training. It counts FLOP, not characters."""
+"""Measures how fast JAX multiplies matrices of shapes that occur in LSTM training; see worker.py.
+
+The fastest of these shapes is measured. Its "characters" are floating-point operations, so the result is in FLOP/s.
+"""
 
 import jax
 import jax.numpy as jnp
 import worker
 
-SHAPES = ((2048, 2048, 2048), (1280, 512, 2048), (3200, 256, 1024))  # rows, inner, columns
+SHAPES = ((2048, 2048, 2048), (1280, 512, 2048), (3200, 256, 1024))  # rows, inner dimension, columns
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""PyTorch: nn.LSTM (oneDNN) for training; for sampling the fastest of nn.LSTM, nn.LSTMCell, packed weights; see worker.py."""
+"""Measures PyTorch; see worker.py.
+
+Training uses nn.LSTM (oneDNN). Sampling uses the fastest of nn.LSTM, nn.LSTMCell and packed weights.
+"""
 
 import copy
 import time
@@ -62,7 +65,7 @@ def sample(job: dict) -> None:
     rounded = job["dtype"] == "bfloat16"
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=rounded):
         forms = {"nn.LSTM": stepped(model), "nn.LSTMCell": by_cells(model), "packed": packed(model, batch)}
-        if rounded:  # autocast rounds the weights again for each character
+        if rounded:  # autocast rounds the weights for each character; this form rounds them once
             forms["packed, bfloat16 weights"] = packed(copy.deepcopy(model).to(torch.bfloat16), batch)
         seconds = {}
         for name, one in forms.items():
@@ -111,16 +114,17 @@ def by_cells(model: CharRNN):
 
 
 def packed(model: CharRNN, batch: int):
-    """One product for each layer: [x, h] times the input and recurrent weights. The first layer's input is a row lookup.
+    """Returns a function that computes each layer by one matrix product.
 
-    Everything has the number type of the model's weights.
+    The product is [x, h] times the joined input and recurrent weights. In the first layer, a row lookup replaces the product
+    of the input and its weights. All arrays have the number type of the model's weights.
     """
     dtype, layers = model.head.weight.dtype, range(model.lstm.num_layers)
     bias = [getattr(model.lstm, f"bias_ih_l{k}") + getattr(model.lstm, f"bias_hh_l{k}") for k in layers]
     w_in = [getattr(model.lstm, f"weight_ih_l{k}") for k in layers]
     w_rec = [getattr(model.lstm, f"weight_hh_l{k}") for k in layers]
     table_VG = (model.encode(torch.arange(model.vocab)).to(dtype) @ w_in[0].T + bias[0]).to(dtype)
-    both = [torch.cat([w_in[k], w_rec[k]], 1).T.contiguous() for k in layers[1:]]
+    joined = [torch.cat([w_in[k], w_rec[k]], 1).T.contiguous() for k in layers[1:]]
     first = w_rec[0].T.contiguous()
     zeros = torch.zeros(batch, model.lstm.hidden_size, dtype=dtype)
 
@@ -134,7 +138,7 @@ def packed(model: CharRNN, batch: int):
         h, c = state[0]
         x, c = cell(torch.addmm(table_VG[ids_B], h, first), c)
         new = [(x, c)]
-        for (h, c), weights, its_bias in zip(state[1:], both, bias[1:], strict=True):
+        for (h, c), weights, its_bias in zip(state[1:], joined, bias[1:], strict=True):
             x, c = cell(torch.addmm(its_bias, torch.cat([x, h], 1), weights), c)
             new.append((x, c))
         return model.head(x), new

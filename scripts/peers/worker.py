@@ -1,8 +1,10 @@
-"""What the programs of this folder share. Each is one implementation, which scripts/benchmark.py measures on one job.
+"""The code that the programs of this folder share. Each program measures one implementation for scripts/benchmark.py.
 
-They are called as `python NAME.py JOB`. JOB is a JSON object: task (train, sample), layers, hidden, embedding (0: one-hot),
-batch, length, vocab, dtype. A program compiles, warms up and writes a line. For each line `SECONDS` on stdin it measures for
-about that long and writes {"chars_per_second", "peak_rss_bytes"}. Nothing here imports charlm: other interpreters lack it.
+A program is called as `python NAME.py JOB`. JOB is a JSON object with task (train or sample), layers, hidden, embedding (0 for
+one-hot), batch, length, vocab and dtype. The program compiles, warms up and writes a line. Then it reads lines from stdin. Each
+line is a number of seconds. The program measures for about that time and writes {"chars_per_second", "peak_rss_bytes"}.
+
+This file does not import charlm, because the interpreters of the other libraries lack it.
 """
 
 import json
@@ -15,17 +17,21 @@ def job() -> dict:
     return json.loads(sys.argv[1])
 
 
-def serve(run: Callable[[int], int], **said: object) -> None:
-    """Measures `run`. It takes a number of units of work (steps, chunks of text), does them, and returns the number of
-    characters that it processed."""
-    run(2)  # compiles; some compile again when their output comes back as input
+def serve(run: Callable[[int], int], **details: object) -> None:
+    """Measures `run` for each line on stdin.
+
+    Args:
+      run: does a number of units of work (steps, or chunks of text) and returns the number of characters processed.
+      details: facts that the first line of output shows.
+    """
+    run(2)  # compiles; some implementations compile again when the output becomes the input
     begin = time.perf_counter()
     run(2)
     seconds_of_unit = (time.perf_counter() - begin) / 2
-    _tell(ready=True, **said)
+    _tell(ready=True, **details)
     for line in sys.stdin:
         units = max(1, round(float(line) / seconds_of_unit))
-        run(-(-units // 5))  # fills the CPU caches again after the other programs
+        run(-(-units // 5))  # refills the CPU caches, which other programs have used
         begin = time.perf_counter()
         chars = run(units)
         seconds = time.perf_counter() - begin
@@ -38,11 +44,14 @@ def _tell(**values: object) -> None:
 
 
 def _peak_rss_bytes() -> int:
-    """The largest resident memory of this program so far. VmHWM starts at zero with it; getrusage includes its parent's."""
+    """The largest resident memory of this program so far, in bytes.
+
+    VmHWM counts only this program. getrusage also counts the memory of the parent process.
+    """
     try:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-    except OSError:  # no Linux
+    except OSError:  # this system is not Linux
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
