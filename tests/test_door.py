@@ -94,7 +94,8 @@ def test_importing_charlm_imports_nothing_heavy():
 
 def test_the_lines_of_the_readme(folder, run, model, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    block = next((block for block in blocks if "charlm.load" in block), FIVE_LINES)
+    (block,) = (block for block in blocks if "charlm.load" in block)
+    assert block == FIVE_LINES
     monkeypatch.chdir(folder)
     results, names = [], {}
     for statement in ast.parse(block).body:

@@ -204,7 +204,10 @@ def _checked(config: ConfigDict, place: Callable[[str], str]) -> ConfigDict:
             raise UserError(f"{place(name)}{error}") from error
         is_path = keys.KEYS[name].is_path and value
         values[name] = os.path.abspath(os.path.expanduser(str(value))) if is_path else value
-    return _config_of(values).lock()
+    try:
+        return _config_of(values).lock()
+    except UserError as error:  # a rule over several keys; the message begins with the first of them
+        raise UserError(f"{place(str(error).partition('=')[0])}{error}") from error
 
 
 def _config_of(values: Mapping[str, object]) -> ConfigDict:
@@ -306,9 +309,11 @@ def _explained(error: Exception, file: pathlib.Path) -> str:
 
 def _missing_key(error: Exception, line: str) -> str | None:
     """The key that an error of ml_collections is about, with its section where the source line names it."""
-    match = re.search(r'Key "(\w+)"', str(error)) or re.fullmatch(r"\W*(\w+)\W*", str(error).partition("\n")[0])
+    match = re.search(r'Key "(\w+)"', str(error)) or re.match(r"\W*(\w+)", str(error))
     if match is None or not isinstance(error, AttributeError | KeyError):
         return None
+    if below := re.search(rf"\.{match[1]}\.(\w+)", line):  # the name of a section is wrong
+        return f"{match[1]}.{below[1]}"
     dotted = [f"{section}.{match[1]}" for section in re.findall(rf"\b(\w+)\.{match[1]}\b", line) if section in keys.SECTIONS]
     return next((name for name in dotted if name not in keys.KEYS), match[1])
 

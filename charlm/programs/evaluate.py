@@ -21,6 +21,7 @@ from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import inputs
 from charlm.inference.protocol import Protocol
+from charlm.progress import counted
 from charlm.rundir.run import Run, check_checkpoint_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
@@ -28,7 +29,7 @@ _SPLIT = flags.DEFINE_string("split", None, "train, validation or test; by defau
 _TEXT = flags.DEFINE_string("text", None, "UTF-8 text file or folder to score instead of a split")
 _FRAMING = flags.DEFINE_enum("framing", None, FRAMINGS, "stream carries the state; by default eval.framing of the run's config")
 _LANES = flags.DEFINE_integer(
-    "lanes", 1, "pieces of a stream that are read side by side; 1 is exact, more are faster: see eval.lanes in base.py"
+    "lanes", 1, "pieces of a stream that are read side by side; 1 is exact, more are faster: see the key eval.lanes"
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by train.best), latest, or a step")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "show on stderr what is set for XLA and the C library")
@@ -68,8 +69,8 @@ def main(overrides: dict[str, str]) -> None:
 
 def _size(scored: inputs.ScoredText, encoded: Encoded, protocol: Protocol) -> str:
     if not protocol.framing.is_of_documents:
-        return f"{len(encoded.ids_N):,} chars"
+        return counted(len(encoded.ids_N), "char")
     lengths_D, limit = encoded.lengths_D, protocol.framing.length
     skipped = "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "  # the training says so of the run's own corpus
     cut = f"{(lengths_D > limit).sum():,} cut to batch.length={limit}"
-    return f"{lengths_D.sum():,} chars of {len(lengths_D):,} documents ({skipped}{cut})"
+    return f"{counted(int(lengths_D.sum()), 'char')} of {counted(len(lengths_D), 'document')} ({skipped}{cut})"

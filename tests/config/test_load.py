@@ -165,6 +165,18 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
             "{file} line 4: unknown config key 'model.hiden': the nearest known one is 'model.hidden'.",
         ),
         (
+            "{begin}    config.modl.hidden = 3\n    return config\n",
+            "{file} line 4: unknown config key 'modl.hidden': the nearest known one is 'model.hidden'.",
+        ),
+        (
+            "{begin}    config.model.hidden = 2 * config.model.hiden\n    return config\n",
+            "{file} line 4: unknown config key 'model.hiden': the nearest known one is 'model.hidden'.",
+        ),
+        (
+            "{begin}    config.corpus.validation_path = '/a/text'\n    return config\n",
+            "{file} line 4: corpus.validation_path='/a/text': needs corpus.path, which is not set.",
+        ),
+        (
             "{begin}    c = config\n    c.model.hidden = '64'\n    return c\n",
             "{file} line 5: model.hidden='64': must be an integer.",
         ),

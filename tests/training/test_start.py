@@ -121,7 +121,13 @@ print("then", result[0]["state"], os.environ["XLA_FLAGS"])
 
 def test_ctrl_c_saves_and_raises_and_a_thread_can_resume(overrides, tmp_path):
     env = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
-    done = python(STOPPED, ROOT / TINY, json.dumps(overrides | {"train.steps": 400}), tmp_path / "run", env=env)
+    done = python(
+        STOPPED,
+        ROOT / TINY,
+        json.dumps(overrides | {"train.steps": 400, "train.eval_every": 200, "train.log_every": 10}),
+        tmp_path / "run",
+        env=env,
+    )
     assert done.returncode == 0, done.stderr
     assert "stopped incomplete" in done.stdout
     assert "resuming at step" in done.stdout

@@ -22,7 +22,7 @@ from charlm.training import setup, train
 from configs import base
 
 GRU = "plain_gru"
-NAMES = ("lstm", GRU)
+NAMES = (*keys.KEYS["model.cell"].rule.options, GRU)
 HIDDEN, INPUTS, STEPS = 6, 5, 9
 
 
