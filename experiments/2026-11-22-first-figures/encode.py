@@ -1,4 +1,4 @@
-"""Time and peak memory of reading and encoding 100 MB of text.
+"""Measures time and peak memory for reading and encoding 100 MB of text.
 
 .venv/bin/python experiments/2026-11-22-first-figures/encode.py
 """

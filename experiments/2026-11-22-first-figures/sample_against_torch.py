@@ -1,4 +1,4 @@
-"""Sampling of one stream at temperature 0.8: charlm's jitted loop and PyTorch's nn.LSTM stepped char by char, in turn.
+"""Measures sampling of one stream at temperature 0.8, in turn: charlm's jitted loop, and PyTorch's nn.LSTM char by char.
 
 .venv/bin/python experiments/2026-11-22-first-figures/sample_against_torch.py /path/to/python-with-torch [rounds]
 """

@@ -1,11 +1,11 @@
-"""Training speed of scripts/train.py and of a loop over Flax's own LSTM, in turn on one machine.
+"""Measures the training speed of scripts/train.py and of a loop with Flax's LSTM, in turn on one machine.
 
     .venv/bin/python experiments/2026-11-22-first-figures/train_against_flax.py [rounds]
 
 Shapes: S = 2 x 128, batch 50 x 50; M = 2 x 256, batch 32 x 32; L = 2 x 512, batch 128 x 100. The Flax loop has the same
-embedding, head, carried state, donated arguments and data. It has the same optimiser: global-norm clip, then Adam. It does no
-logging and no evaluation. The script's figure is the median of the chars_per_second that it logs. The loop's figure is the
-median over its steps.
+embedding, head, carried state, donated arguments and data. It has the same optimiser: global-norm clip, then Adam. The Flax
+loop does not log or evaluate. The figure of scripts/train.py is the median of `chars_per_second` in its log. The figure of the
+Flax loop is the median over its steps.
 """
 
 import functools

@@ -1,10 +1,10 @@
-"""The two Keras recipes against Keras 3: same text, same initial weights, same batches in the same order, no dropout.
+"""Compares the two Keras recipes with Keras 3: same text, same initial weights, same order of batches, no dropout.
 
     PYTHON experiments/2026-11-22-recipes/against_keras.py TEXT CSV
 
-PYTHON belongs to an environment with Keras, JAX, h5py and charlm. TEXT is Alice in Wonderland, CSV the test file of AG News.
-The first recipe, four LSTM layers of 256 on windows of 100, is compared over 50 steps. The second is compared over one epoch of
-the titles. The exit status is 1 if they differ by more than the bounds below.
+PYTHON is the interpreter of an environment with Keras, JAX, h5py and charlm. TEXT is Alice in Wonderland. CSV is the test file
+of AG News. The sonnets' recipe, four LSTM layers of 256 on windows of 100, is compared over 50 steps. The AG News recipe is
+compared over one epoch of the titles. The exit status is 1 if the losses differ by more than the bounds below.
 """
 
 import os
@@ -27,8 +27,8 @@ from charlm.models import stack
 from charlm.training import optim
 from charlm.training import step as step_module
 
-STEP_BOUND = 1e-4  # nats between the losses of a step of the first recipe
-MEAN_BOUND = 1e-3  # of the second, between the means over the epoch, as a share
+STEP_BOUND = 1e-4  # sonnets: largest difference of a step's loss, nats
+MEAN_BOUND = 1e-3  # AG News: largest relative difference of the mean loss over the epoch
 
 
 def main(text_file: str, csv_file: str) -> None:
@@ -38,7 +38,7 @@ def main(text_file: str, csv_file: str) -> None:
 
 
 def sonnets(text_file: str, folder: str) -> None:
-    """Compares the sonnets' recipe on the first 20,000 characters of Alice, filtered as in the recipe of Alice."""
+    """Compares the sonnets' recipe on the first 20,000 characters of Alice, normalised as in the recipe `alice_axon`."""
     text, _ = corpora.read(text_file, corpora.Normalisation.of(config.load("configs/alice_axon.py")))
     overrides = {"model.dropout": 0.0, "model.dtype": "float32", "corpus.path": text_file}
     recipe = config.load("configs/sonnets_keras.py:original", overrides)
@@ -62,11 +62,11 @@ def sonnets(text_file: str, folder: str) -> None:
     print(f"windows, 4 x LSTM 256, 50 steps: loss {mine[0]:.6f} to {mine[-1]:.6f}, Keras {theirs[0]:.6f} to {theirs[-1]:.6f}")
     print(f"  largest difference {apart.max():.2e} nats, at step {apart.argmax() + 1}")
     if apart.max() > STEP_BOUND:
-        sys.exit(f"that is more than {STEP_BOUND:g}")
+        sys.exit(f"the losses differ by more than {STEP_BOUND:g} nats")
 
 
 def ag_news(csv_file: str, folder: str) -> None:
-    """Compares the AG News recipe over one epoch, padded as in the lesson and in the order of the file."""
+    """Compares the AG News recipe over one epoch, with the lesson's padding and in the order of the file."""
     overrides = {"corpus.split": (1.0,), "batch.padding": "counted", "batch.bucket": 1, "batch.shuffle": False}
     recipe = config.load(f"configs/ag_news_keras.py:{csv_file}", overrides | {"train.best": "train"})
     documents = corpora.load(recipe).splits["train"]
@@ -89,11 +89,11 @@ def ag_news(csv_file: str, folder: str) -> None:
     apart = np.abs(np.subtract(mine, theirs)).max()
     print(f"  mean over the characters alone {masked:.6f}; largest difference of a step {apart:.1e}")
     if abs(share) > MEAN_BOUND:
-        sys.exit(f"the means are further apart than {MEAN_BOUND:g}")
+        sys.exit(f"the relative difference of the means is more than {MEAN_BOUND:g}")
 
 
 def per_step(network, steps):
-    """Yields the batches. Resets Keras's running mean before each, so that `train_on_batch` returns the loss of that batch."""
+    """Yields the batches. Resets Keras's running mean before each batch, so `train_on_batch` returns the loss of one batch."""
     for batch in steps:
         network.reset_metrics()
         yield batch
@@ -106,7 +106,7 @@ def weights_of(network, folder: str, recipe):
 
 
 def our_steps(recipe, vocab: Vocab, params, steps) -> list[step_module.StepMetrics]:
-    """Returns the metrics of charlm's own steps from the given weights."""
+    """Returns the metrics of charlm's training steps, which start from the given weights."""
     functions, optimizer = stack.functions(recipe, len(vocab)), optim.optimizer(recipe)
     mesh = Mesh(np.array(jax.devices()[:1]), ("rows",))
     params = jax.tree.map(jax.numpy.asarray, params)

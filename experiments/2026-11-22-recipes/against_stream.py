@@ -1,14 +1,15 @@
-"""A recipe and a stream on the same text, trained for the same wall time and scored alike.
+"""Compares a recipe with a stream: same text, same training time, same scoring.
 
     .venv/bin/python experiments/2026-11-22-recipes/against_stream.py RECIPE[:ARG] SECONDS [--config.KEY=VALUE ...]
 
 RECIPE is a file of configs/. It trains on the first nine tenths of its corpus for SECONDS, start-up and evaluation included.
-Then SIGTERM stops it, and a stream trains for as long: an embedding, two LSTM layers of 256 with dropout, Adam under a cosine.
-A short first run estimates how many steps of it fit. Further flags go to the recipe.
+Then SIGTERM stops it. A stream then trains for SECONDS: an embedding, two LSTM layers of 256 with dropout, and Adam with a
+cosine schedule. A short first run estimates how many steps the stream can make. Further flags go to the recipe.
 
-scripts/evaluate.py --framing=stream scores both on the last tenth, with the state carried. The better of the best and the last
-checkpoint counts. One line is printed for each, and one more for the recipe scored in its own framing. If that framing is
-documents, the stream is a model of documents too, and both are scored by documents.
+scripts/evaluate.py --framing=stream scores the two runs on the last tenth, with the state carried. For each run, the better of
+the best and the last checkpoint counts. The script prints one line for the recipe, one for the stream, and one for the recipe
+scored in its own framing. If the recipe's framing is documents, our model also reads documents instead of a stream, and the
+two runs are scored by documents.
 """
 
 import json
@@ -40,7 +41,7 @@ OF_DOCUMENTS = {"batch.framing": "documents", "batch.size": 32, "batch.length": 
 
 
 def train(flags: list[str], workdir: pathlib.Path, seconds: float) -> None:
-    """Trains for at most this many seconds of wall time."""
+    """Trains for at most `seconds` of wall time."""
     command = [sys.executable, os.fspath(ROOT / "scripts/train.py"), *flags, f"--workdir={workdir}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
@@ -52,7 +53,7 @@ def train(flags: list[str], workdir: pathlib.Path, seconds: float) -> None:
 
 
 def score(workdir: pathlib.Path, framing: str) -> str:
-    """Scores the last checkpoint, and the best one if an evaluation was made in time; describes the better of the two."""
+    """Scores the last checkpoint and, if it exists, the best checkpoint. Describes the better result in words."""
     results = []
     for which in ("best", "latest"):
         flags = [f"--workdir={workdir}", f"--framing={framing}", f"--checkpoint={which}"]
@@ -84,7 +85,7 @@ def main() -> None:
         flags = [f"--config={ROOT / 'configs/base.py'}", *SPLIT, *(f"--config.{key}={value}" for key, value in keys.items())]
         begin = time.perf_counter()
         train([*flags, "--config.train.steps=300"], first, seconds)
-        steps = int(300 * seconds / (time.perf_counter() - begin))  # with its start-up, so rather too few
+        steps = int(300 * seconds / (time.perf_counter() - begin))  # includes the start-up, so the estimate is low
         train([*flags, f"--config.train.steps={steps}"], ours, seconds)
         print(f"{framing}, {seconds:.0f} s: {score(ours, framing)}", flush=True)
 

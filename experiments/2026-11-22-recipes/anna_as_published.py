@@ -1,14 +1,14 @@
-"""The validation loss of an Anna run as Udacity's notebook computes it, and without the notebook's one mistake.
+"""Computes the validation loss of an Anna run as Udacity's notebook does, and without the notebook's mistake.
 
     .venv/bin/python experiments/2026-11-22-recipes/anna_as_published.py WORKDIR [best|latest|STEP]
 
-The notebook reads the validation text in 128 lanes, each from the zero state, 100 characters at a time. It leaves out what
-does not fill a batch: the last 6,523 of its 198,523 characters, all of them Project Gutenberg's licence. The last target of
-each lane is wrong: it is the lane's own first character. The notebook prints the mean over batches. These have one size, so it
-is the mean over characters.
+The notebook reads the validation text in 128 lanes, 100 characters at a time. Each lane starts at the zero state. The last
+6,523 of the 198,523 characters do not fill a batch and are left out. They are all Project Gutenberg's licence. The last target
+of each lane is wrong: it is the first character of the lane. The notebook prints the mean over batches. All batches have the
+same size, so this is also the mean over characters.
 
-Three lines are printed: the loss as published, the same with the true last targets, and the loss of the whole split. The third
-reads 128 lanes from the zero state; the run `anna_weight_decay` logged it while training.
+The script prints three lines: the loss as published, the loss with the true last targets, and the loss of the whole split. The
+third loss reads 128 lanes from the zero state. The run `anna_weight_decay` logged this loss during training.
 """
 
 import json
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def scored(window, trained: restore.Trained, read: list[batches.Batch]) -> dict:
-    """Returns nats and number of the scored characters; the state is carried from batch to batch."""
+    """Returns the loss and the number of scored characters. The state is carried from batch to batch."""
     carry, sums = trained.functions.zero_carry(LANES), []
     for batch in read:
         row_sums, carry = window(trained.params, batch, carry)

@@ -1,13 +1,14 @@
-"""What logging, evaluating, saving and sampling cost: scripts/train.py end to end, and its bare step.
+"""Measures the cost of logging, evaluating, saving and sampling: scripts/train.py end to end, and its bare step.
 
     .venv/bin/python experiments/2026-11-22-speed/end_to_end.py [configs/tiny_shakespeare.py] [--config.KEY=VALUE ...]
 
-scripts/train.py trains the config in a new directory. Its speed is taken from the first log row to the end of the program, with
-evaluations, samples and checkpoints but without compiling the step. Every 15 seconds it is paused for 5 by SIGSTOP. During the
-pause another process makes bare steps on the same batches. A machine that becomes slower or faster thus does so for both.
+scripts/train.py trains the config in a new directory. Its speed is measured from the first log row to the end of the program.
+This includes evaluations, samples and checkpoints, but not the compilation of the step. After every 15 seconds, SIGSTOP pauses
+the training for 5 seconds. During the pause another process makes bare steps on the same batches. If the machine becomes slower
+or faster, this affects the training and the bare steps equally.
 
-Further flags go to the training alone. They may shorten it (`train.epochs`) but must not change a step. Two lines are printed:
-the last of the training, and chars/s.
+Further flags go to the training only. They may change its length (`train.epochs`) but not a step. The script prints two lines:
+the last line of the training, and the two speeds in chars/s.
 """
 
 import json
@@ -20,11 +21,11 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
-TRAINING_SECONDS, BARE_SECONDS = 15, 5  # in turn
+TRAINING_SECONDS, BARE_SECONDS = 15, 5  # repeated until the training ends
 
 
 def bare(config_file: str) -> None:
-    """Makes bare steps. For each number of seconds on stdin, prints the characters trained on and the seconds taken."""
+    """Makes bare steps. For each number of seconds on stdin, prints the number of trained characters and the actual seconds."""
     from charlm.config import load as config
     from charlm.hardware import devices
 
@@ -61,12 +62,16 @@ def bare(config_file: str) -> None:
 
     print(*run(5), flush=True)
     for line in sys.stdin:
-        run(0.5)  # brings back into the caches what the training has driven out
+        run(0.5)  # fills the processor's caches again, which the training has overwritten
         print(*run(float(line)), flush=True)
 
 
 def in_turn(training: subprocess.Popen, beside: subprocess.Popen) -> tuple[float, float, float]:
-    """Runs a training to its end with pauses for bare steps; returns its seconds, and the characters and seconds of those."""
+    """Runs a training to its end, with pauses for bare steps.
+
+    Returns:
+      seconds of the training without pauses; characters and seconds of the bare steps.
+    """
     seconds = bare_chars = bare_seconds = 0.0
     while True:
         begin = time.perf_counter()
@@ -96,7 +101,7 @@ def main() -> None:
         bare_command = [sys.executable, __file__, "bare", config_file]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
         with subprocess.Popen(bare_command, **pipes) as beside:
-            answer(beside)  # it has compiled
+            answer(beside)  # waits until the step is compiled
             with subprocess.Popen([*command, f"--workdir={metrics.parent}"], **pipes) as training:
                 while training.poll() is None and not (metrics.exists() and metrics.read_text().endswith("\n")):
                     time.sleep(0.02)

@@ -1,8 +1,9 @@
-"""What it costs and changes to read a validation split in lanes: nats and seconds by lanes and burn-in.
+"""Measures nats and seconds of a validation split for several numbers of lanes and lengths of burn-in.
 
     .venv/bin/python experiments/2026-11-22-speed/lanes.py WORKDIR
 
-WORKDIR is a run, for example of configs/tiny_shakespeare.py. Each line has lanes, burn-in, nats and seconds (median of three).
+WORKDIR is a run directory, for example of configs/tiny_shakespeare.py. Each line has lanes, burn-in, nats and seconds (median
+of three).
 """
 
 import os
@@ -23,9 +24,9 @@ LANES = ((1, 0), (16, 1000), (32, 1000), (32, 250), (64, 1000), (64, 250), (128,
 
 
 def main() -> None:
-    there = run.Run(sys.argv[1])
+    trained_run = run.Run(sys.argv[1])
     devices.use_huge_pages()
-    devices.prepare_cpu(there.config(), max(lanes for lanes, _ in LANES))
+    devices.prepare_cpu(trained_run.config(), max(lanes for lanes, _ in LANES))
 
     import jax
 
@@ -34,7 +35,7 @@ def main() -> None:
     trained = restore.load(sys.argv[1], "best")
     mesh = devices.mesh(max(lanes for lanes, _ in LANES), 0)
     params = jax.device_put(trained.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    encoded = batches.encode(trained.vocab, there.splits()["validation"], "the validation split")
+    encoded = batches.encode(trained.vocab, trained_run.splits()["validation"], "the validation split")
     protocol = Protocol.of(trained.config, batches.Framing.of(trained.config))
     for lanes, burn_in in LANES:
         evaluated, seconds = evaluate.evaluator(trained.functions, mesh), []

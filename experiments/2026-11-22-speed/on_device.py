@@ -1,8 +1,9 @@
-"""Several steps a call: batches cut by the host, as in scripts/train.py, or cut on the device from the corpus.
+"""Compares batches that the host cuts, as in scripts/train.py, with batches cut on the device from the corpus.
 
     .venv/bin/python experiments/2026-11-22-speed/on_device.py [rounds]
 
-Float32, every shape of the benchmark, the same batches, in turn. Prints the median milliseconds a step and their ratio.
+Each call makes several steps in float32. The two forms train on the same batches in turn. For every shape of the benchmark, the
+script prints the median milliseconds per step of the two forms, and the ratio of the two medians.
 """
 
 import os
@@ -18,7 +19,7 @@ sys.path.insert(0, os.fspath(pathlib.Path(__file__).parents[2] / "scripts"))
 
 from peers import measuring
 
-STEPS = {"S": 100, "M": 100, "L": 4}  # that one measurement makes
+STEPS = {"S": 100, "M": 100, "L": 4}  # steps of one measurement
 
 
 def main() -> None:
@@ -81,11 +82,11 @@ def measure(name: str, rounds: int) -> None:
             begin, before = time.perf_counter(), None
             for first in range(done, done + calls * together, together):
                 states[form], metrics = call(states[form], first)
-                if before is not None:  # as the training loop does: a call is under way while the one before is read
+                if before is not None:  # as in the training loop: read the previous metrics while this call runs
                     jax.device_get(before)
                 before = metrics
             jax.block_until_ready(states[form])
-            if number:  # the first compiles
+            if number:  # round 0 compiles, so its time is not used
                 milliseconds[form].append(1000 * (time.perf_counter() - begin) / (calls * together))
         done += calls * together
     host_ms, device_ms = (statistics.median(milliseconds[form]) for form in forms)

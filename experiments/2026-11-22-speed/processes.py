@@ -1,8 +1,9 @@
-"""Two processes with one core each against one process with two: chars/s of scripts/train.py on one machine, in turn.
+"""Compares scripts/train.py in two processes with one core each and in one process with two cores, in turn.
 
     .venv/bin/python experiments/2026-11-22-speed/processes.py [configs/quickstart.py] [steps] [rounds]
 
-Each run's figure is the median chars/s of its log rows except the first. The medians and their ratio are printed at the end.
+The figure of a run is the median chars/s of its log rows except the first row. The script prints, for one and for two
+processes, the median over rounds, and the ratio of the two medians.
 """
 
 import json

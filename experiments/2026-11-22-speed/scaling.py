@@ -1,8 +1,9 @@
-"""Training speed against batch size, window length, hidden size, layers and devices, one changed at a time.
+"""Measures training speed for several batch sizes, window lengths, hidden sizes, numbers of layers and of devices.
 
     .venv/bin/python experiments/2026-11-22-speed/scaling.py [rounds]
 
-Prints a table and writes scaling.png beside this file. All programs of a curve start first and are then measured in turn.
+Each curve changes one of these settings. The script prints a table and writes scaling.png into its own folder. All programs of
+a curve start first. Then they are measured in turn.
 """
 
 import contextlib

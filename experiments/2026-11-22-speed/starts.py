@@ -1,10 +1,10 @@
-"""How long a first start takes, and a second one that finds compiled code and encoded text; also with 500 MB of text.
+"""Measures the first start of a program, and later starts that find compiled code and encoded text in the cache.
 
     .venv/bin/python experiments/2026-11-22-speed/starts.py [MEGABYTES]
 
-Each line has the seconds from the command to its first result, and peak resident memory. The first result of a training is its
-first row of metrics (`train.log_every=1`, so the first step). That of a sample is the first character after a prompt of one.
-Everything runs in a new folder with its own cache. The text consists of words of random letters.
+Each line has the seconds from the command to its first result, and peak resident memory. The first result of a training is the
+metrics row of the first step (`train.log_every=1`). The first result of a sample is the first character after a prompt of one
+character. Everything runs in a new folder with its own cache. The long text has MEGABYTES of random words (default: 500).
 """
 
 import os
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def words(path: pathlib.Path, size: int) -> None:
-    """Writes `size` bytes of words, drawn evenly from a vocabulary of 50,000, ten to a line."""
+    """Writes `size` bytes of text: lines of ten words, drawn uniformly from 50,000 random words."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     known = np.array(["".join(rng.choice(letters, length)) for length in rng.integers(2, 11, 50_000)])
@@ -32,7 +32,7 @@ def words(path: pathlib.Path, size: int) -> None:
 
 
 def started(folder: pathlib.Path, what: str, *arguments: str, metrics: pathlib.Path | None = None) -> None:
-    """Runs a script to its end; prints the time of its first result: a row of metrics, or two characters on stdout."""
+    """Runs a script to its end and prints the time of its first result: a row in `metrics`, or two characters on stdout."""
     environment = {**os.environ, "XDG_CACHE_HOME": os.fspath(folder / "cache")}
     begin = time.perf_counter()
     with subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
@@ -66,7 +66,7 @@ def main() -> None:
             trained(folder, f"tiny_shakespeare, {when} start", f"run{number}", "configs/tiny_shakespeare.py")
         for when in ("first", "second", "third"):
             flags = [f"--workdir={folder / 'run0'}", "--prompt=A", "--length=500"]
-            started(folder, f"a sample of it, {when} start", "scripts/sample.py", *flags)
+            started(folder, f"sample of tiny_shakespeare, {when} start", "scripts/sample.py", *flags)
         words(folder / "text.txt", megabytes * 1_000_000)
         path = f"--config.corpus.path={folder / 'text.txt'}"
         for number, when in enumerate(("first", "second")):

@@ -1,9 +1,9 @@
-"""Two LSTM layers one after the other, or as a wavefront: both in one step of one scan, layer 2 a step behind layer 1.
+"""Compares two LSTM layers one after the other with a wavefront: one scan in which layer 2 is a step behind layer 1.
 
     XLA_FLAGS=--xla_cpu_multi_thread_eigen=false .venv/bin/python experiments/2026-11-22-speed/wavefront.py
 
-Runs the forward pass and keeps what a backward pass would need. It uses one core and half the batch of each benchmark shape.
-The two forms run in turn.
+The script runs the forward pass and keeps the arrays that a backward pass needs. It uses one core and half the batch of each
+benchmark shape. The two forms run in turn.
 """
 
 import os
@@ -35,7 +35,7 @@ def layered(ids_TB, weights, zeros_BH):
 
 def wavefront(ids_TB, weights, zeros_BH):
     (table_VG, bias_1, recurrent_1), (input_2, bias_2, recurrent_2) = weights
-    from_first = jnp.concatenate([recurrent_1, input_2], axis=1)  # what h of layer 1 is multiplied with, for both layers
+    from_first = jnp.concatenate([recurrent_1, input_2], axis=1)  # both layers multiply h of layer 1
 
     def step(carry, ids_B):
         c_1, h_1, c_2, h_2 = carry
@@ -43,14 +43,15 @@ def wavefront(ids_TB, weights, zeros_BH):
         z_1, z_2 = jnp.split(z, 2, axis=1)
         z_1 = z_1 + jnp.take(table_VG, ids_B, axis=0, mode="clip") + bias_1[None]
         z_2 = z_2 + h_2 @ recurrent_2 + bias_2[None]
-        gates = jax.lax.optimization_barrier(lstm._activate(jnp.concatenate([z_1, z_2])))  # rows of both layers
+        gates = jax.lax.optimization_barrier(lstm._activate(jnp.concatenate([z_1, z_2])))  # layer 1's rows, then layer 2's
         i, f, g, o = jnp.split(gates, 4, axis=1)
         c = f * jnp.concatenate([c_1, c_2]) + i * g
         h = o * jnp.tanh(c)
         (c_1, c_2), (h_1, h_2) = jnp.split(c, 2), jnp.split(h, 2)
         return (c_1, h_1, c_2, h_2), (h, c, gates)
 
-    # Layer 2 sees step t while layer 1 sees step t + 1; the first state of layer 2 is one that no text has led to.
+    # Layer 2 processes step t while layer 1 processes step t + 1. At the first step of the scan, layer 2 has no input from the
+    # text, so its first output is dropped.
     _, kept = jax.lax.scan(step, (zeros_BH,) * 4, jnp.concatenate([ids_TB, ids_TB[-1:]]))
     return kept[0][1:, len(zeros_BH) :], kept
 
