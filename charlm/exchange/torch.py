@@ -3,6 +3,7 @@
 The recurrent module must contain all recurrent layers. Names in a state_dict:
 - `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0` and `bias_hh_l0` are the arrays of layer 0.
 - `weight` (V, H) and `bias` (V,) are the arrays of the head.
+- `emb….weight` or `encoder.weight` (V, E) is the embedding.
 The recurrent module and the head may have any name.
 """
 

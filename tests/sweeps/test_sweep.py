@@ -389,7 +389,7 @@ def test_without_slurm_the_launcher_says_so_in_one_sentence(script, swept, tmp_p
     command = script.command("sweep", f"--config={swept(FOUR)}", f"--root={tmp_path / 'root'}", "--launcher=slurm")
     result = subprocess.run(command, env={**script.env(), "PATH": os.fspath(tmp_path)}, capture_output=True, text=True)
     assert result.returncode == 2
-    assert "there is no sbatch on this machine" in result.stderr
+    assert "this machine has no sbatch" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -9,7 +9,7 @@ The cell (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 200
     i, f, o = sigmoid(z_i, z_f, z_o)   g = tanh(z_g)
     c = f c' + i g                     h = o tanh(c)
 
-Backward pass. dh is the gradient of h from the output and all later steps; dc is the gradient of c from all later steps:
+Backward pass. dh is the gradient of h from the output and all later steps. dc is the gradient of c from all later steps.
 
     dc += dh o (1 - tanh(c)^2)
     dz_i = dc g i (1 - i)     dz_f = dc c' f (1 - f)     dz_g = dc i (1 - g^2)     dz_o = dh tanh(c) o (1 - o)
@@ -37,7 +37,7 @@ from charlm.models.cells import Cell, Params, is_ids
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product, product_with_transpose
 
-# A chunk has at most CHUNK_STEPS steps, or as many steps as have CHUNK_BYTES of gates, if that number is larger.
+# The gates of a chunk take at most CHUNK_BYTES. A chunk with no more than CHUNK_STEPS steps may exceed this limit.
 CHUNK_STEPS = 16
 CHUNK_BYTES = 5 * 2**19
 LANES = 16  # float32 numbers in the widest vector of a CPU
@@ -104,7 +104,7 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
 
 
 def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
-    """Reads one character x: floats (B, I), or ids (B,). Not meant for gradients; training uses `lstm`."""
+    """Reads one character x: floats (B, I), or ids (B,). Training uses `lstm` instead, which has a gradient."""
     c_BH, h_BH = state
     operands: tuple[jax.Array, ...] = (h_BH,)
     if weights.table_VG is not None:
