@@ -88,11 +88,11 @@ def checked(
         raise UserError(f"{file} has no recurrent layers: weights of a PyTorch CharRNN or of a Keras 3 model would be right.")
     if names := sorted(unknown):
         raise UserError(
-            f"{file} has {', '.join(names)} beside its recurrent layers: one linear head, a weight and a bias, and at most one "
+            f"{file} has {', '.join(names)} beside its recurrent layers: one linear head (a weight and a bias) and at most one "
             "embedding would be right."
         )
     if head.keys() != {"kernel", "bias"}:
-        raise UserError(f"{file} has no head beside its recurrent layers: a linear layer, a weight and a bias, would be right.")
+        raise UserError(f"{file} has no head beside its recurrent layers: a linear layer (a weight and a bias) would be right.")
     return Weights(str(file), layout, list(layers), head["kernel"], head["bias"], embedding_VE, symbols)
 
 

@@ -114,7 +114,7 @@ class Functions(NamedTuple):
     Attributes:
       init: key → params, a tree of float32 arrays.
       apply: (params, batch, carry, noise_keys_B=None) → (logits_BSV, carry). Without keys, nothing is random. Each row has its
-        own key, so the dropout mask of a row does not depend on the device that holds the row.
+        own key. The dropout mask of a row therefore does not depend on the device that holds the row.
       zero_carry: B → the state at the beginning of a text, a tuple with the state of each layer.
       stepwise: (params, rows) → the weights in the layout that `step` needs for `rows` rows.
       step: (weights, ids_B, carry) → (logits_BV, carry). Computes the same as `apply` for one character, without dropout.

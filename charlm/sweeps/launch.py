@@ -288,8 +288,8 @@ class _LocalLauncher:
 class Display:
     """Shows the status of trials.
 
-    On a terminal, the display is a live table. Without a terminal, the display prints a line when a trial starts or ends, and
-    a line for each running trial every minute.
+    On a terminal, the display is a live table. Without a terminal, the display prints a line when a trial starts or ends.
+    Every minute, it also prints a line for each running trial.
     """
 
     def __init__(self, total: int):

@@ -78,11 +78,11 @@ class Search:
         recorded, current = self._root.recorded("search"), self.description()
         if recorded is None or any(recorded.get(name) != current[name] for name in ("method", "space")):
             raise UserError(
-                f"--root={self._root.path} holds a sweep, or a search with another method or space: choose another."
+                f"--root={self._root.path} holds a sweep, or a search with another method or space: choose another folder."
             )
         if different := load.differences(recorded["config"], current["config"]):
             listed = load.in_words(different)
-            raise UserError(f"--root={self._root.path} holds a search with another config: {listed}; choose another.")
+            raise UserError(f"--root={self._root.path} holds a search with another config: {listed}; choose another folder.")
 
     def open(self) -> None:
         """Opens the study, or makes a new one."""

@@ -288,12 +288,13 @@ class Root:
         if not self._record_file.exists():
             names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
             if names - {"logs", f"{self._record_file.name}.new"}:  # left by a launcher that was killed early
-                raise UserError(f"--root={self.path} is not empty and not the root of a sweep: choose another.")
+                raise UserError(f"--root={self.path} is not empty and not the folder of a sweep: choose another folder.")
             return []
         recorded = self._read_record()
         if recorded["config"] != _identity(file_and_arg):
             raise UserError(
-                f"--root={self.path} holds a sweep of {recorded['config']}, not of {_identity(file_and_arg)}: choose another."
+                f"--root={self.path} holds a sweep of {recorded['config']}, not of {_identity(file_and_arg)}: "
+                "choose another folder."
             )
         for trial in trials:
             try:
@@ -305,7 +306,7 @@ class Root:
                 listed = load.in_words(different)
                 raise UserError(f"{self.path / trial.name} was made with another config: {listed}; choose another --root.")
         if recorded.get("search") and trials:
-            raise UserError(f"--root={self.path} holds a search: continue it with --search, or choose another.")
+            raise UserError(f"--root={self.path} holds a search: continue it with --search, or choose another folder.")
         names = {trial.name for trial in trials}
         return [name for name in recorded["trials"] if trials and name not in names and (self.path / name).exists()]
 

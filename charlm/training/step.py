@@ -1,6 +1,6 @@
 """The training step: a pure function that is compiled as a whole.
 
-Letters: B batch (rows), T time, S scored positions, V vocabulary, K steps of one call, D devices, N numbers in one flat array
+Letters: B batch (rows), T time, S scored positions, V vocabulary, K steps of one call, D devices, N length of the flat array
 of gradients and sums.
 """
 

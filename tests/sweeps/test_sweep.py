@@ -417,7 +417,7 @@ def test_folders_that_hold_something_else_are_refused(script, swept, tmp_path):
     run_sweep(script, file, tmp_path / "root")
     (tmp_path / "file").touch()
     assert "is a file" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'file'}")
-    assert "not empty and not the root of a sweep" in script.fails("sweep", f"--config={file}", f"--root={tmp_path}")
+    assert "not empty and not the folder of a sweep" in script.fails("sweep", f"--config={file}", f"--root={tmp_path}")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "sweep.json.new").touch()  # left by a launcher killed while it first wrote sweep.json
     assert "hidden=8" in script("sweep", f"--config={file}", f"--root={tmp_path / 'begun'}", "--dry_run").stdout
