@@ -1,6 +1,6 @@
-"""Weights from other frameworks, as run directories that evaluate and sample like any other.
+"""Imports weights of other frameworks into run directories. Evaluating and sampling then work as for any run.
 
-One file for each framework reads its files into `weights.Weights`; `weights.py` makes a run of them. How a layer's arrays
-become charlm's parameters is the cell's: `from_torch` and `from_keras` of charlm/models/cells. This wing knows nothing of
-sweeps.
+`torch.py` and `keras.py` each read the files of one framework into `weights.Weights`. `weights.py` writes the run directory.
+The functions `from_torch` and `from_keras` of a cell in charlm/models/cells convert the arrays of a layer to charlm's
+parameters. This package does not import sweeps.
 """

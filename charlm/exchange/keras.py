@@ -1,7 +1,9 @@
-"""Weights of Keras 3: a stack of recurrent layers, a dense head, at most one embedding.
+"""Reads the weights of a Keras 3 model: a stack of recurrent layers, a dense head, and at most one embedding.
 
-Names in the HDF5 file: `layers/lstm/cell/vars/0`, `1` and `2` are the kernel, the recurrent kernel and the bias of the first
-layer, `layers/lstm_1/…` those of the second; `layers/dense/vars/0` (H, V) and `1` (V,) are the head.
+Names in the HDF5 file:
+- `layers/lstm/cell/vars/0`, `1` and `2` are the kernel, the recurrent kernel and the bias of the first layer.
+- `layers/lstm_1/cell/vars/0`, `1` and `2` are the same arrays of the second layer.
+- `layers/dense/vars/0` (H, V) and `1` (V,) are the kernel and the bias of the head.
 """
 
 import io
@@ -17,14 +19,14 @@ from charlm.exchange.weights import EXTRA, Layout, Weights, checked, existing, l
 from charlm.exchange.weights import read as read_file
 
 LAYOUT = Layout("Keras", "from_keras", input_array="kernel", input_axis=0)
-ARRAYS = ("kernel", "recurrent_kernel", "bias")  # in the order of their numbers
+ARRAYS = ("kernel", "recurrent_kernel", "bias")  # array 0, 1 and 2 of a layer in the file
 
 
 def read(file: str) -> Weights:
-    """The weights of a Keras 3 model: `.weights.h5`, or `.keras`, which holds such a file.
+    """Reads the weights of a Keras 3 model from a `.weights.h5` or `.keras` file.
 
     Raises:
-      UserError: it can't be read, or is no stack of recurrent layers of one kind with a dense head.
+      UserError: the file can't be read, or the model is not a stack of recurrent layers of one kind with a dense head.
     """
     path = existing(file)
     h5py = library("h5py", path, f"h5py ({EXTRA})")
@@ -60,12 +62,12 @@ def _arrays(path: pathlib.Path, h5py: ModuleType) -> dict[str, np.ndarray]:
 
 
 def _kind(name: str, value: np.ndarray) -> str | None:
-    """What an array outside the recurrent layers is: the head's kernel or bias, or the embedding; None if none of these."""
+    """The kind of an array: `kernel` or `bias` of the head, or `embedding`. None for all other arrays."""
     if re.match(r"layers/dense(_\d+)?/vars/[01]$", name):
         return "bias" if value.ndim == 1 else "kernel"
     return "embedding" if re.match(r"layers/embedding(_\d+)?/vars/0$", name) else None
 
 
 def _is_of(name: str, kinds: set[str]) -> bool:
-    """Whether an array belongs to a recurrent layer, such as the dropout's random state or a stateful layer's state."""
+    """Whether an array belongs to a recurrent layer. Examples are the random state of dropout and the saved recurrent state."""
     return any(re.match(rf"layers/{kind}(_\d+)?/", name) for kind in kinds)

@@ -1,7 +1,10 @@
-"""Weights of PyTorch: one nn.LSTM with all layers (or another recurrent module), a linear head, at most one embedding.
+"""Reads the weights of a PyTorch model: one recurrent module, such as nn.LSTM, a linear head, and at most one embedding.
 
-Names in a state_dict: `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0` of layer 0; the head's `weight` (V, H) and
-`bias` (V,). Modules may have any name.
+The recurrent module must contain all recurrent layers. Names in a state_dict:
+- `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0` and `bias_hh_l0` are the arrays of layer 0.
+- `weight` (V, H) and `bias` (V,) are the arrays of the head.
+- `emb….weight` or `encoder.weight` (V, E) is the embedding.
+The recurrent module and the head may have any name.
 """
 
 import collections
@@ -18,13 +21,13 @@ LAYOUT = Layout("PyTorch", "from_torch", input_array="weight_ih", input_axis=1)
 
 
 def read(file: str) -> Weights:
-    """The weights of a state_dict, with the symbols in the order of the ids if the file has them.
+    """Reads the weights of a PyTorch model and, if the file has them, the symbols in the order of the ids.
 
-    Reads `.safetensors`, and files of `torch.save` (weights only): a state_dict, or Udacity's dict with `state_dict` and
-    `tokens`.
+    A `.safetensors` file holds a state_dict. A file of `torch.save` (loaded with weights_only=True) holds either a state_dict
+    or Udacity's dict with `state_dict` and `tokens`.
 
     Raises:
-      UserError: it can't be read, or is no CharRNN.
+      UserError: the file can't be read, or the weights do not belong to a CharRNN.
     """
     path = existing(file)
     state, symbols = _state_dict(path)
@@ -59,7 +62,7 @@ def read(file: str) -> Weights:
 
 
 def _state_dict(path: pathlib.Path) -> tuple[Arrays, list[str] | None]:
-    """The arrays of a file by name, and its symbols if it has them."""
+    """Returns (arrays by name, symbols). The symbols are None if the file has none."""
     if path.suffix == ".safetensors":
         safetensors = library("safetensors.numpy", path, f"safetensors ({EXTRA})")
         return read_file(path, lambda: safetensors.load_file(path)), None

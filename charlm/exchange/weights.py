@@ -1,4 +1,4 @@
-"""What weights of all frameworks share: reading files, and making a run directory of them.
+"""Reads weight files of any framework, and writes a run directory from the weights.
 
 Letters: E embedding, H hidden, V vocabulary.
 """
@@ -34,8 +34,10 @@ class Layout(NamedTuple):
     """How a framework stores a recurrent layer.
 
     Attributes:
-      framework: for messages. converter: the attribute of a cell that makes params of such arrays.
-      input_array, input_axis: the array that multiplies the inputs, and its axis with one entry for each input.
+      framework: name of the framework in messages.
+      converter: name of the function of a cell that converts the arrays of a layer to params.
+      input_array: name of the input kernel in the framework.
+      input_axis: axis of the input kernel that has one entry for each input.
     """
 
     framework: str
@@ -45,12 +47,14 @@ class Layout(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The weights of one network as its framework stores them.
+    """The weights of one network as the framework stores them.
 
     Attributes:
-      layers: arrays of each recurrent layer by the framework's own names.
-      head_kernel_HV, head_bias_V: the linear head. embedding_VE: None if there is none.
-      symbols: in the order of the ids; None if the file does not say.
+      file: file of the weights, for messages.
+      layers: arrays of each recurrent layer, by the framework's names.
+      head_kernel_HV, head_bias_V: the linear head.
+      embedding_VE: the embedding, or None.
+      symbols: the symbols in the order of the ids; None if the file has no symbols.
     """
 
     file: str
@@ -71,31 +75,32 @@ def checked(
     unknown: Iterable[str],
     symbols: list[str] | None = None,
 ) -> Weights:
-    """The weights of a file, if they have all parts of a network and no others.
+    """Checks that a file has all parts of a network and no other arrays. Returns the weights.
 
     Args:
-      head: `kernel` (H, V) and `bias` (V,). unknown: names of arrays that are none of the known parts.
+      head: `kernel` (H, V) and `bias` (V,).
+      unknown: names of arrays that belong to no known part.
 
     Raises:
-      UserError: there are no recurrent layers or no head, or there are unknown arrays.
+      UserError: the file has no recurrent layers, has no head, or has unknown arrays.
     """
     if not layers:
         raise UserError(f"{file} has no recurrent layers: weights of a PyTorch CharRNN or of a Keras 3 model would be right.")
     if names := sorted(unknown):
         raise UserError(
-            f"{file} has {', '.join(names)} beside its recurrent layers: one linear head, a weight and a bias, and at most one "
+            f"{file} has {', '.join(names)} beside its recurrent layers: one linear head (a weight and a bias) and at most one "
             "embedding would be right."
         )
     if head.keys() != {"kernel", "bias"}:
-        raise UserError(f"{file} has no head beside its recurrent layers: a linear layer, a weight and a bias, would be right.")
+        raise UserError(f"{file} has no head beside its recurrent layers: a linear layer (a weight and a bias) would be right.")
     return Weights(str(file), layout, list(layers), head["kernel"], head["bias"], embedding_VE, symbols)
 
 
 def params_of(weights: Weights, config: ConfigDict) -> Params:
-    """The weights as parameters of the model that the config describes. Shapes are not checked.
+    """The weights as parameters of the config's model. Does not check shapes.
 
     Raises:
-      UserError: layers of this framework can't become the config's cell, or a layer lacks an array.
+      UserError: the config's cell can't use layers of this framework, or a layer lacks an array.
     """
     (name, cell), layout = stack.named_cell(config), weights.layout
     convert = getattr(cell, layout.converter)
@@ -119,14 +124,15 @@ def params_of(weights: Weights, config: ConfigDict) -> Params:
 
 
 def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: str | None = None) -> None:
-    """Makes a run directory, done at step 0, of a config and weights from elsewhere.
+    """Writes a run directory from a config and imported weights. The run is finished at step 0.
 
     Args:
-      symbols_file: JSON list of the symbols in the order of the ids. Without it, the weights' own symbols count, and without
-        those, the ids are taken to be the symbols of the config's corpus, sorted.
+      symbols_file: JSON list of the symbols in the order of the ids. If None, uses the symbols in the file of the weights. If
+        that file has no symbols, the symbols of the ids are assumed to be the sorted symbols of the config's corpus.
 
     Raises:
-      UserError: shapes or symbols differ from those that the config and its corpus make; both are named.
+      UserError: the shapes or symbols of the weights differ from the shapes or symbols of the config and corpus. The message
+        names the differences.
     """
     if run_module.exists(workdir, config):
         raise UserError(f"--workdir={workdir} already holds a run: choose another directory.")
@@ -135,7 +141,7 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
     state = jax.eval_shape(lambda: initial_state(setup.functions, setup.optimizer, setup.batches.rows, 0))
     _check_shapes(params_of(weights, config), state.params, weights.file)
     if symbols is None:
-        progress.tell("note: without --symbols, the ids are taken to be the symbols of the corpus, sorted.")
+        progress.tell("note: without --symbols, the symbols of the ids are assumed to be the sorted symbols of the corpus.")
     else:
         weights = _reordered(weights, symbols, [*setup.vocab.specials, *setup.vocab.symbols], symbols_file or weights.file)
     _write(config, workdir, setup, params_of(weights, config), weights.file)
@@ -166,13 +172,13 @@ def _check_shapes(params: Params, expected: Params, file: str) -> None:
 
 
 def _reordered(weights: Weights, symbols: list[str], wanted: list[str], file: str) -> Weights:
-    """The weights with their symbols in the wanted order instead of that of the file."""
+    """The weights with the rows and columns of the symbols in the order of `wanted`."""
     if symbols == wanted:
         return weights
     if sorted(symbols) != sorted(wanted):
         only_file, only_corpus = sorted(set(symbols) - set(wanted)), sorted(set(wanted) - set(symbols))
         raise UserError(
-            f"{file} has a vocabulary of {len(symbols)}, the corpus has one of {len(wanted)}: "
+            f"{file} has a vocabulary of {len(symbols)} symbols, the corpus a vocabulary of {len(wanted)}: "
             f"{_listed(only_file)} only in the file, {_listed(only_corpus)} only in the corpus."
         )
     order = [symbols.index(symbol) for symbol in wanted]
@@ -183,15 +189,15 @@ def _reordered(weights: Weights, symbols: list[str], wanted: list[str], file: st
     elif first[name].shape[axis] == len(order):
         weights = weights._replace(layers=[{**first, name: np.take(first[name], order, axis)}, *others])
     else:
-        raise UserError(f"{file} has its symbols in another order than sorted: a model.input of one number can't follow it.")
+        raise UserError(f"{file} has its symbols in an unsorted order: model.input=scalar needs the sorted order.")
     return weights._replace(head_kernel_HV=weights.head_kernel_HV[:, order], head_bias_V=weights.head_bias_V[order])
 
 
 def symbols_in(file: str) -> list[str]:
-    """The symbols in the order of their ids, from a JSON list; special ones as `<pad>`, `<eos>` and `<unk>`.
+    """Reads a JSON list of symbols in the order of the ids. Special symbols are `<pad>`, `<eos>` and `<unk>`.
 
     Raises:
-      UserError: it can't be read, is no such list, or has a symbol twice.
+      UserError: the file can't be read, is not a list of strings, or has a symbol twice.
     """
     path = existing(file)
     symbols = read(path, lambda: json.loads(path.read_text(encoding="utf-8")))
@@ -203,7 +209,7 @@ def symbols_in(file: str) -> list[str]:
 
 
 def existing(file: str) -> pathlib.Path:
-    """The path of a file. Raises a UserError if there is none."""
+    """The path of a file. Raises a UserError if the file does not exist."""
     path = pathlib.Path(file)
     if not path.is_file():
         raise UserError(f"{file} is no file: give a file of saved weights or symbols.")
@@ -211,7 +217,7 @@ def existing(file: str) -> pathlib.Path:
 
 
 def read(path: pathlib.Path, reader: Callable[[], Any]) -> Any:
-    """What `reader` returns. Any exception becomes a UserError: libraries raise all kinds when a file is damaged."""
+    """Returns the result of `reader`. Any exception becomes a UserError, because a damaged file can raise any kind."""
     try:
         return reader()
     except Exception as error:

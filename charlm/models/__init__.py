@@ -1,5 +1,5 @@
 """The network as pure functions of parameters, inputs and state.
 
-`stack` puts together what each model has: input, layers, dropout, head. A recurrence is one file in `cells`. This wing knows
-nothing of optimisers or files.
+`stack` builds a model from input encoding, layers, dropout and head. Each recurrence is one file in `cells`. This package
+contains no optimisers. Only `drawing` writes files.
 """

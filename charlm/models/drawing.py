@@ -1,4 +1,4 @@
-"""A picture of a network unrolled in time, as Graphviz dot (as in the tutorial of MXNet.jl's char-lstm)."""
+"""Draws a network unrolled in time with Graphviz, like the figure in MXNet.jl's char-lstm tutorial."""
 
 import itertools
 import pathlib
@@ -12,11 +12,14 @@ from charlm.errors import Failure, UserError
 def unrolled(
     cell: str, state: str, layers: int, hidden: int, encoding: str, dropout: float, steps: int, last_only: bool = False
 ) -> str:
-    """The dot text of the layers over `steps` characters: ids below, predictions above, time from left to right.
+    """The Graphviz text of a network over `steps` characters.
+
+    Ids are at the bottom and predictions at the top. Time runs from left to right.
 
     Args:
-      cell, state: titles of the recurrence and of what it hands from step to step.
-      last_only: whether only the character after the last one is predicted, as with windows.
+      cell: title of the recurrence.
+      state: title of the recurrent state, which labels the arrows between steps.
+      last_only: whether only the last step predicts a character, as with `windows` as framing.
     """
     lines = [
         "digraph network {",
@@ -48,12 +51,14 @@ def unrolled(
 
 
 def write(dot: str, file: str) -> list[str]:
-    """Writes the dot text to a file, and an SVG beside it if Graphviz is installed. Returns the files written.
+    """Writes the Graphviz text to `file`. If Graphviz is installed, also writes an SVG file. Returns the files written.
 
-    If `file` ends in .svg, that is the SVG, and the dot text goes into a .dot file beside it.
+    Both files are in the same folder and have the same name, except for the suffix. If `file` ends in .svg, the text is written
+    to a .dot file.
 
     Raises:
-      UserError: the file can't be written. Failure: Graphviz fails.
+      UserError: the file can't be written.
+      Failure: Graphviz fails.
     """
     path = pathlib.Path(file)
     path = path.with_suffix(".dot") if path.suffix == ".svg" else path

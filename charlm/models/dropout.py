@@ -1,6 +1,6 @@
 """Dropout of activations.
 
-Letters: B batch (rows), T time, H units, N random words.
+Letters: B batch (rows), T time, H hidden units, N random words.
 """
 
 import jax
@@ -8,10 +8,12 @@ import jax.numpy as jnp
 
 
 def dropout(keys_B: jax.Array, x_TBH: jax.Array, rate: float) -> jax.Array:
-    """Inverted dropout (Srivastava et al. 2014): zeroes a share `rate` of `x_TBH` and scales the rest to keep the mean.
+    """Inverted dropout (Srivastava et al. 2014): sets a share `rate` of `x_TBH` to 0 and scales the rest to keep the mean.
 
-    Each row has a key of its own, so the mask of a row does not depend on how rows are spread over devices. The rate is
-    rounded to a multiple of 2^-16. One random word then serves two values, and drawing costs half as much.
+    Each row has its own key. The mask of a row therefore does not depend on the device that holds the row.
+
+    The rate is rounded to a multiple of 2^-16. A 32-bit random word then serves two values, which halves the cost of drawing
+    random numbers.
     """
     dropped = min(round(rate * 2**16), 2**16 - 1)
     steps, rows, hidden = x_TBH.shape

@@ -1,6 +1,8 @@
-"""Initial weights as five systems have them, for any recurrence with gates side by side.
+"""Weight initialisation as in five other systems, for any recurrence that stores the gates of a kernel side by side.
 
-A kernel of a layer with `gates` gates has the shape (inputs, gates * hidden): one block of columns for each gate.
+A kernel of a layer with `gates` gates has the shape (inputs, gates * hidden). Each gate has one block of columns.
+
+Letters: I inputs (rows of a kernel), H hidden units, O columns, N matrices.
 """
 
 import math
@@ -16,12 +18,12 @@ Initializer = Callable[..., Any]
 
 
 class Initializers(NamedTuple):
-    """Initializers by the kind of weight.
+    """One initializer for each kind of weight.
 
     Attributes:
-      embedding, head_kernel, head_bias: of the stack.
-      input_kernel, recurrent_kernel: number of gates → initializer of a layer's kernels.
-      bias: of a layer; what a cell adds to it, such as the LSTM's forget bias, is the cell's.
+      embedding, head_kernel, head_bias: initializers of the weights outside the layers.
+      input_kernel, recurrent_kernel: number of gates → initializer of a layer's kernel.
+      bias: initializer of a layer's bias. A cell may add a constant, as the LSTM adds its forget bias.
     """
 
     embedding: Initializer
@@ -35,15 +37,19 @@ class Initializers(NamedTuple):
 def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Initializers:
     """The initializers that `model.init` names.
 
-    `orthogonal` (Flax): LeCun normal; the recurrent kernel of each gate is orthogonal.
-    `glorot` (Keras): Glorot uniform; the recurrent kernel of all gates is one matrix with orthogonal rows.
-    `axon`: Glorot uniform, each gate by itself.
-    `pytorch`: uniform in ±1/sqrt(hidden), biases too, of which PyTorch adds two; the embedding is standard normal.
-    `uniform` (MXNet): uniform in ±scale, biases 0.
+    - `orthogonal` (Flax): kernels are LeCun normal. The recurrent kernel of each gate is an orthogonal matrix.
+    - `glorot` (Keras): kernels are Glorot uniform. The recurrent kernel of all gates is one matrix with orthonormal rows.
+    - `axon` (Axon): kernels are Glorot uniform, with a separate bound for each gate.
+    - `pytorch` (PyTorch): kernels and biases are uniform in ±1/sqrt(hidden). A layer's bias is the sum of two such biases. The
+      embedding is standard normal.
+    - `uniform` (MXNet): kernels and the embedding are uniform in ±scale.
+
+    Biases are 0, except for `pytorch`.
 
     Args:
-      hidden: units of a layer. scale: bound of `uniform`.
-      head_scale: if not 0, the head's kernel is uniform in ±head_scale and its bias 0, as in Udacity's CharRNN.
+      hidden: number of units of a layer.
+      scale: bound of `uniform`.
+      head_scale: if not 0, the head's kernel is uniform in ±head_scale and its bias is 0, as in Udacity's CharRNN.
     """
     zeros, glorot, lecun = nn.initializers.zeros, nn.initializers.glorot_uniform(), nn.initializers.lecun_normal()
     match name:
@@ -69,7 +75,7 @@ def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Ini
 
 
 def _for_any_gates(initializer: Initializer) -> Callable[[int], Initializer]:
-    """An initializer that treats the columns of all gates alike."""
+    """The same initializer for any number of gates. It treats the columns of all gates as one matrix."""
     return lambda gates: initializer
 
 
@@ -82,7 +88,7 @@ def _sum_of_two(initializer: Initializer) -> Initializer:
 
 
 def _glorot_gates(gates: int) -> Initializer:
-    """Each gate's (I, H) block by itself: the bound is that of I inputs and H outputs, not of all gates' outputs."""
+    """Glorot uniform with the bound for one gate's (I, H) block: I inputs and H outputs, instead of gates * H outputs."""
 
     def init(key, shape, dtype=jnp.float32):
         inputs, columns = shape
@@ -96,7 +102,7 @@ def _orthogonal_gates(gates: int) -> Initializer:
 
     def init(key, shape, dtype=jnp.float32):
         hidden = shape[0]
-        # Drawn with two axes: with three, XLA takes a second longer to compile.
+        # The random array has two axes, because XLA needs a second longer to compile a draw with three axes.
         rows = jax.random.normal(key, (gates * hidden, hidden), jnp.float32)
         blocks = _orthogonalized(rows.reshape(gates, hidden, hidden))
         return blocks.swapaxes(0, 1).reshape(shape).astype(dtype)
@@ -105,22 +111,22 @@ def _orthogonal_gates(gates: int) -> Initializer:
 
 
 def _orthogonal_rows(key, shape, dtype=jnp.float32):
-    """The (H, gates * H) matrix of all gates with orthonormal rows, as in Keras."""
+    """The recurrent kernel (H, gates * H) of all gates is one matrix with orthonormal rows, as in Keras."""
     return _orthogonalized(jax.random.normal(key, (1, *shape), jnp.float32))[0].astype(dtype)
 
 
 def _orthogonalized(blocks_NIO: jax.Array) -> jax.Array:
-    """The orthogonal factors of random matrices with at most as many rows as columns.
+    """The orthogonal factors of random matrices. A matrix must not have more rows than columns.
 
-    They are exact to 1e-6, and to 1e-3 or worse for one square matrix in a hundred.
+    The error is about 1e-6. For one square matrix in a hundred, the error is 1e-3 or more.
 
-    The method is Newton-Schulz iteration, which needs only products. Several QR decompositions in one program can block each
-    other without end on XLA:CPU (experiments/2026-11-22-first-figures).
+    The method is Newton-Schulz iteration, which needs only matrix products. Several QR decompositions in one program can
+    deadlock on XLA:CPU (experiments/2026-11-22-first-figures).
     """
     blocks_NIO /= jnp.linalg.norm(blocks_NIO, axis=(1, 2), keepdims=True)
 
     def iterate(_, blocks):
         return 1.5 * blocks - 0.5 * (blocks @ blocks.swapaxes(1, 2)) @ blocks
 
-    # A singular value grows by half a step until it is near 1. The smallest begins at about rows ** -1.5.
+    # Each iteration multiplies a small singular value by about 1.5. The smallest singular value starts at about rows ** -1.5.
     return jax.lax.fori_loop(0, 20 + int(4 * math.log(blocks_NIO.shape[1] + 1)), iterate, blocks_NIO)

@@ -1,4 +1,4 @@
-"""Nats and counts from logits.
+"""The cross-entropy of logits, in nats.
 
 Letters: B batch, S scored positions, V vocabulary.
 """
@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 
 def nats_and_count(logits_BSV: jax.Array, targets_BS: jax.Array, weights_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weighted cross-entropy as a sum and a count. Add up all sums and counts first, and divide once at the end.
+    """The weighted cross-entropy as a sum and a count. For a mean, add all sums and all counts first, then divide once.
 
     Returns:
-      (nats, count): float32 scalars, the sum of weights times -ln p(target), and the sum of weights.
+      nats: float32 scalar, the sum of -ln p(target) times the weight.
+      count: float32 scalar, the sum of the weights.
     """
     log_z_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
     target_logits_BS = jnp.take_along_axis(logits_BSV, targets_BS[..., None], axis=-1, mode="clip")[..., 0]

@@ -1,8 +1,8 @@
-"""The network: input encoding, layers of one recurrence, dropout, head. The only file that knows Flax.
+"""The network: input encoding, layers of one recurrence, dropout, and head.
 
-`functions` gives the network as pure functions. Which recurrence runs is known in `cells/` alone.
+`functions` returns the network as pure functions. The code here is the same for every recurrence in `cells/`.
 
-Letters: B batch, T time, S scored positions, E embedding, I input features, H hidden, V vocabulary.
+Letters: B batch, T time, S scored positions, E embedding, I input features, H hidden units, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,12 @@ from charlm.models.dropout import dropout
 from charlm.models.initializers import Initializers, initializers
 from charlm.models.products import operand, product
 
-CELL_NOISE = 1 << 16  # plus the layer's index: folded into the keys that a cell gets; dropout folds in the index alone
+# Keys for random operations inside the cell of layer i fold in CELL_NOISE + i. Keys for the dropout of layer i fold in i.
+CELL_NOISE = 1 << 16
 
 
 class Layer(nn.Module):
-    """One layer: declares the parameters of a cell and runs it over a window."""
+    """One layer: declares the parameters of a cell and runs the cell over a window."""
 
     cell: cells.Cell
     initial: Initializers
@@ -35,10 +36,14 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, state, table_VI=None, noise_keys_B=None):
-        """Args: see `cells.Cell.window`; `table_VI`: the rows that ids stand for, None for rows of the input kernel."""
+        """Runs the layer; see `cells.Cell.window` for the other arguments and the results.
+
+        Args:
+          table_VI: the input features of each id. If None, ids select rows of the input kernel.
+        """
         declared = self.cell.parameters(self.inputs, self.hidden, self.initial, self.config)
         params = {name: self.param(name, initializer, shape) for name, (initializer, shape) in declared.items()}
-        if self.is_initializing():  # the outputs are not used then, and they take long to trace
+        if self.is_initializing():  # initialisation does not use the outputs, and tracing the cell is slow
             return jnp.zeros((*inputs.shape[:2], self.hidden)), state
         if table_VI is not None:
             params = self.cell.with_table(params, table_VI)
@@ -46,14 +51,18 @@ class Layer(nn.Module):
 
 
 class CharLM(nn.Module):
-    """A character-level language model. Keys of the config that only one line needs are read there, from `config`.
+    """A character-level language model.
 
     Attributes:
-      cell, name_of_cell: the recurrence, and `model.cell`, which names the layers' parameters: `lstm_0`, `lstm_1`, …
-      vocab_size: V. layers, hidden: number of layers, and H of each.
-      encoding: how an id enters: `embedding`, `onehot`, or `scalar`, the id divided by V.
-      dropout: share of values dropped after each layer (so between layers and before the head), in [0, 1).
-      dtype: of the operands of matrix products; parameters, state and sums are float32.
+      cell: the recurrence.
+      name_of_cell: the value of `model.cell`. The parameters of the layers are named after it: `lstm_0`, `lstm_1`, …
+      vocab_size: V.
+      layers: number of layers.
+      hidden: H, the number of units of each layer.
+      encoding: input encoding of an id: `embedding`, `onehot`, or `scalar` (the id divided by V).
+      dropout: share of values dropped after each layer, including the last layer, in [0, 1).
+      dtype: dtype of the operands of matrix products. Parameters, state and sums are float32.
+      config: the whole config, for keys that only one line of code reads.
     """
 
     cell: cells.Cell
@@ -68,9 +77,9 @@ class CharLM(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch, carry: tuple, noise_keys_B: jax.Array | None = None) -> tuple[jax.Array, tuple]:
-        """(logits_BSV, carry after the window).
+        """Returns (logits_BSV, carry after the window).
 
-        `noise_keys_B` is None, or one key per row. Everything that acts at random folds a number of its own into it.
+        `noise_keys_B` is None, or one key per row. Each random operation folds a different number into these keys.
         """
         config = self.config
         initial = initializers(config.model.init, self.hidden, config.model.init_scale, config.model.head_scale)
@@ -100,17 +109,17 @@ class CharLM(nn.Module):
 
 
 class Functions(NamedTuple):
-    """A model as pure functions; all that training, evaluation and sampling know of it.
+    """A model as pure functions. Training, evaluation and sampling use a model only through these functions.
 
     Attributes:
       init: key → params, a tree of float32 arrays.
-      apply: (params, batch, carry, noise_keys_B=None) → (logits_BSV, carry). Without keys nothing acts at random. Each row
-        has a key of its own, so its dropout mask does not depend on how rows are spread over devices.
-      zero_carry: B → the state at the beginning of a text: a tuple with the state of each layer.
-      stepwise: (params, rows) → the weights as `step` reads them, laid out once for `rows` rows.
-      step: (weights, ids_B, carry) → (logits_BV, carry): what `apply` gives for one character, without dropout.
-      operations: multiply-adds of all layers and the head for one character; a lookup of ids costs none.
-      shape: for a picture of the network.
+      apply: (params, batch, carry, noise_keys_B=None) → (logits_BSV, carry). Without keys, nothing is random. Each row has its
+        own key. The dropout mask of a row therefore does not depend on the device that holds the row.
+      zero_carry: B → the state at the beginning of a text, a tuple with the state of each layer.
+      stepwise: (params, rows) → the weights in the layout that `step` needs for `rows` rows.
+      step: (weights, ids_B, carry) → (logits_BV, carry). Computes the same as `apply` for one character, without dropout.
+      operations: multiply-adds of all layers and the head for one character. A lookup of ids counts as 0.
+      shape: the values that a picture of the network shows.
     """
 
     init: Callable
@@ -123,7 +132,7 @@ class Functions(NamedTuple):
 
 
 class Stepwise(NamedTuple):
-    """Weights laid out to read one character at a time: each layer's as its cell has them, and the head's."""
+    """Weights in a layout for one character at a time. `layers` holds the result of `Cell.prepare` for each layer."""
 
     layers: tuple[Any, ...]
     head_HV: jax.Array
@@ -131,7 +140,16 @@ class Stepwise(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a picture shows: titles of the cell and of its state, layers, units of each, input encoding, dropout share."""
+    """The values that a picture of the network shows.
+
+    Attributes:
+      cell: title of the cell.
+      state: title of the recurrent state.
+      layers: number of layers.
+      hidden: number of units of each layer.
+      encoding: input encoding.
+      dropout: share of values dropped after each layer.
+    """
 
     cell: str
     state: str
@@ -193,18 +211,18 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
 
 
 def named_cell(config: ConfigDict) -> tuple[str, cells.Cell]:
-    """The name of the config's cell, with which the parameters of its layers begin (`lstm_0`), and the cell."""
+    """The name of the config's cell, and the cell. Parameter names of layers begin with this name, such as `lstm_0`."""
     return config.model.cell, cells.named(config.model.cell)
 
 
 def layer_operations(config: ConfigDict) -> int:
-    """Multiply-adds of all layers for one character. The first layer looks its ids up, so they count as no inputs."""
+    """Multiply-adds of all layers for one character. Ids count as 0 inputs, because the first layer looks them up."""
     (_, cell), layers, hidden = named_cell(config), config.model.layers, config.model.hidden
     return cell.operations(0, hidden) + (layers - 1) * cell.operations(hidden, hidden)
 
 
 def unread_keys(config: ConfigDict) -> list[str]:
-    """Keys that the config sets, but that only cells other than its own read."""
+    """Keys that have no effect: the config sets them, but only other cells than the config's cell read them."""
     all_cells = [cells.named(name) for name in keys.KEYS["model.cell"].rule.options]
     others = {key for cell in all_cells for key in cell.keys} - set(named_cell(config)[1].keys)
     values = load.flatten(config)
@@ -212,7 +230,7 @@ def unread_keys(config: ConfigDict) -> list[str]:
 
 
 def keep_rows(carry: Any, keep_B: jax.Array) -> Any:
-    """The state of the rows to keep; zeros for the others."""
+    """The carry with the state of a row set to 0 where `keep_B` is False."""
     return jax.tree.map(lambda leaf: jnp.where(keep_B.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), carry)
 
 
@@ -221,18 +239,18 @@ def _fold_in(keys_B: jax.Array, number: int) -> jax.Array:
 
 
 def parameter_table(params: Any) -> list[tuple[str, tuple[int, ...], int]]:
-    """(name, shape, count) of every parameter, in the order of the tree."""
+    """(name, shape, number of values) of every parameter, in the order of the tree."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, leaf.size) for path, leaf in leaves]
 
 
 def parameter_count(params: Any) -> int:
-    """The count of numbers in all parameters."""
+    """The total number of values in all parameters."""
     return sum(count for _, _, count in parameter_table(params))
 
 
 def parameter_lines(params: Any) -> list[str]:
-    """The table as lines of text. The last line counts two biases per layer, as PyTorch has for the same function."""
+    """The table of parameters as lines of text. The last line counts two biases per layer, as in PyTorch."""
     table = parameter_table(params)
     total = parameter_count(params)
     doubled = total + sum(count for name, _, count in table if name.endswith("/bias"))

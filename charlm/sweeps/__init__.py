@@ -1,4 +1,4 @@
-"""Many trainings: the trials of a sweep or a search, run on this machine or by SLURM.
+"""Runs many trainings: the trials of a sweep or a search, on this machine or on a SLURM cluster.
 
-This wing knows nothing of what a trial computes.
+The code here does not depend on the computation of a trial.
 """

@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep as processes of this machine, and shows the status of each."""
+"""Runs the trials of a sweep as processes on this machine, and shows the status of each trial."""
 
 import contextlib
 import os
@@ -21,24 +21,24 @@ from charlm.rundir.run import Run
 from charlm.sweeps import sweep
 
 POLL_SECONDS = 0.2
-REPORT_SECONDS = 60.0  # between reports on the running trials, if there is no terminal
+REPORT_SECONDS = 60.0  # without a terminal, the time between two reports on the running trials
 EXTERNAL = "in another process"
 FINAL_STATES = ("done", "diverged", "failed", "pruned")
 STOPPED_CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that saved its state and stopped
-TAIL_BYTES = 2**14  # read from the end of metrics.jsonl; enough for many rows
+TAIL_BYTES = 2**14  # number of bytes to read from the end of metrics.jsonl; enough for many rows
 
 
 class TrialStatus(NamedTuple):
     """The status of a trial, read from its run directory.
 
     Attributes:
-      state: new, one of run.STATES, or what only a launcher knows: running, queued, stopped, pruned.
-      step: steps trained.
-      total_steps: of the training; None if it has not started.
+      state: `new`, a state of run.STATES, or a state that only a launcher sets: `running`, `queued`, `stopped` or `pruned`.
+      step: number of steps trained.
+      total_steps: number of steps of the whole training; None if the training has not started.
       best: {"step", "nats", "split"} of the best evaluation so far.
-      chars_per_second: in the last log interval.
-      seconds: of training so far.
-      message: why the trial failed, diverged or stopped.
+      chars_per_second: training speed in the last log interval.
+      seconds: training time so far.
+      message: reason why the trial failed, diverged or stopped.
     """
 
     state: str
@@ -51,19 +51,19 @@ class TrialStatus(NamedTuple):
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated from the average speed so far; None if that is unknown."""
+        """The remaining time, estimated from the average speed so far; None if the speed is unknown."""
         if not (self.seconds and self.step and self.total_steps):
             return None
         return self.seconds / self.step * max(self.total_steps - self.step, 0)
 
 
 class Slot(NamedTuple):
-    """The part of the machine that one of several concurrent processes uses.
+    """The part of the machine for one of several concurrent processes.
 
     Attributes:
       cores: numbers of the CPU cores.
       gpus: value of CUDA_VISIBLE_DEVICES; None if the machine has no GPUs.
-      shares_gpu: whether other slots use the same GPU.
+      shares_gpu: whether another slot may use the same GPU.
     """
 
     cores: tuple[int, ...]
@@ -72,7 +72,7 @@ class Slot(NamedTuple):
 
 
 def read_status(run: Run) -> TrialStatus:
-    """Reads the status of a run, which a process may be writing. If the run is damaged, the state is `failed`."""
+    """Reads the status of a run. Another process may be writing the run. If the run is damaged, the state is `failed`."""
     if not (run.workdir / "status.json").exists():
         return TrialStatus("new")
     try:
@@ -93,7 +93,7 @@ def read_status(run: Run) -> TrialStatus:
 
 
 def failure_message(log: pathlib.Path) -> str:
-    """The error message at the end of a training's log, or its last line; empty if there is no log."""
+    """The error message at the end of a training's log, or else the last line of the log. Empty if no log exists."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
@@ -105,8 +105,8 @@ def failure_message(log: pathlib.Path) -> str:
 def divide_machine(parallel: int, cores: Iterable[int], gpus: list[str]) -> list[Slot]:
     """Divides cores and GPUs evenly among `parallel` processes.
 
-    All slots have the same size, so the numbers that a trial computes do not depend on its slot. If there are fewer cores or
-    GPUs than processes, several processes share one.
+    All slots have the same size, so the results of a trial do not depend on its slot. If the machine has fewer cores or GPUs
+    than processes, several processes share a core or a GPU.
     """
     cores = sorted(cores)
     cores_each, gpus_each = max(1, len(cores) // parallel), max(1, len(gpus) // parallel)
@@ -126,7 +126,7 @@ def available_cores() -> set[int]:
 
 
 def available_gpus() -> list[str]:
-    """The NVIDIA GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
+    """The NVIDIA GPUs that this process may use, as values for CUDA_VISIBLE_DEVICES."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
     try:
@@ -136,9 +136,10 @@ def available_gpus() -> list[str]:
 
 
 def start_training(command: list[str], slot: Slot, log: pathlib.Path) -> subprocess.Popen:
-    """Starts a training on its slot and appends its output to a log.
+    """Starts a training in a slot, and appends the output of the training to a log.
 
-    The process has its own session. Ctrl-C on the terminal therefore reaches it only once, when the launcher forwards it.
+    The process has its own session, so Ctrl-C on the terminal does not reach the process directly. The launcher forwards the
+    signal.
     """
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if slot.gpus is not None:
@@ -151,7 +152,7 @@ def start_training(command: list[str], slot: Slot, log: pathlib.Path) -> subproc
         file.flush()
         try:
             if hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, slot.cores)  # the child process inherits it
+                os.sched_setaffinity(0, slot.cores)  # the child process inherits these cores
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True
             )
@@ -169,18 +170,19 @@ def run_local(
     on_end: Callable[[sweep.Trial, TrialStatus], None] = lambda trial, status: None,
     should_stop: Callable[[sweep.Trial], bool] = lambda trial: False,
 ) -> int:
-    """Runs trials on this machine, one in each slot at a time.
+    """Runs trials on this machine. Each slot runs one trial at a time.
 
-    If another process already trains a trial, the launcher waits for it. A launcher that was killed leaves such trainings.
+    A killed launcher may leave running trainings behind. If such a process already trains a trial, this launcher waits until
+    the process ends.
 
     Args:
       root: folder of the sweep.
-      trials: the next trial is taken only when a slot is free.
-      command_of: the command that trains a trial.
-      slots: parts of the machine.
+      trials: an iterator over the trials. The launcher takes the next trial only when a slot is free.
+      command_of: trial → the command that trains the trial.
+      slots: the parts of the machine.
       display: shows the trials.
-      on_end: called when a trial ends.
-      should_stop: asked repeatedly whether a running trial may stop early; it is then stopped and `pruned`.
+      on_end: called with a trial and its status when the trial ends.
+      should_stop: called repeatedly for each running trial. If it returns True, the trial is stopped and its state is `pruned`.
 
     Returns:
       The number of the signal that stopped the launcher, or 0.
@@ -203,8 +205,8 @@ class _LocalLauncher:
     ):
         self._root, self._trials, self._command_of, self._slots, self._display = root, trials, command_of, slots, display
         self._on_end, self._should_stop = on_end, should_stop
-        self._running: dict[int, tuple[sweep.Trial, subprocess.Popen]] = {}  # number of the slot → our process
-        self._external: dict[int, sweep.Trial] = {}  # number of the slot → trial that another process trains
+        self._running: dict[int, tuple[sweep.Trial, subprocess.Popen]] = {}  # index of the slot → trial and its process
+        self._external: dict[int, sweep.Trial] = {}  # index of the slot → trial that another process trains
         self._pruned: set[str] = set()
         self._all_taken = False
         self._signals: list[int] = []
@@ -230,7 +232,8 @@ class _LocalLauncher:
         trial, process = self._running[slot]
         if process.poll() is not None:
             del self._running[slot]
-            # A training refuses to start (status 2) if the directory is locked: a process of a killed launcher was starting.
+            # A training exits with status 2 if another process holds the lock of the run directory. A killed launcher may have
+            # started that process.
             if process.returncode == 2 and self._root.run(trial).is_training():
                 self._external[slot] = trial
                 return
@@ -254,7 +257,7 @@ class _LocalLauncher:
             self._end(trial, status)
 
     def _fill(self, slot: int) -> None:
-        """Starts the next trial if the slot is free and there is one."""
+        """Starts the next trial if the slot is free and trials are left."""
         if slot in self._running or slot in self._external or self._all_taken or self._signals:
             return
         trial = next(self._trials, None)
@@ -270,7 +273,8 @@ class _LocalLauncher:
     def _start(self, slot: int, trial: sweep.Trial) -> None:
         process = start_training(self._command_of(trial), self._slots[slot], self._root.log(trial))
         self._running[slot] = (trial, process)
-        if self._signals:  # it came between the two lines above, when it could not be forwarded to this process
+        # A signal that arrived while the process was starting has not been forwarded to the process.
+        if self._signals:
             process.send_signal(self._signals[0])
 
     def _end(self, trial: sweep.Trial, status: TrialStatus) -> None:
@@ -284,12 +288,12 @@ class _LocalLauncher:
 class Display:
     """Shows the status of trials.
 
-    On a terminal it is a live table. Elsewhere it prints a line when a trial starts or ends, and one for each running trial
-    every minute.
+    On a terminal, the display is a live table. Without a terminal, the display prints a line when a trial starts or ends.
+    Every minute, it also prints a line for each running trial.
     """
 
     def __init__(self, total: int):
-        """total: number of trials of the sweep."""
+        """`total` is the number of trials in the sweep."""
         self._total = total
         self._statuses: dict[str, TrialStatus] = {}
         self._console = Console()
@@ -309,11 +313,11 @@ class Display:
 
     @property
     def is_live(self) -> bool:
-        """Whether there is a live table. It disappears at the end, so messages in it have to be printed again."""
+        """Whether the display is a live table. The table disappears at the end, so its messages must be printed again."""
         return self._live is not None
 
     def set(self, trial: sweep.Trial, status: TrialStatus) -> None:
-        """Updates the status of a trial. Without a table, prints it if its state has changed."""
+        """Updates the status of a trial. Without a live table, prints the status if the state has changed."""
         before = self._statuses.get(trial.name)
         self._statuses[trial.name] = status
         if not self._live and (before is None or before.state != status.state):
@@ -324,7 +328,7 @@ class Display:
         self._statuses[trial.name] = status
 
     def refresh(self) -> None:
-        """Without a table, prints the running trials once a minute."""
+        """Without a live table, prints the running trials once a minute."""
         if not self._live and time.monotonic() - self._reported > REPORT_SECONDS:
             self._reported = time.monotonic()
             for name, status in self._statuses.items():
@@ -332,7 +336,7 @@ class Display:
                     self._print(name, status)
 
     def statuses(self) -> dict[str, TrialStatus]:
-        """Name of the trial → status, of all trials set so far."""
+        """Trial name → status, for all trials whose status was set."""
         return dict(self._statuses)
 
     def _print(self, name: str, status: TrialStatus) -> None:
@@ -350,7 +354,10 @@ class Display:
         print("  ".join(parts), flush=True)
 
     def _table(self) -> Table:
-        """Running trials first, then failed and stopped ones, then the others from the best on; as many as fit the screen."""
+        """The table of trials: first running trials, then queued, failed and stopped trials, then all other trials.
+
+        Trials with the same state are sorted by their best loss. The table shows only the trials that fit on the screen.
+        """
         order = {"running": 0, "queued": 1, "failed": 2, "stopped": 2, "diverged": 3, "done": 4, "pruned": 5}
         rows = sorted(
             self._statuses.items(),
@@ -392,7 +399,7 @@ def _table_row(name: str, status: TrialStatus) -> list[str]:
 
 
 def _status_after_exit(root: sweep.Root, trial: sweep.Trial, code: int, was_pruned: bool) -> TrialStatus:
-    """The status of a trial whose process has exited. code: its exit status; -n if signal n killed it."""
+    """The status of a trial whose process has exited with `code`. `code` is -n if signal n killed the process."""
     status = read_status(root.run(trial))
     if status.state in FINAL_STATES:
         return status
@@ -406,7 +413,7 @@ def _status_after_exit(root: sweep.Root, trial: sweep.Trial, code: int, was_prun
 
 
 def _last_train_row(file: pathlib.Path) -> dict[str, Any]:
-    """The last row with a training loss, if it is near the end of the file; else an empty dict."""
+    """The last row with a training loss within the last TAIL_BYTES of the file. An empty dict if no such row exists."""
     try:
         with file.open("rb") as opened:
             opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -419,9 +426,10 @@ def _last_train_row(file: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _forward_signals(processes: Callable[[], list[subprocess.Popen]]) -> Iterator[list[int]]:
-    """Forwards the first SIGINT or SIGTERM to the processes; a second one kills them.
+    """Forwards the first SIGINT or SIGTERM to the processes. A second signal kills the processes.
 
-    If the launcher itself fails, the processes get SIGTERM, so that they save their state, and are waited for.
+    If the launcher itself fails, it sends SIGTERM to the processes, so that they save their state. It then waits until all
+    processes have ended.
 
     Yields:
       A list to which the number of each received signal is appended.

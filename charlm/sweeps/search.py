@@ -1,11 +1,12 @@
-"""Searches a config's space for low validation nats with Optuna: chooses the next trial, and prunes bad trials.
+"""Searches a config's space for low validation nats. Optuna proposes the trials and prunes bad trials.
 
     asha  Trials are random. After 1, 3, 9, … evaluations only the best third continues (Li et al. 2020, "A System for Massively
           Parallel Hyperparameter Tuning").
     tpe   Tree-structured Parzen estimators propose trials (Bergstra et al. 2011, "Algorithms for Hyper-Parameter
-          Optimization"). A trial is pruned if it is worse than the median of the others after the same number of evaluations.
+          Optimization"). A trial is pruned if its nats are higher than the median of other trials after the same number of
+          evaluations.
 
-Optuna's study is in search.db beside the runs, so that the same command continues a search.
+Optuna saves the study in search.db in the folder of the search. The same command therefore continues a search.
 """
 
 import math
@@ -22,25 +23,28 @@ if TYPE_CHECKING:
     import optuna
 
 METHODS = ("asha", "tpe")
-MAX_REPEATS = 100  # a search ends after so many proposals of trials that were already tried
-REDUCTION_FACTOR = 3  # of asha: one in three trials continues
+MAX_REPEATS = 100  # a search ends if Optuna has proposed already tried trials this many times
+REDUCTION_FACTOR = 3  # asha continues one in three trials
 
 
 class Search:
-    """An Optuna study whose trials are run directories. `launch.run_local` runs its trials and reports to it."""
+    """An Optuna study whose trials are run directories.
+
+    `launch.run_local` runs the trials, and reports results through `should_stop` and `on_end`.
+    """
 
     def __init__(self, root: sweep.Root, file_and_arg: str, common: Mapping[str, object], method: str, total: int):
-        """Reads and checks the space. Writes nothing.
+        """Reads and checks the space. Writes no files.
 
         Args:
           root: folder of the search.
-          file_and_arg: config file with a `space()`.
+          file_and_arg: config file that defines `space()`.
           common: overrides of every trial.
           method: one of METHODS.
-          total: number of trials, including those of earlier starts.
+          total: number of trials, including trials of earlier launches of this search.
 
         Raises:
-          UserError: the config has no correct space(), or Optuna is not installed.
+          UserError: `space()` is missing or wrong, or Optuna is not installed.
         """
         self._root, self._file, self._common, self._method, self._total = root, file_and_arg, common, method, total
         space = load.call(file_and_arg, "space")
@@ -62,7 +66,7 @@ class Search:
         self._sizes: dict[str, int] = {}  # name of the trial → size of metrics.jsonl when it was last read
 
     def description(self) -> dict[str, Any]:
-        """What identifies this search, as a JSON value for sweep.json: method, space, and the fixed keys of the config."""
+        """The description of this search in sweep.json: the method, the space, and the config keys outside the space."""
         fixed = load.flatten(load.to_dict(self._base))
         fixed = {key: value for key, value in fixed.items() if key not in {*self._space, *keys.CHANGE_NO_RESULT}}
         return {"method": self._method, "space": {key: repr(values) for key, values in self._space.items()}, "config": fixed}
@@ -74,11 +78,11 @@ class Search:
         recorded, current = self._root.recorded("search"), self.description()
         if recorded is None or any(recorded.get(name) != current[name] for name in ("method", "space")):
             raise UserError(
-                f"--root={self._root.path} holds a sweep, or a search with another method or space: choose another."
+                f"--root={self._root.path} holds a sweep, or a search with another method or space: choose another folder."
             )
         if different := load.differences(recorded["config"], current["config"]):
             listed = load.in_words(different)
-            raise UserError(f"--root={self._root.path} holds a search with another config: {listed}; choose another.")
+            raise UserError(f"--root={self._root.path} holds a search with another config: {listed}; choose another folder.")
 
     def open(self) -> None:
         """Opens the study, or makes a new one."""
@@ -91,11 +95,11 @@ class Search:
         self._study = self._optuna.create_study(
             storage=storage, study_name="charlm", load_if_exists=True, direction="minimize", pruner=pruners[self._method]()
         )
-        seed = len(self._study.get_trials(deepcopy=False))  # with a fixed seed each start would propose the same trials
+        seed = len(self._study.get_trials(deepcopy=False))  # with a fixed seed, every launch would propose the same trials
         self._study.sampler = samplers[self._method](seed=seed)
 
     def trials(self) -> Iterator[sweep.Trial]:
-        """Yields the trials that an earlier start left unfinished, then new ones up to the total."""
+        """Yields the unfinished trials of earlier launches. Then yields new trials until the total is reached."""
         states = self._optuna.trial.TrialState
         for frozen in self._study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             if "overrides" in frozen.user_attrs:
@@ -107,7 +111,7 @@ class Search:
         while len(tried := self.tried()) < self._total and repeats < MAX_REPEATS:
             proposed = self._study.ask()
             trial = self._trial_of({key: _suggest(proposed, key, values) for key, values in self._space.items()})
-            if trial.name in tried:  # the study gets the known result, and proposes another trial
+            if trial.name in tried:  # report the known result to the study, and ask for another proposal
                 repeats += 1
                 value = tried[trial.name]
                 self._study.tell(proposed, value, state=None if value is not None else states.FAIL)
@@ -117,7 +121,7 @@ class Search:
             yield trial
 
     def tried(self) -> dict[str, float | None]:
-        """Name → validation nats of each trial so far; None if it has no result yet."""
+        """Name → validation nats of each trial so far. The value is None for a trial without a result."""
         return {name: frozen.value for name, frozen in self._by_name().items()}
 
     def pruned(self) -> set[str]:
@@ -125,7 +129,7 @@ class Search:
         return {name for name, frozen in self._by_name().items() if frozen.state == self._optuna.trial.TrialState.PRUNED}
 
     def should_stop(self, trial: sweep.Trial) -> bool:
-        """Reports new evaluations of a running trial to the study; returns whether to prune the trial."""
+        """Reports new evaluations of a running trial to the study. Returns whether to prune the trial."""
         proposed, metrics = self._trials[trial.name], self._root.path / trial.name / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0
         if self._sizes.get(trial.name) == size:
@@ -139,16 +143,16 @@ class Search:
         return is_new and proposed.should_prune()
 
     def on_end(self, trial: sweep.Trial, status: launch.TrialStatus) -> None:
-        """Reports to the study how a trial ended. A stopped trial is not reported: it resumes at the next start."""
+        """Reports the result of a trial to the study. A stopped trial is not reported, because the next launch resumes it."""
         states = self._optuna.trial.TrialState
         proposed = self._trials.pop(trial.name)
         if status.state == "done" and status.best:
-            # Validation nats, as for pruning, even if train.best is `train`.
+            # Report validation nats even if train.best is `train`, because pruning also uses validation nats.
             nats = reading.validation_nats(self._root.path / trial.name)
             self._study.tell(proposed, min(nats, default=status.best["nats"]), skip_if_finished=True)
         elif status.state == "pruned":
             self._study.tell(proposed, state=states.PRUNED, skip_if_finished=True)
-        elif status.state == "diverged":  # infinite nats, so that tpe avoids such values
+        elif status.state == "diverged":  # report infinite nats, so that tpe avoids the values of this trial
             self._study.tell(proposed, math.inf, skip_if_finished=True)
         elif status.state == "failed":
             self._study.tell(proposed, state=states.FAIL, skip_if_finished=True)
@@ -158,7 +162,7 @@ class Search:
         return {sweep.trial_name(trial.user_attrs["overrides"]): trial for trial in trials if "overrides" in trial.user_attrs}
 
     def _track(self, proposed: "optuna.trial.Trial", trial: sweep.Trial) -> None:
-        """Remembers a trial that is about to run, and records it in sweep.json."""
+        """Adds a new trial to the running trials, and records the trial in sweep.json."""
         self._trials[trial.name] = proposed
         self._root.record(self._file, [trial])
 

@@ -1,6 +1,6 @@
-"""Runs the trials of a sweep as SLURM jobs, through submitit, and watches them.
+"""Submits the trials of a sweep as SLURM jobs through submitit, and shows the status of the jobs.
 
-The status of a job is read from SLURM's queue and from the run directory, so that clusters without accounting work too.
+The status of a job comes from SLURM's queue and from the run directory. A cluster therefore needs no SLURM accounting.
 """
 
 import contextlib
@@ -20,28 +20,28 @@ from charlm.errors import Failure, UserError
 from charlm.sweeps import launch, sweep
 
 POLL_SECONDS = 2.0
-MAX_UNANSWERED = 30  # failed queries of SLURM in a row
+MAX_UNANSWERED = 30  # consecutive failed queries of SLURM
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED", "RESIZING")
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED")
-MAX_REQUEUES = 1000  # of a job that reaches its time limit; more than any training needs
+MAX_REQUEUES = 1000  # how often a job may reach its time limit; more than any training needs
 KILL_SECONDS = 600  # longer than SLURM waits between SIGTERM and SIGKILL
-SAVE_SECONDS = 90  # before its time limit, a job is told to save its state and is requeued
+SAVE_SECONDS = 90  # a job gets a signal to save its state this many seconds before its time limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """The resources that each job requests; None leaves one to the cluster's default.
+    """The resources that each job requests. None means the cluster's default.
 
     Attributes:
-      partition: of the cluster.
-      account: to charge.
-      minutes: time limit of a job, at which it saves its state and is requeued.
-      gpus: GPUs on each node.
-      cpus: CPUs of each task.
+      partition: SLURM partition.
+      account: SLURM account.
+      minutes: time limit of a job. Shortly before the limit, the training saves its state, and SLURM requeues the job.
+      gpus: number of GPUs on each node.
+      cpus: number of CPUs for each task.
       memory_gb: memory in GB.
       nodes: number of nodes.
-      tasks: number of processes on each node; all of them train one trial together.
-      at_once: how many jobs may run at the same time.
+      tasks: number of processes on each node. All processes of a job train one trial together.
+      at_once: maximum number of jobs that run at the same time.
     """
 
     partition: str | None
@@ -55,7 +55,7 @@ class Resources:
     at_once: int
 
     def parameters(self, name: str) -> dict[str, object]:
-        """The arguments of submitit's `update_parameters`. name: of the jobs."""
+        """The arguments of submitit's `update_parameters`. `name` is the name of the jobs."""
         parameters = {
             "slurm_job_name": name,
             "slurm_partition": self.partition,
@@ -76,41 +76,43 @@ class Resources:
 
 
 class Training:
-    """The training of one trial, as submitit runs it in a job.
+    """The function that submitit calls in a job: it trains one trial.
 
-    Before the job is preempted or reaches its time limit, the training saves its state and the job is requeued.
+    Before SLURM preempts the job or the time limit ends the job, the training saves its state and the job is requeued.
     """
 
     def __init__(self, command: list[str], log: str):
-        """command: of the training. log: absolute path of the file for its output."""
+        """`command` starts the training. `log` is the absolute path of the file for the output of the training."""
         self._command, self._log = command, log
         self._process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
-        """Trains; returns the exit status of the training, or raises SystemExit with it if the training failed."""
+        """Trains and returns the exit status. If the training fails, raises SystemExit with the exit status."""
         with open(self._log, "a", encoding="utf-8") as log:
             log.write(f"$ {shlex.join(self._command)}  # job {os.environ.get('SLURM_JOB_ID')}\n")
             log.flush()
-            # SLURM warns all processes of the job with SIGUSR2. The training ignores it; `checkpoint` sends it SIGTERM.
+            # SLURM sends SIGUSR2 to all processes of the job. The training ignores SIGUSR2 and gets SIGTERM from `checkpoint`.
             previous_handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
             process = self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
             signal.signal(signal.SIGUSR2, previous_handler)
         code = process.wait()
         if code in launch.STOPPED_CODES and self._process is not None:
-            # SLURM has sent SIGTERM: it cancels or preempts the job. Wait for SIGKILL: SLURM does not requeue a job that exits.
+            # SLURM cancels or preempts the job and has sent SIGTERM. SLURM does not requeue a job that exits by itself, so wait
+            # for SIGKILL.
             time.sleep(KILL_SECONDS)
         if code not in (0, *launch.STOPPED_CODES):
             raise SystemExit(code)  # so that SLURM reports the job as failed
         return code
 
     def checkpoint(self) -> Any:
-        """Called by submitit in its signal handler. Stops the training; returns what to run when the job starts again."""
+        """Stops the training. Returns the function for the requeued job. Submitit calls this method in a signal handler."""
         import submitit
 
         process, self._process = self._process, None
-        if process is not None:  # the warning may come twice; a second SIGTERM would end the training before it has saved
+        # SLURM may send the signal twice. A second SIGTERM would end the training before the state is saved.
+        if process is not None:
             process.terminate()
-            # Not process.wait(): the call that this handler interrupted holds the lock that it takes.
+            # process.wait() would deadlock here: the wait() that this handler interrupted holds its lock.
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Training(self._command, self._log))
@@ -120,7 +122,7 @@ def check() -> None:
     """Raises a UserError if this machine can't submit jobs to SLURM."""
     if shutil.which("sbatch") is None:
         raise UserError(
-            "--launcher=slurm: there is no sbatch on this machine; launch from a node of the cluster, or with --launcher=local."
+            "--launcher=slurm: this machine has no sbatch; launch from a node of the cluster, or use --launcher=local."
         )
 
 
@@ -132,20 +134,20 @@ def run_on_slurm(
     display: launch.Display,
     record: Callable[[dict[str, str]], None],
 ) -> int:
-    """Submits the trials that are not in the queue yet as one job array, and watches all until they have ended.
+    """Submits the trials as one job array, and shows the status of all trials until they end.
 
-    A signal ends only the watching; the jobs continue.
+    Trials that are already in the queue are not submitted again. After a signal, this function returns and the jobs continue.
 
     Args:
       root: folder of the sweep.
-      trials: to run or to watch.
-      command_of: the command that trains a trial.
-      resources: of each job.
+      trials: all trials to run or to watch.
+      command_of: trial → the command that trains the trial.
+      resources: resources of each job.
       display: shows the trials.
-      record: called after submission with name of the trial → job id, for all jobs.
+      record: called after submission with a dict of trial name → job id for all jobs.
 
     Returns:
-      The number of the signal that ended the watching, or 0.
+      The number of the received signal, or 0 if all trials have ended.
 
     Raises:
       Failure: SLURM refuses the jobs, or does not answer.
@@ -170,7 +172,7 @@ def run_on_slurm(
 def _watch(
     root: sweep.Root, trials: Sequence[sweep.Trial], jobs: dict[str, str], display: launch.Display, interrupted: list[int]
 ) -> list[sweep.Trial]:
-    """Shows the trials until all have ended or a signal arrives; returns the trials that have not ended."""
+    """Shows the trials until all trials have ended or a signal arrives. Returns the trials that have not ended."""
     unfinished, unanswered = list(trials), 0
     with display:
         while unfinished and not interrupted:
@@ -196,7 +198,7 @@ def _watch(
 def _submit(
     root: sweep.Root, trials: Sequence[sweep.Trial], command_of: Callable[[sweep.Trial], list[str]], resources: Resources
 ) -> dict[str, str]:
-    """Submits the trials as one job array; returns name of the trial → job id."""
+    """Submits the trials as one job array. Returns a dict of trial name → job id."""
     import submitit
 
     logging.getLogger("submitit").setLevel(logging.ERROR)
@@ -220,7 +222,7 @@ def _log(root: sweep.Root, trial: sweep.Trial) -> pathlib.Path:
 
 
 def _queue() -> dict[str, str]:
-    """Job id → state, for all jobs of this user that are in SLURM's memory."""
+    """Job id → state, for all jobs of this user that SLURM still lists."""
     command = ["squeue", "--noheader", "--array", "--states=all", "--me", "--format=%i %T"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, start_new_session=True)
@@ -230,9 +232,10 @@ def _queue() -> dict[str, str]:
 
 
 def _status(root: sweep.Root, trial: sweep.Trial, state: str | None) -> launch.TrialStatus:
-    """The status of a trial. state: of its job; None if SLURM does not list it.
+    """The status of a trial. `state` is the state of the job in SLURM; None if SLURM does not list the job.
 
-    While the job is in the queue, SLURM's state counts; afterwards a final state in the run directory does.
+    While the job is waiting or running, the status comes from SLURM. Afterwards, a final state in the run directory has
+    priority.
     """
     status = launch.read_status(root.run(trial))
     if state in WAITING:

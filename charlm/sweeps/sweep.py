@@ -1,12 +1,13 @@
-"""Sweeps: functions that build them, the names of their trials, and the folder that holds their runs.
+"""Functions that build sweeps, the names of trials, and the folder of a sweep.
 
-A sweep is a list of trials. A trial is a flat dict of overrides: dotted key → value. A config file that can be swept defines,
-besides get_config,
+A sweep is a list of trials. A trial is a flat dict of overrides: dotted key → value. For a sweep, a config file defines
+`get_config` and `sweep`:
 
     def sweep():
         return repeat(product({"model.hidden": [128, 256], "optim.learning_rate": [2e-3, 5e-3]}), seeds=[1, 2, 3])
 
-A config file that can be searched defines `space`, which returns a dict of key → range, as `sample` takes it.
+For a search, a config file defines `get_config` and `space`. The function `space` returns a dict of key → range, such as
+the argument of `sample`.
 """
 
 import contextlib
@@ -35,11 +36,12 @@ Sweep = list[Overrides]
 MAX_NAME_LENGTH = 100  # characters; file systems allow 255 bytes
 
 
-# sweep.json records a search's ranges as their repr: renaming Choice, Interval or their fields would orphan old searches.
+# sweep.json records the ranges of a search as repr text. Old searches could not continue if Choice, Interval or their fields
+# were renamed.
 
 
 class Choice(NamedTuple):
-    """One of several values, all equally likely."""
+    """A range of several options, all equally likely."""
 
     options: tuple
 
@@ -52,8 +54,8 @@ class Interval(NamedTuple):
     """A range of numbers from low to high, both included.
 
     Attributes:
-      log: draw uniformly in the logarithm.
-      integer: draw integers; other numbers are rounded to 3 significant digits.
+      log: draw numbers whose logarithm is uniformly distributed.
+      integer: draw integers. Without `integer`, numbers are rounded to 3 significant digits.
     """
 
     low: float
@@ -62,7 +64,7 @@ class Interval(NamedTuple):
     integer: bool
 
     def draw(self, rng: random.Random) -> float | int:
-        """A random number of the range."""
+        """A random number in the range."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         if self.integer and not self.log:
             return self.low + int(rng.random() * (self.high - self.low + 1))
@@ -76,36 +78,36 @@ class Interval(NamedTuple):
 
 
 def uniform(low: float, high: float) -> Interval:
-    """Numbers from low to high, uniformly distributed. Raises a UserError if low is not below high."""
+    """Uniformly distributed numbers from low to high. Raises a UserError if low is not below high."""
     return _interval(low, high, log=False, integer=False)._replace(low=float(low), high=float(high))
 
 
 def log_uniform(low: float, high: float) -> Interval:
-    """Numbers from low to high, uniform in the logarithm. Raises a UserError if not 0 < low < high."""
+    """Numbers from low to high whose logarithm is uniformly distributed. Raises a UserError unless 0 < low < high."""
     return _interval(low, high, log=True, integer=False)._replace(low=float(low), high=float(high))
 
 
 def integers(low: int, high: int, log: bool = False) -> Interval:
-    """Integers from low to high, both included; with `log`, uniform in the logarithm.
+    """Integers from low to high, both included. With `log`, the logarithm is uniformly distributed.
 
     Raises:
-      UserError: low is not below high, or one of them is not an integer; with `log`, also if low is not above 0.
+      UserError: low is not below high, low or high is not an integer, or `log` is set and low is not positive.
     """
     return _interval(low, high, log=log, integer=True)
 
 
 def choice(*options: object) -> Choice:
-    """One of the options, all equally likely. Raises a UserError if there are none."""
+    """One of the options, all equally likely. Raises a UserError if no option is given."""
     if not options:
         raise UserError("choice() has no options: give at least one.")
     return Choice(options)
 
 
 def product(*parts: Mapping[str, Sequence] | Sweep) -> Sweep:
-    """The sweep over every combination of the values of all keys; the last key varies fastest.
+    """The sweep over all combinations of values. The last key varies fastest.
 
     Args:
-      parts: dicts of key → list of values, or sweeps, whose trials are combined with the rest.
+      parts: dicts of key → list of values, or sweeps. Each trial of such a sweep is combined with all other parts.
 
     Raises:
       UserError: a key occurs twice, or its values are not a list.
@@ -114,7 +116,7 @@ def product(*parts: Mapping[str, Sequence] | Sweep) -> Sweep:
 
 
 def zipped(*parts: Mapping[str, Sequence] | Sweep) -> Sweep:
-    """The sweep that takes the first value of each key, then the second value of each, and so on.
+    """The sweep whose first trial has the first value of each key, whose second trial has the second value, and so on.
 
     Args:
       parts: as in `product`.
@@ -130,7 +132,7 @@ def zipped(*parts: Mapping[str, Sequence] | Sweep) -> Sweep:
 
 
 def chain(*sweeps: Sweep) -> Sweep:
-    """The trials of all sweeps, one sweep after the other."""
+    """The trials of all sweeps, in the order of the sweeps."""
     return [overrides for sweep in sweeps for overrides in sweep]
 
 
@@ -140,15 +142,15 @@ def repeat(sweep: Mapping[str, Sequence] | Sweep, seeds: int | Sequence[int]) ->
 
 
 def sample(ranges: Mapping[str, Interval | Choice], n: int, seed: int = 0) -> Sweep:
-    """A sweep of n random trials, all different. With a larger n, the first trials stay the same.
+    """A sweep of n different random trials. With a larger n, the first trials stay the same.
 
     Args:
       ranges: key → range made by uniform, log_uniform, integers or choice.
       n: number of trials.
-      seed: of the random numbers.
+      seed: seed of the random numbers.
 
     Raises:
-      UserError: a value is not a range, or fewer than n different trials exist.
+      UserError: a value of `ranges` is not a range, or the ranges have fewer than n different trials.
     """
     rng, repeats = random.Random(seed), 0
     drawn: Sweep = []
@@ -168,7 +170,7 @@ class Trial(NamedTuple):
     """One trial of a sweep or a search.
 
     Attributes:
-      name: of its run directory.
+      name: name of the run directory.
       overrides: dotted key → value of the key's type.
       config: the complete config.
     """
@@ -183,10 +185,10 @@ def load_trials(file_and_arg: str, common: Mapping[str, object]) -> list[Trial]:
 
     Args:
       file_and_arg: FILE.py or FILE.py:ARG.
-      common: overrides of every trial; names do not include them.
+      common: overrides of every trial. The names of the trials do not include these overrides.
 
     Raises:
-      UserError: there is no sweep, it is empty, two trials are the same, or an override is wrong.
+      UserError: the file defines no sweep, the sweep is empty, two trials are the same, or an override is wrong.
     """
     sweep = load.call(file_and_arg, "sweep")
     if not isinstance(sweep, list | tuple) or not all(isinstance(overrides, Mapping) for overrides in sweep):
@@ -208,7 +210,10 @@ def load_trials(file_and_arg: str, common: Mapping[str, object]) -> list[Trial]:
 
 
 def make_trial(file_and_arg: str, common: Mapping[str, object], overrides: Mapping[str, object]) -> Trial:
-    """The checked trial with these overrides; arguments as in `load_trials`. Raises a UserError if an override is wrong."""
+    """The checked trial with these overrides. Raises a UserError if an override is wrong.
+
+    `load_trials` describes the other arguments.
+    """
     duplicates = [key for key in overrides if key in common]
     if duplicates:
         raise UserError(f"--config.{duplicates[0]}: the sweep sets this key too; leave out the flag, or edit the sweep.")
@@ -221,12 +226,13 @@ def make_trial(file_and_arg: str, common: Mapping[str, object], overrides: Mappi
 def trial_name(overrides: Overrides) -> str:
     """The name of a trial's directory, such as `hidden=128,learning_rate=0.002,seed=1`.
 
-    Keys are in the order of the table of keys, with the seed last. Each is shortened to the shortest ending that no other key
-    has. Characters that are unsafe in paths are replaced, and long names are cut; such names end in a hash, to be unique.
+    Keys have the order of `charlm/config/keys.py`, with the seed last. Each key is shortened to the shortest ending that no
+    other key has. Characters that are unsafe in paths are replaced, and long names are cut. A changed name ends in a hash, so
+    that the name is unique.
     """
     keys = sorted((key for key in config_keys.KEYS if key in overrides), key=lambda key: key == "seed")
     values = {key: _value_text(overrides[key]) for key in keys}
-    # Strings must not contain the separators of keys and of tuples, nor characters that are unsafe in paths.
+    # In strings, `+` is also replaced, because `+` separates the values of a tuple.
     unsafe = {key: r"[^A-Za-z0-9._-]" if isinstance(overrides[key], str) else r"[^A-Za-z0-9._+-]" for key in keys}
     safe = {key: re.sub(unsafe[key], "_", values[key]) for key in keys}
     name = ",".join(f"{config_keys.short(key)}={safe[key]}" for key in keys) or "base"
@@ -237,9 +243,9 @@ def trial_name(overrides: Overrides) -> str:
 
 
 def train_flags(config: ConfigDict) -> list[str]:
-    """Flags with which the program train trains this config: the defaults, and every key that differs from them.
+    """Flags of the program `train` for this config: the base recipe, and every key that differs from its default.
 
-    They do not name the config file. A trial therefore trains what was checked, even if the file has been edited since.
+    The flags do not name the config file of the sweep. Later changes of that file therefore do not affect a checked trial.
     """
     values, defaults = load.flatten(config), load.flatten(config_keys.defaults())
     changed = [f"--config.{key}={value}" for key, value in values.items() if value != defaults[key]]
@@ -247,9 +253,9 @@ def train_flags(config: ConfigDict) -> list[str]:
 
 
 class Root:
-    """The folder of a sweep or a search: a run directory for each trial, logs/, and sweep.json.
+    """The folder of a sweep or a search. It contains a run directory for each trial, logs/ and sweep.json.
 
-    sweep.json records the config file, the trials and, for a search, its method and space.
+    sweep.json records the config file and the trials. For a search, it also records the method and the space.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -257,7 +263,7 @@ class Root:
         self._record_file = self.path / "sweep.json"
 
     def run(self, trial: Trial) -> run_module.Run:
-        """The run of a trial."""
+        """The run directory of a trial."""
         return run_module.Run(self.path / trial.name)
 
     def log(self, trial: Trial) -> pathlib.Path:
@@ -269,54 +275,55 @@ class Root:
 
         Args:
           file_and_arg: config file of the sweep or search.
-          trials: of the sweep; empty for a search.
+          trials: trials of the sweep; empty for a search.
 
         Returns:
-          The names of trials that have a run here but are no longer in the sweep.
+          The names of trials that have a run in the folder but are no longer in the sweep.
 
         Raises:
-          UserError: the folder is a file, holds other files or another sweep, or one of its trials has another config.
+          UserError: the folder is a file, holds other files or another sweep, or has a trial with another config.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--root={self.path} is a file: give a directory.")
         if not self._record_file.exists():
             names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
-            if names - {"logs", f"{self._record_file.name}.new"}:  # a launcher killed at once leaves these
-                raise UserError(f"--root={self.path} is not empty and not the root of a sweep: choose another.")
+            if names - {"logs", f"{self._record_file.name}.new"}:  # left by a launcher that was killed early
+                raise UserError(f"--root={self.path} is not empty and not the folder of a sweep: choose another folder.")
             return []
         recorded = self._read_record()
         if recorded["config"] != _identity(file_and_arg):
             raise UserError(
-                f"--root={self.path} holds a sweep of {recorded['config']}, not of {_identity(file_and_arg)}: choose another."
+                f"--root={self.path} holds a sweep of {recorded['config']}, not of {_identity(file_and_arg)}: "
+                "choose another folder."
             )
         for trial in trials:
             try:
                 existing = self.run(trial).config()
-            except UserError:  # there is none yet, or the training will report that it is damaged
+            except UserError:  # the run does not exist yet, or is damaged and the training will report the damage
                 continue
             different = load.differences(load.to_dict(existing), load.to_dict(trial.config))
             if different:
                 listed = load.in_words(different)
                 raise UserError(f"{self.path / trial.name} was made with another config: {listed}; choose another --root.")
         if recorded.get("search") and trials:
-            raise UserError(f"--root={self.path} holds a search: continue it with --search, or choose another.")
+            raise UserError(f"--root={self.path} holds a search: continue it with --search, or choose another folder.")
         names = {trial.name for trial in trials}
         return [name for name in recorded["trials"] if trials and name not in names and (self.path / name).exists()]
 
     def record(self, file_and_arg: str, trials: Sequence[Trial], **more: object) -> None:
-        """Writes to sweep.json the config file, these trials beside the recorded ones, and further fields by name."""
+        """Adds these trials to sweep.json, and sets the config file and the fields in `more`."""
         recorded = self._read_record() if self._record_file.exists() else {"trials": {}}
         recorded |= {"config": _identity(file_and_arg), **more}
         recorded["trials"] |= {trial.name: trial.overrides for trial in trials}
         files.write(self._record_file, json.dumps(recorded, indent=1) + "\n")
 
     def recorded(self, name: str) -> Any:
-        """The field of this name in sweep.json; None if there is none."""
+        """The value of the field `name` in sweep.json; None if sweep.json has no such field."""
         return self._read_record().get(name)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder and locks it for one launcher.
+        """Makes the folder, and locks the folder for one launcher.
 
         Raises:
           UserError: another launcher holds the lock, or the folder can't be made.
@@ -353,7 +360,7 @@ def _interval(low: float, high: float, log: bool, integer: bool) -> Interval:
 
 
 def _columns(parts: Sequence[Mapping[str, Sequence] | Sweep]) -> list[Sweep]:
-    """A sweep for each key of the dicts, and the parts that are sweeps."""
+    """Turns each key of a dict into a sweep over the values of that key. Parts that are sweeps stay unchanged."""
     columns: list[Sweep] = []
     for part in parts:
         for key, values in part.items() if isinstance(part, Mapping) else ():
@@ -382,6 +389,6 @@ def _value_text(value: object) -> str:
 
 
 def _identity(file_and_arg: str) -> str:
-    """The config file's name and argument, without its folder, so that the repository can be moved."""
+    """The name and argument of the config file. The folder is left out, so that the repository can be moved."""
     file, arg = load.find(file_and_arg)
     return file.name + (f":{arg}" if arg else "")

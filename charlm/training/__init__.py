@@ -1,10 +1,16 @@
-"""Training a config into a run directory.
+"""Trains the model that a config describes, and writes a run directory.
 
-- `start`: what comes before JAX starts, for the program `train` and for `charlm.train`.
-- `setup`: from a config to data, model and optimiser. `optim`: a new optimiser or schedule is a line there.
-- `step`: the jitted step. `state`: what a training remembers, and which parameters are evaluated.
-- `train`: the loop. `feeding`: the arguments of each call of the step. `judging`: what is due, the best so far, divergence.
-- `opening`: opening a run directory, and going back. `record`: what is written. `signals`: requests to stop.
+- `start` prepares the machine before JAX starts, for the program `train` and for `charlm.train`.
+- `setup` makes data, model and optimiser from a config.
+- `optim` holds the optimisers and the learning-rate schedules.
+- `step` defines the jitted training step.
+- `state` defines what a checkpoint saves, and which parameters are evaluated.
+- `train` is the training loop.
+- `feeding` makes the arguments of each call of the training step.
+- `judging` decides what is due at a step, keeps the best evaluation, and detects divergence.
+- `opening` opens a run directory, and goes back to a checkpoint after a divergence.
+- `record` writes metrics, samples and checkpoints.
+- `signals` handles SIGINT and SIGTERM.
 
-This wing knows nothing of sweeps or of the command line.
+This package does not import sweeps or command-line code.
 """

@@ -1,4 +1,4 @@
-"""The arguments of each call of the step: batches, learning rates, seed, and how many steps the call makes."""
+"""Makes the arguments of each call of the training step: batches, learning rates and seed. Also counts the steps of a call."""
 
 import functools
 from collections.abc import Callable
@@ -14,10 +14,11 @@ from charlm.training.state import Progress
 
 
 def steps_at_once(setup: Setup, step: int) -> int:
-    """How many steps the call at this step makes: `setup.steps_per_call`, or one.
+    """The number of steps that the next call makes: `setup.steps_per_call`, or 1.
 
-    A call of several steps begins at a multiple of their number, and nothing may be logged, evaluated or saved within it. The
-    answer depends on the step alone, so a resumed run makes the same calls as the run before it.
+    A call makes several steps only if `step` is a multiple of `setup.steps_per_call`. In addition, the training must not end
+    between these steps, and no log row, evaluation or checkpoint may be due between them. The result depends only on the config
+    and on `step`. A resumed run therefore makes the same calls as an uninterrupted run.
     """
     together = setup.steps_per_call
     events = [(step // every + 1) * every for every in (setup.log_every, setup.eval_every, setup.checkpoint_every) if every]
@@ -25,10 +26,10 @@ def steps_at_once(setup: Setup, step: int) -> int:
 
 
 def arguments_maker(setup: Setup) -> Callable[[Progress, int, list[int]], tuple]:
-    """A function (progress, count, signals) → the arguments of a call of `count` steps, after the state.
+    """A function (progress, count, signals) → the arguments of a call of `count` steps, without the state.
 
-    They are the batches, the learning rates and the seed. With several processes, whether this one was asked to stop is the
-    last argument; a call then makes one step.
+    The arguments are the batches, the learning rates and the seed. With several processes, a call makes one step. A further
+    argument then says whether this process was asked to stop.
     """
     seed = np.uint32(setup.seed)
 
@@ -51,9 +52,9 @@ def arguments_maker(setup: Setup) -> Callable[[Progress, int, list[int]], tuple]
 
 
 def learning_rates(setup: Setup, progress: Progress, step: int, count: int) -> np.ndarray:
-    """The learning rates of `count` steps from `step` on: float32 (count,), or a scalar for one step.
+    """The learning rates of `count` steps, starting at `step`. Returns float32 (count,), or a scalar if `count` is 1.
 
-    The rate is halved as often as the run has gone back after a divergence.
+    Each time the run went back to a checkpoint after a divergence, the learning rate was halved.
     """
     rates = setup.rates(step, count) * np.float32(0.5**progress.halvings)
     return rates[0] if count == 1 else rates

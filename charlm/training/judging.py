@@ -1,4 +1,4 @@
-"""What a training knows of itself: its rows of metrics, its best evaluation, whether it diverges, and when it ends."""
+"""Judges a training: makes its metrics rows, keeps the best evaluation, detects divergence, and decides when it ends."""
 
 import math
 from collections.abc import Callable
@@ -20,11 +20,11 @@ _norm = jax.jit(optax.tree.norm)  # without jit, the first checkpoint would comp
 
 
 class Diverged(Exception):
-    """A number of the training is not finite, or is far too large. The message says which."""
+    """A loss, gradient or parameter is not finite, or a loss is far too large. The message names the value."""
 
 
 def add_metrics(progress: Progress, metrics: StepMetrics) -> bool:
-    """Adds the steps of one call to the sums since the last row. Returns whether a process had been asked to stop.
+    """Adds the metrics of one call to the sums in `progress`. Returns whether any process was asked to stop.
 
     Raises:
       Diverged: the loss or the gradient of a step is not finite.
@@ -41,7 +41,7 @@ def add_metrics(progress: Progress, metrics: StepMetrics) -> bool:
 
 
 def train_row(setup: Setup, progress: Progress) -> dict[str, Any]:
-    """The row of metrics of the log interval that ends here."""
+    """The metrics row of the log interval that ends at this step."""
     return {
         **_place(setup, progress, "train"),
         **progress.interval.measures(),
@@ -55,9 +55,10 @@ def train_row(setup: Setup, progress: Progress) -> dict[str, Any]:
 def evaluation_rows(
     setup: Setup, progress: Progress, evaluate_split: Callable, params: Any, signals: list[int]
 ) -> list[dict[str, Any]] | None:
-    """The rows of an evaluation: the mean training loss since the last one, and the validation loss if there is a split.
+    """The metrics rows of one evaluation, or None if a signal arrived during the evaluation.
 
-    The last row is the one by which `train.best` judges. None if a signal arrived during the evaluation.
+    One row holds the mean training loss since the previous evaluation. If the corpus has a validation split, another row holds
+    the validation loss. The last row holds the loss that `train.best` names.
     """
     rows = [{**_place(setup, progress, "train_mean"), **progress.epoch.measures(), "seconds": progress.seconds}]
     if "validation" in setup.encoded:
@@ -74,7 +75,7 @@ def evaluation_rows(
 
 
 def judge(setup: Setup, progress: Progress, row: dict[str, Any]) -> None:
-    """Notes whether this evaluation is the best so far. Raises Diverged if its loss is not finite or far too large."""
+    """Records whether this evaluation is the best so far. Raises Diverged if the loss is not finite or far too large."""
     progress.evaluated = row["nats"]
     check_loss(row["nats"], f"the {setup.best_by} loss at step {progress.step}")
     if progress.best is None or row["nats"] < progress.best["nats"]:
@@ -85,7 +86,7 @@ def judge(setup: Setup, progress: Progress, row: dict[str, Any]) -> None:
 
 
 def check_loss(nats: float, what: str) -> None:
-    """Raises Diverged if a loss is not finite, or larger than that of any model that learns."""
+    """Raises Diverged if a loss is not finite or exceeds `measures.MOST_NATS`. `what` names the loss in the message."""
     if not math.isfinite(nats):
         raise Diverged(f"{what} is not finite")
     if nats > measures.MOST_NATS:
@@ -99,7 +100,7 @@ def check_params(params: Any, step: int) -> None:
 
 
 def is_evaluation_due(setup: Setup, progress: Progress) -> bool:
-    """Whether this step is to be evaluated and has not been yet."""
+    """Whether an evaluation is due at this step and has not been made yet."""
     if progress.step == 0 or progress.evaluated is not None:
         return False
     return progress.step >= setup.total_steps or progress.step % setup.eval_every == 0
@@ -111,19 +112,19 @@ def is_log_due(setup: Setup, progress: Progress) -> bool:
 
 
 def is_checkpoint_due(setup: Setup, progress: Progress) -> bool:
-    """Whether this step is saved, apart from evaluations."""
+    """Whether `train.checkpoint_every` asks for a checkpoint at this step. Every evaluation also saves a checkpoint."""
     return setup.checkpoint_every > 0 and progress.step % setup.checkpoint_every == 0
 
 
 def is_finished(setup: Setup, progress: Progress) -> bool:
-    """Whether the training has reached its length, or stops early; not before a due evaluation."""
+    """Whether the training has made all its steps, or stops early. False while an evaluation is due."""
     if is_evaluation_due(setup, progress):
         return False
     return progress.step >= setup.total_steps or 0 < setup.patience <= progress.since_best
 
 
 def best_in_words(best: dict[str, Any] | None) -> str:
-    """The best evaluation, for people."""
+    """The best evaluation as text for a message."""
     return "not evaluated" if best is None else f"{measures.best_in_words(best)}, at step {best['step']}"
 
 

@@ -1,4 +1,4 @@
-"""Between a training and its run directory: opening it, going back after a divergence, and noting a failure."""
+"""Opens the run directory of a training, goes back to a checkpoint after a divergence, and records a failure."""
 
 import contextlib
 import functools
@@ -21,10 +21,11 @@ from charlm.training.state import Progress, TrainState, resumed
 
 
 def has_ended(run: Run, config: ConfigDict) -> bool:
-    """Whether the directory holds a run of this config that is done, which is then printed.
+    """Whether the directory holds a finished run of this config. If so, prints the result of the run.
 
     Raises:
-      UserError: the directory can't be used. Failure: its run has diverged.
+      UserError: the directory can't be used.
+      Failure: the run in the directory has diverged.
     """
     if not run_module.exists(str(run.workdir), config):
         return False
@@ -37,19 +38,19 @@ def has_ended(run: Run, config: ConfigDict) -> bool:
 
 
 def identical_setup(config: ConfigDict) -> Setup:
-    """The setup of a config. Raises a UserError if several processes make different ones."""
+    """The setup of a config. Raises a UserError if the setups of several processes differ."""
     return processes.make_identical(lambda: set_up(config), functools.partial(_fingerprint, config))
 
 
 def open_run(run: Run, config: ConfigDict, setup: Setup, stack_of_contexts: contextlib.ExitStack) -> bool:
-    """Locks the directory, and begins a run in it if there is none. Returns whether the run there has ended.
+    """Locks the directory, and begins a run if the directory holds none. Returns whether the run is already finished.
 
     Args:
-      stack_of_contexts: holds the lock until it is closed.
+      stack_of_contexts: holds the lock. Closing the stack releases the lock.
     """
     run_module.make(str(run.workdir))
     stack_of_contexts.enter_context(run.locked())
-    # Checked again: before the lock was held, another process could begin or end the run.
+    # Check again, because another process could begin or end the run before this process held the lock.
     if not run_module.exists(str(run.workdir), config):
         run.begin(config, setup.vocab, setup.provenance)
     elif has_ended(run, config):
@@ -66,15 +67,16 @@ def open_run(run: Run, config: ConfigDict, setup: Setup, stack_of_contexts: cont
 def go_back(
     error: Diverged, setup: Setup, run: Run, checkpoints: Checkpoints | None, progress: Progress
 ) -> tuple[TrainState, Progress]:
-    """State and progress of the last checkpoint, with half the learning rate of the start that diverged.
+    """Restores the last checkpoint and halves the learning rate. Returns the restored state and progress.
 
-    If the process is killed before the next checkpoint, the next start diverges and comes here again, with the same numbers.
+    If the process is killed before the next checkpoint, the halved rate is lost. The resumed run then diverges at the same
+    step, and calls this function again.
 
     Args:
-      checkpoints: None in all processes but the first.
+      checkpoints: None in every process except the first.
 
     Raises:
-      Failure: the rate was halved as often as `train.halvings` allows. The run is then marked diverged.
+      Failure: the learning rate was already halved `train.halvings` times. The run is then marked diverged.
     """
     if checkpoints:
         checkpoints.wait()
@@ -92,13 +94,13 @@ def go_back(
 
 
 def mark_failed(run: Run, progress: Progress, error: Exception) -> None:
-    """Writes to status.json that the training failed, if the disk allows it."""
+    """Writes to status.json that the training failed. Ignores an error of the disk."""
     with contextlib.suppress(OSError):
         run.write_status("failed", progress.step, progress.best, f"{type(error).__name__}: {error}", progress.rows)
 
 
 def _fingerprint(config: ConfigDict, setup: Setup) -> str:
-    """What must be the same in all processes."""
+    """Text made of everything that must be the same in all processes."""
     fields = load.flatten(load.to_dict(config))
     same = {key: value for key, value in fields.items() if key not in keys.CHANGE_NO_RESULT}
     return json.dumps([same, setup.vocab.to_dict(), setup.provenance["sha256"], setup.provenance["splits"]], sort_keys=True)

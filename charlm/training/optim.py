@@ -1,7 +1,7 @@
 """The optimiser and the learning-rate schedule of a config.
 
 To add an optimiser, add a line to RULES, and its name to the choices of `optim.name` in `charlm/config/keys.py`. To add a
-schedule, add a line to SCHEDULES, and its name to those of `optim.schedule`.
+schedule, add a line to SCHEDULES, and its name to the choices of `optim.schedule` in the same file.
 """
 
 import functools
@@ -14,16 +14,18 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-BLOCK = 1024  # steps whose learning rates are computed together
+BLOCK = 1024  # number of learning rates computed in one call
 
 
 class Rule(NamedTuple):
     """An update rule.
 
     Attributes:
-      make: config → the rule for a learning rate of 1 and without the final minus sign, as optax's `scale_by_…` functions are.
-        `optimizer` adds both. tests/training/test_optim.py checks that every rule descends.
-      decoupled_decay: whether weight decay is added after the rule (Loshchilov & Hutter 2019). Otherwise it is L2, before it.
+      make: config → the rule for a learning rate of 1, without the final minus sign. Optax's `scale_by_…` functions have the
+        same form. `optimizer` adds the sign, and the training step multiplies by the learning rate.
+        tests/training/test_optim.py checks that every rule descends.
+      decoupled_decay: if True, weight decay is added after the rule (Loshchilov & Hutter 2019). If False, weight decay is
+        added to the gradient before the rule (L2 regularisation).
     """
 
     make: Callable[[ConfigDict], optax.GradientTransformation]
@@ -39,7 +41,7 @@ RULES = {
     "sgd": Rule(lambda config: optax.trace(config.optim.momentum) if config.optim.momentum > 0 else optax.identity()),
 }
 
-# Name → the learning rate by step after the warm-up, which leaves `steps` steps.
+# Name → a function (config, steps) → the schedule after the warm-up. `steps` is the number of steps after the warm-up.
 SCHEDULES: dict[str, Callable[[ConfigDict, int], optax.Schedule]] = {
     "constant": lambda config, steps: optax.constant_schedule(config.optim.learning_rate),
     "cosine": lambda config, steps: optax.cosine_decay_schedule(
@@ -52,11 +54,14 @@ SCHEDULES: dict[str, Callable[[ConfigDict, int], optax.Schedule]] = {
 
 
 def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
-    """The learning rate by step: a linear warm-up from 0, then what `optim.schedule` names.
+    """The learning rate by step: a linear warm-up from 0, then the schedule that `optim.schedule` names.
 
-    `cosine` and `trapezoid` would reach `optim.final_fraction` of the peak one step after the last. `trapezoid` is constant
-    and then falls linearly over the last `optim.decay_steps` steps (Hägele et al. 2024, arXiv:2405.18392). `exponential` and
-    `step` multiply by `optim.decay_rate` every `optim.decay_steps` steps, gradually or at once.
+    `constant` keeps the peak rate. `cosine` falls along half a cosine from the peak rate. `trapezoid` is constant and then
+    falls linearly over the last `optim.decay_steps` steps (Hägele et al. 2024, arXiv:2405.18392). `cosine` and `trapezoid`
+    would reach `optim.final_fraction` of the peak rate one step after the last step.
+
+    `exponential` and `step` multiply the rate by `optim.decay_rate` every `optim.decay_steps` steps. `exponential` does so
+    gradually, and `step` at once.
     """
     warmup = config.optim.warmup_steps
     after = SCHEDULES[config.optim.schedule](config, total_steps - warmup)
@@ -66,11 +71,12 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 
 
 def rates(by_step: optax.Schedule) -> Callable[[int, int], np.ndarray]:
-    """A function (step, count) → the learning rates of `count` steps from `step` on, float32 (count,).
+    """A function (step, count) → the learning rates of `count` steps, starting at `step`: float32 (count,).
 
-    They are computed in blocks that start at multiples of BLOCK, so the rate of a step does not depend on where a run starts.
+    The rates are computed in blocks that start at multiples of BLOCK. The rate of a step therefore does not depend on the step
+    at which a run resumes.
     """
-    by_steps = jax.jit(by_step)  # without jit, ten programs would be compiled
+    by_steps = jax.jit(by_step)  # without jit, JAX would compile ten programs
 
     @functools.lru_cache(maxsize=2)
     def block(number: int) -> np.ndarray:
@@ -84,16 +90,18 @@ def rates(by_step: optax.Schedule) -> Callable[[int, int], np.ndarray]:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Clipping, then the rule that `optim.name` names, then weight decay.
+    """The optimiser: gradient clipping, the rule that `optim.name` names, and weight decay.
 
-    The updates are those for a learning rate of 1. The training step multiplies them by the learning rate.
+    The updates are for a learning rate of 1. The training step multiplies the updates by the learning rate.
 
-    Weight decay acts on matrices only, unless `optim.decay_biases` is set. For `adamw` it is decoupled; for the others it is
-    L2 regularisation, as in their original systems.
+    Weight decay acts on matrices only, unless `optim.decay_biases` is set. `adamw` adds decoupled weight decay after the rule.
+    All other rules use L2 regularisation before the rule, as in their original systems.
 
-    `optim.eps_form` says where eps is added. `outer` is the textbook and PyTorch form: in Adam m / (sqrt(v) + eps), both
-    corrected for their bias; in RMSprop g / (sqrt(v) + eps). `keras` is the form of Keras and MXNet: in Adam eps is added to
-    the uncorrected root, which Kingma & Ba call more efficient; in RMSprop it is added inside the root.
+    `optim.eps_form` says where eps is added:
+    - `outer` is the textbook and PyTorch form. Adam is m / (sqrt(v) + eps), with m and v corrected for bias. RMSprop is
+      g / (sqrt(v) + eps).
+    - `keras` is the form of Keras and MXNet. Adam adds eps to the root of the uncorrected v; Kingma & Ba call this form more
+      efficient. RMSprop adds eps to v inside the root.
     """
     rule, weight_decay, decay_biases = RULES[config.optim.name], config.optim.weight_decay, config.optim.decay_biases
     clip_norm, clip_value = config.optim.clip_norm, config.optim.clip_value
@@ -109,7 +117,8 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
         nothing if rule.decoupled_decay else decay,
         rule.make(config),
         decay if rule.decoupled_decay else nothing,
-        optax.scale_by_learning_rate(lambda count: 1.0),  # a function, because checkpoints hold a count here
+        # Adds the minus sign. A function, unlike a number, adds the step count that saved checkpoints contain.
+        optax.scale_by_learning_rate(lambda count: 1.0),
     )
 
 
@@ -134,7 +143,10 @@ def _adam(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _keras_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
-    """Adam with eps added to the uncorrected root: optax's form with an eps that shrinks as the correction fades."""
+    """Adam with eps added to the root of the uncorrected v.
+
+    This form equals optax's Adam with eps / sqrt(1 - beta2^t) in place of eps.
+    """
 
     def init(params: optax.Params) -> optax.OptState:
         return optax.scale_by_adam(beta1, beta2).init(params)

@@ -1,4 +1,4 @@
-"""What a training writes: rows, samples and checkpoints in its run directory, and lines for the person who watches."""
+"""Writes metrics rows, samples and checkpoints to the run directory, and shows the progress of a training."""
 
 import contextlib
 import dataclasses
@@ -16,14 +16,14 @@ from charlm.training.step import TrainState
 
 
 class Clock:
-    """Adds wall-clock seconds to the progress: all of them, and those of the log interval that were spent on training."""
+    """Measures wall-clock time. Adds it to `seconds` and, for training, to `interval_seconds` of the progress."""
 
     def __init__(self, progress: Progress):
         self._progress, self._last = progress, time.perf_counter()
         self._first_step, self._begin = progress.step, self._last
 
     def lap(self, training: bool) -> None:
-        """Adds the seconds since the last lap. `training`: whether they count for the speed."""
+        """Adds the seconds since the last lap. If `training`, the training speed includes these seconds."""
         now = time.perf_counter()
         self._progress.seconds += now - self._last
         if training:
@@ -31,14 +31,17 @@ class Clock:
         self._last = now
 
     def pace(self, total_steps: int) -> tuple[float, float]:
-        """Characters per second in this log interval, and seconds left at the pace of this start, evaluations included."""
+        """The training speed in this log interval (characters per second), and the estimated seconds left.
+
+        The estimate is based on all time since the process started or resumed training, including evaluations.
+        """
         progress, now = self._progress, time.perf_counter()
         left = (total_steps - progress.step) * (now - self._begin) / max(progress.step - self._first_step, 1)
         return progress.interval.chars / (progress.interval_seconds + now - self._last), left
 
 
 class Record:
-    """The record of one start. A context manager: it closes the progress bar and TensorBoard's file in any case."""
+    """Writes the results of one training process. The context manager always closes the progress bar and TensorBoard's file."""
 
     def __init__(self, setup: Setup, run: Run, checkpoints: Checkpoints, progress: Progress):
         self._setup, self._run, self._checkpoints = setup, run, checkpoints
@@ -56,7 +59,7 @@ class Record:
         self._stack.close()
 
     def step(self, progress: Progress, clock: Clock) -> None:
-        """Shows that steps were made."""
+        """Updates the progress bar."""
         nats = progress.interval.nats / progress.interval.chars
         self._reporter.step(progress.step, nats, *clock.pace(self._setup.total_steps))
 
@@ -66,7 +69,10 @@ class Record:
         self._reporter.row(row, clock.pace(self._setup.total_steps)[1])
 
     def evaluation(self, progress: Progress, rows: list[dict[str, Any]], params: Any) -> None:
-        """Writes and shows the rows of an evaluation, and writes a sample. The last row is the one that judges."""
+        """Writes and shows the rows of an evaluation, and writes a sample.
+
+        The last row holds the loss that `train.best` names.
+        """
         for row in rows:
             self._append(row)
             self._reporter.row(row, note="  best so far" if row is rows[-1] and progress.since_best == 0 else "")
@@ -75,9 +81,9 @@ class Record:
             self._run.write_sample(progress.step, text)
 
     def save(self, progress: Progress, state: TrainState) -> None:
-        """Starts to save a checkpoint. Deletes all others but the latest complete one and the best.
+        """Starts to save a checkpoint. Keeps the latest complete checkpoint and the best checkpoint, and deletes the rest.
 
-        If the best one has changed, the previous best stays too, until this checkpoint is on disk.
+        If this checkpoint is the new best, the previous best checkpoint is kept until this checkpoint is on disk.
         """
         self._run.sync_metrics()
         self._checkpoints.wait()
@@ -99,7 +105,7 @@ class Record:
 
 
 class NoRecord:
-    """Stands for a record in all processes but the first: does nothing."""
+    """Replaces `Record` in every process except the first. Its methods do nothing."""
 
     def __enter__(self) -> "NoRecord":
         return self

@@ -1,4 +1,4 @@
-"""From a config to the objects that a training works with: data, functions and numbers. Nothing is written."""
+"""Makes the data, functions and numbers of a training from a config. Writes no files, except the graph of --describe."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,20 +21,21 @@ from charlm.models import drawing, stack
 from charlm.training import optim
 
 STEPS_PER_CALL = (10, 5, 2)  # tried in this order
-# Limit on the floating-point operations of one call of several steps. They take 3 s on two cores, and a signal waits that long.
+# The most floating-point operations in a call of several steps. Such a call takes 3 s on two cores. During a call, the training
+# can't respond to a signal.
 MAX_OPERATIONS = 1e12
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The objects of a training. Nothing in here changes while it runs.
+    """The objects of a training. They do not change while the training runs.
 
     Attributes:
       encoded: the splits as ids.
       mesh: the devices that share the rows of a batch.
-      rates: (step, count) → the learning rates that the schedule gives to `count` steps, float32 (count,).
+      rates: (step, count) → the schedule's learning rates of `count` steps, starting at `step`: float32 (count,).
       best_by: the loss that chooses the best checkpoint, `validation` or `train`.
-      draw_sample: (params, step) → text; None if no samples are asked for.
+      draw_sample: (params, step) → text; None if `sample.length` is 0.
     """
 
     vocab: Vocab
@@ -59,15 +60,15 @@ class Setup:
 
     @property
     def pad(self) -> int | None:
-        """The id of `<pad>`, None if the corpus has no documents."""
+        """The id of `<pad>`, or None if the corpus has no documents."""
         return self.vocab.id_of(PAD)
 
 
 def set_up(config: ConfigDict) -> Setup:
-    """Loads the corpus, and builds model and optimiser.
+    """Loads the corpus, and makes the model and the optimiser.
 
     Raises:
-      UserError: the corpus can't be used, or does not fit the config.
+      UserError: the corpus can't be used or does not match the config.
     """
     seed, best_by = config.seed, config.train.best
     framing = batches.Framing.of(config)
@@ -80,9 +81,9 @@ def set_up(config: ConfigDict) -> Setup:
     functions = stack.functions(config, len(vocab))
     protocol = Protocol.of(config, framing)
     if "validation" in encoded:
-        protocol.check(encoded["validation"])  # a mistake shows now, not after an epoch
+        protocol.check(encoded["validation"])  # reports an error now instead of after the first epoch
     elif best_by == "validation":
-        raise UserError("train.best=validation: corpus.split leaves no validation text, so it must be train.")
+        raise UserError("train.best=validation: corpus.split leaves no validation text, so train.best must be train.")
     total_steps = config.train.steps or max(1, round(config.train.epochs * training.steps_per_epoch))
     return Setup(
         vocab=vocab,
@@ -108,19 +109,20 @@ def set_up(config: ConfigDict) -> Setup:
 
 
 def steps_per_call(wanted: int, framing: batches.Framing, functions: stack.Functions) -> int:
-    """How many steps one call makes: `wanted`. If `wanted` is 0, several short steps or one long step.
+    """The number of steps in one call. If `wanted` is 0, several short steps or one long step; otherwise `wanted`.
 
-    The answer is always 1 for documents, because their batches differ in length, and for several processes, because they
-    tell each other about signals at each step.
+    For documents, the result is always 1, because batches of documents differ in length. With several processes, the result is
+    always 1, because the processes exchange received signals at each step.
     """
     if framing.is_of_documents or jax.process_count() > 1:
         return 1
-    operations = 6 * functions.operations * framing.rows * framing.length  # 2 forward and 4 backward for each weight
+    # Each weight takes 2 operations in the forward pass and 4 in the backward pass.
+    operations = 6 * functions.operations * framing.rows * framing.length
     return wanted or next((steps for steps in STEPS_PER_CALL if steps * operations <= MAX_OPERATIONS), 1)
 
 
 def describe(setup: Setup, params: Any, verbose: bool) -> None:
-    """Prints what will be trained: data, model, length, devices.
+    """Prints the data, the model, the length and the devices of a training.
 
     Args:
       params: the parameters, or their shapes.
@@ -139,7 +141,7 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
 
 
 def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
-    """Prints the description of a config with all parameters, and draws its network into a file. Returns the exit status."""
+    """Prints the description of a config and all parameters, and writes a picture of the network. Returns the exit status."""
     setup = set_up(config)
     describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)), verbose=True)
     dot = drawing.unrolled(*setup.functions.shape, graph_steps, last_only=batches.Framing.of(config).window > 0)
@@ -171,14 +173,14 @@ def _vocabulary(config: ConfigDict, corpus: corpora.Corpus) -> Vocab:
 def _mesh(rows: int, wanted: int) -> Mesh:
     mesh = devices.mesh(rows, wanted)
     if wanted > mesh.size and jax.process_count() == 1:
-        progress.tell(f"note: devices={wanted}: only {mesh.size} of those available can share batch.size={rows} evenly.")
+        progress.tell(f"note: devices={wanted}: only {mesh.size} of the available devices can share batch.size={rows} evenly.")
     return mesh
 
 
 def _sample_drawer(
     config: ConfigDict, functions: stack.Functions, vocab: Vocab, seed: int, framing: batches.Framing, splits: dict
 ) -> Callable[[Any, int], str] | None:
-    """A function (params, step) → text for the samples during training; None if none are asked for."""
+    """A function (params, step) → the text of a sample during training. None if `sample.length` is 0."""
     prompt, length, temperature = config.sample.prompt, config.sample.length, config.sample.temperature
     if length == 0:
         return None

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask a training to save and end; a second signal acts as if no training ran."""
+"""After SIGINT or SIGTERM, a training saves its state and stops. A second signal has its usual effect."""
 
 import contextlib
 import signal
@@ -12,11 +12,12 @@ from charlm.hardware import processes
 
 @contextlib.contextmanager
 def caught() -> Iterator[list[int]]:
-    """A list to which SIGINT and SIGTERM append their number.
+    """Yields a list to which the number of a received SIGINT or SIGTERM is appended.
 
-    After the first signal the previous handlers are back. So a second one ends the script at once, and in a notebook it raises
-    KeyboardInterrupt without ending the kernel. Outside the main thread, where Python allows no signal handlers, the list stays
-    empty.
+    The first signal restores the previous handlers. A second signal therefore ends a script at once. In a notebook, a second
+    SIGINT raises KeyboardInterrupt and the kernel continues.
+
+    Python allows signal handlers only in the main thread. In other threads the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -41,5 +42,8 @@ def caught() -> Iterator[list[int]]:
 
 
 def ask_to_stop(received: list[int]) -> bool:
-    """Whether to stop at once. Several processes stop only when the metrics of a step have told all of them."""
+    """Whether to stop at once because of a received signal.
+
+    With several processes the result is always False. They stop together, when the metrics of a step report the signal.
+    """
     return bool(received) and processes.count() == 1

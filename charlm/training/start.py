@@ -1,4 +1,4 @@
-"""Starting a training: the machine is set up before JAX starts, for the program `train` and for `charlm.train` alike."""
+"""Starts a training: sets up the machine before JAX starts. Used by the program `train` and by `charlm.train`."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from charlm.rundir.run import Run
 
 
 def check_rows(config: ConfigDict, processes: int) -> int:
-    """The rows of a batch. Raises a UserError if so many processes can't share them evenly."""
+    """The number of rows in a batch. Raises a UserError if it is not a multiple of `processes`."""
     rows = Framing.of(config).rows
     if rows % processes:
         raise UserError(f"batch.size={rows}: must be a multiple of {processes}, the number of processes.")
@@ -25,10 +25,10 @@ def check_rows(config: ConfigDict, processes: int) -> int:
 
 
 def prepare(config: ConfigDict, spec: ProcessSpec, verbose: bool = False) -> None:
-    """Sets up virtual CPU devices and the cache of compiled programs. If JAX has started already, its devices stay.
+    """Sets up virtual CPU devices and the cache of compiled programs. If JAX has already started, keeps JAX's devices.
 
     Args:
-      verbose: whether to print what is set for XLA and the C library.
+      verbose: whether to print the settings for XLA and the C library.
     """
     rows = check_rows(config, spec.num_processes)
     settings = [] if devices.jax_has_started() else devices.prepare_cpu(config, rows, spec.num_processes)
@@ -59,14 +59,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     return Run(workdir).status()
 
 
-_flags_in_effect: list[str] = []  # XLA_FLAGS during each call; those of the first call stay in effect
+_flags_in_effect: list[str] = []  # XLA_FLAGS during each call of `train`; XLA uses only the flags of the first call
 
 
 @contextlib.contextmanager
 def _xla_flags_restored() -> Iterator[None]:
-    """Puts XLA_FLAGS back afterwards, because what suits this training may not suit programs that this process starts later.
+    """Restores XLA_FLAGS after a training, because programs that this process starts later may need other flags.
 
-    In a second call they are those of the first, with which JAX has started, so that environment.json says what is in effect.
+    JAX starts in the first training and keeps the flags of that training. Every later training therefore sets the same flags
+    again, so that environment.json records the flags that JAX uses.
     """
     before = os.environ.get("XLA_FLAGS")
     if _flags_in_effect:
@@ -81,13 +82,16 @@ def _xla_flags_restored() -> Iterator[None]:
 
 
 def _note_missing_devices(config: ConfigDict) -> None:
-    """Prints a note if JAX has started with fewer CPU devices than this training would use, and the user has not set them."""
+    """Prints a warning if JAX has started with fewer CPU devices than this training would use.
+
+    Prints no warning if the user has set the number of devices in XLA_FLAGS.
+    """
     import jax
 
     wanted, found = devices.cpu_devices(config, Framing.of(config).rows), len(jax.devices())
     by_user = "device_count=" in os.environ.get("XLA_FLAGS", "")
     if jax.default_backend() == "cpu" and not by_user and found < wanted:
         progress.warn(
-            f"JAX had started before, with {progress.counted(found, 'CPU device')} instead of {wanted}: "
+            f"JAX had already started, with {progress.counted(found, 'CPU device')} instead of {wanted}: "
             "this training is slower; call charlm.train before other JAX code."
         )

@@ -1,4 +1,4 @@
-"""What a training remembers between steps, and how a resumed run gets it back."""
+"""The state and the progress of a training, and how a resumed run restores them from a checkpoint."""
 
 import dataclasses
 import functools
@@ -22,17 +22,17 @@ from charlm.training.step import TrainState
 
 
 def params_to_evaluate(state: TrainState) -> Any:
-    """The parameters that are judged: in evaluations, in samples, and by readers of a checkpoint. Nothing else chooses them."""
+    """The parameters for evaluations, for samples, and for programs that read a checkpoint. Only this function chooses them."""
     return state.params
 
 
 def to_checkpoint(state: TrainState) -> tuple[Any, tuple]:
-    """What a checkpoint saves: (params, rest). Readers of a trained model restore `params` alone."""
+    """The two parts that a checkpoint saves: (params, rest). Programs that evaluate or sample restore only `params`."""
     return params_to_evaluate(state), (state.opt_state, state.carry)
 
 
 def from_checkpoint(step: int, params: Any, rest: tuple) -> TrainState:
-    """The state of a step from what `to_checkpoint` gave."""
+    """The inverse of `to_checkpoint`: the state after `step` steps."""
     opt_state, carry = rest
     return TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry)
 
@@ -42,7 +42,7 @@ class Sums:
     """Sums of `StepMetrics` over steps.
 
     Attributes:
-      loss_means: sum of the steps' losses, each of which is a mean over everything that the loss counts.
+      loss_means: sum of the losses of the steps. The loss of a step is a mean over all positions that the loss counts.
     """
 
     nats: float = 0.0
@@ -54,35 +54,39 @@ class Sums:
 
     @classmethod
     def from_dict(cls, saved: dict) -> "Sums":
-        """The sums that a checkpoint holds."""
+        """The sums that a checkpoint has saved."""
         saved = dict(saved)
-        if "loss_nats" in saved:  # an older version saved their sum, which is the same unless padding is counted
+        # An older version saved the sum of the loss in nats. Unless padding is counted, this conversion is exact.
+        if "loss_nats" in saved:
             saved["loss_means"] = saved.pop("loss_nats") * saved["steps"] / max(1, saved["loss_weight"])
         return cls(**saved)
 
     def add(self, nats: float, chars: float, loss_nats: float, loss_weight: float, grad_norm: float) -> None:
-        """Adds one step."""
+        """Adds the metrics of one step."""
         self.nats, self.chars = self.nats + nats, self.chars + int(chars)
         self.loss_means, self.loss_weight = self.loss_means + loss_nats / loss_weight, self.loss_weight + int(loss_weight)
         self.grad_norm, self.steps = self.grad_norm + grad_norm, self.steps + 1
 
     def measures(self) -> dict[str, Any]:
-        """The figures of a row of metrics, per character; if padding was counted, the mean of the steps' losses too."""
+        """The values of a metrics row, per character. If the loss counted padding, also the mean loss of the steps."""
         padded = {"padded_nats": self.loss_means / self.steps} if self.loss_weight != self.chars else {}
         return {**measures.of_nats(self.nats / self.chars), **padded, "chars": self.chars}
 
 
 @dataclasses.dataclass
 class Progress:
-    """What the loop remembers. Each checkpoint holds it, so that a resumed run logs the same rows.
+    """The variables of the training loop. Each checkpoint saves them, so that a resumed run logs the same rows.
 
     Attributes:
-      interval, epoch: sums since the last row of training metrics, and since the last evaluation.
-      interval_seconds, seconds: of training in this log interval; of the whole run, evaluations included.
-      best: {"step", "nats", "split"} of the best evaluation so far. since_best: evaluations after it.
-      evaluated: the nats by which this step was judged; None if it was not evaluated.
-      rows: how many rows of metrics have been written.
-      halvings: how often the learning rate was halved, each time after a divergence.
+      interval: sums since the last row of training metrics.
+      epoch: sums since the last evaluation.
+      interval_seconds: seconds of training in this log interval.
+      seconds: seconds of the whole run, including evaluations.
+      best: {"step", "nats", "split"} of the best evaluation so far.
+      since_best: number of evaluations after the best evaluation.
+      evaluated: evaluation loss of this step in nats per character; None if this step was not evaluated.
+      rows: number of metrics rows written.
+      halvings: number of times that the learning rate was halved after a divergence.
     """
 
     step: int = 0
@@ -98,7 +102,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, saved: dict) -> "Progress":
-        """The progress that a checkpoint holds."""
+        """The progress that a checkpoint has saved."""
         return cls(**saved | {name: Sums.from_dict(saved[name]) for name in ("interval", "epoch")})
 
 
@@ -106,27 +110,28 @@ def initial_state(functions: stack.Functions, optimizer: optax.GradientTransform
     """The state before the first step.
 
     Args:
-      rows: of a batch. seed: an integer, which may be traced.
+      rows: number of rows in a batch.
+      seed: an integer or a traced integer.
     """
     params = functions.init(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), functions.zero_carry(rows))
 
 
 def placed(state: TrainState, mesh: Mesh) -> TrainState:
-    """The state on the devices of the mesh: they share the rows of the carry, and each has all the rest."""
+    """Puts the state on the devices of the mesh. The devices share the rows of the carry. Each device has all other arrays."""
     of_rows, shared = NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
     step, params, opt_state = devices.put((state.step, state.params, state.opt_state), shared)
     return TrainState(step, params, opt_state, devices.put(state.carry, of_rows))
 
 
 def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Progress]:
-    """The state and progress of the latest readable checkpoint, or the initial ones if there is no checkpoint.
+    """The state and progress of the latest readable checkpoint, or the initial state and progress if no checkpoint exists.
 
-    First the state and the progress are read. Then the metrics are cut back to that step. Data and randomness follow from the
-    step.
+    First reads the state and the progress. Then deletes the metrics rows after the step of the checkpoint. The step and the
+    seed determine the next batches and random numbers.
 
     Args:
-      checkpoints: None in all processes but the first, which then get what the first one has read.
+      checkpoints: None in every process except the first. The first process sends its state and progress to the others.
     """
     initial = jax.jit(functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows))
     seed = np.uint32(setup.seed)  # an argument, so that all seeds share the compiled program
@@ -149,7 +154,7 @@ def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[Tr
 
 
 def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState, dict] | None:
-    """The latest readable checkpoint and the progress in it, or None. Deletes what was logged after it."""
+    """The state and progress in the latest readable checkpoint, or None. Deletes the metrics rows after the checkpoint."""
     steps, unreadable = checkpoints.steps(), []
     for step in reversed(steps):
         try:

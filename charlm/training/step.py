@@ -1,6 +1,7 @@
-"""The training step as a pure function of state and batch; everything in it is jitted.
+"""The training step: a pure function that is compiled as a whole.
 
-Letters: B batch (rows), S scored positions, V vocabulary, K steps of one call, D devices, N numbers of all sums.
+Letters: B batch (rows), T time, S scored positions, V vocabulary, K steps of one call, D devices, N length of the flat array
+of gradients and sums.
 """
 
 import functools
@@ -19,11 +20,11 @@ from charlm.models.stack import Functions
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes.
+    """The arrays that a training step updates.
 
     Attributes:
-      step: int32 scalar, the number of steps made. Randomness follows from the seed and this number; no key is stored.
-      carry: the state of the recurrence, handed from step to step.
+      step: int32 scalar, the number of steps made. This number and the seed determine all random numbers; no key is stored.
+      carry: the recurrent state that one step passes to the next.
     """
 
     step: jax.Array
@@ -36,10 +37,11 @@ class StepMetrics(NamedTuple):
     """Scalars of one step, summed over all devices.
 
     Attributes:
-      nats, chars: over the characters of text.
-      loss_nats, loss_weight: over everything that the loss counts, including padding if it is counted.
+      nats, chars: sum of the loss over the characters of text, and the number of these characters.
+      loss_nats, loss_weight: sum of the loss over all positions that the loss counts, and the sum of their weights. They may
+        include padding.
       grad_norm: global norm of the gradient before clipping.
-      asked_to_stop: devices whose process was asked to stop; None if there is one process.
+      asked_to_stop: number of devices whose process was asked to stop; None with a single process.
     """
 
     nats: jax.Array
@@ -55,21 +57,21 @@ def make_train_step(
 ) -> Callable:
     """The pure function (state, batch, rate, seed, asked_D=None) → (state, StepMetrics). Jit it with the state donated.
 
-    The learning rate (float32 scalar) and the seed (uint32 scalar) are arguments, so runs that differ in them, or in the
-    schedule, share compiled programs.
+    The learning rate (float32 scalar) and the seed (uint32 scalar) are arguments. Runs with different seeds, learning rates or
+    schedules therefore share compiled programs.
 
-    The devices of the mesh share the rows of a batch. One `psum` adds all their gradients and sums as a single array. Two of
-    them in one program can block each other on XLA:CPU with two threads (jaxlib 0.10.2), and between processes each array
-    costs a round trip.
+    The devices of the mesh share the rows of a batch. A single `psum` adds the gradients and sums of all devices as one array.
+    Two `psum` calls in one program can deadlock on XLA:CPU with two threads (jaxlib 0.10.2). Between processes, each extra
+    array costs a round trip.
 
-    Each row gets a key of its own, folded from the seed, the step and the row's number. The model folds a number into it for
-    everything that acts at random, such as dropout in each layer.
+    Each row has its own random key, made from the seed, the step and the index of the row. The model folds a different number
+    into the key for each random operation, such as dropout in each layer.
+
+    With several processes, `asked_D` has one number per device: 1 if the process of the device was asked to stop, else 0. The
+    sum in the metrics tells every process whether any process was asked.
 
     Args:
-      pad: id of `<pad>`. Its nats are not reported, even if the loss counts them.
-
-    With several processes, `asked_D` has a number for each local device: whether this process was asked to stop. The sum in
-    the metrics then tells all of them.
+      pad: id of `<pad>`. The reported nats exclude padding, even if the loss counts padding.
     """
     (axis,) = mesh.axis_names
     shared, of_rows = PartitionSpec(), PartitionSpec(axis)
@@ -109,10 +111,10 @@ def make_train_step(
 
 
 def several(train_step: Callable) -> Callable:
-    """The pure function (state, batches_K, rates_K, seed) → (state, StepMetrics) of K steps in a row.
+    """The pure function (state, batches_K, rates_K, seed) → (state, StepMetrics) that makes K steps.
 
-    The arrays of the batches, the rates and the metrics have K as their first axis. For small models one call of several
-    steps is faster than as many calls.
+    The first axis of the batches, the rates and the metrics is K. For small models, one call of K steps is faster than K calls
+    of one step.
     """
 
     def steps(state: TrainState, batches_K: Batch, rates_K: jax.Array, seed: jax.Array) -> tuple[TrainState, StepMetrics]:

@@ -1,4 +1,4 @@
-"""Training: the loop that steps, logs, evaluates and saves, and resumes where it was stopped."""
+"""The training loop: trains, logs, evaluates, saves, and resumes a stopped run."""
 
 import contextlib
 import signal
@@ -23,16 +23,17 @@ from charlm.training.step import make_train_step, several
 
 
 def train(config: ConfigDict, workdir: str, verbose: bool = False) -> int:
-    """Trains a checked config into a run directory, or resumes the run in it. Returns the exit status.
+    """Trains a checked config, or resumes the run in the run directory. Returns the exit status.
 
-    With several processes, all of them call this. Only the first one reads and writes the directory.
+    With several processes, every process calls this function. Only the first process reads and writes the directory.
 
     Args:
-      verbose: whether to print every array of parameters.
+      verbose: whether to print the name and shape of every parameter.
 
     Raises:
       UserError: the directory or the corpus can't be used.
-      Failure: the run diverged; or, as a Broken, the directory can't be written, or another process has ended.
+      Failure: the run diverged.
+      Broken (a Failure): the directory can't be written, or another process has ended.
     """
     run = run_module.Run(workdir)
     with processes.detect_process_loss(), contextlib.ExitStack() as stack:
@@ -67,19 +68,19 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False) -> int:
 
 
 def loop(setup: Setup, record: Any, state: TrainState, progress: Progress, received: list[int]) -> int:
-    """Trains to the end. Returns 0, or the number of the signal that stopped it before.
+    """Trains until the run is finished or a signal arrives. Returns 0, or the number of the signal.
 
-    The metrics of a call are fetched after the next call has been dispatched, so the device never waits for the host.
+    Fetches the metrics of a call after dispatching the next call, so that the device never waits for the host.
     """
     train_step = make_train_step(setup.functions, setup.optimizer, setup.mesh, setup.pad)
     one, many = jax.jit(train_step, donate_argnums=0), jax.jit(several(train_step), donate_argnums=0)
     evaluate_split = evaluate.evaluator(setup.functions, devices.local(setup.mesh))
     arguments, clock = arguments_maker(setup), Clock(progress)
-    pending = None  # metrics of the last call, if they have not been fetched yet
+    pending = None  # metrics of the last call that have not been fetched yet, or None
     finished, stopping = judging.is_finished(setup, progress), signals.ask_to_stop(received)
     while not (finished or stopping):
         stopping = signals.ask_to_stop(received)
-        # An evaluation that a signal interrupted is due at once when the run resumes.
+        # A resumed run makes no step if a signal interrupted an evaluation: the evaluation is still due at this step.
         if not (stopping or judging.is_evaluation_due(setup, progress)):
             count = steps_at_once(setup, progress.step)
             state, metrics = (one if count == 1 else many)(state, *arguments(progress, count, received))

@@ -114,7 +114,7 @@ def test_weights_that_do_not_fit_name_both_shapes(script, corpus_file, tmp_path)
     assert f"['Q'] only in the file, [{symbols[0]!r}] only in the corpus" in message
     assert not (tmp_path / "run").exists()
     assert (
-        "note: without --symbols, the ids are taken to be the symbols of the corpus, sorted."
+        "note: without --symbols, the symbols of the ids are assumed to be the sorted symbols of the corpus."
         in script("import_torch", *flags).stdout
     )
 
@@ -365,7 +365,7 @@ def test_symbols_move_to_the_order_of_the_vocabulary_or_are_refused(small, corpu
     )
     if encoding == "scalar":
         with pytest.raises(
-            UserError, match=r"rnn\.pt has its symbols in another order than sorted: a model\.input of one number"
+            UserError, match=r"rnn\.pt has its symbols in an unsorted order: model\.input=scalar needs the sorted order"
         ):
             weights_module.write_run(config, str(tmp_path / "shuffled"), shuffled)
         assert not (tmp_path / "shuffled").exists()

@@ -389,7 +389,7 @@ def test_without_slurm_the_launcher_says_so_in_one_sentence(script, swept, tmp_p
     command = script.command("sweep", f"--config={swept(FOUR)}", f"--root={tmp_path / 'root'}", "--launcher=slurm")
     result = subprocess.run(command, env={**script.env(), "PATH": os.fspath(tmp_path)}, capture_output=True, text=True)
     assert result.returncode == 2
-    assert "there is no sbatch on this machine" in result.stderr
+    assert "this machine has no sbatch" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -417,7 +417,7 @@ def test_folders_that_hold_something_else_are_refused(script, swept, tmp_path):
     run_sweep(script, file, tmp_path / "root")
     (tmp_path / "file").touch()
     assert "is a file" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'file'}")
-    assert "not empty and not the root of a sweep" in script.fails("sweep", f"--config={file}", f"--root={tmp_path}")
+    assert "not empty and not the folder of a sweep" in script.fails("sweep", f"--config={file}", f"--root={tmp_path}")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "sweep.json.new").touch()  # left by a launcher killed while it first wrote sweep.json
     assert "hidden=8" in script("sweep", f"--config={file}", f"--root={tmp_path / 'begun'}", "--dry_run").stdout

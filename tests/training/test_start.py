@@ -149,7 +149,7 @@ def test_jax_that_started_before_stays_as_it_is_and_fewer_devices_are_noted(over
     code += f"assert jax.config.jax_compilation_cache_dir == {cache!r}"
     done = python(code, ROOT / TINY, json.dumps(overrides | {"train.steps": 2}), tmp_path / "run", env=env)
     assert done.returncode == 0, done.stderr
-    assert "note: JAX had started before, with 1 CPU device instead of 2" in done.stderr
+    assert "note: JAX had already started, with 1 CPU device instead of 2" in done.stderr
     (start,) = Run(tmp_path / "run").starts()
     assert start["XLA_FLAGS"] == env["XLA_FLAGS"]  # what is set now would have no effect
 

@@ -92,7 +92,9 @@ def test_best_by_training_loss_where_there_is_no_validation_text(small, tmp_path
     windows = {"batch.framing": "windows", "model.input": "scalar", "corpus.split": (1.0,), "batch.length": 12, "batch.size": 8}
     rates = {"optim.learning_rate": 0.05, "optim.schedule": "constant", "train.steps": 30, "train.eval_every": 5}
     overrides = small | windows | rates | {"train.checkpoint_every": 0}
-    with pytest.raises(UserError, match=r"train.best=validation: corpus.split leaves no validation text, so it must be train."):
+    with pytest.raises(
+        UserError, match=r"train.best=validation: corpus.split leaves no validation text, so train.best must be train."
+    ):
         train.train(load.load(TINY, overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert train.train(load.load(TINY, overrides | {"train.best": "train"}), tmp_path / "run") == 0
@@ -120,7 +122,7 @@ def test_devices_share_a_batch_with_the_same_result(small, corpus_file, tmp_path
     assert done.returncode == 0, done.stderr
     shared = [int(number) for number in re.findall(r"4 rows on (\d) cpu devices", done.stdout)]
     assert shared == [4, 2]
-    assert done.stdout.count("note: devices=3: only 2 of those available can share batch.size=4 evenly.") == 1
+    assert done.stdout.count("note: devices=3: only 2 of the available devices can share batch.size=4 evenly.") == 1
     assert_near = functools.partial(np.testing.assert_allclose, atol=1e-4)
     for number in ("4", "3"):
         for mine, others in zip(read_rows(tmp_path / number), read_rows(tmp_path / "1"), strict=True):

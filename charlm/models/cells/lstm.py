@@ -1,27 +1,27 @@
-"""The LSTM: its parameters, its fast run over a window with a hand-written gradient, and its step for the sampler.
+"""The LSTM: parameters, a fast run over a window with a hand-written gradient, and a single step for sampling.
 
-Letters: T time, B batch, I input features, H hidden, G = 4H gate pre-activations, K chunks, N steps of a chunk,
+Letters: T time, B batch, I input features, H hidden units, G = 4H gate pre-activations, K chunks, N steps of a chunk,
 R = N·B rows of a chunk, V rows of a table.
 
 The cell (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; gate order i, f, g, o):
 
-    z = x W_in + b + h' W_rec          h', c' are the state of the step before
+    z = x W_in + b + h' W_rec          h', c' are the state of the previous step
     i, f, o = sigmoid(z_i, z_f, z_o)   g = tanh(z_g)
     c = f c' + i g                     h = o tanh(c)
 
-Backward, where dh and dc are the gradients that reach h and c from all later steps:
+Backward pass. dh is the gradient of h from the output and all later steps. dc is the gradient of c from all later steps.
 
     dc += dh o (1 - tanh(c)^2)
     dz_i = dc g i (1 - i)     dz_f = dc c' f (1 - f)     dz_g = dc i (1 - g^2)     dz_o = dh tanh(c) o (1 - o)
     dc' = dc f                dh' = dz W_rec^T
     dx = dz W_in^T            dW_in = sum_t x^T dz       dW_rec = sum_t h'^T dz    db = sum_t dz
 
-Only dc' and dh' are recurrent. The factors of dc and dh in the dz lines come from the forward pass alone, so they are computed
-outside the recurrence. Each sum over t is one matrix product per chunk of time. A chunk is long enough to keep the matrix unit
-busy and short enough to stay in cache.
+Only dc' and dh' are recurrent. The dz lines multiply dc and dh by factors that depend only on the forward pass. These factors
+are computed outside the recurrence. Each sum over t is one matrix product per chunk of time. A chunk is long enough to keep the
+matrix unit busy and short enough to stay in cache.
 
-Some lines look roundabout because of how XLA:CPU compiles them (jaxlib 0.10.2). experiments/2026-11-22-speed says what they
-gain. Their cost on other platforms has not been measured.
+Some lines are more complicated than the formulas, because XLA:CPU then compiles faster code (jaxlib 0.10.2).
+experiments/2026-11-22-speed gives the speed gains on CPU. The effect on other platforms has not been measured.
 """
 
 import functools
@@ -37,7 +37,7 @@ from charlm.models.cells import Cell, Params, is_ids
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product, product_with_transpose
 
-# The most steps of a chunk: CHUNK_STEPS or, if that is more, the number of steps whose gates fill CHUNK_BYTES.
+# The gates of a chunk take at most CHUNK_BYTES. A chunk with no more than CHUNK_STEPS steps may exceed this limit.
 CHUNK_STEPS = 16
 CHUNK_BYTES = 5 * 2**19
 LANES = 16  # float32 numbers in the widest vector of a CPU
@@ -49,7 +49,7 @@ State = tuple[jax.Array, jax.Array]  # (c_BH, h_BH), float32
 def parameters(
     inputs: int, hidden: int, initial: Initializers, config: FrozenConfigDict
 ) -> dict[str, tuple[Callable, tuple[int, ...]]]:
-    """Name → (initializer, shape) of one layer's parameters. PyTorch has two biases that add up; here it is one."""
+    """Name → (initializer, shape) of one layer's parameters. The single bias replaces the two biases of PyTorch."""
     columns = GATES * hidden
     return {
         "input_kernel": (initial.input_kernel(GATES), (inputs, columns)),
@@ -65,29 +65,29 @@ def zero_state(rows: int, hidden: int) -> State:
 def window(
     params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
-    """Runs one layer over a window; see `Cell.window`. An LSTM uses no random numbers."""
+    """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because an LSTM uses no random numbers."""
     del noise_keys_B
     return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype)
 
 
 def with_table(params: Params, table_VI: jax.Array) -> Params:
-    """The params for inputs that are ids: the input kernel becomes the product of the table and the kernel.
+    """The params for inputs that are ids. The input kernel becomes the product of the table and the input kernel.
 
-    The V rows of the table are multiplied once, instead of T·B rows in each window.
+    This product has V rows. Without it, each window would multiply T·B rows by the input kernel.
     """
     kernel_IG = params["input_kernel"]
-    # Some platforms round the operands of a matrix product. With a single feature a plain multiplication is enough.
+    # A single feature needs no matrix product. Some platforms would round the operands of a matrix product.
     projected_VG = table_VI * kernel_IG if kernel_IG.shape[0] == 1 else table_VI @ kernel_IG
     return {**params, "input_kernel": projected_VG}
 
 
 class Prepared(NamedTuple):
-    """One layer's weights, laid out to read one character at a time.
+    """One layer's weights, in a layout for one character at a time.
 
     Attributes:
-      table_VG: float32, what an id adds to the gates, bias included; None if the inputs are floats.
+      table_VG: float32, the input kernel plus the bias, with one row for each id. None if the inputs are floats.
       bias_G: float32.
-      kernels: the input kernel, if the inputs are floats, and the recurrent kernel; see `_laid_out` for their layout.
+      kernels: the recurrent kernel. If the inputs are floats, also the input kernel. `_laid_out` describes the layout.
     """
 
     table_VG: jax.Array | None
@@ -96,7 +96,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
-    """Lays out the weights once, for all steps of `rows` rows."""
+    """Puts the weights into the layout that `step` needs for `rows` rows."""
     input_kernel_IG, bias_G, recurrent_kernel_HG = params["input_kernel"], params["bias"], params["recurrent_kernel"]
     if ids:
         return Prepared(input_kernel_IG + bias_G[None, :], bias_G, _laid_out([recurrent_kernel_HG], dtype, rows))
@@ -104,7 +104,7 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
 
 
 def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
-    """Reads one character x: floats (B, I), or ids (B,). It has no gradient."""
+    """Reads one character x: floats (B, I), or ids (B,). Training uses `lstm` instead, which has a gradient."""
     c_BH, h_BH = state
     operands: tuple[jax.Array, ...] = (h_BH,)
     if weights.table_VG is not None:
@@ -115,7 +115,7 @@ def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tup
         z_BG = sum((product(each, kernel, dtype) for each, kernel in zip(operands, weights.kernels, strict=True)), z_BG)
     else:
         x_BI, (kernel_4IH,) = operand(jnp.concatenate(operands, axis=-1), dtype, rows=1), weights.kernels
-        x_4BI = jnp.broadcast_to(x_BI, (GATES, *x_BI.shape))  # without four copies of x, XLA would transpose the kernel
+        x_4BI = jnp.broadcast_to(x_BI, (GATES, *x_BI.shape))  # without this broadcast, XLA would transpose the kernel
         z_4BH = jnp.matmul(x_4BI, kernel_4IH, preferred_element_type=z_BG.dtype)
         z_BG = z_BG + z_4BH.swapaxes(0, 1).reshape(z_BG.shape)
     c_BH, h_BH, _ = _cell(z_BG, c_BH)
@@ -123,12 +123,15 @@ def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tup
 
 
 def operations(inputs: int, hidden: int) -> int:
-    """Multiply-adds of one layer for one character. Inputs that are ids are looked up and count as 0 inputs."""
+    """Multiply-adds of one layer for one character. If the inputs are ids, `inputs` is 0, because ids are looked up."""
     return GATES * hidden * (inputs + hidden)
 
 
 def from_torch(arrays: dict[str, jax.Array]) -> Params:
-    """`weight_ih` (4H, I), `weight_hh` (4H, H), and two biases (4H,) that add up; the gates have the same order as here."""
+    """Params from `weight_ih` (4H, I), `weight_hh` (4H, H), `bias_ih` (4H,) and `bias_hh` (4H,).
+
+    PyTorch adds the two biases. The order of the gates is the same here.
+    """
     return {
         "input_kernel": arrays["weight_ih"].T,
         "recurrent_kernel": arrays["weight_hh"].T,
@@ -137,7 +140,7 @@ def from_torch(arrays: dict[str, jax.Array]) -> Params:
 
 
 def from_keras(arrays: dict[str, jax.Array]) -> Params:
-    """`kernel` (I, 4H), `recurrent_kernel` (H, 4H), `bias` (4H,); the gates have the same order as here."""
+    """Params from `kernel` (I, 4H), `recurrent_kernel` (H, 4H) and `bias` (4H,). The order of the gates is the same here."""
     return {"input_kernel": arrays["kernel"], "recurrent_kernel": arrays["recurrent_kernel"], "bias": arrays["bias"]}
 
 
@@ -154,13 +157,15 @@ def lstm(
     """Runs one LSTM layer over a window.
 
     Args:
-      inputs: float (T, B, I), or int (T, B): ids that stand for rows of the input kernel (one-hot inputs).
-      input_kernel_IG: float32 (I, 4H). bias_G: float32 (4H,). recurrent_kernel_HG: float32 (H, 4H).
+      inputs: floats (T, B, I), or ids (T, B) that select rows of the input kernel (one-hot inputs).
+      input_kernel_IG: float32 (I, 4H).
+      bias_G: float32 (4H,).
+      recurrent_kernel_HG: float32 (H, 4H).
       c_BH, h_BH: float32 state before the first step.
-      dtype: of the operands of matrix products; sums, state and gradients are float32.
+      dtype: dtype of the operands of matrix products. Sums, state and gradients are float32.
 
     Returns:
-      (hidden_TBH, (c_BH, h_BH)): float32 outputs of every step and the state after the last.
+      (hidden_TBH, (c_BH, h_BH)): the float32 outputs of all steps, and the state after the last step.
     """
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
     (carry, _, _), hidden_TBH = _forward(inputs, weights, (c_BH, h_BH), dtype, residuals=False)
@@ -223,7 +228,7 @@ def _lstm_bwd(dtype, saved, cotangents):
         h_prev = jnp.concatenate([h_before[None], out[:-1]])
         state, d_z = jax.lax.scan(step, state, (d_out, *_factors(gates, cells, c_prev)), reverse=True)
         d_bias = d_bias + d_z.sum((0, 1))
-        # Rounded once per chunk: storing rounded numbers at each step is slow.
+        # d_z is rounded once per chunk, because rounding at each step is slow.
         d_z = jax.lax.optimization_barrier(d_z.astype(dtype))
         rows_RG = d_z.reshape(-1, d_z.shape[-1])
         if is_ids(inputs):
@@ -236,7 +241,7 @@ def _lstm_bwd(dtype, saved, cotangents):
         d_recurrent_kernel = d_recurrent_kernel + product(_columns(h_prev, dtype), rows_RG, dtype)
         return (state, d_input_kernel, d_bias, d_recurrent_kernel), d_inputs
 
-    # The state before each chunk is the last one of the chunk before it.
+    # The state before a chunk is the last state of the previous chunk.
     c_before_KBH = jnp.concatenate([c_BH[None], cells_KNBH[:-1, -1]])
     h_before_KBH = jnp.concatenate([h_BH[None], hidden_KNBH[:-1, -1]])
     zeros = (jnp.zeros_like(input_kernel_IG), jnp.zeros_like(recurrent_kernel_HG[0]), jnp.zeros_like(recurrent_kernel_HG))
@@ -257,10 +262,10 @@ lstm.defvjp(_lstm_fwd, _lstm_bwd)
 
 
 def _laid_out(kernels: Sequence[jax.Array], dtype: jnp.dtype, rows: int) -> tuple[jax.Array, ...]:
-    """The (·, 4H) kernels whose products `step` adds up, rounded to `dtype` and laid out for `rows` rows.
+    """The kernels (·, 4H), rounded to `dtype`, in the layout that `step` needs for `rows` rows.
 
-    For one row they become one kernel (4, ·, H), gate by gate: XLA:CPU reads its shorter rows faster, and one product costs
-    less than two (experiments/2026-11-22-speed).
+    For a single row, all kernels become one kernel (4, ·, H) with a separate block for each gate. XLA:CPU reads the shorter
+    rows of this kernel faster, and one product costs less than two (experiments/2026-11-22-speed).
     """
     if rows > 1:
         return tuple(operand(kernel, dtype, rows) for kernel in kernels)
@@ -277,7 +282,7 @@ def _with_forget_bias(initializer: Callable, forget_bias: float) -> Callable:
 
 
 def _cell(z_BG, c_BH):
-    """(c_BH, h_BH, gates_BG) from the gates' pre-activations and c of the step before."""
+    """(c_BH, h_BH, gates_BG) from the pre-activations of the gates and the previous c."""
     # Without the barrier, XLA:CPU computes the activations again for each use.
     gates_BG = jax.lax.optimization_barrier(_activate(z_BG))
     i, f, g, o = jnp.split(gates_BG, GATES, axis=-1)
@@ -286,7 +291,10 @@ def _cell(z_BG, c_BH):
 
 
 def _activate(z_BG):
-    """All four gates by one tanh, since sigmoid(x) = tanh(x / 2) / 2 + 1 / 2. XLA:CPU vectorises one array, not four slices."""
+    """The activations of all four gates by one tanh, because sigmoid(x) = tanh(x / 2) / 2 + 1 / 2.
+
+    XLA:CPU vectorises the tanh of one array, but not of four slices.
+    """
     hidden = z_BG.shape[-1] // GATES
     scale = jnp.concatenate([jnp.full(2 * hidden, 0.5), jnp.ones(hidden), jnp.full(hidden, 0.5)])[None, :]
     shift = jnp.concatenate([jnp.full(2 * hidden, 0.5), jnp.zeros(hidden), jnp.full(hidden, 0.5)])[None, :]
@@ -295,7 +303,7 @@ def _activate(z_BG):
 
 
 def _factors(gates, cells, c_prev):
-    """The factors of dc and dh in the backward recurrence: see the dz lines of the module's docstring."""
+    """The factors that multiply dc and dh in the backward recurrence. The module's docstring gives the formulas."""
     i, f, g, o = jnp.split(gates, GATES, axis=-1)
     tanh_c = jnp.tanh(cells)
     through_z = jnp.concatenate([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], axis=-1)
@@ -303,10 +311,11 @@ def _factors(gates, cells, c_prev):
 
 
 def _back_through_h(recurrent_kernel_HG: jax.Array, rows: int) -> Callable[[jax.Array], jax.Array]:
-    """The function dz → dz W_rec^T, in the form that is fastest for this number of rows.
+    """The function dz → dz W_rec^T, in the fastest form for this number of rows.
 
-    If the rows fill the lanes of a vector, it is the transpose of W_rec dz^T; else a product with a copy of W_rec^T.
-    Without the barriers XLA folds the transposes back into the product. Timings: experiments/2026-11-22-speed.
+    If the number of rows is a multiple of LANES, the function computes W_rec dz^T and transposes the result. Otherwise it
+    multiplies dz by a transposed copy of W_rec. Without the barriers, XLA would merge the transposes into the product, which is
+    slower (experiments/2026-11-22-speed).
     """
     dtype = recurrent_kernel_HG.dtype
     if rows % LANES == 0:
@@ -316,25 +325,28 @@ def _back_through_h(recurrent_kernel_HG: jax.Array, rows: int) -> Callable[[jax.
 
 
 def _columns(x_NBI, dtype):
-    """(I, N·B): the left operand of a weight gradient.
+    """The array x_NBI as (I, N·B), the left operand of the product for a weight gradient.
 
-    The layout makes XLA:CPU transpose it in memory. Otherwise it folds the transpose into the product, which is then slower
-    (experiments/2026-11-22-speed).
+    The layout constraint makes XLA:CPU store the transposed array in memory. Otherwise XLA:CPU merges the transpose into the
+    product, and the product is slower (experiments/2026-11-22-speed).
     """
     return with_layout_constraint(x_NBI.reshape(-1, x_NBI.shape[-1]).T.astype(dtype), Layout(major_to_minor=(0, 1)))
 
 
 def _input_dtype(input_kernel_IG, dtype):
-    """A single feature is not rounded: its product is cheap, and an id divided by V needs more than bfloat16's 8 bits."""
+    """The dtype of the input product: float32 or wider for a single feature, otherwise `dtype`.
+
+    The product with a single feature is cheap, and an id divided by V needs more than the 8 bits of bfloat16.
+    """
     return jnp.promote_types(dtype, jnp.float32) if input_kernel_IG.shape[0] == 1 else dtype
 
 
 def _chunked(x_T: jax.Array, hidden: int) -> jax.Array:
-    """(K, N, B, …): the steps in chunks of equal length, as long as allowed."""
+    """The steps (T, B, …) as chunks (K, N, B, …) of equal length. N is as large as allowed."""
     steps, rows = x_T.shape[:2]
-    longest = max(CHUNK_STEPS, CHUNK_BYTES // (16 * rows * hidden))  # four gates of four bytes
+    longest = max(CHUNK_STEPS, CHUNK_BYTES // (16 * rows * hidden))  # 16 = 4 gates * 4 bytes
     length = max(n for n in range(1, steps + 1) if steps % n == 0 and n <= longest)
-    if length < 8:  # short chunks make small, slow products: the whole window becomes one chunk
+    if length < 8:  # the products of short chunks are slow, so the whole window becomes one chunk
         length = steps
     return x_T.reshape(-1, length, *x_T.shape[1:])
 
