@@ -1,7 +1,6 @@
 """Lists runs as plain dicts, for notebooks. A dict has one key for each column of a table."""
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 from charlm.compare import reading, tables
@@ -31,15 +30,6 @@ def listed(paths: Sequence[str | os.PathLike]) -> list[dict]:
         | {figure: record.figure(figure) for figure in FIGURES}
         | {column: tables.protocol_in_words(record.protocols[metric]) for column, metric in PROTOCOLS.items()}
         | {key: record.config.get(key) for key in keys}
-        | {"rows": _rows(record.path), "problems": list(record.problems)}
+        | {"rows": reading.all_rows(record.path), "problems": list(record.problems)}
         for record in records
     ]
-
-
-def _rows(path: pathlib.Path) -> list[dict]:
-    """All rows of a run's metrics. A line that is not a row is skipped; `problems` reports such lines."""
-    try:
-        lines = (path / "metrics.jsonl").read_bytes().splitlines()
-    except OSError:
-        return []
-    return [row for row in map(reading.parsed, lines) if row is not None]

@@ -156,11 +156,7 @@ def series(record: Record) -> dict[str, dict[str, list]]:
     curves: dict[str, dict[str, list]] = {
         split: {name: [] for name in ("step", "chars", "seconds", "nats")} for split in ("train", "validation")
     }
-    try:
-        lines = (record.path / "metrics.jsonl").read_bytes().splitlines()
-    except OSError:
-        return curves
-    rows = [row for row in map(parsed, lines) if row is not None]
+    rows = all_rows(record.path)
     # Rows of the splits `train` and `train_mean` contain chars and seconds. Validation rows do not, so their chars and seconds
     # come from the `train_mean` row of the same step.
     for split, source in (("train", "train"), ("validation", "train_mean")):
@@ -194,12 +190,20 @@ def plottable(curve: dict[str, list]) -> dict[str, list]:
 
 def validation_nats(path: pathlib.Path) -> list[float]:
     """The validation nats/char that the run in this directory has logged so far, in order."""
+    return [row["nats"] for row in all_rows(path, b'"split": "validation"') if row["split"] == "validation"]
+
+
+def all_rows(path: pathlib.Path, containing: bytes = b"") -> list[dict]:
+    """All rows of metrics of the run in this directory. Lines that are not rows are skipped.
+
+    Args:
+      containing: parse only lines with these bytes, which is faster.
+    """
     try:
         lines = (path / "metrics.jsonl").read_bytes().splitlines()
     except OSError:
         return []
-    rows = (parsed(line) for line in lines if b'"split": "validation"' in line)
-    return [row["nats"] for row in rows if row is not None and row["split"] == "validation"]
+    return [row for line in lines if containing in line and (row := parsed(line)) is not None]
 
 
 def parsed(line: bytes) -> dict | None:

@@ -12,11 +12,12 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
 
 from charlm.data import longtext, sources
+from charlm.data.batches import Framing
 from charlm.data.longtext import LongText
 from charlm.data.vocab import symbols_of
 from charlm.errors import UserError
@@ -179,12 +180,20 @@ def prompt(text: str, config: ConfigDict) -> str:
     return dataclasses.replace(Normalisation.of(config), keep="")(text)
 
 
-def opening(splits: dict[str, Split], length: int) -> str:
-    """The first `length` chars of the validation split, or of the training split if there is no validation split.
+def sample_prompt(config: ConfigDict, splits: Callable[[], dict[str, Split]]) -> str:
+    """The prompt of the samples during training: `sample.prompt`, or the opening of the corpus if that key is not set.
 
-    These chars are the prompt if the config has no prompt.
+    The opening is the first window of the validation split for `windows` as framing, and the first char otherwise. Without a
+    validation split, it comes from the training split.
+
+    Args:
+      splits: returns the splits. It is called only if the prompt comes from the corpus.
     """
-    return str(joined(splits["validation" if "validation" in splits else "train"])[:length])
+    if config.sample.prompt is not None:
+        return prompt(config.sample.prompt, config)
+    texts = splits()
+    text = joined(texts["validation" if "validation" in texts else "train"])
+    return str(text[: Framing.of(config).window or 1])
 
 
 def excerpt(split: Split, length: int, seed: int) -> str:

@@ -177,17 +177,8 @@ def typed_prompt(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str = "
 
 
 def own_prompt(run: Run, config: ConfigDict, vocab: Vocab, unknown: str = "error") -> str:
-    """The prompt that the training uses for its samples.
-
-    This is `sample.prompt` if it is set. Otherwise it is the opening of the validation split, or of the train split if the run
-    has no validation split.
-    """
-    prompt = config.sample.prompt
-    if prompt is None:
-        prompt = corpora.opening(run.splits(), batches.Framing.of(config).window or 1)
-    else:
-        prompt = corpora.prompt(prompt, config)
-    return _checked_run_prompt(prompt, vocab, unknown)
+    """The prompt that the training uses for its samples; see `corpora.sample_prompt`."""
+    return _checked_run_prompt(corpora.sample_prompt(config, run.splits), vocab, unknown)
 
 
 def excerpt_prompt(run: Run, split: str, length: int, seed: int, vocab: Vocab, unknown: str = "error") -> str:

@@ -181,12 +181,10 @@ def _sample_drawer(
     config: ConfigDict, functions: stack.Functions, vocab: Vocab, seed: int, framing: batches.Framing, splits: dict
 ) -> Callable[[Any, int], str] | None:
     """A function (params, step) → the text of a sample during training. None if `sample.length` is 0."""
-    prompt, length, temperature = config.sample.prompt, config.sample.length, config.sample.temperature
+    length, temperature = config.sample.length, config.sample.temperature
     if length == 0:
         return None
-    if prompt is None:
-        prompt = corpora.opening(splits, framing.window or 1)
-    prompt = corpora.prompt(prompt, config)
+    prompt = corpora.sample_prompt(config, lambda: splits)
     prompt_ids = vocab.encode(prompt, "sample.prompt")
     generate = sample.sampler(functions, vocab, config.sample.top_k, window=framing.window)
 
