@@ -38,7 +38,7 @@ def arguments(steps, batch=3, features=5, hidden=4, dtype=np.float32):
 
 
 def scalar(run):
-    """A function that returns a weighted sum of the outputs of `run`. The weights differ, so gradient errors do not cancel out."""
+    """A function that returns a weighted sum of the outputs of `run`. The weights differ, so gradient errors do not cancel."""
 
     def value(*args):
         outputs, (c, h) = run(*args)
