@@ -1,4 +1,4 @@
-"""The network against Flax's own LSTM, and the invariants that make carried state exact."""
+"""Tests the network against Flax's LSTM, and tests that carried state is exact."""
 
 import math
 
@@ -33,7 +33,7 @@ def ids(rows, steps, seed=0):
 
 
 class FlaxStack(nn.Module):
-    """The same network, built from Flax's own modules."""
+    """The same network, built from Flax's modules."""
 
     @nn.compact
     def __call__(self, inputs_BT):
@@ -44,7 +44,7 @@ class FlaxStack(nn.Module):
 
 
 def as_flax(params):
-    """Our parameters under the names of Flax's cells, which have a kernel for each gate i, f, g, o."""
+    """Our parameters with the names of Flax's cells. A Flax cell has separate kernels for the gates i, f, g, o."""
     tree = {
         "embedding": {"embedding": params["embedding"]},
         "head": {"kernel": params["head_kernel"], "bias": params["head_bias"]},
@@ -60,7 +60,7 @@ def as_flax(params):
     return {"params": tree}
 
 
-def test_logits_equal_those_of_flax_lstm_with_the_same_weights():
+def test_logits_equal_the_logits_of_a_flax_lstm_with_the_same_weights():
     functions, params = build()
     inputs_BT = ids(3, 20)
     logits, _ = functions.apply(params, batch_of(inputs_BT, reset=True), functions.zero_carry(3))
@@ -68,7 +68,7 @@ def test_logits_equal_those_of_flax_lstm_with_the_same_weights():
 
 
 @pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
-def test_one_pass_equals_two_passes_with_the_carry_handed_on(encoding):  # invariant 3
+def test_one_pass_equals_two_passes_with_carried_state(encoding):  # invariant 3
     functions, params = build(input=encoding)
     inputs_BT = ids(2, 40)
     whole, end = functions.apply(params, batch_of(inputs_BT), functions.zero_carry(2))
@@ -81,29 +81,29 @@ def test_one_pass_equals_two_passes_with_the_carry_handed_on(encoding):  # invar
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
-def test_steps_of_one_character_equal_a_pass_over_the_window(encoding, dtype, rows):
+def test_single_character_steps_equal_a_pass_over_the_window(encoding, dtype, rows):
     functions, params = build(input=encoding, dtype=dtype)
     inputs_BT = ids(rows, 12)
     logits, end = jax.jit(functions.apply)(params, batch_of(inputs_BT), functions.zero_carry(rows))
     weights, carry, step = functions.stepwise(params, rows), functions.zero_carry(rows), jax.jit(functions.step)
     for position in range(12):
         logits_BV, carry = step(weights, inputs_BT[:, position], carry)
-        # In bfloat16 a product may round the other way, which moves the state by 2^-9 of its size.
+        # In bfloat16, a product may round in the other direction. The state then changes by 2^-9 of its size.
         np.testing.assert_allclose(logits_BV, logits[:, position], atol=2e-6 if dtype == "float32" else 4e-3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 if dtype == "float32" else 4e-3), carry, end)
 
 
-def test_reset_rows_start_from_zero_and_the_others_go_on():
+def test_reset_rows_start_from_zero_and_other_rows_keep_their_state():
     functions, params = build()
     inputs_BT = ids(2, 10)
     carry = jax.tree.map(lambda leaf: leaf + 0.5, functions.zero_carry(2))
     mixed = batch_of(inputs_BT)._replace(reset_B=np.array([True, False]))
     logits, _ = functions.apply(params, mixed, carry)
     fresh, _ = functions.apply(params, batch_of(inputs_BT), functions.zero_carry(2))
-    going_on, _ = functions.apply(params, batch_of(inputs_BT), carry)
+    continued, _ = functions.apply(params, batch_of(inputs_BT), carry)
     np.testing.assert_allclose(logits[0], fresh[0], atol=1e-6)
-    np.testing.assert_allclose(logits[1], going_on[1], atol=1e-6)
-    assert np.abs(fresh[1] - going_on[1]).max() > 1e-3
+    np.testing.assert_allclose(logits[1], continued[1], atol=1e-6)
+    assert np.abs(fresh[1] - continued[1]).max() > 1e-3
 
 
 def test_logits_do_not_depend_on_later_inputs():  # invariant 5
@@ -118,7 +118,7 @@ def test_logits_do_not_depend_on_later_inputs():  # invariant 5
         assert np.abs(changed[:, position] - logits[:, position]).max() > 1e-6
 
 
-def test_only_the_last_positions_are_scored_where_there_are_fewer_targets():
+def test_with_fewer_targets_than_inputs_only_the_last_positions_are_scored():
     functions, params = build()
     whole, _ = functions.apply(params, batch_of(ids(2, 12)), functions.zero_carry(2))
     last, _ = functions.apply(params, batch_of(ids(2, 12), scored=1), functions.zero_carry(2))
@@ -128,13 +128,14 @@ def test_only_the_last_positions_are_scored_where_there_are_fewer_targets():
 @pytest.mark.parametrize(
     ("keys", "vocab", "count"),
     [
-        # 4H(I + H + 1) for each layer, HV + V for the head. PyTorch has two biases per layer; the second case takes off one.
+        # With H units, I inputs and V symbols, a layer has 4H(I + H + 1) parameters and the head has HV + V parameters.
+        # The published count of the second case includes two biases per layer, as in PyTorch. We subtract one bias per layer.
         ({"input": "onehot", "layers": 1, "hidden": 128}, 84, 119_892),
         ({"input": "onehot", "layers": 2, "hidden": 512}, 83, 3_366_483 - 2 * 2048),
         ({"input": "scalar", "layers": 4, "hidden": 256}, 48, 1_852_464),
     ],
 )
-def test_parameter_counts_are_those_of_the_published_systems(keys, vocab, count):
+def test_parameter_counts_equal_the_counts_of_the_published_systems(keys, vocab, count):
     config = base.get_config()
     config.model.update(keys)
     shapes = jax.eval_shape(stack.functions(config, vocab).init, jax.random.key(0))
@@ -161,13 +162,13 @@ def test_dropout_acts_only_with_a_key_and_keeps_the_mean():
     assert math.isclose(kept.size / x.size, 0.7, abs_tol=5 * math.sqrt(0.21 / x.size))
 
 
-def test_initial_weights():
+def test_initial_weights_of_flax_and_mxnet():
     _, params = build(init="orthogonal", forget_bias=2.0)
     for gate in range(4):
         block = params["lstm_1"]["recurrent_kernel"][:, 16 * gate : 16 * (gate + 1)]
         np.testing.assert_allclose(block @ block.T, np.eye(16), atol=1e-5)
     np.testing.assert_array_equal(params["lstm_0"]["bias"], [0] * 16 + [2] * 16 + [0] * 32)
-    # LeCun normal: the mean square is one over the number of inputs. The sonnets' recipe has one input.
+    # The variance of LeCun normal weights is 1 / inputs. A scalar input, as in the recipe for sonnets, is one input.
     assert np.std(params["lstm_1"]["input_kernel"]) == pytest.approx(1 / 4, rel=0.1)
     _, params = build(init="orthogonal", input="scalar", hidden=64)
     assert np.std(params["lstm_0"]["input_kernel"]) == pytest.approx(1, rel=0.2)
@@ -178,10 +179,9 @@ def test_initial_weights():
     assert not params["head_bias"].any()
 
 
-def test_initial_weights_of_pytorch_and_keras():
-    _, params = build(
-        init="pytorch", forget_bias=0.0
-    )  # bound 1 / sqrt(16); the two biases of PyTorch add up to at most twice that
+def test_initial_weights_of_pytorch_keras_and_axon():
+    # The bound is 1 / sqrt(16) = 0.25. A layer's bias is the sum of PyTorch's two biases, so the bound of this bias is 0.5.
+    _, params = build(init="pytorch", forget_bias=0.0)
     for leaf in (
         params["head_kernel"],
         params["head_bias"],
@@ -190,7 +190,8 @@ def test_initial_weights_of_pytorch_and_keras():
     ):
         assert 0.2 < np.abs(leaf).max() <= 0.25
     assert 0.25 < np.abs(params["lstm_1"]["bias"]).max() <= 0.5
-    assert np.std(params["lstm_1"]["bias"]) == pytest.approx(0.25 * np.sqrt(2 / 3), rel=0.25)  # of a sum of two uniform numbers
+    # One uniform number in ±0.25 has the variance 0.25² / 3. The sum of two such numbers has twice this variance.
+    assert np.std(params["lstm_1"]["bias"]) == pytest.approx(0.25 * np.sqrt(2 / 3), rel=0.25)
     assert np.std(params["embedding"]) == pytest.approx(1, rel=0.25)
     _, params = build(init="pytorch", head_scale=1.0)
     assert 0.9 < np.abs(params["head_kernel"]).max() <= 1
@@ -208,12 +209,12 @@ def test_initial_weights_of_pytorch_and_keras():
         (params["lstm_1"]["input_kernel"], 16),
         (params["lstm_1"]["recurrent_kernel"], 16),
     ):
-        bound = np.sqrt(6 / (inputs + 16))  # of one gate
+        bound = np.sqrt(6 / (inputs + 16))  # the bound for one gate
         assert 0.9 * bound < np.abs(leaf).max() <= bound
     assert not params["lstm_0"]["bias"].any()
 
 
-def test_a_scalar_input_is_the_id_divided_by_the_vocabulary():
+def test_a_scalar_input_is_the_id_divided_by_the_vocabulary_size():
     functions, params = build(input="scalar", layers=1)
     logits, _ = functions.apply(params, batch_of(np.array([[5]], np.int32), reset=True), functions.zero_carry(1))
     z = 5 / VOCAB * params["lstm_0"]["input_kernel"][0] + params["lstm_0"]["bias"]
@@ -223,7 +224,7 @@ def test_a_scalar_input_is_the_id_divided_by_the_vocabulary():
 
 
 @pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
-def test_bfloat16_does_not_round_what_enters_the_first_layer_by_id(encoding):
+def test_bfloat16_does_not_round_the_inputs_of_the_first_layer(encoding):
     functions, params = build(input=encoding, layers=1, dtype="bfloat16")
     exact, _ = build(input=encoding, layers=1)
     params = params | {"lstm_0": params["lstm_0"] | {"recurrent_kernel": params["lstm_0"]["recurrent_kernel"] * 0}}
@@ -233,7 +234,7 @@ def test_bfloat16_does_not_round_what_enters_the_first_layer_by_id(encoding):
     np.testing.assert_allclose(carry[0], expected[0], atol=1e-6)
 
 
-def test_bfloat16_products_leave_logits_state_and_parameters_in_float32():
+def test_with_bfloat16_products_the_logits_state_and_parameters_stay_float32():
     functions, params = build(dtype="bfloat16")
     exact, _ = build(dtype="float32")
     batch = batch_of(ids(2, 16))

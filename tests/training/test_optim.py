@@ -1,4 +1,4 @@
-"""Schedules and update rules against their formulas."""
+"""Tests learning-rate schedules and update rules against their formulas."""
 
 import math
 
@@ -23,7 +23,7 @@ def config_of(**keys):
 
 
 def updates(grads=GRADS, steps=1, **keys):
-    """The last of the updates that follow from the same gradient given again and again, at a learning rate of 0.1."""
+    """The last of `steps` updates at a learning rate of 0.1. Every update gets the same gradient."""
     transformation = optim.optimizer(config_of(**keys))
     state = transformation.init(PARAMS)
     for _ in range(steps):
@@ -55,7 +55,7 @@ def test_schedules(keys, by_step):
 
 
 @pytest.mark.parametrize("keys", [{"schedule": "constant"}, {"schedule": "cosine", "warmup_steps": 1000}])
-def test_the_rate_of_a_step_does_not_depend_on_where_a_run_begins_nor_on_how_many_are_asked_for(keys):
+def test_the_rate_of_a_step_does_not_depend_on_the_first_step_or_the_count(keys):
     schedule = optim.schedule(config_of(**keys), total_steps=4000)
     rates = optim.rates(schedule)
     whole = rates(0, 3000)
@@ -66,7 +66,7 @@ def test_the_rate_of_a_step_does_not_depend_on_where_a_run_begins_nor_on_how_man
 
 
 def test_adam_by_hand():
-    # Two steps with the same gradient g: mean g, mean square g², both after bias correction.
+    # Every step has the same gradient g. After bias correction, the mean is g and the mean square is g².
     for steps in (1, 2):
         for name, update in updates(name="adam", steps=steps, eps=1e-3).items():
             g = np.asarray(GRADS[name])
@@ -74,27 +74,27 @@ def test_adam_by_hand():
 
 
 @pytest.mark.parametrize("eps_form", ["outer", "keras"])
-def test_adam_forgets_means_and_squares_at_rates_of_their_own(eps_form):
+def test_adam_decays_means_by_beta1_and_squares_by_beta2(eps_form):
     transformation = optim.optimizer(config_of(name="adam", beta1=0.6, beta2=0.9, eps=1e-2, eps_form=eps_form))
     state = transformation.init({"w": jnp.zeros(2)})
-    given = [np.array([0.3, -1.0]), np.array([-0.5, 2.0]), np.array([0.1, 0.0])]
-    for gradient in given:
+    gradients = [np.array([0.3, -1.0]), np.array([-0.5, 2.0]), np.array([0.1, 0.0])]
+    for gradient in gradients:
         update, state = transformation.update({"w": jnp.asarray(gradient)}, state, {"w": jnp.zeros(2)})
-    mean = 0.4 * (0.36 * given[0] + 0.6 * given[1] + given[2]) / (1 - 0.6**3)
-    square = 0.1 * (0.81 * given[0] ** 2 + 0.9 * given[1] ** 2 + given[2] ** 2) / (1 - 0.9**3)
+    mean = 0.4 * (0.36 * gradients[0] + 0.6 * gradients[1] + gradients[2]) / (1 - 0.6**3)
+    square = 0.1 * (0.81 * gradients[0] ** 2 + 0.9 * gradients[1] ** 2 + gradients[2] ** 2) / (1 - 0.9**3)
     eps = 1e-2 / math.sqrt(1 - 0.9**3) if eps_form == "keras" else 1e-2
     np.testing.assert_allclose(update["w"], -mean / (np.sqrt(square) + eps), rtol=1e-5)
 
 
 def test_rmsprop_by_hand():
-    # No bias correction: after two steps the mean square is g² (1 - beta2²).
+    # RMSprop has no bias correction. After two steps, the mean square is g² (1 - beta2²).
     for name, update in updates(name="rmsprop", steps=2, beta2=0.9, eps=1e-2).items():
         g = np.asarray(GRADS[name])
         np.testing.assert_allclose(update, -0.1 * g / (np.sqrt(g**2 * (1 - 0.81)) + 1e-2), rtol=1e-5)
 
 
-def test_eps_of_keras_by_hand():
-    # As in Keras and MXNet: Adam's eps stands beside the root of the uncorrected mean square, RMSprop's inside the root.
+def test_the_keras_form_of_eps_by_hand():
+    # As in Keras and MXNet, Adam adds eps to the root of the uncorrected mean square. RMSprop adds eps inside the root.
     for steps in (1, 3):
         correction = math.sqrt(1 - 0.999**steps)
         for name, update in updates(name="adam", steps=steps, eps=1e-3, eps_form="keras").items():
@@ -111,14 +111,14 @@ def test_sgd_with_and_without_momentum_by_hand():
     np.testing.assert_allclose(updates(name="sgd")["bias"], [-0.05, 0.4], rtol=1e-6)
 
 
-def test_clipping():
+def test_clipping_by_norm_and_by_value():
     norm = math.sqrt(0.01 + 0.04 + 0.09 + 0.25 + 16)
     np.testing.assert_allclose(updates(name="sgd", clip_norm=1.0)["bias"], [-0.05 / norm, 0.4 / norm], rtol=1e-5)
     np.testing.assert_allclose(updates(name="sgd", clip_norm=10.0)["bias"], [-0.05, 0.4], rtol=1e-6)
     np.testing.assert_allclose(updates(name="sgd", clip_value=0.25)["bias"], [-0.025, 0.025], rtol=1e-6)
 
 
-def test_weight_decay_spares_biases_and_is_decoupled_for_adamw_only():
+def test_weight_decay_skips_biases_by_default_and_is_decoupled_only_for_adamw():
     kernel = np.asarray(PARAMS["kernel"])
     plain, decayed = updates(name="adamw"), updates(name="adamw", weight_decay=0.01)
     np.testing.assert_allclose(decayed["kernel"] - plain["kernel"], -0.1 * 0.01 * kernel, atol=1e-7)
@@ -131,13 +131,13 @@ def test_weight_decay_spares_biases_and_is_decoupled_for_adamw_only():
     np.testing.assert_allclose(adam, -0.1 * np.sign(np.asarray(GRADS["kernel"]) + 0.01 * kernel), rtol=1e-4)
 
 
-def test_the_tables_have_the_names_that_the_keys_allow():
+def test_rules_and_schedules_have_the_names_that_the_config_keys_allow():
     assert tuple(optim.RULES) == keys.KEYS["optim.name"].rule.options
     assert tuple(optim.SCHEDULES) == keys.KEYS["optim.schedule"].rule.options
 
 
 def descends(name: str) -> bool:
-    """Whether one step of an optimiser, with a small learning rate, lowers a quadratic loss."""
+    """Whether one step of this optimiser lowers a quadratic loss. The learning rate is small."""
     loss = lambda params: sum((leaf**2).sum() for leaf in jax.tree.leaves(params))  # noqa: E731
     transformation = optim.optimizer(config_of(name=name))
     result, _ = transformation.update(jax.grad(loss)(PARAMS), transformation.init(PARAMS), PARAMS)
@@ -147,9 +147,10 @@ def descends(name: str) -> bool:
 
 @pytest.mark.parametrize("name", optim.RULES)
 def test_every_optimiser_descends(name):
-    assert descends(name), f"optim.name={name} ascends: its rule in RULES must not bring a minus sign of its own"
+    assert descends(name), f"optim.name={name} increases the loss: the rule in RULES must not include the minus sign"
 
 
-def test_a_rule_with_a_sign_of_its_own_is_noticed(monkeypatch):
-    monkeypatch.setitem(optim.RULES, "sgd", optim.Rule(lambda config: optax.sgd(1.0)))  # a whole optimiser, not a `scale_by_…`
+def test_a_rule_that_includes_the_minus_sign_does_not_descend(monkeypatch):
+    # `optax.sgd` includes the minus sign. The `scale_by_…` functions do not.
+    monkeypatch.setitem(optim.RULES, "sgd", optim.Rule(lambda config: optax.sgd(1.0)))
     assert not descends("sgd")

@@ -1,4 +1,4 @@
-"""`charlm.train`: the same training from Python as from the script, with the same checks."""
+"""Tests `charlm.train`. Training from Python makes the same run and the same checks as the script."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from configs import tiny
 
 
 def python(code: str, *arguments: str, env: dict | None = None) -> subprocess.CompletedProcess:
-    """Runs code in a process of its own, in which JAX has not started."""
+    """Runs code in a new process, in which JAX has not started."""
     environment = {**os.environ, "JAX_NUMPY_RANK_PROMOTION": "raise", **(env or {})}
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True)
 
@@ -37,7 +37,7 @@ print(json.dumps(status))
 def overrides(corpus_file):
     return {
         "corpus.path": os.fspath(corpus_file),
-        "batch.size": 32,  # two devices share it where there are two cores
+        "batch.size": 32,  # on a machine with two cores, two devices share a batch
         "batch.length": 16,
         "model.hidden": 8,
         "model.dropout": 0.2,
@@ -74,7 +74,7 @@ def test_python_and_script_make_the_same_run(script, overrides, tmp_path):
         (lambda config: config.corpus.update({"path": "no/such/text"}), "no/such/text is not a file or folder"),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_written(change, message, tmp_path):
+def test_config_mistakes_are_reported_before_anything_is_written(change, message, tmp_path):
     config = tiny.get_config()
     change(config)
     with pytest.raises(charlm.UserError, match=message):
@@ -82,7 +82,7 @@ def test_mistakes_are_refused_before_anything_is_written(change, message, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_config_of_the_caller_is_copied_and_relative_paths_are_absolute(overrides, tmp_path, monkeypatch):
+def test_the_callers_config_is_copied_and_relative_paths_become_absolute(overrides, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     shutil.copy(overrides["corpus.path"], text)
     monkeypatch.chdir(tmp_path)
@@ -92,7 +92,7 @@ def test_the_config_of_the_caller_is_copied_and_relative_paths_are_absolute(over
     charlm.train(config, "run")
     assert config.corpus.path == "text.txt"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["corpus"]["path"] == os.fspath(text)
-    assert charlm.train(config, "run")["state"] == "done"  # again: nothing to do
+    assert charlm.train(config, "run")["state"] == "done"  # the run is already done
 
 
 STOPPED = """
@@ -115,11 +115,11 @@ result = []
 thread = threading.Thread(target=lambda: result.append(charlm.train(config, workdir)))
 thread.start()
 thread.join()
-print("then", result[0]["state"], os.environ["XLA_FLAGS"])
+print("resumed", result[0]["state"], os.environ["XLA_FLAGS"])
 """
 
 
-def test_ctrl_c_saves_and_raises_and_a_thread_can_resume(overrides, tmp_path):
+def test_ctrl_c_saves_the_run_and_a_thread_can_resume_the_run(overrides, tmp_path):
     env = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
     done = python(
         STOPPED,
@@ -131,15 +131,16 @@ def test_ctrl_c_saves_and_raises_and_a_thread_can_resume(overrides, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "stopped incomplete" in done.stdout
     assert "resuming at step" in done.stdout
-    assert done.stdout.splitlines()[-1] == f"then done {env['XLA_FLAGS']}"  # for programs that this process starts later
+    # XLA_FLAGS has its old value again, because programs that this process starts later may need that value.
+    assert done.stdout.splitlines()[-1] == f"resumed done {env['XLA_FLAGS']}"
     flags = [start["XLA_FLAGS"] for start in Run(tmp_path / "run").starts()]
-    assert flags[0] == flags[1]  # those with which JAX started
+    assert flags[0] == flags[1]  # both trainings record the flags with which JAX started
     assert flags[0].startswith("--xla_force_host_platform_device_count=")
 
 
-def test_jax_that_started_before_stays_as_it_is_and_fewer_devices_are_noted(overrides, tmp_path):
+def test_if_jax_has_already_started_its_settings_are_kept_and_a_note_is_printed(overrides, tmp_path):
     if (os.cpu_count() or 1) < 2:
-        pytest.skip("one core: there is one device in any case")
+        pytest.skip("this machine has one core, so JAX always has one device")
     cache = str(tmp_path / "cache")
     code = TRAIN.replace(
         'assert "jax" not in sys.modules',
@@ -151,17 +152,17 @@ def test_jax_that_started_before_stays_as_it_is_and_fewer_devices_are_noted(over
     assert done.returncode == 0, done.stderr
     assert "note: JAX had already started, with 1 CPU device instead of 2" in done.stderr
     (start,) = Run(tmp_path / "run").starts()
-    assert start["XLA_FLAGS"] == env["XLA_FLAGS"]  # what is set now would have no effect
+    assert start["XLA_FLAGS"] == env["XLA_FLAGS"]  # unchanged, because a new value would have no effect
 
 
-def test_what_is_not_a_config_is_refused(tmp_path):
+def test_a_path_instead_of_a_config_is_an_error(tmp_path):
     with pytest.raises(charlm.UserError) as refused:
         charlm.train("configs/tiny.py", tmp_path / "run")
     assert str(refused.value) == "config is a str: must be a ConfigDict, such as charlm.config.load.load returns."
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_first_screen_is_short_and_verbose_adds_parameters_and_settings(script, overrides, tmp_path):
+def test_the_output_is_short_and_verbose_adds_parameters_and_settings(script, overrides, tmp_path):
     flags = [f"--config={ROOT / TINY}", *as_flags(overrides | {"train.steps": 2, "sample.length": 0})]
     quiet = script("train", *flags, f"--workdir={tmp_path / 'quiet'}").stdout
     verbose = script("train", *flags, "--verbose", f"--workdir={tmp_path / 'verbose'}").stdout

@@ -1,4 +1,4 @@
-"""The jitted step: its gradient, metrics and randomness, and that it compiles for every platform."""
+"""Tests the training step: gradient, metrics, random numbers, and lowering for every platform."""
 
 import functools
 import os
@@ -21,7 +21,7 @@ from charlm.training import state as state_module
 from charlm.training import step as step_module
 from configs import base
 
-ONE = Mesh(np.array(jax.devices()[:1]), ("rows",))
+ONE_DEVICE = Mesh(np.array(jax.devices()[:1]), ("rows",))
 RATE, SEED = np.float32(1), np.uint32(0)
 
 
@@ -31,19 +31,20 @@ def _in_the_repository(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("encoding", "rows", "together"), [("embedding", 4, 1), ("onehot", 16, 2), ("scalar", 1, 1)])
-def test_training_evaluation_and_sampling_lower_for_every_platform(dtype, encoding, rows, together):
+@pytest.mark.parametrize(("encoding", "rows", "steps_per_call"), [("embedding", 4, 1), ("onehot", 16, 2), ("scalar", 1, 1)])
+def test_training_evaluation_and_sampling_lower_for_every_platform(dtype, encoding, rows, steps_per_call):
     config = base.get_config()
     config.model.update({"hidden": 16, "dropout": 0.3, "dtype": dtype, "input": encoding})
     functions, optimizer = stack.functions(config, 11), optim.optimizer(config)
     state = jax.eval_shape(lambda: state_module.initial_state(functions, optimizer, rows, 0))
     batch = batches.Stream(np.zeros(1000, np.uint8), rows, 32, True, 0).batch_at(0)
-    step, of_calls = step_module.make_train_step(functions, optimizer, ONE), (batch, RATE)
-    if together > 1:
-        step, of_calls = step_module.several(step), jax.tree.map(lambda leaf: np.stack([leaf] * together), of_calls)
+    step, call_arguments = step_module.make_train_step(functions, optimizer, ONE_DEVICE), (batch, RATE)
+    if steps_per_call > 1:
+        step = step_module.several(step)
+        call_arguments = jax.tree.map(lambda leaf: np.stack([leaf] * steps_per_call), call_arguments)
     weights = jax.eval_shape(lambda params: functions.stepwise(params, rows), state.params)
     traced = {
-        "train": jax.jit(step, donate_argnums=0).trace(state, *of_calls, SEED),
+        "train": jax.jit(step, donate_argnums=0).trace(state, *call_arguments, SEED),
         "evaluate": jax.jit(evaluate.make_window(functions)).trace(state.params, batch, state.carry),
         "lay out": jax.jit(functions.stepwise, static_argnums=1).trace(state.params, rows),
         "sample": jax.jit(functions.step).trace(weights, np.zeros(rows, np.int32), state.carry),
@@ -57,7 +58,7 @@ def test_training_evaluation_and_sampling_lower_for_every_platform(dtype, encodi
 
 
 def framing_of(kind):
-    """A batch of each framing over the same made-up ids below 7, in which 0 is padding and 1 the end of a document."""
+    """A batch of this framing. All framings use the same ids below 7. Id 0 is padding, and id 1 ends a document."""
     ids_N = np.random.default_rng(0).integers(2, 7, 60).astype(np.uint8)
     order = batches.Order(shuffle=True)
     ids_N[[9, 15, 36, 59]] = 1
@@ -73,8 +74,8 @@ def framing_of(kind):
 
 @pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
 @pytest.mark.parametrize("kind", ["stream", "chunks", "windows", "documents", "counted"])
-def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, kind):
-    """Through the step itself: with plain SGD at rate 1 the update is the gradient."""
+def test_the_gradient_of_a_step_equals_finite_differences_in_float64(encoding, kind):
+    """With plain SGD at rate 1, a training step subtracts exactly the gradient from the parameters."""
     config = base.get_config()
     config.model.update({"hidden": 5, "embedding": 3, "dtype": "float64", "input": encoding, "init": "uniform"})
     config.model.layers = 2 if kind in ("stream", "windows") else 1
@@ -88,7 +89,7 @@ def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, ki
         params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5), state.params)
         carry = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), state.carry)
         state = state._replace(params=params, carry=carry)
-        after, _ = jax.jit(step_module.make_train_step(functions, optimizer, ONE, pad=0))(state, batch, RATE, SEED)
+        after, _ = jax.jit(step_module.make_train_step(functions, optimizer, ONE_DEVICE, pad=0))(state, batch, RATE, SEED)
         gradients = jax.tree.map(lambda before, then: before - then, state.params, after.params)
 
         @jax.jit
@@ -111,21 +112,23 @@ def test_gradient_of_the_step_against_finite_differences_in_float64(encoding, ki
 @pytest.mark.parametrize(
     "rule", ["rmsprop", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "adamw", "sgd"))]
 )
-def test_the_rate_of_a_call_scales_the_update_and_is_halved_for_each_divergence(small, rule):
+def test_the_learning_rate_scales_the_update_and_is_halved_for_each_divergence(small, rule):
     config = load.load(TINY, small | {"optim.name": rule, "optim.weight_decay": 0.1, "seed": 5})
     made = setup.set_up(config)
     state = state_module.initial_state(made.functions, made.optimizer, made.batches.rows, 0)
-    step = jax.jit(step_module.make_train_step(made.functions, made.optimizer, ONE))
-    whole, part = (step(state, made.batches.batch_at(0), np.float32(rate), SEED)[0].params for rate in (0.1, 0.025))
-    quarter = jax.tree.map(lambda before, after: before + 0.25 * (after - before), state.params, whole)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), part, quarter)
+    step = jax.jit(step_module.make_train_step(made.functions, made.optimizer, ONE_DEVICE))
+    at_full_rate, at_quarter_rate = (
+        step(state, made.batches.batch_at(0), np.float32(rate), SEED)[0].params for rate in (0.1, 0.025)
+    )
+    expected = jax.tree.map(lambda before, after: before + 0.25 * (after - before), state.params, at_full_rate)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), at_quarter_rate, expected)
     assert feeding.arguments_maker(made)(state_module.Progress(), 1, [])[2] == 5
-    never, twice = (feeding.learning_rates(made, state_module.Progress(halvings=number), 3, 2) for number in (0, 2))
-    np.testing.assert_array_equal(twice, never / 4)
-    assert (never > 0).all()
+    unhalved, halved_twice = (feeding.learning_rates(made, state_module.Progress(halvings=number), 3, 2) for number in (0, 2))
+    np.testing.assert_array_equal(halved_twice, unhalved / 4)
+    assert (unhalved > 0).all()
 
 
-def test_nats_of_padding_are_counted_in_the_loss_alone():
+def test_padding_counts_in_the_loss_but_not_in_the_reported_nats():
     config = base.get_config()
     config.model.update({"hidden": 6, "layers": 1, "input": "onehot"})
     functions, optimizer = stack.functions(config, 7), optim.optimizer(config)
@@ -133,7 +136,7 @@ def test_nats_of_padding_are_counted_in_the_loss_alone():
     batch = framing_of("counted")
     logits, _ = functions.apply(state.params, batch, state.carry)
     nats_BS = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch.targets_BS[..., None], -1)[..., 0]
-    _, metrics = jax.jit(step_module.make_train_step(functions, optimizer, ONE, pad=0))(state, batch, RATE, SEED)
+    _, metrics = jax.jit(step_module.make_train_step(functions, optimizer, ONE_DEVICE, pad=0))(state, batch, RATE, SEED)
     text_BS = batch.inputs_BT != 0
     assert (float(metrics.chars), float(metrics.loss_weight)) == (text_BS.sum(), text_BS.size)
     assert text_BS.sum() < text_BS.size
@@ -141,8 +144,8 @@ def test_nats_of_padding_are_counted_in_the_loss_alone():
     assert float(metrics.loss_nats) == pytest.approx(nats_BS.sum(), rel=1e-5)
 
 
-def test_padded_nats_are_the_number_that_keras_prints():
-    # Two steps: 6 of 8 cells are text in the first, 2 of 4 in the second.
+def test_padded_nats_equal_the_loss_that_keras_prints():
+    # In the first step, 6 of 8 positions are text. In the second step, 2 of 4 positions are text.
     sums = state_module.Sums()
     sums.add(nats=12.0, chars=6, loss_nats=12.8, loss_weight=8, grad_norm=1.0)
     sums.add(nats=5.0, chars=2, loss_nats=6.0, loss_weight=4, grad_norm=1.0)
@@ -154,14 +157,14 @@ def test_padded_nats_are_the_number_that_keras_prints():
     assert "padded_nats" not in unpadded.measures()
 
 
-def test_dropout_is_a_function_of_seed_and_step():  # invariant 2
+def test_dropout_depends_only_on_seed_and_step():  # invariant 2
     config = base.get_config()
     config.model.update({"hidden": 8, "dropout": 0.5})
     functions, optimizer = stack.functions(config, 5), optim.optimizer(config)
     batch = batches.Stream(np.arange(200, dtype=np.uint8) % 5, 2, 8, False, 0).batch_at(0)
 
     state = jax.jit(lambda: state_module.initial_state(functions, optimizer, 2, 0))()
-    train_step = jax.jit(step_module.make_train_step(functions, optimizer, ONE))
+    train_step = jax.jit(step_module.make_train_step(functions, optimizer, ONE_DEVICE))
 
     def nats(seed, step):
         return float(train_step(state._replace(step=jnp.asarray(step, jnp.int32)), batch, RATE, seed)[1].nats)
@@ -169,11 +172,11 @@ def test_dropout_is_a_function_of_seed_and_step():  # invariant 2
     assert nats(0, 3) == nats(0, 3)
     assert len({nats(seed, step) for seed in (0, 1) for step in (3, 4)}) == 4
     keys = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
-    assert not keys  # no key is ever stored
+    assert not keys  # the state stores no random key
 
 
-def test_a_step_has_one_sum_over_devices_and_an_evaluation_none(tmp_path):
-    """With two of them in one program the two threads of a small machine can wait for each other for ever."""
+def test_a_step_sums_over_devices_once_and_an_evaluation_never(tmp_path):
+    """Two sums over devices in one program can deadlock on a CPU with two threads."""
     code = """
 import jax, numpy as np
 from jax.sharding import Mesh

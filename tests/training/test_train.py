@@ -1,4 +1,4 @@
-"""The training loop: learning, logging, checkpoints, signals and divergence."""
+"""Tests the training loop: learning, logging, checkpoints, signals and divergence."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ def _in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_learns_more_than_the_frequencies_of_symbols(small, corpus_file, tmp_path, capsys):
+def test_the_loss_falls_below_the_entropy_of_the_symbol_frequencies(small, corpus_file, tmp_path, capsys):
     overrides = small | {"train.steps": 120, "model.hidden": 32, "train.log_every": 30, "train.eval_every": 60}
     overrides |= {"train.checkpoint_every": 0}
     assert train.train(load.load(TINY, overrides), tmp_path / "run") == 0
@@ -46,7 +46,7 @@ def test_learns_more_than_the_frequencies_of_symbols(small, corpus_file, tmp_pat
         assert row["bits"] == pytest.approx(row["nats"] / np.log(2))
         assert row["chars"] == {"train": 30 * 4 * 16, "train_mean": 60 * 4 * 16, "validation": 1199}[row["split"]]
         assert row["epoch"] == pytest.approx(row["step"] / (10_799 // 64))
-    # train_mean is the mean since the previous evaluation. The train rows between cover equally many steps.
+    # train_mean is the mean loss since the previous evaluation. Every train row covers 30 steps.
     losses = [row["nats"] for row in rows if row["split"] == "train"]
     means = [row["nats"] for row in rows if row["split"] == "train_mean"]
     assert means == pytest.approx([np.mean(losses[:2]), np.mean(losses[2:])], rel=1e-6)
@@ -61,7 +61,7 @@ def test_learns_more_than_the_frequencies_of_symbols(small, corpus_file, tmp_pat
     samples = sorted((tmp_path / "run" / "samples").iterdir())
     assert [file.name for file in samples] == ["00000060.txt", "00000120.txt"]
     assert all(len(file.read_text()) == 1 + 20 for file in samples)
-    # The same command again says that the run is done, and changes nothing.
+    # A second call prints that the run is done and changes nothing.
     capsys.readouterr()
     before = (tmp_path / "run" / "metrics.jsonl").stat()
     assert train.train(load.load(TINY, overrides), tmp_path / "run") == 0
@@ -78,7 +78,7 @@ def test_evaluation_does_not_change_training(small, tmp_path):
     assert rows[0] == rows[1]
 
 
-def test_best_and_two_latest_checkpoints_are_kept(small, tmp_path):
+def test_the_best_and_the_two_latest_checkpoints_are_kept(small, tmp_path):
     rates = {"optim.learning_rate": 0.05, "optim.schedule": "constant", "train.steps": 40, "train.eval_every": 4, "seed": 3}
     train.train(load.load(TINY, small | rates | {"train.checkpoint_every": 6}), tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -88,7 +88,7 @@ def test_best_and_two_latest_checkpoints_are_kept(small, tmp_path):
     assert Checkpoints(run.checkpoints, read_only=True).steps() == sorted({best, 36, 40})
 
 
-def test_best_by_training_loss_where_there_is_no_validation_text(small, tmp_path):
+def test_without_validation_text_the_best_checkpoint_has_the_lowest_training_loss(small, tmp_path):
     windows = {"batch.framing": "windows", "model.input": "scalar", "corpus.split": (1.0,), "batch.length": 12, "batch.size": 8}
     rates = {"optim.learning_rate": 0.05, "optim.schedule": "constant", "train.steps": 30, "train.eval_every": 5}
     overrides = small | windows | rates | {"train.checkpoint_every": 0}
@@ -104,11 +104,11 @@ def test_best_by_training_loss_where_there_is_no_validation_text(small, tmp_path
     best = min(nats, key=nats.get)
     assert Run(tmp_path / "run").status()["best"] == {"step": best, "nats": nats[best], "split": "train"}
     sample = (tmp_path / "run" / "samples" / "00000030.txt").read_text()
-    assert len(sample) == 12 + 20  # a window of the corpus, and what the model adds
+    assert len(sample) == 12 + 20  # 12 characters of the corpus and 20 generated characters
 
 
-def test_devices_share_a_batch_with_the_same_result(small, corpus_file, tmp_path):
-    """In a process of its own, since the number of devices is fixed when JAX starts."""
+def test_the_result_does_not_depend_on_the_number_of_devices(small, corpus_file, tmp_path):
+    """The trainings run in a new process, because the number of devices is fixed when JAX starts."""
     code = (
         "import sys; from charlm.config import load as config; from charlm.training import train; "
         "small = dict(pair.split('=', 1) for pair in sys.argv[2:]); "
@@ -125,12 +125,12 @@ def test_devices_share_a_batch_with_the_same_result(small, corpus_file, tmp_path
     assert done.stdout.count("note: devices=3: only 2 of the available devices can share batch.size=4 evenly.") == 1
     assert_near = functools.partial(np.testing.assert_allclose, atol=1e-4)
     for number in ("4", "3"):
-        for mine, others in zip(read_rows(tmp_path / number), read_rows(tmp_path / "1"), strict=True):
-            assert mine["nats"] == pytest.approx(others["nats"], rel=1e-4)
+        for row, expected in zip(read_rows(tmp_path / number), read_rows(tmp_path / "1"), strict=True):
+            assert row["nats"] == pytest.approx(expected["nats"], rel=1e-4)
         jax.tree.map(assert_near, final_params(tmp_path / number), final_params(tmp_path / "1"))
 
 
-def test_divergence_is_noticed_at_its_step_and_the_last_good_checkpoint_kept(small, tmp_path):
+def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(small, tmp_path):
     # Each step multiplies the weights by -1.5.
     overrides = small | {"optim.name": "sgd", "optim.learning_rate": 1.0, "optim.weight_decay": 2.5, "optim.clip_norm": 0.0}
     overrides |= {"optim.schedule": "constant", "train.steps": 40}
@@ -157,8 +157,8 @@ def test_divergence_is_noticed_at_its_step_and_the_last_good_checkpoint_kept(sma
 @pytest.mark.parametrize(
     "optimizer", ["adam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adamw", "rmsprop"))]
 )
-def test_a_learning_rate_of_1000_is_marked_diverged_within_a_log_interval(small, tmp_path, optimizer):
-    """The optimisers bound each step, so the loss stays finite. The run must be marked diverged all the same."""
+def test_a_run_with_a_learning_rate_of_1000_is_marked_diverged_within_a_log_interval(small, tmp_path, optimizer):
+    """The optimisers bound each step, so the loss stays finite. The run must still be marked diverged."""
     wild = {
         "optim.name": optimizer,
         "optim.learning_rate": 1e3,
@@ -173,34 +173,34 @@ def test_a_learning_rate_of_1000_is_marked_diverged_within_a_log_interval(small,
     assert status["step"] <= 5
 
 
-@pytest.mark.parametrize(("rows", "together"), [(8, 10), (500, 5), (800, 2), (2000, 1)])
-def test_a_call_makes_fewer_steps_if_they_are_large(small, rows, together):
+@pytest.mark.parametrize(("rows", "steps_per_call"), [(8, 10), (500, 5), (800, 2), (2000, 1)])
+def test_a_call_makes_fewer_steps_if_the_steps_are_large(small, rows, steps_per_call):
     config = load.load(TINY, small | {"model.hidden": 64, "model.layers": 2, "batch.size": rows, "batch.length": 1000})
     functions = stack.functions(config, 20)
     parameters = stack.parameter_count(jax.eval_shape(functions.init, jax.random.key(0)))
-    assert setup.steps_per_call(0, batches.Framing.of(config), functions) == together
-    assert together * 6 * parameters * rows * 1000 <= 1e12 or together == 1
+    assert setup.steps_per_call(0, batches.Framing.of(config), functions) == steps_per_call
+    assert steps_per_call * 6 * parameters * rows * 1000 <= 1e12 or steps_per_call == 1
 
 
-def test_a_signal_stops_training_after_the_calls_already_begun(small, tmp_path, monkeypatch):
+def test_after_a_signal_training_stops_when_the_calls_in_progress_end(small, tmp_path, monkeypatch):
     config = load.load(TINY, small | {"train.steps": 400, "train.log_every": 400, "train.steps_per_call": 10})
     config = load.load(TINY, load.flatten(config) | {"train.eval_every": 400, "train.checkpoint_every": 0})
     seen, add = [], judging.add_metrics
 
-    def added(done, metrics):
-        seen.append(done.step)  # of calls that have been begun
+    def added(progress, metrics):
+        seen.append(progress.step)  # number of steps of all calls that have begun
         if len(seen) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return add(done, metrics)
+        return add(progress, metrics)
 
     monkeypatch.setattr(judging, "add_metrics", added)
     assert train.train(config, tmp_path / "run") == 128 + signal.SIGTERM
     assert Run(tmp_path / "run").status()["step"] <= seen[2] + 10
 
 
-def test_an_evaluation_dropped_by_a_signal_is_repeated_by_the_resume(small, tmp_path, monkeypatch):
+def test_a_resumed_run_repeats_the_evaluation_that_a_signal_stopped(small, tmp_path, monkeypatch):
     config = load.load(TINY, small | {"train.steps": 8, "train.eval_every": 4})
-    train.train(config, tmp_path / "straight")
+    train.train(config, tmp_path / "uninterrupted")
     evaluator = evaluate.evaluator
 
     def stopped_at_once(*arguments):
@@ -218,11 +218,11 @@ def test_an_evaluation_dropped_by_a_signal_is_repeated_by_the_resume(small, tmp_
     assert [(row["step"], row["split"]) for row in read_rows(tmp_path / "run")] == [(2, "train"), (4, "train")]
     assert Run(tmp_path / "run").status()["state"] == "incomplete"
     assert train.train(config, tmp_path / "run") == 0
-    assert read_rows(tmp_path / "run") == read_rows(tmp_path / "straight")
-    assert_same(final_params(tmp_path / "run"), final_params(tmp_path / "straight"))
+    assert read_rows(tmp_path / "run") == read_rows(tmp_path / "uninterrupted")
+    assert_same(final_params(tmp_path / "run"), final_params(tmp_path / "uninterrupted"))
 
 
-def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
+def test_patience_ends_a_run_whose_loss_does_not_improve(small, tmp_path):
     stale = {
         "optim.learning_rate": 1e-30,
         "train.eval_every": 1,
@@ -235,9 +235,9 @@ def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
     assert (status["state"], status["step"], status["best"]["step"]) == ("done", 4, 1)
 
 
-def test_damaged_checkpoint_falls_back_to_the_one_before(small, tmp_path, capsys):
+def test_a_run_with_a_damaged_checkpoint_resumes_from_the_previous_checkpoint(small, tmp_path, capsys):
     config = load.load(TINY, small | {"model.dropout": 0.2})
-    train.train(config, tmp_path / "straight")
+    train.train(config, tmp_path / "uninterrupted")
     train.train(config, tmp_path / "damaged")
     run = Run(tmp_path / "damaged")
     for file in (run.checkpoints / "6").rglob("*"):
@@ -250,11 +250,11 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(small, tmp_path, capsys
     assert "checkpoints/6 can't be read" in captured.err
     assert "going back to the checkpoint before it" in captured.err
     assert "resuming at step 4 of 6" in captured.out
-    assert_same(final_params(tmp_path / "damaged"), final_params(tmp_path / "straight"))
-    assert read_rows(tmp_path / "damaged") == read_rows(tmp_path / "straight")
+    assert_same(final_params(tmp_path / "damaged"), final_params(tmp_path / "uninterrupted"))
+    assert read_rows(tmp_path / "damaged") == read_rows(tmp_path / "uninterrupted")
 
 
-def test_a_run_killed_before_it_wrote_its_last_status_is_done_after_a_resume(small, tmp_path):
+def test_a_run_killed_before_it_wrote_its_final_status_is_done_after_a_resume(small, tmp_path):
     for name, extra in (
         ("steps", {}),
         ("patience", {"train.patience": 1, "optim.learning_rate": 1e-30, "train.eval_every": 1}),
@@ -269,7 +269,7 @@ def test_a_run_killed_before_it_wrote_its_last_status_is_done_after_a_resume(sma
         assert_same(final_params(tmp_path / name), params)
 
 
-def test_no_readable_checkpoint_is_a_failure_that_touches_nothing(small, tmp_path):
+def test_without_a_readable_checkpoint_a_resume_fails_and_changes_nothing(small, tmp_path):
     config = load.load(TINY, small)
     train.train(config, tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -295,7 +295,7 @@ def test_mistakes_in_eval_and_sample_keys_are_reported_before_training(small, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_too_short_a_corpus_says_how_many_chars_it_needs(small, tmp_path):
+def test_the_error_for_a_short_corpus_names_the_number_of_chars_needed(small, tmp_path):
     config = load.load(TINY, small | {"batch.size": 200, "batch.length": 100})
     with pytest.raises(UserError, match=r"has 10,800 chars, but one batch .* needs 20,001"):
         train.train(config, tmp_path / "run")
@@ -303,7 +303,7 @@ def test_too_short_a_corpus_says_how_many_chars_it_needs(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_symbols_unseen_in_training_are_an_error_unless_mapped(small, corpus_file, tmp_path):
+def test_validation_symbols_that_the_training_split_lacks_are_an_error_by_default(small, corpus_file, tmp_path):
     text = tmp_path / "text"
     text.write_text(corpus_file.read_text() + "Q?", encoding="utf-8")
     overrides = small | {"corpus.path": str(text)}
@@ -314,13 +314,13 @@ def test_symbols_unseen_in_training_are_an_error_unless_mapped(small, corpus_fil
     assert train.train(load.load(TINY, overrides | {"vocab.source": "corpus"}), tmp_path / "corpus") == 0
 
 
-def test_tensorboard_mirrors_the_metrics(small, tmp_path):
+def test_the_tensorboard_file_contains_the_metrics(small, tmp_path):
     train.train(load.load(TINY, small), tmp_path / "run")
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = (tmp_path / "run" / "tensorboard").iterdir()
     raw, events = file.read_bytes(), []
-    while raw:  # TFRecord: 8 bytes of length, 4 of checksum, the event, 4 of checksum
+    while raw:  # a TFRecord is 8 bytes of length, 4 bytes of checksum, the event, and 4 bytes of checksum
         size = int.from_bytes(raw[:8], "little")
         events.append(Event.FromString(raw[12 : 12 + size]))
         raw = raw[16 + size :]
@@ -330,45 +330,47 @@ def test_tensorboard_mirrors_the_metrics(small, tmp_path):
     assert any(tag.startswith("_hparams_") for tag, _ in seen)
 
 
-@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.default_int_handler])  # as in a script, as in a notebook
+# A script uses SIG_DFL. A notebook uses default_int_handler.
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.default_int_handler])
 def test_only_the_first_signal_is_caught(handler):
     before = signal.signal(signal.SIGINT, handler)
     try:
         with signals.caught() as received:
             signal.raise_signal(signal.SIGINT)
             assert received == [signal.SIGINT]
-            assert signal.getsignal(signal.SIGINT) == handler  # a second one ends the process, or raises KeyboardInterrupt
+            # A second signal would end a script, or raise KeyboardInterrupt in a notebook.
+            assert signal.getsignal(signal.SIGINT) == handler
         assert signal.getsignal(signal.SIGINT) == handler
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("framing", ["stream", pytest.param("windows", marks=pytest.mark.slow)])
-def test_several_steps_in_one_call_are_the_same_steps(small, tmp_path, framing):
-    """Results are equal bit for bit, also if logs, evaluations and checkpoints come between the calls."""
+def test_several_steps_in_one_call_give_the_same_result_as_single_steps(small, tmp_path, framing):
+    """The results are equal bit for bit, even with logs, evaluations and checkpoints between the calls."""
     every = {"train.log_every": 7, "train.eval_every": 16, "train.checkpoint_every": 11}
     more = {"train.steps": 33, "batch.framing": framing, **every}
-    for together in (1, 4):
-        checked = load.load(TINY, small | more | {"train.steps_per_call": together, "model.dropout": 0.3})
-        assert train.train(checked, tmp_path / str(together)) == 0
+    for steps_per_call in (1, 4):
+        checked = load.load(TINY, small | more | {"train.steps_per_call": steps_per_call, "model.dropout": 0.3})
+        assert train.train(checked, tmp_path / str(steps_per_call)) == 0
     assert read_rows(tmp_path / "4") == read_rows(tmp_path / "1")
     assert_same(final_params(tmp_path / "4"), final_params(tmp_path / "1"))
 
 
-def test_each_step_has_the_rate_of_its_place_in_the_schedule(small, tmp_path):
-    """From the fourth step on the rate is almost zero, so the parameters no longer change."""
+def test_each_step_uses_the_learning_rate_that_the_schedule_gives(small, tmp_path):
+    """From the fourth step on, the learning rate is almost zero, so the parameters no longer change."""
     falling = {"optim.schedule": "step", "optim.decay_steps": 3, "optim.decay_rate": 1e-30, "optim.warmup_steps": 0}
     events = {"train.log_every": 10, "train.eval_every": 10, "train.checkpoint_every": 2}
     params = {}
-    for steps, together in ((2, 1), (3, 1), (4, 2)):
-        more = {"train.steps": steps, "train.steps_per_call": together}
+    for steps, steps_per_call in ((2, 1), (3, 1), (4, 2)):
+        more = {"train.steps": steps, "train.steps_per_call": steps_per_call}
         assert train.train(load.load(TINY, small | falling | events | more), tmp_path / str(steps)) == 0
         params[steps] = final_params(tmp_path / str(steps))
     assert_same(params[4], params[3])
     assert (params[2]["head_kernel"] != params[3]["head_kernel"]).any()
 
 
-def test_no_call_goes_past_a_step_that_is_logged_or_evaluated(small):
+def test_a_call_ends_at_every_step_that_is_logged_or_evaluated(small):
     made = setup.set_up(load.load(TINY, small | {"train.steps": 100, "train.log_every": 14, "train.steps_per_call": 4}))
     made = dataclasses.replace(made, eval_every=30, checkpoint_every=0, steps_per_call=4)
     step, calls = 0, []

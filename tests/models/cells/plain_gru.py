@@ -1,8 +1,10 @@
-"""A second cell for tests, as a stranger would add one: the GRU of Cho et al. (2014), with nothing fast in it.
+"""A second cell for tests: the GRU of Cho et al. (2014), without optimisations for speed.
+
+The tests add this cell as a user would add a cell.
 
     z, r = sigmoid(x W + h R + b)    n = tanh(x W_n + b_n + r (h R_n))    h' = (1 - z) n + z h
 
-Its state is a dict, and is not called h or c, so that nothing outside can rely on what an LSTM's state looks like.
+The state is a dict with the key `memory`, unlike the LSTM's tuple (c, h). Code that needs the LSTM's state fails here.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""What every recurrence must do: the choices of `model.cell`, and a plain GRU that nothing in the program knows."""
+"""Tests every cell: the choices of `model.cell`, and a plain GRU that only the tests define."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def _gru_is_a_cell(monkeypatch):
 
 
 def layer(cell, inputs=INPUTS, seed=0):
-    """Parameters of one layer, none of them zero."""
+    """Parameters of one layer. No parameter is zero."""
     declared = cell.parameters(inputs, HIDDEN, initializers("uniform", HIDDEN, 0.5, 0.0), base.get_config())
     keys = jax.random.split(jax.random.key(seed), len(declared))
     return {
@@ -50,7 +50,7 @@ def inputs_of(kind, rows):
 
 
 def stepped(cell, params, inputs, state, dtype=jnp.float32):
-    """The window one step at a time, as the sampler does it."""
+    """Runs a cell over a window one step at a time, as the sampler does."""
     weights = cell.prepare(params, inputs.shape[1], dtype, cells.is_ids(inputs))
     outputs = []
     for x in inputs:
@@ -66,7 +66,7 @@ def start_of(cell, rows):
 @pytest.mark.parametrize("kind", ["floats", "ids"])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_window_equals_its_steps_in_value_and_gradient(name, rows, kind):  # invariants 7 and 10
+def test_a_window_equals_single_steps_in_value_and_gradient(name, rows, kind):  # invariants 7 and 10
     cell, inputs = cells.named(name), inputs_of(kind, rows)
     params, state = layer(cell), start_of(cell, rows)
 
@@ -86,7 +86,7 @@ def test_a_window_equals_its_steps_in_value_and_gradient(name, rows, kind):  # i
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ids_over_a_table_equal_the_rows_of_the_table(name):
+def test_ids_give_the_same_result_as_the_table_rows_that_they_select(name):
     cell, ids = cells.named(name), inputs_of("ids", 3)
     params, state = layer(cell), start_of(cell, 3)
     table_VI = jax.random.normal(jax.random.key(7), (INPUTS, INPUTS))
@@ -96,7 +96,7 @@ def test_ids_over_a_table_equal_the_rows_of_the_table(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_state_is_a_tree_of_rows_that_can_be_handed_on(name):  # invariant 3
+def test_the_state_starts_at_zero_and_can_be_carried_to_the_next_window(name):  # invariant 3
     cell, inputs = cells.named(name), inputs_of("floats", 3)
     params, state = layer(cell), cell.zero_state(3, HIDDEN)
     for leaf in jax.tree.leaves(state):
@@ -121,14 +121,14 @@ def test_outputs_do_not_depend_on_later_inputs(name):  # invariant 5
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_operations_are_the_entries_of_the_kernels(name):
+def test_operations_equal_the_number_of_kernel_entries(name):
     cell = cells.named(name)
     params = layer(cell)
     assert cell.operations(INPUTS, HIDDEN) == sum(leaf.size for leaf in params.values() if leaf.ndim == 2)
 
 
-def test_a_cell_gets_noise_keys_of_its_own_in_each_layer_and_row(monkeypatch):
-    """What a cell draws from its keys differs by layer and by row, and nothing is drawn without keys."""
+def test_each_layer_and_row_gets_a_different_noise_key(monkeypatch):
+    """Without random keys for the batch, a cell gets no noise keys."""
     seen, plain_window = [], plain_gru.CELL.window
 
     def window(params, inputs, state, dtype, noise_keys_B=None):
@@ -149,7 +149,7 @@ def test_a_cell_gets_noise_keys_of_its_own_in_each_layer_and_row(monkeypatch):
     assert len({row.tobytes() for layer_keys in seen for row in layer_keys}) == 6
 
 
-def test_a_key_that_the_chosen_cell_does_not_read_is_told():
+def test_config_keys_that_the_chosen_cell_does_not_read_are_listed():
     config = base.get_config()
     config.model.forget_bias = 2.0
     assert stack.unread_keys(config) == []
@@ -159,13 +159,13 @@ def test_a_key_that_the_chosen_cell_does_not_read_is_told():
     assert stack.unread_keys(config) == []
 
 
-def test_a_cell_that_nobody_knows_trains_resumes_evaluates_and_samples(small, tmp_path, monkeypatch, capsys):
+def test_a_new_cell_trains_resumes_evaluates_and_samples(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     overrides = small | {"model.cell": GRU, "model.layers": 2, "model.dropout": 0.2}
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    assert train.train(load.load(TINY, overrides), straight) == 0
+    uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
+    assert train.train(load.load(TINY, overrides), uninterrupted) == 0
 
-    # As after a `kill -9` that came between the two checkpoints.
+    # The exception stops the training between two checkpoints, as `kill -9` could.
     config = load.load(TINY, overrides)
     original = train.steps_at_once
 
@@ -176,18 +176,18 @@ def test_a_cell_that_nobody_knows_trains_resumes_evaluates_and_samples(small, tm
 
     monkeypatch.setattr(train, "steps_at_once", killed)
     with pytest.raises(KeyboardInterrupt):
-        train.train(config, stopped)
+        train.train(config, interrupted)
     monkeypatch.undo()
     monkeypatch.chdir(ROOT)
     monkeypatch.setitem(sys.modules, f"charlm.models.cells.{GRU}", plain_gru)
     monkeypatch.setitem(keys.KEYS, "model.cell", keys.KEYS["model.cell"]._replace(rule=keys.one_of(*NAMES)))
-    assert train.train(config, stopped) == 0
-    assert read_rows(stopped) == read_rows(straight)
-    assert_same(final_params(stopped), final_params(straight))
-    assert "plain_gru_1" in final_params(straight)
+    assert train.train(config, interrupted) == 0
+    assert read_rows(interrupted) == read_rows(uninterrupted)
+    assert_same(final_params(interrupted), final_params(uninterrupted))
+    assert "plain_gru_1" in final_params(uninterrupted)
 
-    trained = restore.load(straight, "latest")
-    run = Run(straight)
+    trained = restore.load(uninterrupted, "latest")
+    run = Run(uninterrupted)
     encoded = batches.encode(trained.vocab, run.splits()["validation"], "validation")
     protocol = Protocol.of(trained.config, batches.Framing.of(trained.config))
     nats, chars = evaluate.evaluator(trained.functions)(trained.params, encoded, protocol)
@@ -205,5 +205,5 @@ def test_a_cell_that_nobody_knows_trains_resumes_evaluates_and_samples(small, tm
     assert setup.describe_only(config, str(tmp_path / "net.dot"), 2) == 0
     assert 'label="GRU 2' in (tmp_path / "net.dot").read_text()
     assert "LSTM" not in (tmp_path / "net.dot").read_text()
-    assert json.loads((straight / "config.json").read_text())["model"]["cell"] == GRU
+    assert json.loads((uninterrupted / "config.json").read_text())["model"]["cell"] == GRU
     capsys.readouterr()

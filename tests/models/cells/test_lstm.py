@@ -1,4 +1,4 @@
-"""Invariant 7: the fast LSTM equals a plain scan over a textbook cell, in value and in gradient."""
+"""Tests that the fast LSTM equals a plain scan over a textbook cell, in value and in gradient (invariant 7)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from charlm.models.cells.lstm import lstm
 
 
 def textbook(inputs_TBI, input_kernel, bias, recurrent_kernel, c, h, product=jnp.matmul):
-    """A scan over the cell as textbooks define it. JAX differentiates it."""
+    """A scan over the textbook LSTM cell. JAX computes the gradient."""
 
     def step(carry, x):
         c, h = carry
@@ -38,7 +38,7 @@ def arguments(steps, batch=3, features=5, hidden=4, dtype=np.float32):
 
 
 def scalar(run):
-    """A scalar that weighs every output differently, so an error in any gradient shows."""
+    """A function that returns a weighted sum of the outputs of `run`. The weights differ, so gradient errors do not cancel."""
 
     def value(*args):
         outputs, (c, h) = run(*args)
@@ -49,7 +49,8 @@ def scalar(run):
     return value
 
 
-# Steps: one, an odd chunk, a chunk, two chunks, a prime. Rows: 3 do not fill a vector of the CPU, 16 do.
+# A window of 32 steps is split into two chunks of 16 steps. Windows of 1, 7, 16 or 23 steps are one chunk.
+# 16 rows fill a vector of the CPU, and 3 rows do not.
 @pytest.mark.parametrize(
     ("steps", "batch"),
     [
@@ -57,8 +58,8 @@ def scalar(run):
         *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 3), (7, 16), (16, 3), (23, 16))),
     ],
 )
-def test_equals_the_textbook_cell_in_value_and_gradient(steps, batch, monkeypatch):
-    monkeypatch.setattr(lstm_module, "CHUNK_BYTES", 0)  # otherwise so small a network is always one chunk
+def test_the_lstm_equals_the_textbook_cell_in_value_and_gradient(steps, batch, monkeypatch):
+    monkeypatch.setattr(lstm_module, "CHUNK_BYTES", 0)  # with the usual limit, a small window is always one chunk
     args = arguments(steps, batch)
     outputs, carry = lstm(*args)
     expected, expected_carry = textbook(*args)
@@ -72,7 +73,7 @@ def test_equals_the_textbook_cell_in_value_and_gradient(steps, batch, monkeypatc
 
 
 @pytest.mark.parametrize("steps", [7, 32])
-def test_ids_stand_for_one_hot_rows(steps):
+def test_ids_give_the_same_result_as_one_hot_rows(steps):
     _, kernel, bias, recurrent, c, h = arguments(steps)
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 5, (steps, 3)))
     one_hot = jax.nn.one_hot(ids, 5)
@@ -85,7 +86,7 @@ def test_ids_stand_for_one_hot_rows(steps):
         np.testing.assert_allclose(gradient, expected_gradient, rtol=2e-4, atol=2e-5)
 
 
-def test_gradient_against_finite_differences_in_float64():
+def test_gradients_equal_finite_differences_in_float64():
     with jax.enable_x64(True):
         args = arguments(9, batch=2, features=3, hidden=3, dtype=np.float64)
         value = jax.jit(scalar(lambda *args: lstm(*args, jnp.float64)))
@@ -100,13 +101,13 @@ def test_gradient_against_finite_differences_in_float64():
             np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=1e-7)
 
 
-def test_a_single_row_is_rounded_to_bfloat16_as_several_are():
-    """One row is multiplied in float32 (see `operand`). The terms of the sums are the same."""
+def test_a_single_row_is_rounded_to_bfloat16_like_several_rows():
+    """On a CPU, a single rounded row is multiplied in float32 (see `operand`). The result must not change."""
     left, right = (jax.random.normal(jax.random.key(number), shape) for number, shape in enumerate([(5, 64), (64, 96)]))
     rounded = np.asarray(left.astype(jnp.bfloat16), np.float64) @ np.asarray(right.astype(jnp.bfloat16), np.float64)
     for rows in (1, 5):
         np.testing.assert_allclose(products.product(left[:rows], right, jnp.bfloat16), rounded[:rows], rtol=0, atol=2e-5)
-    assert np.abs(np.asarray(left @ right) - rounded).max() > 1e-3  # float32 differs
+    assert np.abs(np.asarray(left @ right) - rounded).max() > 1e-3  # the product without rounding differs
 
 
 def test_bfloat16_rounds_products_but_keeps_float32_state():
@@ -124,7 +125,7 @@ def test_bfloat16_rounds_products_but_keeps_float32_state():
 
 
 def rounded_textbook(*args):
-    """The textbook cell with the operands of every product rounded to bfloat16, forward and backward."""
+    """The textbook cell. The operands of every product are rounded to bfloat16 in the forward and the backward pass."""
 
     @jax.custom_vjp
     def product(a, b):
@@ -136,7 +137,7 @@ def rounded_textbook(*args):
     return textbook(*args, product)
 
 
-@pytest.mark.parametrize("batch", [3, 16])  # rows that do not fill a vector, and rows that do
+@pytest.mark.parametrize("batch", [3, 16])  # 16 rows fill a vector of the CPU, and 3 rows do not
 def test_bfloat16_equals_the_textbook_cell_with_rounded_operands_in_value_and_gradient(batch):
     args = arguments(12, batch)
     run = lambda *args: lstm(*args, jnp.bfloat16)  # noqa: E731
@@ -145,7 +146,9 @@ def test_bfloat16_equals_the_textbook_cell_with_rounded_operands_in_value_and_gr
     gradients, expected, unrounded = (
         jax.jit(jax.grad(scalar(each), argnums=range(6)))(*args) for each in (run, rounded_textbook, textbook)
     )
-    for gradient, expected_gradient, other in zip(gradients, expected, unrounded, strict=True):
+    for gradient, expected_gradient, unrounded_gradient in zip(gradients, expected, unrounded, strict=True):
         assert gradient.dtype == jnp.float32
-        apart, beside = (np.linalg.norm(gradient - each) / np.linalg.norm(each) for each in (expected_gradient, other))
-        assert apart < 1e-3 < beside
+        error, error_without_rounding = (
+            np.linalg.norm(gradient - each) / np.linalg.norm(each) for each in (expected_gradient, unrounded_gradient)
+        )
+        assert error < 1e-3 < error_without_rounding
