@@ -6,8 +6,8 @@ import sys
 
 from conftest import ROOT
 
-# Earlier versions of these tests left files. The values are pytest's `-k` expressions, which select tests of a missing corpus,
-# of TFDS, and of the benchmark's programs.
+# The values are pytest's `-k` expressions. They select tests that left temporary files in earlier versions. These tests try a
+# missing corpus, TFDS, and the benchmark's programs.
 SELECTED_TESTS = {
     "tests/config/test_keys.py": "changing_a_key and corpus.tfds",
     "tests/data/test_corpora.py": "is_cached_by_its_hash or unknown_feature_is_refused",

@@ -1,4 +1,4 @@
-"""Tests that this version of charlm can use a run directory of an older version, with the same results.
+"""Tests that an old run directory still gives the same results as in the older version of charlm.
 
 Commit 0e34d7a made `tests/data/old_run/run`. The model has two layers and dropout. SIGTERM stopped the run at step 17 of 30.
 The same commit also resumed, evaluated, sampled and compared the run. `expected.json` has these results. The tests allow
@@ -44,7 +44,7 @@ def resumed(script, tmp_path_factory):
     shutil.copytree(OLD_RUN / "run", workdir)
     config = json.loads((workdir / "config.json").read_text())
     config["corpus"]["path"] = os.fspath(corpus)
-    del config["seal"]  # the seal does not match a config that was edited by hand
+    del config["seal"]  # the seal no longer matches the changed config
     (workdir / "config.json").write_text(json.dumps(config))
     flags = [f"--config={ROOT / TINY}", *as_flags(OVERRIDES | {"corpus.path": corpus})]
     output = script("train", *flags, f"--workdir={workdir}").stdout
@@ -53,7 +53,7 @@ def resumed(script, tmp_path_factory):
 
 
 def assert_close(found, expected) -> None:
-    """Asserts that two values are equal. Floats may differ by 1e-5."""
+    """Asserts that two values are equal. Floats may have an absolute or relative difference of 1e-5."""
     assert type(found) is type(expected)
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()

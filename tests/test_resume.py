@@ -1,4 +1,4 @@
-"""Tests that a killed or stopped run can be resumed, and then equals an uninterrupted run bit for bit."""
+"""Tests that a resumed run equals an uninterrupted run bit for bit. The resumed run was killed or stopped before."""
 
 import json
 import os

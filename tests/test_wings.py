@@ -1,6 +1,6 @@
-"""Tests of the package's layout. A wing is a folder of charlm/.
+"""Tests of the package's layout. A wing is a folder inside charlm/.
 
-A wing may import only from wings below it in LEVELS. Its __init__.py must have only a docstring.
+A wing must not import from a wing on a higher level of LEVELS. The __init__.py of a wing must have only a docstring.
 """
 
 import ast
@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "charlm"
-# The levels from top to bottom. Wings in one row are on the same level and may import each other.
-# `entry` is charlm/__init__.py and charlm/__main__.py. `base` is the modules in BASE_MODULES, which are in no folder.
+# The levels from top to bottom. Wings on the same level may import each other.
+# `entry` means charlm/__init__.py and charlm/__main__.py. `base` means the modules in BASE_MODULES, which are files of charlm/.
 LEVELS = (
     ("entry",),
     ("programs",),
@@ -96,7 +96,7 @@ def import_cycle(package: pathlib.Path) -> list[str]:
     return [str(known[name].relative_to(package.parent)) for name in found]
 
 
-def test_no_wing_imports_from_a_higher_wing_imports():
+def test_no_wing_imports_from_a_higher_wing():
     assert upward_imports(PACKAGE) == []
 
 

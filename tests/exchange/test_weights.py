@@ -1,7 +1,8 @@
 """Weights imported from PyTorch and Keras.
 
 The tests compare imported PyTorch models with the formulas in PyTorch's documentation. If PyTorch is installed, one test also
-compares charlm with PyTorch itself. For Keras, the tests use a file and an output of Keras 3.15.1.
+compares charlm with PyTorch itself. For Keras, one test compares the logits of an imported model with an
+output of Keras 3.15.1.
 """
 
 import json
@@ -282,8 +283,8 @@ def test_import_keras_makes_a_finished_float32_run(script, tmp_path):
 def test_an_imported_keras_file_gives_the_logits_of_keras():
     """Keras 3.15.1 saved tests/data/lstm.keras.
 
-    The model has one-hot inputs of 5 symbols, two LSTM layers of 4 units, and a dense head. Dropout is between the LSTM layers.
-    All biases are random. `predicted` is the output of the model's `predict` for five ids.
+    The model has one-hot inputs of 5 symbols, two LSTM layers of 4 units, and a dense head. Dropout is applied between
+    the LSTM layers. All biases are random. `predicted` is the output of the model's `predict` for five ids.
     """
     config = base.get_config()
     config.model.update({"input": "onehot", "hidden": 4, "layers": 2})
@@ -357,7 +358,8 @@ def test_models_with_lstm_and_gru_layers_are_refused(tmp_path):
 def test_symbols_in_another_order_are_sorted_or_refused(small, corpus_file, tmp_path, encoding):
     """The order of the symbols in a file must not change the imported parameters.
 
-    With model.input=scalar, the model's input is computed from the id itself. Then the symbols in the file must be sorted.
+    With model.input=scalar, the input is computed from the id itself. The importer can't correct the order then, so a file with
+    unsorted symbols must be refused.
     """
     symbols = sorted(set(corpus_file.read_text()))
     order = np.random.default_rng(1).permutation(len(symbols))

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from test_sweep import CONFIG, trainings, wait_for_steps
 
-pytest.importorskip("optuna", reason="optuna is not installed: pip install -e '.[search]'")
+pytest.importorskip("optuna", reason="optuna is not installed. Run pip install -e '.[search]'")
 
 SPACE = """
 

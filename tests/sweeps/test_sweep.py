@@ -57,7 +57,7 @@ def write_config(tmp_path, corpus_file):
     return write
 
 
-def test_product_zipped_chain_and_repeat():
+def test_product_zipped_chain_and_repeat_build_the_right_trials():
     grid = sweep.product({"a": [1, 2], "b": [3, 4]})
     assert grid == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
     assert sweep.zipped({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
@@ -135,7 +135,7 @@ def test_trial_names_are_short_stable_unique_and_safe_as_file_names():
         assert "/" not in each
         assert each.isascii()
         assert each.isprintable()
-        assert each.startswith("path=")  # so the name starts with neither `.` nor `-`
+        assert each.startswith("path=")  # the name must start with neither `.` nor `-`
 
 
 def test_cores_and_gpus_are_divided_evenly():
@@ -247,7 +247,7 @@ def test_a_killed_training_and_ctrl_c_do_not_change_the_results(script, uninterr
 
 
 @pytest.mark.slow
-def test_the_next_launcher_waits_for_the_trainings_of_a_killed_launcher(script, uninterrupted, tmp_path):
+def test_the_next_launcher_waits_for_trainings_of_a_killed_launcher(script, uninterrupted, tmp_path):
     root = tmp_path / "root"
     arguments = [f"--config={uninterrupted / 'swept.py'}", f"--root={root}", "--only=optim.learning_rate=0.01", "--parallel=2"]
     with subprocess.Popen(script.command("sweep", *arguments), env=script.env(), stdout=subprocess.DEVNULL) as process:
@@ -270,7 +270,7 @@ def test_failed_and_diverged_trials_are_named_and_other_trials_continue(script, 
     result = run_sweep(script, file, root, status=1)
     assert "1 done, 1 diverged of 2 trials." in result.stdout
     assert "nats per character; 25 is the limit" in result.stdout
-    again = run_sweep(script, file, root, status=1)  # done and diverged trials do not run again
+    again = run_sweep(script, file, root, status=1)  # done and diverged trials must not run again
     assert "1 done, 1 diverged" in again.stdout
     assert "running" not in again.stdout
     name = "learning_rate=0.01"
@@ -431,7 +431,8 @@ def test_wrong_root_folders_are_refused(script, write_config, tmp_path):
     assert "is a file" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'file'}")
     assert "not empty and not the folder of a sweep" in script.fails("sweep", f"--config={file}", f"--root={tmp_path}")
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "sweep.json.new").touch()  # as if a launcher was killed while it wrote sweep.json for the first time
+    # If a launcher is killed during its first write of sweep.json, an empty file can remain.
+    (tmp_path / "begun" / "sweep.json.new").touch()
     assert "hidden=8" in script("sweep", f"--config={file}", f"--root={tmp_path / 'begun'}", "--dry_run").stdout
     other = tmp_path / "other.py"
     other.write_text(pathlib.Path(file).read_text())
