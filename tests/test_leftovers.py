@@ -1,4 +1,4 @@
-"""The suite leaves nothing in the system's temporary folder."""
+"""Tests that the test suite leaves no files in the system's temporary folder."""
 
 import os
 import subprocess
@@ -6,15 +6,16 @@ import sys
 
 from conftest import ROOT
 
-# Tests that once left something: of a corpus that is not found, of TFDS, and of the benchmark's programs.
-TESTS = {
+# The values are pytest's `-k` expressions. They select tests that left temporary files in earlier versions. These tests try a
+# missing corpus, TFDS, and the benchmark's programs.
+SELECTED_TESTS = {
     "tests/config/test_keys.py": "changing_a_key and corpus.tfds",
     "tests/data/test_corpora.py": "is_cached_by_its_hash or unknown_feature_is_refused",
     "tests/test_benchmark.py": "temporary",
 }
 
 
-def test_the_suite_leaves_nothing_behind(tmp_path):
+def test_the_suite_leaves_no_temporary_files(tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     command = [
@@ -28,7 +29,13 @@ def test_the_suite_leaves_nothing_behind(tmp_path):
         "no:xdist",
         f"--basetemp={tmp_path / 'tests'}",
     ]
-    command += ["-m", "not slow", "-k", " or ".join(f"({expression})" for expression in TESTS.values()), *TESTS]
+    command += [
+        "-m",
+        "not slow",
+        "-k",
+        " or ".join(f"({expression})" for expression in SELECTED_TESTS.values()),
+        *SELECTED_TESTS,
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     result = subprocess.run(command, cwd=ROOT, env=environment | {"TMPDIR": str(temporary)}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,8 +1,8 @@
-"""Invariant 9: a run directory of an older version resumes, evaluates, samples and compares as that version would have done.
+"""Tests that an old run directory still gives the same results as in the older version of charlm.
 
-`tests/data/old_run/run` was made by commit 0e34d7a, stopped by SIGTERM at step 17 of 30, with two layers and dropout.
-`expected.json` is what 0e34d7a made of the same run: rows of metrics after the resume, evaluation, sample, comparison. Figures
-are compared within 1e-5, since processors differ.
+Commit 0e34d7a made `tests/data/old_run/run`. The model has two layers and dropout. SIGTERM stopped the run at step 17 of 30.
+The same commit also resumed, evaluated, sampled and compared the run. `expected.json` has these results. The tests allow
+differences of 1e-5, because processors round differently.
 """
 
 import json
@@ -14,7 +14,7 @@ from conftest import ROOT, TINY
 from faults.checks import read_rows
 from faults.runs import as_flags, make_text
 
-OLD = ROOT / "tests" / "data" / "old_run"
+OLD_RUN = ROOT / "tests" / "data" / "old_run"
 OVERRIDES = {
     "model.layers": 2,
     "model.hidden": 8,
@@ -32,19 +32,19 @@ OVERRIDES = {
 
 @pytest.fixture(scope="module")
 def expected() -> dict:
-    return json.loads((OLD / "expected.json").read_text())
+    return json.loads((OLD_RUN / "expected.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def resumed(script, tmp_path_factory):
-    """The run, with its corpus where this test has put it, gone on with to its end."""
+    """Copies the old run, sets corpus.path to a new file, and resumes the run to step 30. Returns the run directory."""
     folder = tmp_path_factory.mktemp("old")
     corpus, workdir = folder / "made_up.txt", folder / "run"
     corpus.write_text(make_text(8000), encoding="utf-8")
-    shutil.copytree(OLD / "run", workdir)
+    shutil.copytree(OLD_RUN / "run", workdir)
     config = json.loads((workdir / "config.json").read_text())
     config["corpus"]["path"] = os.fspath(corpus)
-    del config["seal"]  # as whoever edits a file by hand does
+    del config["seal"]  # the seal no longer matches the changed config
     (workdir / "config.json").write_text(json.dumps(config))
     flags = [f"--config={ROOT / TINY}", *as_flags(OVERRIDES | {"corpus.path": corpus})]
     output = script("train", *flags, f"--workdir={workdir}").stdout
@@ -53,7 +53,7 @@ def resumed(script, tmp_path_factory):
 
 
 def assert_close(found, expected) -> None:
-    """Equal, but for numbers that are not whole: these within 1e-5."""
+    """Asserts that two values are equal. Floats may have an absolute or relative difference of 1e-5."""
     assert type(found) is type(expected)
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
@@ -65,23 +65,23 @@ def assert_close(found, expected) -> None:
         assert found == expected
 
 
-def test_resumes_to_the_same_rows(resumed, expected):
+def test_the_resumed_run_has_the_same_metrics(resumed, expected):
     rows = read_rows(resumed)
     assert len(rows) == len(expected["rows"])
     for row, other in zip(rows, expected["rows"], strict=True):
         assert_close(row, other)
 
 
-def test_evaluates_to_the_same_figure(script, resumed, expected):
+def test_the_evaluation_is_the_same(script, resumed, expected):
     found = json.loads(script("evaluate", f"--workdir={resumed}").stdout)
     assert_close({key: found[key] for key in expected["evaluation"]}, expected["evaluation"])
 
 
-def test_samples_the_same_text(script, resumed, expected):
+def test_the_sample_is_the_same(script, resumed, expected):
     flags = ("--checkpoint=latest", "--length=60", "--seed=3", "--prompt=ab")
     assert script("sample", f"--workdir={resumed}", *flags).stdout == expected["sample"]
 
 
-def test_compares_with_the_same_figures(script, resumed, expected):
+def test_the_comparison_is_the_same(script, resumed, expected):
     (found,) = json.loads(script("compare", resumed, "--json").stdout)
     assert_close({key: found[key] for key in expected["compare"]}, expected["compare"])

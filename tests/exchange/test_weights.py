@@ -1,4 +1,9 @@
-"""Imported weights of PyTorch and Keras, against their documented arithmetic, and PyTorch itself where it is installed."""
+"""Weights imported from PyTorch and Keras.
+
+The tests compare imported PyTorch models with the formulas in PyTorch's documentation. If PyTorch is installed, one test also
+compares charlm with PyTorch itself. For Keras, one test compares the logits of an imported model with an
+output of Keras 3.15.1.
+"""
 
 import json
 import os
@@ -29,7 +34,10 @@ KERAS_FILE = ROOT / "tests" / "data" / "lstm.keras"
 
 
 def torch_state(symbols: int, seed=0) -> dict[str, np.ndarray]:
-    """A CharRNN's state_dict: one-hot input, two layers, a linear head."""
+    """Returns random arrays with the names and shapes of a CharRNN's state_dict.
+
+    The CharRNN has one-hot input, two LSTM layers and a linear head.
+    """
     rng = np.random.default_rng(seed)
     state = {}
     for layer in range(LAYERS):
@@ -43,7 +51,7 @@ def torch_state(symbols: int, seed=0) -> dict[str, np.ndarray]:
 
 
 def torch_logits(state, ids) -> np.ndarray:
-    """nn.LSTM and nn.Linear as PyTorch's documentation describes them, step by step, in float64."""
+    """Computes logits in float64 with the formulas of nn.LSTM and nn.Linear in PyTorch's documentation."""
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
     state = {name: value.astype(np.float64) for name, value in state.items()}
     carried, logits = [(np.zeros(HIDDEN), np.zeros(HIDDEN)) for _ in range(LAYERS)], []
@@ -61,7 +69,7 @@ def torch_logits(state, ids) -> np.ndarray:
     return np.array(logits)
 
 
-def network(corpus_file) -> dict:
+def config_overrides(corpus_file) -> dict:
     return {
         "corpus.path": corpus_file,
         "model.input": "onehot",
@@ -74,13 +82,14 @@ def network(corpus_file) -> dict:
 
 def import_flags(weights, workdir, corpus_file, *more):
     tiny = f"--config={ROOT / 'configs' / 'tiny.py'}"
-    return [f"--weights={weights}", tiny, f"--workdir={workdir}", *as_flags(network(corpus_file)), *more]
+    return [f"--weights={weights}", tiny, f"--workdir={workdir}", *as_flags(config_overrides(corpus_file)), *more]
 
 
-def test_imported_weights_of_pytorch_evaluate_and_sample(script, corpus_file, tmp_path):
+def test_an_imported_pytorch_model_evaluates_and_samples_as_documented(script, corpus_file, tmp_path):
     text = corpus_file.read_text()
     symbols = sorted(set(text))
-    shuffled = list(np.random.default_rng(1).permutation(symbols))  # in any order, as tuple(set(text)) is
+    # Udacity's code takes the symbols from tuple(set(text)), so their order is arbitrary.
+    shuffled = list(np.random.default_rng(1).permutation(symbols))
     state = torch_state(len(symbols))
     save_file(state, tmp_path / "rnn.safetensors")
     (tmp_path / "symbols.json").write_text(json.dumps(shuffled))
@@ -93,15 +102,15 @@ def test_imported_weights_of_pytorch_evaluate_and_sample(script, corpus_file, tm
     result = json.loads(script("evaluate", f"--workdir={tmp_path / 'run'}", "--checkpoint=latest").stdout.splitlines()[-1])
     assert result["chars"] == len(validation) - 1
     assert result["nats"] == pytest.approx(nats.mean(), rel=1e-5)
-    drawn = script("sample", f"--workdir={tmp_path / 'run'}", "--prompt=a", "--length=40", "--temperature=0").stdout
+    sampled = script("sample", f"--workdir={tmp_path / 'run'}", "--prompt=a", "--length=40", "--temperature=0").stdout
     greedy = ["a"]
     for _ in range(40):
         greedy.append(shuffled[int(torch_logits(state, [shuffled.index(symbol) for symbol in greedy])[-1].argmax())])
-    assert drawn == "".join(greedy) + "\n"
+    assert sampled == "".join(greedy) + "\n"
     assert "already holds a run" in script.fails("import_torch", *flags)
 
 
-def test_weights_that_do_not_fit_name_both_shapes(script, corpus_file, tmp_path):
+def test_wrong_shapes_or_symbols_are_named(script, corpus_file, tmp_path):
     symbols = sorted(set(corpus_file.read_text()))
     save_file(torch_state(len(symbols)), tmp_path / "rnn.safetensors")
     flags = import_flags(tmp_path / "rnn.safetensors", tmp_path / "run", corpus_file)
@@ -128,7 +137,7 @@ def test_weights_that_do_not_fit_name_both_shapes(script, corpus_file, tmp_path)
         ("damaged.weights.h5", b"no HDF5", "damaged.weights.h5 can't be read"),
     ],
 )
-def test_files_that_are_no_weights_get_one_sentence(tmp_path, name, content, message):
+def test_missing_and_damaged_files_are_refused(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     read = torch_weights.read if name.endswith("safetensors") else keras_weights.read
@@ -150,7 +159,7 @@ def test_files_that_are_no_weights_get_one_sentence(tmp_path, name, content, mes
         (None, "has no recurrent layers"),
     ],
 )
-def test_a_network_of_pytorch_that_is_no_charrnn_is_refused(tmp_path, extra, message):
+def test_other_pytorch_models_are_refused(tmp_path, extra, message):
     state = torch_state(5)
     if extra is None:
         state = {name: value for name, value in state.items() if name.startswith("fc")}
@@ -167,7 +176,7 @@ def test_a_network_of_pytorch_that_is_no_charrnn_is_refused(tmp_path, extra, mes
         (None, "has no recurrent layers"),
     ],
 )
-def test_a_network_of_keras_with_other_layers_is_refused(tmp_path, extra, message):
+def test_keras_models_with_other_layers_are_refused(tmp_path, extra, message):
     with h5py.File(tmp_path / "a.weights.h5", "w") as h5:
         h5["layers/dense/vars/0"], h5["layers/dense/vars/1"] = np.zeros((8, 5)), np.zeros(5)
         h5["layers/dropout/seed_generator/vars/0"] = np.zeros(2)
@@ -179,8 +188,8 @@ def test_a_network_of_keras_with_other_layers_is_refused(tmp_path, extra, messag
 
 
 @pytest.mark.slow
-def test_imported_weights_of_keras_evaluate_as_those_of_pytorch(script, corpus_file, tmp_path):
-    """One network in both layouts. The test above compares PyTorch's with its arithmetic."""
+def test_keras_and_pytorch_weights_give_the_same_loss(script, corpus_file, tmp_path):
+    """Saves the same weights as a PyTorch file and as a Keras file. With bfloat16, the loss must differ."""
     state = torch_state(len(set(corpus_file.read_text())))
     save_file(state, tmp_path / "rnn.safetensors")
     with h5py.File(tmp_path / "rnn.weights.h5", "w") as h5:
@@ -189,12 +198,12 @@ def test_imported_weights_of_keras_evaluate_as_those_of_pytorch(script, corpus_f
             h5[f"layers/{name}/cell/vars/1"] = state[f"lstm.weight_hh_l{layer}"].T
             h5[f"layers/{name}/cell/vars/2"] = state[f"lstm.bias_ih_l{layer}"] + state[f"lstm.bias_hh_l{layer}"]
         h5["layers/dense/vars/0"], h5["layers/dense/vars/1"] = state["fc.weight"].T, state["fc.bias"]
-    rounded = "--config.model.dtype=bfloat16"
+    bfloat16 = "--config.model.dtype=bfloat16"
     nats = []
     for kind, weights, *more in (
         ("torch", "rnn.safetensors"),
         ("keras", "rnn.weights.h5"),
-        ("keras", "rnn.weights.h5", rounded),
+        ("keras", "rnn.weights.h5", bfloat16),
     ):
         workdir = tmp_path / f"run{len(nats)}"
         script(f"import_{kind}", *import_flags(tmp_path / weights, workdir, corpus_file, *more))
@@ -205,7 +214,7 @@ def test_imported_weights_of_keras_evaluate_as_those_of_pytorch(script, corpus_f
     assert nats[2] != pytest.approx(nats[0], rel=1e-6)
 
 
-def test_a_head_without_a_module_name_is_found(tmp_path):
+def test_pytorch_arrays_without_module_names_are_read(tmp_path):
     named = torch_state(5)
     bare = {name.removeprefix("fc.").removeprefix("lstm."): value for name, value in named.items()}
     save_file(bare, tmp_path / "bare.safetensors")
@@ -235,7 +244,7 @@ def test_symbols_must_be_a_list(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
-def test_keras_layout_is_read_as_documented(tmp_path, suffix):
+def test_keras_arrays_become_the_right_parameters(tmp_path, suffix):
     rng = np.random.default_rng(0)
     wanted = {
         "lstm_0": {"input_kernel": (5, 32), "recurrent_kernel": (8, 32), "bias": (32,)},
@@ -261,9 +270,9 @@ def test_keras_layout_is_read_as_documented(tmp_path, suffix):
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
 
 
-def test_the_script_makes_a_run_in_float32_of_a_file_that_keras_wrote(script, tmp_path):
+def test_import_keras_makes_a_finished_float32_run(script, tmp_path):
     (tmp_path / "text").write_text("abcde" * 50)
-    recipe = f"--config={ROOT / 'configs' / 'anna_pytorch.py'}"  # whose own products are bfloat16
+    recipe = f"--config={ROOT / 'configs' / 'anna_pytorch.py'}"  # `train` multiplies this recipe's matrices in bfloat16
     shape = {"corpus.path": tmp_path / "text", "model.hidden": 4, "batch.size": 2, "batch.length": 10, "sample.length": 0}
     shape |= {"eval.lanes": 1}
     script("import_keras", f"--weights={KERAS_FILE}", recipe, f"--workdir={tmp_path / 'run'}", *as_flags(shape))
@@ -271,9 +280,12 @@ def test_the_script_makes_a_run_in_float32_of_a_file_that_keras_wrote(script, tm
     assert Run(tmp_path / "run").status()["state"] == "done"
 
 
-def test_a_file_that_keras_wrote_gives_the_logits_that_keras_gave():
-    """Keras 3.15.1 saved tests/data/lstm.keras: one-hot inputs of 5 symbols, two LSTM layers of 4 units with dropout between
-    them, and a dense head, all biases random. `predicted` is the output of its `predict` for five ids."""
+def test_an_imported_keras_file_gives_the_logits_of_keras():
+    """Keras 3.15.1 saved tests/data/lstm.keras.
+
+    The model has one-hot inputs of 5 symbols, two LSTM layers of 4 units, and a dense head. Dropout is applied between
+    the LSTM layers. All biases are random. `predicted` is the output of the model's `predict` for five ids.
+    """
     config = base.get_config()
     config.model.update({"input": "onehot", "hidden": 4, "layers": 2})
     params = weights_module.params_of(keras_weights.read(os.fspath(KERAS_FILE)), config)
@@ -285,8 +297,8 @@ def test_a_file_that_keras_wrote_gives_the_logits_that_keras_gave():
     np.testing.assert_allclose(logits[0, -1], predicted, atol=1e-6)
 
 
-def test_logits_and_gradients_equal_those_of_pytorch(tmp_path):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed: 'pip install torch' into an environment of its own")
+def test_logits_and_gradients_equal_pytorch(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed. Run 'pip install torch' in a separate environment")
     torch.manual_seed(0)
     lstm, head = torch.nn.LSTM(13, 24, 2, batch_first=True), torch.nn.Linear(24, 13)
     state = {f"lstm.{k}": v for k, v in lstm.named_parameters()} | {f"fc.{k}": v for k, v in head.state_dict().items()}
@@ -312,14 +324,14 @@ def test_logits_and_gradients_equal_those_of_pytorch(tmp_path):
     torch.nn.functional.cross_entropy(theirs.reshape(-1, 13), targets.reshape(-1)).backward()
     np.testing.assert_allclose(logits, theirs.detach().numpy(), atol=1e-5)
     for layer in range(2):
-        mine = gradients[f"lstm_{layer}"]
+        ours = gradients[f"lstm_{layer}"]
         for name, theirs in (("input_kernel", "weight_ih"), ("recurrent_kernel", "weight_hh"), ("bias", "bias_ih")):
-            np.testing.assert_allclose(mine[name], getattr(lstm, f"{theirs}_l{layer}").grad.numpy().T, atol=1e-5)
+            np.testing.assert_allclose(ours[name], getattr(lstm, f"{theirs}_l{layer}").grad.numpy().T, atol=1e-5)
     np.testing.assert_allclose(gradients["head_kernel"], head.weight.grad.numpy().T, atol=1e-5)
     np.testing.assert_allclose(gradients["head_bias"], head.bias.grad.numpy(), atol=1e-5)
 
 
-def test_a_layer_without_biases_is_refused(tmp_path):
+def test_layers_without_biases_are_refused(tmp_path):
     state = {name: value for name, value in torch_state(5).items() if not name.startswith("lstm.bias")}
     save_file(state, tmp_path / "a.safetensors")
     weights = torch_weights.read(str(tmp_path / "a.safetensors"))
@@ -327,7 +339,7 @@ def test_a_layer_without_biases_is_refused(tmp_path):
         weights_module.params_of(weights, base.get_config())
 
 
-def test_a_cell_that_cannot_be_imported_is_refused(tmp_path, monkeypatch):
+def test_cells_without_a_converter_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(lstm, "CELL", lstm.CELL._replace(from_torch=None))
     save_file(torch_state(5), tmp_path / "a.safetensors")
     weights = torch_weights.read(str(tmp_path / "a.safetensors"))
@@ -335,7 +347,7 @@ def test_a_cell_that_cannot_be_imported_is_refused(tmp_path, monkeypatch):
         weights_module.params_of(weights, base.get_config())
 
 
-def test_recurrent_layers_of_two_kinds_are_refused(tmp_path):
+def test_models_with_lstm_and_gru_layers_are_refused(tmp_path):
     with h5py.File(tmp_path / "a.weights.h5", "w") as h5:
         h5["layers/lstm/cell/vars/0"], h5["layers/gru/cell/vars/0"] = np.zeros((5, 32)), np.zeros((8, 24))
     with pytest.raises(UserError, match=r"has recurrent layers of several kinds \(gru, lstm\)"):
@@ -343,8 +355,12 @@ def test_recurrent_layers_of_two_kinds_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
-def test_symbols_move_to_the_order_of_the_vocabulary_or_are_refused(small, corpus_file, tmp_path, encoding):
-    """The same weights, saved with their symbols sorted and in another order, give the same run. One number as input cannot."""
+def test_symbols_in_another_order_are_sorted_or_refused(small, corpus_file, tmp_path, encoding):
+    """The order of the symbols in a file must not change the imported parameters.
+
+    With model.input=scalar, the input is computed from the id itself. The importer can't correct the order then, so a file with
+    unsorted symbols must be refused.
+    """
     symbols = sorted(set(corpus_file.read_text()))
     order = np.random.default_rng(1).permutation(len(symbols))
     config = load.load(TINY, small | {"model.input": encoding, "model.embedding": 6})

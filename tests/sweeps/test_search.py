@@ -1,4 +1,4 @@
-"""Searches: trials are within the space, bad ones are pruned, and an interrupted search continues."""
+"""Tests of `sweep --search`: trials, pruning, interrupted searches and error messages."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from test_sweep import CONFIG, trainings, wait_for_steps
 
-pytest.importorskip("optuna", reason="optuna is not installed: pip install -e '.[search]'")
+pytest.importorskip("optuna", reason="optuna is not installed. Run pip install -e '.[search]'")
 
 SPACE = """
 
@@ -22,7 +22,9 @@ def space():
 
 
 @pytest.fixture
-def config_file(tmp_path, corpus_file):
+def write_config(tmp_path, corpus_file):
+    """Returns a function that writes a config file with a search space and returns the name of the file."""
+
     def write(steps: int = 40, space: str = SPACE) -> str:
         file = tmp_path / "searched.py"
         text = CONFIG.format(corpus=os.fspath(corpus_file), sweep="[{}]", steps=steps).replace(
@@ -38,16 +40,16 @@ def overrides_of(root) -> dict[str, dict]:
     return json.loads((root / "sweep.json").read_text())["trials"]
 
 
-def validation(path) -> list[float]:
+def validation_losses(path) -> list[float]:
     rows = map(json.loads, path.read_text().splitlines())
     return [row["nats"] for row in rows if row["split"] == "validation"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["asha", "tpe"])
-def test_trials_are_within_the_space_and_more_can_be_added(script, config_file, tmp_path, method):
+def test_trials_are_in_the_space_and_can_be_added_later(script, write_config, tmp_path, method):
     root = tmp_path / "root"
-    flags = [f"--config={config_file()}", f"--root={root}", f"--search={method}", "--parallel=2"]
+    flags = [f"--config={write_config()}", f"--root={root}", f"--search={method}", "--parallel=2"]
     result = script("sweep", *flags, "--trials=2")
     assert "of 2 trials." in result.stdout
     first = overrides_of(root)
@@ -65,26 +67,26 @@ def test_trials_are_within_the_space_and_more_can_be_added(script, config_file, 
 
 
 @pytest.mark.slow
-def test_asha_prunes_the_worse_trials(script, config_file, tmp_path):
-    """Trials run one after the other. One is pruned if its first evaluation is not among the best third so far."""
+def test_asha_prunes_the_worse_trials(script, write_config, tmp_path):
+    """Trials run one after the other. ASHA prunes a trial if its first evaluation is not among the best third so far."""
     root = tmp_path / "root"
-    script("sweep", f"--config={config_file(steps=400)}", f"--root={root}", "--search=asha", "--trials=6")
-    ends = {path.parent.name: json.loads(path.read_text())["state"] for path in root.glob("*/status.json")}
-    assert len(ends) == 6
-    done = [name for name, state in ends.items() if state == "done"]
-    pruned = [name for name, state in ends.items() if state == "incomplete"]
+    script("sweep", f"--config={write_config(steps=400)}", f"--root={root}", "--search=asha", "--trials=6")
+    states = {path.parent.name: json.loads(path.read_text())["state"] for path in root.glob("*/status.json")}
+    assert len(states) == 6
+    done = [name for name, state in states.items() if state == "done"]
+    pruned = [name for name, state in states.items() if state == "incomplete"]
     assert done
     assert pruned
-    assert all(len(validation(root / name / "metrics.jsonl")) == 40 for name in done)
-    assert all(len(validation(root / name / "metrics.jsonl")) < 40 for name in pruned)
-    best = min(min(validation(root / name / "metrics.jsonl")) for name in ends)
-    assert best == min(min(validation(root / name / "metrics.jsonl")) for name in done)
+    assert all(len(validation_losses(root / name / "metrics.jsonl")) == 40 for name in done)
+    assert all(len(validation_losses(root / name / "metrics.jsonl")) < 40 for name in pruned)
+    best = min(min(validation_losses(root / name / "metrics.jsonl")) for name in states)
+    assert best == min(min(validation_losses(root / name / "metrics.jsonl")) for name in done)
 
 
 @pytest.mark.slow
-def test_an_interrupted_search_continues_with_the_same_trials(script, config_file, tmp_path):
+def test_an_interrupted_search_continues_with_the_same_trials(script, write_config, tmp_path):
     root = tmp_path / "root"
-    flags = [f"--config={config_file(steps=600)}", f"--root={root}", "--search=tpe", "--trials=2", "--parallel=2"]
+    flags = [f"--config={write_config(steps=600)}", f"--root={root}", "--search=tpe", "--trials=2", "--parallel=2"]
     with subprocess.Popen(script.command("sweep", *flags), env=script.env(), stdout=subprocess.PIPE, text=True) as process:
         wait_for_steps(root, 20, 2, process)
         process.send_signal(signal.SIGINT)
@@ -122,18 +124,18 @@ def test_an_interrupted_search_continues_with_the_same_trials(script, config_fil
         (SPACE, ["--config.model.hidden=3"], "--config.model.hidden: the sweep sets this key too"),
     ],
 )
-def test_bad_input_starts_nothing(script, config_file, tmp_path, space, flags, message):
+def test_wrong_input_is_refused_before_any_trial(script, write_config, tmp_path, space, flags, message):
     root = tmp_path / "root"
-    error = script.fails("sweep", f"--config={config_file(space=space)}", f"--root={root}", "--search=tpe", *flags)
+    error = script.fails("sweep", f"--config={write_config(space=space)}", f"--root={root}", "--search=tpe", *flags)
     assert message in error
     assert not root.exists()
 
 
 @pytest.mark.slow
-def test_a_search_of_a_small_space_ends_when_all_trials_are_tried(script, config_file, tmp_path):
+def test_a_search_ends_after_all_trials_of_a_small_space(script, write_config, tmp_path):
     root = tmp_path / "root"
     space = '\n\ndef space():\n    return {"model.hidden": choice(8, 12)}\n'
-    flags = [f"--config={config_file(steps=5, space=space)}", f"--root={root}", "--search=tpe", "--parallel=2"]
+    flags = [f"--config={write_config(steps=5, space=space)}", f"--root={root}", "--search=tpe", "--parallel=2"]
     assert "2 done of 2 trials." in script("sweep", *flags, "--trials=5").stdout
     again = script("sweep", *flags, "--trials=5").stdout
     assert "2 done of 2 trials." in again
@@ -143,12 +145,12 @@ def test_a_search_of_a_small_space_ends_when_all_trials_are_tried(script, config
 
 
 @pytest.mark.slow
-def test_a_folder_holds_either_a_sweep_or_one_search(script, config_file, tmp_path):
+def test_another_search_or_sweep_needs_another_folder(script, write_config, tmp_path):
     root = tmp_path / "root"
-    flags = [f"--config={config_file(steps=5)}", f"--root={root}"]
+    flags = [f"--config={write_config(steps=5)}", f"--root={root}"]
     script("sweep", *flags, "--search=asha", "--trials=1")
     assert "holds a search" in script.fails("sweep", *flags)
     assert "another method or space" in script.fails("sweep", *flags, "--search=tpe")
-    other = [f"--config={config_file(steps=5)}", f"--root={tmp_path / 'swept'}"]
+    other = [f"--config={write_config(steps=5)}", f"--root={tmp_path / 'swept'}"]
     script("sweep", *other)
     assert "holds a sweep" in script.fails("sweep", *other, "--search=tpe")

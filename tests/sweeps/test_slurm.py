@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM that the tests start on this machine: however a job ends, its trial ends as it should."""
+"""Tests of sweeps on SLURM. The tests start a real SLURM cluster on this machine."""
 
 import json
 import os
@@ -45,22 +45,22 @@ SWEEP = """chain(
     )"""
 
 
-def run(*command: str) -> str:
+def output_of(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def wait_until(is_true, seconds: float, what: str):
+def wait_until(condition, seconds: float, event: str):
     end = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {event}"
         time.sleep(0.05)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
-    """A SLURM cluster of two cores, which is stopped after the tests."""
+    """Starts a SLURM cluster of two cores, and stops it after the tests."""
     if shutil.which("slurmctld") is None or os.getuid() != 0:
-        pytest.skip("SLURM is not installed or this is not root: scripts/test.sh --slurm installs it where that is allowed")
+        pytest.skip("these tests need SLURM and root: run scripts/test.sh --slurm as root, which also installs SLURM")
     folder = tmp_path_factory.mktemp("slurm")
     for name in ("state", "spool"):
         (folder / name).mkdir()
@@ -74,7 +74,7 @@ def cluster(tmp_path_factory):
     if subprocess.run(["pgrep", "munged"], capture_output=True).returncode:
         os.makedirs("/run/munge", exist_ok=True)
         shutil.chown("/run/munge", "munge")
-        run("runuser", "-u", "munge", "--", "munged")
+        output_of("runuser", "-u", "munge", "--", "munged")
     daemons = [
         subprocess.Popen([name, "-D"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for name in ("slurmctld", "slurmd")
     ]
@@ -102,7 +102,7 @@ def last_step(workdir) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def test_cancelled_requeued_and_diverged_jobs_end_as_they_should(script, config_file, tmp_path):
+def test_cancelled_requeued_and_diverged_jobs_have_the_right_states(script, config_file, tmp_path):
     root = tmp_path / "root"
     arguments = [f"--config={config_file}", f"--root={root}", "--launcher=slurm", "--parallel=2", "--cpus=1", "--time=10"]
     with subprocess.Popen(script.command("sweep", *arguments), env=script.env(), stdout=subprocess.PIPE, text=True) as process:
@@ -110,14 +110,15 @@ def test_cancelled_requeued_and_diverged_jobs_end_as_they_should(script, config_
             lambda: last_step(root / "hidden=16") >= 100 and last_step(root / "hidden=20") >= 100, 120, "two trials to train"
         )
         jobs = json.loads((root / "sweep.json").read_text())["jobs"]
-        run("scancel", jobs["hidden=16"])
-        # SLURM sends this signal before it preempts a job or the job's time is up.
-        warn = ["scancel", "--signal=USR2", jobs["hidden=20"]]
-        subprocess.run(warn, capture_output=True)  # the status does not matter: the job may have ended meanwhile
-        queued = ["squeue", "--noheader", "--array", "--states=PENDING", "--format=%i"]
-        wait_until(lambda: jobs["hidden=20"] in run(*queued).split(), 60, "the job to be queued again")
-        # Otherwise a requeued job waits for two minutes.
-        run("scontrol", "update", f"JobId={jobs['hidden=20']}", "StartTime=now")
+        output_of("scancel", jobs["hidden=16"])
+        # SLURM sends SIGUSR2 before it preempts a job, and before the time limit of a job.
+        send_sigusr2 = ["scancel", "--signal=USR2", jobs["hidden=20"]]
+        # scancel fails if the job has already ended, so its exit status is ignored.
+        subprocess.run(send_sigusr2, capture_output=True)
+        pending_jobs = ["squeue", "--noheader", "--array", "--states=PENDING", "--format=%i"]
+        wait_until(lambda: jobs["hidden=20"] in output_of(*pending_jobs).split(), 60, "the job to be queued again")
+        # Without this command, SLURM waits two minutes before it starts a requeued job.
+        output_of("scontrol", "update", f"JobId={jobs['hidden=20']}", "StartTime=now")
         output, _ = process.communicate(timeout=240)
     assert process.returncode == 1, output
     assert "2 done, 1 diverged" in output.replace("1 stopped, ", "")
@@ -131,12 +132,12 @@ def test_cancelled_requeued_and_diverged_jobs_end_as_they_should(script, config_
     assert "1 to resume" in result.stdout
     assert "3 done, 1 diverged of 4 trials." in result.stdout
     for hidden in (16, 20, 24):
-        straight = tmp_path / f"straight{hidden}"
-        script("train", f"--config={config_file}", f"--workdir={straight}", f"--config.model.hidden={hidden}")
-        assert read_rows(root / f"hidden={hidden}") == read_rows(straight)
+        uninterrupted = tmp_path / f"uninterrupted{hidden}"
+        script("train", f"--config={config_file}", f"--workdir={uninterrupted}", f"--config.model.hidden={hidden}")
+        assert read_rows(root / f"hidden={hidden}") == read_rows(uninterrupted)
 
 
-def test_watching_can_be_interrupted_and_continued(script, config_file, tmp_path):
+def test_jobs_continue_after_ctrl_c_and_are_not_submitted_again(script, config_file, tmp_path):
     root = tmp_path / "root"
     arguments = [f"--config={config_file}", f"--root={root}", "--launcher=slurm", "--only=model.hidden=16"]
     with subprocess.Popen(script.command("sweep", *arguments), env=script.env(), stdout=subprocess.PIPE, text=True) as process:
@@ -150,7 +151,7 @@ def test_watching_can_be_interrupted_and_continued(script, config_file, tmp_path
     assert "1 done of 1 trial." in again
 
 
-def test_a_trial_of_two_tasks_is_one_training(script, config_file, tmp_path):
+def test_two_tasks_train_one_trial_together(script, config_file, tmp_path):
     root = tmp_path / "root"
     flags = [f"--config={config_file}", f"--root={root}", "--only=model.hidden=16", "--config.train.steps=60"]
     result = script("sweep", *flags, "--launcher=slurm", "--tasks=2", "--cpus=1")
@@ -162,15 +163,15 @@ def test_a_trial_of_two_tasks_is_one_training(script, config_file, tmp_path):
     assert [row["nats"] for row in two_tasks] == pytest.approx([row["nats"] for row in one_process], rel=1e-5)
 
 
-def test_the_refusal_of_slurm_is_shown_in_one_sentence(script, config_file, tmp_path):
-    flags = [f"--config={config_file}", f"--root={tmp_path / 'root'}", "--launcher=slurm", "--partition=moon"]
-    message = script("sweep", *flags, status=1).stderr.splitlines()[-1]  # sbatch prints its own message before it
+def test_an_error_of_sbatch_is_shown_in_one_line(script, config_file, tmp_path):
+    flags = [f"--config={config_file}", f"--root={tmp_path / 'root'}", "--launcher=slurm", "--partition=missing"]
+    message = script("sweep", *flags, status=1).stderr.splitlines()[-1]  # sbatch prints its own message on the lines before
     assert message.startswith("error: SLURM refuses the jobs: ")
     assert "partition" in message
 
 
-def test_paths_in_a_job_are_absolute(script, tmp_path):
-    """A job may start in another directory than the command that submitted it."""
+def test_jobs_use_absolute_paths(script, tmp_path):
+    """The sweep command and its jobs may run in different working directories."""
     root = os.path.relpath(tmp_path / "root", ROOT)
     flags = ["--config=configs/tiny.py", f"--root={root}", "--dry_run", "--launcher=slurm"]
     output = script("sweep", *flags, cwd=ROOT).stdout

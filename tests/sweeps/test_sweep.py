@@ -1,4 +1,4 @@
-"""Sweeps: how they are built and named, what is refused, and that interrupted sweeps end like uninterrupted ones."""
+"""Tests of sweeps on this machine: building, trial names, launching, resuming and error messages."""
 
 import itertools
 import json
@@ -42,12 +42,12 @@ def get_config(arg=None):
 def sweep():
     return {sweep}
 """
-FOUR = 'product({"model.hidden": [8, 12], "optim.learning_rate": [1e-3, 1e-2]})'
+FOUR_TRIALS = 'product({"model.hidden": [8, 12], "optim.learning_rate": [1e-3, 1e-2]})'
 
 
 @pytest.fixture
-def swept(tmp_path, corpus_file):
-    """A function that writes a config file with a sweep and returns its name."""
+def write_config(tmp_path, corpus_file):
+    """Returns a function that writes a config file with a sweep and returns the name of the file."""
 
     def write(expression: str, steps: int = 20) -> str:
         file = tmp_path / "swept.py"
@@ -57,7 +57,7 @@ def swept(tmp_path, corpus_file):
     return write
 
 
-def test_product_zipped_chain_and_repeat():
+def test_product_zipped_chain_and_repeat_build_the_right_trials():
     grid = sweep.product({"a": [1, 2], "b": [3, 4]})
     assert grid == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
     assert sweep.zipped({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
@@ -70,7 +70,7 @@ def test_product_zipped_chain_and_repeat():
     assert sweep.product() == [{}]
 
 
-def test_samples_follow_their_distribution_and_a_larger_n_keeps_the_first_ones():
+def test_samples_follow_their_ranges_and_a_larger_n_only_adds_trials():
     ranges = {
         "lr": sweep.log_uniform(1e-4, 1e-1),
         "dropout": sweep.uniform(0.0, 0.5),
@@ -78,18 +78,18 @@ def test_samples_follow_their_distribution_and_a_larger_n_keeps_the_first_ones()
         "hidden": sweep.integers(32, 512, log=True),
         "name": sweep.choice("adam", "sgd"),
     }
-    drawn = sweep.sample(ranges, n=2000, seed=3)
-    assert drawn[:50] == sweep.sample(ranges, n=50, seed=3)
-    assert drawn[:50] != sweep.sample(ranges, n=50, seed=4)
-    assert all(1e-4 <= each["lr"] <= 1e-1 and 0 <= each["dropout"] <= 0.5 and 32 <= each["hidden"] <= 512 for each in drawn)
-    # A third of the trials is in each of the three decades of lr. A quarter has each number of layers.
-    assert sum(each["lr"] < 1e-3 for each in drawn) / 2000 == pytest.approx(1 / 3, abs=0.05)
-    assert sum(each["hidden"] < 128 for each in drawn) / 2000 == pytest.approx(1 / 2, abs=0.05)
-    assert sum(each["dropout"] for each in drawn) / 2000 == pytest.approx(0.25, abs=0.02)
+    samples = sweep.sample(ranges, n=2000, seed=3)
+    assert samples[:50] == sweep.sample(ranges, n=50, seed=3)
+    assert samples[:50] != sweep.sample(ranges, n=50, seed=4)
+    assert all(1e-4 <= each["lr"] <= 1e-1 and 0 <= each["dropout"] <= 0.5 and 32 <= each["hidden"] <= 512 for each in samples)
+    # The range of lr has three decades. One third of the trials must be in the first decade.
+    assert sum(each["lr"] < 1e-3 for each in samples) / 2000 == pytest.approx(1 / 3, abs=0.05)
+    assert sum(each["hidden"] < 128 for each in samples) / 2000 == pytest.approx(1 / 2, abs=0.05)
+    assert sum(each["dropout"] for each in samples) / 2000 == pytest.approx(0.25, abs=0.02)
     for layers in (1, 2, 3, 4):
-        assert sum(each["layers"] == layers for each in drawn) / 2000 == pytest.approx(1 / 4, abs=0.05)
-    assert all(type(each["layers"]) is int and type(each["hidden"]) is int for each in drawn)
-    assert all(each["lr"] == float(f"{each['lr']:.3g}") for each in drawn)
+        assert sum(each["layers"] == layers for each in samples) / 2000 == pytest.approx(1 / 4, abs=0.05)
+    assert all(type(each["layers"]) is int and type(each["hidden"]) is int for each in samples)
+    assert all(each["lr"] == float(f"{each['lr']:.3g}") for each in samples)
     small = sweep.sample({"a": sweep.choice(1, 2, 3)}, n=3)
     assert sorted(each["a"] for each in small) == [1, 2, 3]
 
@@ -118,23 +118,24 @@ def test_wrong_sweeps_are_refused(build, message):
     assert message in str(error.value)
 
 
-def test_names_are_short_stable_unique_and_safe():
+def test_trial_names_are_short_stable_unique_and_safe_as_file_names():
     name = sweep.trial_name
     assert name({"optim.learning_rate": 0.003, "model.hidden": 128, "seed": 1}) == "hidden=128,learning_rate=0.003,seed=1"
     assert name({"seed": 1, "model.hidden": 128}) == name({"model.hidden": 128, "seed": 1})
-    assert name({"optim.name": "sgd", "corpus.name": "alice"}) == "corpus.name=alice,optim.name=sgd"  # two keys end in name
+    # Here the last parts of the keys are equal, so the trial name has the full keys.
+    assert name({"optim.name": "sgd", "corpus.name": "alice"}) == "corpus.name=alice,optim.name=sgd"
     assert name({}) == "base"
     assert name({"corpus.split": (0.9, 0.1), "batch.shift": False}) == "split=0.9+0.1,shift=false"
-    hostile = ["/a/../b", "a/b", "a b", "a\nb", "ü", "$(x)", "x" * 500, "x" * 501, "", ".."]
-    names = [name({"corpus.path": value}) for value in hostile]
-    assert len(set(names)) == len(hostile)
+    unusual_values = ["/a/../b", "a/b", "a b", "a\nb", "ü", "$(x)", "x" * 500, "x" * 501, "", ".."]
+    names = [name({"corpus.path": value}) for value in unusual_values]
+    assert len(set(names)) == len(unusual_values)
     assert name({"corpus.keep": "a,newlines=true"}) != name({"corpus.keep": "a", "corpus.newlines": True})
     for each in names:
         assert len(each) <= sweep.MAX_NAME_LENGTH
         assert "/" not in each
         assert each.isascii()
         assert each.isprintable()
-        assert each.startswith("path=")  # so it is neither a hidden file nor a flag
+        assert each.startswith("path=")  # the name must start with neither `.` nor `-`
 
 
 def test_cores_and_gpus_are_divided_evenly():
@@ -149,7 +150,7 @@ def test_cores_and_gpus_are_divided_evenly():
     assert launch.divide_machine(1, {0}, [])[0] == launch.Slot((0,), None, False)
 
 
-def test_a_process_runs_on_the_core_and_the_gpu_of_its_slot(tmp_path):
+def test_a_training_gets_the_core_and_gpu_of_its_slot(tmp_path):
     code = (
         "import os; print(sorted(os.sched_getaffinity(0)), os.environ.get('CUDA_VISIBLE_DEVICES'), os.getsid(0) == os.getpid())"
     )
@@ -165,10 +166,10 @@ def run_sweep(script, file, root, *flags, **options):
 
 
 @pytest.fixture(scope="module")
-def straight(script, corpus_file, tmp_path_factory):
-    """The folder of a sweep of four trials that is never interrupted."""
+def uninterrupted(script, corpus_file, tmp_path_factory):
+    """Runs a sweep of four trials without interruption. Returns a folder with the config file and the sweep's root."""
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "swept.py").write_text(CONFIG.format(corpus=os.fspath(corpus_file), sweep=FOUR, steps=160))
+    (folder / "swept.py").write_text(CONFIG.format(corpus=os.fspath(corpus_file), sweep=FOUR_TRIALS, steps=160))
     result = run_sweep(script, folder / "swept.py", folder / "root", "--parallel=2")
     assert "4 trials in" in result.stdout
     assert "4 new" in result.stdout
@@ -178,27 +179,27 @@ def straight(script, corpus_file, tmp_path_factory):
     return folder
 
 
-def test_the_directories_are_runs_named_by_their_overrides(straight):
+def test_run_directories_are_named_by_their_overrides(uninterrupted):
     names = {f"hidden={hidden},learning_rate={rate}" for hidden in (8, 12) for rate in (0.001, 0.01)}
-    assert {path.parent.name for path in (straight / "root").glob("*/config.json")} == names
+    assert {path.parent.name for path in (uninterrupted / "root").glob("*/config.json")} == names
     for name in names:
-        config = run_module.Run(straight / "root" / name).config()
+        config = run_module.Run(uninterrupted / "root" / name).config()
         assert name == f"hidden={config.model.hidden},learning_rate={config.optim.learning_rate}"
-        assert f"--config.model.hidden={config.model.hidden}" in (straight / "root" / "logs" / f"{name}.log").read_text()
+        assert f"--config.model.hidden={config.model.hidden}" in (uninterrupted / "root" / "logs" / f"{name}.log").read_text()
 
 
-def test_the_same_command_does_not_touch_done_trials(script, straight):
-    before = {file: file.stat().st_mtime_ns for file in (straight / "root").glob("*/metrics.jsonl")}
-    result = run_sweep(script, straight / "swept.py", straight / "root")
+def test_the_same_command_leaves_finished_trials_unchanged(script, uninterrupted):
+    before = {file: file.stat().st_mtime_ns for file in (uninterrupted / "root").glob("*/metrics.jsonl")}
+    result = run_sweep(script, uninterrupted / "swept.py", uninterrupted / "root")
     assert "4 trials" in result.stdout
     assert "4 done" in result.stdout
     best = min((json.loads((file.parent / "status.json").read_text())["best"]["nats"], file.parent.name) for file in before)
     assert f"best: {best[1]}: best validation {best[0]:.4f} nats/char, perplexity {math.exp(best[0]):.4f}" in result.stdout
-    assert before == {file: file.stat().st_mtime_ns for file in (straight / "root").glob("*/metrics.jsonl")}
+    assert before == {file: file.stat().st_mtime_ns for file in (uninterrupted / "root").glob("*/metrics.jsonl")}
 
 
 def wait_for_steps(root, step, trials, process):
-    """Waits until this many trials have logged the step, or the process has ended."""
+    """Waits until `trials` trials have logged this step, or until the process has ended."""
     while process.poll() is None:
         reached = 0
         for file in root.glob("*/metrics.jsonl"):
@@ -210,7 +211,7 @@ def wait_for_steps(root, step, trials, process):
 
 
 def trainings(root) -> list[int]:
-    """The ids of the processes that train into a folder or below it."""
+    """Returns the ids of the processes whose --workdir is `root` or is inside `root`."""
     found = []
     for folder in os.listdir("/proc"):
         try:
@@ -222,9 +223,9 @@ def trainings(root) -> list[int]:
     return found
 
 
-def test_ctrl_c_and_a_killed_training_do_not_change_the_result(script, straight, tmp_path):
+def test_a_killed_training_and_ctrl_c_do_not_change_the_results(script, uninterrupted, tmp_path):
     root = tmp_path / "root"
-    command = script.command("sweep", f"--config={straight / 'swept.py'}", f"--root={root}", "--parallel=2")
+    command = script.command("sweep", f"--config={uninterrupted / 'swept.py'}", f"--root={root}", "--parallel=2")
     with subprocess.Popen(command, env=script.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for_steps(root, 50, 2, process)
         os.kill(trainings(root)[0], signal.SIGKILL)
@@ -238,17 +239,17 @@ def test_ctrl_c_and_a_killed_training_do_not_change_the_result(script, straight,
     states = [json.loads(file.read_text())["state"] for file in root.glob("*/status.json")]
     assert set(states) <= {"incomplete", "done"}
     assert "incomplete" in states
-    result = run_sweep(script, straight / "swept.py", root, "--parallel=2")
+    result = run_sweep(script, uninterrupted / "swept.py", root, "--parallel=2")
     assert "to resume" in result.stdout
     assert "4 done of 4 trials." in result.stdout
-    for file in (straight / "root").glob("*/metrics.jsonl"):
+    for file in (uninterrupted / "root").glob("*/metrics.jsonl"):
         assert read_rows(root / file.parent.name) == read_rows(file.parent)
 
 
 @pytest.mark.slow
-def test_the_next_launcher_waits_for_the_trainings_of_a_killed_one(script, straight, tmp_path):
+def test_the_next_launcher_waits_for_trainings_of_a_killed_launcher(script, uninterrupted, tmp_path):
     root = tmp_path / "root"
-    arguments = [f"--config={straight / 'swept.py'}", f"--root={root}", "--only=optim.learning_rate=0.01", "--parallel=2"]
+    arguments = [f"--config={uninterrupted / 'swept.py'}", f"--root={root}", "--only=optim.learning_rate=0.01", "--parallel=2"]
     with subprocess.Popen(script.command("sweep", *arguments), env=script.env(), stdout=subprocess.DEVNULL) as process:
         wait_for_steps(root, 20, 2, process)
         process.kill()
@@ -257,50 +258,55 @@ def test_the_next_launcher_waits_for_the_trainings_of_a_killed_one(script, strai
     assert "in another process" in result.stdout
     assert "2 done of 2 trials." in result.stdout
     for file in root.glob("*/metrics.jsonl"):
-        assert read_rows(file.parent) == read_rows(straight / "root" / file.parent.name)
+        assert read_rows(file.parent) == read_rows(uninterrupted / "root" / file.parent.name)
         assert "resuming" not in (root / "logs" / f"{file.parent.name}.log").read_text()
 
 
-def test_failed_and_diverged_trials_are_named_and_the_others_continue(script, swept, tmp_path):
-    file = swept(
+def test_failed_and_diverged_trials_are_named_and_other_trials_continue(script, write_config, tmp_path):
+    file = write_config(
         'chain([{"optim.learning_rate": 1e-2}, {"optim.learning_rate": 1e30, "optim.name": "sgd", "optim.clip_norm": 0.0}])'
     )
     root = tmp_path / "root"
     result = run_sweep(script, file, root, status=1)
     assert "1 done, 1 diverged of 2 trials." in result.stdout
     assert "nats per character; 25 is the limit" in result.stdout
-    again = run_sweep(script, file, root, status=1)  # done and diverged trials are not touched
+    again = run_sweep(script, file, root, status=1)  # done and diverged trials must not run again
     assert "1 done, 1 diverged" in again.stdout
     assert "running" not in again.stdout
     name = "learning_rate=0.01"
-    Run(root / name).write_status("failed", 4, None, "the moon")
-    assert f"failed: {name}: the moon" in run_sweep(script, file, root, status=1).stdout
+    Run(root / name).write_status("failed", 4, None, "test error")
+    assert f"failed: {name}: test error" in run_sweep(script, file, root, status=1).stdout
     assert "1 done, 1 diverged" in run_sweep(script, file, root, "--retry_failed", status=1).stdout
 
 
-def test_a_trial_that_cannot_start_says_why(script, swept, tmp_path):
-    file = swept('product({"corpus.path": ["/no/such/text"]})')
+def test_the_reason_is_shown_if_a_trial_cannot_start(script, write_config, tmp_path):
+    file = write_config('product({"corpus.path": ["/no/such/text"]})')
     result = run_sweep(script, file, tmp_path / "root", status=1)
     assert "/no/such/text is not a file or folder" in result.stdout
     assert "1 failed of 1 trial." in result.stdout
 
 
 @pytest.mark.slow
-def test_a_changed_sweep_adds_trials_and_names_removed_ones(script, swept, tmp_path):
+def test_a_changed_sweep_adds_trials_and_names_removed_trials(script, write_config, tmp_path):
     root = tmp_path / "root"
-    run_sweep(script, swept('product({"model.hidden": [8, 12]})', steps=5), root)
-    result = run_sweep(script, swept('product({"model.hidden": [12, 16]})', steps=5), root)
+    run_sweep(script, write_config('product({"model.hidden": [8, 12]})', steps=5), root)
+    result = run_sweep(script, write_config('product({"model.hidden": [12, 16]})', steps=5), root)
     assert "1 done, 1 new" in result.stdout
     assert "no longer in the sweep, left unchanged: hidden=8" in result.stdout
     assert (root / "hidden=8" / "status.json").exists()
-    changed = swept('product({"model.hidden": [12, 16]})', steps=6)
+    changed = write_config('product({"model.hidden": [12, 16]})', steps=6)
     message = script.fails("sweep", f"--config={changed}", f"--root={root}")
     assert "train.steps (5 there, 6 here); choose another --root" in message
 
 
-def test_dry_run_prints_commands_and_writes_nothing(script, swept, tmp_path):
+def test_dry_run_prints_commands_and_writes_nothing(script, write_config, tmp_path):
     result = run_sweep(
-        script, swept(FOUR), tmp_path / "root", "--dry_run", "--only=model.hidden=12", "--only=optim.learning_rate<5e-3"
+        script,
+        write_config(FOUR_TRIALS),
+        tmp_path / "root",
+        "--dry_run",
+        "--only=model.hidden=12",
+        "--only=optim.learning_rate<5e-3",
     )
     assert "1 trial in" in result.stdout
     assert "--config.model.hidden=12 " in result.stdout
@@ -308,9 +314,9 @@ def test_dry_run_prints_commands_and_writes_nothing(script, swept, tmp_path):
     assert not (tmp_path / "root").exists()
 
 
-def test_a_command_of_dry_run_can_be_pasted_into_a_shell(script, swept, tmp_path):
+def test_commands_of_dry_run_can_be_pasted_into_a_shell(script, write_config, tmp_path):
     values = {"corpus.split": (0.8, 0.2), "sample.prompt": 'it\'s $HOME; `b`\n& "c"'}
-    result = run_sweep(script, swept(repr([values])), tmp_path / "a root", "--dry_run")
+    result = run_sweep(script, write_config(repr([values])), tmp_path / "a root", "--dry_run")
     _, marker, command = result.stdout.partition("\n           ")
     code = "import json, sys; print(json.dumps(sys.argv[1:]))"
     pasted = f'set -e; run() {{ {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"; }}; run {command}'
@@ -344,49 +350,55 @@ def test_a_command_of_dry_run_can_be_pasted_into_a_shell(script, swept, tmp_path
         ('[{"model.hidden": 3}]', ["--launcher=cloud"], "--launcher"),
     ],
 )
-def test_bad_input_starts_nothing(script, swept, tmp_path, expression, flags, message):
-    file = swept(expression)
+def test_wrong_input_is_refused_before_any_trial(script, write_config, tmp_path, expression, flags, message):
+    file = write_config(expression)
     assert message.format(file=file) in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'root'}", *flags)
     assert not (tmp_path / "root").exists()
 
 
 @pytest.mark.slow
-def test_editing_the_config_during_a_sweep_changes_no_trial(script, swept, tmp_path):
-    """A trial may wait for hours. It trains what was checked when the sweep was launched."""
-    file, root = swept('product({"model.hidden": [8, 12]})', steps=10), tmp_path / "root"
+def test_editing_the_config_during_a_sweep_changes_no_trial(script, write_config, tmp_path):
+    """Every trial uses the config that was checked when the sweep was launched."""
+    file, root = write_config('product({"model.hidden": [8, 12]})', steps=10), tmp_path / "root"
     with subprocess.Popen(
         script.command("sweep", f"--config={file}", f"--root={root}"), env=script.env(), stdout=subprocess.PIPE, text=True
     ) as process:
         while not (root / "hidden=8").exists() and process.poll() is None:
             time.sleep(0.01)
-        swept('product({"model.hidden": [8, 12]})', steps=15)
+        write_config('product({"model.hidden": [8, 12]})', steps=15)
         process.communicate()
     assert process.returncode == 0
     assert [run_module.Run(root / f"hidden={hidden}").config().train.steps for hidden in (8, 12)] == [10, 10]
 
 
-def test_a_launcher_that_fails_stops_its_trainings(tmp_path):
+def test_a_launcher_stops_its_trainings_if_an_exception_is_raised(tmp_path):
     code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print('up', flush=True); time.sleep(60)"
     trial = sweep.Trial("t", {}, None)
     root = sweep.Root(tmp_path)
     (tmp_path / "logs").mkdir()
 
-    def one_then_failure():
+    def one_trial_then_an_exception():
         yield trial
         while "up" not in root.log(trial).read_text().split("\n"):
             time.sleep(0.01)
-        raise RuntimeError("the moon")
+        raise RuntimeError("test error")
 
     slots = launch.divide_machine(2, launch.available_cores(), [])
-    with pytest.raises(RuntimeError, match="the moon"):
+    with pytest.raises(RuntimeError, match="test error"):
         launch.run_local(
-            root, one_then_failure(), lambda _: [sys.executable, "-c", code, f"--workdir={tmp_path}"], slots, launch.Display(2)
+            root,
+            one_trial_then_an_exception(),
+            lambda _: [sys.executable, "-c", code, f"--workdir={tmp_path}"],
+            slots,
+            launch.Display(2),
         )
     assert trainings(tmp_path) == []
 
 
-def test_without_slurm_the_launcher_says_so_in_one_sentence(script, swept, tmp_path):
-    command = script.command("sweep", f"--config={swept(FOUR)}", f"--root={tmp_path / 'root'}", "--launcher=slurm")
+def test_a_missing_slurm_is_reported_in_one_line(script, write_config, tmp_path):
+    command = script.command(
+        "sweep", f"--config={write_config(FOUR_TRIALS)}", f"--root={tmp_path / 'root'}", "--launcher=slurm"
+    )
     result = subprocess.run(command, env={**script.env(), "PATH": os.fspath(tmp_path)}, capture_output=True, text=True)
     assert result.returncode == 2
     assert "this machine has no sbatch" in result.stderr
@@ -402,8 +414,8 @@ def test_a_job_fails_if_its_training_fails(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_trial_is_named_and_the_others_continue(script, swept, tmp_path):
-    file, root = swept('product({"model.hidden": [8, 12]})', steps=5), tmp_path / "root"
+def test_a_damaged_trial_is_named_and_other_trials_continue(script, write_config, tmp_path):
+    file, root = write_config('product({"model.hidden": [8, 12]})', steps=5), tmp_path / "root"
     run_sweep(script, file, root)
     (root / "hidden=8" / "status.json").write_text("{")
     result = run_sweep(script, file, root, status=1)
@@ -412,21 +424,22 @@ def test_a_damaged_trial_is_named_and_the_others_continue(script, swept, tmp_pat
     assert "1 failed, 1 done of 2 trials." in result.stdout
 
 
-def test_folders_that_hold_something_else_are_refused(script, swept, tmp_path):
-    file = swept('[{"model.hidden": 8}]', steps=2)
+def test_wrong_root_folders_are_refused(script, write_config, tmp_path):
+    file = write_config('[{"model.hidden": 8}]', steps=2)
     run_sweep(script, file, tmp_path / "root")
     (tmp_path / "file").touch()
     assert "is a file" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'file'}")
     assert "not empty and not the folder of a sweep" in script.fails("sweep", f"--config={file}", f"--root={tmp_path}")
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "sweep.json.new").touch()  # left by a launcher killed while it first wrote sweep.json
+    # If a launcher is killed during its first write of sweep.json, an empty file can remain.
+    (tmp_path / "begun" / "sweep.json.new").touch()
     assert "hidden=8" in script("sweep", f"--config={file}", f"--root={tmp_path / 'begun'}", "--dry_run").stdout
     other = tmp_path / "other.py"
     other.write_text(pathlib.Path(file).read_text())
     message = script.fails("sweep", f"--config={other}", f"--root={tmp_path / 'root'}")
     assert "holds a sweep of swept.py, not of other.py" in message
-    without = f"--config={ROOT / 'configs' / 'quickstart.py'}"
-    assert "has no sweep()" in script.fails("sweep", without, f"--root={tmp_path / 'new'}")
+    config_without_sweep = f"--config={ROOT / 'configs' / 'quickstart.py'}"
+    assert "has no sweep()" in script.fails("sweep", config_without_sweep, f"--root={tmp_path / 'new'}")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sweep.json").write_text("{")
     assert "sweep.json is damaged" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'broken'}")
