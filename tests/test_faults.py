@@ -180,7 +180,7 @@ def without_seconds(progress: dict) -> dict:
 
 @contextlib.contextmanager
 def training(script, flags, workdir, step: int):
-    """Starts a training and waits until it reaches a step. Yields its process, whose standard error is a pipe."""
+    """Starts a training and yields the process when the run has reached a step. The standard error is a pipe."""
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(script.command("train", *flags), env=script.env(), **pipes) as process:
         wait_for_step(workdir, step)
@@ -197,7 +197,7 @@ def test_a_second_signal_ends_the_training_without_damage(script, stopped, tmp_p
         process.send_signal(signal.SIGCONT)
         assert process.stderr.readline() == "stopping at the next step; a second signal ends this at once.\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) in (-signal.SIGINT, 128 + signal.SIGTERM)  # SIGTERM may already have ended it
+        assert process.wait(timeout=10) in (-signal.SIGINT, 128 + signal.SIGTERM)  # SIGTERM may already have ended the process
     script("train", *flags)
     assert read_rows(tmp_path / "run") == read_rows(straight)
     assert_same(final_params(tmp_path / "run"), final_params(straight))
@@ -347,7 +347,7 @@ def test_progress_that_an_older_version_saved_can_be_read():
 
 @pytest.mark.slow
 def test_a_closed_pipe_does_not_end_a_training(script, stopped, tmp_path):
-    """The reader of the output ends first. Examples are `| head -1`, and `2>&1 | tee` after Ctrl-C."""
+    """The program that reads the output ends early, like `| head -1`, or like `2>&1 | tee` after Ctrl-C."""
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", *as_flags(overrides)]
     for name, number, status in (("read_to_the_end", None, 0), ("stopped", signal.SIGINT, 128 + signal.SIGINT)):
