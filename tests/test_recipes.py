@@ -1,6 +1,7 @@
-"""The recipes of the five published systems: small versions are trained, resumed, evaluated and sampled by the scripts.
+"""Tests the recipes of the five published systems.
 
-The numbers of parameters and steps of the full recipes are compared with published or hand-computed ones.
+The scripts train, resume, evaluate and sample a small version of each recipe. For the full recipes, the numbers of parameters
+and steps must equal numbers that are published or computed by hand.
 """
 
 import json
@@ -21,7 +22,7 @@ from charlm.training import setup, train
 
 SMALL = {"model.hidden": 12, "train.steps": 6, "train.log_every": 2, "train.eval_every": 4, "train.checkpoint_every": 3}
 SMALL |= {"sample.length": 8}
-# What each recipe changes to run on the made-up texts below.
+# Changes to each recipe for the small made-up texts below.
 CHANGES = {
     "shakespeare_mxnet": {"batch.size": 6},
     "anna_pytorch": {"batch.size": 4, "batch.length": 20, "sample.prompt": "a", "eval.lanes": 2, "eval.burn_in": 20},
@@ -42,7 +43,7 @@ def texts(tmp_path_factory):
 
 
 def flags_of(name, texts, **overrides):
-    """The flags with which the scripts run a small version of a recipe."""
+    """Returns the flags for a small version of a recipe."""
     file = texts / ("titles.csv" if name == "ag_news_keras" else "text")
     argument = f":{file}" if name == "ag_news_keras" else ""
     path = {} if argument else {"corpus.path": file}
@@ -59,7 +60,8 @@ def test_a_recipe_is_trained_resumed_evaluated_and_sampled(script, texts, tmp_pa
     assert "done at step 6" in script("train", *flags, f"--workdir={workdir}").stdout
     rows, params = read_rows(workdir), final_params(workdir)
     assert {row["split"] for row in rows} >= {"train", "train_mean"}
-    # Make it look as if the run had crashed after step 4. Resumed, it must write the same rows and parameters, bit for bit.
+    # Make the run look as if it had crashed after step 4.
+    # The resumed run must write the same rows and parameters, bit for bit.
     shutil.rmtree(workdir / "checkpoints" / "6")
     Run(workdir).write_status("incomplete", 4, None)
     assert train.train(loaded(flags), workdir) == 0
@@ -87,12 +89,12 @@ def test_a_recipe_is_trained_resumed_evaluated_and_sampled(script, texts, tmp_pa
 
 
 def loaded(flags):
-    """The config that a script makes from these flags."""
+    """Returns the config that a script makes from these flags."""
     overrides = dict(flag.removeprefix("--config.").split("=", 1) for flag in flags[1:])
     return load.load(flags[0].removeprefix("--config="), overrides)
 
 
-def test_sample_draws_a_grid_of_prompts_and_temperatures(script, texts, tmp_path):
+def test_sample_uses_each_prompt_with_each_temperature(script, texts, tmp_path):
     assert train.train(loaded(flags_of("ag_news_keras", texts)), tmp_path / "run") == 0
     prompts = ["--prompt=a", "--prompt=b", "--num=2", "--length=200"]
     grid = script("sample", f"--workdir={tmp_path / 'run'}", *prompts, "--temperature=0.3,0.8,1.3").stdout
@@ -102,10 +104,10 @@ def test_sample_draws_a_grid_of_prompts_and_temperatures(script, texts, tmp_path
     for part in grid.split("---\n")[1:]:
         assert "<pad>" not in part
         assert "<eos>" not in part
-    endings = {part[2:12] for part in grid.split("---\n")[1:]}  # the sampled texts differ
-    assert len(endings) > 6
+    excerpts = {part[2:12] for part in grid.split("---\n")[1:]}  # the sampled texts differ
+    assert len(excerpts) > 6
     texts_of = [part.split("\n---")[0].strip("\n") for part in grid.split("---\n")[1:]]
-    assert min(map(len, texts_of)) < 201  # at least one ended before 200 chars
+    assert min(map(len, texts_of)) < 201  # at least one text ends before 200 chars
     assert "--temperature=0.3,hot: must be numbers separated by commas." in script.fails(
         "sample", f"--workdir={tmp_path / 'run'}", "--temperature=0.3,hot"
     )
@@ -115,13 +117,13 @@ def test_sample_draws_a_grid_of_prompts_and_temperatures(script, texts, tmp_path
     ("name", "symbols", "count", "count_of_torch"),
     [
         ("shakespeare_mxnet", 66, 66 * 256 + 2 * (512 + 1) * 1024 + 257 * 66, None),
-        ("anna_pytorch", 83, 3_366_483 - 4096, 3_366_483),  # PyTorch has two biases per layer
+        ("anna_pytorch", 83, 3_366_483 - 4096, 3_366_483),  # only PyTorch has a second bias in each layer
         ("sonnets_keras", 48, 1_852_464, None),
         ("ag_news_keras", 84, 119_892, None),
         ("alice_axon", 29, (1 + 256 + 1) * 1024 + 257 * 29, None),
     ],
 )
-def test_the_number_of_parameters_is_the_published_or_hand_computed_one(name, symbols, count, count_of_torch):
+def test_recipes_have_the_expected_number_of_parameters(name, symbols, count, count_of_torch):
     import jax
 
     from charlm.models import stack
@@ -136,15 +138,16 @@ def test_the_number_of_parameters_is_the_published_or_hand_computed_one(name, sy
 @pytest.mark.parametrize(
     ("name", "file", "symbols", "steps"),
     [
-        # Shakespeare: 1,003,853 targets in chunks of 32, 32 chunks a batch. Anna: 1,786,700 chars, 12,800 a batch.
-        # Sonnets and Alice: windows, in batches of 64 and 128.
+        # Shakespeare has 1,003,853 targets. A batch has 32 chunks of 32 targets.
+        # Anna has 1,786,700 chars. A batch has 12,800 chars.
+        # Sonnets has batches of 64 windows. Alice has batches of 128 windows.
         ("shakespeare_mxnet", "tiny_shakespeare.txt", 66, 981),
         ("anna_pytorch", "anna.txt", 83, 139),
         ("sonnets_keras", "sonnets.txt", 48, 1477),
         ("alice_axon", "alice.txt", 29, 1071),
     ],
 )
-def test_the_numbers_of_symbols_and_steps_are_those_computed_by_hand(name, file, symbols, steps):
+def test_recipes_have_the_expected_numbers_of_symbols_and_steps(name, file, symbols, steps):
     source = SHARED_CORPORA / file
     if not source.exists():
         pytest.skip(f"{source} is not on this machine")
@@ -171,8 +174,8 @@ def test_describe_prints_the_parameters_and_draws_the_network(script, texts, tmp
     assert not list(tmp_path.glob("run*"))
 
 
-def test_the_picture_of_a_model_of_windows_has_one_prediction_and_may_be_an_svg(script, texts, tmp_path):
-    tool = tmp_path / "bin" / "dot"  # replaces Graphviz
+def test_the_graph_of_a_windows_model_has_one_prediction_and_can_be_an_svg(script, texts, tmp_path):
+    tool = tmp_path / "bin" / "dot"  # this script replaces Graphviz
     tool.parent.mkdir()
     tool.write_text('#!/bin/sh\ncp "$3" "${2#-o}"\n')
     tool.chmod(0o755)
@@ -193,7 +196,7 @@ def test_the_picture_of_a_model_of_windows_has_one_prediction_and_may_be_an_svg(
 
 
 @pytest.mark.slow
-def test_flags_left_out_of_sample_and_evaluate_come_from_the_config_of_the_run(script, texts, tmp_path):
+def test_sample_and_evaluate_take_missing_flags_from_the_config_of_the_run(script, texts, tmp_path):
     decoding = {
         "sample.prompt": "Ab",
         "sample.length": 30,
@@ -214,14 +217,14 @@ def test_flags_left_out_of_sample_and_evaluate_come_from_the_config_of_the_run(s
     assert train["protocol"]["split"] == "train"
 
 
-def test_documents_that_are_too_long_are_counted(script, texts, tmp_path):
+def test_long_documents_that_are_cut_are_counted(script, texts, tmp_path):
     describe = [*flags_of("ag_news_keras", texts), "--describe", f"--graph={tmp_path / 'net.dot'}"]
     printed = script("train", *describe).stdout
     titles = [line.split('"')[3] for line in (texts / "titles.csv").read_text().splitlines()]
     too_long = sum(len(title) > 24 for title in titles[:-1])
     assert too_long > 0
     assert f"1 empty skipped, {too_long} cut to batch.length=24" in printed
-    # Only the split that is read as documents has documents that are cut.
+    # Documents are cut only in a split that is read as documents.
     only_training = {"eval.framing": "stream"}
     only_evaluation = {"batch.framing": "stream", "eval.framing": "documents"}
     counts = []
