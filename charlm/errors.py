@@ -1,16 +1,19 @@
-"""The errors that end a program early, each with one sentence for the user."""
+"""Errors that end a program early. The message of each error is one sentence for the user."""
 
 
 class UserError(Exception):
-    """A mistake of the user. It names the key, flag or file, the value, and what would be right. Exit status 2."""
+    """A mistake of the user. Exit status 2.
+
+    The message names the key, flag or file, the wrong value, and a right value.
+    """
 
 
 class Failure(Exception):
-    """A failure that is no mistake of the user, such as a diverged run. Exit status 1."""
+    """A failure that is not a mistake of the user, such as a diverged run. Exit status 1."""
 
 
 class Broken(Failure):
-    """A failure after which the process must end at once.
+    """A failure after which the process must end at once, without the usual clean-up of Python.
 
-    At a normal exit, libraries would wait for what no longer exists, or print errors from their threads.
+    During the clean-up, libraries could wait forever for a process that has ended, or print errors from their threads.
     """

@@ -68,7 +68,10 @@ class Checkpoints:
         self._manager = _retry_listing(lambda: ocp.CheckpointManager(self._directory, options=options, item_names=items))
 
     def steps(self) -> list[int]:
-        """The steps that have a complete checkpoint, in ascending order. `reload` adds the changes of other processes."""
+        """The steps that have a complete checkpoint, in ascending order.
+
+        Call `reload` first if another process may have changed the folder.
+        """
         return sorted(self._manager.all_steps())
 
     def exists(self, step: int) -> bool:
