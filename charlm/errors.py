@@ -13,7 +13,7 @@ class Failure(Exception):
 
 
 class Broken(Failure):
-    """A failure after which the process must end at once, without the usual clean-up of Python.
+    """A failure after which the process must exit without Python's normal clean-up.
 
-    During the clean-up, libraries could wait forever for a process that has ended, or print errors from their threads.
+    In the clean-up, libraries would wait for resources that no longer exist, or their threads would print errors.
     """

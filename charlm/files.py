@@ -32,7 +32,7 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def sealed(fields: dict, indent: int | None = None) -> str:
-    """The fields as JSON, with a last field `seal`. The seal is a digest of the text before this field's value."""
+    """The fields as JSON, with a last field `seal`. The seal is a digest of the text before this field."""
     before, mark, after = json.dumps({**fields, "seal": ""}, indent=indent).rpartition(MARK)
     return before + mark + digest(before) + after
 

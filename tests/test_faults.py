@@ -194,7 +194,7 @@ def test_a_second_signal_ends_it_at_once_and_without_damage(script, stopped, tmp
         process.send_signal(signal.SIGSTOP)  # so that both signals are pending when it continues
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
-        assert process.stderr.readline() == "stopping at the next step; a second signal ends this at once.\n"
+        assert process.stderr.readline() == "stopping at the next step; a second signal ends the program at once.\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) in (-signal.SIGINT, 128 + signal.SIGTERM)  # it may have saved and ended already
     script("train", *flags)

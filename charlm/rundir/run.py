@@ -198,7 +198,8 @@ class Run:
         """Yields a function that adds a row to metrics.jsonl and logs the scalars of the row to TensorBoard.
 
         Args:
-          step: the step at which training begins or resumes. TensorBoard hides scalars that an earlier start logged after this step.
+          step: the step at which training begins or resumes. TensorBoard then hides the old scalars
+            of later steps.
         """
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto.event_pb2 import Event, SessionLog
