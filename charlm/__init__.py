@@ -29,7 +29,7 @@ def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str 
       workdir: the run directory.
       checkpoint: `best`, `latest` or a step. `best` has the lowest loss of the kind that `train.best` names. If `best` or
         `latest` can't be read, the next checkpoint is read instead, and a note is printed on stderr.
-      dtype: the type of the operands of matrix products, `float32` or `bfloat16`. By default, the training's type is used.
+      dtype: the type of the operands of matrix products, `float32` or `bfloat16`. The default is the type used in training.
 
     Raises:
       UserError: the directory holds no run, or the run has no such checkpoint.

@@ -26,7 +26,7 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
 
     Args:
       main: the function to run. Its argument is a dict of config overrides, such as {'model.hidden': '512'}.
-      help_keys: returns the text that `--helpkeys=FORMAT` prints, for a given FORMAT. Only programs with a config need this.
+      help_keys: maps FORMAT to the text that `--helpkeys=FORMAT` prints. Only programs with a config need this function.
       takes_arguments: whether `main` has a second argument, a list of the command-line arguments that are not flags.
     """
     overrides: dict[str, str] = {}
@@ -46,9 +46,11 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
                 sys.exit(0)
             rest = flags.FLAGS(plain)
             if len(rest) > 1 and not takes_arguments:
-                raise UserError(f"{rest[1]!r} is not a flag: flags begin with --. See --help.")
+                raise UserError(f"{rest[1]!r} is not a flag: flags begin with --; see --help.")
             if overrides and PREFIX.rstrip(".") not in flags.FLAGS:
-                raise UserError(f"--{PREFIX}{next(iter(overrides))}: this program takes no config. It uses the run's config.")
+                raise UserError(
+                    f"--{PREFIX}{next(iter(overrides))}: this program takes no config flags, because it uses the run's config."
+                )
             return rest
         except (flags.Error, UserError) as error:
             missing = re.match(r"flag (--\w+)=None", _one_line(error))

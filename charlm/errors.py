@@ -4,7 +4,7 @@
 class UserError(Exception):
     """A mistake of the user. Exit status 2.
 
-    The message names the key, flag or file, the wrong value, and a right value.
+    The message names the key, flag or file, the wrong value, and what would be right.
     """
 
 

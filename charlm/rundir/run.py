@@ -198,8 +198,8 @@ class Run:
         """Yields a function that adds a row to metrics.jsonl and logs the scalars of the row to TensorBoard.
 
         Args:
-          step: the step at which training begins or resumes. TensorBoard then hides the old scalars
-            of later steps.
+          step: the step at which training begins or resumes. TensorBoard hides scalars that an earlier start logged after
+            this step.
         """
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -386,7 +386,7 @@ def exists(workdir: str | os.PathLike, config: ConfigDict) -> bool:
     if "status.json" not in names:
         if {"config.json", "checkpoints"} <= names:
             raise UserError(f"{path / 'status.json'} is missing, but the directory holds a run: restore it from a copy.")
-        # A training that is killed early leaves `lock`, and perhaps more FIRST_FILES. charlm did not write any other file.
+        # A training that is killed early leaves `lock`, and perhaps more FIRST_FILES. Other files belong to the user.
         if names and ("lock" not in names or {name.removesuffix(".new") for name in names} - FIRST_FILES):
             raise UserError(f"--workdir={workdir} is not empty and not the directory of a run: choose another directory.")
         return False
