@@ -2,11 +2,11 @@
 
     import charlm
     model = charlm.load("runs/quickstart")
-    model.surprisal("ROMEO:")                 # also: logits, states, score, sample
-    charlm.runs("runs")                       # what compare.py sees, as dicts
-    charlm.train(config, "runs/first")        # as train.py does
+    model.surprisal("ROMEO:")                 # other methods: logits, states, score, sample
+    charlm.runs("runs")                       # the runs that compare.py reads, as dicts
+    charlm.train(config, "runs/first")        # trains like train.py
 
-Importing this package imports neither JAX nor NumPy; the first call does.
+Importing this package does not import JAX or NumPy. The first call of a function imports them.
 """
 
 import os
@@ -23,15 +23,16 @@ __all__ = ["Failure", "UserError", "load", "runs", "train"]
 
 
 def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str | None = None) -> "Model":
-    """The trained model of a run directory.
+    """Loads the trained model of a run directory.
 
     Args:
-      checkpoint: `best` (by the loss that `train.best` names), `latest`, or a step. If `best` or `latest` can't be read, the
-        next one is read instead, with a note on stderr.
-      dtype: of the operands of matrix products, `float32` or `bfloat16`; by default that of the training.
+      workdir: the run directory.
+      checkpoint: `best`, `latest` or a step. `best` has the lowest loss of the kind that `train.best` names. If `best` or
+        `latest` can't be read, the next checkpoint is read instead, and a note is printed on stderr.
+      dtype: the type of the operands of matrix products, `float32` or `bfloat16`. The default is the type used in training.
 
     Raises:
-      UserError: the directory holds no run, or no such checkpoint.
+      UserError: the directory holds no run, or the run has no such checkpoint.
       Failure: no checkpoint can be read.
     """
     from charlm.inference import model
@@ -40,24 +41,32 @@ def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str 
 
 
 def runs(*paths: str | os.PathLike) -> list[dict]:
-    """All runs below these folders, as compare.py sees them: one dict for each run, all with the same keys.
+    """Reads all runs below these folders, like compare.py, and returns one dict for each run.
 
-    `pandas.DataFrame(charlm.runs("runs"))` has a column for each key:
+    All dicts have the same keys. `pandas.DataFrame(charlm.runs("runs"))` has one column for each key:
 
-      name, path: of the run directory; the name is what tells it from the others.
+      name: the run's path, relative to the folder that contains all these runs.
+      path: the absolute path of the run directory.
       state: incomplete, running, done, diverged, failed, or unknown.
-      best, best_step, last: nats per character of the validation split, or of the mean training loss if there is no validation.
-      test: nats per character that evaluate.py measured on the test split. train: the latest mean training loss.
-      protocol, test_protocol, train_protocol: in words, how those were measured; only figures with the same words compare.
-      steps, seconds, chars_per_second: that were done, that it took, and the median speed.
-      parameters: of the model.
-      model.hidden, and every other config key under its dotted name.
-      rows: the rows of metrics.jsonl, a list of dicts. problems: what could not be read, a list of sentences.
+      best: the lowest loss on the validation split, in nats per character. Without validation, the lowest mean training loss.
+      best_step: the step of `best`.
+      last: the latest loss of the same kind as `best`, in nats per character.
+      test: the loss that evaluate.py measured on the test split, in nats per character.
+      train: the latest mean training loss, in nats per character.
+      protocol: how `best` and `last` were measured, in words. Losses with different protocols are not comparable.
+      test_protocol, train_protocol: how `test` and `train` were measured, in words.
+      steps: the number of steps trained.
+      seconds: the time spent on training and evaluating.
+      chars_per_second: the median training speed.
+      parameters: the number of parameters.
+      model.hidden and all other config keys: the value of the key.
+      rows: the rows of metrics.jsonl, as a list of dicts.
+      problems: descriptions of data that could not be read, as a list of sentences.
 
-    A figure that is not known is None.
+    An unknown value is None.
 
     Raises:
-      UserError: a path is no directory or holds no runs, or none of them can be read.
+      UserError: a path is not a directory or contains no runs, or no run can be read.
     """
     from charlm.compare import listing
 
@@ -65,21 +74,23 @@ def runs(*paths: str | os.PathLike) -> list[dict]:
 
 
 def train(config: "ConfigDict", workdir: str | os.PathLike) -> dict[str, Any]:
-    """Trains a config into a run directory, or resumes the run in it, with the checks, devices and cache of train.py.
+    """Trains a model in a run directory, or resumes the run in this directory. Uses the checks, devices and cache of train.py.
 
     `charlm.config.load.load("quickstart", {"model.hidden": 384})` makes a config from a recipe or a file. You can also change
-    `charlm.config.keys.defaults()`. The config is copied, so it can be changed again afterwards.
+    `charlm.config.keys.defaults()`. The config is copied, so you can change your config after the call.
 
-    Devices: on a CPU each core is a device of its own, which must be set up before JAX starts. Call this before other JAX code,
-    or a note says that fewer devices are used.
+    On a CPU, each core is a separate device. These devices must be set up before JAX starts. Therefore, call this function
+    before other JAX code. Otherwise, fewer devices are used and a note is printed.
 
     Returns:
-      the status of the run: `state` is "done"; `step` is the last step; `best` has step, nats and split of the best evaluation.
+      The status of the run. `state` is "done". `step` is the last step. `best` is a dict with the step, nats and split of the
+      best evaluation.
 
     Raises:
-      UserError: the config, the corpus or the directory is wrong; nothing has been written then.
-      Failure: the run diverged, or the directory can't be written any more.
-      KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM arrived. The state was saved, and the same call resumes.
+      UserError: the config, the corpus or the directory is wrong. Nothing was written.
+      Failure: the run diverged, or the directory can no longer be written.
+      KeyboardInterrupt: Ctrl-C was pressed. The state was saved, and the same call resumes the run.
+      SystemExit: SIGTERM arrived. The state was saved, and the same call resumes the run.
     """
     from charlm.training import start
 

@@ -1,4 +1,7 @@
-"""The command `charlm`: `charlm train --config=quickstart --workdir=runs/first`, or `python -m charlm train ...`."""
+"""The command `charlm`, which runs any program of the package.
+
+Example: `charlm train --config=quickstart --workdir=runs/first`. `python -m charlm train ...` does the same.
+"""
 
 import difflib
 import importlib
@@ -9,14 +12,14 @@ USAGE = f"usage: charlm PROGRAM [flags]\nprograms: {', '.join(PROGRAMS)}\ncharlm
 
 
 def main() -> None:
-    """Runs the program that the first argument names. The other arguments are its flags."""
+    """Runs the program that the first argument names. The program gets the remaining arguments."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h"):
         print(USAGE)
         sys.exit(0)
     if name not in PROGRAMS:
         nearest = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0.0)[0]
-        print(f"error: charlm has no program {name!r}: the nearest is {nearest!r}.", file=sys.stderr)
+        print(f"error: charlm has no program {name!r}: the nearest name is {nearest!r}.", file=sys.stderr)
         sys.exit(2)
     del sys.argv[1]
     importlib.import_module(f"charlm.programs.{name}").run()

@@ -1,4 +1,4 @@
-"""What all programs share: reading the command line, and ending with one sentence and the right exit status."""
+"""Runs a program of charlm: parses the command line, prints an error as one sentence, and sets the exit status."""
 
 import contextlib
 import io
@@ -22,17 +22,16 @@ ADVICE_ON_MEMORY = "use a smaller model, batch (rows, length), eval.rows or eval
 def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None = None, takes_arguments: bool = False) -> None:
     """Parses the command line and runs a program's main, then exits.
 
-    `main` receives the overrides as a dict such as {'model.hidden': '512'}. With `takes_arguments` it also receives a list of
-    the arguments that are not flags.
-
-    Exit status: 0 done, 1 failed, 2 a mistake of the user, 128 + n stopped by signal n.
+    The exit status is 0 after success, 1 after a failure, 2 after a mistake of the user, and 128 + n after signal n.
 
     Args:
-      help_keys: for programs that take a config: format → the list of config keys that `--helpkeys=FORMAT` prints.
+      main: the function to run. Its argument is a dict of config overrides, such as {'model.hidden': '512'}.
+      help_keys: maps FORMAT to the text that `--helpkeys=FORMAT` prints. Only programs with a config need this function.
+      takes_arguments: whether `main` has a second argument, a list of the command-line arguments that are not flags.
     """
     overrides: dict[str, str] = {}
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal can't encode are escaped
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal can't encode
             stream.reconfigure(errors="backslashreplace")
 
     def parse(argv: list[str]) -> list[str]:
@@ -41,21 +40,23 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
             if {"--help", "-help", "-h", "--h"} & set(plain[1:]):
                 _print(_help_of(main.__module__, with_keys=help_keys is not None))
                 sys.exit(0)
-            asked = [argument.partition("=")[2] for argument in plain[1:] if argument.partition("=")[0] == HELP_KEYS]
-            if asked and help_keys:
-                _print(help_keys(asked[0]))
+            formats = [argument.partition("=")[2] for argument in plain[1:] if argument.partition("=")[0] == HELP_KEYS]
+            if formats and help_keys:
+                _print(help_keys(formats[0]))
                 sys.exit(0)
             rest = flags.FLAGS(plain)
             if len(rest) > 1 and not takes_arguments:
                 raise UserError(f"{rest[1]!r} is not a flag: flags begin with --; see --help.")
             if overrides and PREFIX.rstrip(".") not in flags.FLAGS:
-                raise UserError(f"--{PREFIX}{next(iter(overrides))}: this program takes no config; it uses that of the run.")
+                raise UserError(
+                    f"--{PREFIX}{next(iter(overrides))}: this program takes no config flags, because it uses the run's config."
+                )
             return rest
         except (flags.Error, UserError) as error:
             missing = re.match(r"flag (--\w+)=None", _one_line(error))
             _end(f"{missing[1]} is not given: see --help." if missing else _one_line(error), 2)
 
-    def guarded(argv: list[str]) -> None:
+    def run_main(argv: list[str]) -> None:
         arguments = (argv[1:],) if takes_arguments else ()
         try:
             sys.exit(main(overrides, *arguments))
@@ -76,13 +77,13 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
         except (MemoryError, RuntimeError) as error:  # jaxlib raises a RuntimeError when memory runs out
             if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
                 raise
-            asked = re.search(r"allocat\w+ [\d.]+ ?\w+", str(error))
-            _end(f"not enough memory{f' ({asked[0]})' if asked else ''}: {ADVICE_ON_MEMORY}", 1)
+            allocation = re.search(r"allocat\w+ [\d.]+ ?\w+", str(error))
+            _end(f"not enough memory{f' ({allocation[0]})' if allocation else ''}: {ADVICE_ON_MEMORY}", 1)
         except KeyboardInterrupt:
             _end("stopped.", 128 + signal.SIGINT)
 
-    logging.set_verbosity(logging.WARNING)  # what libraries log about their set-up is of no use to the user
-    app.run(guarded, flags_parser=parse)
+    logging.set_verbosity(logging.WARNING)  # hide messages of libraries about their set-up
+    app.run(run_main, flags_parser=parse)
 
 
 def _take_overrides(argv: list[str], overrides: dict[str, str]) -> list[str]:
@@ -108,7 +109,7 @@ def _help_of(module: str, with_keys: bool) -> str:
 
 
 def _print(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # as in `charlm train --help | head`
+    with contextlib.suppress(BrokenPipeError):  # for example `charlm train --help | head`
         print(text, flush=True)
 
 

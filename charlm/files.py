@@ -1,6 +1,6 @@
-"""Files that are written whole or not at all, and JSON texts with a seal.
+"""Writes files atomically, and adds seals to JSON texts.
 
-A seal is a digest inside the text. It reveals a flipped bit anywhere in the text.
+A seal is a digest inside the text. A seal reveals any flipped bit in the text.
 """
 
 import hashlib
@@ -12,10 +12,12 @@ MARK = '"seal": "'
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file, or replaces it: a temporary file beside it is written, synced to disk and renamed.
+    """Creates or replaces a file atomically.
+
+    Writes a temporary file in the same folder, syncs the temporary file to disk, and renames the temporary file to `path`.
 
     Raises:
-      OSError: it can't be written; an old file stays as it is.
+      OSError: the file can't be written. An old file at `path` is unchanged.
     """
     temporary = path.parent / f"{path.name}.new"
     try:
@@ -30,16 +32,16 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def sealed(fields: dict, indent: int | None = None) -> str:
-    """The fields as JSON, with one more field at the end: `seal`, a digest of the text before it."""
+    """The fields as JSON, with a last field `seal`. The seal is a digest of the text before this field."""
     before, mark, after = json.dumps({**fields, "seal": ""}, indent=indent).rpartition(MARK)
     return before + mark + digest(before) + after
 
 
 def opened(text: str) -> object:
-    """The value of a JSON text, without its seal. Texts of older versions have no seal.
+    """The value of a JSON text, without the seal. A text without a seal is accepted, because older versions wrote no seals.
 
     Raises:
-      ValueError: the text is not JSON, or does not match its seal.
+      ValueError: the text is not JSON, or the seal does not match the text.
     """
     fields = json.loads(text)
     if isinstance(fields, dict) and "seal" in fields and fields.pop("seal") != digest(text.rpartition(MARK)[0]):
@@ -48,5 +50,5 @@ def opened(text: str) -> object:
 
 
 def digest(text: str) -> str:
-    """A short digest of a text, which may hold unpaired surrogates."""
+    """A short digest of a text. The text may contain unpaired surrogates."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

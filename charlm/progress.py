@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar on a terminal, otherwise one plain line for each row of metrics."""
+"""Prints the progress of a program. A terminal shows a bar. Other outputs get plain lines."""
 
 import contextlib
 import os
@@ -13,14 +13,17 @@ from charlm import measures
 
 
 class Reporter:
-    """Shows the progress of a training. A context manager: the bar disappears before anything else is printed."""
+    """Shows the progress of a training: a bar on a terminal, and one line for each printed row of metrics.
+
+    Use the reporter as a context manager. At exit, the bar is removed from the terminal.
+    """
 
     def __init__(self, total_steps: int, first_step: int):
         self._total = total_steps
         self._bar = None
         console = Console()
         if console.is_terminal:
-            columns = (BarColumn(bar_width=6), TextColumn("{task.fields[text]}"))  # fits 80 characters
+            columns = (BarColumn(bar_width=6), TextColumn("{task.fields[text]}"))  # at most 80 characters wide
             self._bar = Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task("training", total=total_steps, completed=first_step, text="compiling …")
 
@@ -34,14 +37,14 @@ class Reporter:
             self._bar.stop()
 
     def step(self, step: int, nats: float, chars_per_second: float, seconds_left: float) -> None:
-        """Moves the bar, if there is one."""
+        """Updates the bar, if a bar is shown."""
         if self._bar:
             figures = f"{nats:.4f} nats, perplexity {measures.perplexity(nats):.2f}"
             text = f"{step}/{self._total}  {figures}  {chars_per_second:,.0f} chars/s  {duration(seconds_left)} left"
             self._bar.update(self._task, completed=step, text=text)
 
     def row(self, row: dict, seconds_left: float = 0.0, note: str = "") -> None:
-        """Prints a row of metrics. With a bar, which shows the training loss, it prints only rows of evaluations."""
+        """Prints a row of metrics. If a bar is shown, skips training rows, because the bar shows the training loss."""
         step = f"step {row['step']:>{len(str(self._total))}}/{self._total}"
         nats = f"{row['split']} {row['nats']:.4f} nats"
         if row["split"] != "train":
@@ -53,7 +56,7 @@ class Reporter:
             )
 
     def say(self, line: str) -> None:
-        """Prints a line, above the bar if there is one."""
+        """Prints a line. If a bar is shown, the line is above the bar."""
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -62,10 +65,13 @@ class Reporter:
 
 @contextlib.contextmanager
 def megabytes(what: str, size: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with each number of bytes read. Shows a bar on a terminal, otherwise one line, on stderr.
+    """Shows on stderr how much of the input has been read. A terminal shows a bar. Other outputs get one line at the start.
+
+    Yields a function. Call the function after each read, with the number of bytes of this read.
 
     Args:
-      what: the work, for the bar or line. size: all bytes, as far as known.
+      what: description of the work.
+      size: expected total number of bytes.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -78,7 +84,7 @@ def megabytes(what: str, size: int) -> Iterator[Callable[[int], None]]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 3 min 05 s, 2 h 07 min."""
+    """Formats seconds like `42 s`, `3 min 05 s` or `2 h 07 min`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -88,17 +94,17 @@ def duration(seconds: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 step`, `2,000 steps`."""
+    """Formats a number with a noun, like `1 step` or `2,000 steps`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def tell(line: str) -> None:
-    """Prints a line on stdout. If nobody reads it any more, or its disk is full, the training goes on silently."""
+    """Prints a line on stdout. If stdout can't be written, the program continues and prints nothing more on stdout."""
     _put(line, sys.stdout)
 
 
 def warn(message: str) -> None:
-    """Prints a note on stderr: something went wrong, and was handled."""
+    """Prints a note on stderr about a problem after which the program can continue."""
     _put(f"note: {message}", sys.stderr)
 
 
@@ -107,11 +113,15 @@ def _put(line: str, stream: TextIO) -> None:
         print(line, file=stream, flush=True)
     except OSError:
         with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else the rest of the buffer would fail next
+            # Without this, Python would try to write the rest of the buffer again and fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def stopping() -> None:
-    """Answers a signal. Safe in a signal handler, where `print` and the bar are not: the handler may interrupt them."""
+    """Tells the user that the program will stop because of a signal.
+
+    A signal handler can call this function. A handler must not use `print` or the bar, because the handler may interrupt them.
+    """
     show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # the bar hides the cursor
-    with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe too
-        os.write(2, show_cursor + b"stopping at the next step; a second signal ends this at once.\n")
+    with contextlib.suppress(OSError):  # if stderr is a pipe, Ctrl-C may have ended the process that reads the pipe
+        os.write(2, show_cursor + b"stopping at the next step; a second signal ends the program at once.\n")

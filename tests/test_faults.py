@@ -195,7 +195,7 @@ def test_a_second_signal_ends_the_training_without_damage(script, stopped, tmp_p
         process.send_signal(signal.SIGSTOP)  # SIGTERM is then pending when the process continues
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
-        assert process.stderr.readline() == "stopping at the next step; a second signal ends this at once.\n"
+        assert process.stderr.readline() == "stopping at the next step; a second signal ends the program at once.\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) in (-signal.SIGINT, 128 + signal.SIGTERM)  # SIGTERM may already have ended the process
     script("train", *flags)

@@ -1,4 +1,4 @@
-"""The run directory: all files that a training leaves, and every call of Orbax.
+"""The run directory. This package reads and writes the files of a run, and makes all calls to Orbax.
 
-This wing knows nothing of training: it stores what it is given.
+It does not depend on the training code.
 """

@@ -1,8 +1,10 @@
-"""Saves, lists, reads and deletes the checkpoints of a run. Every Orbax call of the project is here.
+"""Saves, lists, reads and deletes the checkpoints of a run. Only this module calls Orbax.
 
-A checkpoint holds `params`, `rest` (optimiser state and carry, which only training needs) and `progress`, a dict of JSON
-values. Evaluate and sample restore `params` alone. Digests of the arrays are saved with the progress, because TensorStore does
-not notice every flipped bit.
+A checkpoint has three items. `params` holds the parameters. `rest` holds the optimiser state and the carry, which only training
+needs. `progress` is a dict of JSON values.
+
+Evaluate and sample do not restore `rest`. The digests of the arrays are saved in `progress`, because TensorStore does not
+detect every flipped bit.
 """
 
 import contextlib
@@ -23,27 +25,28 @@ import orbax.checkpoint as ocp
 from charlm import files
 from charlm.errors import Failure
 
-for name in ("absl", "asyncio", "orbax"):  # they log every save, and damaged files, which charlm reports itself
+# These libraries log every save and every damaged file. charlm reports damaged files itself.
+for name in ("absl", "asyncio", "orbax"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax ignores folders with this ending
 DROPPED, REPLACED = f".dropped{TEMPORARY}", f".replaced{TEMPORARY}"
 LISTING_ATTEMPTS = 100
-DIGESTS = "digests"  # key in the saved progress: digests of the progress itself, of params and of rest
+DIGESTS = "digests"  # key in the saved progress, for the digests of the progress, params and rest
 
 
 class Checkpoints:
     """The checkpoints of one run directory.
 
-    Step and folder have the same name: checkpoint 40 is in the folder `40`.
+    Each checkpoint is in a folder named after its step. For example, the folder `40` holds the checkpoint of step 40.
     """
 
     def __init__(self, directory: pathlib.Path, read_only: bool = False):
-        """Opens the folder of checkpoints; makes it unless it is opened read-only.
+        """Opens the checkpoint folder. Creates a missing folder, unless `read_only` is true.
 
         Raises:
-          Failure: the folder is opened read-only and does not exist.
+          Failure: `read_only` is true and the folder does not exist.
         """
         if not isinstance(sys.unraisablehook, _LeftoverErrorFilter):
             sys.unraisablehook = _LeftoverErrorFilter(sys.unraisablehook)
@@ -52,7 +55,7 @@ class Checkpoints:
         if read_only and not self._directory.is_dir():
             raise Failure(f"{directory} does not exist: this run has no checkpoint yet.")
         processes = ocp.options.MultiprocessingOptions()
-        if jax.process_count() > 1:  # only this process of the training uses checkpoints, so Orbax must not wait for the others
+        if jax.process_count() > 1:  # only this process uses checkpoints, so Orbax must not wait for other processes
             index = jax.process_index()
             processes = ocp.options.MultiprocessingOptions(
                 primary_host=index, active_processes={index}, barrier_sync_key_prefix=str(index)
@@ -65,34 +68,37 @@ class Checkpoints:
         self._manager = _retry_listing(lambda: ocp.CheckpointManager(self._directory, options=options, item_names=items))
 
     def steps(self) -> list[int]:
-        """The steps that have a complete checkpoint, in ascending order; `reload` notices what other processes changed."""
+        """The steps that have a complete checkpoint, in ascending order.
+
+        Call `reload` first if another process may have changed the folder.
+        """
         return sorted(self._manager.all_steps())
 
     def exists(self, step: int) -> bool:
-        """Whether the folder of a step exists now."""
+        """Whether the folder of a step exists. Checks the disk at each call."""
         return (self._directory / str(step)).is_dir()
 
     def reload(self) -> None:
-        """Lists the folder again, because another process may have changed it."""
+        """Lists the checkpoints on disk again, because another process may have added or deleted checkpoints."""
         _retry_listing(self._manager.reload)
 
     def save(self, step: int, params: Any, rest: Any, progress: dict[str, Any]) -> None:
-        """Starts to save a checkpoint. The arrays are copied before this returns; files are written in the background.
+        """Starts to save a checkpoint. Copies the arrays, then returns. The files are written in the background.
 
-        Replaces a checkpoint of the same step. One exists if training was stopped during the evaluation at this step.
+        Replaces an existing checkpoint of the same step. Such a checkpoint exists if training stopped during the evaluation at
+        this step.
 
         Args:
-          step: names the checkpoint.
+          step: the step of the checkpoint.
           params: tree of arrays.
           rest: tree of arrays.
           progress: JSON values.
 
         Raises:
-          OSError: this checkpoint or the previous one can't be written. `keep_only` and `wait` raise it too.
+          OSError: this checkpoint or the previous checkpoint can't be written. `wait` raises this error too.
         """
-        copies = jax.tree.map(
-            lambda leaf: leaf.copy(), (params, rest)
-        )  # the next training step reuses the memory of the originals
+        # The next training step reuses the memory of these arrays.
+        copies = jax.tree.map(lambda leaf: leaf.copy(), (params, rest))
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(copies[0]),
             rest=ocp.args.StandardSave(copies[1]),
@@ -106,10 +112,14 @@ class Checkpoints:
             self._manager.save(step, args=items)
 
     def keep_only(self, steps: set[int]) -> None:
-        """Deletes the complete checkpoints of all other steps."""
+        """Deletes all complete checkpoints whose step is not in `steps`.
+
+        Raises:
+          OSError: a checkpoint can't be deleted.
+        """
         surplus = set(self.steps()) - steps
         for step in surplus:
-            # Renamed first. Otherwise a reader, or the next start if we are killed now, could find a half-deleted checkpoint.
+            # The folder is renamed first, so that no process finds a partly deleted checkpoint, even after a kill.
             dropped = self._directory / f"{step}{DROPPED}"
             (self._directory / str(step)).rename(dropped)
             shutil.rmtree(dropped)
@@ -125,15 +135,15 @@ class Checkpoints:
         self._manager.reload()
 
     def restore_params(self, step: int, abstract_params: Any) -> Any:
-        """Reads the parameters of a checkpoint and places them on this process's first device.
+        """Reads the parameters of a checkpoint and places the arrays on this process's first device.
 
         Args:
-          step: of the checkpoint.
+          step: the step of the checkpoint.
           abstract_params: tree of jax.ShapeDtypeStruct.
 
         Raises:
           Failure: the checkpoint is missing or damaged.
-          OSError: it can't be read for another reason, such as permissions or too little memory.
+          OSError: the checkpoint can't be read for another reason, such as permissions or too little memory.
         """
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(_on_first_device(abstract_params)), progress=ocp.args.JsonRestore()
@@ -143,7 +153,13 @@ class Checkpoints:
         return restored.params
 
     def restore(self, step: int, abstract_params: Any, abstract_rest: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Reads (params, rest, progress) as saved; arguments, placement and errors as in `restore_params`."""
+        """Reads a whole checkpoint and returns (params, rest, progress). Places arrays and raises errors like `restore_params`.
+
+        Args:
+          step: the step of the checkpoint.
+          abstract_params: tree of jax.ShapeDtypeStruct.
+          abstract_rest: tree of jax.ShapeDtypeStruct.
+        """
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(_on_first_device(abstract_params)),
             rest=ocp.args.StandardRestore(_on_first_device(abstract_rest)),
@@ -154,12 +170,16 @@ class Checkpoints:
         return restored.params, restored.rest, progress
 
     def progress(self, step: int) -> dict[str, Any]:
-        """Reads the progress of a checkpoint; errors as in `restore_params`."""
+        """Reads the progress of a checkpoint. Raises the same errors as `restore_params`."""
         restored = self._restore_items(step, ocp.args.Composite(progress=ocp.args.JsonRestore()))
         return self._verified_progress(step, restored.progress)
 
     def wait(self) -> None:
-        """Blocks until the checkpoint that `save` started is on disk."""
+        """Waits until the checkpoint that `save` started is on disk.
+
+        Raises:
+          OSError: the checkpoint can't be written.
+        """
         with _as_os_error():
             self._manager.wait_until_finished()
         if self._replaced is not None:
@@ -167,12 +187,15 @@ class Checkpoints:
             self._replaced = None
 
     def close(self) -> None:
-        """Releases the threads of Orbax."""
-        with contextlib.suppress(Exception):  # `wait` has already raised what could not be written
+        """Ends the threads of Orbax."""
+        with contextlib.suppress(Exception):  # `wait` has already raised any write error
             self._manager.close()
 
     def _clean_up(self) -> None:
-        """Cleans up after a killed process: restores a replaced checkpoint if the new one is missing, deletes partial ones."""
+        """Cleans up after a killed process.
+
+        Restores a replaced checkpoint if the new checkpoint is missing. Deletes partly written checkpoints.
+        """
         for path in self._directory.glob(f"*{REPLACED}"):
             step = self._directory / path.name.removesuffix(REPLACED)
             if not step.exists():
@@ -181,13 +204,13 @@ class Checkpoints:
             shutil.rmtree(path)
 
     def _verified_progress(self, step: int, saved: dict[str, Any], **trees: Any) -> dict[str, Any]:
-        """The progress without its digests. Raises a Failure if the progress or a tree does not match its digest."""
+        """Returns the progress without its digests. Raises a Failure if the progress or a tree does not match its digest."""
         progress = {key: value for key, value in saved.items() if key != DIGESTS}
         if DIGESTS not in saved:
             raise Failure(f"checkpoint {self._directory / str(step)} can't be read (an older version of charlm saved it)")
         actual, recorded = _digests(progress, trees), saved[DIGESTS]
         if actual != {name: recorded.get(name) for name in actual}:
-            raise Failure(f"checkpoint {self._directory / str(step)} can't be read (its contents are not what was saved)")
+            raise Failure(f"checkpoint {self._directory / str(step)} can't be read (its contents do not match its digests)")
         return progress
 
     def _restore_items(self, step: int, items: ocp.args.Composite) -> Any:
@@ -206,9 +229,9 @@ class Checkpoints:
 
 
 def _retry_listing(list_steps: Callable[[], T]) -> T:
-    """Calls `list_steps` again if it raises FileNotFoundError.
+    """Calls `list_steps` again if `list_steps` raises FileNotFoundError.
 
-    Orbax lists the steps and then opens each. A training in another process may delete one in between.
+    Orbax first lists the checkpoints, then opens each checkpoint. Meanwhile, another process may delete a listed checkpoint.
     """
     for _ in range(LISTING_ATTEMPTS):
         with contextlib.suppress(FileNotFoundError):
@@ -218,7 +241,7 @@ def _retry_listing(list_steps: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Turns any error into an OSError with its reason. Orbax and TensorStore raise many kinds of errors if they can't write."""
+    """Raises an OSError in place of any other error. If a write fails, Orbax and TensorStore raise many kinds of errors."""
     try:
         yield
     except OSError:
@@ -230,10 +253,10 @@ def _as_os_error() -> Iterator[None]:
 
 
 class _LeftoverErrorFilter:
-    """A sys.unraisablehook that keeps Python from printing tracebacks of errors after the first.
+    """A sys.unraisablehook that hides the tracebacks of all Orbax errors after the first error.
 
-    Orbax reads and writes arrays concurrently. If several fail, only the first error is raised. Python would print the others
-    later: when it collects the abandoned coroutines, or when a write reports to an event loop that is already closed.
+    Orbax reads and writes arrays concurrently. If several arrays fail, Orbax raises only the first error. Python would print
+    the later errors when it deletes the unfinished coroutines, or when a write uses an event loop that is already closed.
     """
 
     def __init__(self, previous_hook: Callable[[Any], Any]):
@@ -251,7 +274,7 @@ def _digests(progress: dict[str, Any], trees: dict[str, Any]) -> dict[str, str]:
 
 
 def _digest(tree: Any) -> str:
-    """SHA-256 of all arrays of a tree, with their names, types and shapes."""
+    """SHA-256 of the names, types, shapes and values of all arrays in a tree."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
@@ -261,6 +284,6 @@ def _digest(tree: Any) -> str:
 
 
 def _on_first_device(abstract: Any) -> Any:
-    """The shapes and types of a tree, with this process's first device as the place to restore to."""
+    """Adds a sharding to each leaf of a tree, so that Orbax restores the arrays to this process's first device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)

@@ -1,10 +1,10 @@
-"""The run directory: all files that a training leaves. Evaluate, sample and compare read nothing else.
+"""Reads and writes the files of a run directory. Evaluate, sample and compare find all data of a run in these files.
 
-config.json        every key of the config           samples/STEP.txt   text written at each evaluation
-vocab.json         symbols in the order of ids       checkpoints/STEP   the best and the two latest
-corpus.json        where the text came from          unreadable/        checkpoints that could not be read
-environment.json   one entry for each start          tensorboard/       the same scalars and the config
-status.json        state, step, best                 lock               held while a process trains here
+config.json        every key of the config           samples/STEP.txt   text sampled at each evaluation
+vocab.json         symbols in the order of ids       checkpoints/STEP   the best and the two latest checkpoints
+corpus.json        the source of the text            unreadable/        checkpoints that could not be read
+environment.json   one entry for each start          tensorboard/       scalars of the metrics, and the config
+status.json        state, step, best                 lock               locked while a process trains this run
 metrics.jsonl      one row for each log interval and each evaluation
 evaluations.jsonl  results of the program evaluate
 """
@@ -35,7 +35,7 @@ from charlm.progress import warn
 
 SCALARS = {"nats", "bits", "perplexity", "learning_rate", "grad_norm", "chars_per_second"}  # shown in TensorBoard
 STATES = ("incomplete", "done", "diverged", "failed")
-FIRST_FILES = {"lock", "vocab.json", "corpus.json", "config.json", "status.json"}  # written before a run exists
+FIRST_FILES = {"lock", "vocab.json", "corpus.json", "config.json", "status.json"}  # files that a new run writes first
 PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -44,10 +44,10 @@ class Run:
 
     Attributes:
       workdir: the run directory.
-      checkpoints: folder of the checkpoints.
-      tensorboard: folder of TensorBoard's event files.
+      checkpoints: the folder of the checkpoints.
+      tensorboard: the folder of TensorBoard's event files.
 
-    Methods that read a file raise a UserError if it does not exist, can't be read or is damaged.
+    A method that reads a file raises a UserError if the file is missing, unreadable or damaged.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -57,7 +57,7 @@ class Run:
         self._metrics = self.workdir / "metrics.jsonl"
 
     def config(self) -> ConfigDict:
-        """The checked config."""
+        """The config of the run, after validation."""
         fields = self._json("config.json")
         try:
             return load.from_dict(fields)
@@ -65,25 +65,25 @@ class Run:
             raise UserError(f"{self.workdir / 'config.json'}: {error}") from error
 
     def config_fields(self) -> dict[str, object]:
-        """Dotted key → value as written, unchecked, so that runs of other versions of charlm can be compared too."""
+        """Dotted key → value in config.json. The values are not validated, so runs of other versions can be compared too."""
         return keys.before_keys_existed() | load.flatten(self._json("config.json"))
 
     def vocab(self) -> Vocab:
-        """The vocabulary."""
+        """The vocabulary of the run."""
         try:
             return Vocab.from_dict(self._json("vocab.json"))
         except ValueError as error:
             raise UserError(f"{self.workdir / 'vocab.json'} is damaged ({error}): restore it from a copy.") from error
 
     def corpus(self) -> dict[str, Any]:
-        """The provenance of the corpus: sha256, splits (name → characters) and more."""
+        """The provenance of the corpus. The dict includes `sha256` and `splits` (name → number of characters)."""
         corpus = self._json("corpus.json")
         if not isinstance(corpus.get("splits"), dict) or not isinstance(corpus.get("sha256"), str):
             raise UserError(f"{self.workdir / 'corpus.json'} is damaged (it has no splits and sha256): restore it from a copy.")
         return corpus
 
     def status(self) -> dict[str, Any]:
-        """state (one of STATES), step, best ({"step", "nats", "split"} or None), message, and rows of metrics so far."""
+        """The contents of status.json: `state`, `step`, `best`, `message` and `rows`. `write_status` explains these keys."""
         status = self._json("status.json")
         if status.get("state") not in STATES:
             raise UserError(
@@ -95,11 +95,11 @@ class Run:
         """Replaces status.json.
 
         Args:
-          state: one of STATES.
-          step: steps trained.
-          best: {"step", "nats", "split"} of the best evaluation.
+          state: a string of STATES.
+          step: the number of steps trained.
+          best: the best evaluation, as {"step", "nats", "split"}, or None.
           message: why the run diverged or failed.
-          rows: number of rows of metrics written so far.
+          rows: the number of rows in metrics.jsonl.
         """
         self._write("status.json", {"state": state, "step": step, "best": best, "message": message, "rows": rows})
 
@@ -108,12 +108,12 @@ class Run:
         self._write(f"samples/{step:08d}.txt", text)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Adds a row to the metrics. Values that are not finite become null."""
+        """Adds a row to metrics.jsonl. Infinity and NaN become null."""
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(sealed(measures.finite(row)) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of the metrics. A damaged last line is skipped, since a crash may leave one.
+        """The rows of metrics.jsonl. A damaged last line is skipped, because a crash can damage the last line.
 
         Raises:
           UserError: a line before the last is damaged.
@@ -137,14 +137,14 @@ class Run:
         return rows
 
     def rewind(self, step: int, evaluated: bool) -> tuple[int, int]:
-        """Removes the rows logged after a step, and a damaged last line.
+        """Removes the rows after a step from metrics.jsonl. Also removes a damaged last line.
 
         Args:
-          step: at which training resumes.
-          evaluated: whether the evaluation of this step was finished; its rows are then kept.
+          step: the step at which training resumes.
+          evaluated: whether the evaluation at this step was finished. If true, the rows of this evaluation are kept.
 
         Returns:
-          The numbers of lines kept and removed.
+          The number of lines kept and the number of lines removed.
         """
         if not self._metrics.exists():
             return 0, 0
@@ -156,19 +156,19 @@ class Run:
         return len(kept), len(text.splitlines()) - len(kept)
 
     def sync_metrics(self) -> None:
-        """Flushes the metrics to disk. Call it before saving a checkpoint, which says how many rows exist."""
+        """Flushes metrics.jsonl to disk. Call this before saving a checkpoint, which stores the number of rows."""
         with contextlib.suppress(FileNotFoundError), self._metrics.open("rb") as file:
             os.fsync(file.fileno())
 
     def begin(self, config: ConfigDict, vocab: Vocab, corpus: dict[str, Any]) -> None:
-        """Writes the first files of a new run. status.json is last: a directory with it is a run."""
+        """Writes the first files of a new run. status.json is written last, because this file makes the directory a run."""
         self._write("vocab.json", vocab.to_dict())
         self._write("corpus.json", corpus)
         self._write("config.json", load.to_dict(config))
         self.write_status("incomplete", 0, None)
 
     def splits(self) -> dict[str, corpora.Split]:
-        """Loads the run's corpus: name of the split → split.
+        """Loads the run's corpus and returns a dict from split name to split.
 
         Raises:
           UserError: the corpus has changed since the run began, or can't be loaded.
@@ -178,7 +178,7 @@ class Run:
         return corpus.splits
 
     def check_data(self, vocab: Vocab, corpus: dict[str, Any]) -> None:
-        """Raises a UserError if the corpus or the vocabulary is not the one that this run began with."""
+        """Raises a UserError if the corpus or the vocabulary has changed since the run began."""
         self._check_same(corpus)
         if self.vocab() != vocab:
             raise UserError(
@@ -195,15 +195,16 @@ class Run:
 
     @contextlib.contextmanager
     def metric_logger(self, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """Yields a function that logs a row to metrics.jsonl and its scalars to TensorBoard.
+        """Yields a function that adds a row to metrics.jsonl and logs the scalars of the row to TensorBoard.
 
         Args:
-          step: at which training begins or resumes. TensorBoard hides scalars that an earlier start logged after it.
+          step: the step at which training begins or resumes. TensorBoard hides scalars that an earlier start logged after
+            this step.
         """
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        # Not SummaryWriter: it writes from a thread, and hangs when the disk is full.
+        # SummaryWriter is not used, because its thread hangs when the disk is full.
         self.tensorboard.mkdir(exist_ok=True)
         writer = event_file_writer.EventsWriter(os.fspath(self.tensorboard / "events"), f".{os.getpid()}.{time.time_ns()}")
 
@@ -227,21 +228,21 @@ class Run:
         try:
             yield log
         finally:
-            with contextlib.suppress(OSError):  # metrics.jsonl holds the rows; writing to it raises if the disk is full
+            with contextlib.suppress(OSError):  # metrics.jsonl has the same rows, and `append` raises if the disk is full
                 writer.close()
 
     def note_evaluation(self, result: dict[str, Any]) -> None:
-        """Adds a result of the program evaluate to evaluations.jsonl. Warns if the file can't be written."""
+        """Adds a result of evaluate.py to evaluations.jsonl. Warns if the file can't be written."""
         try:
             with (self.workdir / "evaluations.jsonl").open("ab+") as file:
-                # If another process was killed while it wrote, the last line has no line break.
+                # The last line has no line break if another process was killed during a write.
                 incomplete = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
                 file.write(b"\n" * bool(incomplete) + sealed(measures.finite(result)).encode() + b"\n")
         except OSError as error:
-            warn(f"{error.filename} can't be written ({error.strerror}): compare will not show this figure.")
+            warn(f"{error.filename} can't be written ({error.strerror}): compare will not show this result.")
 
     def starts(self) -> list[dict[str, Any]]:
-        """The entries that `note_start` wrote, oldest first."""
+        """The entries that `note_start` wrote to environment.json, oldest first."""
         starts = self._json("environment.json").get("starts", [])
         if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
             raise UserError(
@@ -250,18 +251,20 @@ class Run:
         return starts
 
     def note_start(self, device: str, parameters: int, total_steps: int) -> None:
-        """Adds an entry for this start to environment.json: command, commit, versions, device, settings, length.
+        """Adds an entry for this start of the training to environment.json.
+
+        The entry includes the command, the commit, the versions of packages, the machine and the arguments.
 
         Args:
-          device: what trains, for people.
+          device: description of the devices that train.
           parameters: number of parameters.
-          total_steps: of the training.
+          total_steps: number of steps of the whole training.
         """
         starts: list[dict[str, Any]] = []
         try:
             starts = self.starts()
         except UserError:
-            if self._metrics.exists():  # the run has started before; training does not need its entries
+            if self._metrics.exists():  # a resumed run, which can train without the entries
                 warn(f"{self.workdir / 'environment.json'} is damaged or missing: its entries for earlier starts are lost.")
         starts.append(
             {
@@ -282,7 +285,9 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the directory for one training process. The kernel releases the lock when the process ends, even if killed.
+        """Locks the directory for one training process.
+
+        The kernel releases the lock when the process ends, even if the process is killed.
 
         Raises:
           UserError: another process holds the lock.
@@ -308,7 +313,7 @@ class Run:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Raises a Broken in place of an OSError: the directory can no longer be written."""
+        """Raises a Broken error in place of an OSError, because the directory can no longer be written."""
         try:
             yield
         except OSError as error:
@@ -318,7 +323,7 @@ class Run:
             ) from error
 
     def is_training(self) -> bool:
-        """Whether a process is training in the directory now."""
+        """Whether a process is training this run now."""
         try:
             with (self.workdir / "lock").open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -348,7 +353,7 @@ class Run:
             raise UserError(f"{self.workdir / name} is damaged ({error}): restore it from a copy{hint}.") from error
 
     def _write(self, name: str, content: str | dict[str, Any]) -> None:
-        """Writes a file completely or not at all."""
+        """Writes a whole file. If this fails, an old file is unchanged."""
         text = content if isinstance(content, str) else sealed(content, indent=1) + "\n"
         path = self.workdir / name
         path.parent.mkdir(exist_ok=True)
@@ -365,25 +370,25 @@ def exists(workdir: str | os.PathLike, config: ConfigDict) -> bool:
     """Whether the directory already holds a run with this config. Writes nothing.
 
     Raises:
-      UserError: the directory holds other files or a run with another config, or it can't be written.
+      UserError: the directory holds other files, holds a run with another config, or can't be written.
     """
     path = pathlib.Path(workdir)
     try:
         os.fspath(path).encode()
-    except UnicodeEncodeError as error:  # TensorStore only opens files whose names are UTF-8
-        raise UserError(f"--workdir={workdir} is not UTF-8: choose a directory whose name is.") from error
+    except UnicodeEncodeError as error:  # TensorStore opens only paths in UTF-8
+        raise UserError(f"--workdir={workdir} is not UTF-8: choose a directory with a UTF-8 name.") from error
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir={workdir} is a file: give a directory.")
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
-        raise UserError(f"--workdir={workdir} can't be written: choose a directory that can.")
+        raise UserError(f"--workdir={workdir} can't be written: choose another directory.")
     names = {entry.name for entry in path.iterdir()} if path.exists() else set()
     if "status.json" not in names:
         if {"config.json", "checkpoints"} <= names:
             raise UserError(f"{path / 'status.json'} is missing, but the directory holds a run: restore it from a copy.")
-        # A start that died leaves its lock, which it makes first, and some of FIRST_FILES. Other files are not ours.
+        # A training that is killed early leaves `lock`, and perhaps more FIRST_FILES. Other files belong to the user.
         if names and ("lock" not in names or {name.removesuffix(".new") for name in names} - FIRST_FILES):
-            raise UserError(f"--workdir={workdir} is not empty and not the directory of a run: choose another.")
+            raise UserError(f"--workdir={workdir} is not empty and not the directory of a run: choose another directory.")
         return False
     run = Run(path)
     run.status()
@@ -395,11 +400,11 @@ def exists(workdir: str | os.PathLike, config: ConfigDict) -> bool:
 
 
 def make(workdir: str | os.PathLike) -> None:
-    """Makes the directory of a run. Raises a UserError if it can't be made."""
+    """Creates the directory of a run. Raises a UserError if this fails."""
     try:
         pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--workdir={workdir} can't be written ({error.strerror}): choose a directory that can.") from error
+        raise UserError(f"--workdir={workdir} can't be written ({error.strerror}): choose another directory.") from error
 
 
 def _version(package: str) -> str | None:
@@ -410,7 +415,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, followed by + if files differ from it; None outside a checkout."""
+    """The commit of this Git checkout, with a final `+` if tracked files have changed. None if this is not a checkout."""
     git = ["git", "-C", os.fspath(pathlib.Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True, timeout=10)
