@@ -1,4 +1,7 @@
-"""Settings and fixtures of all tests: strict JAX, a small made-up corpus, and a way to run the scripts as a user does."""
+"""Settings and fixtures for all tests.
+
+The settings make JAX strict. The fixtures provide a small made-up corpus and run the scripts as a user does.
+"""
 
 import os
 import pathlib
@@ -15,59 +18,61 @@ from charlm.rundir.run import Run
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_CORPORA = ROOT.parent / "shared" / "corpora"
-TINY = "configs/tiny.py"  # relative to ROOT
+TINY = "configs/tiny.py"  # path relative to ROOT
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Without this variable, devices.use_huge_pages sets it and restarts each script.
+# If this variable is not set, devices.use_huge_pages sets the variable and restarts each script.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-# With this variable, about 250 test processes would each compile charlm's modules again.
+# If this variable is set, Python saves no bytecode. Then each of about 250 test processes compiles charlm's modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compile_once(tmp_path_factory):
-    """Gives all tests, and the scripts that they start, the same compilation cache. Each session starts with an empty cache."""
-    own = tmp_path_factory.getbasetemp()
-    cache = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "xla"
+def _share_compilation_cache(tmp_path_factory):
+    """Gives all tests and all scripts the same compilation cache. Each test session starts with an empty cache."""
+    temporary = tmp_path_factory.getbasetemp()
+    cache = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "xla"
     settings = {"jax_compilation_cache_dir": os.fspath(cache), "jax_persistent_cache_min_compile_time_secs": 0}
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
 
 
-# The default suite (`-m "not slow"`) turns off most optimisations of XLA, which halves the compile time. The suite also turns
-# off XLA:CPU's emitters for fused operations. Together, these settings reduce the compile time to a sixth. Without `-m`, pytest
-# compiles as in a user's run, so repeat a failed test without `-m`. The test modules below always compile with all
-# optimisations. In these modules the emitters may stay off, because XLA reads its flags only once per process.
-COMPILED_IN_FULL = {"cache", "lstm", "resume"}
+# The default suite (`-m "not slow"`) turns off most XLA optimisations. This halves the compile time. The default suite also
+# turns off XLA:CPU's emitters for fused operations. Together, the two settings reduce the compile time to a sixth.
+# Without `-m`, pytest compiles with the same settings as a user's run. If a test fails, repeat the test without `-m`.
+#
+# The test modules in FULLY_OPTIMISED always compile with all optimisations. In the default suite, the
+# emitters of the pytest process stay off in these modules, because XLA reads its flags only once per process.
+FULLY_OPTIMISED = {"cache", "lstm", "resume"}
 WITHOUT_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 
-def compiles_quickly(config) -> bool:
+def wants_quick_compilation(config) -> bool:
     return "not slow" in config.option.markexpr
 
 
-def set_emitters(quickly: bool) -> None:
-    # Flags that the user has set are kept. XLA ends a process that gives it an unknown flag. JAX 0.11 may not know this flag.
+def set_emitters_flag(quick: bool) -> None:
+    # The flags that the user has set do not change. XLA ends the process if a flag is unknown. JAX 0.11 may not know this flag.
     if os.environ.get("XLA_FLAGS", WITHOUT_EMITTERS) != WITHOUT_EMITTERS or jax.__version_info__ >= (0, 11):
         return
-    if quickly:
+    if quick:
         os.environ["XLA_FLAGS"] = WITHOUT_EMITTERS
     else:
         os.environ.pop("XLA_FLAGS", None)
 
 
 def pytest_configure(config):
-    set_emitters(compiles_quickly(config))
-    jax.devices()  # XLA reads its flags here
+    set_emitters_flag(wants_quick_compilation(config))
+    jax.devices()  # XLA reads its flags during this call
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compile_quickly(request):
-    quickly = compiles_quickly(request.config) and request.module.__name__.removeprefix("test_") not in COMPILED_IN_FULL
-    jax.config.update("jax_disable_most_optimizations", quickly)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(quickly)
-    set_emitters(quickly)
+def _set_compilation_speed(request):
+    quick = wants_quick_compilation(request.config) and request.module.__name__.removeprefix("test_") not in FULLY_OPTIMISED
+    jax.config.update("jax_disable_most_optimizations", quick)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(quick)
+    set_emitters_flag(quick)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +84,7 @@ def corpus_file(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def small(corpus_file):
-    """Overrides with which every config trains on the made-up corpus within a second."""
+    """Config overrides. With these overrides, every config trains on the made-up corpus within a second."""
     return {
         "corpus.path": os.fspath(corpus_file),
         "batch.size": 4,
@@ -105,7 +110,7 @@ class Scripts:
         return result
 
     def fails(self, name: str, *arguments: str, status: int = 2, **options) -> str:
-        """Runs a script that must fail, and returns its error message. This message must be the only line on stderr."""
+        """Runs a script that must fail and returns the error message. The message must be the only line on stderr."""
         result = self(name, *arguments, status=status, **options)
         lines = result.stderr.strip().splitlines()
         assert len(lines) == 1, result.stderr

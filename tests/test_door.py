@@ -1,4 +1,7 @@
-"""`charlm.load` and `charlm.runs`, as a notebook uses them, against the scripts and against the model's own functions."""
+"""Tests `charlm.load` and `charlm.runs`.
+
+The tests compare the results with the output of the scripts and with the results of the model's functions.
+"""
 
 import ast
 import json
@@ -17,15 +20,15 @@ from faults.runs import as_flags, make_text
 import charlm
 from charlm.data.batches import Batch
 
-FIVE_LINES = """\
+README_EXAMPLE = """\
 import charlm
-model = charlm.load("runs/quickstart")            # best checkpoint; imports JAX only now
-model.surprisal("ROMEO:\\nBut soft!")              # nats of each character given those before it, float32 (N,)
+model = charlm.load("runs/quickstart")            # loads the best checkpoint and imports JAX
+model.surprisal("ROMEO:\\nBut soft!")              # nats of each character given the text before it, float32 (N,)
 model.sample("ROMEO:", length=200, temperature=0.8, seed=1)
-charlm.runs("runs")                               # what compare sees: config, best, rows; goes into pandas as it is
+charlm.runs("runs")                               # one dict for each run: config, best, rows; ready for pandas.DataFrame
 """
 TEXT = "".join(f"ROMEO:\nBut soft! {make_text(60, seed)}\n" for seed in range(150))
-SIZES = {
+OVERRIDES = {
     "model.hidden": 10,
     "model.layers": 2,
     "model.embedding": 6,
@@ -37,14 +40,15 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the corpus and, below runs/, what the tests train."""
-    folder = tmp_path_factory.mktemp("door")
+    """A folder for the corpus and the trained runs. The runs are in the subfolder runs/."""
+    folder = tmp_path_factory.mktemp("python")
     (folder / "corpus.txt").write_text(TEXT, encoding="utf-8")
     return folder
 
 
-def trained(script, folder, name, **more):
-    flags = as_flags(SIZES | {"corpus.path": folder / "corpus.txt"} | {key.replace("__", "."): more[key] for key in more})
+def trained(script, folder, name, **overrides):
+    overrides = {key.replace("__", "."): value for key, value in overrides.items()}
+    flags = as_flags(OVERRIDES | {"corpus.path": folder / "corpus.txt"} | overrides)
     script("train", f"--config={ROOT / TINY}", f"--workdir={folder / 'runs' / name}", *flags)
     return folder / "runs" / name
 
@@ -60,7 +64,7 @@ def model(run):
 
 
 def evaluated(script, run, text, folder, *flags):
-    """What scripts/evaluate.py finds for this text, and the text's file."""
+    """Evaluates this text with scripts/evaluate.py. Returns the result and the file of the text."""
     file = folder / "scored.txt"
     file.write_bytes(text.encode())
     return json.loads(script("evaluate", f"--workdir={run}", f"--text={file}", *flags).stdout), file
@@ -83,7 +87,7 @@ def nats_by_hand(logits, ids):
     return np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids)), ids]
 
 
-def test_importing_charlm_imports_nothing_heavy():
+def test_importing_charlm_is_fast_and_imports_no_large_package():
     code = "import sys, charlm; print(sorted({'jax', 'numpy', 'ml_collections', 'rich', 'absl'} & set(sys.modules)))"
     command = [sys.executable, "-X", "importtime", "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -92,10 +96,10 @@ def test_importing_charlm_imports_nothing_heavy():
     assert int(microseconds) < 100_000
 
 
-def test_the_lines_of_the_readme(folder, run, model, monkeypatch):
+def test_python_example_in_the_readme_works(folder, run, model, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (block,) = (block for block in blocks if "charlm.load" in block)
-    assert block == FIVE_LINES
+    assert block == README_EXAMPLE
     monkeypatch.chdir(folder)
     results, names = [], {}
     for statement in ast.parse(block).body:
@@ -108,10 +112,10 @@ def test_the_lines_of_the_readme(folder, run, model, monkeypatch):
     assert text == model.sample("ROMEO:", length=200, temperature=0.8, seed=1)
     assert text.startswith("ROMEO:")
     assert len(text) == 6 + 200
-    assert "quickstart" in [each["name"] for each in runs]
+    assert "quickstart" in [row["name"] for row in runs]
 
 
-def test_the_parts_of_a_model(model, run):
+def test_load_options_and_model_attributes(model, run):
     assert model.vocab.decode(model.vocab.encode("soft!")) == "soft!"
     assert model.config.model.hidden == 10
     assert model.params["head_kernel"].shape == (10, len(model.vocab))
@@ -119,13 +123,13 @@ def test_the_parts_of_a_model(model, run):
     assert model.step == status["best"]["step"]
     assert repr(model).startswith(f"<charlm model of {run}, step {model.step}, ")
     assert charlm.load(os.fspath(run), checkpoint=15).step == 15
-    half = charlm.load(run, dtype="bfloat16").logits("soft!")
-    np.testing.assert_allclose(half, model.logits("soft!"), atol=0.1)
-    assert not np.array_equal(half, model.logits("soft!"))
+    bfloat16_logits = charlm.load(run, dtype="bfloat16").logits("soft!")
+    np.testing.assert_allclose(bfloat16_logits, model.logits("soft!"), atol=0.1)
+    assert not np.array_equal(bfloat16_logits, model.logits("soft!"))
 
 
 @pytest.mark.parametrize("length", [1, 2, 64, 65, 130, 1024, 1025, 2200])
-def test_logits_are_those_of_one_pass_over_the_whole_text(model, length):
+def test_logits_equal_the_logits_of_one_pass_over_the_text(model, length):
     text = TEXT[:length]
     ids = model.vocab.encode(text)[None].astype(np.int32)
     functions = model.trained.functions
@@ -137,16 +141,16 @@ def test_logits_are_those_of_one_pass_over_the_whole_text(model, length):
 
 
 @pytest.mark.parametrize("length", [1, 2, 64, 65, 1025, 1100])
-def test_surprisal_is_the_log_softmax_of_the_logits_before(model, length):
+def test_surprisal_equals_the_negative_log_softmax_of_the_previous_logits(model, length):
     text = TEXT[:length]
     surprisal = model.surprisal(text)
     assert (surprisal.shape, surprisal.dtype) == ((length,), np.float32)
-    assert np.isnan(surprisal[0])  # no character comes before it
+    assert np.isnan(surprisal[0])  # no character comes before the first character
     np.testing.assert_allclose(surprisal[1:], nats_by_hand(model.logits(text)[:-1], model.vocab.encode(text)[1:]), atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 64, 70, 1090])
-def test_states_are_those_of_stepping_from_character_to_character(model, length):
+def test_states_equal_the_carries_of_single_steps(model, length):
     functions = model.trained.functions
     weights, step = functions.stepwise(model.params, 1), jax.jit(functions.step)
     carry, expected = functions.zero_carry(1), []
@@ -162,8 +166,8 @@ def test_states_are_those_of_stepping_from_character_to_character(model, length)
         np.testing.assert_allclose(found, leaf, atol=1e-6)
 
 
-def test_score_and_surprisal_give_the_figure_of_the_script(script, model, run, folder):
-    text = TEXT[:300] + "\r\n" + TEXT[300:700]  # the corpus has no \r, and neither has the model
+def test_score_and_surprisal_agree_with_the_evaluate_script(script, model, run, folder):
+    text = TEXT[:300] + "\r\n" + TEXT[300:700]  # normalisation replaces \r\n with \n
     expected, file = evaluated(script, run, text, folder)
     assert expected["chars"] == 700
     surprisal = model.surprisal(text)
@@ -179,7 +183,7 @@ def compiled(caplog):
     return [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
 
 
-def test_another_length_of_text_compiles_nothing(model, caplog):
+def test_new_text_lengths_compile_nothing(model, caplog):
     def use(length):
         for method in (model.surprisal, model.logits, model.states, model.score):
             method(TEXT[:length])
@@ -192,21 +196,21 @@ def test_another_length_of_text_compiles_nothing(model, caplog):
             use(length)
     assert compiled(caplog) == []
     with jax.log_compiles():
-        model.sample("a", length=5, num=3)  # another number of rows has to compile, which shows that this test counts
+        # A new number of rows must compile. This call shows that the test can detect a compilation.
+        model.sample("a", length=5, num=3)
     assert len([message for message in compiled(caplog) if "carried_chunk" in message]) == 1
 
 
-def test_samples_are_those_of_the_script(script, model, run):
+def test_samples_equal_the_output_of_the_sample_script(script, model, run):
     flags = [f"--workdir={run}", "--prompt=But", "--length=90", "--temperature=0.8", "--seed=5"]
-    one = model.sample("But", length=90, temperature=0.8, seed=5)
-    assert script("sample", *flags).stdout == one + "\n"
-    three = model.sample("But", 90, 0.8, 5, num=3, top_k=5, top_p=0.9)
+    single = model.sample("But", length=90, temperature=0.8, seed=5)
+    assert script("sample", *flags).stdout == single + "\n"
+    several = model.sample("But", 90, 0.8, 5, num=3, top_k=5, top_p=0.9)
     printed = script("sample", *flags, "--num=3", "--top_k=5", "--top_p=0.9").stdout
-    assert "".join(f"--- sample {number} ---\n{text}\n" for number, text in enumerate(three, start=1)) == printed
-    assert model.sample("But", length=90, temperature=0.8, seed=5, num=1) == [one]
-    assert (
-        model.sample("But", length=90, temperature=0.8, seed=5, top_k=0) != one
-    )  # the config's top_k counts where none is given
+    assert "".join(f"--- sample {number} ---\n{text}\n" for number, text in enumerate(several, start=1)) == printed
+    assert model.sample("But", length=90, temperature=0.8, seed=5, num=1) == [single]
+    # Without top_k in the call, sampling uses the top_k of the config.
+    assert model.sample("But", length=90, temperature=0.8, seed=5, top_k=0) != single
     assert script("sample", f"--workdir={run}").stdout == model.sample() + "\n"
     assert (
         model.sample("But", length=30, window=12) + "\n"
@@ -215,7 +219,7 @@ def test_samples_are_those_of_the_script(script, model, run):
     assert model.sample("But", length=0, num=2) == ["But", "But"]
 
 
-def test_a_model_of_windows_reads_them_in_score_and_its_own_output_in_sample(script, folder):
+def test_model_trained_on_windows_agrees_with_the_scripts(script, folder):
     run = trained(script, folder, "windows", batch__framing="windows", batch__length=9, batch__stride=3, corpus__lowercase=True)
     model = charlm.load(run)
     text = TEXT[:400]
@@ -229,7 +233,7 @@ def test_a_model_of_windows_reads_them_in_score_and_its_own_output_in_sample(scr
     )
 
 
-def test_a_model_of_documents_reads_a_line_or_a_string_as_one(script, folder):
+def test_model_trained_on_documents_agrees_with_the_scripts(script, folder):
     run = trained(
         script,
         folder,
@@ -242,10 +246,11 @@ def test_a_model_of_documents_reads_a_line_or_a_string_as_one(script, folder):
     model = charlm.load(run)
     text = "ROMEO:\n\nBut soft Q!\nwhat light through yonder window breaks"
     expected, file = evaluated(script, run, text, folder)
-    assert expected["chars"] == 5 + 1 + 10 + 1 + 20  # a document's first character is not scored; the last document is cut
+    # The first character of each document is not scored. The last document is cut after 20 scored characters.
+    assert expected["chars"] == 5 + 1 + 10 + 1 + 20
     assert_same_evaluation(model.score(text), expected, file)
     assert model.score(["ROMEO:", "", *text.split("\n")[2:]])["nats"] == model.score(text)["nats"]
-    # The end of the document is scored too, and only there.
+    # score also counts the end of the document. surprisal does not count this end.
     surprisal, logits = model.surprisal("ROMEO:"), model.logits("ROMEO:")
     end = nats_by_hand(logits[-1:], [model.vocab.id_of("<eos>")])
     assert (np.nansum(surprisal) + end[0]) / 6 == pytest.approx(model.score("ROMEO:")["nats"], rel=1e-5)
@@ -274,7 +279,7 @@ def test_a_model_of_documents_reads_a_line_or_a_string_as_one(script, folder):
         (lambda model: model.score(TEXT, framing="documents"), ["evaluate", "--framing=documents"]),
     ],
 )
-def test_mistakes_are_told_in_the_sentences_of_the_scripts(script, model, run, call, flags):
+def test_errors_have_the_same_messages_as_in_the_scripts(script, model, run, call, flags):
     name, *flags = flags
     with pytest.raises(charlm.UserError) as error:
         call(model)
@@ -308,12 +313,12 @@ def test_mistakes_are_told_in_the_sentences_of_the_scripts(script, model, run, c
         (lambda model: charlm.runs(), "no runs are given: call charlm.runs(RUN_OR_FOLDER, ...)."),
     ],
 )
-def test_mistakes_that_only_python_can_make(model, call, message):
+def test_error_messages_of_python_calls(model, call, message):
     with pytest.raises(charlm.UserError, match=re.escape(message)):
         call(model)
 
 
-def test_a_damaged_checkpoint_is_a_failure(run, tmp_path):
+def test_load_fails_if_all_checkpoints_are_damaged(run, tmp_path):
     shutil.copytree(run, tmp_path / "copy")
     for file in (tmp_path / "copy" / "checkpoints").rglob("manifest*"):
         file.write_bytes(b"")
@@ -321,17 +326,17 @@ def test_a_damaged_checkpoint_is_a_failure(run, tmp_path):
         charlm.load(tmp_path / "copy")
 
 
-def test_unknown_symbols_of_a_prompt_can_be_dropped(model, capsys):
+def test_sample_can_drop_unknown_symbols_from_the_prompt(model, capsys):
     assert model.sample("BuQt", length=20, unknown="skip") == model.sample("But", length=20)
     assert capsys.readouterr().err == "note: dropped from the prompt: 'Q' (U+0051)\n"
 
 
-def test_runs_are_plain_dicts_with_the_same_keys(script, run, tmp_path):
+def test_runs_returns_plain_dicts_with_the_same_keys(script, run, tmp_path):
     shutil.copytree(run, tmp_path / "runs" / "new")
     shutil.copytree(ROOT / "tests" / "data" / "old_run" / "run", tmp_path / "runs" / "old")
     script("evaluate", f"--workdir={tmp_path / 'runs' / 'new'}", "--split=train")
     new, old = found = charlm.runs(tmp_path / "runs")
-    assert json.loads(json.dumps(found)) == found  # strings, numbers, lists and dicts alone
+    assert json.loads(json.dumps(found)) == found  # the dicts contain only JSON types
     assert list(new) == list(old)
     assert (new["name"], old["name"]) == ("new", "old")
     assert (new["path"], new["state"], new["steps"]) == (os.fspath(tmp_path / "runs" / "new"), "done", 30)
@@ -345,16 +350,16 @@ def test_runs_are_plain_dicts_with_the_same_keys(script, run, tmp_path):
     assert new["test"] is None
     assert new["protocol"].startswith("validation split, corpus ")
     assert new["test_protocol"] == "not evaluated yet"
-    (also,) = charlm.runs(os.fspath(tmp_path / "runs" / "new"))
-    assert also == new
-    assert [each["name"] for each in charlm.runs(tmp_path / "runs" / "old", tmp_path / "runs" / "new")] == ["old", "new"]
+    (single,) = charlm.runs(os.fspath(tmp_path / "runs" / "new"))
+    assert single == new
+    assert [row["name"] for row in charlm.runs(tmp_path / "runs" / "old", tmp_path / "runs" / "new")] == ["old", "new"]
 
 
-def test_a_run_that_can_not_be_read_is_left_out_with_a_note(run, tmp_path, capsys):
+def test_runs_skips_an_unreadable_run_and_prints_a_note(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "good")
     shutil.copytree(run, tmp_path / "bad")
     (tmp_path / "bad" / "config.json").write_text("{")
-    assert [each["name"] for each in charlm.runs(tmp_path)] == ["good"]
+    assert [row["name"] for row in charlm.runs(tmp_path)] == ["good"]
     assert "bad/config.json is damaged" in capsys.readouterr().err
     with pytest.raises(charlm.UserError, match="none of these runs can be read"):
         charlm.runs(tmp_path / "bad")

@@ -1,4 +1,7 @@
-"""The scripts as a user runs them: what they print, what they refuse, and with which exit status."""
+"""Runs the scripts as a user does.
+
+The tests check the output, the error messages and the exit status.
+"""
 
 import json
 import os
@@ -14,23 +17,24 @@ TINY = f"--config={ROOT / 'configs' / 'tiny.py'}"
 
 @pytest.fixture(scope="module")
 def run(script, corpus_file, tmp_path_factory):
-    """A small finished run, which the script made from another working directory."""
+    """A small finished run. train.py was started in the folder of the corpus file, not in the repository."""
     workdir = tmp_path_factory.mktemp("scripts") / "run"
     flags = as_flags({"corpus.path": corpus_file.name, "model.hidden": 16, "train.steps": 30, "train.eval_every": 10})
     result = script("train", TINY, f"--workdir={workdir}", *flags, cwd=corpus_file.parent)
-    # The first lines are what matters: data, model, length. Nothing about XLA or the C library comes before them.
-    first = result.stdout.splitlines()[:3]
-    assert first[0] == "data: made_up.txt: train 10,800, validation 1,200 chars, vocabulary of 14"
-    # Embedding 14 x 16, LSTM 64 x (16 + 16 + 1), head 16 x 14 + 14.
-    assert first[1] == "model: 1 LSTM layer of 16, embedding input, 2,574 parameters"
-    assert first[2].startswith("training: 30 steps, 1.43 epochs of 21 steps; 16 rows on 1 ")
+    # The first three lines describe the data, the model and the training length. No line about XLA or the C library may come
+    # before these lines.
+    first_lines = result.stdout.splitlines()[:3]
+    assert first_lines[0] == "data: made_up.txt: train 10,800, validation 1,200 chars, vocabulary of 14"
+    # The embedding has 14 x 16 parameters. The LSTM has 64 x (16 + 16 + 1) parameters. The head has 16 x 14 + 14 parameters.
+    assert first_lines[1] == "model: 1 LSTM layer of 16, embedding input, 2,574 parameters"
+    assert first_lines[2].startswith("training: 30 steps, 1.43 epochs of 21 steps; 16 rows on 1 ")
     assert "XLA_FLAGS" not in result.stdout
     assert "done at step 30" in result.stdout
     assert result.stderr == ""
     return workdir
 
 
-def test_verbose_shows_every_array_and_what_is_set_for_xla(script, corpus_file, tmp_path):
+def test_verbose_shows_every_array_and_the_xla_flags(script, corpus_file, tmp_path):
     flags = [TINY, "--verbose", *as_flags({"corpus.path": corpus_file, "train.steps": 2, "sample.length": 0})]
     output = script("train", *flags, f"--workdir={tmp_path / 'run'}").stdout
     assert "XLA_FLAGS=--xla_force_host_platform_device_count=" in output
@@ -55,9 +59,9 @@ def evaluated(result) -> dict:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def test_evaluate_repeats_the_validation_of_the_training(script, run):
-    for which, step in (("latest", 30), ("best", None), ("20", 20)):
-        result = evaluated(script("evaluate", f"--workdir={run}", "--split=validation", f"--checkpoint={which}"))
+def test_evaluate_and_train_give_the_same_validation_loss(script, run):
+    for checkpoint, step in (("latest", 30), ("best", None), ("20", 20)):
+        result = evaluated(script("evaluate", f"--workdir={run}", "--split=validation", f"--checkpoint={checkpoint}"))
         logged = {row["step"]: row for row in rows(run, "validation")}
         if step is None:
             step = min(logged, key=lambda step: logged[step]["nats"])
@@ -67,9 +71,9 @@ def test_evaluate_repeats_the_validation_of_the_training(script, run):
         assert (result["chars"], result["protocol"]) == (1199, logged[step]["protocol"])
 
 
-def test_evaluate_scores_a_text_of_the_user(script, run, corpus_file, tmp_path):
+def test_evaluate_scores_a_text_file(script, run, corpus_file, tmp_path):
     text = tmp_path / "mine.txt"
-    text.write_text(corpus_file.read_text()[-1200:])  # the validation split itself
+    text.write_text(corpus_file.read_text()[-1200:])  # the text of the validation split
     result = evaluated(script("evaluate", f"--workdir={run}", f"--text={text}"))
     assert result["nats"] == pytest.approx(min(row["nats"] for row in rows(run, "validation")), rel=1e-6)
     assert result["protocol"]["split"] == f"text {text}"
@@ -77,17 +81,17 @@ def test_evaluate_scores_a_text_of_the_user(script, run, corpus_file, tmp_path):
     assert "'Q' (U+0051)" in script.fails("evaluate", f"--workdir={run}", f"--text={text}", status=2)
 
 
-def test_sample_is_the_same_for_the_same_seed(script, run):
+def test_samples_with_the_same_seed_are_equal(script, run):
     flags = [f"--workdir={run}", "--prompt=abc", "--length=100"]
     outputs = [script("sample", *flags, "--temperature=1,0", *seed).stdout for seed in ([], [], ["--seed=7"])]
     assert outputs[0] == outputs[1]
-    (warm, greedy), (other, also_greedy) = (output.split("--- temperature ")[1:] for output in outputs[1:])
-    assert warm != other
-    assert greedy == also_greedy
+    (random, greedy), (random_seed_7, greedy_seed_7) = (output.split("--- temperature ")[1:] for output in outputs[1:])
+    assert random != random_seed_7
+    assert greedy == greedy_seed_7
     single = script("sample", *flags, "--temperature=1", "--seed=7").stdout
     assert single.startswith("abc")
     assert len(single) == 3 + 100 + 1
-    assert other == f"1 ---\n{single}"
+    assert random_seed_7 == f"1 ---\n{single}"
     several = script("sample", *flags, "--num=3", "--top_k=5", "--top_p=0.9").stdout
     texts = several.split("--- sample ")[1:]
     assert [len(text) for text in texts] == [len("1 ---\n") + 103 + 1] * 3
@@ -96,12 +100,12 @@ def test_sample_is_the_same_for_the_same_seed(script, run):
 
 
 @pytest.mark.slow
-def test_a_prompt_from_the_corpus_or_the_config_may_have_unknown_symbols(script, tmp_path):
+def test_prompts_from_the_corpus_or_the_config_may_have_unknown_symbols(script, tmp_path):
     text = tmp_path / "text"
-    text.write_text("abcd" * 225 + "Q" + "abcd" * 25)  # the validation split begins with the Q
-    more = {"corpus.path": text, "corpus.newlines": False, "vocab.unknown": True, "batch.size": 4, "train.steps": 2}
-    more |= {"sample.prompt": "Qa"}
-    script("train", TINY, f"--workdir={tmp_path / 'run'}", *as_flags(more))
+    text.write_text("abcd" * 225 + "Q" + "abcd" * 25)  # the validation split begins with Q
+    overrides = {"corpus.path": text, "corpus.newlines": False, "vocab.unknown": True, "batch.size": 4, "train.steps": 2}
+    overrides |= {"sample.prompt": "Qa"}
+    script("train", TINY, f"--workdir={tmp_path / 'run'}", *as_flags(overrides))
     flags = [f"--workdir={tmp_path / 'run'}", "--length=5"]
     assert script("sample", *flags).stdout.startswith("Qa")
     assert script("sample", *flags, "--prompt_from=validation", "--prompt_length=101").stdout.startswith("Qabcd")
@@ -111,14 +115,14 @@ def test_a_prompt_from_the_corpus_or_the_config_may_have_unknown_symbols(script,
     assert "--text=: must be a file or folder" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}", "--text=")
 
 
-def test_without_a_prompt_a_sample_begins_like_those_of_the_training(script, run, corpus_file):
+def test_default_prompt_is_the_first_validation_character(script, run, corpus_file):
     first = corpus_file.read_text()[10_800]
     flags = [f"--workdir={run}", "--length=30"]
     assert script("sample", *flags).stdout == script("sample", *flags, f"--prompt={first}").stdout
     assert all(file.read_text().startswith(first) for file in (run / "samples").iterdir())
 
 
-def test_prompts_from_files_and_with_unknown_symbols(script, run, tmp_path, monkeypatch):
+def test_prompt_file_with_unknown_symbols(script, run, tmp_path, monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     prompt = tmp_path / "prompt"
@@ -136,7 +140,7 @@ def test_prompts_from_files_and_with_unknown_symbols(script, run, tmp_path, monk
     assert "the prompt is empty" in script.fails("sample", f"--workdir={run}", "--prompt=É", "--unknown=skip")
 
 
-def test_train_again_says_done_and_another_config_is_refused(script, run, corpus_file):
+def test_train_reports_a_finished_run_and_refuses_another_config(script, run, corpus_file):
     flags = as_flags({"corpus.path": corpus_file, "model.hidden": 16, "train.steps": 30, "train.eval_every": 10})
     assert "is done at step 30" in script("train", TINY, f"--workdir={run}", *flags).stdout
     before = sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*"))
@@ -146,7 +150,7 @@ def test_train_again_says_done_and_another_config_is_refused(script, run, corpus
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "sample", "import_torch", "import_keras"])
-def test_help_describes_the_program_and_its_flags(script, name):
+def test_help_describes_the_script_and_its_flags(script, name):
     result = script(name, "--help")
     assert f"scripts/{name}.py --" in result.stdout
     assert "--workdir: run directory" in result.stdout
@@ -167,7 +171,7 @@ def test_help_describes_the_program_and_its_flags(script, name):
         (["stray"], "'stray' is not a flag"),
     ],
 )
-def test_train_refuses_and_writes_nothing(script, tmp_path, flags, message):
+def test_train_refuses_wrong_flags_and_writes_nothing(script, tmp_path, flags, message):
     assert message in script.fails("train", TINY, f"--workdir={tmp_path / 'run'}", *flags)
     assert not (tmp_path / "run").exists()
 
@@ -183,7 +187,7 @@ def test_train_refuses_and_writes_nothing(script, tmp_path, flags, message):
         ),
     ],
 )
-def test_train_refuses_unfit_texts(script, tmp_path, content, message):
+def test_train_refuses_unusable_texts(script, tmp_path, content, message):
     text = tmp_path / "text"
     text.write_bytes(content)
     flags = [f"--config.corpus.path={text}", f"--workdir={tmp_path / 'run'}"]
@@ -191,7 +195,7 @@ def test_train_refuses_unfit_texts(script, tmp_path, content, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_train_refuses_directories_of_other_things(script, tmp_path, corpus_file):
+def test_train_refuses_wrong_paths(script, tmp_path, corpus_file):
     flag = f"--config.corpus.path={corpus_file}"
     (tmp_path / "file").touch()
     assert "is a file" in script.fails("train", TINY, flag, f"--workdir={tmp_path / 'file'}")
@@ -234,17 +238,17 @@ def test_train_refuses_directories_of_other_things(script, tmp_path, corpus_file
         ("evaluate", ["--framing=documents"], "needs a corpus of documents"),
     ],
 )
-def test_evaluate_and_sample_refuse(script, run, name, flags, message):
+def test_evaluate_and_sample_refuse_wrong_flags(script, run, name, flags, message):
     assert message in script.fails(name, f"--workdir={run}", *flags)
 
 
 @pytest.mark.parametrize("name", ["evaluate", "sample"])
-def test_readers_refuse_a_directory_without_a_run(script, tmp_path, name):
+def test_evaluate_and_sample_refuse_a_directory_without_a_run(script, tmp_path, name):
     flags = ["--prompt=a"] if name == "sample" else []
     assert "does not exist: --workdir must be the directory of a run" in script.fails(name, f"--workdir={tmp_path}", *flags)
 
 
-def test_readers_fall_back_from_a_damaged_checkpoint(script, copy):
+def test_evaluate_skips_a_damaged_latest_checkpoint(script, copy):
     for file in (copy / "checkpoints" / "30").rglob("manifest*"):
         file.write_bytes(b"")
     result = script("evaluate", f"--workdir={copy}", "--checkpoint=latest")
@@ -254,14 +258,17 @@ def test_readers_fall_back_from_a_damaged_checkpoint(script, copy):
 
 
 @pytest.mark.parametrize("name", ["quickstart", "test"])
-def test_shell_scripts_refuse_an_old_python(tmp_path, name):
+def test_shell_scripts_refuse_an_old_or_missing_python(tmp_path, name):
     shutil.copytree(ROOT / "scripts", tmp_path / "repo" / "scripts")
-    old = tmp_path / "python3.9"
-    old.write_text('#!/bin/sh\ncase "$2" in *print*) echo 3.9 ;; *) exit 1 ;; esac\n')
-    old.chmod(0o755)
+    old_python = tmp_path / "python3.9"
+    old_python.write_text('#!/bin/sh\ncase "$2" in *print*) echo 3.9 ;; *) exit 1 ;; esac\n')
+    old_python.chmod(0o755)
     command = ["bash", os.fspath(tmp_path / "repo" / "scripts" / f"{name}.sh")]
     for python, message in (
-        (os.fspath(old), f"error: {old} is Python 3.9, but charlm needs 3.11 or newer: set e.g. PYTHON=python3.13.\n"),
+        (
+            os.fspath(old_python),
+            f"error: {old_python} is Python 3.9, but charlm needs 3.11 or newer: set e.g. PYTHON=python3.13.\n",
+        ),
         ("python9", "error: PYTHON=python9 was not found: install Python 3.11 or newer, or set e.g. PYTHON=python3.13.\n"),
     ):
         result = subprocess.run(command, env={**os.environ, "PYTHON": python}, capture_output=True, text=True, cwd=tmp_path)
