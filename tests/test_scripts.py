@@ -155,7 +155,7 @@ def test_help_describes_the_program_and_its_flags(script, name):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.model.hiden=3"], "unknown config key 'model.hiden': the nearest known one is 'model.hidden'"),
+        (["--config.model.hiden=3"], "unknown config key 'model.hiden': the nearest key is 'model.hidden'"),
         (["--config.model.hidden=x"], "model.hidden='x': must be an integer."),
         (["--config.model.hidden", "-3"], "model.hidden=-3: must be positive."),
         (["--config.model.dropout=1"], "model.dropout=1.0: must be at least 0 and below 1."),

@@ -104,7 +104,7 @@ def test_an_interrupted_search_continues_with_the_same_trials(script, config_fil
         ("", [], "has no space()"),
         ("\ndef space():\n    return 3\n", [], "must return a dict of key → range"),
         ('\ndef space():\n    return {"model.hidden": [1, 2]}\n', [], "model.hidden=[1, 2]: must be a range"),
-        ('\ndef space():\n    return {"model.hiden": integers(1, 2)}\n', [], "nearest known one is 'model.hidden'"),
+        ('\ndef space():\n    return {"model.hiden": integers(1, 2)}\n', [], "nearest key is 'model.hidden'"),
         ('\ndef space():\n    return {"model.hidden": uniform(1, 2)}\n', [], "model.hidden"),
         (
             '\ndef space():\n    return {"model.dropout": uniform(0, 1)}\n',
