@@ -141,7 +141,7 @@ def test_train_again_says_done_and_another_config_is_refused(script, run, corpus
     assert "is done at step 30" in script("train", TINY, f"--workdir={run}", *flags).stdout
     before = sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*"))
     message = script.fails("train", TINY, f"--workdir={run}", *flags, "--config.model.layers=2", "--config.optim.beta1=0.8")
-    assert "model.layers (1 there, 2 here), optim.beta1 (0.9 there, 0.8 here)" in message
+    assert "model.layers (1 saved, 2 given), optim.beta1 (0.9 saved, 0.8 given)" in message
     assert sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*")) == before
 
 

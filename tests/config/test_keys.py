@@ -227,7 +227,7 @@ def test_a_run_older_than_a_key_gets_the_default_or_the_earlier_behaviour(monkey
     assert load.differences(fields, load.to_dict(config)) == {}
     assert load.load(TINY).model.peephole is True
     different = load.differences(fields, load.to_dict(load.load(TINY)))
-    assert load.in_words(different) == "model.peephole (False there, True here)"
+    assert load.in_words(different) == "model.peephole (False saved, True given)"
 
 
 @pytest.mark.parametrize("columns", [70, 80, 150])

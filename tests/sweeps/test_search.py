@@ -139,7 +139,7 @@ def test_a_search_of_a_small_space_ends_when_all_trials_are_tried(script, config
     assert "2 done of 2 trials." in again
     assert "best: hidden=" in again
     message = script.fails("sweep", *flags, "--trials=5", "--config.train.steps=6")
-    assert "another config: train.steps (5 there, 6 here)" in message
+    assert "another config: train.steps (5 saved, 6 given)" in message
 
 
 @pytest.mark.slow

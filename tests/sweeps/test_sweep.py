@@ -295,7 +295,7 @@ def test_a_changed_sweep_adds_trials_and_names_removed_ones(script, swept, tmp_p
     assert (root / "hidden=8" / "status.json").exists()
     changed = swept('product({"model.hidden": [12, 16]})', steps=6)
     message = script.fails("sweep", f"--config={changed}", f"--root={root}")
-    assert "train.steps (5 there, 6 here); choose another --root" in message
+    assert "train.steps (5 saved, 6 given); choose another --root" in message
 
 
 def test_dry_run_prints_commands_and_writes_nothing(script, swept, tmp_path):
