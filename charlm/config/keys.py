@@ -19,7 +19,7 @@ from charlm.errors import UserError
 
 MOST = 3e38  # just below the largest float32
 FRAMINGS = ("stream", "chunks", "windows", "documents")
-SAME = object()  # as Key.before: the same value as Key.default
+SAME = object()  # as Key.before, means the value of Key.default
 
 
 class Rule(NamedTuple):

@@ -41,9 +41,9 @@ def load(file_and_arg: str, overrides: Mapping[str, object] | None = None) -> Co
       The config, locked. All paths are absolute, so that the run can be read from any directory.
 
     Raises:
-      UserError: the file or recipe does not exist, the file raises an exception, or the file has no `get_config`. Also if a
-        key is unknown or missing, or if a value has the wrong type or is not allowed. The message names the file and, if
-        known, the line.
+      UserError: the file or recipe does not exist, raises an exception or has no `get_config`; a key is unknown or missing;
+        or a value has the wrong type or is not allowed. For a mistake in the file, the message names the file and, if known,
+        the line.
     """
     file, arg = find(file_and_arg)
     config = _config_from_file(file, arg)
@@ -162,8 +162,8 @@ def in_words(different: Mapping[str, tuple]) -> str:
 def condition(text: str) -> tuple[str, Callable[[object], bool]]:
     """Parses a condition such as `model.hidden>=256`. Returns the name on the left side and a predicate on its value.
 
-    The predicate compares numbers as numbers, booleans as booleans, and all other values as text. None satisfies only
-    `=None`, and `!=` with any text other than None.
+    The predicate compares numbers as numbers, booleans as booleans, and all other values as text. None satisfies
+    only two conditions: `=None`, and `!=` with any text other than None.
 
     Raises:
       UserError: the text is not a condition. The predicate raises a UserError if the right side has the wrong type.
@@ -212,7 +212,7 @@ def _checked(config: ConfigDict, place: Callable[[str], str]) -> ConfigDict:
         values[name] = os.path.abspath(os.path.expanduser(str(value))) if is_path else value
     try:
         return _config_of(values).lock()
-    except UserError as error:  # from keys.check_together; the message begins with a key
+    except UserError as error:  # keys.check_together raised this error, and its message begins with a key
         raise UserError(f"{place(str(error).partition('=')[0])}{error}") from error
 
 
@@ -318,7 +318,7 @@ def _missing_key(error: Exception, line: str) -> str | None:
     match = re.search(r'Key "(\w+)"', str(error)) or re.match(r"\W*(\w+)", str(error))
     if match is None or not isinstance(error, AttributeError | KeyError):
         return None
-    if below := re.search(rf"\.{match[1]}\.(\w+)", line):  # the section is unknown
+    if below := re.search(rf"\.{match[1]}\.(\w+)", line):  # the unknown name is a section
         return f"{match[1]}.{below[1]}"
     dotted = [f"{section}.{match[1]}" for section in re.findall(rf"\b(\w+)\.{match[1]}\b", line) if section in keys.SECTIONS]
     return next((name for name in dotted if name not in keys.KEYS), match[1])
@@ -330,7 +330,7 @@ def _sibling(path: str, file: pathlib.Path) -> pathlib.Path:
 
 
 def _place(file: pathlib.Path, name: str) -> str:
-    """The start of a message about a key: the config file, and the line if exactly one line sets the key."""
+    """Returns the config file for the start of a message about a key. Includes the line if exactly one line sets the key."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     *_, last = name.split(".")
     for pattern in (rf"\.{re.escape(name)}\s*=(?!=)", rf"\b{re.escape(last)}\b[\"']?\]?\s*[=:](?!=)"):

@@ -12,7 +12,7 @@ from charlm.progress import warn
 
 
 def folder_of(config: ConfigDict) -> pathlib.Path | None:
-    """The cache folder of a config. Without a folder in the config, the user's default folder. None if caching is off."""
+    """Returns the cache folder of a config. The default is the user's cache folder. Returns None if caching is off."""
     path = config.cache_dir
     if path is None:
         return _default_folder()
@@ -20,7 +20,7 @@ def folder_of(config: ConfigDict) -> pathlib.Path | None:
 
 
 def user_folder(config: ConfigDict) -> pathlib.Path | None:
-    """The user's default cache folder, or None if the config turns caching off.
+    """Returns the user's default cache folder, or None if the config turns caching off.
 
     Programs that read a run use this folder. The run may come from another person, so the programs do not load compiled code
     from the folder in the run's config.
@@ -33,7 +33,7 @@ def keep_compiled(folder: pathlib.Path | None) -> None:
 
     Code compiled for one kind of processor may not run on another kind, so each kind of processor has its own subfolder.
     If the user or an earlier call has already set a cache folder in JAX, this function does not change the folder.
-    If the disk is full, programs are not kept, without a warning.
+    If the disk is full, JAX keeps no programs and prints no warning.
 
     Args:
       folder: the cache folder, or None to turn caching off.
@@ -53,7 +53,7 @@ def keep_compiled(folder: pathlib.Path | None) -> None:
     if not usable:
         warn(
             f"the cache folder {folder} can't be written, so compiled programs are not kept: "
-            "set cache_dir to another folder, or to an empty text to turn caching off."
+            "set cache_dir to another folder, or use an empty cache_dir to turn caching off."
         )
         return
     jax.config.update("jax_compilation_cache_dir", os.fspath(compiled))
@@ -65,7 +65,7 @@ def _default_folder() -> pathlib.Path:
 
 
 def _processor() -> str:
-    """A hash of the kind of processor."""
+    """Returns a hash that differs between kinds of processors."""
     try:
         description = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
         lines = [line for line in description.splitlines() if line.startswith(("model name", "flags", "Features", "CPU part"))]

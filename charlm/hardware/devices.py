@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 HUGE_PAGES_SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-# In bytes. Sampling with more weights is limited by the time to read the weights, so a second device does not help.
+# Maximum bytes of weights that make sharing useful. With more weights, the time to read the weights limits sampling, and a
+# second device does not help.
 MAX_SHARED_WEIGHTS = 4 * 2**20
-MIN_ROWS = 16  # per device; with fewer rows, the matrix products are so small that another core does not help
+MIN_ROWS = 16  # per device; with fewer rows, the matrices of a product have so few rows that another core does not help
 
 
 def shared_by(rows: int, available: int, wanted: int) -> int:
@@ -30,7 +31,7 @@ def shared_by(rows: int, available: int, wanted: int) -> int:
 
     Args:
       rows: number of rows of the batch.
-      available: number of devices of the machine.
+      available: number of available devices.
       wanted: maximum number of devices. 0 allows one device for every MIN_ROWS rows.
     """
     most = min(available, wanted or max(1, rows // MIN_ROWS))
@@ -44,7 +45,7 @@ def mesh(rows: int, wanted: int) -> "Mesh":
 
     Args:
       rows: number of rows of the batch.
-      wanted: maximum number of devices, as in `shared_by`. Several processes ignore `wanted`.
+      wanted: maximum number of devices, as in `shared_by`. Not used with several processes.
 
     Raises:
       UserError: there are several processes, and their devices can't share the rows evenly.
@@ -75,7 +76,12 @@ def local(mesh: "Mesh") -> "Mesh":
 
 
 def put(tree: Any, sharding: "Sharding") -> Any:
-    """Places arrays on devices with a sharding. With several processes, each process must pass the whole arrays."""
+    """Places arrays on devices as the sharding defines. The devices may belong to several processes.
+
+    Args:
+      tree: whole arrays. Each process must pass the whole arrays.
+      sharding: where the parts of the arrays are placed.
+    """
     import jax
     import numpy as np
 
@@ -90,7 +96,7 @@ def put(tree: Any, sharding: "Sharding") -> Any:
 
 
 def wanted(config: ConfigDict) -> int:
-    """The maximum number of devices from the config. 0 means that charlm chooses the number."""
+    """Returns the maximum number of devices in the config. 0 means that charlm chooses the number."""
     return config.devices
 
 
@@ -109,7 +115,7 @@ def rows_to_share(config: ConfigDict, weights: int, rows: int, dtype: str) -> in
 
 
 def cpu_devices(config: ConfigDict, rows: int, processes: int = 1) -> int:
-    """The number of virtual CPU devices for this process. The processes share the rows equally."""
+    """Returns the number of virtual CPU devices for this process, if the processes share the rows equally."""
     return shared_by(max(1, rows // processes), _cores(), -(-wanted(config) // processes))
 
 
@@ -141,10 +147,10 @@ def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
 
 
 def jax_has_started() -> bool:
-    """Whether JAX has initialized its devices. After that, XLA_FLAGS has no effect. Importing JAX initializes none."""
+    """Whether JAX has started its devices. After that, XLA_FLAGS has no effect. An import alone does not start devices."""
     if "jax" not in sys.modules:
         return False
-    from jax._src import xla_bridge  # any public function would initialize the devices
+    from jax._src import xla_bridge  # public functions that tell this would start JAX
 
     return xla_bridge.backends_are_initialized()
 

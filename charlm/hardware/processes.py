@@ -22,10 +22,10 @@ import numpy as np
 from charlm.errors import Broken, Failure, UserError
 
 T = TypeVar("T")
-JOIN_TIMEOUT_SECONDS = 280  # limit for all processes to start; JAX's own limit is longer and aborts the process
+JOIN_TIMEOUT_SECONDS = 280  # time limit for the start of all processes; JAX has a longer limit and then aborts
 HEARTBEAT_SECONDS = 2  # time between two heartbeats of a process
 HEARTBEAT_TIMEOUT_SECONDS = 40  # time without a heartbeat until a process counts as gone; JAX aborts after 100 s
-ERRORS = {"UserError": UserError, "Failure": Failure, "OSError": OSError}  # run_on_first_process raises these in all processes
+ERRORS = {"UserError": UserError, "Failure": Failure, "OSError": OSError}  # errors that all processes raise
 
 
 class ProcessLost(Broken):
@@ -49,7 +49,7 @@ class ProcessSpec(NamedTuple):
 def spec_from_flags(
     distributed: bool, coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> ProcessSpec:
-    """Makes a ProcessSpec from the flags of the same names. --distributed reads the environment of a SLURM step instead.
+    """Makes a ProcessSpec from the flags of the same names. With --distributed, the values come from SLURM.
 
     Raises:
       UserError: a flag is missing or wrong, flags contradict each other, or --distributed is used outside a SLURM step.
