@@ -5,7 +5,7 @@ the resulting config.
 
 To add a key:
 1. Add one line to TABLE in `keys`, such as `Key("model.zoneout", 0.0, FRACTION, "fraction of ...")`.
-2. Read it in one place, as `config.model.zoneout`.
+2. Read the key in one place, as `config.model.zoneout`.
 3. Run `pytest tests/config`. The tests fail if no code reads the key, or if another value of the key changes nothing.
 
 Some keys affect a run only together with other keys. For example, `batch.stride` needs `batch.framing=windows`. Add the other
