@@ -145,7 +145,7 @@ def test_train_reports_a_finished_run_and_refuses_another_config(script, run, co
     assert "is done at step 30" in script("train", TINY, f"--workdir={run}", *flags).stdout
     before = sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*"))
     message = script.fails("train", TINY, f"--workdir={run}", *flags, "--config.model.layers=2", "--config.optim.beta1=0.8")
-    assert "model.layers (1 there, 2 here), optim.beta1 (0.9 there, 0.8 here)" in message
+    assert "model.layers (1 saved, 2 given), optim.beta1 (0.9 saved, 0.8 given)" in message
     assert sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*")) == before
 
 
@@ -159,7 +159,7 @@ def test_help_describes_the_script_and_its_flags(script, name):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.model.hiden=3"], "unknown config key 'model.hiden': the nearest known one is 'model.hidden'"),
+        (["--config.model.hiden=3"], "unknown config key 'model.hiden': the nearest key is 'model.hidden'"),
         (["--config.model.hidden=x"], "model.hidden='x': must be an integer."),
         (["--config.model.hidden", "-3"], "model.hidden=-3: must be positive."),
         (["--config.model.dropout=1"], "model.dropout=1.0: must be at least 0 and below 1."),

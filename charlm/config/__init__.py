@@ -1,13 +1,15 @@
-"""The keys of charlm, and the config files that set them. This wing does not know what the keys do.
+"""The config keys of charlm, and the config files that set the keys. Other wings read the keys.
 
 `keys` declares each key once, with its default, rule and meaning. `load` runs config files, applies overrides and checks
-the result.
+the resulting config.
 
 To add a key:
 1. Add one line to TABLE in `keys`, such as `Key("model.zoneout", 0.0, FRACTION, "fraction of ...")`.
-2. Read it in one place, as `config.model.zoneout`.
-3. Run `pytest tests/config`. It fails if nothing reads the key, or if another value changes nothing. If the key matters only
-   together with others, as `batch.stride` with windows, name these in CONTEXT of tests/config/test_keys.py.
+2. Read the key in one place, as `config.model.zoneout`.
+3. Run `pytest tests/config`. The tests fail if no code reads the key, or if another value of the key changes nothing.
 
-Runs that are older than the key take its default, or `before` where the old behaviour was another one.
+Some keys affect a run only together with other keys. For example, `batch.stride` needs `batch.framing=windows`. Add the other
+keys to CONTEXT in tests/config/test_keys.py.
+
+Runs older than the key get the key's default. If the old behaviour differs from the default, set `before` to the old value.
 """

@@ -1,7 +1,7 @@
-"""The table of config keys: each key once, with its default, its rule and its meaning; and everything that follows from it.
+"""The table of config keys. The table declares each key once, with its default, rule and meaning.
 
-To add a key, add one line to TABLE and read it in one place as `config.SECTION.NAME`. Defaults, checks, messages, `--helpkeys`,
-`configs/base.py` and the handling of runs older than the key then follow.
+To add a key, add one line to TABLE and read the key in one place as `config.SECTION.NAME`. The defaults, checks, messages,
+`--helpkeys`, `configs/base.py` and the handling of older runs all use TABLE.
 """
 
 import ast
@@ -17,30 +17,37 @@ from ml_collections.config_dict import placeholder
 
 from charlm.errors import UserError
 
-MOST = 3e38  # close to the largest float32
+MOST = 3e38  # just below the largest float32
 FRAMINGS = ("stream", "chunks", "windows", "documents")
-SAME = object()  # Key.before is the default
+SAME = object()  # as Key.before, means the value of Key.default
 
 
 class Rule(NamedTuple):
-    """Attributes: is_right: whether a value of the key's type is allowed; words: what a message says after "must be"."""
+    """The rule for the values of a key.
+
+    Attributes:
+      is_right: function that returns whether a value of the key's type is allowed.
+      words: description of the allowed values; messages print it after "must be".
+      options: all allowed values, if the rule lists them.
+    """
 
     is_right: Callable[..., bool]
     words: str
-    options: tuple[str, ...] = ()  # all allowed values, where they can be listed
+    options: tuple[str, ...] = ()
 
 
 class Key(NamedTuple):
-    """One key.
+    """One config key.
 
     Attributes:
-      name: with its section, such as `model.hidden`.
-      default: None if the key is unset by default.
+      name: section and name, such as `model.hidden`.
+      default: the default value. None if the key is unset by default.
+      rule: the allowed values.
       meaning: what the key sets, with its unit.
-      type_if_set: type of the values of a key whose default is None; other keys have the type of their default.
+      type_if_set: type of the values if the default is None. Otherwise the values have the type of the default.
       changes_results: False if the key changes only time or memory. A run may then be resumed with another value.
-      is_path: a relative path in a config becomes an absolute one.
-      before: the value that runs have which are older than the key. By default the key's default.
+      is_path: True if the value is a path. Relative paths are converted to absolute paths.
+      before: the value for runs older than the key. SAME means the key's default.
     """
 
     name: str
@@ -92,108 +99,127 @@ def _path(name: str, meaning: str) -> Key:
     return Key(name, None, NOT_EMPTY, meaning, is_path=True)
 
 
-# One line for each key, or two where the meaning needs its own. Comparisons and the names of trials list keys in this order.
+# Each key takes one line, or more if its meaning is long. Comparisons and trial names list keys in this order.
 # fmt: off
 TABLE = (
     # the whole run
-    Key("seed", 0, SEED, "initial weights, dropout, lane offsets, shuffling and samples follow from it"),
+    Key("seed", 0, SEED, "random seed of initial weights, dropout, lane offsets, shuffling and samples"),
     Key("cache_dir", None, ANY,
-        "folder for encoded long texts and compiled programs; None: charlm in the user's cache folder; empty: no cache",
+        "folder for encoded long texts and compiled programs; None: the folder charlm in the user's cache folder; "
+        "empty: no cache",
         is_path=True, changes_results=False),
     # the text
-    Key("corpus.name", "tiny_shakespeare", ANY, "a corpus that charlm can fetch; used if corpus.path is None"),
-    _path("corpus.path", "UTF-8 text file (plain, .gz or .xz), or a folder of them, which are sorted and joined"),
-    _path("corpus.validation_path", "separate validation text; all of corpus.path is then training text"),
-    _path("corpus.test_path", "separate test text; needs corpus.validation_path"),
-    _path("corpus.data_dir", "folder of TensorFlow Datasets (TFDS); None: $TFDS_DATA_DIR, or else ~/tensorflow_datasets"),
+    Key("corpus.name", "tiny_shakespeare", ANY, "name of a corpus that charlm can fetch; used if corpus.path is None"),
+    _path("corpus.path",
+        "UTF-8 text file (plain, .gz or .xz), or a folder of such files; a folder's files are joined in sorted order"),
+    _path("corpus.validation_path", "path of a separate validation text; all text of corpus.path is then training text"),
+    _path("corpus.test_path", "path of a separate test text; needs corpus.validation_path"),
+    _path("corpus.data_dir",
+        "folder of TensorFlow Datasets (TFDS); None: $TFDS_DATA_DIR if set, otherwise ~/tensorflow_datasets"),
     Key("corpus.split", (0.9, 0.1), SPLIT,
-        "contiguous fractions of the characters, or of the documents: train[, validation[, test]]"),
-    Key("corpus.tfds", None, DATASET, "documents from a text feature of a dataset in TFDS"),
-    Key("corpus.documents", "", DOCUMENTS, "how corpus.path holds documents; empty: it is running text"),
+        "fractions of the characters or documents in each split: train[, validation[, test]]; each split is contiguous"),
+    Key("corpus.tfds", None, DATASET, "dataset and text feature in TFDS; each example is one document"),
+    Key("corpus.documents", "", DOCUMENTS, "format of the documents in corpus.path; empty: corpus.path is running text"),
     Key("corpus.lowercase", False, ANY, "convert the text to lower case"),
-    Key("corpus.keep", "", ANY, "characters to keep, all others are deleted; empty: keep all"),
+    Key("corpus.keep", "", ANY, "characters to keep; all other characters are deleted; empty: keep all characters"),
     Key("corpus.newlines", True, ANY, "convert CRLF and CR to LF"),
     # symbols and ids
     Key("vocab.source", "train", one_of("train", "corpus"),
-        "which symbols have ids: those of the training split (train) or of all splits (corpus)"),
+        "which symbols have ids; train: the symbols of the training split; corpus: the symbols of all splits"),
     Key("vocab.unknown", False, ANY, "map symbols outside the vocabulary to <unk>; False: such symbols are an error"),
     # how text becomes batches, on which devices
     Key("devices", 0, NOT_NEGATIVE,
-        "devices that share each batch, on a CPU one per core; 0: as many as make it faster and divide batch.size"),
+        "maximum number of devices that share each batch, on a CPU one per core; 0: charlm chooses the number for speed; "
+        "the number of devices used always divides batch.size"),
     Key("batch.framing", "stream", one_of(*FRAMINGS),
-        "how text becomes rows; stream: lanes that carry the state from step to step; others: rows that start from zero state"),
-    Key("batch.size", 32, POSITIVE, "rows of a batch: lanes, chunks, windows or documents"),
-    Key("batch.length", 64, POSITIVE, "characters of each row; for documents the maximum, longer ones are cut"),
+        "how text is cut into rows; stream: lanes carry the state from step to step; "
+        "chunks, windows, documents: rows start from zero state"),
+    Key("batch.size", 32, POSITIVE, "number of rows in a batch; the rows are lanes, chunks, windows or documents"),
+    Key("batch.length", 64, POSITIVE, "characters in each row; documents: maximum length, longer documents are cut"),
     Key("batch.shift", True, ANY,
-        "stream: start each epoch at a random offset within the characters that do not fill a whole step"),
-    Key("batch.stride", 1, POSITIVE, "windows: characters from the start of one window to the start of the next"),
-    Key("batch.shuffle", True, ANY, "chunks, windows, documents: a new order in each epoch; False: the order of the text"),
+        "stream: start each epoch at a random offset; "
+        "the largest offset is the number of characters left after the last whole step"),
+    Key("batch.stride", 1, POSITIVE, "windows: characters between the starts of consecutive windows"),
+    Key("batch.shuffle", True, ANY,
+        "chunks, windows, documents: shuffle the rows in each epoch; False: keep the order of the text"),
     Key("batch.bucket", 16, POSITIVE,
-        "documents: batches are padded to a multiple of this many characters, so that few shapes are compiled"),
+        "documents: batch lengths are padded to a multiple of this number of characters, so that few shapes are compiled"),
     Key("batch.padding", "masked", one_of("masked", "counted"),
-        "documents; masked: padding follows the text and has weight 0; counted: it precedes the text and has weight 1"),
+        "documents; masked: padding follows the text and has weight 0; counted: padding precedes the text and has weight 1"),
     # the network
-    Key("model.cell", "lstm", one_of("lstm"), "the recurrence, a file of charlm/models/cells"),
+    Key("model.cell", "lstm", one_of("lstm"), "recurrent cell; each cell is a file in charlm/models/cells"),
     Key("model.input", "embedding", one_of("embedding", "onehot", "scalar"),
-        "input of the first layer for each character; scalar: its id divided by the size of the vocabulary"),
-    Key("model.embedding", 128, POSITIVE, "features of the embedding"),
+        "input of the first layer; scalar: the character's id divided by the size of the vocabulary"),
+    Key("model.embedding", 128, POSITIVE, "number of features of the embedding"),
     Key("model.layers", 2, POSITIVE, "number of recurrent layers"),
-    Key("model.hidden", 256, POSITIVE, "units of each layer"),
+    Key("model.hidden", 256, POSITIVE, "number of units of each layer"),
     Key("model.dropout", 0.0, FRACTION, "fraction of outputs dropped after each layer, including the last"),
     Key("model.init", "orthogonal", INITS,
-        "initial weights; orthogonal: as in Flax; glorot: as in Keras; axon, pytorch: as there; uniform: see model.init_scale"),
-    Key("model.init_scale", 0.1, POSITIVE, "model.init=uniform: weights are drawn between minus and plus this value"),
+        "initial weights; orthogonal: as in Flax; glorot: as in Keras; axon: as in Axon; pytorch: as in PyTorch; "
+        "uniform: see model.init_scale"),
+    Key("model.init_scale", 0.1, POSITIVE,
+        "model.init=uniform: weights are drawn uniformly from -model.init_scale to +model.init_scale"),
     Key("model.head_scale", 0.0, NOT_NEGATIVE,
-        "uniform initial weights of the head between minus and plus this value, biases 0; 0.0: as model.init sets them"),
+        "head weights are drawn uniformly from -model.head_scale to +model.head_scale, head biases are 0; "
+        "0.0: model.init sets the head"),
     Key("model.forget_bias", 1.0, ANY, "initial bias of the forget gate"),
-    Key("model.dtype", "float32", DTYPES, "type of the operands of matrix products; state and weights are always float32"),
+    Key("model.dtype", "float32", DTYPES, "data type of the operands in matrix products; state and weights are always float32"),
     # the optimiser and its learning rate
     Key("optim.name", "adam", one_of("adam", "adamw", "rmsprop", "sgd"), "the optimiser"),
     Key("optim.learning_rate", 3e-3, POSITIVE, "peak learning rate"),
     Key("optim.schedule", "cosine", SCHEDULES,
-        "course of the learning rate; trapezoid: constant, then linear over the last optim.decay_steps"),
+        "learning-rate schedule; trapezoid: constant, then linear decay over the last optim.decay_steps steps"),
     Key("optim.warmup_steps", 0, NOT_NEGATIVE, "steps of linear warm-up from 0"),
     Key("optim.final_fraction", 0.01, FROM_0_TO_1, "cosine, trapezoid: final learning rate as a fraction of the peak"),
-    Key("optim.decay_rate", 0.5, FACTOR, "exponential, step: factor per optim.decay_steps"),
-    Key("optim.decay_steps", 1000, POSITIVE, "exponential, step: steps per factor; trapezoid: steps of the final decay"),
-    Key("optim.beta1", 0.9, FRACTION, "adam, adamw: decay of the mean gradient"),
-    Key("optim.beta2", 0.999, FRACTION, "adam, adamw, rmsprop: decay of the mean squared gradient"),
-    Key("optim.eps", 1e-8, POSITIVE, "adam, adamw, rmsprop: added to the root of the mean squared gradient"),
+    Key("optim.decay_rate", 0.5, FACTOR,
+        "exponential, step: factor of the learning rate for every optim.decay_steps steps"),
+    Key("optim.decay_steps", 1000, POSITIVE,
+        "exponential, step: steps until the learning rate has decayed by optim.decay_rate; "
+        "trapezoid: length of the final decay in steps"),
+    Key("optim.beta1", 0.9, FRACTION, "adam, adamw: decay rate of the running mean of the gradient"),
+    Key("optim.beta2", 0.999, FRACTION, "adam, adamw, rmsprop: decay rate of the running mean of the squared gradient"),
+    Key("optim.eps", 1e-8, POSITIVE, "adam, adamw, rmsprop: constant added to the root of the mean squared gradient"),
     Key("optim.eps_form", "outer", one_of("outer", "keras"),
-        "where eps is added; keras: in Adam before the bias correction (as in MXNet too), in RMSprop inside the root"),
+        "where optim.eps is added; outer: after the root; keras: in Adam before the bias correction, as also in MXNet; "
+        "in RMSprop inside the root"),
     Key("optim.momentum", 0.0, FRACTION, "sgd: momentum"),
-    Key("optim.clip_norm", 1.0, NOT_NEGATIVE, "largest global norm of the gradient; 0.0: no clipping"),
-    Key("optim.clip_value", 0.0, NOT_NEGATIVE, "largest absolute value of a gradient element; 0.0: no clipping"),
-    Key("optim.weight_decay", 0.0, NOT_NEGATIVE, "weight decay; decoupled for adamw, L2 for the others"),
-    Key("optim.decay_biases", False, ANY, "weight decay of biases too, as in MXNet; False: of matrices only"),
+    Key("optim.clip_norm", 1.0, NOT_NEGATIVE, "maximum global norm of the gradient; 0.0: no clipping"),
+    Key("optim.clip_value", 0.0, NOT_NEGATIVE, "maximum absolute value of a gradient element; 0.0: no clipping"),
+    Key("optim.weight_decay", 0.0, NOT_NEGATIVE, "weight decay; adamw: decoupled; adam, rmsprop, sgd: L2"),
+    Key("optim.decay_biases", False, ANY, "apply weight decay to biases and matrices, as in MXNet; False: only to matrices"),
     # length, logging, evaluations and checkpoints
     Key("train.epochs", 3.0, POSITIVE, "length of the training in epochs; used if train.steps is 0"),
-    Key("train.steps", 0, NOT_NEGATIVE, "length of the training in steps; 0: train.epochs decides"),
+    Key("train.steps", 0, NOT_NEGATIVE, "length of the training in steps; 0: train.epochs sets the length"),
     Key("train.steps_per_call", 0, NOT_NEGATIVE,
-        "steps that one call of the jitted function makes; 0: up to ten if steps are short", changes_results=False),
-    Key("train.log_every", 50, POSITIVE, "steps between rows of metrics"),
-    Key("train.eval_every", 0, NOT_NEGATIVE, "steps between evaluations; 0: one per epoch; the last step is always evaluated"),
+        "training steps in one call of the jitted function; 0: up to ten if steps are short", changes_results=False),
+    Key("train.log_every", 50, POSITIVE, "steps between two rows of metrics"),
+    Key("train.eval_every", 0, NOT_NEGATIVE,
+        "steps between evaluations; 0: one evaluation per epoch; the last step is always evaluated"),
     Key("train.checkpoint_every", 500, NOT_NEGATIVE,
-        "steps between checkpoints, in addition to those at evaluations; 0: only those"),
-    Key("train.patience", 0, NOT_NEGATIVE, "evaluations without a new best before training stops early; 0: never"),
+        "steps between checkpoints; each evaluation also writes a checkpoint; 0: checkpoints only at evaluations"),
+    Key("train.patience", 0, NOT_NEGATIVE,
+        "evaluations without a new best loss before training stops early; 0: no early stopping"),
     Key("train.halvings", 0, NOT_NEGATIVE,
-        "how many times a diverged run goes back to its last checkpoint with half the learning rate; 0: it ends"),
+        "how many times a diverged run restarts from its last checkpoint with half the learning rate; 0: a diverged run ends"),
     Key("train.best", "validation", one_of("validation", "train"),
-        "loss that chooses the best checkpoint; train: mean training loss since the last evaluation"),
+        "which loss selects the best checkpoint; train: mean training loss since the last evaluation"),
     # evaluations
     Key("eval.framing", None, one_of(*FRAMINGS),
-        "framing of evaluations, with batch.length and batch.stride; None: batch.framing"),
-    Key("eval.rows", 64, POSITIVE, "chunks, windows, documents: rows evaluated at once; changes the speed, not the result"),
-    Key("eval.length", 512, POSITIVE, "stream: characters evaluated at once; changes the memory used, not the result"),
+        "framing of evaluations; evaluations also use batch.length and batch.stride; None: same as batch.framing"),
+    Key("eval.rows", 64, POSITIVE,
+        "chunks, windows, documents: rows evaluated at once; changes only the speed, not the result"),
+    Key("eval.length", 512, POSITIVE, "stream: characters evaluated at once; changes only the memory use, not the result"),
     Key("eval.lanes", 1, POSITIVE,
-        "stream: pieces evaluated side by side; 1: exact, the state is carried from the first character to the last"),
-    Key("eval.burn_in", 1000, NOT_NEGATIVE, "stream: unscored characters that warm up the state of each piece but the first"),
+        "stream: number of pieces evaluated in parallel; 1: exact, the state is carried through the whole split"),
+    Key("eval.burn_in", 1000, NOT_NEGATIVE,
+        "stream: unscored characters that warm up the state before each piece except the first"),
     # samples during training, and the defaults of `charlm sample`
     Key("sample.prompt", None, NOT_EMPTY,
-        "prompt of samples; None: the opening of the validation split, or of the training split without one"),
-    Key("sample.length", 300, NOT_NEGATIVE, "characters of each sample, also of `charlm sample`; 0: none during training"),
-    Key("sample.temperature", 0.8, NOT_NEGATIVE, "temperature of samples; 0.0: always the most probable character"),
-    Key("sample.top_k", 0, NOT_NEGATIVE, "draw from the k most probable characters; 0: from all"),
+        "prompt of samples; None: the start of the validation split, or of the training split if there is no validation split"),
+    Key("sample.length", 300, NOT_NEGATIVE,
+        "characters in each sample, also for `charlm sample`; 0: no samples during training"),
+    Key("sample.temperature", 0.8, NOT_NEGATIVE, "sampling temperature; 0.0: always choose the most probable character"),
+    Key("sample.top_k", 0, NOT_NEGATIVE, "sample from the k most probable characters; 0: sample from all characters"),
 )
 # fmt: on
 # If the first key is set, the second one must be set too.
@@ -214,10 +240,10 @@ TYPES = {
 
 
 def defaults(type_safe: bool = True) -> ConfigDict:
-    """A config of the defaults.
+    """Returns a config with the default of every key.
 
     Args:
-      type_safe: whether ml_collections refuses a value of another type as soon as it is set.
+      type_safe: whether ml_collections raises an error at once if a value of another type is set.
     """
     config = ConfigDict(type_safe=type_safe)
     for key in TABLE:
@@ -231,29 +257,29 @@ def defaults(type_safe: bool = True) -> ConfigDict:
 
 
 def before_keys_existed() -> dict[str, object]:
-    """Key → the value that runs have which are older than the key, as JSON holds it."""
+    """Key → value for runs older than the key. The values are JSON values, so tuples are lists."""
     values = {key.name: key.default if key.before is SAME else key.before for key in TABLE}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def known(name: str) -> str:
-    """The name itself. Raises a UserError that names the nearest key if there is no such key."""
+    """Returns the name if it is a key. Otherwise raises a UserError that names the nearest key."""
     if name not in KEYS:
         same_name = [key for key in KEYS if key.split(".")[-1] == name.split(".")[-1]]
         close = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.0)
-        raise UserError(f"unknown config key {name!r}: the nearest known one is {(same_name + close)[0]!r}.")
+        raise UserError(f"unknown config key {name!r}: the nearest key is {(same_name + close)[0]!r}.")
     return name
 
 
 def short(name: str) -> str:
-    """The shortest ending that only this key has: `hidden`, `optim.name`. An unknown key is returned whole."""
+    """The shortest unique ending of a key, such as `hidden` or `optim.name`. An unknown key is returned unchanged."""
     parts = name.split(".")
     endings = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
     return next((ending for ending in endings if sum(f".{key}".endswith(f".{ending}") for key in KEYS) == 1), name)
 
 
 def typed(text: str, kind: type) -> object:
-    """Text from the command line as a value of a type. Raises a ValueError if it can't be read as that type."""
+    """Converts text from the command line to a type. Raises a ValueError if the text is not of that type."""
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -268,7 +294,7 @@ def typed(text: str, kind: type) -> object:
 
 
 def parsed(name: str, text: str) -> object:
-    """Text from the command line as a value in the key's type. Raises a UserError if it can't be read as that type."""
+    """Converts text from the command line to the key's type. Raises a UserError if the text is not of that type."""
     try:
         return typed(text, KEYS[name].type)
     except ValueError as error:
@@ -276,10 +302,10 @@ def parsed(name: str, text: str) -> object:
 
 
 def checked(name: str, value: object) -> object:
-    """A value in the key's type: integers become numbers, lists become tuples.
+    """Checks a value and returns it in the key's type. Converts integers to floats and lists to tuples as needed.
 
     Raises:
-      UserError: the value has another type, or the key's rule does not allow it.
+      UserError: the value has another type, or the key's rule does not allow the value.
     """
     key = KEYS[name]
     if value is None and key.default is None:
@@ -296,7 +322,7 @@ def checked(name: str, value: object) -> object:
         raise UserError(f"{name}={value}: must be below 2147483648.")
     try:
         right = key.rule.is_right(value)
-    except OverflowError:  # an integer of hundreds of digits in a tuple of fractions
+    except OverflowError:  # a tuple of fractions contains an integer too large for a float
         right = False
     if not right:
         raise UserError(f"{name}={value!r}: must be {key.rule.words}.")
@@ -304,7 +330,7 @@ def checked(name: str, value: object) -> object:
 
 
 def check_together(values: Mapping[str, object]) -> None:
-    """Checks the rules over several keys. Raises a UserError that names the keys that do not fit together."""
+    """Checks NEEDS and CONFLICTS. Raises a UserError that names the two keys of the first violated rule."""
     for name, needed in NEEDS:
         if values[name] is not None and values[needed] is None:
             raise UserError(f"{name}={values[name]!r}: needs {needed}, which is not set.")
@@ -317,49 +343,49 @@ def check_together(values: Mapping[str, object]) -> None:
 
 
 def help_text(form: str = "") -> str:
-    """The table of all keys for people, as wide as the terminal, or as Markdown.
+    """The table of all keys as help text.
 
     Args:
-      form: empty, or `markdown`.
+      form: `markdown` for a Markdown table. Empty for plain text that fits the width of the terminal.
 
     Raises:
-      UserError: another form.
+      UserError: `form` has another value.
     """
     if form not in ("", "markdown"):
-        raise UserError(f"--helpkeys={form}: must be markdown, or nothing.")
+        raise UserError(f"--helpkeys={form}: must be markdown or empty.")
     return _as_markdown() if form else _for_terminal(shutil.get_terminal_size().columns)
 
 
 def _as_markdown() -> str:
-    lines = ["| key | default | meaning | right |", "| --- | --- | --- | --- |"]
+    lines = ["| key | default | meaning | allowed values |", "| --- | --- | --- | --- |"]
     for key in TABLE:
-        cells = f"`{key.name}`", f"`{_written(key.default)}`", key.meaning, _right(key)
+        cells = f"`{key.name}`", f"`{_default_text(key.default)}`", key.meaning, _allowed_values(key)
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
     return "\n".join(lines)
 
 
 def _for_terminal(columns: int) -> str:
-    left = max(len(key.name) for key in TABLE) + 2, max(len(_written(key.default)) for key in TABLE) + 2
+    left = max(len(key.name) for key in TABLE) + 2, max(len(_default_text(key.default)) for key in TABLE) + 2
     width = max(columns - sum(left) - 1, 20)
-    lines = [f"{'key':<{left[0]}}{'default':<{left[1]}}meaning (what is right)"]
+    lines = [f"{'key':<{left[0]}}{'default':<{left[1]}}meaning (allowed values)"]
     section = ""
     for key in TABLE:
         if section != (section := key.name.rpartition(".")[0]):
             lines.append("")
-        first, *rest = textwrap.wrap(f"{key.meaning} ({_right(key)})", width, break_on_hyphens=False)
-        lines.append(f"{key.name:<{left[0]}}{_written(key.default):<{left[1]}}{first}")
+        first, *rest = textwrap.wrap(f"{key.meaning} ({_allowed_values(key)})", width, break_on_hyphens=False)
+        lines.append(f"{key.name:<{left[0]}}{_default_text(key.default):<{left[1]}}{first}")
         lines += [" " * sum(left) + more for more in rest]
     return "\n".join([*lines, "", "Set a key with --config.KEY=VALUE, or in a config file."])
 
 
-def _written(default: object) -> str:
-    """A default as one would type it on the command line."""
+def _default_text(default: object) -> str:
+    """A default in the form that the command line accepts."""
     if isinstance(default, tuple):
         return f"({','.join(map(str, default))})"
     return str(default) if default != "" else '""'
 
 
-def _right(key: Key) -> str:
+def _allowed_values(key: Key) -> str:
     if key.type in (bool, tuple) or key.rule.options or key.rule in (DATASET, DOCUMENTS):
         words = key.rule.words or TYPES[key.type]
     else:

@@ -1,6 +1,6 @@
-"""Config files, overrides, the dicts that run directories hold, and conditions on keys.
+"""Loads config files, applies overrides, converts configs to and from dicts, and parses conditions on keys.
 
-All mistakes in a config are found here, before any work begins.
+This module finds all mistakes in a config before any work begins.
 """
 
 import contextlib
@@ -23,29 +23,30 @@ from charlm.config import keys
 from charlm.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
-# An installed package has the recipes inside, a checkout beside it.
+# An installed package contains the recipes. In a checkout, the recipes are in the folder `configs` beside the package.
 RECIPES = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "configs"
 COMPARISONS = {">=": operator.ge, "<=": operator.le, "!=": operator.ne, ">": operator.gt, "<": operator.lt}
 ADVICE = "start with config = base.get_config(), as configs/quickstart.py does"
 
 
 def load(file_and_arg: str, overrides: Mapping[str, object] | None = None) -> ConfigDict:
-    """The checked config of a file or recipe, with overrides applied.
+    """Loads a config file or recipe, applies overrides and checks the config.
 
     Args:
-      file_and_arg: path of a config file, or name of a recipe such as `quickstart`; then optionally `:` and an argument for its
+      file_and_arg: path of a config file, or name of a recipe such as `quickstart`. An optional `:ARG` passes an argument to
         `get_config`.
-      overrides: dotted key → value, or the value as text from the command line.
+      overrides: dotted key → value. Text from the command line is converted to the key's type.
 
     Returns:
-      The config, locked. Its paths are absolute, so that the run can be read from any directory.
+      The config, locked. All paths are absolute, so that the run can be read from any directory.
 
     Raises:
-      UserError: there is no such file or recipe, the file raises an exception or has no `get_config`, a key is unknown or
-        missing, or a value has the wrong type or is not allowed. The message names the file and, where known, the line.
+      UserError: the file or recipe does not exist, raises an exception or has no `get_config`; a key is unknown or missing;
+        or a value has the wrong type or is not allowed. For a mistake in the file, the message names the file and, if known,
+        the line.
     """
     file, arg = find(file_and_arg)
-    config = _made_by(file, arg)
+    config = _config_from_file(file, arg)
     overrides = overrides or {}
     _check_names(config, file)
     for name, value in overrides.items():
@@ -54,7 +55,7 @@ def load(file_and_arg: str, overrides: Mapping[str, object] | None = None) -> Co
 
 
 def checked(config: ConfigDict) -> ConfigDict:
-    """A copy of a config made in Python, checked as `load` checks that of a file; locked, with absolute paths.
+    """Checks a config made in Python. Returns a locked copy with absolute paths, as `load` does.
 
     Raises:
       UserError: a key is unknown or missing, or a value has the wrong type or is not allowed.
@@ -64,10 +65,10 @@ def checked(config: ConfigDict) -> ConfigDict:
 
 
 def find(file_and_arg: str) -> tuple[pathlib.Path, str | None]:
-    """The file and the argument that `FILE[:ARG]` or `RECIPE[:ARG]` name. An existing file is preferred to a recipe.
+    """Returns the file and the argument of `FILE[:ARG]` or `RECIPE[:ARG]`. A file takes priority over a recipe.
 
     Raises:
-      UserError: there is neither such a file nor such a recipe. The nearest recipe is named.
+      UserError: no such file and no such recipe exist. The message names the nearest recipe.
     """
     name, _, arg = file_and_arg.partition(":")
     file, recipe = pathlib.Path(name), RECIPES / f"{name}.py"
@@ -81,35 +82,36 @@ def find(file_and_arg: str) -> tuple[pathlib.Path, str | None]:
 
 
 def call(file_and_arg: str, function: str) -> object:
-    """The result of another function of a config file, such as its `sweep()`.
+    """Calls another function of a config file, such as `sweep()`, and returns the result.
 
     Raises:
-      UserError: there is no such file or function, or it raises an exception or returns None.
+      UserError: the file or function does not exist, or the function raises an exception or returns None.
     """
     file, _ = find(file_and_arg)
-    result = _called(file, function)
+    result = _result_of(file, function)
     if result is None:
-        raise UserError(f"--config={file} has no {function}() that returns something; see charlm/sweeps/sweep.py.")
+        raise UserError(f"--config={file} has no {function}() that returns a value; see charlm/sweeps/sweep.py.")
     return result
 
 
 def override(config: ConfigDict, name: str, value: object) -> None:
-    """Sets a key in place. Text is read in the key's type.
+    """Sets a key in place. Text is converted to the key's type.
 
     Raises:
-      UserError: there is no such key (the nearest one is named), or the value has the wrong type or is not allowed.
+      UserError: the key is unknown, or the value has the wrong type or is not allowed. For an unknown key, the message names
+        the nearest key.
     """
     *parts, last = keys.known(name).split(".")
     value = keys.checked(name, keys.parsed(name, value) if isinstance(value, str) else value)
     section = config
     for part in parts:
         section = section[part]
-    with section.ignore_type():  # the table of keys has checked it
+    with section.ignore_type():  # keys.checked has checked the type
         section[last] = value
 
 
 def to_dict(config: ConfigDict) -> dict:
-    """The config as nested dicts of JSON values. Tuples become lists."""
+    """Converts a config to nested dicts of JSON values. Tuples become lists."""
     return {
         name: to_dict(value) if isinstance(value, ConfigDict) else list(value) if isinstance(value, tuple) else value
         for name, value in sorted(config.items())
@@ -117,7 +119,9 @@ def to_dict(config: ConfigDict) -> dict:
 
 
 def from_dict(fields: Mapping) -> ConfigDict:
-    """The checked config that `to_dict` made. Keys that did not exist then get the value that runs had before.
+    """Converts the result of `to_dict` back to a config and checks the config.
+
+    If the dict is older than a key, the key gets the value that the key table defines for older runs.
 
     Raises:
       UserError: a key is unknown, or a value has the wrong type or is not allowed.
@@ -126,7 +130,7 @@ def from_dict(fields: Mapping) -> ConfigDict:
 
 
 def flatten(fields: Mapping | ConfigDict, prefix: str = "") -> dict[str, object]:
-    """Nested dicts as one dict with dotted keys."""
+    """Converts nested dicts to one dict with dotted keys."""
     flat: dict[str, object] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping | ConfigDict):
@@ -136,35 +140,37 @@ def flatten(fields: Mapping | ConfigDict, prefix: str = "") -> dict[str, object]
     return flat
 
 
-def differences(there: Mapping, here: Mapping) -> dict[str, tuple]:
-    """Dotted key → (value there, value here), for the keys in which two runs differ.
+def differences(saved: Mapping, given: Mapping) -> dict[str, tuple]:
+    """Dotted key → (saved value, given value), for the keys in which two configs differ.
+
+    Keys that change no result are left out. If a config lacks a key, the key has its value for runs older than the key.
 
     Args:
-      there, here: two configs as nested or flat dicts. A key that one of them lacks has the value from before it existed.
-        Keys that change no result are left out.
+      saved: config of an existing run, as a nested or flat dict.
+      given: the other config, as a nested or flat dict.
     """
-    one, other = (keys.before_keys_existed() | flatten(fields) for fields in (there, here))
-    names = [name for name in {**one, **other} if one.get(name) != other.get(name) and name not in keys.CHANGE_NO_RESULT]
-    return {name: (one.get(name), other.get(name)) for name in sorted(names)}
+    old, new = (keys.before_keys_existed() | flatten(fields) for fields in (saved, given))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name) and name not in keys.CHANGE_NO_RESULT]
+    return {name: (old.get(name), new.get(name)) for name in sorted(names)}
 
 
 def in_words(different: Mapping[str, tuple]) -> str:
-    """The result of `differences` for a message: `optim.beta1 (0.9 there, 0.8 here)`."""
-    return ", ".join(f"{name} ({there!r} there, {here!r} here)" for name, (there, here) in different.items())
+    """Formats the result of `differences` for a message, such as `optim.beta1 (0.9 saved, 0.8 given)`."""
+    return ", ".join(f"{name} ({saved!r} saved, {given!r} given)" for name, (saved, given) in different.items())
 
 
 def condition(text: str) -> tuple[str, Callable[[object], bool]]:
-    """A condition such as `model.hidden>=256`, as (left side, predicate on its value).
+    """Parses a condition such as `model.hidden>=256`. Returns the name on the left side and a predicate on its value.
 
-    Numbers are compared as numbers, true and false as such, and everything else as text. None satisfies only `=None`, and `!=`
-    with anything else.
+    The predicate compares numbers as numbers, booleans as booleans, and all other values as text. None satisfies
+    only two conditions: `=None`, and `!=` with any text other than None.
 
     Raises:
-      UserError: it is not a condition.
+      UserError: the text is not a condition. The predicate raises a UserError if the right side has the wrong type.
     """
     match = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*", text)
     if match is None:
-        raise UserError(f"{text!r} is not a condition: write one such as model.hidden>=256.")
+        raise UserError(f"{text!r} is not a condition: write a condition such as model.hidden>=256.")
     name, sign, wanted = match.groups()
     compare: Callable[..., bool] = COMPARISONS.get(sign, operator.eq)
 
@@ -195,7 +201,7 @@ def _check_names(config: ConfigDict, file: pathlib.Path | None = None) -> None:
 
 
 def _checked(config: ConfigDict, place: Callable[[str], str]) -> ConfigDict:
-    """Args: place: key → what a message about it begins with."""
+    """Returns a checked, locked copy of the config. `place` maps a key to the start of a message about the key."""
     values = {}
     for name, value in flatten(config).items():
         try:
@@ -206,12 +212,12 @@ def _checked(config: ConfigDict, place: Callable[[str], str]) -> ConfigDict:
         values[name] = os.path.abspath(os.path.expanduser(str(value))) if is_path else value
     try:
         return _config_of(values).lock()
-    except UserError as error:  # a rule over several keys; the message begins with the first of them
+    except UserError as error:  # keys.check_together raised this error, and its message begins with a key
         raise UserError(f"{place(str(error).partition('=')[0])}{error}") from error
 
 
 def _config_of(values: Mapping[str, object]) -> ConfigDict:
-    """The config with these values of all keys, each checked, alone and together."""
+    """Makes a config from the values of all keys. Checks each value, and then the rules over several keys."""
     config = keys.defaults()
     for name, value in values.items():
         override(config, name, value)
@@ -219,15 +225,15 @@ def _config_of(values: Mapping[str, object]) -> ConfigDict:
     return config
 
 
-def _made_by(file: pathlib.Path, arg: str | None) -> ConfigDict:
-    config = _called(file, "get_config", arg)
+def _config_from_file(file: pathlib.Path, arg: str | None) -> ConfigDict:
+    config = _result_of(file, "get_config", arg)
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={file} has no get_config() that returns a ConfigDict: {ADVICE}.")
     return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
 
 
-def _called(file: pathlib.Path, function: str, arg: str | None = None) -> object:
-    """The result of a function of a config file, or None if the file has no such function."""
+def _result_of(file: pathlib.Path, function: str, arg: str | None = None) -> object:
+    """Runs a config file and calls a function of the file. Returns None if the file has no such function."""
     spec = importlib.util.spec_from_file_location(f"charlm_config_{file.stem}", os.path.abspath(file))
     if spec is None or spec.loader is None:
         raise UserError(f"--config={file} is not a Python file: its name must end in .py.")
@@ -238,18 +244,18 @@ def _called(file: pathlib.Path, function: str, arg: str | None = None) -> object
             called = getattr(module, function, None)
             if not callable(called):
                 return None
-            if arg is None and _takes(called):
+            if arg is None and _accepts(called):
                 return called()
-            if not _takes(called, arg):
+            if not _accepts(called, arg):
                 raise UserError(f"--config={file}:{arg}: this config takes no argument; write --config={file}.")
             return called(arg)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_explained(error, file)) from error
+        raise UserError(_error_message(error, file)) from error
 
 
-def _takes(function: Callable, *arguments: str | None) -> bool:
+def _accepts(function: Callable, *arguments: str | None) -> bool:
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
@@ -259,46 +265,46 @@ def _takes(function: Callable, *arguments: str | None) -> bool:
 
 @contextlib.contextmanager
 def _imports(module: types.ModuleType, folder: str) -> Iterator[None]:
-    """Lets a config file import `configs`, which is the folder of recipes, and the modules beside it.
+    """Lets a config file import modules from its own folder, and the folder of recipes as `configs`.
 
-    Afterwards none of these stay imported, so that another config file with modules of the same names gets its own.
+    Afterwards these imports are removed from sys.modules. Another config file may need other modules of the same names.
     """
     recipes = types.ModuleType("configs")
     recipes.__path__ = [os.fspath(RECIPES)]
-    beside = {path.stem for path in pathlib.Path(folder).glob("*.py")}
-    beside |= {path.parent.name for path in pathlib.Path(folder).glob("*/__init__.py")}
-    local = beside - sys.stdlib_module_names - {"charlm"} | {"configs", module.__name__}
+    siblings = {path.stem for path in pathlib.Path(folder).glob("*.py")}
+    siblings |= {path.parent.name for path in pathlib.Path(folder).glob("*/__init__.py")}
+    local = siblings - sys.stdlib_module_names - {"charlm"} | {"configs", module.__name__}
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in local}
     before = set(sys.modules)
     sys.modules |= {"configs": recipes, module.__name__: module}
     sys.path.insert(0, folder)
-    importlib.invalidate_caches()  # a module may be younger than the last look at its folder
+    importlib.invalidate_caches()  # the import system may have cached the folder before a module was added
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # the config file may have changed the path too
+        with contextlib.suppress(ValueError):  # the config file may have removed the folder
             sys.path.remove(folder)
-        local |= {name for name in set(sys.modules) - before if _lies_in(sys.modules[name], folder)}
+        local |= {name for name in set(sys.modules) - before if _is_in_folder(sys.modules[name], folder)}
         for name in list(sys.modules):
             if name.partition(".")[0] in local:
                 del sys.modules[name]
         sys.modules |= hidden
 
 
-def _lies_in(module: types.ModuleType, folder: str) -> bool:
-    """Whether a module, or a package with or without `__init__.py`, lies directly in a folder."""
+def _is_in_folder(module: types.ModuleType, folder: str) -> bool:
+    """Whether a module or package is directly in a folder. The package may lack `__init__.py`."""
     paths = list(getattr(module, "__path__", ())) or [getattr(module, "__file__", None) or ""]
     return folder in map(os.path.dirname, paths)
 
 
-def _explained(error: Exception, file: pathlib.Path) -> str:
-    """One sentence: in which file and line of the config an exception was raised, and what it says."""
+def _error_message(error: Exception, file: pathlib.Path) -> str:
+    """Describes an exception in one sentence, with the file and line of the config that raised the exception."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        return f"{_shown(error.filename, file)} line {error.lineno}: {type(error).__name__}: {error.msg}."
+        return f"{_sibling(error.filename, file)} line {error.lineno}: {type(error).__name__}: {error.msg}."
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if os.path.dirname(frame.filename) == os.path.dirname(os.path.abspath(file))]
-    place = f"{_shown(own[-1].filename, file)} line {own[-1].lineno}" if own else f"--config={file}"
-    if own and "ml_collections" in frames[-1].filename and (name := _missing_key(error, own[-1].line or "")):
+    in_folder = [frame for frame in frames if os.path.dirname(frame.filename) == os.path.dirname(os.path.abspath(file))]
+    place = f"{_sibling(in_folder[-1].filename, file)} line {in_folder[-1].lineno}" if in_folder else f"--config={file}"
+    if in_folder and "ml_collections" in frames[-1].filename and (name := _missing_key(error, in_folder[-1].line or "")):
         try:
             keys.known(name)
         except UserError as unknown:
@@ -308,23 +314,23 @@ def _explained(error: Exception, file: pathlib.Path) -> str:
 
 
 def _missing_key(error: Exception, line: str) -> str | None:
-    """The key that an error of ml_collections is about, with its section where the source line names it."""
+    """The key named by an error of ml_collections. Includes the section if the source line names the section."""
     match = re.search(r'Key "(\w+)"', str(error)) or re.match(r"\W*(\w+)", str(error))
     if match is None or not isinstance(error, AttributeError | KeyError):
         return None
-    if below := re.search(rf"\.{match[1]}\.(\w+)", line):  # the name of a section is wrong
+    if below := re.search(rf"\.{match[1]}\.(\w+)", line):  # the unknown name is a section
         return f"{match[1]}.{below[1]}"
     dotted = [f"{section}.{match[1]}" for section in re.findall(rf"\b(\w+)\.{match[1]}\b", line) if section in keys.SECTIONS]
     return next((name for name in dotted if name not in keys.KEYS), match[1])
 
 
-def _shown(path: str, file: pathlib.Path) -> pathlib.Path:
-    """A file in the folder of the config file, written like that one."""
+def _sibling(path: str, file: pathlib.Path) -> pathlib.Path:
+    """The path of another file in the folder of `file`, relative or absolute like `file`."""
     return file.with_name(os.path.basename(path))
 
 
 def _place(file: pathlib.Path, name: str) -> str:
-    """What a message about a key that a file sets begins with: the file, and the line if one line sets the key."""
+    """Returns the config file for the start of a message about a key. Includes the line if exactly one line sets the key."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     *_, last = name.split(".")
     for pattern in (rf"\.{re.escape(name)}\s*=(?!=)", rf"\b{re.escape(last)}\b[\"']?\]?\s*[=:](?!=)"):

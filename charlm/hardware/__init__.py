@@ -1,4 +1,4 @@
 """The machine: devices that share a batch, processes that train together, and the cache of compiled programs.
 
-This wing knows nothing of data or models.
+This wing does not depend on data or models.
 """

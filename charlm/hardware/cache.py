@@ -1,4 +1,4 @@
-"""The cache folder: encodings of long texts, and programs that XLA has compiled. It can be deleted at any time."""
+"""The cache folder. The folder contains encoded long texts and compiled XLA programs, and can be deleted at any time."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from charlm.progress import warn
 
 
 def folder_of(config: ConfigDict) -> pathlib.Path | None:
-    """The cache folder that the config names, by default that of the user; None if the config says to use none."""
+    """Returns the cache folder of a config. The default is the user's cache folder. Returns None if caching is off."""
     path = config.cache_dir
     if path is None:
         return _default_folder()
@@ -20,22 +20,23 @@ def folder_of(config: ConfigDict) -> pathlib.Path | None:
 
 
 def user_folder(config: ConfigDict) -> pathlib.Path | None:
-    """The user's default cache folder; None if the config says to use none.
+    """Returns the user's default cache folder, or None if the config turns caching off.
 
-    For programs that read a run. A run may come from someone else, so they load no compiled code from a folder that it names.
+    Programs that read a run use this folder. The run may come from another person, so the programs do not load compiled code
+    from the folder in the run's config.
     """
     return _default_folder() if folder_of(config) else None
 
 
 def keep_compiled(folder: pathlib.Path | None) -> None:
-    """Lets JAX keep compiled programs in a folder, so that the next start does not wait for the compiler.
+    """Lets JAX keep compiled programs in the cache folder, so that later starts do not compile the programs again.
 
-    Code compiled for one processor may not run on another one that uses the same folder, so each kind of processor has its own
-    subfolder. If JAX has a folder already, which the user or an earlier call has set, nothing is changed. If the disk is full,
-    programs are silently not kept.
+    Code compiled for one kind of processor may not run on another kind, so each kind of processor has its own subfolder.
+    If the user or an earlier call has already set a cache folder in JAX, this function does not change the folder.
+    If the disk is full, JAX keeps no programs and prints no warning.
 
     Args:
-      folder: the cache folder; None for no cache.
+      folder: the cache folder, or None to turn caching off.
     """
     import jax
 
@@ -52,7 +53,7 @@ def keep_compiled(folder: pathlib.Path | None) -> None:
     if not usable:
         warn(
             f"the cache folder {folder} can't be written, so compiled programs are not kept: "
-            "set cache_dir to another folder, or to nothing for no cache."
+            "set cache_dir to another folder, or use an empty cache_dir to turn caching off."
         )
         return
     jax.config.update("jax_compilation_cache_dir", os.fspath(compiled))
@@ -64,7 +65,7 @@ def _default_folder() -> pathlib.Path:
 
 
 def _processor() -> str:
-    """A hash that differs between kinds of processors."""
+    """Returns a hash that differs between kinds of processors."""
     try:
         description = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
         lines = [line for line in description.splitlines() if line.startswith(("model name", "flags", "Features", "CPU part"))]

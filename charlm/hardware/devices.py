@@ -1,7 +1,7 @@
-"""How many devices share a batch, and what XLA and the C library are told about the CPU before JAX starts.
+"""Chooses the devices that share a batch, and sets CPU options of XLA and glibc before JAX starts.
 
-On a CPU the devices are virtual, one per core. Each runs its share of the batch on one thread, so no small product is split
-over threads. The devices of a GPU or TPU host are used as they are.
+On a CPU, JAX devices are virtual. charlm makes up to one device per core. With one device per core, each device uses one
+thread, so small matrix products are not split over threads. On a GPU or TPU host, charlm uses the physical devices.
 """
 
 import os
@@ -18,28 +18,37 @@ if TYPE_CHECKING:
 
 HUGE_PAGES_SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-# Sampling with more bytes of weights than this waits for reading them, so a second device does not help.
+# Maximum bytes of weights that make sharing useful. With more weights, the time to read the weights limits sampling, and a
+# second device does not help.
 MAX_SHARED_WEIGHTS = 4 * 2**20
-MIN_ROWS = 16  # with fewer rows per device, the products are so flat that another core does not help
+MIN_ROWS = 16  # per device; with fewer rows, the matrices of a product have so few rows that another core does not help
 
 
 def shared_by(rows: int, available: int, wanted: int) -> int:
-    """The number of devices that share a batch: the largest divisor of `rows` that is available and wanted.
+    """Returns the number of devices that share a batch.
+
+    The number is the largest divisor of `rows` that is at most `available` and at most `wanted`.
 
     Args:
-      wanted: 0 for as many as make it faster.
+      rows: number of rows of the batch.
+      available: number of available devices.
+      wanted: maximum number of devices. 0 allows one device for every MIN_ROWS rows.
     """
     most = min(available, wanted or max(1, rows // MIN_ROWS))
     return max(number for number in range(1, most + 1) if rows % number == 0)
 
 
 def mesh(rows: int, wanted: int) -> "Mesh":
-    """The JAX devices that share a batch, as a mesh with one axis called `rows`. `wanted` is as in `shared_by`.
+    """Returns a mesh of the JAX devices that share a batch. The mesh has one axis, `rows`.
 
-    With several processes all devices take part, because every process must have some.
+    With several processes, the mesh contains all devices, because each process must have devices in the mesh.
+
+    Args:
+      rows: number of rows of the batch.
+      wanted: maximum number of devices, as in `shared_by`. Not used with several processes.
 
     Raises:
-      UserError: these devices can't share the rows evenly.
+      UserError: there are several processes, and their devices can't share the rows evenly.
     """
     import jax
     import numpy as np
@@ -49,7 +58,7 @@ def mesh(rows: int, wanted: int) -> "Mesh":
         return jax.sharding.Mesh(np.array(available[: shared_by(rows, len(available), wanted)]), ("rows",))
     if rows % len(available):
         raise UserError(
-            f"batch.size={rows}: must be a multiple of {len(available)}, the number of devices of all "
+            f"batch.size={rows}: must be a multiple of {len(available)}, the total number of devices in "
             f"{jax.process_count()} processes."
         )
     in_order = sorted(available, key=lambda device: (device.process_index, device.id))
@@ -57,7 +66,7 @@ def mesh(rows: int, wanted: int) -> "Mesh":
 
 
 def local(mesh: "Mesh") -> "Mesh":
-    """The part of a mesh with the devices of this process."""
+    """Returns a mesh of only those devices in `mesh` that belong to this process."""
     import jax
 
     if jax.process_count() == 1:
@@ -67,7 +76,12 @@ def local(mesh: "Mesh") -> "Mesh":
 
 
 def put(tree: Any, sharding: "Sharding") -> Any:
-    """Arrays that this process has in full, placed as a sharding says, on devices of other processes too."""
+    """Places arrays on devices as the sharding defines. The devices may belong to several processes.
+
+    Args:
+      tree: whole arrays. Each process must pass the whole arrays.
+      sharding: where the parts of the arrays are placed.
+    """
     import jax
     import numpy as np
 
@@ -82,33 +96,38 @@ def put(tree: Any, sharding: "Sharding") -> Any:
 
 
 def wanted(config: ConfigDict) -> int:
-    """How many devices the config asks for; 0 for as many as make it faster."""
+    """Returns the maximum number of devices in the config. 0 means that charlm chooses the number."""
     return config.devices
 
 
 def rows_to_share(config: ConfigDict, weights: int, rows: int, dtype: str) -> int:
-    """Of the rows that are sampled at once, how many the devices should share: all, or one if sharing does not help.
+    """Returns how many of the sampled rows the devices should share.
+
+    Returns all rows if several devices make sampling faster, or if the config sets the number of devices. Otherwise returns 1.
 
     Args:
-      weights: how many are read for each character, as `stack.layer_operations` counts them.
-      dtype: of the operands of matrix products.
+      weights: number of weights that are read for each character, as counted by `stack.layer_operations`.
+      rows: number of rows that are sampled at once.
+      dtype: data type of the operands in matrix products.
     """
     helps = weights * (2 if dtype == "bfloat16" else 4) <= MAX_SHARED_WEIGHTS
     return rows if helps or wanted(config) else 1
 
 
 def cpu_devices(config: ConfigDict, rows: int, processes: int = 1) -> int:
-    """How many virtual CPU devices this process should have for its share of the rows."""
+    """Returns the number of virtual CPU devices for this process, if the processes share the rows equally."""
     return shared_by(max(1, rows // processes), _cores(), -(-wanted(config) // processes))
 
 
 def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
-    """Adds the number of virtual CPU devices to XLA_FLAGS, unless the user has set it there or names a file of flags.
+    """Adds the number of virtual CPU devices to XLA_FLAGS. Call this function before JAX starts.
 
-    Call it before JAX starts. With as many devices as cores, each device gets one thread; with fewer, products use all cores.
+    Does not change XLA_FLAGS if the user has set the number of devices in XLA_FLAGS, or if XLA_FLAGS names a file of flags.
+    With as many devices as cores, each device gets one thread. With fewer devices, matrix products use all cores.
 
     Args:
-      rows: of a batch. processes: how many share the rows.
+      rows: number of rows of a batch.
+      processes: number of processes that share the rows.
 
     Returns:
       NAME=VALUE for each environment variable that charlm has set.
@@ -128,20 +147,20 @@ def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
 
 
 def jax_has_started() -> bool:
-    """Whether JAX has its devices, so that XLA_FLAGS have no effect any more. Importing JAX does not start it."""
+    """Whether JAX has started its devices. After that, XLA_FLAGS has no effect. An import alone does not start devices."""
     if "jax" not in sys.modules:
         return False
-    from jax._src import xla_bridge  # no public function tells this without starting JAX
+    from jax._src import xla_bridge  # public functions that tell this would start JAX
 
     return xla_bridge.backends_are_initialized()
 
 
 def use_huge_pages() -> None:
-    """Restarts this program once with glibc told to use huge pages. Arguments and process id stay the same.
+    """Restarts this program once, with GLIBC_TUNABLES set to use huge pages. Arguments and process id stay the same.
 
-    Nothing happens if Linux does not offer huge pages on request, or if the user has set GLIBC_TUNABLES. glibc reads the
-    setting only when a program starts. XLA allocates the large arrays of a step anew at each step, and touching them in pages
-    of 4 kB takes a part of the step's time (experiments/2026-11-22-speed).
+    Does nothing if Linux does not offer huge pages on request, or if GLIBC_TUNABLES is already set. The restart is necessary
+    because glibc reads the setting only when a program starts. XLA allocates the large arrays of a step again at each step.
+    With pages of 4 kB, the first access to these arrays takes a part of the step's time (experiments/2026-11-22-speed).
     """
     try:
         on_request = "[madvise]" in HUGE_PAGES_SETTING.read_text()

@@ -1,7 +1,7 @@
-"""Several processes, on one machine or many, that train one model together.
+"""Training of one model in several processes, on one machine or on several machines.
 
-Each process feeds its own devices with its own rows of a batch. Only the first process uses the run directory, evaluates and
-prints. It sends the others what they need. With one process nothing is communicated.
+Each process gives its own rows of a batch to its own devices. Only the first process uses the run directory, evaluates and
+prints. The first process sends the other processes the data that they need. A single process communicates nothing.
 """
 
 import collections
@@ -22,23 +22,23 @@ import numpy as np
 from charlm.errors import Broken, Failure, UserError
 
 T = TypeVar("T")
-JOIN_TIMEOUT_SECONDS = 280  # how long a process waits for the others at the start; JAX would wait longer and then abort
-HEARTBEAT_SECONDS = 2  # between the heartbeats of a process
-HEARTBEAT_TIMEOUT_SECONDS = 40  # after which a process counts as gone; JAX would take 100 s and then abort
-ERRORS = {"UserError": UserError, "Failure": Failure, "OSError": OSError}  # that the first process passes on to the others
+JOIN_TIMEOUT_SECONDS = 280  # time limit for the start of all processes; JAX has a longer limit and then aborts
+HEARTBEAT_SECONDS = 2  # time between two heartbeats of a process
+HEARTBEAT_TIMEOUT_SECONDS = 40  # time without a heartbeat until a process counts as gone; JAX aborts after 100 s
+ERRORS = {"UserError": UserError, "Failure": Failure, "OSError": OSError}  # errors that all processes raise
 
 
 class ProcessLost(Broken):
-    """Another process of the training is gone. At a normal exit JAX would wait for it and then abort."""
+    """Another process of the training is gone. At a normal exit, JAX would wait for the lost process and then abort."""
 
 
 class ProcessSpec(NamedTuple):
-    """Which of the processes this one is.
+    """The number of processes, the index of this process and the address of process 0.
 
     Attributes:
-      num_processes: how many train together.
+      num_processes: number of processes that train together.
       process_id: index of this process, from 0.
-      coordinator: HOST:PORT of process 0; None if there is one process, or if JAX asks SLURM.
+      coordinator: HOST:PORT of process 0. None if there is only one process, or if JAX gets the address from SLURM.
     """
 
     num_processes: int
@@ -49,23 +49,23 @@ class ProcessSpec(NamedTuple):
 def spec_from_flags(
     distributed: bool, coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> ProcessSpec:
-    """Checks the flags of the same names. With `distributed`, the values come from the environment of a SLURM step.
+    """Makes a ProcessSpec from the flags of the same names. With --distributed, the values come from SLURM.
 
     Raises:
-      UserError: flags are missing or contradict each other, or there is no SLURM step.
+      UserError: a flag is missing or wrong, flags contradict each other, or --distributed is used outside a SLURM step.
     """
     flags = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in flags.items() if value is None]
     if distributed:
         if len(missing) < len(flags):
             raise UserError(
-                "--distributed takes these values from SLURM: leave out --coordinator, --num_processes and --process_id."
+                "--distributed takes these values from SLURM: remove --coordinator, --num_processes and --process_id."
             )
         try:
             return ProcessSpec(int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_PROCID"]), None)
         except (KeyError, ValueError) as error:
             raise UserError(
-                "--distributed is for tasks started by srun: elsewhere give --coordinator, --num_processes and --process_id."
+                "--distributed is for tasks started by srun: otherwise give --coordinator, --num_processes and --process_id."
             ) from error
     if len(missing) == len(flags):
         return ProcessSpec(1, 0, None)
@@ -84,13 +84,13 @@ def spec_from_flags(
 
 
 def join(spec: ProcessSpec) -> None:
-    """Waits until all processes have started. From then on, this process ends when another one is gone.
+    """Waits until all processes have started. After that, this process ends if another process is gone.
 
-    Call it before JAX does anything. If the others do not start in time, this process ends here with a message.
+    Call this function before any other use of JAX. If a process does not start in time, this process ends with a message.
 
     Raises:
       UserError: the processes have different numbers of devices.
-      Failure: they do not find each other.
+      Failure: the processes can't connect to each other.
     """
     if spec.num_processes == 1:
         return
@@ -108,7 +108,7 @@ def join(spec: ProcessSpec) -> None:
         initialize = functools.partial(jax.distributed.initialize, initialization_timeout=JOIN_TIMEOUT_SECONDS + 60)
         initialize() if spec.coordinator is None else initialize(spec.coordinator, spec.num_processes, spec.process_id)
     except (RuntimeError, ValueError) as error:
-        raise Failure(f"the {spec.num_processes} processes did not find each other: {_first_line(error)}") from error
+        raise Failure(f"the {spec.num_processes} processes could not connect to each other: {_first_line(error)}") from error
     finally:
         timer.cancel()
     threading.Thread(target=_exchange_heartbeats, args=(spec.process_id, spec.num_processes), daemon=True).start()
@@ -117,7 +117,7 @@ def join(spec: ProcessSpec) -> None:
         numbers = ", ".join(str(devices[index]) for index in sorted(devices))
         raise UserError(
             f"the {spec.num_processes} processes have {numbers} devices: all processes must have the same number of devices; "
-            f"on CPUs --config.devices={spec.num_processes} gives each of them one."
+            f"on CPUs --config.devices={spec.num_processes} gives each process one device."
         )
 
 
@@ -136,13 +136,13 @@ def is_first() -> bool:
 
 
 def is_process_loss(error: BaseException) -> bool:
-    """Whether an error of JAX's says that another process is gone."""
+    """Whether an error from JAX means that another process is gone."""
     return count() > 1 and isinstance(error, RuntimeError | ValueError) and ("Gloo" in str(error) or "NCCL" in str(error))
 
 
 @contextlib.contextmanager
 def detect_process_loss() -> Iterator[None]:
-    """Raises ProcessLost in place of JAX's error if another process of this training is gone."""
+    """Replaces JAX's error by ProcessLost if another process of this training is gone."""
     try:
         yield
     except Exception as error:
@@ -150,16 +150,19 @@ def detect_process_loss() -> Iterator[None]:
             raise
         raise ProcessLost(
             f"another process of this training has gone ({_first_line(error)}): "
-            "the same commands resume from the last checkpoint."
+            "run the same commands again to resume from the last checkpoint."
         ) from error
 
 
 def run_on_first_process(function: Callable[..., T], *arguments: object) -> T:
-    """Calls a function in the first process only, and returns its result in all of them.
+    """Calls a function only in the first process, and returns the result in all processes.
 
     Args:
-      function: returns a JSON value. A UserError, Failure or OSError that it raises is raised in all processes.
-      arguments: of the function.
+      function: must return a JSON value.
+      arguments: arguments of the function.
+
+    Raises:
+      UserError, Failure, OSError: the function raised this error. The error is raised in all processes.
     """
     if count() == 1:
         return function(*arguments)
@@ -184,18 +187,18 @@ def run_on_first_process(function: Callable[..., T], *arguments: object) -> T:
 
 
 def make_identical(make: Callable[[], T], fingerprint: Callable[[T], str]) -> T:
-    """Makes a value in every process and checks that all made the same.
+    """Makes a value in each process and checks that all processes made the same value.
 
     Args:
-      make: makes the value.
-      fingerprint: of the value, such as a hash; equal values have equal fingerprints.
+      make: function that makes the value.
+      fingerprint: function that returns a fingerprint of the value, such as a hash. Equal values have equal fingerprints.
 
     Returns:
       The value that this process made.
 
     Raises:
-      UserError: the values differ, or `make` raised it in this process.
-      Failure: `make` failed in another process, or raised it in this one.
+      UserError: the values differ, or `make` raised a UserError in this process.
+      Failure: `make` raised a Failure in this process, or failed in another process.
     """
     if count() == 1:
         return make()
@@ -203,7 +206,7 @@ def make_identical(make: Callable[[], T], fingerprint: Callable[[T], str]) -> T:
 
     made: T | None = None
     error: UserError | Failure | None = None
-    digest = b"\0" * 32  # says that this process failed
+    digest = b"\0" * 32  # means that this process failed
     try:
         made = make()
         digest = hashlib.sha256(fingerprint(made).encode()).digest()
@@ -214,11 +217,12 @@ def make_identical(make: Callable[[], T], fingerprint: Callable[[T], str]) -> T:
         raise error
     failed = [index for index, other in enumerate(digests) if not other.any()]
     if failed:
-        raise Failure(f"process {failed[0]} of this training could not start: see its output.")
+        raise Failure(f"process {failed[0]} of this training could not start: see the output of process {failed[0]}.")
     different = [index for index, other in enumerate(digests) if other.tobytes() != digests[0].tobytes()]
     if different:
         raise UserError(
-            f"process {different[0]} has another config or corpus than process 0: give all the same flags and the same files."
+            f"process {different[0]} has another config or corpus than process 0: "
+            "give all processes the same flags and the same files."
         )
     return cast(T, made)
 
@@ -227,10 +231,10 @@ def broadcast_from_first(tree: Any) -> Any:
     """Sends arrays of the first process to all processes.
 
     Args:
-      tree: the arrays; the other processes pass arrays of the same shapes and types, whose values are ignored.
+      tree: arrays. The other processes must pass arrays of the same shapes and types. The values of these arrays are ignored.
 
     Returns:
-      The tree with NumPy arrays; with one process, the tree itself.
+      The tree with NumPy arrays. With one process, the unchanged tree.
     """
     if count() == 1:
         return tree
@@ -240,10 +244,10 @@ def broadcast_from_first(tree: Any) -> Any:
 
 
 def gather_rows(tree: Any) -> Any:
-    """Gathers arrays whose rows are shared by the processes; arrays that every process has whole stay as they are.
+    """Gathers arrays whose rows are split between the processes. Replicated arrays are only converted to NumPy.
 
     Returns:
-      The tree with whole NumPy arrays in every process; with one process, the tree itself.
+      The tree with whole NumPy arrays in each process. With one process, the unchanged tree.
     """
     if count() == 1:
         return tree
@@ -257,29 +261,30 @@ def gather_rows(tree: Any) -> Any:
 
 
 def _exchange_heartbeats(index: int, processes: int) -> None:
-    """Sends heartbeats to the other processes. Ends this process if another one has sent none for too long.
+    """Sends heartbeats to the other processes. Ends this process if another process sends no heartbeat for too long.
 
-    If the first process is gone, JAX ends the others at once with its own message, unless a step reports the loss earlier.
+    If the first process is gone, JAX ends the other processes at once with JAX's own message. A step may report the loss
+    earlier.
     """
-    from jax._src import distributed  # no public function reads another process's value without waiting for it
+    from jax._src import distributed  # public functions would wait for the value of another process
 
     client: Any = distributed.global_state.client
-    seen = {other: ("", 0) for other in range(processes) if other != index}  # last heartbeat, and the round in which it came
-    for number in itertools.count():  # counts rounds, not seconds, so that a job suspended as a whole can continue
+    seen = {other: ("", 0) for other in range(processes) if other != index}  # last heartbeat, and its round
+    for number in itertools.count():  # rounds, not clock time, so that a whole job can be suspended and continue
         with contextlib.suppress(RuntimeError):
             client.key_value_set(f"charlm/alive/{index}", str(number), allow_overwrite=True)
         for other, (last, _) in seen.items():
-            with contextlib.suppress(RuntimeError):  # it has sent none yet
+            with contextlib.suppress(RuntimeError):  # no heartbeat from this process yet
                 heartbeat = client.key_value_try_get(f"charlm/alive/{other}")
                 if heartbeat != last:
                     seen[other] = (heartbeat, number)
             if (number - seen[other][1]) * HEARTBEAT_SECONDS > HEARTBEAT_TIMEOUT_SECONDS:
-                _end(f"another process of this training has gone (process {other}): the same commands resume it.")
+                _end(f"another process of this training has gone (process {other}): run the same commands again to resume.")
         time.sleep(HEARTBEAT_SECONDS)
 
 
 def _end(message: str) -> None:
-    """Ends the process from any thread; the main thread may be waiting inside JAX."""
+    """Ends the process from any thread, even while the main thread waits inside JAX."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 

@@ -227,7 +227,7 @@ def test_a_run_older_than_a_key_gets_the_default_or_the_earlier_behaviour(monkey
     assert load.differences(fields, load.to_dict(config)) == {}
     assert load.load(TINY).model.peephole is True
     different = load.differences(fields, load.to_dict(load.load(TINY)))
-    assert load.in_words(different) == "model.peephole (False there, True here)"
+    assert load.in_words(different) == "model.peephole (False saved, True given)"
 
 
 @pytest.mark.parametrize("columns", [70, 80, 150])
@@ -256,7 +256,7 @@ def test_helpkeys_needs_no_other_flag_and_does_not_import_jax(program):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stderr == ""
     rows = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in result.stdout.splitlines()]
-    assert rows[0] == ["key", "default", "meaning", "right"]
+    assert rows[0] == ["key", "default", "meaning", "allowed values"]
     assert [len(row) for row in rows] == [4] * (len(keys.TABLE) + 2)
     assert [row[0] for row in rows[2:]] == [f"`{key.name}`" for key in keys.TABLE]
 
@@ -265,4 +265,4 @@ def test_help_mentions_helpkeys_only_if_the_program_has_a_config_flag(script, tm
     assert "--helpkeys: list all config keys" in script("train", "--help").stdout
     assert "helpkeys" not in script("compare", "--help").stdout
     assert "unknown command line flag 'helpkeys'" in script.fails("sample", "--helpkeys", cwd=tmp_path).lower()
-    assert script.fails("train", "--helpkeys=html") == "error: --helpkeys=html: must be markdown, or nothing."
+    assert script.fails("train", "--helpkeys=html") == "error: --helpkeys=html: must be markdown or empty."

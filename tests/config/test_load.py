@@ -41,9 +41,9 @@ def test_every_command_in_a_recipe_has_only_valid_flags(file):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model.hiden", "3", "unknown config key 'model.hiden': the nearest known one is 'model.hidden'."),
-        ("hidden", "3", "unknown config key 'hidden': the nearest known one is 'model.hidden'."),
-        ("model.hidden.units", "3", "unknown config key 'model.hidden.units': the nearest known one is 'model.hidden'."),
+        ("model.hiden", "3", "unknown config key 'model.hiden': the nearest key is 'model.hidden'."),
+        ("hidden", "3", "unknown config key 'hidden': the nearest key is 'model.hidden'."),
+        ("model.hidden.units", "3", "unknown config key 'model.hidden.units': the nearest key is 'model.hidden'."),
         ("model.hidden", "wide", "model.hidden='wide': must be an integer."),
         ("model.hidden", "2.5", "model.hidden='2.5': must be an integer."),
         ("model.hidden", 2.5, "model.hidden=2.5: must be an integer."),
@@ -89,14 +89,14 @@ def test_wrong_overrides_are_refused_in_one_sentence(key, value, message):
 
 
 def test_a_section_name_is_refused_as_a_key():
-    with pytest.raises(UserError, match=r"^unknown config key 'model': the nearest known one is 'model\.\w+'\.$"):
+    with pytest.raises(UserError, match=r"^unknown config key 'model': the nearest key is 'model\.\w+'\.$"):
         load.load(TINY, {"model": "3"})
 
 
 def test_unknown_keys_in_a_config_of_another_version_are_named():
     fields = load.to_dict(load.load(TINY))
     fields["sample"]["top_z"] = 3
-    with pytest.raises(UserError, match=r"unknown config key 'sample.top_z': the nearest known one is 'sample.top_k'"):
+    with pytest.raises(UserError, match=r"unknown config key 'sample.top_z': the nearest key is 'sample.top_k'"):
         load.from_dict(fields)
     del fields["sample"]["top_z"]
     fields["model"]["hidden"] = 2.5
@@ -140,7 +140,7 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
     config.optim.learning_rate = 1
     assert load.checked(config).optim.learning_rate == 1.0
     config.optim.learning_rte = 3
-    with pytest.raises(UserError, match=r"^unknown config key 'optim.learning_rte': the nearest known one is 'optim.lear"):
+    with pytest.raises(UserError, match=r"^unknown config key 'optim.learning_rte': the nearest key is 'optim.lear"):
         load.checked(config)
     del config.optim.learning_rte
     del config.optim["beta1"]
@@ -162,15 +162,15 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
         # charlm finds these mistakes after the file has run. charlm finds the line by a search in the text of the file.
         (
             "{begin}    config.model.hiden = 3\n    return config\n",
-            "{file} line 4: unknown config key 'model.hiden': the nearest known one is 'model.hidden'.",
+            "{file} line 4: unknown config key 'model.hiden': the nearest key is 'model.hidden'.",
         ),
         (
             "{begin}    config.modl.hidden = 3\n    return config\n",
-            "{file} line 4: unknown config key 'modl.hidden': the nearest known one is 'model.hidden'.",
+            "{file} line 4: unknown config key 'modl.hidden': the nearest key is 'model.hidden'.",
         ),
         (
             "{begin}    config.model.hidden = 2 * config.model.hiden\n    return config\n",
-            "{file} line 4: unknown config key 'model.hiden': the nearest known one is 'model.hidden'.",
+            "{file} line 4: unknown config key 'model.hiden': the nearest key is 'model.hidden'.",
         ),
         (
             "{begin}    config.corpus.validation_path = '/a/text'\n    return config\n",
@@ -200,15 +200,15 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
         # ml_collections finds these mistakes while the file runs.
         (
             "{begin}    config.lock()\n    config.model.hiden = 3\n    return config\n",
-            "{file} line 5: unknown config key 'model.hiden': the nearest known one is 'model.hidden'.",
+            "{file} line 5: unknown config key 'model.hiden': the nearest key is 'model.hidden'.",
         ),
         (
             "{begin}    config.lock()\n    config.sed = 3\n    return config\n",
-            "{file} line 5: unknown config key 'sed': the nearest known one is 'seed'.",
+            "{file} line 5: unknown config key 'sed': the nearest key is 'seed'.",
         ),
         (
             "{begin}    config.model.hidden = config.optim.hidden\n    return config\n",
-            "{file} line 4: unknown config key 'optim.hidden': the nearest known one is 'model.hidden'.",
+            "{file} line 4: unknown config key 'optim.hidden': the nearest key is 'model.hidden'.",
         ),
         (
             "{begin}    config.model = type(config)()\n    return config\n",

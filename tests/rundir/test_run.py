@@ -38,7 +38,7 @@ def test_a_different_config_is_refused_with_a_list_of_the_keys_that_differ(tmp_p
     begin_run(tmp_path / "run")
     assert exists(tmp_path / "run", load.load(TINY))
     with pytest.raises(
-        UserError, match=r"model\.hidden \(32 there, 64 here\), optim\.name \('adam' there, 'sgd' here\); choose"
+        UserError, match=r"model\.hidden \(32 saved, 64 given\), optim\.name \('adam' saved, 'sgd' given\); choose"
     ):
         exists(tmp_path / "run", load.load(TINY, {"model.hidden": 64, "optim.name": "sgd"}))
 

@@ -106,7 +106,7 @@ def test_an_interrupted_search_continues_with_the_same_trials(script, write_conf
         ("", [], "has no space()"),
         ("\ndef space():\n    return 3\n", [], "must return a dict of key → range"),
         ('\ndef space():\n    return {"model.hidden": [1, 2]}\n', [], "model.hidden=[1, 2]: must be a range"),
-        ('\ndef space():\n    return {"model.hiden": integers(1, 2)}\n', [], "nearest known one is 'model.hidden'"),
+        ('\ndef space():\n    return {"model.hiden": integers(1, 2)}\n', [], "nearest key is 'model.hidden'"),
         ('\ndef space():\n    return {"model.hidden": uniform(1, 2)}\n', [], "model.hidden"),
         (
             '\ndef space():\n    return {"model.dropout": uniform(0, 1)}\n',
@@ -141,7 +141,7 @@ def test_a_search_ends_after_all_trials_of_a_small_space(script, write_config, t
     assert "2 done of 2 trials." in again
     assert "best: hidden=" in again
     message = script.fails("sweep", *flags, "--trials=5", "--config.train.steps=6")
-    assert "another config: train.steps (5 there, 6 here)" in message
+    assert "another config: train.steps (5 saved, 6 given)" in message
 
 
 @pytest.mark.slow

@@ -296,7 +296,7 @@ def test_a_changed_sweep_adds_trials_and_names_removed_trials(script, write_conf
     assert (root / "hidden=8" / "status.json").exists()
     changed = write_config('product({"model.hidden": [12, 16]})', steps=6)
     message = script.fails("sweep", f"--config={changed}", f"--root={root}")
-    assert "train.steps (5 there, 6 here); choose another --root" in message
+    assert "train.steps (5 saved, 6 given); choose another --root" in message
 
 
 def test_dry_run_prints_commands_and_writes_nothing(script, write_config, tmp_path):
@@ -337,12 +337,12 @@ def test_commands_of_dry_run_can_be_pasted_into_a_shell(script, write_config, tm
         (
             '[{"model.hiden": 3}]',
             [],
-            "trial 1 of {file}: unknown config key 'model.hiden': the nearest known one is 'model.hidden'",
+            "trial 1 of {file}: unknown config key 'model.hiden': the nearest key is 'model.hidden'",
         ),
         ('[{"model.hidden": 3}, {"model.hidden": 0}]', [], "trial 2 of {file}: model.hidden=0: must be positive."),
         ('[{"model.hidden": 3}, {"model.hidden": "3"}]', [], "trials 1 and 2 of {file} are the same, hidden=3"),
         ('[{}, {"model.hidden": 8}]', [], "trials 1 and 2 of {file} are the same, hidden=8"),
-        ('[{"model.hidden": 3}]', ["--only=model.hiden=3"], "nearest known one is 'model.hidden'"),
+        ('[{"model.hidden": 3}]', ["--only=model.hiden=3"], "nearest key is 'model.hidden'"),
         ('[{"model.hidden": 3}]', ["--only=model.hidden=4"], "no trial of {file} meets this condition"),
         ('[{"model.hidden": 3}]', ["--only=hidden"], "'hidden' is not a condition"),
         ('[{"model.hidden": 3}]', ["--config.model.hidden=4"], "--config.model.hidden: the sweep sets this key too"),
