@@ -22,10 +22,10 @@ from charlm.data.batches import Batch
 
 README_EXAMPLE = """\
 import charlm
-model = charlm.load("runs/quickstart")            # loads the best checkpoint and imports JAX
-model.surprisal("ROMEO:\\nBut soft!")              # nats of each character given the text before it, float32 (N,)
+model = charlm.load("runs/quickstart")            # best checkpoint; imports JAX only now
+model.surprisal("ROMEO:\\nBut soft!")              # nats of each character given those before it, float32 (N,)
 model.sample("ROMEO:", length=200, temperature=0.8, seed=1)
-charlm.runs("runs")                               # one dict for each run: config, best, rows; ready for pandas.DataFrame
+charlm.runs("runs")                               # what compare sees: config, best, rows; goes into pandas as it is
 """
 TEXT = "".join(f"ROMEO:\nBut soft! {make_text(60, seed)}\n" for seed in range(150))
 OVERRIDES = {
