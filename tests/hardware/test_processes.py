@@ -167,6 +167,7 @@ def test_a_process_that_no_other_process_joins_ends_with_an_error(index):
     assert errors == "error: not all 2 processes joined within 4 s: start all of them with the same --coordinator.\n"
 
 
+@pytest.mark.slow
 def test_if_a_process_dies_before_the_first_step_the_other_process_ends():
     port = free_port()
     first, second = start_joining(0, port), start_joining(1, port)
