@@ -10,8 +10,9 @@ Time: 2 h 27 min on 2 CPU cores.
 Result: training loss 1.8896 after 9 epochs and 1.3523 after 30. The text was rebuilt from the notebook's description.
 
 Text: Without corpus.path, the recipe uses an edition from the Python Package Index. It has 93,718 characters of 39 symbols. The
-notebook's text has 94,630 characters of 48 symbols, which include digits and brackets. Only losses on the
-notebook's text can be compared with the notebook's losses. experiments/2026-11-22-recipes describes that text.
+notebook's text has 94,630 characters of 48 symbols, which include digits and brackets. Losses on these two texts can't be
+compared. The result above was measured on a text that we rebuilt from the notebook's description; see
+experiments/2026-11-22-recipes.
 
 Differences from the original:
 - The learning rate falls from 0.001 to 0.00001 in the last five epochs. The original keeps 0.001.

@@ -18,7 +18,7 @@ from charlm.compare import reading, tables
 from charlm.config import keys as config_keys
 from charlm.errors import UserError
 
-MAX_NAMED_CURVES = 10  # with more curves, the legend has only the best half of this number
+MAX_NAMED_CURVES = 10  # if there are more curves, the legend names only the best MAX_NAMED_CURVES / 2 curves
 X_LABELS = {"step": "steps", "chars": "characters trained on", "seconds": "seconds"}
 MAX_TICKS = 12  # a numeric key with at most this many values has a tick for each value
 LOG_RATIO = 30.0  # the x axis of curves is logarithmic if the ratio of its largest and smallest values is greater
@@ -57,8 +57,8 @@ def write(file: str, comparable: Sequence[tuple[dict, Sequence[tables.Group]]], 
       comparable: each protocol with its groups.
       metric: one of tables.METRICS.
       x: the x axis of curves: step, chars or seconds.
-      by: config keys. No key gives learning curves. One key gives the mean figure against that key. Two keys give a map of mean
-        figures.
+      by: config keys. Without keys, the plot has learning curves. With one key, the plot has the mean figure for each value of
+        the key. With two keys, the plot is a map of mean figures.
 
     Raises:
       UserError: there is nothing to draw, or the file can't be written.

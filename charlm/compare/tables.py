@@ -207,8 +207,8 @@ def filtered(records: Sequence[Record], conditions: Sequence[str]) -> list[Recor
     """The runs that meet all conditions.
 
     Args:
-      conditions: strings such as `model.hidden>=256`. A condition is on a config key, a field of Record, or one of nats, bits
-        and perplexity, which mean the values for `best`.
+      conditions: strings such as `model.hidden>=256`. A condition names a config key, a field of Record, or nats, bits or
+        perplexity. The last three names stand for the value of `best` in that unit.
 
     Raises:
       UserError: a string is not a condition, or its key is unknown.

@@ -264,7 +264,7 @@ def not_utf8(file: pathlib.Path, error: UnicodeDecodeError, offset: int = 0) -> 
 
     Args:
       error: what the decoder raised.
-      offset: the position in the file of the first byte of the decoder's input.
+      offset: where the decoder started to read, in bytes from the start of the file.
     """
     byte, position = error.object[error.start], offset + error.start
     return UserError(f"{file} is not UTF-8: byte 0x{byte:02x} at offset {position:,}; convert it, for example with iconv.")

@@ -1,6 +1,6 @@
 """The vocabulary: a mapping between symbols (Unicode characters and a few special symbols) and integer ids.
 
-Shape letter: N characters of a text.
+In names of arrays, N is the number of characters of a text.
 """
 
 import dataclasses

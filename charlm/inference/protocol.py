@@ -15,7 +15,8 @@ class Protocol(NamedTuple):
       framing: its `kind` says whether the state is carried (`stream`) or zero at the start of each chunk, window or document.
       rows: the number of chunks, windows or documents in one batch. It affects the memory, not the result.
       length: the number of characters that each lane of a stream reads in one batch. It affects the memory, not the result.
-      lanes: used only for a stream; see `batches.evaluation_windows`. The result of one lane is exact.
+      lanes: used only for a stream; see `batches.evaluation_windows`. With `lanes=1` the state is carried through the
+        whole text; more lanes approximate this result.
       burn_in: used only for a stream; see `batches.evaluation_windows`.
     """
 

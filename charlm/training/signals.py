@@ -44,6 +44,7 @@ def caught() -> Iterator[list[int]]:
 def ask_to_stop(received: list[int]) -> bool:
     """Whether to stop at once because of a received signal.
 
-    With several processes the result is always False. They stop together, when the metrics of a step report the signal.
+    With several processes the result is always False. The metrics of each step tell all processes whether one of them has
+    received a signal, so that all processes stop at the same step.
     """
     return bool(received) and processes.count() == 1

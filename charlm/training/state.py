@@ -42,7 +42,7 @@ class Sums:
     """Sums of `StepMetrics` over steps.
 
     Attributes:
-      loss_means: sum of the losses of the steps. The loss of a step is a mean over all positions that the loss counts.
+      loss_means: sum over steps of the mean loss of a step. Padding belongs to this mean if `batch.padding` is `counted`.
     """
 
     nats: float = 0.0
@@ -118,7 +118,10 @@ def initial_state(functions: stack.Functions, optimizer: optax.GradientTransform
 
 
 def placed(state: TrainState, mesh: Mesh) -> TrainState:
-    """Puts the state on the devices of the mesh. The devices share the rows of the carry. Each device has all other arrays."""
+    """Puts the state on the devices of the mesh.
+
+    The rows of the carry are divided among the devices. Each device has a full copy of every other array.
+    """
     of_rows, shared = NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
     step, params, opt_state = devices.put((state.step, state.params, state.opt_state), shared)
     return TrainState(step, params, opt_state, devices.put(state.carry, of_rows))

@@ -3,7 +3,8 @@
     git worktree add /tmp/before 0e34d7a && git worktree add /tmp/after HEAD
     .venv/bin/python experiments/2026-11-28-wings/two_commits.py /tmp/before /tmp/after [rounds] [seconds] [train,sample]
 
-Both programs of a shape are started first. Then each round measures both, in alternating order. A line has the median chars/s
+For each model size, the script starts scripts/peers/charlm_peer.py of both checkouts. Then each round measures both, in
+alternating order. A line has the median chars/s
 of each checkout, and the median over rounds of the ratio after/before.
 """
 
@@ -19,7 +20,7 @@ NAMES = ("layers", "hidden", "embedding", "batch", "length")
 
 
 def start(checkout: str, job: dict) -> subprocess.Popen:
-    """Starts the checkout's own peer, and waits until it is ready."""
+    """Starts scripts/peers/charlm_peer.py of the checkout, and waits until it is ready."""
     command = [sys.executable, f"{checkout}/scripts/peers/charlm_peer.py", json.dumps(job)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": checkout}, **pipes)

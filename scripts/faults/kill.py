@@ -37,6 +37,6 @@ def _kill(runs: Runs, framing: str) -> Result:
             if process.returncode:
                 failures.append(f"{workdir}: exit status {process.returncode}: {errors}")
                 break
-        failures += checks.survival(workdir, straight) * max(1, kills_of_run)  # each kill may be the cause, so each counts
+        failures += checks.survival(workdir, straight) * max(1, kills_of_run)  # any kill may have caused a failure
         number, kills_of_run = number + 1, 0
     return Result(f"kill -9, {framing}", killed, failures, f"{number} runs of {STEPS} steps")
