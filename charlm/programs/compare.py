@@ -35,7 +35,9 @@ from charlm.progress import counted
 _WHERE = flags.DEFINE_multi_string(
     "where", [], "show only runs that meet this condition on a config key, state, best or steps; may be repeated"
 )
-_SORT = flags.DEFINE_string("sort", None, "column or config key to sort by; -NAME sorts in descending order; default: the metric")
+_SORT = flags.DEFINE_string(
+    "sort", None, "column or config key to sort by; -NAME sorts in descending order; default: the metric"
+)
 _METRIC = flags.DEFINE_enum(
     "metric", "best", tables.METRICS, "loss that ranks the runs: best or last validation loss, test loss, or mean training loss"
 )
@@ -44,9 +46,15 @@ _EACH = flags.DEFINE_bool("each", False, "show a row for each run instead of mea
 _CSV = flags.DEFINE_bool("csv", False, "print CSV")
 _JSON = flags.DEFINE_bool("json", False, "print a JSON list of objects")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "print Markdown")
-_PLOT = flags.DEFINE_string("plot", None, ".png or .svg file for a plot of the learning curves; with --by, for a plot of the means")
-_X = flags.DEFINE_enum("x", "step", ("step", "chars", "seconds"), "x axis of the curves: steps, characters of training, or seconds")
-_HTML = flags.DEFINE_string("html", None, "file for an HTML page with tables, curves, config differences and samples; works offline")
+_PLOT = flags.DEFINE_string(
+    "plot", None, ".png or .svg file for a plot of the learning curves; with --by, for a plot of the means"
+)
+_X = flags.DEFINE_enum(
+    "x", "step", ("step", "chars", "seconds"), "x axis of the curves: steps, training characters, or seconds"
+)
+_HTML = flags.DEFINE_string(
+    "html", None, "file for an HTML page with tables, curves, config differences and samples; works offline"
+)
 
 
 class _Table(NamedTuple):
@@ -55,7 +63,7 @@ class _Table(NamedTuple):
     Attributes:
       protocol: the description of the protocol.
       header: the names of the columns.
-      texts: the rows of cells for people, as text.
+      texts: the rows of cells, as text for people.
       values: the rows of cells for CSV and JSON.
     """
 
@@ -88,7 +96,7 @@ def main(overrides: dict[str, str], paths: list[str]) -> int:
     _check_sort(comparable)
     _print([_marginal_table(*item) if _BY.value else _run_table(*item) for item in comparable])
     if _PLOT.value:
-        from charlm.compare import plots  # importing Matplotlib takes a while
+        from charlm.compare import plots  # imported only if needed, because importing Matplotlib is slow
 
         print(f"written: {plots.write(_PLOT.value, comparable, _METRIC.value, _X.value, _BY.value)}", file=sys.stderr)
     if _HTML.value:
@@ -113,7 +121,7 @@ def _check_flags(paths: list[str]) -> None:
 
 
 def _each() -> bool:
-    """Whether each run has its own row. This is so with --each, and if --sort or --by names the seed."""
+    """Returns whether each run has its own row. This is true with --each, or if --sort or --by names the seed."""
     return _EACH.value or "seed" in [*_BY.value, (_SORT.value or "").removeprefix("-")]
 
 
@@ -129,8 +137,8 @@ def _check_sort(comparable: list[tuple[dict, list[tables.Group]]]) -> None:
         averaged = [record for group in groups for record in group.averaged]
         if name in tables.METRICS and not tables.share_protocol(averaged, name):
             raise UserError(
-                f"--sort={_SORT.value} can't sort these runs, because the figure {name} was measured under different protocols: "
-                f"use --metric={name} to show the runs in separate tables."
+                f"--sort={_SORT.value} can't sort these runs, because the figure {name} was measured under different protocols"
+                f": use --metric={name} to show the runs in separate tables."
             )
 
 
@@ -141,7 +149,7 @@ def _run_table(protocol: dict, groups: list[tables.Group]) -> _Table:
     header = [column.name for column in columns]
     texts = [[column.text(group) for column in columns] for group in groups]
     values = [[column.value(group) for column in columns] for group in groups]
-    if _for_machines():  # for people, the column nats shows the standard error
+    if _for_machines():  # the table for people shows the standard error in the column nats
         header.append("standard error")
         for row, group in zip(values, groups, strict=True):
             row.append(tables.mean_and_error([record.figure(_METRIC.value) for record in group.averaged])[1])

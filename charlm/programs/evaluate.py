@@ -29,11 +29,17 @@ from charlm.progress import counted
 from charlm.rundir.run import Run, check_checkpoint_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-_SPLIT = flags.DEFINE_string("split", None, "train, validation or test; default: validation, or train if the corpus has no validation split")
+_SPLIT = flags.DEFINE_string(
+    "split", None, "train, validation or test; default: validation, or train if the corpus has no validation split"
+)
 _TEXT = flags.DEFINE_string("text", None, "UTF-8 text file or folder to score instead of a split")
-_FRAMING = flags.DEFINE_enum("framing", None, FRAMINGS, "how the text is read; stream carries the state; default: eval.framing of the run's config")
+_FRAMING = flags.DEFINE_enum(
+    "framing", None, FRAMINGS, "how the text is read; stream carries the state; default: eval.framing of the run's config"
+)
 _LANES = flags.DEFINE_integer(
-    "lanes", 1, "number of pieces of a stream that are read in parallel; 1 is exact, more lanes are faster; see the config key eval.lanes"
+    "lanes",
+    1,
+    "number of pieces of a stream that are read in parallel; 1 is exact, more lanes are faster; see the config key eval.lanes",
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (chosen by train.best), latest, or a step")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "show on stderr what is set for XLA and the C library")

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from charlm.config import load
 
-flags.disclaim_key_flags()  # they belong to the program, whose --help then lists them
+flags.disclaim_key_flags()  # absl then lists these flags in the --help of the program
 
 
 def define(kinds_of_file: str) -> None:
@@ -19,9 +19,9 @@ def define(kinds_of_file: str) -> None:
 
 
 def config(overrides: dict[str, str]) -> ConfigDict:
-    """The config that --config names.
+    """Returns the config that --config names, with model.dtype=float32.
 
-    The weights come from float32. A recipe may round its products, so this does not, unless an override says so: rounded
-    results would not be those of the original.
+    The imported weights come from a float32 model. If a recipe uses bfloat16 matrix products, the results would differ from the
+    results of the original model. An override of model.dtype is kept.
     """
     return load.load(flags.FLAGS.config, {"model.dtype": "float32"} | overrides)
