@@ -42,7 +42,7 @@ _LANES = flags.DEFINE_integer(
     "number of pieces of a stream that are read in parallel; 1 is exact, more lanes are faster; see the config key eval.lanes",
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (chosen by train.best), latest, or a step")
-_VERBOSE = flags.DEFINE_bool("verbose", False, "show on stderr what is set for XLA and the C library")
+_VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 
 
 def run() -> None:

@@ -12,7 +12,10 @@ def define(kinds_of_file: str) -> None:
     """Defines --weights, --config, --workdir and --symbols."""
     flags.DEFINE_string("weights", None, f"file of weights: {kinds_of_file}", required=True)
     flags.DEFINE_string(
-        "config", None, "recipe or config file, with its argument if it takes one: NAME[:ARG] or FILE.py[:ARG]", required=True
+        "config",
+        None,
+        "recipe or config file: NAME or FILE.py, or NAME:ARG or FILE.py:ARG if it takes an argument",
+        required=True,
     )
     flags.DEFINE_string("workdir", None, "run directory to make", required=True)
     flags.DEFINE_string("symbols", None, "JSON list of the symbols in the order of their ids")

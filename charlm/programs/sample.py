@@ -64,7 +64,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "seed of the random draws")
 _UNKNOWN = flags.DEFINE_enum(
     "unknown", "error", inputs.UNKNOWN, "what happens to prompt characters outside the vocabulary: error or skip"
 )
-_VERBOSE = flags.DEFINE_bool("verbose", False, "show on stderr what is set for XLA and the C library")
+_VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 
 
 def run() -> None:
@@ -130,7 +130,7 @@ def _checked_flags() -> list[float | None]:
         seed=_SEED.value,
     )
     if sum((bool(_PROMPT.value), _PROMPT_FILE.value is not None, _PROMPT_FROM.value is not None)) > 1:
-        raise UserError("--prompt, --prompt_file and --prompt_from are given together: give only one of them.")
+        raise UserError("--prompt, --prompt_file and --prompt_from: give only one of them.")
     check_checkpoint_name(_CHECKPOINT.value)
     return temperatures
 
