@@ -11,8 +11,9 @@ If you name a folder, all runs below the folder are compared. The columns includ
 Runs that differ only in their seed share a row. The row shows the mean of their nats ± the standard error of the mean. The
 perplexity and the bits of the row are computed from the mean.
 
-Runs evaluated under different protocols are shown in separate tables. For each value of one key, or pair of values of two keys,
---by shows the mean over all other keys.
+Runs evaluated under different protocols are shown in separate tables.
+
+--by=KEY shows, for each value of the key, the mean over all other keys. --by=KEY,KEY shows the mean for each pair of values.
 """
 
 import csv
@@ -32,9 +33,7 @@ from charlm.config import keys
 from charlm.errors import UserError
 from charlm.progress import counted
 
-_WHERE = flags.DEFINE_multi_string(
-    "where", [], "show only runs that meet this condition on a config key, state, best or steps; may be repeated"
-)
+_WHERE = flags.DEFINE_multi_string("where", [], "show only runs that meet this condition on a config key, state, best or steps")
 _SORT = flags.DEFINE_string(
     "sort", None, "column or config key to sort by; -NAME sorts in descending order; default: the metric"
 )

@@ -5,9 +5,9 @@
 
 The last line on stdout is one JSON object. In it, nats, bits and perplexity are per character.
 
-By default, the text is read with eval.framing of the run's config, or else with the framing of training. In a stream, the state
-is carried from the first character to the last, and all characters except the first are scored. Each chunk, window or document
-starts from the zero state.
+By default, the framing of the text is eval.framing of the run's config. If eval.framing is None, the framing of training is
+used. In a stream, the state is carried from the first character to the last, and all characters except the first are scored.
+Each chunk, window or document starts from the zero state.
 
 Your own text is normalised and split into documents like the run's corpus. If the run's corpus came from TensorFlow Datasets,
 each line of your text is a document.

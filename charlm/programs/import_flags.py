@@ -14,11 +14,11 @@ def define(kinds_of_file: str) -> None:
     flags.DEFINE_string(
         "config",
         None,
-        "recipe or config file: NAME or FILE.py, or NAME:ARG or FILE.py:ARG if it takes an argument",
+        "recipe or config file, as NAME or FILE.py; if the config takes an argument, NAME:ARG or FILE.py:ARG",
         required=True,
     )
     flags.DEFINE_string("workdir", None, "run directory to make", required=True)
-    flags.DEFINE_string("symbols", None, "JSON list of the symbols in the order of their ids")
+    flags.DEFINE_string("symbols", None, "JSON file with a list of the symbols in the order of their ids")
 
 
 def config(overrides: dict[str, str]) -> ConfigDict:

@@ -1,4 +1,6 @@
-"""Makes a run directory from the weights of a Keras 3 model. It evaluates and samples like any other run.
+"""Makes a run directory from the weights of a Keras 3 model. The directory has one checkpoint.
+
+The other programs read this checkpoint with --checkpoint=latest.
 
     scripts/import_keras.py --weights=model.keras --config=configs/ag_news_keras.py --workdir=runs/imported
 

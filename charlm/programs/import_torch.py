@@ -1,4 +1,6 @@
-"""Makes a run directory from the weights of a PyTorch CharRNN. It evaluates and samples like any other run.
+"""Makes a run directory from the weights of a PyTorch CharRNN. The directory has one checkpoint.
+
+The other programs read this checkpoint with --checkpoint=latest.
 
     scripts/import_torch.py --weights=rnn.pt --config=configs/anna_pytorch.py --workdir=runs/imported
 

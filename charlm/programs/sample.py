@@ -7,8 +7,8 @@
 
 Flags you leave out, including the prompt, come from the `sample` section of the run's config.
 
-A single sample is written while it is drawn. For several samples, a line above each sample gives its number, temperature and
-prompt. --num samples are drawn for each prompt and temperature. The same seed gives the same text.
+A single sample is written while it is drawn. If there are several samples, a line above each sample names the sample. For each
+prompt and temperature, --num samples are drawn. The same seed gives the same text.
 
 A model of documents stops when it draws the end of a document. A model of windows draws each character from a window of the
 characters before it. See --window.
@@ -32,7 +32,7 @@ from charlm.rundir.run import Run, check_checkpoint_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (chosen by train.best), latest, or a step")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "text that the sample continues; may be repeated")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "text that the sample continues")
 _PROMPT_FILE = flags.DEFINE_string(
     "prompt_file", None, "UTF-8 file whose whole text, including the last line break, is the prompt"
 )
@@ -52,17 +52,18 @@ _TEMPERATURE = flags.DEFINE_list(
 _TOP_K = flags.DEFINE_integer(
     "top_k", None, "draw from the k most probable characters; 0: from all characters; default: sample.top_k"
 )
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest characters whose probabilities sum to p, in (0, 1]")
-_NUM = flags.DEFINE_integer("num", 1, "number of samples for each prompt and temperature; they are drawn at once")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest characters whose probabilities sum to p; 0 < p <= 1")
+_NUM = flags.DEFINE_integer("num", 1, "number of samples for each prompt and temperature, drawn at once")
 _WINDOW = flags.DEFINE_integer(
     "window",
     None,
-    "number of previous characters that each draw reads, from the zero state; 0: the state is carried; default: as in training",
+    "number of previous characters that each draw reads, starting from the zero state; 0: the state is carried instead; "
+    "default: as in training",
 )
 _DTYPE = flags.DEFINE_enum("dtype", None, inputs.DTYPES, "number type of matrix products; default: as in training")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the random draws")
 _UNKNOWN = flags.DEFINE_enum(
-    "unknown", "error", inputs.UNKNOWN, "what happens to prompt characters outside the vocabulary: error or skip"
+    "unknown", "error", inputs.UNKNOWN, "prompt characters outside the vocabulary are an error, or are skipped"
 )
 _VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 

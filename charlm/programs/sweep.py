@@ -1,4 +1,4 @@
-"""Trains the trials of a config's sweep(), each into its own run directory.
+"""Trains the trials of a config's sweep(). Each trial has its own run directory.
 
     scripts/sweep.py --config=configs/FILE.py[:ARG] --root=runs/NAME [--parallel=2] [--only='model.hidden>=256'] [--dry_run]
     scripts/sweep.py ... --launcher=slurm --partition=gpu --time=240 --gpus=1 --cpus=4
@@ -11,8 +11,12 @@ After Ctrl-C, each training saves its state, and the program ends. With SLURM, o
 
 With --search, the trials are drawn from the config's space() instead of its sweep().
 
-Exit status: 0 if all trials are done, 1 if a trial diverged, failed or was stopped, 2 for a mistake in the command, 130 or 143
-if a signal stopped the program.
+Exit status:
+
+    0: all trials are done
+    1: at least one trial diverged, failed or was stopped
+    2: the command has a mistake
+    130, 143: a signal stopped the program
 """
 
 import collections
@@ -32,19 +36,17 @@ from charlm.sweeps import launch, search, slurm, sweep
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "recipe or config file with a sweep() or space(): NAME or FILE.py, or NAME:ARG or FILE.py:ARG if it takes an argument",
+    "recipe or config file with a sweep() or space(), as NAME or FILE.py; if it takes an argument, NAME:ARG or FILE.py:ARG",
     required=True,
 )
 _ROOT = flags.DEFINE_string(
-    "root", None, "folder of the sweep; a new folder is made, an existing sweep is continued", required=True
+    "root", None, "folder of the sweep; if the folder has a sweep, the sweep is continued", required=True
 )
-_ONLY = flags.DEFINE_multi_string(
-    "only", [], "run only trials that meet this condition, such as model.hidden=512; may be repeated"
-)
+_ONLY = flags.DEFINE_multi_string("only", [], "run only trials that meet this condition, such as model.hidden=512")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the state and the command of each trial, without starting any trial")
 _RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "also resume failed trials")
 _PARALLEL = flags.DEFINE_integer(
-    "parallel", 1, "number of trials that run at the same time; with the local launcher, they share the cores and GPUs evenly"
+    "parallel", 1, "number of trials that run at the same time; local trials share the cores and GPUs evenly"
 )
 _LAUNCHER = flags.DEFINE_enum(
     "launcher", "local", ("local", "slurm"), "local: trials are processes on this machine; slurm: trials are SLURM jobs"

@@ -1,4 +1,4 @@
-"""Trains the model of a config into a run directory, or resumes the run in it.
+"""Trains the model of a config, and saves the run in a run directory. Also resumes a run.
 
     scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.model.hidden=512 ...]
     scripts/train.py --config=configs/quickstart.py --describe [--graph=network.dot] [--graph_steps=3]
@@ -12,8 +12,12 @@ checkpoint and ends.
 --describe does not train. It prints the data, the parameters and the length of the training. It also draws the unrolled network
 as a Graphviz dot file. If Graphviz is installed, it draws an SVG file too.
 
-Exit status: 0 if the run is done, 1 if it diverged or failed, 2 for a mistake in the command, 130 or 143 if a signal stopped
-the run. The same command then resumes the run.
+Exit status:
+
+    0: the run is done
+    1: the run diverged or failed
+    2: the command has a mistake
+    130, 143: a signal stopped the run, and the same command resumes the run
 """
 
 import signal
@@ -27,18 +31,21 @@ from charlm.hardware import devices, processes
 from charlm.training import start
 
 _CONFIG = flags.DEFINE_string(
-    "config", None, "recipe or config file: NAME or FILE.py, or NAME:ARG or FILE.py:ARG if it takes an argument", required=True
+    "config",
+    None,
+    "recipe or config file, as NAME or FILE.py; if the config takes an argument, NAME:ARG or FILE.py:ARG",
+    required=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "run directory; a new directory is made, an existing run is resumed")
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory; if the directory has a run, the run is resumed")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "describe the training and draw the network, without training")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "print every array of parameters, and the settings of XLA and the C library")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "train one model together with the other tasks of this SLURM step")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "several processes: HOST:PORT of process 0")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "with several processes: HOST:PORT of process 0")
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "several processes: number of processes that train one model together"
+    "num_processes", None, "with several processes: number of processes that train one model together"
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "several processes: index of this process; process 0 writes the run directory"
+    "process_id", None, "with several processes: index of this process; process 0 writes the run directory"
 )
 _GRAPH = flags.DEFINE_string("graph", "network.dot", "with --describe: file for the drawing of the network")
 _GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "with --describe: number of characters in the drawing")
