@@ -10,14 +10,16 @@ Three shapes of network are measured:
     M: an embedding of 256, 2 LSTM layers of 256, batches of 32 x 32
     L: one-hot input, 2 LSTM layers of 512, batches of 128 x 100
 
-A training step consists of a forward pass, a backward pass, a clip by global norm, and an Adam update. For sampling, the whole
-loop is measured, at temperature 0.8.
+A training step is a forward pass, a backward pass, gradient clipping by global norm, and an Adam update. For sampling, the
+whole loop is measured at temperature 0.8.
 
-The table shows the median speed over all rounds, its spread, its ratio to PyTorch, and peak memory. For training, it also shows
-the speed as a share of a limit. This limit is the speed that the machine's matrix products alone would allow.
+The table shows the median speed over all rounds, the spread of the speed, the ratio to the speed of PyTorch, and peak memory.
+For training, the table also shows the speed as a percentage of a limit. The limit is the speed if only matrix products took
+time.
 
-If the library of an implementation is not installed, the implementation is named and skipped. If an implementation fails, it is
-left out, and the exit status is 1. The whole benchmark takes half an hour on 2 cores.
+If the library of an implementation is not installed, the program prints a note and skips the implementation. If an
+implementation fails, the table leaves out the implementation, and the exit status is 1. The whole benchmark takes half an hour
+on 2 cores.
 """
 
 import json
@@ -28,14 +30,16 @@ from peers import measuring
 from charlm import cli
 from charlm.errors import Failure, UserError
 
-_PEER_PYTHON = flags.DEFINE_multi_string("peer_python", [], "interpreter of torch, keras or flax: NAME=/path/to/python")
+_PEER_PYTHON = flags.DEFINE_multi_string(
+    "peer_python", [], "Python interpreter for an implementation: torch=/path/to/python, keras=... or flax=..."
+)
 _TASKS = flags.DEFINE_list("tasks", ["train", "sample"], "tasks to measure: train, sample")
 _SHAPES = flags.DEFINE_list("shapes", list(measuring.SHAPES), "shapes to measure: S, M, L")
 _IMPLEMENTATIONS = flags.DEFINE_list("implementations", list(measuring.IMPLEMENTATIONS), "implementations to measure")
-_SAMPLE_BATCHES = flags.DEFINE_list("sample_batches", ["1", "64"], "numbers of texts to sample at once")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each implementation is measured")
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "seconds that each measurement takes")
-_JSON = flags.DEFINE_string("json", None, "file for the results, which are written as a list of JSON objects")
+_SAMPLE_BATCHES = flags.DEFINE_list("sample_batches", ["1", "64"], "batch sizes of sampling")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "number of rounds; each round measures every implementation once")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "duration of each measurement in seconds")
+_JSON = flags.DEFINE_string("json", None, "file for the results, as a list of JSON objects")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -53,9 +57,9 @@ def main(overrides: dict[str, str]) -> None:
                 try:
                     for row in measuring.measure(task, shape, batch, names, pythons, _ROUNDS.value, _SECONDS.value, _tell):
                         measured.append(row)
-                except Failure as failure:  # the results of the other implementations are kept
+                except Failure as failure:  # keep the results of the other implementations
                     failures.append(str(failure))
-                if _JSON.value is not None:  # written after each group, so that an interruption loses little
+                if _JSON.value is not None:  # after each group, so that an interruption loses little
                     with open(_JSON.value, "w", encoding="utf-8") as file:
                         json.dump([row._asdict() for row in measured], file, indent=1)
     _print_table(measuring.table(measured))
@@ -65,7 +69,7 @@ def main(overrides: dict[str, str]) -> None:
 
 
 def _check_flags() -> tuple[dict[str, str], list[int]]:
-    """Returns the interpreters by name, and the batch sizes of sampling. Raises a UserError for the first wrong flag."""
+    """Returns the interpreter of each name, and the batch sizes of sampling. Raises a UserError for the first wrong flag."""
     for flag, known in (
         (_TASKS, ("train", "sample")),
         (_SHAPES, measuring.SHAPES),

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs charlm in .venv, trains configs/quickstart.py, evaluates the best checkpoint and prints three samples.
-# A second call resumes the run, or reports that the run is done. PYTHON=python3.13 chooses the interpreter.
+# If you start the script again, it resumes the run, or reports that the run is done.
+# PYTHON=python3.13 chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/setup.sh

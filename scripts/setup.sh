@@ -1,6 +1,6 @@
-# quickstart.sh and test.sh source this file in the root of the repository. It makes .venv if none exists, and installs charlm.
-# It reads two variables: PYTHON, the interpreter (default python3), and EXTRAS, such as [test] (default none).
-# It sets PY to the interpreter of .venv.
+# quickstart.sh and test.sh source this file in the root of the repository. This file makes .venv if .venv does not exist, and
+# installs charlm in .venv. PYTHON is the interpreter that makes .venv; the default is python3. EXTRAS are the extras to install,
+# such as [test]; the default is no extras. This file sets PY to the interpreter of .venv.
 
 fail() {
   echo "error: $1" >&2
@@ -29,7 +29,7 @@ elif ! "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   fail ".venv has Python $(version_of "$PY"), but charlm needs 3.11 or newer: remove .venv to make a new one."
 fi
 
-# Install again only if pyproject.toml has changed.
+# Install only if pyproject.toml has changed since the last installation.
 stamp=".venv/installed$EXTRAS"
 if ! cmp -s pyproject.toml "$stamp"; then
   echo "installing charlm$EXTRAS (half a minute) …"

@@ -2,7 +2,8 @@
 # Installs charlm in .venv, checks style and types, and runs the tests.
 # Usage: scripts/test.sh [--slow | --slurm] [arguments for pytest]
 # --slow also runs the long tests.
-# --slurm runs only the tests that start and stop SLURM on this machine. A missing SLURM is installed first, which needs root.
+# --slurm runs only the tests that start and stop SLURM on this machine. If SLURM is not installed, this script installs SLURM.
+# The installation needs root.
 # PYTHON=python3.13 chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +16,7 @@ case "${1:-}" in
   ;;
 --slurm)
   marks=(-m slurm)
-  spread=() # one test process, so that only one SLURM starts
+  spread=() # run one test process, so that only one SLURM starts
   shift
   if ! command -v slurmctld >/dev/null; then
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

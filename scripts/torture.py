@@ -1,16 +1,16 @@
-"""Exposes trainings to the faults of real machines, and prints a table of the faults tried and survived.
+"""Tests whether trainings survive the faults of real machines. Prints a table with the result of each fault.
 
     scripts/torture.py [--seed=0] [--kills=100] [--only=kill,stop] [--scratch=FOLDER]
 
-Each fault hits small runs that are started as a user starts them. The same command is then run again. A run survives if it
-then equals, bit for bit, a run without any fault. This covers the rows of metrics, the samples, the parameters and the status.
-No extra file may exist.
+Small runs are started with the commands that a user would type. Each fault is applied to some of these runs, and the same
+command is then started again. A run survives if its result equals, bit for bit, the result of a run without a fault. The
+comparison covers the rows of metrics, the samples, the parameters and the status. Extra files are not allowed.
 
-After damage to a file, the program may also do one of two other things. It may continue with a note that says what it left out.
-Or it may refuse with one sentence that names the file.
+If a file is damaged, the run also survives in two other cases. In the first case, the program continues and prints a note about
+the data that it left out. In the second case, the program refuses to continue and names the file in one sentence.
 
-The whole program takes half an hour on 2 CPU cores. The full disk and the read-only disk need root, to mount a small tmpfs. The
-exit status is 0 if every run survived, else 1. With --scratch, the runs are kept.
+The whole program takes half an hour on 2 CPU cores. The faults of full and read-only disks need root, because the program
+mounts a small tmpfs. The exit status is 0 if every run survived, and 1 otherwise. With --scratch, the runs are kept.
 """
 
 import os
@@ -29,10 +29,10 @@ from charlm.errors import UserError
 
 FAULTS = {"kill": kill, "stop": stop, "disk": disk, "damage": damage, "diverge": diverge, "two": two, "load": load}
 
-_SEED = flags.DEFINE_integer("seed", 0, "seed of the random moments and places of faults")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the random times and places of faults")
 _KILLS = flags.DEFINE_integer("kills", 100, "number of kills for each framing")
 _ONLY = flags.DEFINE_list("only", [], f"faults to try: {', '.join(FAULTS)}")
-_SCRATCH = flags.DEFINE_string("scratch", None, "folder in which the runs are kept; default: a folder that is deleted")
+_SCRATCH = flags.DEFINE_string("scratch", None, "folder for the runs; default: a temporary folder, which is deleted at the end")
 
 
 def main(overrides: dict[str, str]) -> int:

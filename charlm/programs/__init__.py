@@ -1,4 +1,4 @@
-"""The command line: one program a file, with its flags.
+"""The command line. Each file is one program with its flags.
 
-Each is a thin layer over the wings below. `scripts/NAME.py` and `charlm NAME` both run it.
+Each program is a thin layer over the other wings of the package. `scripts/NAME.py` and `charlm NAME` run the same program.
 """

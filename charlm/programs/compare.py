@@ -1,12 +1,19 @@
-"""Compares runs: tables, plots and one HTML page. Reads only run directories, also those of runs that are still training.
+"""Compares runs in tables, plots and one HTML page.
+
+Only run directories are read. The runs may still be training.
 
     scripts/compare.py runs/NAME [runs/OTHER ...] [--where='model.layers>=2'] [--sort=-parameters] [--by=model.hidden]
     scripts/compare.py runs/NAME --plot=curves.png [--x=seconds]       scripts/compare.py runs/NAME --html=report.html
     scripts/compare.py runs/NAME --by=model.hidden,optim.learning_rate --plot=map.svg
 
-A folder stands for all runs below it. Config keys in which the runs differ become columns. Runs that differ only in their seed
-share a row: the mean of their nats ± its standard error, and the perplexity and the bits of that mean. Runs evaluated under
-different protocols are shown in separate tables. --by shows, for each value of a key or of two, the mean over all other keys.
+If you name a folder, all runs below the folder are compared. The columns include the config keys that differ between runs.
+
+Runs that differ only in their seed share a row. The row shows the mean of their nats ± the standard error of the mean. The
+perplexity and the bits of the row are computed from the mean.
+
+Runs evaluated under different protocols are shown in separate tables.
+
+--by=KEY shows, for each value of the key, the mean over all other keys. --by=KEY,KEY shows the mean for each pair of values.
 """
 
 import csv
@@ -26,31 +33,37 @@ from charlm.config import keys
 from charlm.errors import UserError
 from charlm.progress import counted
 
-_WHERE = flags.DEFINE_multi_string(
-    "where", [], "show only runs that fulfil this condition on a config key, or on state, best or steps; may be repeated"
+_WHERE = flags.DEFINE_multi_string("where", [], "show only runs that meet this condition on a config key, state, best or steps")
+_SORT = flags.DEFINE_string(
+    "sort", None, "column or config key to sort by; -NAME sorts in descending order; default: the metric"
 )
-_SORT = flags.DEFINE_string("sort", None, "column or config key to sort by, -NAME for descending order; default: the metric")
 _METRIC = flags.DEFINE_enum(
-    "metric", "best", tables.METRICS, "figure that ranks the runs: best or last validation, test, or mean training loss"
+    "metric", "best", tables.METRICS, "loss that ranks the runs: best or last validation loss, test loss, or mean training loss"
 )
-_BY = flags.DEFINE_list("by", [], "one config key, or two with a comma: show the means over all other keys")
-_EACH = flags.DEFINE_bool("each", False, "show a row for each run instead of the mean over seeds")
+_BY = flags.DEFINE_list("by", [], "one config key, or two keys separated by a comma: show the means over all other keys")
+_EACH = flags.DEFINE_bool("each", False, "show a row for each run instead of means over seeds")
 _CSV = flags.DEFINE_bool("csv", False, "print CSV")
 _JSON = flags.DEFINE_bool("json", False, "print a JSON list of objects")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "print Markdown")
-_PLOT = flags.DEFINE_string("plot", None, "file, .png or .svg, for a plot of the learning curves, or with --by of the means")
-_X = flags.DEFINE_enum("x", "step", ("step", "chars", "seconds"), "x axis of the curves: steps, characters trained on, or time")
-_HTML = flags.DEFINE_string("html", None, "file for one HTML page, usable offline: table, curves, config differences, samples")
+_PLOT = flags.DEFINE_string(
+    "plot", None, ".png or .svg file for a plot of the learning curves; with --by, for a plot of the means"
+)
+_X = flags.DEFINE_enum(
+    "x", "step", ("step", "chars", "seconds"), "x axis of the curves: steps, training characters, or seconds"
+)
+_HTML = flags.DEFINE_string(
+    "html", None, "file for an HTML page with tables, curves, config differences and samples; works offline"
+)
 
 
 class _Table(NamedTuple):
-    """The runs of one protocol.
+    """The table of the runs with one protocol.
 
     Attributes:
-      protocol: in words.
+      protocol: the description of the protocol.
       header: the names of the columns.
-      texts: the cells as people read them, row by row.
-      values: the cells for CSV and JSON, row by row.
+      texts: the rows of cells, as text for people.
+      values: the rows of cells for CSV and JSON.
     """
 
     protocol: str
@@ -70,19 +83,19 @@ def main(overrides: dict[str, str], paths: list[str]) -> int:
     for problem in problems:
         print(f"note: {problem}", file=sys.stderr)
     if not records:
-        raise UserError("none of these runs can be read: see the notes above.")
+        raise UserError("none of these runs can be read: the notes above say why.")
     records = tables.filtered(records, _WHERE.value)
     if not records:
         conditions = " ".join(f"--where={condition}" for condition in _WHERE.value)
         what = "this condition" if len(_WHERE.value) == 1 else "all these conditions"
-        raise UserError(f"{conditions}: no run fulfils {what}.")
+        raise UserError(f"{conditions}: no run meets {what}.")
     comparable = [
         (protocol, tables.groups_of(members, _each())) for protocol, members in tables.by_protocol(records, _METRIC.value)
     ]
     _check_sort(comparable)
     _print([_marginal_table(*item) if _BY.value else _run_table(*item) for item in comparable])
     if _PLOT.value:
-        from charlm.compare import plots  # Matplotlib takes a while to import
+        from charlm.compare import plots  # imported only if needed, because importing Matplotlib is slow
 
         print(f"written: {plots.write(_PLOT.value, comparable, _METRIC.value, _X.value, _BY.value)}", file=sys.stderr)
     if _HTML.value:
@@ -94,7 +107,7 @@ def main(overrides: dict[str, str], paths: list[str]) -> int:
 
 def _check_flags(paths: list[str]) -> None:
     if not paths:
-        raise UserError("no runs are given: name run directories, or folders that contain some.")
+        raise UserError("no runs are given: name run directories, or folders that contain run directories.")
     formats = [f"--{name}" for name, flag in (("csv", _CSV), ("json", _JSON), ("markdown", _MARKDOWN)) if flag.value]
     if len(formats) > 1:
         raise UserError(f"{' and '.join(formats)} are given together: give only one of them.")
@@ -103,16 +116,16 @@ def _check_flags(paths: list[str]) -> None:
     if _PLOT.value and not _PLOT.value.endswith((".png", ".svg")):
         raise UserError(f"--plot={_PLOT.value}: the file's name must end in .png or .svg.")
     if _SORT.value is not None and _BY.value:
-        raise UserError("--sort and --by are both given: the table of --by is always sorted by its keys.")
+        raise UserError("--sort and --by are given together: leave out --sort, because --by always sorts by its keys.")
 
 
 def _each() -> bool:
-    """Whether each run has its own row: if the user asked for it, or sorts by the seed or compares seeds."""
+    """Returns whether each run has its own row. This is true with --each, or if --sort or --by names the seed."""
     return _EACH.value or "seed" in [*_BY.value, (_SORT.value or "").removeprefix("-")]
 
 
 def _check_sort(comparable: list[tuple[dict, list[tables.Group]]]) -> None:
-    """Raises a UserError if --sort names nothing to sort by, or a figure that is not comparable."""
+    """Raises a UserError if --sort names an unknown column, or a loss that was measured under different protocols."""
     if _SORT.value is None:
         return
     name = _SORT.value.removeprefix("-")
@@ -123,19 +136,19 @@ def _check_sort(comparable: list[tuple[dict, list[tables.Group]]]) -> None:
         averaged = [record for group in groups for record in group.averaged]
         if name in tables.METRICS and not tables.share_protocol(averaged, name):
             raise UserError(
-                f"--sort={_SORT.value} can't sort these runs, because the figure was measured under different protocols; "
-                f"--metric={name} shows them in separate tables."
+                f"--sort={_SORT.value} can't sort these runs, because the figure {name} was measured under different protocols"
+                f": use --metric={name} to show the runs in separate tables."
             )
 
 
 def _run_table(protocol: dict, groups: list[tables.Group]) -> _Table:
-    """A row for each group of runs."""
+    """Returns a table with one row for each group of runs."""
     columns = tables.columns_of(groups, _METRIC.value, _each())
     groups = tables.sorted_groups(groups, columns, _METRIC.value, _SORT.value)
     header = [column.name for column in columns]
     texts = [[column.text(group) for column in columns] for group in groups]
     values = [[column.value(group) for column in columns] for group in groups]
-    if _for_machines():  # people read the error of the mean nats in the column nats
+    if _for_machines():  # the table for people shows the standard error in the column nats
         header.append("standard error")
         for row, group in zip(values, groups, strict=True):
             row.append(tables.mean_and_error([record.figure(_METRIC.value) for record in group.averaged])[1])
@@ -143,11 +156,12 @@ def _run_table(protocol: dict, groups: list[tables.Group]) -> _Table:
 
 
 def _marginal_table(protocol: dict, groups: list[tables.Group]) -> _Table:
-    """A row for each value of the keys of --by."""
+    """Returns a table with one row for each combination of values of the keys in --by."""
     marginals = tables.marginals(groups, _BY.value, _METRIC.value)
     if left_out := len(groups) - len(tables.finished(groups)):
         configs = counted(len(groups), "config")
-        print(f"note: {left_out} of {configs} left out of the means: not done.", file=sys.stderr)
+        why = "only configs with a finished run are averaged"
+        print(f"note: the means leave out {left_out} of {configs}, because {why}.", file=sys.stderr)
     header = [*_BY.value, "perplexity", "nats", "standard error", "best nats", "configs"]
     texts, values = [], []
     for marginal in marginals:
@@ -168,7 +182,7 @@ def _print(shown: list[_Table]) -> None:
         _print_for_machines(shown)
         return
     if len(shown) > 1:
-        print(f"{len(shown)} tables, because these runs were evaluated under different protocols:\n")
+        print(f"These runs were evaluated under different protocols, so they are shown in {len(shown)} tables:\n")
     for table in shown:
         if _MARKDOWN.value:
             print(f"{table.protocol}\n\n" + "\n".join(_markdown(table)) + "\n")
@@ -191,12 +205,12 @@ def _print_for_machines(shown: list[_Table]) -> None:
 
 
 def _print_for_people(table: _Table) -> None:
-    """Prints a table as wide as the terminal; in a pipe, as wide as it needs to be."""
+    """Prints a table. In a terminal, the table fits the width of the terminal. In a pipe, no line is wrapped."""
     grid = Table(box=None, pad_edge=False)
     for name in table.header:
         grid.add_column(name, justify="left" if name in ("state", "run") else "right", overflow="fold")
     for row in table.texts:
-        grid.add_row(*map(Text, row))  # Text, so that brackets in names are not taken for Rich's markup
+        grid.add_row(*map(Text, row))  # Rich would read brackets in a plain string as markup
     console = Console()
     console.print(table.protocol, style="italic", markup=False, highlight=False, soft_wrap=True)
     if console.is_terminal:

@@ -1,12 +1,16 @@
-"""Scores a run on a whole split of its corpus, or on your own text. The last line on stdout is one JSON object.
+"""Scores a run on a whole split of its corpus, or on your own text.
 
     scripts/evaluate.py --workdir=runs/quickstart --split=validation [--checkpoint=best|latest|STEP] [--framing=stream]
     scripts/evaluate.py --workdir=runs/quickstart --text=FILE
 
-By default the text is read as in training. A stream carries the state from the first character to the last, and all but the
-first are scored. Chunks, windows and documents each start at the zero state. nats, bits and perplexity are per character.
-Your own text is normalised, and split into documents, as the run's corpus was. If that corpus came from TFDS, each line is a
-document.
+The last line on stdout is one JSON object. In it, nats, bits and perplexity are per character.
+
+By default, the framing of the text is eval.framing of the run's config. If eval.framing is None, the framing of training is
+used. In a stream, the state is carried from the first character to the last, and all characters except the first are scored.
+Each chunk, window or document starts from the zero state.
+
+Your own text is normalised and split into documents like the run's corpus. If the run's corpus came from TensorFlow Datasets,
+each line of your text is a document.
 """
 
 import json
@@ -25,14 +29,20 @@ from charlm.progress import counted
 from charlm.rundir.run import Run, check_checkpoint_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-_SPLIT = flags.DEFINE_string("split", None, "train, validation or test; by default validation, or train if there is none")
-_TEXT = flags.DEFINE_string("text", None, "UTF-8 text file or folder to score instead of a split")
-_FRAMING = flags.DEFINE_enum("framing", None, FRAMINGS, "stream carries the state; by default eval.framing of the run's config")
-_LANES = flags.DEFINE_integer(
-    "lanes", 1, "pieces of a stream that are read side by side; 1 is exact, more are faster: see the key eval.lanes"
+_SPLIT = flags.DEFINE_string(
+    "split", None, "train, validation or test; default: validation, or train if the corpus has no validation split"
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by train.best), latest, or a step")
-_VERBOSE = flags.DEFINE_bool("verbose", False, "show on stderr what is set for XLA and the C library")
+_TEXT = flags.DEFINE_string("text", None, "UTF-8 text file or folder to score instead of a split")
+_FRAMING = flags.DEFINE_enum(
+    "framing", None, FRAMINGS, "how the text is read; stream carries the state; default: eval.framing of the run's config"
+)
+_LANES = flags.DEFINE_integer(
+    "lanes",
+    1,
+    "number of pieces of a stream that are read in parallel; 1 is exact, more lanes are faster; see the config key eval.lanes",
+)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (chosen by train.best), latest, or a step")
+_VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 
 
 def run() -> None:
@@ -71,6 +81,6 @@ def _size(scored: inputs.ScoredText, encoded: Encoded, protocol: Protocol) -> st
     if not protocol.framing.is_of_documents:
         return counted(len(encoded.ids_N), "char")
     lengths_D, limit = encoded.lengths_D, protocol.framing.length
-    skipped = "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "  # the training says so of the run's own corpus
+    skipped = "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "  # training prints this number for the corpus
     cut = f"{(lengths_D > limit).sum():,} cut to batch.length={limit}"
     return f"{counted(int(lengths_D.sum()), 'char')} of {counted(len(lengths_D), 'document')} ({skipped}{cut})"

@@ -1,11 +1,17 @@
-"""Makes a run directory from the weights of a Keras 3 model. It evaluates and samples like any other run.
+"""Makes a run directory from the weights of a Keras 3 model. The directory has one checkpoint.
+
+The other programs read this checkpoint with --checkpoint=latest.
 
     scripts/import_keras.py --weights=model.keras --config=configs/ag_news_keras.py --workdir=runs/imported
 
-The model is a stack of recurrent layers and a dense head, over an embedding, one-hot or scalar inputs: .keras or .weights.h5.
-The config must describe the network and the corpus that it belongs to. Products are float32 unless --config.model.dtype says
-otherwise. --symbols is a JSON list in the order of the ids, with <pad>, <eos> and <unk> where the model has them. Without it,
-the ids are taken to be the symbols of the corpus, sorted. Needs h5py.
+--weights names a .keras or .weights.h5 file. The model must be a stack of recurrent layers with a dense head. The input may be
+an embedding, one-hot vectors or scalars. Reading the file needs h5py.
+
+The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
+
+--symbols names a JSON file with a list of symbols in the order of their ids. The list must also have <pad>, <eos> and <unk> if
+the model has these symbols. Without --symbols, the symbols of the ids are assumed to be the sorted symbols of the
+corpus.
 """
 
 from absl import flags

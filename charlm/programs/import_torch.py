@@ -1,11 +1,16 @@
-"""Makes a run directory from the weights of a PyTorch CharRNN. It evaluates and samples like any other run.
+"""Makes a run directory from the weights of a PyTorch CharRNN. The directory has one checkpoint.
+
+The other programs read this checkpoint with --checkpoint=latest.
 
     scripts/import_torch.py --weights=rnn.pt --config=configs/anna_pytorch.py --workdir=runs/imported
 
-The weights are a state_dict, or Udacity's dict with `state_dict` and `tokens`: .pt (needs PyTorch) or .safetensors (needs
-safetensors). The config must describe the network and the corpus that they belong to. Products are float32 unless
---config.model.dtype says otherwise. --symbols is a JSON list in the order of the ids. Without it and without `tokens`, the ids
-are taken to be the symbols of the corpus, sorted.
+--weights names a .pt, .pth or .net file (needs PyTorch), or a .safetensors file (needs safetensors). The file must hold a
+state_dict. A .pt, .pth or .net file may instead hold Udacity's dict with `state_dict` and `tokens`.
+
+The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
+
+--symbols names a JSON file with a list of symbols in the order of their ids. Without --symbols, the `tokens` of the file are
+used. If the file has no `tokens`, the symbols of the ids are assumed to be the sorted symbols of the corpus.
 """
 
 from absl import flags

@@ -7,9 +7,11 @@
 
 Flags you leave out, including the prompt, come from the `sample` section of the run's config.
 
-A single sample is written as it is drawn. With several (--num for each prompt and temperature), a line above each names it. The
-same seed gives the same text. A model of documents ends its text where it draws the end of one. A model trained on
-windows draws each character after a window of its own output; see --window.
+A single sample is written while it is drawn. If there are several samples, a line above each sample names the sample. For each
+prompt and temperature, --num samples are drawn. The same seed gives the same text.
+
+A model of documents stops when it draws the end of a document. A model of windows draws each character from a window of the
+characters before it. See --window.
 """
 
 import functools
@@ -29,34 +31,41 @@ from charlm.inference import inputs
 from charlm.rundir.run import Run, check_checkpoint_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by train.best), latest, or a step")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "text that the sample continues; may be given several times")
-_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "UTF-8 file whose whole text, last line break included, is the prompt")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (chosen by train.best), latest, or a step")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "text that the sample continues")
+_PROMPT_FILE = flags.DEFINE_string(
+    "prompt_file", None, "UTF-8 file whose whole text, including the last line break, is the prompt"
+)
 _PROMPT_FROM = flags.DEFINE_string(
-    "prompt_from", None, "split of the run's corpus from which a prompt is taken, chosen by --seed"
+    "prompt_from", None, "the prompt is a piece of this split of the run's corpus; --seed chooses the piece"
 )
 _PROMPT_LENGTH = flags.DEFINE_integer(
-    "prompt_length", 100, "of --prompt_from, in characters; of documents at most the first half of one"
+    "prompt_length", 100, "length of the prompt from --prompt_from, in characters; at most the first half of a document"
 )
-_LENGTH = flags.DEFINE_integer("length", None, "characters to draw, not counting the prompt; by default sample.length")
+_LENGTH = flags.DEFINE_integer("length", None, "number of characters to draw after the prompt; default: sample.length")
 _TEMPERATURE = flags.DEFINE_list(
     "temperature",
     None,
-    "0: always the most probable character; 1: the model's own probabilities; several, separated by commas; by default "
+    "0: always the most probable character; 1: the model's own probabilities; separate several values by commas; default: "
     "sample.temperature",
 )
-_TOP_K = flags.DEFINE_integer("top_k", None, "draw from the k most probable characters; 0: from all; by default sample.top_k")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest characters whose probabilities sum to p, in (0, 1]")
-_NUM = flags.DEFINE_integer("num", 1, "samples of each prompt and temperature, drawn at once")
+_TOP_K = flags.DEFINE_integer(
+    "top_k", None, "draw from the k most probable characters; 0: from all characters; default: sample.top_k"
+)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest characters whose probabilities sum to p; 0 < p <= 1")
+_NUM = flags.DEFINE_integer("num", 1, "number of samples for each prompt and temperature, drawn at once")
 _WINDOW = flags.DEFINE_integer(
     "window",
     None,
-    "characters that each draw sees, from the zero state; 0: all, the state is carried; default: as in training",
+    "number of previous characters that each draw reads, starting from the zero state; 0: the state is carried instead; "
+    "default: as in training",
 )
-_DTYPE = flags.DEFINE_enum("dtype", None, inputs.DTYPES, "of matrix products; by default as in training")
-_SEED = flags.DEFINE_integer("seed", 0, "of the draws")
-_UNKNOWN = flags.DEFINE_enum("unknown", "error", inputs.UNKNOWN, "prompt characters outside the vocabulary: error or skip")
-_VERBOSE = flags.DEFINE_bool("verbose", False, "show on stderr what is set for XLA and the C library")
+_DTYPE = flags.DEFINE_enum("dtype", None, inputs.DTYPES, "number type of matrix products; default: as in training")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the random draws")
+_UNKNOWN = flags.DEFINE_enum(
+    "unknown", "error", inputs.UNKNOWN, "prompt characters outside the vocabulary are an error, or are skipped"
+)
+_VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 
 
 def run() -> None:
@@ -100,7 +109,7 @@ def main(overrides: dict[str, str]) -> None:
 
 
 def _checked_flags() -> list[float | None]:
-    """The temperatures, None for that of the run's config; raises a UserError for the first wrong flag."""
+    """Returns the temperatures, where None means sample.temperature. Raises a UserError for the first wrong flag."""
     typed: list[str] | None = _TEMPERATURE.value
     temperatures: list[float | None] = [None]
     if typed is not None:

@@ -1,14 +1,22 @@
-"""Trains the trials of a config's sweep(), each into its own run directory.
+"""Trains the trials of a config's sweep(). Each trial has its own run directory.
 
     scripts/sweep.py --config=configs/FILE.py[:ARG] --root=runs/NAME [--parallel=2] [--only='model.hidden>=256'] [--dry_run]
     scripts/sweep.py ... --launcher=slurm --partition=gpu --time=240 --gpus=1 --cpus=4
     scripts/sweep.py ... --search=asha|tpe --trials=50
 
-The same command continues the sweep: it starts new trials and resumes stopped or killed ones, bit for bit. It does not touch
-done and diverged trials, nor failed ones unless --retry_failed is given. --config.KEY=VALUE applies to all trials. After Ctrl-C
-each training saves its state; with SLURM, Ctrl-C only ends the watching. With --search, trials are drawn from the config's
-space() instead.
-Exit status: 0 all done, 1 some diverged, failed or were stopped, 2 a mistake in the command, 130 or 143 stopped.
+The same command continues the sweep. It starts new trials, and resumes stopped and killed trials bit for bit. It does not
+change done or diverged trials. It resumes failed trials only with --retry_failed. --config.KEY=VALUE sets a key of all trials.
+
+After Ctrl-C, each training saves its state, and the program ends. With SLURM, only the program ends, and the jobs continue.
+
+With --search, the trials are drawn from the config's space() instead of its sweep().
+
+Exit status:
+
+    0: all trials are done
+    1: at least one trial diverged, failed or was stopped
+    2: the command has a mistake
+    130, 143: a signal stopped the program
 """
 
 import collections
@@ -28,34 +36,36 @@ from charlm.sweeps import launch, search, slurm, sweep
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "recipe or config file with a sweep() or space(), with its argument if it takes one: NAME[:ARG] or FILE.py[:ARG]",
+    "recipe or config file with a sweep() or space(), as NAME or FILE.py; if it takes an argument, NAME:ARG or FILE.py:ARG",
     required=True,
 )
-_ROOT = flags.DEFINE_string("root", None, "folder of the sweep: made if it does not exist, else continued", required=True)
-_ONLY = flags.DEFINE_multi_string("only", [], "only trials that meet this condition, such as model.hidden=512; may be repeated")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the status and the command of each trial, and start nothing")
-_RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "resume failed trials too")
-_PARALLEL = flags.DEFINE_integer(
-    "parallel", 1, "trials that run at the same time; on one machine they share its cores and GPUs evenly"
+_ROOT = flags.DEFINE_string(
+    "root", None, "folder of the sweep; if the folder has a sweep, the sweep is continued", required=True
 )
-_LAUNCHER = flags.DEFINE_enum("launcher", "local", ("local", "slurm"), "local: processes of this machine; slurm: SLURM jobs")
+_ONLY = flags.DEFINE_multi_string("only", [], "run only trials that meet this condition, such as model.hidden=512")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the state and the command of each trial, without starting any trial")
+_RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "also resume failed trials")
+_PARALLEL = flags.DEFINE_integer(
+    "parallel", 1, "number of trials that run at the same time; local trials share the cores and GPUs evenly"
+)
+_LAUNCHER = flags.DEFINE_enum(
+    "launcher", "local", ("local", "slurm"), "local: trials are processes on this machine; slurm: trials are SLURM jobs"
+)
 
-_SEARCH = flags.DEFINE_enum("search", None, search.METHODS, "search the config's space() with Optuna, by this method")
-_TRIALS = flags.DEFINE_integer("trials", 20, "with --search: number of trials, including those of earlier starts")
+_SEARCH = flags.DEFINE_enum("search", None, search.METHODS, "search the config's space() with this method of Optuna")
+_TRIALS = flags.DEFINE_integer("trials", 20, "with --search: number of trials, including the trials of earlier starts")
 _PARTITION = flags.DEFINE_string("partition", None, "SLURM: partition of the cluster")
 _ACCOUNT = flags.DEFINE_string("account", None, "SLURM: account to charge")
-_TIME = flags.DEFINE_integer("time", 240, "SLURM: minutes that a job may run before it saves its state and is requeued")
-_GPUS = flags.DEFINE_integer("gpus", None, "SLURM: GPUs on each node of a trial")
-_NODES = flags.DEFINE_integer("nodes", 1, "SLURM: nodes of a trial, each with --tasks processes")
-_CPUS = flags.DEFINE_integer("cpus", None, "SLURM: CPUs of each process of a trial")
-_TASKS = flags.DEFINE_integer(
-    "tasks", 1, "SLURM: processes on each node that train one trial together, each with its own --cpus"
-)
-_MEMORY = flags.DEFINE_integer("memory", None, "SLURM: gigabytes of memory on each node of a trial")
+_TIME = flags.DEFINE_integer("time", 240, "SLURM: minutes that a job may run before it saves its state and is queued again")
+_GPUS = flags.DEFINE_integer("gpus", None, "SLURM: number of GPUs that a trial uses on each node")
+_NODES = flags.DEFINE_integer("nodes", 1, "SLURM: number of nodes for each trial; each node runs --tasks processes")
+_CPUS = flags.DEFINE_integer("cpus", None, "SLURM: number of CPUs for each process")
+_TASKS = flags.DEFINE_integer("tasks", 1, "SLURM: number of processes on each node; all processes of a trial train it together")
+_MEMORY = flags.DEFINE_integer("memory", None, "SLURM: gigabytes of memory that a trial uses on each node")
 
-# -P: do not import a folder named charlm in the current directory.
+# With -P, Python does not import a folder named charlm from the current directory.
 TRAIN = [sys.executable, "-P", "-m", "charlm", "train"]
-CommandOf = Callable[[sweep.Trial], list[str]]  # the command that trains a trial
+CommandOf = Callable[[sweep.Trial], list[str]]  # returns the command that trains a trial
 
 
 def run() -> None:
@@ -64,7 +74,11 @@ def run() -> None:
 
 
 def main(common: dict[str, str]) -> int:
-    """Runs the sweep or the search; returns the exit status. common: overrides of all trials, dotted key → text."""
+    """Runs the sweep or the search. Returns the exit status.
+
+    Args:
+      common: the overrides for all trials, as a dict from dotted keys to text.
+    """
     for flag in (_PARALLEL, _TRIALS, _TIME, _GPUS, _CPUS, _NODES, _TASKS, _MEMORY):
         if flag.value is not None and flag.value < 1:
             raise UserError(f"--{flag.name}={flag.value}: must be 1 or more.")
@@ -72,7 +86,7 @@ def main(common: dict[str, str]) -> int:
         slurm.check()
     if _LAUNCHER.value == "local" and _TASKS.value * _NODES.value > 1:
         raise UserError(
-            f"--tasks={_TASKS.value} --nodes={_NODES.value}: needs --launcher=slurm; on one machine each trial is one process."
+            f"--tasks={_TASKS.value} --nodes={_NODES.value}: needs --launcher=slurm, because a local trial runs in one process."
         )
     root = sweep.Root(_ROOT.value)
 
@@ -114,7 +128,7 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
 def _search(root: sweep.Root, common: dict[str, str], command_of: CommandOf, method: str) -> int:
     for flag in (_ONLY, _DRY_RUN, _RETRY_FAILED):
         if flag.value:
-            raise UserError(f"--{flag.name} is for sweeps: leave it out with --search, which chooses its trials itself.")
+            raise UserError(f"--{flag.name} is only for sweeps: leave out --{flag.name} or --search.")
     if _LAUNCHER.value != "local":
         raise UserError(f"--launcher={_LAUNCHER.value}: must be local with --search.")
     current_search = search.Search(root, _CONFIG.value, common, method, _TRIALS.value)
@@ -167,16 +181,16 @@ def _is_chosen(trial: sweep.Trial) -> bool:
 
 
 def _announce(statuses: dict[str, launch.TrialStatus], removed: list[str]) -> None:
-    """Prints how many trials are in which state, what is no longer in the sweep, and why trials failed earlier."""
+    """Prints the number of trials in each state, the removed trials, and why trials failed or diverged earlier."""
     print(f"{progress.counted(len(statuses), 'trial')} in {_ROOT.value}: {_count_states(statuses, incomplete='to resume')}")
     for name in removed:
-        print(f"no longer in the sweep, left unchanged: {name}")
+        print(f"{name} is no longer in the sweep: its run directory is not changed")
     _print_reasons(statuses, ("failed", "diverged"))
 
 
 def _conclude(statuses: dict[str, launch.TrialStatus], display: launch.Display, stopped_by: int) -> int:
-    """Prints how the sweep ended; returns the exit status."""
-    if display.is_live:  # the table, which showed them, has disappeared
+    """Prints how the sweep ended. Returns the exit status."""
+    if display.is_live:  # the live table with the reasons has disappeared
         _print_reasons(statuses, ("failed", "diverged", "stopped"))
     print(f"{_count_states(statuses, new='not started')} of {progress.counted(len(statuses), 'trial')}.")
     done = {name: status.best for name, status in statuses.items() if status.state == "done" and status.best}
@@ -190,13 +204,17 @@ def _conclude(statuses: dict[str, launch.TrialStatus], display: launch.Display, 
 
 
 def _print_reasons(statuses: dict[str, launch.TrialStatus], states: tuple[str, ...]) -> None:
-    """Prints a line for each trial in one of these states, with the reason if one is known."""
+    """Prints a line for each trial in one of these states. The line gives the reason if the reason is known."""
     for name, status in statuses.items():
         if status.state in states:
             print(f"{status.state}: {name}" + (f": {status.message}" if status.message else ""))
 
 
 def _count_states(statuses: dict[str, launch.TrialStatus], **words: str) -> str:
-    """Such as `1 done, 2 to resume`. words: state → words that replace it."""
+    """Returns the number of trials in each state, such as `1 done, 2 to resume`.
+
+    Args:
+      words: the text that replaces the name of a state.
+    """
     counts = collections.Counter(words.get(status.state, status.state) for status in statuses.values())
     return ", ".join(f"{number} {state}" for state, number in counts.items()) or "none"

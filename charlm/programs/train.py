@@ -1,13 +1,23 @@
-"""Trains the model of a config into a run directory, or resumes the run in it.
+"""Trains the model of a config, and saves the run in a run directory. Also resumes a run.
 
     scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.model.hidden=512 ...]
     scripts/train.py --config=configs/quickstart.py --describe [--graph=network.dot] [--graph_steps=3]
     scripts/train.py --helpkeys
 
---config.KEY=VALUE sets any key; --helpkeys lists the keys. The same command resumes a run that was stopped or killed, and
-reports a run that is done. Ctrl-C saves a checkpoint first. --describe trains nothing: it prints data, parameters and length,
-and draws the unrolled network as Graphviz dot, and as SVG if Graphviz is installed. Exit status: 0 done, 1 diverged or failed,
-2 a mistake in the command, 130 or 143 stopped and resumable.
+--config.KEY=VALUE sets a key of the config. --helpkeys lists all keys.
+
+The same command resumes a run that was stopped or killed, and reports a run that is done. After Ctrl-C, the program saves a
+checkpoint and ends.
+
+--describe does not train. It prints the data, the parameters and the length of the training. It also draws the unrolled network
+as a Graphviz dot file. If Graphviz is installed, it draws an SVG file too.
+
+Exit status:
+
+    0: the run is done
+    1: the run diverged or failed
+    2: the command has a mistake
+    130, 143: a signal stopped the run, and the same command resumes the run
 """
 
 import signal
@@ -21,17 +31,24 @@ from charlm.hardware import devices, processes
 from charlm.training import start
 
 _CONFIG = flags.DEFINE_string(
-    "config", None, "recipe or config file, with its argument if it takes one: NAME[:ARG] or FILE.py[:ARG]", required=True
+    "config",
+    None,
+    "recipe or config file, as NAME or FILE.py; if the config takes an argument, NAME:ARG or FILE.py:ARG",
+    required=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "run directory: made if it does not exist, otherwise resumed")
-_DESCRIBE = flags.DEFINE_bool("describe", False, "print what would be trained and draw it, instead of training")
-_VERBOSE = flags.DEFINE_bool("verbose", False, "print every array of parameters, and what is set for XLA and the C library")
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory; if the directory has a run, the run is resumed")
+_DESCRIBE = flags.DEFINE_bool("describe", False, "describe the training and draw the network, without training")
+_VERBOSE = flags.DEFINE_bool("verbose", False, "print every array of parameters, and the settings of XLA and the C library")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "train one model together with the other tasks of this SLURM step")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "several processes: HOST:PORT of process 0")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "several processes: how many train one model together")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "several processes: index of this one; 0 writes the run directory")
-_GRAPH = flags.DEFINE_string("graph", "network.dot", "with --describe: file for the picture of the network")
-_GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "with --describe: number of characters in the picture")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "with several processes: HOST:PORT of process 0")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "with several processes: number of processes that train one model together"
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "with several processes: index of this process; process 0 writes the run directory"
+)
+_GRAPH = flags.DEFINE_string("graph", "network.dot", "with --describe: file for the drawing of the network")
+_GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "with --describe: number of characters in the drawing")
 
 
 def run() -> None:
@@ -40,8 +57,8 @@ def run() -> None:
 
 
 def main(overrides: dict[str, str]) -> int:
-    """Trains, or describes what would be trained; returns the exit status."""
-    # Until the training handles signals, Ctrl-C ends the program at once: JAX may swallow a KeyboardInterrupt while it starts.
+    """Trains a model, or only describes the training. Returns the exit status."""
+    # JAX may ignore a KeyboardInterrupt while JAX starts. Ctrl-C ends the program at once until the training handles signals.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     config = load.load(_CONFIG.value, overrides)
     if _GRAPH_STEPS.value < 1:
@@ -52,7 +69,7 @@ def main(overrides: dict[str, str]) -> int:
     spec = processes.spec_from_flags(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     start.check_rows(config, spec.num_processes)
     devices.use_huge_pages()
-    start.prepare(config, spec, _VERBOSE.value)  # imports JAX, which takes a second: only once the command is right
+    start.prepare(config, spec, _VERBOSE.value)  # imports JAX, which takes a second; do this only after the checks
     from charlm.training import setup, train
 
     processes.join(spec)

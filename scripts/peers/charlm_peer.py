@@ -1,6 +1,6 @@
-"""Measures charlm's training step and sampler; see worker.py.
+"""Measures the training step and the sampler of charlm. worker.py describes the input and output.
 
-Both are built from a config in the same way as in `charlm train` and `charlm sample`.
+The training step and the sampler are built from a config, with the same functions as in `charlm train` and `charlm sample`.
 """
 
 import os
@@ -76,7 +76,7 @@ def train(job: dict, config) -> None:
             batches_K = jax.tree.map(lambda *each: np.stack(each), *(data.batch_at(done + k) for k in range(together)))
             state, metrics = step(state, batches_K, rates(done, together), np.uint32(0))
             done += together
-            if previous is not None:  # as charlm does: read the metrics of a step during the next step
+            if previous is not None:  # like charlm train, read the metrics of a call during the next call
                 jax.device_get(previous)
         jax.block_until_ready((state, metrics))
         return -(-steps // together) * together * data.rows * framing.length

@@ -1,6 +1,7 @@
-"""Measures Flax Linen, written as in its documentation; see worker.py.
+"""Measures Flax Linen. worker.py describes the input and output.
 
-nn.RNN runs nn.OptimizedLSTMCell, and Optax provides the optimiser. One jitted function is one training step.
+The code follows the documentation of Flax. nn.RNN runs nn.OptimizedLSTMCell, and Optax provides the optimiser. One jitted
+function makes one training step.
 """
 
 import functools
@@ -27,15 +28,15 @@ class Stack(nn.Module):
         self.head = nn.Dense(self.vocab)
 
     def __call__(self, inputs_BT, carry):
-        """Returns the logits of a window and the new carry."""
+        """Reads a window. Returns the logits and the new carry."""
         x, new = self.embed(inputs_BT), []
         for over_time, state in zip(self.over_time, carry, strict=True):
             state, x = over_time(x, initial_carry=state)
             new.append(state)
         return self.head(x), new
 
-    def one(self, ids_B, carry):
-        """Returns the logits after one more character and the new carry."""
+    def step(self, ids_B, carry):
+        """Reads one character. Returns the logits of the next character and the new carry."""
         x, new = self.embed(ids_B), []
         for cell, state in zip(self.cells, carry, strict=True):
             state, x = cell(state, x)
@@ -85,13 +86,13 @@ def train(model, params, carry, ids) -> None:
 def sample(model, params, carry, batch: int, chunk: int = 64) -> None:
     @jax.jit
     def draw(state, key):
-        def one(state, key):
+        def draw_char(state, key):
             ids_B, carry = state
-            logits_BV, carry = model.apply(params, ids_B, carry, method=Stack.one)
+            logits_BV, carry = model.apply(params, ids_B, carry, method=Stack.step)
             ids_B = jax.random.categorical(key, logits_BV / 0.8)
             return (ids_B, carry), ids_B
 
-        return jax.lax.scan(one, state, jax.random.split(key, chunk))
+        return jax.lax.scan(draw_char, state, jax.random.split(key, chunk))
 
     state, done = (jnp.zeros(batch, jnp.int32), carry), 0
 

@@ -1,6 +1,6 @@
-"""Measures Keras 3 on its JAX backend; see worker.py.
+"""Measures Keras 3 with the JAX backend. worker.py describes the input and output.
 
-model.fit trains. A jitted scan over stateless_call samples.
+Training uses model.fit. Sampling uses a jitted scan over model.stateless_call.
 """
 
 import jax
@@ -62,13 +62,13 @@ def sample(job: dict) -> None:
 
     @jax.jit
     def draw(weights, state, key):
-        def one(state, key):
+        def draw_char(state, key):
             ids_B1, states = state
             (logits_BV, *states), _ = model.stateless_call(weights, fixed, [ids_B1, *states])
             ids_B1 = jax.random.categorical(key, logits_BV / 0.8)[:, None].astype(jnp.int32)
             return (ids_B1, states), ids_B1
 
-        return jax.lax.scan(one, state, jax.random.split(key, 64))
+        return jax.lax.scan(draw_char, state, jax.random.split(key, 64))
 
     state, done = (jnp.zeros((batch, 1), jnp.int32), [jnp.zeros((batch, hidden)) for _ in states]), 0
 

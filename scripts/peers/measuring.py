@@ -1,9 +1,11 @@
-"""Measures how fast charlm and other libraries train and sample, in one run on one machine.
+"""Measures how fast charlm and other libraries train and sample on one machine.
 
-Each implementation runs in its own process and interpreter (scripts/peers/). Implementations therefore share no threads, memory
-or libraries. A group is one task, one shape and one batch size. All programs of a group are started and warmed up first. Then
-they are measured one after another, round by round, while the other programs wait. A disturbance of the machine therefore
-affects all programs about equally.
+Each implementation is a program in scripts/peers/. Each program runs in its own process and interpreter. Programs therefore
+share no threads, memory or libraries.
+
+A group is one task, one shape and one batch size. First, all programs of a group are started and warmed up. Each round then
+measures one program after another, while the other programs wait. A disturbance of the machine therefore affects all programs
+about equally.
 """
 
 import contextlib
@@ -22,12 +24,12 @@ from typing import NamedTuple
 from charlm.errors import Failure
 
 PEERS = pathlib.Path(__file__).parent
-PAUSE = 0.3  # seconds before each measurement, because OpenMP threads spin for a while after their work
-VOCAB = 65  # the symbols of tiny Shakespeare
+PAUSE = 0.3  # seconds before each measurement; OpenMP threads of another program may still spin
+VOCAB = 65  # number of symbols of tiny Shakespeare
 
 
 class Shape(NamedTuple):
-    """A network and its training batch. `embedding` is 0 for one-hot input."""
+    """The sizes of a network and its training batch. `embedding` is 0 for one-hot input."""
 
     layers: int
     hidden: int
@@ -36,10 +38,11 @@ class Shape(NamedTuple):
     length: int
 
     def flop_per_char(self) -> int:
-        """Floating-point operations in matrix products to train on one character.
+        """Returns the number of floating-point operations in matrix products to train on one character.
 
-        Each weight needs 6 operations: 2 in the forward pass and 4 in the backward pass. The embedding table is in no product,
-        so it does not count. The kernel of a one-hot input counts in full, although a row lookup needs fewer operations.
+        Each weight needs 6 operations: 2 in the forward pass and 4 in the backward pass. The embedding table does not count,
+        because it is in no matrix product. The kernel of a one-hot input counts fully, although a row lookup needs fewer
+        operations.
         """
         first = self.embedding or VOCAB
         kernels = sum((first if layer == 0 else self.hidden) + self.hidden for layer in range(self.layers)) * 4 * self.hidden
@@ -54,7 +57,13 @@ SHAPES = {
 
 
 class Implementation(NamedTuple):
-    """A program of scripts/peers, the module that its interpreter must have, and the number type of its matrix products."""
+    """How an implementation is measured.
+
+    Attributes:
+      program: the name of the file in scripts/peers/.
+      module: the module that the interpreter must be able to import.
+      dtype: the number type of matrix products.
+    """
 
     program: str
     module: str
@@ -95,7 +104,8 @@ def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str],
     """Returns the implementations that can run, and a reason for each implementation that can't run.
 
     Args:
-      pythons: interpreters by implementation name, without `-bf16`. The default is the interpreter of this program.
+      pythons: a dict from implementation names without `-bf16` to interpreters. The default is the interpreter of this
+        program.
     """
     found, missing = [], {}
     for name in names:
@@ -108,28 +118,29 @@ def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str],
         except OSError as error:
             missing[name] = f"{python} can't be run: {error.strerror}"
             continue
-        why = (done.stderr.splitlines() or [""])[-1]
+        reason = (done.stderr.splitlines() or [""])[-1]
         if done.returncode == 0:
             found.append(name)
-        elif why == f"ModuleNotFoundError: No module named {module!r}":
+        elif reason == f"ModuleNotFoundError: No module named {module!r}":
             base = name.removesuffix("-bf16")
             missing[name] = f"{python} has no {module}: name another interpreter with --peer_python {base}=/path/to/python"
         else:
-            missing[name] = f"{python} can't import {module}: {why or f'status {done.returncode}'}"
+            missing[name] = f"{python} can't import {module}: {reason or f'status {done.returncode}'}"
     return found, missing
 
 
 def measure(
     task: str, shape: str, batch: int, names: Iterable[str], pythons: dict[str, str], rounds: int, seconds: float, say=print
 ) -> Iterator[Measurement]:
-    """Measures implementations on one group. For training, also measures the peak rate of the machine's matrix products.
+    """Measures implementations on one group. For training, also measures the peak speed of the machine's matrix products.
 
     Args:
       seconds: the duration of each measurement.
-      say: a function that is called with each line about the progress.
+      say: a function that prints a line about the progress.
 
     Raises:
-      Failure: a program ended with an error. The message names each such error. The other results are yielded first.
+      Failure: at least one program ended with an error. The message gives all errors. The results of the other programs are
+        yielded before the exception.
     """
     job = {"task": task, **SHAPES[shape]._asdict(), "batch": batch, "vocab": VOCAB}
     programs = {name: IMPLEMENTATIONS[name] for name in names}
@@ -180,17 +191,17 @@ def measure(
 
 
 class Worker:
-    """A program of scripts/peers that measures on request. The end of the `with` block ends the program."""
+    """Runs a program of scripts/peers. The program ends when the `with` block ends."""
 
     def __init__(self, name: str, implementation: Implementation, python: str, job: dict):
-        self._name, self._said = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 - a file, because a full pipe would block
+        self._name, self._stderr = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 - a full pipe would block the program
         self._folder = tempfile.TemporaryDirectory()
         command = [python, os.fspath(PEERS / implementation.program), json.dumps(job | {"dtype": implementation.dtype})]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             text=True,
             env=_environment(self._folder.name),
         )
@@ -207,12 +218,12 @@ class Worker:
         self._process.kill()
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()
-        self._said.close()
+        self._stderr.close()
         self._folder.cleanup()
 
     def measure(self, seconds: float) -> dict:
         time.sleep(PAUSE)
-        with contextlib.suppress(BrokenPipeError):  # the program has ended; _answer raises its error
+        with contextlib.suppress(BrokenPipeError):  # if the program has ended, _answer raises the error
             self._process.stdin.write(f"{seconds}\n")
             self._process.stdin.flush()
         return self._answer()
@@ -221,9 +232,9 @@ class Worker:
         while line := self._process.stdout.readline():
             if line.startswith("{"):  # other lines come from libraries
                 return json.loads(line)
-        self._said.seek(0)
-        said = [line for line in self._said.read().splitlines() if "Error" in line] or ["it printed no error"]
-        raise Failure(f"{self._name} ended with status {self._process.wait()}: {said[-1]}")
+        self._stderr.seek(0)
+        errors = [line for line in self._stderr.read().splitlines() if "Error" in line] or ["it printed no error"]
+        raise Failure(f"{self._name} ended with status {self._process.wait()}: {errors[-1]}")
 
 
 def rate(
@@ -238,13 +249,16 @@ def rate(
 
 
 def limit(measured: list[Measurement], row: Measurement) -> float:
-    """Returns the chars/s of training if only matrix products took time, at the machine's peak for the row's number type."""
+    """Returns the chars/s of training if only matrix products took time.
+
+    The matrix products are assumed to run at the measured peak speed for the row's number type.
+    """
     peak = rate(measured, row.task, row.shape, row.batch, "peak", row.dtype)
     return peak / SHAPES[row.shape].flop_per_char()
 
 
 def table(measured: list[Measurement]) -> list[list[str]]:
-    """Returns the rows of the table, with the header first. "x torch" is the ratio to PyTorch in the same number type."""
+    """Returns the header and the rows of the table. "x torch" is the ratio to the speed of PyTorch in the same number type."""
     rows = [["task", "shape", "batch", "implementation", "chars/s", "spread", "x torch", "of limit", "peak memory"]]
     for row in measured:
         torch = "torch-bf16" if row.dtype == "bfloat16" else "torch"
@@ -261,9 +275,10 @@ def table(measured: list[Measurement]) -> list[list[str]]:
 
 
 def means(measured: list[Measurement]) -> list[str]:
-    """Returns one line for each task and sampling batch, with charlm's speed relative to each other implementation.
+    """Returns one line for training, and one line for each batch size of sampling.
 
-    Each figure is a geometric mean over shapes. The mean is of charlm's chars/s divided by the other implementation's chars/s.
+    A line gives the ratio of charlm's chars/s to the chars/s of each other implementation. Each ratio is a geometric mean over
+    shapes.
     """
     groups = list(dict.fromkeys((row.task, row.batch if row.task == "sample" else 0) for row in measured))
     lines = []
@@ -286,5 +301,8 @@ def _python(name: str, pythons: dict[str, str]) -> str:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """Sends temporary files to the folder, because PyTorch does not delete the cache of its compiler."""
+    """Returns the environment variables of a program.
+
+    Temporary files go to `folder`, because PyTorch does not delete the cache of its compiler.
+    """
     return {**os.environ, "KERAS_BACKEND": "jax", "TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder}

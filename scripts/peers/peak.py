@@ -1,6 +1,7 @@
-"""Measures how fast JAX multiplies matrices of shapes that occur in LSTM training; see worker.py.
+"""Measures how fast JAX multiplies matrices with shapes from LSTM training. worker.py describes the input and output.
 
-The fastest of these shapes is measured. Its "characters" are floating-point operations, so the result is in FLOP/s.
+The program measures the shape with the highest speed. `run` returns the number of floating-point operations instead of the
+number of characters. chars_per_second is therefore in FLOP/s.
 """
 
 import jax

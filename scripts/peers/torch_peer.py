@@ -1,6 +1,6 @@
-"""Measures PyTorch; see worker.py.
+"""Measures PyTorch. worker.py describes the input and output.
 
-Training uses nn.LSTM (oneDNN). Sampling uses the fastest of nn.LSTM, nn.LSTMCell and packed weights.
+Training uses nn.LSTM (oneDNN). Sampling uses nn.LSTM, nn.LSTMCell or packed weights, depending on which is fastest.
 """
 
 import copy
@@ -62,36 +62,36 @@ def train(job: dict) -> None:
 def sample(job: dict) -> None:
     batch = job["batch"]
     model = CharRNN(job).eval()
-    rounded = job["dtype"] == "bfloat16"
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=rounded):
-        forms = {"nn.LSTM": stepped(model), "nn.LSTMCell": by_cells(model), "packed": packed(model, batch)}
-        if rounded:  # autocast rounds the weights for each character; this form rounds them once
-            forms["packed, bfloat16 weights"] = packed(copy.deepcopy(model).to(torch.bfloat16), batch)
+    is_bfloat16 = job["dtype"] == "bfloat16"
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+        variants = {"nn.LSTM": stepped(model), "nn.LSTMCell": by_cells(model), "packed": packed(model, batch)}
+        if is_bfloat16:  # autocast rounds the weights for each character; this variant rounds once
+            variants["packed, bfloat16 weights"] = packed(copy.deepcopy(model).to(torch.bfloat16), batch)
         seconds = {}
-        for name, one in forms.items():
-            draw(one, batch, 30)
+        for name, next_logits in variants.items():
+            draw(next_logits, batch, 30)
             begin = time.perf_counter()
-            draw(one, batch, 200)
+            draw(next_logits, batch, 200)
             seconds[name] = time.perf_counter() - begin
         fastest = min(seconds, key=seconds.get)
         speeds = {name: round(200 * batch / each) for name, each in seconds.items()}
-        worker.serve(lambda chunks: draw(forms[fastest], batch, chunks * 64), form=fastest, chars_per_second=speeds)
+        worker.serve(lambda chunks: draw(variants[fastest], batch, chunks * 64), form=fastest, chars_per_second=speeds)
 
 
-def draw(one, batch: int, chars: int) -> int:
+def draw(next_logits, batch: int, chars: int) -> int:
     ids_B, state = torch.zeros(batch, dtype=torch.long), None
     for _ in range(chars):
-        logits_BV, state = one(ids_B, state)
+        logits_BV, state = next_logits(ids_B, state)
         ids_B = torch.multinomial(torch.softmax(logits_BV.float() / 0.8, -1), 1)[:, 0]
     return chars * batch
 
 
 def stepped(model: CharRNN):
-    def one(ids_B, state):
+    def next_logits(ids_B, state):
         out, state = model.lstm(model.encode(ids_B[:, None]), state)
         return model.head(out[:, 0]), state
 
-    return one
+    return next_logits
 
 
 def by_cells(model: CharRNN):
@@ -102,7 +102,7 @@ def by_cells(model: CharRNN):
             setattr(cell, name, getattr(model.lstm, f"{name}_l{layer}"))
         cells.append(cell)
 
-    def one(ids_B, state):
+    def next_logits(ids_B, state):
         x, new = model.encode(ids_B), []
         for cell, before in zip(cells, state or [None] * len(cells), strict=True):
             h, c = cell(x, before)
@@ -110,14 +110,14 @@ def by_cells(model: CharRNN):
             x = h
         return model.head(x), new
 
-    return one
+    return next_logits
 
 
 def packed(model: CharRNN, batch: int):
-    """Returns a function that computes each layer by one matrix product.
+    """Returns a function that computes each layer with one matrix product.
 
-    The product is [x, h] times the joined input and recurrent weights. In the first layer, a row lookup replaces the product
-    of the input and its weights. All arrays have the number type of the model's weights.
+    The product multiplies [x, h] by the joined input and recurrent weights. In the first layer, a row lookup replaces the
+    product of the input and the input weights. All arrays have the number type of the model's weights.
     """
     dtype, layers = model.head.weight.dtype, range(model.lstm.num_layers)
     bias = [getattr(model.lstm, f"bias_ih_l{k}") + getattr(model.lstm, f"bias_hh_l{k}") for k in layers]
@@ -133,17 +133,17 @@ def packed(model: CharRNN, batch: int):
         c_BH = torch.sigmoid(f) * c_BH + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c_BH), c_BH
 
-    def one(ids_B, state):
+    def next_logits(ids_B, state):
         state = state or [(zeros, zeros)] * len(layers)
         h, c = state[0]
         x, c = cell(torch.addmm(table_VG[ids_B], h, first), c)
         new = [(x, c)]
-        for (h, c), weights, its_bias in zip(state[1:], joined, bias[1:], strict=True):
-            x, c = cell(torch.addmm(its_bias, torch.cat([x, h], 1), weights), c)
+        for (h, c), weights, layer_bias in zip(state[1:], joined, bias[1:], strict=True):
+            x, c = cell(torch.addmm(layer_bias, torch.cat([x, h], 1), weights), c)
             new.append((x, c))
         return model.head(x), new
 
-    return one
+    return next_logits
 
 
 if __name__ == "__main__":

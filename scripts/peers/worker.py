@@ -1,10 +1,12 @@
 """The code that the programs of this folder share. Each program measures one implementation for scripts/benchmark.py.
 
 A program is called as `python NAME.py JOB`. JOB is a JSON object with task (train or sample), layers, hidden, embedding (0 for
-one-hot), batch, length, vocab and dtype. The program compiles, warms up and writes a line. Then it reads lines from stdin. Each
-line is a number of seconds. The program measures for about that time and writes {"chars_per_second", "peak_rss_bytes"}.
+one-hot), batch, length, vocab and dtype. The program compiles, warms up and writes one JSON line to stdout.
 
-This file does not import charlm, because the interpreters of the other libraries lack it.
+The program then reads lines from stdin. Each line is a number of seconds. For each line, the program measures for about this
+time and writes a JSON object with chars_per_second and peak_rss_bytes.
+
+This file does not import charlm, because the interpreters of the other libraries do not have charlm.
 """
 
 import json
@@ -18,20 +20,21 @@ def job() -> dict:
 
 
 def serve(run: Callable[[int], int], **details: object) -> None:
-    """Measures `run` for each line on stdin.
+    """Warms up, and then measures `run` once for each line on stdin.
 
     Args:
-      run: does a number of units of work (steps, or chunks of text) and returns the number of characters processed.
-      details: facts that the first line of output shows.
+      run: a function that does a given number of units of work and returns the number of processed characters. A unit is a
+        training step or a chunk of text.
+      details: values to add to the first line of output.
     """
-    run(2)  # compiles; some implementations compile again when the output becomes the input
+    run(2)  # compiles; some implementations compile a second time, when the first output becomes the input
     begin = time.perf_counter()
     run(2)
     seconds_of_unit = (time.perf_counter() - begin) / 2
     _tell(ready=True, **details)
     for line in sys.stdin:
         units = max(1, round(float(line) / seconds_of_unit))
-        run(-(-units // 5))  # refills the CPU caches, which other programs have used
+        run(-(-units // 5))  # fills the CPU caches again after other programs have used them
         begin = time.perf_counter()
         chars = run(units)
         seconds = time.perf_counter() - begin
@@ -44,7 +47,7 @@ def _tell(**values: object) -> None:
 
 
 def _peak_rss_bytes() -> int:
-    """The largest resident memory of this program so far, in bytes.
+    """Returns the largest resident memory of this program so far, in bytes.
 
     VmHWM counts only this program. getrusage also counts the memory of the parent process.
     """

@@ -112,7 +112,7 @@ def test_only_config_keys_that_differ_are_columns(script, runs):
 
 def test_runs_under_different_protocols_are_never_ranked_together(script, runs):
     output = script("compare", runs).stdout
-    assert "2 tables, because these runs were evaluated under different protocols:" in output
+    assert "These runs were evaluated under different protocols, so they are shown in 2 tables:" in output
     carried, zero = output.index("state carried, 1,000 chars scored"), output.index("state zero at every chunk of 32")
     assert carried < output.index("large0") < zero < output.index("chunks", zero)
     rows = table(script, runs)
@@ -218,7 +218,7 @@ def test_infinite_nats_are_read_but_never_count_as_the_best(tmp_path):
         (["{runs}", "--where=model.hiden>3"], "unknown config key 'model.hiden': the nearest key is 'model.hidden'"),
         (["{runs}", "--where=hidden"], "is not a condition"),
         (["{runs}", "--where=model.hidden>x"], "model.hidden must be compared with a number, not 'x'."),
-        (["{runs}", "--where=model.hidden>1000"], "--where=model.hidden>1000: no run fulfils this condition"),
+        (["{runs}", "--where=model.hidden>1000"], "--where=model.hidden>1000: no run meets this condition"),
         (["{runs}", "--sort=colour"], "--sort=colour is not a column or a config key: the columns are "),
         (["{runs}", "--by=model.hiden"], "nearest key is 'model.hidden'"),
         (["{runs}", "--by=seed,model.hidden,model.layers"], "has 3 keys: give one or two"),
@@ -323,7 +323,7 @@ def test_marginal_means_leave_out_runs_that_are_not_done(script, tmp_path):
     make_run(tmp_path / "stopped", {"model.hidden": 8, "model.layers": 2}, nats=(9.0,), state="incomplete")
     result = script("compare", tmp_path, "--by=model.hidden", "--json")
     assert [(row["nats"], row["configs"]) for row in json.loads(result.stdout)] == [(2.0, 1)]
-    assert result.stderr == "note: 1 of 2 configs left out of the means: not done.\n"
+    assert result.stderr == "note: the means leave out 1 of 2 configs, because only configs with a finished run are averaged.\n"
 
 
 def test_losses_of_the_test_split_under_different_protocols_are_not_ranked_together(script, tmp_path):
@@ -336,8 +336,8 @@ def test_losses_of_the_test_split_under_different_protocols_are_not_ranked_toget
     row = table(script, tmp_path, "--metric=test", "--where=model.hidden=8")[0]
     assert float(row["best"]) == pytest.approx(math.exp(1.5))  # only the figure of --metric ranks the rows
     message = script("compare", tmp_path, "--sort=test", status=2).stderr
-    assert "--sort=test can't sort these runs, because the figure was measured under different protocols" in message
-    assert "; --metric=test shows them in separate tables." in message
+    assert "--sort=test can't sort these runs, because the figure test was measured under different protocols" in message
+    assert ": use --metric=test to show the runs in separate tables." in message
     script("compare", tmp_path, f"--html={tmp_path / 'page.html'}")
     assert '"test":null' in (tmp_path / "page.html").read_text()
 

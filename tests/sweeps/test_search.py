@@ -120,7 +120,7 @@ def test_an_interrupted_search_continues_with_the_same_trials(script, write_conf
         ),
         (SPACE, ["--trials=0"], "--trials=0: must be 1 or more."),
         (SPACE, ["--search=grid"], "--search"),
-        (SPACE, ["--only=model.hidden=3"], "--only is for sweeps: leave it out with --search"),
+        (SPACE, ["--only=model.hidden=3"], "--only is only for sweeps: leave out --only or --search."),
         (SPACE, ["--config.model.hidden=3"], "--config.model.hidden: the sweep sets this key too"),
     ],
 )

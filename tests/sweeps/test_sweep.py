@@ -292,7 +292,7 @@ def test_a_changed_sweep_adds_trials_and_names_removed_trials(script, write_conf
     run_sweep(script, write_config('product({"model.hidden": [8, 12]})', steps=5), root)
     result = run_sweep(script, write_config('product({"model.hidden": [12, 16]})', steps=5), root)
     assert "1 done, 1 new" in result.stdout
-    assert "no longer in the sweep, left unchanged: hidden=8" in result.stdout
+    assert "hidden=8 is no longer in the sweep: its run directory is not changed" in result.stdout
     assert (root / "hidden=8" / "status.json").exists()
     changed = write_config('product({"model.hidden": [12, 16]})', steps=6)
     message = script.fails("sweep", f"--config={changed}", f"--root={root}")
