@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pathlib
 import re
 import signal
 import sys
@@ -104,8 +105,21 @@ def _take_overrides(argv: list[str], overrides: dict[str, str]) -> list[str]:
 
 
 def _help_of(module: str, with_keys: bool) -> str:
-    parts = [(sys.modules[module].__doc__ or "").strip(), flags.FLAGS.module_help(module)]
+    examples = (sys.modules[module].__doc__ or "").strip()
+    if _is_installed_command():
+        examples = re.sub(r"scripts/(\w+)\.py", lambda match: command(match[1]), examples)
+        examples = re.sub(r"configs/(\w+)\.py", r"\1", examples)
+    parts = [examples, flags.FLAGS.module_help(module)]
     return "\n".join([*parts, ABOUT_HELP_KEYS] if with_keys else parts)
+
+
+def command(program: str) -> str:
+    """How the user starts a program: `charlm NAME` if this program was started that way, else `scripts/NAME.py`."""
+    return f"charlm {program}" if _is_installed_command() else f"scripts/{program}.py"
+
+
+def _is_installed_command() -> bool:
+    return pathlib.Path(sys.argv[0]).stem in ("charlm", "__main__")  # __main__: `python -m charlm`
 
 
 def _print(text: str) -> None:

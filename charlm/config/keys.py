@@ -263,7 +263,10 @@ def before_keys_existed() -> dict[str, object]:
 
 
 def known(name: str) -> str:
-    """Returns the name if it is a key. Otherwise raises a UserError that names the nearest key."""
+    """Returns the name if it is a key. Otherwise raises a UserError that names the nearest key, or a key of the section."""
+    if name in SECTIONS:
+        example = next(key for key in KEYS if key.startswith(f"{name}."))
+        raise UserError(f"config key {name!r} is a section: set its keys, such as {example}.")
     if name not in KEYS:
         same_name = [key for key in KEYS if key.split(".")[-1] == name.split(".")[-1]]
         close = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.0)
@@ -302,7 +305,7 @@ def parsed(name: str, text: str) -> object:
 
 
 def checked(name: str, value: object) -> object:
-    """Checks a value and returns it in the key's type. Converts integers to floats and lists to tuples as needed.
+    """Checks a value and returns it in the key's type. Converts integers to floats, lists to tuples and NumPy scalars.
 
     Raises:
       UserError: the value has another type, or the key's rule does not allow the value.
@@ -310,6 +313,8 @@ def checked(name: str, value: object) -> object:
     key = KEYS[name]
     if value is None and key.default is None:
         return None
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # a NumPy scalar, for example of np.arange
+        value = value.item()  # type: ignore[attr-defined]
     if key.type is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST:
         value = float(value)
     if key.type is tuple and isinstance(value, list):

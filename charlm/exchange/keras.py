@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 
 from charlm.errors import UserError
-from charlm.exchange.weights import EXTRA, Layout, Weights, checked, existing, library
+from charlm.exchange.weights import Layout, Weights, checked, existing, library
 from charlm.exchange.weights import read as read_file
 
 LAYOUT = Layout("Keras", "from_keras", input_array="kernel", input_axis=0)
@@ -29,7 +29,7 @@ def read(file: str) -> Weights:
       UserError: the file can't be read, or the model is not a stack of recurrent layers of one kind with a dense head.
     """
     path = existing(file)
-    h5py = library("h5py", path, f"h5py ({EXTRA})")
+    h5py = library("h5py", path, "h5py (pip install h5py)")
     arrays = read_file(path, lambda: _arrays(path, h5py))
     layers: dict[tuple[int, str], dict[str, np.ndarray]] = {}
     for name, value in arrays.items():

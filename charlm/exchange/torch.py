@@ -14,7 +14,7 @@ import re
 import numpy as np
 
 from charlm.errors import UserError
-from charlm.exchange.weights import EXTRA, Arrays, Layout, Weights, checked, existing, library
+from charlm.exchange.weights import Arrays, Layout, Weights, checked, existing, library
 from charlm.exchange.weights import read as read_file
 
 LAYOUT = Layout("PyTorch", "from_torch", input_array="weight_ih", input_axis=1)
@@ -64,7 +64,7 @@ def read(file: str) -> Weights:
 def _state_dict(path: pathlib.Path) -> tuple[Arrays, list[str] | None]:
     """Returns (arrays by name, symbols). The symbols are None if the file has none."""
     if path.suffix == ".safetensors":
-        safetensors = library("safetensors.numpy", path, f"safetensors ({EXTRA})")
+        safetensors = library("safetensors.numpy", path, "safetensors (pip install safetensors)")
         return read_file(path, lambda: safetensors.load_file(path)), None
     torch = library(
         "torch", path, "PyTorch (pip install torch); or save the state_dict as .safetensors, and its symbols for --symbols"

@@ -24,8 +24,6 @@ from charlm.rundir.checkpoint import Checkpoints
 from charlm.training.setup import Setup, set_up
 from charlm.training.state import Progress, initial_state
 
-EXTRA = "pip install -e '.[import]' in charlm's folder installs it"
-
 Params = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 

@@ -196,7 +196,7 @@ def _conclude(statuses: dict[str, launch.TrialStatus], display: launch.Display, 
     done = {name: status.best for name, status in statuses.items() if status.state == "done" and status.best}
     if done:
         name = min(done, key=lambda name: done[name]["nats"])
-        print(f"best: {name}: {measures.best_in_words(done[name])}; compare all with: scripts/compare.py {_ROOT.value}")
+        print(f"best: {name}: {measures.best_in_words(done[name])}; compare all with: {cli.command('compare')} {_ROOT.value}")
     if stopped_by:
         print("stopped: the same command resumes the sweep.")
         return 128 + stopped_by

@@ -58,7 +58,7 @@ class Search:
         try:
             import optuna
         except ImportError as error:
-            raise UserError("--search needs Optuna: install it with pip install -e '.[search]'.") from error
+            raise UserError("--search needs Optuna: pip install optuna.") from error
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = optuna
         self._trials: dict[str, optuna.trial.Trial] = {}  # the running trials

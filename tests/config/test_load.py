@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -89,7 +90,7 @@ def test_wrong_overrides_are_refused_in_one_sentence(key, value, message):
 
 
 def test_a_section_name_is_refused_as_a_key():
-    with pytest.raises(UserError, match=r"^unknown config key 'model': the nearest key is 'model\.\w+'\.$"):
+    with pytest.raises(UserError, match=r"^config key 'model' is a section: set its keys, such as model\.cell\.$"):
         load.load(TINY, {"model": "3"})
 
 
@@ -214,7 +215,10 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
             "{begin}    config.model = type(config)()\n    return config\n",
             "{file}: the config has no model.",
         ),
-        ("{begin}    config.model = 3\n    return config\n", "{file} line 4: unknown config key 'model'"),
+        (
+            "{begin}    config.model = 3\n    return config\n",
+            "{file} line 4: config key 'model' is a section: set its keys, such as model.cell.",
+        ),
         (
             "{begin}    del config.model['hidden']\n    config.model.hidden = 'x'\n    return config\n",
             "{file} line 5: model.hidden='x': must be an integer.",
@@ -354,3 +358,11 @@ def test_an_installed_package_includes_the_recipes_but_no_top_level_configs(tmp_
     env = {**os.environ, "PYTHONPATH": str(site)}
     result = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.stdout == f"{site / 'charlm' / '__init__.py'} {site / 'charlm' / 'recipes'}\n2\n"
+
+
+def test_numpy_scalars_become_python_values():
+    values = {"model.hidden": np.int64(64), "optim.learning_rate": np.float64(0.01), "batch.shuffle": np.bool_(False)}
+    found = load.flatten(load.load("configs/tiny.py", values))
+    assert [(found[key], type(found[key])) for key in values] == [(64, int), (0.01, float), (False, bool)]
+    with pytest.raises(UserError, match=r"model.hidden=64.0: must be an integer"):
+        load.load("configs/tiny.py", {"model.hidden": np.float64(64)})

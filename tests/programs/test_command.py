@@ -1,0 +1,46 @@
+"""Tests the command `charlm`, which starts the same programs as the scripts."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def charlm(*arguments: str, cwd=None, status: int = 0) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-m", "charlm", *arguments], cwd=cwd, env=env, capture_output=True, text=True)
+    assert result.returncode == status, result.stderr
+    return result
+
+
+def test_without_a_program_it_lists_the_programs():
+    lines = charlm().stdout.splitlines()
+    assert lines[0] == "usage: charlm PROGRAM [flags]"
+    assert lines[1] == "programs: train, evaluate, sample, sweep, compare, import_torch, import_keras"
+    assert charlm("--help").stdout.splitlines() == lines
+
+
+def test_an_unknown_program_is_an_error_that_names_the_nearest_program():
+    assert charlm("trian", status=2).stderr == "error: charlm has no program 'trian': the nearest name is 'train'.\n"
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "sample", "sweep", "compare", "import_torch", "import_keras"])
+def test_help_shows_the_commands_that_work_where_it_was_started(program, script, tmp_path):
+    """In a checkout, examples name scripts and config files. For the command `charlm`, they name programs and recipes."""
+    of_script, of_command = script(program, "--help").stdout, charlm(program, "--help", cwd=tmp_path).stdout
+    assert f"scripts/{program}.py " in of_script
+    assert f"charlm {program} " in of_command
+    assert "scripts/" not in of_command
+    assert "configs/" not in of_command
+    if "--config=configs/quickstart.py" in of_script:
+        assert "--config=quickstart " in of_command
+
+
+def test_it_trains_and_evaluates_a_recipe_in_any_folder(small, tmp_path):
+    flags = [f"--config.{key}={value}" for key, value in (small | {"sample.length": 0}).items()]
+    charlm("train", "--config=tiny", "--workdir=run", *flags, cwd=tmp_path)
+    assert '"split": "validation"' in charlm("evaluate", "--workdir=run", cwd=tmp_path).stdout.splitlines()[-1]
+    message = charlm("train", "--config=tiny", "--workdir=run", "--config.model=3", cwd=tmp_path, status=2).stderr
+    assert message == "error: config key 'model' is a section: set its keys, such as model.cell.\n"
