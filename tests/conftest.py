@@ -1,6 +1,7 @@
 """Settings and fixtures for all tests.
 
-The settings make JAX strict. The fixtures provide a small made-up corpus and run the scripts as a user does.
+The settings make JAX strict. The fixtures provide a small made-up corpus and run the scripts as a user does. A comment such as
+`invariant 4` refers to the list of invariants in scripts/README.md.
 """
 
 import os
