@@ -313,7 +313,7 @@ class Display:
 
     @property
     def is_live(self) -> bool:
-        """Whether the display is a live table. The table disappears at the end, so its messages must be printed again."""
+        """Whether the display is a live table. The table does not show why a trial failed."""
         return self._live is not None
 
     def set(self, trial: sweep.Trial, status: TrialStatus) -> None:
