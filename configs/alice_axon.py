@@ -6,8 +6,8 @@
 
 The network reads the id of each character as one number. `:2` after the file name selects the notebook's second variant: two
 LSTM layers with 256 units each, batches of 64 windows, 50 epochs. Samples start from the notebook's prompt and always take the
-most probable character. The windows keep the order of the text, and the initial weights have the same distribution, both as in
-the notebook.
+most probable character. As in the notebook, the windows keep the order of the text. The initial weights also have the
+distribution of the notebook's initial weights.
 
 Time: 4 min 10 s to 4 min 40 s per epoch with `--config.model.dtype=float32`, on 2 CPU cores without AVX-512.
 Result: training loss 1.9051 after 20 epochs (float32).
@@ -16,7 +16,7 @@ Differences from the original:
 - The text is only the book, without Project Gutenberg's header and licence.
 - Each window starts at the zero state. Axon draws a random state.
 - Matrix products use bfloat16.
-- The last batch of an epoch has fewer windows than the other batches. Nx fills its last batch up to the full size.
+- The last batch of an epoch can have fewer windows than the other batches. Nx fills its last batch up to the full size.
 """
 
 from charlm.errors import UserError

@@ -6,7 +6,7 @@ overrides such as `--config.model.hidden=384`, and checks the resulting config.
 To add a key:
 1. Add one line to TABLE in `keys`, such as `Key("model.zoneout", 0.0, FRACTION, "fraction of ...")`.
 2. Read the key in one place, as `config.model.zoneout`.
-3. Run `pytest tests/config`. The tests fail if no code reads the key, or if a change of its value changes nothing in a run.
+3. Run `pytest tests/config`. The tests fail if no code reads the key, or if two values of the key give equal runs.
 
 Some keys affect a run only together with other keys. For example, `batch.stride` needs `batch.framing=windows`. If your key
 needs other keys, add these other keys to CONTEXT in tests/config/test_keys.py.

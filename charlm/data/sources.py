@@ -38,7 +38,7 @@ class Source:
     """Where a named corpus comes from.
 
     Attributes:
-      sha256: the hash of the text as UTF-8 with LF line ends, without the header and footer that Project Gutenberg adds.
+      sha256: the hash of the text as UTF-8, after `_cleaned` has removed what does not belong to the text.
       licence: the licence of the text.
       package: a pip requirement, such as dm-sonnet==1.36, for a wheel that contains the text; None if no package has the text.
       members: the paths of files in the wheel. The text is these files, joined in this order.

@@ -134,8 +134,8 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
         If the weight file has no symbols, charlm assumes that the ids follow the sorted symbols of the config's corpus.
 
     Raises:
-      UserError: the run directory already holds a run, or the weights have other shapes or other symbols than the config and its
-        corpus need. The message names the difference.
+      UserError: the run directory already holds a run, or the weights have other shapes or other symbols than the config and
+        its corpus need. The message names the difference.
     """
     if run_module.exists(workdir, config):
         raise UserError(f"--workdir={workdir} already holds a run: choose another directory.")
