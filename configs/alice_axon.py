@@ -1,12 +1,13 @@
-"""The Axon notebook: Alice in Wonderland in windows of 100 characters, LSTM of 256, 20 epochs.
+"""The notebook of Axon, an Elixir library: Alice in Wonderland in windows of 100 characters, LSTM with 256 units, 20 epochs.
 
     scripts/train.py --config=configs/alice_axon.py --workdir=runs/alice_axon
     scripts/sample.py --workdir=runs/alice_axon
     scripts/train.py --config=configs/alice_axon.py:2 --workdir=runs/alice_axon_2
 
-The input is the id of a character as one number. The argument 2 selects the notebook's second variant: 2 LSTM layers of 256,
-batches of 64, 50 epochs. Samples are greedy and start from the notebook's prompt. The order of the windows and the initial
-weights also follow the notebook.
+The network reads the id of each character as one number. `:2` after the file name selects the notebook's second variant: two
+LSTM layers with 256 units each, batches of 64 windows, 50 epochs. Samples start from the notebook's prompt and always take the
+most probable character. As in the notebook, the windows keep the order of the text. The initial weights also have the
+distribution of the notebook's initial weights.
 
 Time: 4 min 10 s to 4 min 40 s per epoch with `--config.model.dtype=float32`, on 2 CPU cores without AVX-512.
 Result: training loss 1.9051 after 20 epochs (float32).
@@ -15,7 +16,7 @@ Differences from the original:
 - The text is only the book, without Project Gutenberg's header and licence.
 - Each window starts at the zero state. Axon draws a random state.
 - Matrix products use bfloat16.
-- The last batch of an epoch is short. Nx fills its last batch up.
+- The last batch of an epoch can have fewer windows than the other batches. Nx fills its last batch up to the full size.
 """
 
 from charlm.errors import UserError

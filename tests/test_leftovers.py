@@ -6,8 +6,8 @@ import sys
 
 from conftest import ROOT
 
-# The values are pytest's `-k` expressions. They select tests that left temporary files in earlier versions. These tests try a
-# missing corpus, TFDS, and the benchmark's programs.
+# Test file -> pytest's `-k` expression. The expressions select tests that left temporary files in earlier versions of charlm.
+# The selected tests use a missing corpus, TFDS (TensorFlow Datasets), and the benchmark's programs.
 SELECTED_TESTS = {
     "tests/config/test_keys.py": "changing_a_key and corpus.tfds",
     "tests/data/test_corpora.py": "is_cached_by_its_hash or unknown_feature_is_refused",

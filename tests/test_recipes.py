@@ -1,6 +1,6 @@
-"""Tests the recipes of the five published systems.
+"""Tests the five recipes. A recipe is a file in configs/ that repeats the training of a published system.
 
-The scripts train, resume, evaluate and sample a small version of each recipe. For the full recipes, the numbers of parameters
+The tests train, resume, evaluate and sample a small version of each recipe. For the full recipes, the numbers of parameters
 and steps must equal numbers that are published or computed by hand.
 """
 
@@ -34,7 +34,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """A folder with a running text and a CSV file of titles."""
+    """A folder with two made-up corpora: `text`, one continuous text, and `titles.csv`, a title in each row."""
     folder = tmp_path_factory.mktemp("texts")
     (folder / "text").write_text(make_text(3000), encoding="utf-8")
     titles = [line for line in make_text(3000, seed=1).replace(",", "").split("\n") if line]
@@ -60,8 +60,8 @@ def test_a_recipe_is_trained_resumed_evaluated_and_sampled(script, texts, tmp_pa
     assert "done at step 6" in script("train", *flags, f"--workdir={workdir}").stdout
     rows, params = read_rows(workdir), final_params(workdir)
     assert {row["split"] for row in rows} >= {"train", "train_mean"}
-    # Make the run look as if it had crashed after step 4.
-    # The resumed run must write the same rows and parameters, bit for bit.
+    # Make the run look as if it had stopped after step 4. Then resume the run. The resumed run must write the same rows and
+    # parameters as the run without a stop, bit for bit.
     shutil.rmtree(workdir / "checkpoints" / "6")
     Run(workdir).write_status("incomplete", 4, None)
     assert train.train(loaded(flags), workdir) == 0
@@ -106,8 +106,8 @@ def test_sample_uses_each_prompt_with_each_temperature(script, texts, tmp_path):
         assert "<eos>" not in part
     excerpts = {part[2:12] for part in grid.split("---\n")[1:]}  # the sampled texts differ
     assert len(excerpts) > 6
-    texts_of = [part.split("\n---")[0].strip("\n") for part in grid.split("---\n")[1:]]
-    assert min(map(len, texts_of)) < 201  # at least one text ends before 200 chars
+    sampled_texts = [part.split("\n---")[0].strip("\n") for part in grid.split("---\n")[1:]]
+    assert min(map(len, sampled_texts)) < 201  # at least one text ends before 200 chars
     assert "--temperature=0.3,hot: must be numbers separated by commas." in script.fails(
         "sample", f"--workdir={tmp_path / 'run'}", "--temperature=0.3,hot"
     )
@@ -138,9 +138,10 @@ def test_recipes_have_the_expected_number_of_parameters(name, symbols, count, co
 @pytest.mark.parametrize(
     ("name", "file", "symbols", "steps"),
     [
-        # Shakespeare has 1,003,853 targets. A batch has 32 chunks of 32 targets.
-        # Anna has 1,786,700 chars. A batch has 12,800 chars.
-        # Sonnets has batches of 64 windows. Alice has batches of 128 windows.
+        # `steps` is the number of steps in an epoch.
+        # shakespeare_mxnet: 1,003,853 targets in batches of 32 chunks of 32 targets are 980.3 batches, rounded up.
+        # anna_pytorch: 1,786,700 chars in batches of 12,800 chars are 139.6 batches, rounded down.
+        # sonnets_keras has batches of 64 windows. alice_axon has batches of 128 windows.
         ("shakespeare_mxnet", "tiny_shakespeare.txt", 66, 981),
         ("anna_pytorch", "anna.txt", 83, 139),
         ("sonnets_keras", "sonnets.txt", 48, 1477),
@@ -174,7 +175,7 @@ def test_describe_prints_the_parameters_and_draws_the_network(script, texts, tmp
     assert not list(tmp_path.glob("run*"))
 
 
-def test_the_graph_of_a_windows_model_has_one_prediction_and_can_be_an_svg(script, texts, tmp_path):
+def test_the_graph_of_a_model_with_framing_windows_has_one_prediction_and_can_be_an_svg(script, texts, tmp_path):
     tool = tmp_path / "bin" / "dot"  # this script replaces Graphviz
     tool.parent.mkdir()
     tool.write_text('#!/bin/sh\ncp "$3" "${2#-o}"\n')
@@ -217,7 +218,7 @@ def test_sample_and_evaluate_take_missing_flags_from_the_config_of_the_run(scrip
     assert train["protocol"]["split"] == "train"
 
 
-def test_long_documents_that_are_cut_are_counted(script, texts, tmp_path):
+def test_the_number_of_documents_that_are_cut_is_reported(script, texts, tmp_path):
     describe = [*flags_of("ag_news_keras", texts), "--describe", f"--graph={tmp_path / 'net.dot'}"]
     printed = script("train", *describe).stdout
     titles = [line.split('"')[3] for line in (texts / "titles.csv").read_text().splitlines()]

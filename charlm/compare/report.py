@@ -1,4 +1,4 @@
-"""Writes one HTML page that compares runs: table, curves, config differences and samples.
+"""Writes one HTML page that compares runs. The page has a table, curves, the differences of the configs, and samples.
 
 The page contains its data and needs no network. It shows texts from runs, such as names and samples, as text, never as HTML.
 """
@@ -34,14 +34,19 @@ def write(file: str, records: Sequence[reading.Record]) -> str:
 
 
 def content(records: Sequence[reading.Record]) -> dict:
-    """The data of the page, as JSON values. Runs are sorted by protocol; the protocol with the most runs comes first."""
+    """The data of the page, as JSON values.
+
+    The protocol of a run says on which text and how its loss was measured. Runs are sorted by protocol. The protocol with the
+    most runs comes first.
+    """
     runs: list[dict] = []
     protocols: list[str] = []
     for protocol, members in tables.by_protocol(records, "best"):
-        # The page can sort by any figure, so it must not get test figures that are not comparable.
+        # The page can sort runs by any of its columns. If the test losses of these runs have different protocols, they can't be
+        # compared. In that case the page contains no test losses.
         hidden = set() if tables.share_protocol(members, "test") else {"test"}
         for record in members:
-            figures = {
+            results = {
                 name: None if name in hidden else _finite(getattr(record, name))
                 for name in ("best", "best_step", "last", "test", "train", "steps", "parameters", "chars_per_second", "seconds")
             }
@@ -51,7 +56,7 @@ def content(records: Sequence[reading.Record]) -> dict:
                     "state": record.state,
                     "config": {key: _finite(value) for key, value in record.config.items()},
                     "protocol": len(protocols),
-                    **figures,
+                    **results,
                     "curves": {split: _thinned(curve) for split, curve in reading.series(record).items()},
                     "samples": _samples(record),
                 }
@@ -69,16 +74,16 @@ def content(records: Sequence[reading.Record]) -> dict:
 
 
 def embedded(values: object) -> str:
-    """The values as JSON that is safe inside a script element. Strings may have any content."""
+    """The values as JSON that can stand inside an HTML script element, even if strings in the values contain HTML."""
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _thinned(curve: dict[str, list]) -> dict[str, list]:
-    """A curve of at most MAX_POINTS evenly spaced points, including the last point.
+    """At most MAX_POINTS evenly spaced points of a curve, including the last point.
 
-    `reading.plottable` first removes the points of a diverging run.
-    Values are rounded to six digits, because a screen shows no more digits.
+    `reading.plottable` first removes the very large losses that a diverging run writes. Values are rounded to six digits,
+    because a screen shows no more digits.
     """
     curve = reading.plottable(curve)
     every = max(1, math.ceil(len(curve["step"]) / MAX_POINTS))
@@ -99,6 +104,6 @@ def _samples(record: reading.Record) -> list[dict]:
     for file in sorted((record.path / "samples").glob("*.txt"))[-MAX_SAMPLES:]:
         try:
             samples.append({"step": int(file.stem), "text": file.read_text(encoding="utf-8", errors="replace")})
-        except (OSError, ValueError):  # a file that charlm did not write, or one that has just been deleted
+        except (OSError, ValueError):  # charlm did not write this file, or it has just been deleted
             continue
     return samples

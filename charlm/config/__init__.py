@@ -1,15 +1,16 @@
-"""The config keys of charlm, and the config files that set the keys. Other wings read the keys.
+"""The config keys of charlm, and the loading of config files. The other packages inside charlm/ read the keys.
 
-`keys` declares each key once, with its default, rule and meaning. `load` runs config files, applies overrides and checks
-the resulting config.
+`keys` declares each key once, with its default, its allowed values and its meaning. `load` runs a config file, applies
+overrides such as `--config.model.hidden=384`, and checks the resulting config.
 
 To add a key:
 1. Add one line to TABLE in `keys`, such as `Key("model.zoneout", 0.0, FRACTION, "fraction of ...")`.
 2. Read the key in one place, as `config.model.zoneout`.
-3. Run `pytest tests/config`. The tests fail if no code reads the key, or if another value of the key changes nothing.
+3. Run `pytest tests/config`. The tests fail if no code reads the key, or if two values of the key give equal runs.
 
-Some keys affect a run only together with other keys. For example, `batch.stride` needs `batch.framing=windows`. Add the other
-keys to CONTEXT in tests/config/test_keys.py.
+Some keys affect a run only together with other keys. For example, `batch.stride` needs `batch.framing=windows`. If your key
+needs other keys, add these other keys to CONTEXT in tests/config/test_keys.py.
 
-Runs older than the key get the key's default. If the old behaviour differs from the default, set `before` to the old value.
+The config of a run that was made before the key existed gets the key's default. If such runs behaved differently from the
+default, set `Key.before` to the value that describes their behaviour.
 """

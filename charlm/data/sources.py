@@ -28,7 +28,7 @@ from charlm.errors import UserError
 PACKAGE_SECONDS = 60  # timeout for the package index
 ADDRESS_SECONDS = 10  # timeout for each connection to an original address
 DOWNLOAD_RETRIES = 3  # TFDS's default of 10 retries takes 200 s on a machine without a network
-# What to do if TFDS can't prepare a dataset.
+# The advice in the error message if TFDS can't prepare a dataset: for the named datasets, and for all other datasets.
 ALTERNATIVES = {"ag_news_subset": "use --config=configs/ag_news_keras.py:FILE with train.csv from ag_news_csv.tar.gz as FILE"}
 OTHER_ALTERNATIVE = "give the documents as a file with corpus.path and corpus.documents, and set corpus.tfds=None"
 
@@ -38,10 +38,10 @@ class Source:
     """Where a named corpus comes from.
 
     Attributes:
-      sha256: the hash of the text as UTF-8 with LF line ends. The header and footer of Project Gutenberg are not hashed.
+      sha256: the hash of the text as UTF-8, after `_cleaned` has removed what does not belong to the text.
       licence: the licence of the text.
       package: a pip requirement, such as dm-sonnet==1.36, for a wheel that contains the text; None if no package has the text.
-      members: the files of that wheel that are joined to make the text.
+      members: the paths of files in the wheel. The text is these files, joined in this order.
       address: the URL of the original text; None if no URL is known.
     """
 
@@ -90,10 +90,10 @@ def named(name: str, data_dir: pathlib.Path) -> tuple[str, dict]:
 
     Args:
       name: a key of `SOURCES`.
-      data_dir: the TFDS folder. If the folder does not have the text yet, the text is added.
+      data_dir: the TFDS folder. If the folder does not have the text yet, charlm fetches the text and saves it there.
 
     Raises:
-      UserError: the corpus is unknown, its text can't be fetched, or a file does not contain the published text.
+      UserError: the corpus is unknown, its text can't be fetched, or the text in `data_dir` is not the published text.
     """
     if name not in SOURCES:
         raise UserError(f"corpus.name={name!r} is not one of {', '.join(SOURCES)}: to use a text of your own, set corpus.path.")
@@ -137,8 +137,8 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
         raise
     except Exception as error:  # array_record raises many types of exceptions for damaged bytes
         raise UserError(
-            f"{builder.data_path} can't be read as {dataset} ({_summary(error)}): if it is damaged, remove that folder, and it "
-            "will be prepared again."
+            f"{builder.data_path} can't be read as {dataset} ({_summary(error)}): if the files are damaged, remove that "
+            "folder, and charlm prepares the dataset again."
         ) from error
     if "train" not in splits:
         raise UserError(f"corpus.tfds={dataset}: {name} has no split 'train': it has {', '.join(builder.info.splits)}.")
@@ -181,7 +181,10 @@ def _prepared_dataset(dataset: str, data_dir: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def _temporary_files_removed() -> Iterator[None]:
-    """Removes temporary files at the end of the context. TFDS leaves a folder for each builder of an unprepared dataset."""
+    """Removes temporary files at the end of the context.
+
+    When TFDS makes a builder for a dataset that is not prepared yet, it makes a temporary folder and does not remove it.
+    """
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder
@@ -204,7 +207,7 @@ def _read_through_cache(name: str, source: Source, data_dir: pathlib.Path, fetch
         raw = b""
     if hashlib.sha256(raw).hexdigest() != source.sha256:
         raise UserError(
-            f"{builder.data_path} does not hold the published text of {name}: remove that folder, and it will be made again."
+            f"{builder.data_path} does not hold the published text of {name}: remove that folder, and charlm makes it again."
         )
     return raw.decode("utf-8")
 
@@ -232,7 +235,8 @@ def _builder_class(name: str) -> Any:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    # TFDS identifies a prepared folder by its name alone. The name contains the hash, so each text has its own folder.
+    # TFDS recognises a prepared dataset only by the name of its folder, not by the content. Here the name contains the start
+    # of the text's hash, so another text gets another folder.
     as_one_example = tfds.core.BuilderConfig(name=SOURCES[name].sha256[:8], description="the whole text as one example")
 
     class PlainText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -263,14 +267,17 @@ def _builder_class(name: str) -> Any:
 
 
 def _fetch_text(name: str, source: Source, manual_file: pathlib.Path) -> tuple[str, str]:
-    """The text from the first place that has the text, and the name of that place."""
+    """The text of a named corpus, and the name of the place where the text was found.
+
+    The places are tried in this order: the manual file, the package, the original address.
+    """
     if manual_file.is_file():
         raw = _cleaned(manual_file.read_bytes())
         sha256 = hashlib.sha256(raw).hexdigest()
         if sha256 != source.sha256:
             raise UserError(
                 f"{manual_file} is not the published text of {name}: its sha256 is {sha256}, not {source.sha256}; to train on "
-                "it anyway, set corpus.path to it."
+                "this file anyway, set corpus.path to its path."
             )
         return raw.decode("utf-8"), os.fspath(manual_file)
     failures = []
@@ -294,7 +301,7 @@ def _fetch_text(name: str, source: Source, manual_file: pathlib.Path) -> tuple[s
 def _cleaned(raw: bytes) -> bytes:
     """The text with LF line ends and without a byte-order mark.
 
-    For a Project Gutenberg file, only the book is returned, without whitespace around it.
+    For a Project Gutenberg file, only the book is returned, without the header, the licence and the whitespace around the book.
     """
     raw = raw.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
     book = re.search(rb"\*\*\* ?START OF TH[^\n]*\*\*\*\n(.*?)\n\*\*\* ?END OF TH", raw, re.DOTALL)

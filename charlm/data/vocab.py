@@ -13,16 +13,16 @@ from charlm.errors import UserError
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 NUM_CODE_POINTS = 0x110000
 HINT = "train with vocab.unknown=true to map them to <unk>, or with vocab.source=corpus to include the symbols of all splits."
-BLOCK = 1 << 22  # the number of characters that are processed at a time, to save memory for a large text
+BLOCK = 1 << 22  # the number of characters that are processed at a time; this saves memory for a large text
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """A fixed mapping between symbols and ids. The special symbols have the first ids. The characters follow in sorted order.
+    """A fixed mapping between symbols and ids. The special symbols have the first ids. The sorted characters have the next ids.
 
     Attributes:
       symbols: the distinct characters, sorted by code point.
-      specials: the special symbols that the corpus needs. The order is `<pad>`, `<eos>`, `<unk>`.
+      specials: the special symbols in the vocabulary, in the order `<pad>`, `<eos>`, `<unk>`; not every corpus needs all three.
     """
 
     symbols: str
@@ -34,7 +34,7 @@ class Vocab:
 
         Args:
           symbols: the characters, in any order; repeats are allowed.
-          unknown: whether to add `<unk>`. All other characters are then encoded as `<unk>`.
+          unknown: whether to add `<unk>`. All characters that are not in `symbols` are then encoded as `<unk>`.
           documents: whether to add `<pad>` and `<eos>`.
         """
         return cls("".join(sorted(set(symbols))), ((PAD, EOS) if documents else ()) + ((UNK,) if unknown else ()))
@@ -43,11 +43,11 @@ class Vocab:
         return len(self.specials) + len(self.symbols)
 
     def id_of(self, name: str) -> int | None:
-        """The id of a special symbol, or None if the vocabulary does not have it."""
+        """The id of the special symbol `name`, or None if the vocabulary does not have this symbol."""
         return self.specials.index(name) if name in self.specials else None
 
     def never_drawn(self) -> tuple[int, ...]:
-        """The ids of all special symbols except `<eos>`. They must not be sampled, because no text contains them."""
+        """The ids of all special symbols except `<eos>`. They must not be sampled, because no text contains such symbols."""
         return tuple(index for index, name in enumerate(self.specials) if name != EOS)
 
     def missing(self, symbols: Iterable[str]) -> list[str]:
@@ -119,7 +119,12 @@ def symbols_of(text: str) -> str:
 
 
 def shown(symbols: Iterable[str], limit: int = 20) -> str:
-    """The first `limit` characters for a message. Each is quoted and followed by its code point, such as `'é' (U+00E9)`."""
+    """Lists characters in a message. Each character is quoted and followed by its code point, such as `'é' (U+00E9)`.
+
+    Args:
+      symbols: the characters.
+      limit: the maximum number of characters to list. The text ends with the number of the other characters.
+    """
     symbols = list(symbols)
     listed = ", ".join(f"{symbol!r} (U+{ord(symbol):04X})" for symbol in symbols[:limit])
     return listed + (f" and {len(symbols) - limit} more" if len(symbols) > limit else "")

@@ -1,6 +1,7 @@
-"""Reads weight files of any framework, and writes a run directory from the weights.
+"""Checks the weights that `torch.py` or `keras.py` has read from a file, and writes a run directory from the weights.
 
-Letters: E embedding, H hidden, V vocabulary.
+Names of arrays end in letters for their axes: E is the size of the embedding, H the size of the last layer's output, and V the
+number of symbols in the vocabulary.
 """
 
 import collections
@@ -32,10 +33,11 @@ class Layout(NamedTuple):
     """How a framework stores a recurrent layer.
 
     Attributes:
-      framework: name of the framework in messages.
-      converter: name of the function of a cell that converts the arrays of a layer to params.
-      input_array: name of the input kernel in the framework.
-      input_axis: axis of the input kernel that has one entry for each input.
+      framework: name of the framework, for messages.
+      converter: `from_torch` or `from_keras`. A cell's function with this name converts the arrays of one layer to charlm's
+        parameters.
+      input_array: the framework's name for the input kernel, the matrix that multiplies the inputs of the layer.
+      input_axis: the axis of the input kernel whose length is the number of inputs.
     """
 
     framework: str
@@ -48,9 +50,10 @@ class Weights(NamedTuple):
     """The weights of one network as the framework stores them.
 
     Attributes:
-      file: file of the weights, for messages.
-      layers: arrays of each recurrent layer, by the framework's names.
-      head_kernel_HV, head_bias_V: the linear head.
+      file: name of the weight file, for messages.
+      layout: how the framework stores a recurrent layer.
+      layers: the arrays of each recurrent layer. The keys are the framework's names for the arrays.
+      head_kernel_HV, head_bias_V: the linear layer after the last recurrent layer.
       embedding_VE: the embedding, or None.
       symbols: the symbols in the order of the ids; None if the file has no symbols.
     """
@@ -76,8 +79,8 @@ def checked(
     """Checks that a file has all parts of a network and no other arrays. Returns the weights.
 
     Args:
-      head: `kernel` (H, V) and `bias` (V,).
-      unknown: names of arrays that belong to no known part.
+      head: the arrays `kernel` (H, V) and `bias` (V,) of the linear layer after the last recurrent layer.
+      unknown: names of the arrays in the file that are no part of a layer, the head or the embedding.
 
     Raises:
       UserError: the file has no recurrent layers, has no head, or has unknown arrays.
@@ -122,15 +125,15 @@ def params_of(weights: Weights, config: ConfigDict) -> Params:
 
 
 def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: str | None = None) -> None:
-    """Writes a run directory from a config and imported weights. The run is finished at step 0.
+    """Writes a run directory from a config and imported weights. The run has the state `done` and is at step 0.
 
     Args:
-      symbols_file: JSON list of the symbols in the order of the ids. If None, uses the symbols in the file of the weights. If
-        that file has no symbols, the symbols of the ids are assumed to be the sorted symbols of the config's corpus.
+      symbols_file: a JSON list of the symbols in the order of the ids. If it is None, the symbols in the weight file are used.
+        If the weight file has no symbols, charlm assumes that the ids follow the sorted symbols of the config's corpus.
 
     Raises:
-      UserError: the shapes or symbols of the weights differ from the shapes or symbols of the config and corpus. The message
-        names the differences.
+      UserError: the run directory already holds a run, or the weights have other shapes or other symbols than the config and
+        its corpus need. The message names the difference.
     """
     if run_module.exists(workdir, config):
         raise UserError(f"--workdir={workdir} already holds a run: choose another directory.")
@@ -139,7 +142,7 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
     state = jax.eval_shape(lambda: initial_state(setup.functions, setup.optimizer, setup.batches.rows, 0))
     _check_shapes(params_of(weights, config), state.params, weights.file)
     if symbols is None:
-        progress.tell("note: without --symbols, the symbols of the ids are assumed to be the sorted symbols of the corpus.")
+        progress.tell("note: without --symbols, charlm assumes that the ids follow the sorted symbols of the corpus.")
     else:
         weights = _reordered(weights, symbols, [*setup.vocab.specials, *setup.vocab.symbols], symbols_file or weights.file)
     _write(config, workdir, setup, params_of(weights, config), weights.file)
@@ -170,7 +173,7 @@ def _check_shapes(params: Params, expected: Params, file: str) -> None:
 
 
 def _reordered(weights: Weights, symbols: list[str], wanted: list[str], file: str) -> Weights:
-    """The weights with the rows and columns of the symbols in the order of `wanted`."""
+    """The weights in another order: the rows and columns that belong to `symbols` are moved to the order of `wanted`."""
     if symbols == wanted:
         return weights
     if sorted(symbols) != sorted(wanted):
@@ -192,7 +195,7 @@ def _reordered(weights: Weights, symbols: list[str], wanted: list[str], file: st
 
 
 def symbols_in(file: str) -> list[str]:
-    """Reads a JSON list of symbols in the order of the ids. Special symbols are `<pad>`, `<eos>` and `<unk>`.
+    """Reads a JSON list of symbols in the order of the ids. The list may contain the special symbols `<pad>`, `<eos>`, `<unk>`.
 
     Raises:
       UserError: the file can't be read, is not a list of strings, or has a symbol twice.
@@ -215,7 +218,7 @@ def existing(file: str) -> pathlib.Path:
 
 
 def read(path: pathlib.Path, reader: Callable[[], Any]) -> Any:
-    """Returns the result of `reader`. Any exception becomes a UserError, because a damaged file can raise any kind."""
+    """Returns the result of `reader`. Any exception becomes a UserError, because damaged files cause many kinds of errors."""
     try:
         return reader()
     except Exception as error:
@@ -224,7 +227,16 @@ def read(path: pathlib.Path, reader: Callable[[], Any]) -> Any:
 
 
 def library(module: str, path: pathlib.Path, installation: str) -> ModuleType:
-    """Imports an optional library. Raises a UserError that says how to install it."""
+    """Imports an optional library.
+
+    Args:
+      module: the name of the library's module.
+      path: the file that the library is needed for.
+      installation: the name of the library and how to install it, for the message.
+
+    Raises:
+      UserError: the library is not installed.
+    """
     try:
         return __import__(module, fromlist=["_"])
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The machine: devices that share a batch, processes that train together, and the cache of compiled programs.
+"""Sets up the machine: devices that divide a batch, processes that train together, and the cache of compiled programs.
 
-This wing does not depend on data or models.
+This package does not import charlm/data or charlm/models.
 """

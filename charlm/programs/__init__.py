@@ -1,4 +1,5 @@
-"""The command line. Each file is one program with its flags.
+"""The programs of the command line. Each file is one program and defines the flags of the program.
 
-Each program is a thin layer over the other wings of the package. `scripts/NAME.py` and `charlm NAME` run the same program.
+A program checks its flags, calls the other packages inside charlm/ and writes the results. `scripts/NAME.py` and `charlm NAME`
+run the same program.
 """

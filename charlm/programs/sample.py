@@ -5,13 +5,14 @@
     scripts/sample.py --workdir=runs/ag_news --prompt='Today ' --prompt='On ' --temperature=0.3,0.8,1.3
     scripts/sample.py --workdir=runs/sonnets_keras --prompt_from=train
 
-Flags you leave out, including the prompt, come from the `sample` section of the run's config.
+If you leave out the prompt, --length, --temperature or --top_k, its value comes from the `sample` section of the run's config.
 
-A single sample is written while it is drawn. If there are several samples, a line above each sample names the sample. For each
-prompt and temperature, --num samples are drawn. The same seed gives the same text.
+For each pair of a prompt and a temperature, --num samples are drawn. A single sample is written while it is drawn. If there are
+several samples, a line above each sample names its number, temperature and prompt, if these differ between the samples. The
+same seed gives the same text.
 
-A model of documents stops when it draws the end of a document. A model of windows draws each character from a window of the
-characters before it. See --window.
+A model that was trained with batch.framing=documents stops when it draws the end of a document. A model that was trained with
+batch.framing=windows reads only the last characters before each draw: see --window.
 """
 
 import functools
@@ -40,7 +41,9 @@ _PROMPT_FROM = flags.DEFINE_string(
     "prompt_from", None, "the prompt is a piece of this split of the run's corpus; --seed chooses the piece"
 )
 _PROMPT_LENGTH = flags.DEFINE_integer(
-    "prompt_length", 100, "length of the prompt from --prompt_from, in characters; at most the first half of a document"
+    "prompt_length",
+    100,
+    "length of the prompt from --prompt_from, in characters; at most half of a document",
 )
 _LENGTH = flags.DEFINE_integer("length", None, "number of characters to draw after the prompt; default: sample.length")
 _TEMPERATURE = flags.DEFINE_list(
@@ -52,18 +55,21 @@ _TEMPERATURE = flags.DEFINE_list(
 _TOP_K = flags.DEFINE_integer(
     "top_k", None, "draw from the k most probable characters; 0: from all characters; default: sample.top_k"
 )
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest characters whose probabilities sum to p; 0 < p <= 1")
-_NUM = flags.DEFINE_integer("num", 1, "number of samples for each prompt and temperature, drawn at once")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest characters whose probabilities sum to at least p; 0 < p <= 1")
+_NUM = flags.DEFINE_integer("num", 1, "number of samples for each prompt and temperature; these samples are drawn at once")
 _WINDOW = flags.DEFINE_integer(
     "window",
     None,
-    "number of previous characters that each draw reads, starting from the zero state; 0: the state is carried instead; "
-    "default: as in training",
+    "before each draw, the model reads this number of last characters, starting from the zero state; 0: the model carries its "
+    "state over all characters instead; default: as in training",
 )
 _DTYPE = flags.DEFINE_enum("dtype", None, inputs.DTYPES, "number type of matrix products; default: as in training")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the random draws")
 _UNKNOWN = flags.DEFINE_enum(
-    "unknown", "error", inputs.UNKNOWN, "prompt characters outside the vocabulary are an error, or are skipped"
+    "unknown",
+    "error",
+    inputs.UNKNOWN,
+    "prompt characters outside the vocabulary; error: stop with a message; skip: drop them",
 )
 _VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 

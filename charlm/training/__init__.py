@@ -4,10 +4,11 @@
 - `setup` makes data, model and optimiser from a config.
 - `optim` holds the optimisers and the learning-rate schedules.
 - `step` defines the jitted training step.
-- `state` defines what a checkpoint saves, and which parameters are evaluated.
+- `state` defines the training state, the part of it that a checkpoint saves, and which parameters are evaluated.
 - `train` is the training loop.
 - `feeding` makes the arguments of each call of the training step.
-- `judging` decides what is due at a step, keeps the best evaluation, and detects divergence.
+- `judging` decides whether a log row, an evaluation or a checkpoint is due at a step, keeps the best evaluation, and detects
+  divergence.
 - `opening` opens a run directory, and goes back to a checkpoint after a divergence.
 - `record` writes metrics, samples and checkpoints.
 - `signals` handles SIGINT and SIGTERM.

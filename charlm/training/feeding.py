@@ -26,10 +26,11 @@ def steps_at_once(setup: Setup, step: int) -> int:
 
 
 def arguments_maker(setup: Setup) -> Callable[[Progress, int, list[int]], tuple]:
-    """A function (progress, count, signals) → the arguments of a call of `count` steps, without the state.
+    """Returns a function that makes the arguments of one call of the training step, except the training state.
 
-    The arguments are the batches, the learning rates and the seed. With several processes, a call makes one step. A further
-    argument then says whether this process was asked to stop.
+    The function takes `progress`, the number of steps `count`, and the list of received signals. It returns the batches, the
+    learning rates and the seed. With several processes, a call makes one step. The function then also returns whether this
+    process has received a signal to stop.
     """
     seed = np.uint32(setup.seed)
 
@@ -54,7 +55,8 @@ def arguments_maker(setup: Setup) -> Callable[[Progress, int, list[int]], tuple]
 def learning_rates(setup: Setup, progress: Progress, step: int, count: int) -> np.ndarray:
     """The learning rates of `count` steps, starting at `step`. Returns float32 (count,), or a scalar if `count` is 1.
 
-    Each time the run went back to a checkpoint after a divergence, the learning rate was halved.
+    Each time the run has gone back to a checkpoint after a divergence, the rates are halved. `progress.halvings` counts these
+    times.
     """
     rates = setup.rates(step, count) * np.float32(0.5**progress.halvings)
     return rates[0] if count == 1 else rates

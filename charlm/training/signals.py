@@ -1,4 +1,4 @@
-"""After SIGINT or SIGTERM, a training saves its state and stops. A second signal has its usual effect."""
+"""After a first SIGINT or SIGTERM, a training saves its state and stops. A second signal has the usual effect of the signal."""
 
 import contextlib
 import signal
@@ -14,8 +14,8 @@ from charlm.hardware import processes
 def caught() -> Iterator[list[int]]:
     """Yields a list to which the number of a received SIGINT or SIGTERM is appended.
 
-    The first signal restores the previous handlers. A second signal therefore ends a script at once. In a notebook, a second
-    SIGINT raises KeyboardInterrupt and the kernel continues.
+    At the first signal, the handlers that were set before are restored. A second signal therefore ends a script at once. In a
+    notebook, a second SIGINT raises KeyboardInterrupt and the notebook's kernel continues.
 
     Python allows signal handlers only in the main thread. In other threads the list stays empty.
     """
@@ -44,7 +44,7 @@ def caught() -> Iterator[list[int]]:
 def ask_to_stop(received: list[int]) -> bool:
     """Whether to stop at once because of a received signal.
 
-    With several processes the result is always False. The metrics of each step tell all processes whether one of them has
-    received a signal, so that all processes stop at the same step.
+    With several processes the result is always False, because all processes must stop at the same step. Instead, the metrics
+    of each step tell all processes whether one of the processes has received a signal.
     """
     return bool(received) and processes.count() == 1

@@ -1,7 +1,8 @@
-"""Tries faults between processes.
+"""Tries faults that need more than one process.
 
-A second training starts in the same directory. Other programs read a run during its training. One of two processes that train
-together is killed.
+- While a training runs, a second training is started in the same directory. The second training must be refused.
+- While a training runs, other programs read its run directory. These programs must not fail.
+- One of two processes that train together is killed. The other process must end.
 """
 
 import pathlib
@@ -11,8 +12,8 @@ import time
 from faults import checks
 from faults.runs import Result, Runs, finish, free_port, readers, start, wait_for_moment
 
-TRIES = 3
-PAIRS = 4
+TRIES = 3  # trainings in whose directory a second training is started
+PAIRS = 4  # pairs of processes that train together
 PATIENCE = 60  # seconds within which the surviving process must end
 
 
@@ -31,11 +32,12 @@ def results(runs: Runs) -> list[Result]:
             if status or "can't be read" in errors or "Traceback" in errors:
                 reader_failures.append(f"{reader[1]} during a training: exit status {status}: {errors[-300:]}")
         _, errors = finish(second)
-        if second.returncode:  # with status 0, the first training had already ended
+        if second.returncode:  # it is 0 if the first training had already ended; then nothing was tried
             tried += 1
             second_failures += checks.refusal(second.returncode, errors, ("is in use by process",), "a second training")
         finish(process)
-        # The files may differ, because this run saves checkpoints more often.
+        # Only rows and parameters are compared with the run without any fault (`straight`). The files may differ, because this
+        # run saves checkpoints more often than that run.
         if {"rows of metrics", "parameters"} & set(found := checks.differences(workdir, straight)):
             second_failures.append(f"{workdir}: {found}")
     return [
@@ -46,7 +48,11 @@ def results(runs: Runs) -> list[Result]:
 
 
 def _one_of_two(runs: Runs) -> Result:
-    """Two processes train together, and one is killed. The other process must end. A restart of both must resume the run."""
+    """Kills one of two processes that train together.
+
+    The other process must end. When both processes are started again, the run must resume, and its result must not differ
+    from the run without a kill.
+    """
     rng, failures, slowest, straight = runs.random("pair"), [], 0.0, runs.folder / "pair_straight"
     for process in _pair(runs, straight):
         finish(process)

@@ -1,4 +1,7 @@
-"""Corpora from files, by name and from TFDS: how they are read, normalised, split and refused."""
+"""Tests that corpora are read, normalised and split, and that wrong corpora are refused.
+
+A corpus comes from files, from a name such as `alice`, or from TensorFlow Datasets (TFDS).
+"""
 
 import dataclasses
 import gzip
@@ -219,7 +222,7 @@ def test_each_line_is_a_document_and_is_normalised(tmp_path):
     (tmp_path / "lines").write_bytes("\ufeffOne\r\ntwo!\r\n\r\n...\nÄb\n".encode())
     corpus = documents_of(tmp_path / "lines", "lines", lowercase=True, keep="abcdefghijklmnopqrstuvwxyzä")
     assert corpus.splits == {"train": ["one", "two"], "validation": ["äb"]}
-    assert corpus.provenance["documents"]["empty"] == 2  # the empty line, and the line "...", which normalisation empties
+    assert corpus.provenance["documents"]["empty"] == 2  # the empty line, and the line "...", whose dots are not in `keep`
 
 
 def test_documents_may_come_from_separate_validation_and_test_files(tmp_path):
@@ -253,7 +256,7 @@ def test_files_without_the_requested_documents_are_refused(tmp_path, text, form,
         documents_of(tmp_path / "file", form)
 
 
-def test_documents_without_a_path_are_refused(tmp_path):
+def test_corpus_documents_without_corpus_path_is_refused(tmp_path):
     config = named_config(tmp_path)
     config.corpus.documents = "lines"
     with pytest.raises(UserError, match=r"corpus.documents='lines' is set, but corpus.path is not: set it to the file"):
@@ -328,7 +331,7 @@ def test_a_damaged_tfds_dataset_is_reported_with_its_folder(dataset):
         corpora.load(config)
 
 
-def test_a_third_share_is_refused_if_a_validation_file_is_given(tmp_path):
+def test_a_split_with_three_fractions_is_refused_if_a_validation_file_is_given(tmp_path):
     (tmp_path / "a").write_text("some text of its own")
     config = named_config(tmp_path)
     config.corpus.update({"path": str(tmp_path / "a"), "validation_path": str(tmp_path / "a"), "split": (0.8, 0.1, 0.1)})
@@ -343,7 +346,7 @@ def test_header_and_licence_of_a_gutenberg_file_are_removed():
 
 
 @pytest.mark.parametrize(("name", "chars", "symbols"), [("anna", 1_985_223, 83), ("alice", 137_079, 29)])
-def test_named_corpora_from_the_manual_folder_have_the_published_counts(tmp_path, name, chars, symbols):
+def test_named_corpora_from_the_manual_folder_have_the_published_numbers_of_chars_and_symbols(tmp_path, name, chars, symbols):
     source = SHARED_CORPORA / f"{name}.txt"
     if not source.exists():
         pytest.skip(f"{source} is not on this machine")

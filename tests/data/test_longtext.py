@@ -1,4 +1,4 @@
-"""A long text that is encoded on disk gives the same batches as the same text in memory."""
+"""Tests of long texts, which charlm encodes on disk. The batches must be the same as for the same text in memory."""
 
 import dataclasses
 import gzip
@@ -13,13 +13,22 @@ from charlm.data import batches, corpora, longtext
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 
+# A text whose normalisation could go wrong at the border of two blocks, such as inside "\r\n" or inside a character.
 AWKWARD = (
     "\ufeffWord \u03a3\u0391\u03a3 \u0130stanbul\r\nabc\rdef\r\n\r\n" + make_text(900) + "caf\u00e9 \U0001f600 \ufeff " * 3
 )
 
 
 def load_both_ways(path, tmp_path, monkeypatch, block=7, **keys):
-    """Loads the corpus twice: as strings in memory, and as encodings on disk that are made from blocks of `block` bytes."""
+    """Loads the corpus twice: first as strings in memory, then as an encoding on disk.
+
+    Args:
+      block: the number of bytes that are read and encoded at a time.
+      keys: values of config keys in the section `corpus`.
+
+    Returns:
+      The corpus in memory, and the corpus on disk.
+    """
     overrides = {f"corpus.{key}": value for key, value in keys.items()}
     loaded = config.load("configs/base.py", {"corpus.path": os.fspath(path), "cache_dir": f"{tmp_path}/cache"} | overrides)
     in_memory = corpora.load(loaded)
@@ -41,8 +50,8 @@ def test_text_and_provenance_are_the_same_as_in_memory(tmp_path, monkeypatch, ke
     assert all(isinstance(split, longtext.LongText) for split in on_disk.splits.values())
 
 
-def test_a_dense_text_with_many_symbols_is_the_same_as_in_memory(tmp_path, monkeypatch):
-    file = tmp_path / "dense.txt"
+def test_a_text_with_700_symbols_is_the_same_as_in_memory(tmp_path, monkeypatch):
+    file = tmp_path / "symbols.txt"
     file.write_text("".join(map(chr, range(0x4E00, 0x4E00 + 700))) * 2, encoding="utf-8")
     in_memory, on_disk = load_both_ways(file, tmp_path, monkeypatch, split=(0.5, 0.5))
     assert on_disk.splits["train"].codes_N.dtype == np.uint16
@@ -142,7 +151,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
 
     def raw_of_a_growing_file(path):
         reads.append(path)
-        if len(reads) == 3:  # the third read encodes the text
+        if len(reads) == 3:  # the first read makes the hash, the second finds the symbols, and the third writes the codes
             path.write_text("One text.\n" * 20 + "Z", encoding="utf-8")
         return original_raw(path)
 
@@ -194,7 +203,7 @@ def test_excerpts_are_the_same_as_in_memory(tmp_path, monkeypatch):
         assert isinstance(texts[1], str)
 
 
-def test_a_split_of_a_long_text_has_no_hash(tmp_path, monkeypatch):
+def test_a_split_of_a_long_text_does_not_have_the_hash_of_the_whole_text(tmp_path, monkeypatch):
     file = tmp_path / "text.txt"
     file.write_text(make_text(500), encoding="utf-8")
     _, on_disk = load_both_ways(file, tmp_path, monkeypatch)

@@ -131,7 +131,7 @@ def test_wrong_shapes_or_symbols_are_named(script, corpus_file, tmp_path):
         write_run({}, os.fspath(tmp_path / "symbols.json"))
     assert not (tmp_path / "run").exists()
     assert (
-        "note: without --symbols, the symbols of the ids are assumed to be the sorted symbols of the corpus."
+        "note: without --symbols, charlm assumes that the ids follow the sorted symbols of the corpus."
         in script("import_torch", *flags).stdout
     )
 

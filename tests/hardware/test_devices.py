@@ -1,4 +1,4 @@
-"""The number of devices that share a batch, and the settings of XLA and of the C library for the CPU."""
+"""Tests how many devices divide the rows of a batch among them, and how XLA and the C library are set up for the CPU."""
 
 import os
 import subprocess
@@ -22,7 +22,8 @@ def _in_the_repository(monkeypatch):
     ("rows", "wanted", "processes", "expected"),
     [
         (64, 0, 1, "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false"),
-        (64, 3, 1, "--xla_force_host_platform_device_count=2"),  # 3 does not divide 64; matrix products use all cores
+        # 3 does not divide 64, so 2 devices are used. With 2 devices on 4 cores, matrix products use all cores.
+        (64, 3, 1, "--xla_force_host_platform_device_count=2"),
         (50, 0, 1, "--xla_force_host_platform_device_count=2"),
         (33, 0, 1, "--xla_force_host_platform_device_count=1"),
         (64, 0, 2, "--xla_force_host_platform_device_count=2"),
@@ -80,8 +81,8 @@ def test_devices_share_the_sampled_rows_only_if_the_weights_are_small():
     def shared(dtype: str) -> int:
         return devices.rows_to_share(config, stack.layer_operations(config), 64, dtype)
 
-    # Devices share the rows if all weights take at most 4 MB. Here the weights are three matrices of 512 x 2,048.
-    # These take 12 MB in float32 and 6 MB in bfloat16.
+    # Several devices divide the rows among them if all weights take at most 4 MB. Here the weights are three matrices of
+    # 512 x 2,048. These matrices take 12 MB in float32 and 6 MB in bfloat16.
     assert shared("float32") == 1
     assert shared("bfloat16") == 1
     config.model.hidden = 256  # three matrices of 256 x 1,024: 3 MB in float32
@@ -89,7 +90,7 @@ def test_devices_share_the_sampled_rows_only_if_the_weights_are_small():
     config.model.layers = 4  # seven matrices of 256 x 1,024: 7 MB in float32, 3.5 MB in bfloat16
     assert shared("float32") == 1
     assert shared("bfloat16") == 64
-    config.devices = 2  # the user's number of devices has priority
+    config.devices = 2  # a number of devices that the user has set has priority over this rule
     assert shared("float32") == 64
 
 

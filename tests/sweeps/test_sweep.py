@@ -151,6 +151,7 @@ def test_cores_and_gpus_are_divided_evenly():
 
 
 def test_a_training_gets_the_core_and_gpu_of_its_slot(tmp_path):
+    """A slot is the part of the machine that one training may use."""
     code = (
         "import os; print(sorted(os.sched_getaffinity(0)), os.environ.get('CUDA_VISIBLE_DEVICES'), os.getsid(0) == os.getpid())"
     )
@@ -167,7 +168,7 @@ def run_sweep(script, file, root, *flags, **options):
 
 @pytest.fixture(scope="module")
 def uninterrupted(script, corpus_file, tmp_path_factory):
-    """Runs a sweep of four trials without interruption. Returns a folder with the config file and the sweep's root."""
+    """Runs a sweep of four trials without interruption. Returns the folder of swept.py and of the sweep's root."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "swept.py").write_text(CONFIG.format(corpus=os.fspath(corpus_file), sweep=FOUR_TRIALS, steps=160))
     result = run_sweep(script, folder / "swept.py", folder / "root", "--parallel=2")
@@ -199,7 +200,7 @@ def test_the_same_command_leaves_finished_trials_unchanged(script, uninterrupted
 
 
 def wait_for_steps(root, step, trials, process):
-    """Waits until `trials` trials have logged this step, or until the process has ended."""
+    """Waits until `trials` trials have logged step `step` or a later step, or until `process` has ended."""
     while process.poll() is None:
         reached = 0
         for file in root.glob("*/metrics.jsonl"):
@@ -405,7 +406,7 @@ def test_a_missing_slurm_is_reported_in_one_line(script, write_config, tmp_path)
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_job_fails_if_its_training_fails(tmp_path):
+def test_a_slurm_job_fails_if_its_training_fails(tmp_path):
     for status in (1, 2):
         with pytest.raises(SystemExit) as ended:
             slurm.Training(["sh", "-c", f"exit {status}"], os.fspath(tmp_path / "log"))()
@@ -431,7 +432,8 @@ def test_wrong_root_folders_are_refused(script, write_config, tmp_path):
     assert "is a file" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'file'}")
     assert "not empty and not the folder of a sweep" in script.fails("sweep", f"--config={file}", f"--root={tmp_path}")
     (tmp_path / "begun").mkdir()
-    # If a launcher is killed during its first write of sweep.json, an empty file can remain.
+    # If a launcher is killed during its first write of sweep.json, an empty sweep.json.new can remain. A new launcher must
+    # accept such a folder.
     (tmp_path / "begun" / "sweep.json.new").touch()
     assert "hidden=8" in script("sweep", f"--config={file}", f"--root={tmp_path / 'begun'}", "--dry_run").stdout
     other = tmp_path / "other.py"

@@ -11,7 +11,7 @@ from charlm.models.cells.lstm import lstm
 
 
 def textbook(inputs_TBI, input_kernel, bias, recurrent_kernel, c, h, product=jnp.matmul):
-    """A scan over the textbook LSTM cell. JAX computes the gradient."""
+    """The textbook LSTM as a scan over its steps. JAX derives the gradient; the fast LSTM has hand-written gradients."""
 
     def step(carry, x):
         c, h = carry
@@ -38,7 +38,10 @@ def arguments(steps, batch=3, features=5, hidden=4, dtype=np.float32):
 
 
 def scalar(run):
-    """A function that returns a weighted sum of the outputs of `run`. The weights differ, so gradient errors do not cancel."""
+    """A function that returns a weighted sum of all outputs of `run`, so that its gradient can be taken.
+
+    The weights differ, so that errors in the gradient do not cancel.
+    """
 
     def value(*args):
         outputs, (c, h) = run(*args)
@@ -50,7 +53,7 @@ def scalar(run):
 
 
 # A window of 32 steps is split into two chunks of 16 steps. Windows of 1, 7, 16 or 23 steps are one chunk.
-# 16 rows fill a vector of the CPU, and 3 rows do not.
+# 16 rows of float32 fill the widest vector of a CPU, and 3 rows do not.
 @pytest.mark.parametrize(
     ("steps", "batch"),
     [
@@ -59,7 +62,7 @@ def scalar(run):
     ],
 )
 def test_the_lstm_equals_the_textbook_cell_in_value_and_gradient(steps, batch, monkeypatch):
-    monkeypatch.setattr(lstm_module, "CHUNK_BYTES", 0)  # with the usual limit, a small window is always one chunk
+    monkeypatch.setattr(lstm_module, "CHUNK_BYTES", 0)  # with the usual CHUNK_BYTES, a small window is always one chunk
     args = arguments(steps, batch)
     outputs, carry = lstm(*args)
     expected, expected_carry = textbook(*args)
@@ -102,12 +105,15 @@ def test_gradients_equal_finite_differences_in_float64():
 
 
 def test_a_single_row_is_rounded_to_bfloat16_like_several_rows():
-    """On a CPU, a single rounded row is multiplied in float32 (see `operand`). The result must not change."""
+    """On a CPU, a product with a single row takes another path: rounded to bfloat16, but multiplied in float32 (see `operand`).
+
+    The result must be the same as for several rows.
+    """
     left, right = (jax.random.normal(jax.random.key(number), shape) for number, shape in enumerate([(5, 64), (64, 96)]))
     rounded = np.asarray(left.astype(jnp.bfloat16), np.float64) @ np.asarray(right.astype(jnp.bfloat16), np.float64)
     for rows in (1, 5):
         np.testing.assert_allclose(products.product(left[:rows], right, jnp.bfloat16), rounded[:rows], rtol=0, atol=2e-5)
-    assert np.abs(np.asarray(left @ right) - rounded).max() > 1e-3  # the product without rounding differs
+    assert np.abs(np.asarray(left @ right) - rounded).max() > 1e-3  # the check above would fail for a product without rounding
 
 
 def test_bfloat16_rounds_products_but_keeps_float32_state():
@@ -125,7 +131,7 @@ def test_bfloat16_rounds_products_but_keeps_float32_state():
 
 
 def rounded_textbook(*args):
-    """The textbook cell. The operands of every product are rounded to bfloat16 in the forward and the backward pass."""
+    """The textbook LSTM with the operands of every product rounded to bfloat16, in the forward and the backward pass."""
 
     @jax.custom_vjp
     def product(a, b):
@@ -137,7 +143,7 @@ def rounded_textbook(*args):
     return textbook(*args, product)
 
 
-@pytest.mark.parametrize("batch", [3, 16])  # 16 rows fill a vector of the CPU, and 3 rows do not
+@pytest.mark.parametrize("batch", [3, 16])  # 16 rows of float32 fill the widest vector of a CPU
 def test_bfloat16_equals_the_textbook_cell_with_rounded_operands_in_value_and_gradient(batch):
     args = arguments(12, batch)
     run = lambda *args: lstm(*args, jnp.bfloat16)  # noqa: E731
