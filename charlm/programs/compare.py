@@ -13,8 +13,8 @@ error of this mean. The perplexity and the bits of the row are computed from the
 
 Runs evaluated under different protocols are shown in separate tables.
 
---by=KEY shows one row for each value of the key. The row shows the mean loss of all configs that have this value. --by=KEY,KEY
-shows one row for each pair of values.
+--by=KEY shows one row for each value of the key. The row shows the mean loss of all finished configs that have this value.
+--by=KEY,KEY shows one row for each pair of values.
 """
 
 import csv
