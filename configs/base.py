@@ -1,4 +1,4 @@
-"""The defaults, from which other configs start.
+"""The default values of all config keys. Other configs start from these values.
 
 charlm/config/keys.py declares the keys. `charlm train --helpkeys` lists them.
 """
@@ -13,4 +13,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """Returns every key with its default. A config that takes an argument must not pass the argument to this function."""
     if arg is not None:
         raise UserError(f"--config=FILE:{arg}: this config takes no argument; write --config=FILE.")
-    return keys.defaults(type_safe=False)  # types are checked at loading, where an error can name file and line
+    return keys.defaults(type_safe=False)  # charlm checks types when it loads the config; its error can name file and line

@@ -1,13 +1,13 @@
-"""The Keras notebook after Brownlee: Shakespeare's sonnets in windows of 100, 4 LSTM layers of 256, 30 epochs.
+"""A Keras notebook based on Brownlee's: Shakespeare's sonnets in windows of 100 characters, 4 LSTM layers of 256, 30 epochs.
 
     scripts/train.py --config=configs/sonnets_keras.py --workdir=runs/sonnets_keras [--config.corpus.path=FILE]
     scripts/sample.py --workdir=runs/sonnets_keras --prompt_from=train
     scripts/train.py --config=configs/sonnets_keras.py:original --workdir=runs/sonnets_original
 
-The input is the id of a character as one number.
+The input of the network is one number per character, made from the id of the character.
 
 Time: 2 h 27 min on 2 CPU cores.
-Result: training loss 1.8896 after 9 epochs and 1.3523 after 30. The text was rebuilt from the notebook's description.
+Result: training loss 1.8896 after 9 epochs and 1.3523 after 30 epochs. The text was rebuilt from the notebook's description.
 
 Text: Without corpus.path, the recipe uses an edition from the Python Package Index. It has 93,718 characters of 39 symbols. The
 notebook's text has 94,630 characters of 48 symbols, which include digits and brackets. Losses on these two texts can't be
@@ -16,8 +16,9 @@ experiments/2026-11-22-recipes.
 
 Differences from the original:
 - The learning rate falls from 0.001 to 0.00001 in the last five epochs. The original keeps 0.001.
-- The initial weights are LeCun's. The original's are Glorot's. For the single input, Glorot's weights are very small. The loss
-  therefore stays at 3.03, the entropy of single characters, for about an epoch. LeCun's weights shorten this to 250 steps.
+- The initial weights are LeCun's. The original uses Glorot's, which are very small for a layer with a single input. With
+  Glorot's weights, the loss therefore stays for about an epoch at 3.03, the entropy of single characters. With LeCun's weights,
+  the loss stays at this value for only 250 steps.
 
 The argument `original` selects the original's weights and learning rate.
 """
@@ -40,7 +41,7 @@ def get_config(arg: str | None = None):
     config.model.layers = 4
     config.model.hidden = 256
     config.model.dropout = 0.2
-    config.model.init = "glorot" if arg == "original" else "orthogonal"
+    config.model.init = "glorot" if arg == "original" else "orthogonal"  # orthogonal: LeCun's weights for the inputs
     config.model.dtype = "bfloat16"  # for matrix products; faster on processors with native bfloat16
     config.optim.learning_rate = 1e-3
     config.optim.schedule = "constant" if arg == "original" else "trapezoid"

@@ -40,7 +40,10 @@ DIVERGING = {
 
 @pytest.fixture(scope="module")
 def stopped(corpus_file, tmp_path_factory):
-    """The overrides of a config, a run that was stopped at step 40 of 60, and a run that was never stopped."""
+    """The overrides of a config, a run that was stopped at step 40 of 60, and a run that was never stopped.
+
+    In the tests, `straight` is the run that was never stopped.
+    """
     folder = tmp_path_factory.mktemp("faults")
     overrides = {
         "corpus.path": os.fspath(corpus_file),
@@ -67,6 +70,7 @@ def stop_at(workdir, step: int) -> None:
 @pytest.mark.parametrize("how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in HARMS if how != "flipped")])
 @pytest.mark.parametrize("name", TEXTS)
 def test_training_names_a_damaged_file_in_a_note_or_an_error(script, stopped, tmp_path, name, how):
+    """HARMS lists the kinds of damage. TEXTS lists the text files of a run."""
     overrides, run, straight = stopped
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
@@ -106,6 +110,7 @@ def test_compare_names_the_files_that_it_could_not_read(stopped, tmp_path, name,
 
 
 def test_a_flipped_bit_in_a_sealed_text_is_noticed_or_changes_no_field():
+    """A sealed text contains a digest of its own contents, the seal. Reading the text checks the seal."""
     fields = {"step": 120, "nats": 1.25, "of": {"é\udcff": [1, None, True]}, "text": 'a "seal": "b'}
     text = files.sealed(fields, indent=1)
     assert files.opened(text) == fields
@@ -180,7 +185,10 @@ def without_seconds(progress: dict) -> dict:
 
 @contextlib.contextmanager
 def training(script, flags, workdir, step: int):
-    """Starts a training and yields the process when the run has reached a step. The standard error is a pipe."""
+    """Starts a training and yields its process when the run has reached a step.
+
+    The standard error of the process is a pipe, so a test can read it.
+    """
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(script.command("train", *flags), env=script.env(), **pipes) as process:
         wait_for_step(workdir, step)
@@ -192,7 +200,7 @@ def test_a_second_signal_ends_the_training_without_damage(script, stopped, tmp_p
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
     with training(script, flags, tmp_path / "run", 1) as process:
-        process.send_signal(signal.SIGSTOP)  # SIGTERM is then pending when the process continues
+        process.send_signal(signal.SIGSTOP)  # a stopped process handles SIGTERM only after SIGCONT
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
         assert process.stderr.readline() == "stopping at the next step; a second signal ends the program at once.\n"
@@ -206,7 +214,10 @@ def test_a_second_signal_ends_the_training_without_damage(script, stopped, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [40, 4000])
 def test_a_file_size_limit_gives_one_error_and_loses_no_data(script, stopped, tmp_path, room):
-    """With `room` 40, a row of metrics exceeds the limit. With `room` 4000, an array of a checkpoint exceeds the limit."""
+    """The file size limit is `room` bytes above the present size of the metrics file.
+
+    With `room` 40, the next row of metrics exceeds the limit. With `room` 4000, an array of a checkpoint exceeds the limit.
+    """
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides)]
     with training(script, flags, tmp_path / "run", 15) as process:
@@ -268,7 +279,7 @@ def test_a_parameter_that_is_nan_is_not_saved(small, tmp_path, monkeypatch):
 def test_a_lock_left_by_a_dead_process_is_ignored(script, stopped, tmp_path):
     overrides, run, straight = stopped
     shutil.copytree(run, tmp_path / "run")
-    # After a restart of the machine, a live process may have the pid in an old lock.
+    # After a restart of the machine, a new process may have the same number as the dead process that is named in the lock.
     (tmp_path / "run" / "lock").write_text(f"process {os.getpid()} on this machine\n")
     script("train", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(overrides))
     assert read_rows(tmp_path / "run") == read_rows(straight)
@@ -276,7 +287,7 @@ def test_a_lock_left_by_a_dead_process_is_ignored(script, stopped, tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_can_be_read_at_any_time_during_training(script, stopped, tmp_path):
-    """The training deletes checkpoints during the reading. Readers must not report a deleted checkpoint as damaged."""
+    """Training deletes old checkpoints while this test reads the run. A deleted checkpoint must not be reported as damaged."""
     overrides, _, _ = stopped
     often = overrides | {"train.steps": 120, "train.checkpoint_every": 2, "train.eval_every": 40}
     flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", *as_flags(often)]
@@ -335,7 +346,10 @@ def test_compare_keeps_the_old_page_if_the_new_page_cannot_be_written(script, st
 
 
 def test_progress_that_an_older_version_saved_can_be_read():
-    """Newer fields get their default values. `loss_nats` is converted to `loss_means`, a sum of mean losses per step."""
+    """Fields that the older version did not save get their default values.
+
+    `loss_nats`, the sum of the losses of all positions, is converted to `loss_means`, the sum of the mean losses of all steps.
+    """
     sums = {"nats": 30.0, "chars": 20, "loss_nats": 30.0, "loss_weight": 20, "grad_norm": 5.0, "steps": 2}
     begun = {"nats": 0.0, "chars": 0, "loss_nats": 0.0, "loss_weight": 0, "grad_norm": 0.0, "steps": 0}
     read = Progress.from_dict({"step": 3, "interval": sums, "epoch": begun})
@@ -347,7 +361,7 @@ def test_progress_that_an_older_version_saved_can_be_read():
 
 @pytest.mark.slow
 def test_a_closed_pipe_does_not_end_a_training(script, stopped, tmp_path):
-    """The program that reads the output ends early, like `| head -1`, or like `2>&1 | tee` after Ctrl-C."""
+    """The program that reads the output may end early. `head -1` ends after one line, and `tee` ends at Ctrl-C."""
     overrides, _, straight = stopped
     flags = [f"--config={TINY}", *as_flags(overrides)]
     for name, number, status in (("read_to_the_end", None, 0), ("stopped", signal.SIGINT, 128 + signal.SIGINT)):
@@ -381,6 +395,11 @@ def test_old_best_checkpoints_are_deleted(small, tmp_path, monkeypatch):
 
 
 def test_temporary_folders_are_removed_and_a_half_replaced_checkpoint_is_restored(tmp_path):
+    """A process that replaces a checkpoint first renames the old checkpoint, and then writes the new checkpoint.
+
+    If the process is killed between these two steps, the old checkpoint must get its name back.
+    """
+
     def saved(step: int) -> None:
         checkpoints = Checkpoints(tmp_path)
         checkpoints.save(step, {"w": np.full(2, step, np.float32)}, {"c": np.ones(1)}, {"evaluated": None})

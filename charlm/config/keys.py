@@ -19,7 +19,7 @@ from charlm.errors import UserError
 
 MOST = 3e38  # just below the largest float32
 FRAMINGS = ("stream", "chunks", "windows", "documents")
-SAME = object()  # as Key.before, means the value of Key.default
+SAME = object()  # a Key with before=SAME uses its default value for older runs too
 
 
 class Rule(NamedTuple):
@@ -45,9 +45,9 @@ class Key(NamedTuple):
       rule: the allowed values.
       meaning: what the key sets, with its unit.
       type_if_set: type of the values if the default is None. Otherwise the values have the type of the default.
-      changes_results: False if the key changes only time or memory. A run may then be resumed with another value.
+      changes_results: False if the key changes only time or memory. A run may then be resumed with another value of the key.
       is_path: True if the value is a path. Relative paths are converted to absolute paths.
-      before: the value for runs older than the key. SAME means the key's default.
+      before: the value to assume for runs that were made before the key existed. SAME stands for the key's default.
     """
 
     name: str
@@ -69,7 +69,7 @@ def one_of(*options: str) -> Rule:
 
 
 def _are_fractions(value: tuple) -> bool:
-    numbers = all(isinstance(share, int | float) and not isinstance(share, bool) for share in value)
+    numbers = all(isinstance(part, int | float) and not isinstance(part, bool) for part in value)
     return numbers and len(value) in (1, 2, 3) and min(value) > 0 and math.isclose(sum(value), 1)
 
 
@@ -103,7 +103,7 @@ def _path(name: str, meaning: str) -> Key:
 # fmt: off
 TABLE = (
     # the whole run
-    Key("seed", 0, SEED, "random seed of initial weights, dropout, lane offsets, shuffling and samples"),
+    Key("seed", 0, SEED, "random seed of initial weights, dropout, the offsets of batch.shift, shuffling and samples"),
     Key("cache_dir", None, ANY,
         "folder for encoded long texts and compiled programs; None: the folder charlm in the user's cache folder; "
         "empty: no cache",
@@ -129,21 +129,23 @@ TABLE = (
     Key("vocab.unknown", False, ANY, "map symbols outside the vocabulary to <unk>; False: such symbols are an error"),
     # how text becomes batches, on which devices
     Key("devices", 0, NOT_NEGATIVE,
-        "maximum number of devices that share each batch, on a CPU one per core; 0: charlm chooses the number for speed; "
-        "the number of devices used always divides batch.size"),
+        "maximum number of devices among which the rows of each batch are divided; on a CPU, each core can be one device; "
+        "0: charlm chooses a fast number; batch.size is always a multiple of the number of devices used"),
     Key("batch.framing", "stream", one_of(*FRAMINGS),
-        "how text is cut into rows; stream: lanes carry the state from step to step; "
-        "chunks, windows, documents: rows start from zero state"),
+        "how text is cut into rows; stream: the text is cut into batch.size long pieces (lanes), which are read in parallel "
+        "and carry their state from step to step; chunks, windows, documents: each row starts from the zero state"),
     Key("batch.size", 32, POSITIVE, "number of rows in a batch; the rows are lanes, chunks, windows or documents"),
-    Key("batch.length", 64, POSITIVE, "characters in each row; documents: maximum length, longer documents are cut"),
+    Key("batch.length", 64, POSITIVE,
+        "number of characters that a step reads from each row; documents: the maximum, longer documents are cut"),
     Key("batch.shift", True, ANY,
-        "stream: start each epoch at a random offset; "
-        "the largest offset is the number of characters left after the last whole step"),
+        "stream: start each epoch at a random offset into the text; "
+        "the offset is at most the number of characters at the end of the text that do not fill a whole step"),
     Key("batch.stride", 1, POSITIVE, "windows: characters between the starts of consecutive windows"),
     Key("batch.shuffle", True, ANY,
         "chunks, windows, documents: shuffle the rows in each epoch; False: keep the order of the text"),
     Key("batch.bucket", 16, POSITIVE,
-        "documents: batch lengths are padded to a multiple of this number of characters, so that few shapes are compiled"),
+        "documents: the length of each batch is rounded up to a multiple of this number of characters, "
+        "so that JAX compiles programs for only a few lengths"),
     Key("batch.padding", "masked", one_of("masked", "counted"),
         "documents; masked: padding follows the text and has weight 0; counted: padding precedes the text and has weight 1"),
     # the network
@@ -161,7 +163,7 @@ TABLE = (
         "model.init=uniform: weights are drawn uniformly from -model.init_scale to +model.init_scale"),
     Key("model.head_scale", 0.0, NOT_NEGATIVE,
         "head weights are drawn uniformly from -model.head_scale to +model.head_scale, head biases are 0; "
-        "0.0: model.init sets the head"),
+        "0.0: model.init also sets the head weights and biases"),
     Key("model.forget_bias", 1.0, ANY, "initial bias of the forget gate"),
     Key("model.dtype", "float32", DTYPES, "data type of the operands in matrix products; state and weights are always float32"),
     # the optimiser and its learning rate
@@ -172,33 +174,35 @@ TABLE = (
     Key("optim.warmup_steps", 0, NOT_NEGATIVE, "steps of linear warm-up from 0"),
     Key("optim.final_fraction", 0.01, FROM_0_TO_1, "cosine, trapezoid: final learning rate as a fraction of the peak"),
     Key("optim.decay_rate", 0.5, FACTOR,
-        "exponential, step: factor of the learning rate for every optim.decay_steps steps"),
+        "exponential, step: the learning rate is multiplied by this factor every optim.decay_steps steps"),
     Key("optim.decay_steps", 1000, POSITIVE,
-        "exponential, step: steps until the learning rate has decayed by optim.decay_rate; "
+        "exponential, step: number of steps in which the learning rate is multiplied once by optim.decay_rate; "
         "trapezoid: length of the final decay in steps"),
     Key("optim.beta1", 0.9, FRACTION, "adam, adamw: decay rate of the running mean of the gradient"),
     Key("optim.beta2", 0.999, FRACTION, "adam, adamw, rmsprop: decay rate of the running mean of the squared gradient"),
     Key("optim.eps", 1e-8, POSITIVE, "adam, adamw, rmsprop: constant added to the root of the mean squared gradient"),
     Key("optim.eps_form", "outer", one_of("outer", "keras"),
-        "where optim.eps is added; outer: after the root; keras: in Adam before the bias correction, as also in MXNet; "
-        "in RMSprop inside the root"),
+        "where optim.eps is added; outer: to the root of the mean squared gradient; keras: Adam adds it to the root "
+        "before the bias correction, as MXNet also does, and RMSprop adds it inside the root"),
     Key("optim.momentum", 0.0, FRACTION, "sgd: momentum"),
     Key("optim.clip_norm", 1.0, NOT_NEGATIVE, "maximum global norm of the gradient; 0.0: no clipping"),
     Key("optim.clip_value", 0.0, NOT_NEGATIVE, "maximum absolute value of a gradient element; 0.0: no clipping"),
-    Key("optim.weight_decay", 0.0, NOT_NEGATIVE, "weight decay; adamw: decoupled; adam, rmsprop, sgd: L2"),
-    Key("optim.decay_biases", False, ANY, "apply weight decay to biases and matrices, as in MXNet; False: only to matrices"),
+    Key("optim.weight_decay", 0.0, NOT_NEGATIVE,
+        "weight decay; adamw: decoupled from the gradient; adam, rmsprop, sgd: L2 regularisation"),
+    Key("optim.decay_biases", False, ANY, "apply weight decay to biases too, as in MXNet; False: only to matrices"),
     # length, logging, evaluations and checkpoints
     Key("train.epochs", 3.0, POSITIVE, "length of the training in epochs; used if train.steps is 0"),
     Key("train.steps", 0, NOT_NEGATIVE, "length of the training in steps; 0: train.epochs sets the length"),
     Key("train.steps_per_call", 0, NOT_NEGATIVE,
-        "training steps in one call of the jitted function; 0: up to ten if steps are short", changes_results=False),
+        "training steps in one call of the jitted function; 0: up to ten if steps are short, otherwise one",
+        changes_results=False),
     Key("train.log_every", 50, POSITIVE, "steps between two rows of metrics"),
     Key("train.eval_every", 0, NOT_NEGATIVE,
         "steps between evaluations; 0: one evaluation per epoch; the last step is always evaluated"),
     Key("train.checkpoint_every", 500, NOT_NEGATIVE,
         "steps between checkpoints; each evaluation also writes a checkpoint; 0: checkpoints only at evaluations"),
     Key("train.patience", 0, NOT_NEGATIVE,
-        "evaluations without a new best loss before training stops early; 0: no early stopping"),
+        "training stops early after this number of successive evaluations without a new best loss; 0: no early stopping"),
     Key("train.halvings", 0, NOT_NEGATIVE,
         "how many times a diverged run restarts from its last checkpoint with half the learning rate; 0: a diverged run ends"),
     Key("train.best", "validation", one_of("validation", "train"),
@@ -210,9 +214,10 @@ TABLE = (
         "chunks, windows, documents: rows evaluated at once; changes only the speed, not the result"),
     Key("eval.length", 512, POSITIVE, "stream: characters evaluated at once; changes only the memory use, not the result"),
     Key("eval.lanes", 1, POSITIVE,
-        "stream: number of pieces evaluated in parallel; 1: exact, the state is carried through the whole split"),
+        "stream: number of pieces (lanes) of the split that are evaluated in parallel; "
+        "1: the result is exact, because the state is carried through the whole split"),
     Key("eval.burn_in", 1000, NOT_NEGATIVE,
-        "stream: unscored characters that warm up the state before each piece except the first"),
+        "stream: each piece except the first starts this many characters early; they warm up the state and are not scored"),
     # samples during training, and the defaults of `charlm sample`
     Key("sample.prompt", None, NOT_EMPTY,
         "prompt of samples; None: the start of the validation split, or of the training split if there is no validation split"),
@@ -257,7 +262,10 @@ def defaults(type_safe: bool = True) -> ConfigDict:
 
 
 def before_keys_existed() -> dict[str, object]:
-    """Key → value for runs older than the key. The values are JSON values, so tuples are lists."""
+    """Returns the value of each key for runs that were made before the key existed.
+
+    The values are JSON values, so tuples are lists.
+    """
     values = {key.name: key.default if key.before is SAME else key.before for key in TABLE}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

@@ -38,7 +38,7 @@ def load(file_and_arg: str, overrides: Mapping[str, object] | None = None) -> Co
       overrides: dotted key → value. Text from the command line is converted to the key's type.
 
     Returns:
-      The config, locked. All paths are absolute, so that the run can be read from any directory.
+      The config, locked so that no key can be added. All paths are absolute, so that the run can be read from any directory.
 
     Raises:
       UserError: the file or recipe does not exist, raises an exception or has no `get_config`; a key is unknown or missing;
@@ -68,7 +68,7 @@ def find(file_and_arg: str) -> tuple[pathlib.Path, str | None]:
     """Returns the file and the argument of `FILE[:ARG]` or `RECIPE[:ARG]`. A file takes priority over a recipe.
 
     Raises:
-      UserError: no such file and no such recipe exist. The message names the nearest recipe.
+      UserError: neither a file nor a recipe has this name. The message names the nearest recipe.
     """
     name, _, arg = file_and_arg.partition(":")
     file, recipe = pathlib.Path(name), RECIPES / f"{name}.py"
@@ -82,7 +82,7 @@ def find(file_and_arg: str) -> tuple[pathlib.Path, str | None]:
 
 
 def call(file_and_arg: str, function: str) -> object:
-    """Calls another function of a config file, such as `sweep()`, and returns the result.
+    """Calls a function of a config file other than `get_config()`, such as `sweep()`, and returns its result.
 
     Raises:
       UserError: the file or function does not exist, or the function raises an exception or returns None.
@@ -121,7 +121,7 @@ def to_dict(config: ConfigDict) -> dict:
 def from_dict(fields: Mapping) -> ConfigDict:
     """Converts the result of `to_dict` back to a config and checks the config.
 
-    If the dict is older than a key, the key gets the value that the key table defines for older runs.
+    If the dict was saved before a key existed, the key gets the value that the key table defines for older runs.
 
     Raises:
       UserError: a key is unknown, or a value has the wrong type or is not allowed.
@@ -143,7 +143,8 @@ def flatten(fields: Mapping | ConfigDict, prefix: str = "") -> dict[str, object]
 def differences(saved: Mapping, given: Mapping) -> dict[str, tuple]:
     """Dotted key → (saved value, given value), for the keys in which two configs differ.
 
-    Keys that change no result are left out. If a config lacks a key, the key has its value for runs older than the key.
+    Keys that do not change results are left out. If a config was saved before a key existed, the config is compared with the
+    value that the key table defines for older runs.
 
     Args:
       saved: config of an existing run, as a nested or flat dict.
@@ -160,7 +161,9 @@ def in_words(different: Mapping[str, tuple]) -> str:
 
 
 def condition(text: str) -> tuple[str, Callable[[object], bool]]:
-    """Parses a condition such as `model.hidden>=256`. Returns the name on the left side and a predicate on its value.
+    """Parses a condition such as `model.hidden>=256`.
+
+    Returns the name on the left side, and a predicate: a function that says whether a value of this name meets the condition.
 
     The predicate compares numbers as numbers, booleans as booleans, and all other values as text. None satisfies
     only two conditions: `=None`, and `!=` with any text other than None.
@@ -217,7 +220,7 @@ def _checked(config: ConfigDict, place: Callable[[str], str]) -> ConfigDict:
 
 
 def _config_of(values: Mapping[str, object]) -> ConfigDict:
-    """Makes a config from the values of all keys. Checks each value, and then the rules over several keys."""
+    """Makes a config from the values of all keys. Checks each value, and then the rules that concern two keys."""
     config = keys.defaults()
     for name, value in values.items():
         override(config, name, value)
@@ -265,9 +268,10 @@ def _accepts(function: Callable, *arguments: str | None) -> bool:
 
 @contextlib.contextmanager
 def _imports(module: types.ModuleType, folder: str) -> Iterator[None]:
-    """Lets a config file import modules from its own folder, and the folder of recipes as `configs`.
+    """Lets a config file import modules from its own folder. The file can also import recipes from the package `configs`.
 
-    Afterwards these imports are removed from sys.modules. Another config file may need other modules of the same names.
+    Afterwards these modules are removed from sys.modules, because another config file may need other modules with
+    the same names.
     """
     recipes = types.ModuleType("configs")
     recipes.__path__ = [os.fspath(RECIPES)]
@@ -278,11 +282,11 @@ def _imports(module: types.ModuleType, folder: str) -> Iterator[None]:
     before = set(sys.modules)
     sys.modules |= {"configs": recipes, module.__name__: module}
     sys.path.insert(0, folder)
-    importlib.invalidate_caches()  # the import system may have cached the folder before a module was added
+    importlib.invalidate_caches()  # Python may have cached the list of files before a module was added
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # the config file may have removed the folder
+        with contextlib.suppress(ValueError):  # the config file may have removed the folder from sys.path
             sys.path.remove(folder)
         local |= {name for name in set(sys.modules) - before if _is_in_folder(sys.modules[name], folder)}
         for name in list(sys.modules):
@@ -330,7 +334,7 @@ def _sibling(path: str, file: pathlib.Path) -> pathlib.Path:
 
 
 def _place(file: pathlib.Path, name: str) -> str:
-    """Returns the config file for the start of a message about a key. Includes the line if exactly one line sets the key."""
+    """Returns the start of a message about a key: the config file, and the line number if exactly one line sets the key."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     *_, last = name.split(".")
     for pattern in (rf"\.{re.escape(name)}\s*=(?!=)", rf"\b{re.escape(last)}\b[\"']?\]?\s*[=:](?!=)"):

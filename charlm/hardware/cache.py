@@ -1,4 +1,4 @@
-"""The cache folder. The folder contains encoded long texts and compiled XLA programs, and can be deleted at any time."""
+"""The cache folder. The folder contains encoded long texts and compiled XLA programs. It can be deleted at any time."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from charlm.progress import warn
 
 
 def folder_of(config: ConfigDict) -> pathlib.Path | None:
-    """Returns the cache folder of a config. The default is the user's cache folder. Returns None if caching is off."""
+    """Returns the cache folder that a config sets, or by default the user's cache folder. Returns None if caching is off."""
     path = config.cache_dir
     if path is None:
         return _default_folder()
@@ -32,7 +32,7 @@ def keep_compiled(folder: pathlib.Path | None) -> None:
     """Lets JAX keep compiled programs in the cache folder, so that later starts do not compile the programs again.
 
     Code compiled for one kind of processor may not run on another kind, so each kind of processor has its own subfolder.
-    If the user or an earlier call has already set a cache folder in JAX, this function does not change the folder.
+    If the user or an earlier call has already set the cache folder of JAX, this function does not change that setting.
     If the disk is full, JAX keeps no programs and prints no warning.
 
     Args:
@@ -65,7 +65,7 @@ def _default_folder() -> pathlib.Path:
 
 
 def _processor() -> str:
-    """Returns a hash that differs between kinds of processors."""
+    """Returns a text that is different for each kind of processor."""
     try:
         description = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
         lines = [line for line in description.splitlines() if line.startswith(("model name", "flags", "Features", "CPU part"))]

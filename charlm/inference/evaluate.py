@@ -1,6 +1,7 @@
-"""Scores a whole text in order. Each character is scored once, and the sum of the nats is divided once at the end.
+"""Scores a whole text in order. Each character is scored once. The nats of all characters are summed before a caller divides
+the sum by the number of characters.
 
-Letters: B batch (rows), T time, S scored positions, V vocabulary.
+The last letters of an array name are its axes: B rows of the batch, T time, S scored positions, V vocabulary.
 """
 
 import functools
@@ -16,11 +17,11 @@ from charlm.inference.protocol import Protocol
 from charlm.models import objective
 from charlm.models.stack import Functions
 
-AHEAD = 4  # batches queued for the device; more would delay a request to stop, fewer would leave the device idle
+AHEAD = 4  # batches queued for the device; with more, a request to stop would wait longer; with fewer, the device would be idle
 
 
 def make_window(model: Functions) -> Callable:
-    """The pure function (params, batch, carry) → ((nats_B, chars_B), carry), to be jitted."""
+    """Returns the pure function (params, batch, carry) → ((nats_B, chars_B), carry). The caller compiles it with `jax.jit`."""
 
     def window(params, batch, carry):
         logits_BSV, carry = model.apply(params, batch, carry)
@@ -43,9 +44,10 @@ def evaluator(model: Functions, mesh: Mesh | None = None, lengths: Sequence[int]
 
     Args:
       model: the model as pure functions.
-      mesh: devices that share the rows of a batch if the number of rows is a multiple of the number of devices.
-      lengths: a stream's batches are padded to the next larger of these lengths, so that short texts share compiled programs.
-        Except for rounding, padding does not change the result.
+      mesh: the devices. If the number of rows of a batch is a multiple of the number of devices, the rows are divided among the
+        devices. Otherwise the first device evaluates all rows.
+      lengths: the batches of a stream are padded to the next larger of these lengths, so that texts of different
+        lengths can use the same compiled program. Except for rounding, padding does not change the result.
     """
     window = jax.jit(make_window(model), donate_argnums=2)
 
@@ -83,7 +85,7 @@ def _padded(batch: Batch, lengths: Sequence[int]) -> Batch:
 
 
 def _placement(mesh: Mesh | None, rows: int, params: Any) -> tuple[Callable, Any]:
-    """A function that puts arrays of rows on the devices, and the parameters on the same devices."""
+    """Returns a function that puts arrays of rows on the devices, and the parameters, already put on the same devices."""
     if mesh is None:
         return lambda arrays: arrays, params
     if rows % mesh.size == 0:
@@ -94,5 +96,5 @@ def _placement(mesh: Mesh | None, rows: int, params: Any) -> tuple[Callable, Any
 
 
 def on_one_device(replicated: Any) -> Any:
-    """The copies on the first device, for arrays that are replicated on all devices."""
+    """Takes arrays that are replicated on all devices. Returns the copies on the first device of this process."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), replicated)

@@ -14,8 +14,8 @@ def operand(x: jax.Array, dtype: jnp.dtype, rows: int) -> jax.Array:
     """`x` rounded to `dtype`, for a product whose left operand has `rows` rows.
 
     For a single row and bfloat16, XLA:CPU multiplies in float32 and converts the matrix to float32 at every step of a loop.
-    In this case `x` is rounded to bfloat16 precision but stays float32. The product is the same, and no step converts the
-    matrix (experiments/2026-11-22-speed).
+    In this case `x` is rounded to bfloat16 precision but stays float32. The product is the same as with bfloat16 operands, and
+    no step converts the matrix (experiments/2026-11-22-speed).
     """
     if dtype == jnp.bfloat16 and rows == 1 and x.dtype == jnp.float32 and jax.default_backend() == "cpu":
         return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

@@ -1,6 +1,6 @@
 """Compares runs in tables, plots and one HTML page.
 
-Only run directories are read. The runs may still be training.
+The program reads only run directories. The runs may still be training.
 
     scripts/compare.py runs/NAME [runs/OTHER ...] [--where='model.layers>=2'] [--sort=-parameters] [--by=model.hidden]
     scripts/compare.py runs/NAME --plot=curves.png [--x=seconds]       scripts/compare.py runs/NAME --html=report.html
@@ -8,12 +8,13 @@ Only run directories are read. The runs may still be training.
 
 If you name a folder, all runs below the folder are compared. The columns include the config keys that differ between runs.
 
-Runs that differ only in their seed share a row. The row shows the mean of their nats ± the standard error of the mean. The
-perplexity and the bits of the row are computed from the mean.
+Runs that differ only in their seed are shown together in one row. The row shows the mean of their losses in nats ± the standard
+error of this mean. The perplexity and the bits of the row are computed from the mean.
 
 Runs evaluated under different protocols are shown in separate tables.
 
---by=KEY shows, for each value of the key, the mean over all other keys. --by=KEY,KEY shows the mean for each pair of values.
+--by=KEY shows one row for each value of the key. The row shows the mean loss of all finished configs that have this value.
+--by=KEY,KEY shows one row for each pair of values.
 """
 
 import csv
@@ -33,26 +34,28 @@ from charlm.config import keys
 from charlm.errors import UserError
 from charlm.progress import counted
 
-_WHERE = flags.DEFINE_multi_string("where", [], "show only runs that meet this condition on a config key, state, best or steps")
+_WHERE = flags.DEFINE_multi_string(
+    "where", [], "show only runs that meet this condition; it names a config key, state, best or steps"
+)
 _SORT = flags.DEFINE_string(
     "sort", None, "column or config key to sort by; -NAME sorts in descending order; default: the metric"
 )
 _METRIC = flags.DEFINE_enum(
     "metric", "best", tables.METRICS, "loss that ranks the runs: best or last validation loss, test loss, or mean training loss"
 )
-_BY = flags.DEFINE_list("by", [], "one config key, or two keys separated by a comma: show the means over all other keys")
-_EACH = flags.DEFINE_bool("each", False, "show a row for each run instead of means over seeds")
+_BY = flags.DEFINE_list("by", [], "one config key, or two keys separated by a comma: show the mean loss for each value")
+_EACH = flags.DEFINE_bool("each", False, "show one row for each run, instead of means over runs that differ only in their seed")
 _CSV = flags.DEFINE_bool("csv", False, "print CSV")
 _JSON = flags.DEFINE_bool("json", False, "print a JSON list of objects")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "print Markdown")
 _PLOT = flags.DEFINE_string(
-    "plot", None, ".png or .svg file for a plot of the learning curves; with --by, for a plot of the means"
+    "plot", None, ".png or .svg file to write, with a plot of the learning curves; with --by, a plot of the means"
 )
 _X = flags.DEFINE_enum(
     "x", "step", ("step", "chars", "seconds"), "x axis of the curves: steps, training characters, or seconds"
 )
 _HTML = flags.DEFINE_string(
-    "html", None, "file for an HTML page with tables, curves, config differences and samples; works offline"
+    "html", None, "file to write, an HTML page with tables, curves, config differences and samples; works offline"
 )
 
 
@@ -62,8 +65,8 @@ class _Table(NamedTuple):
     Attributes:
       protocol: the description of the protocol.
       header: the names of the columns.
-      texts: the rows of cells, as text for people.
-      values: the rows of cells for CSV and JSON.
+      texts: the rows; each cell is text for people.
+      values: the rows; each cell is a value for CSV and JSON.
     """
 
     protocol: str
@@ -125,7 +128,7 @@ def _each() -> bool:
 
 
 def _check_sort(comparable: list[tuple[dict, list[tables.Group]]]) -> None:
-    """Raises a UserError if --sort names an unknown column, or a loss that was measured under different protocols."""
+    """Raises a UserError if --sort names an unknown column, or a loss that the runs measured under different protocols."""
     if _SORT.value is None:
         return
     name = _SORT.value.removeprefix("-")
@@ -136,7 +139,7 @@ def _check_sort(comparable: list[tuple[dict, list[tables.Group]]]) -> None:
         averaged = [record for group in groups for record in group.averaged]
         if name in tables.METRICS and not tables.share_protocol(averaged, name):
             raise UserError(
-                f"--sort={_SORT.value} can't sort these runs, because the figure {name} was measured under different protocols"
+                f"--sort={_SORT.value} can't sort these runs, because the metric {name} was measured under different protocols"
                 f": use --metric={name} to show the runs in separate tables."
             )
 

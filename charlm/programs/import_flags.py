@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from charlm.config import load
 
-flags.disclaim_key_flags()  # absl then lists these flags in the --help of the program
+flags.disclaim_key_flags()  # absl then lists these flags in the --help of the program that calls `define`
 
 
 def define(kinds_of_file: str) -> None:

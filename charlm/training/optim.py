@@ -21,9 +21,9 @@ class Rule(NamedTuple):
     """An update rule.
 
     Attributes:
-      make: config → the rule for a learning rate of 1, without the final minus sign. Optax's `scale_by_…` functions have the
-        same form. `optimizer` adds the sign, and the training step multiplies by the learning rate.
-        tests/training/test_optim.py checks that every rule descends.
+      make: a function that makes the rule from a config. The rule is for a learning rate of 1 and has no minus sign, as in
+        Optax's `scale_by_…` functions. `optimizer` adds the minus sign, and the training step multiplies by the learning rate.
+        tests/training/test_optim.py checks that every rule lowers a loss.
       decoupled_decay: if True, weight decay is added after the rule (Loshchilov & Hutter 2019). If False, weight decay is
         added to the gradient before the rule (L2 regularisation).
     """
@@ -41,7 +41,7 @@ RULES = {
     "sgd": Rule(lambda config: optax.trace(config.optim.momentum) if config.optim.momentum > 0 else optax.identity()),
 }
 
-# Name → a function (config, steps) → the schedule after the warm-up. `steps` is the number of steps after the warm-up.
+# Each function takes the config and the number of steps after the warm-up. It returns the schedule of these steps.
 SCHEDULES: dict[str, Callable[[ConfigDict, int], optax.Schedule]] = {
     "constant": lambda config, steps: optax.constant_schedule(config.optim.learning_rate),
     "cosine": lambda config, steps: optax.cosine_decay_schedule(
@@ -58,10 +58,10 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 
     `constant` keeps the peak rate. `cosine` falls along half a cosine from the peak rate. `trapezoid` is constant and then
     falls linearly over the last `optim.decay_steps` steps (Hägele et al. 2024, arXiv:2405.18392). `cosine` and `trapezoid`
-    would reach `optim.final_fraction` of the peak rate one step after the last step.
+    end near `optim.final_fraction` of the peak rate. They would reach it exactly one step after the last step.
 
-    `exponential` and `step` multiply the rate by `optim.decay_rate` every `optim.decay_steps` steps. `exponential` does so
-    gradually, and `step` at once.
+    `exponential` and `step` multiply the rate by `optim.decay_rate` every `optim.decay_steps` steps. `exponential` lowers
+    the rate a little at every step. `step` keeps the rate constant between two multiplications.
     """
     warmup = config.optim.warmup_steps
     after = SCHEDULES[config.optim.schedule](config, total_steps - warmup)
@@ -71,12 +71,12 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 
 
 def rates(by_step: optax.Schedule) -> Callable[[int, int], np.ndarray]:
-    """A function (step, count) → the learning rates of `count` steps, starting at `step`: float32 (count,).
+    """Returns a function (step, count) → the learning rates of `count` steps, starting at `step`: float32 (count,).
 
-    The rates are computed in blocks that start at multiples of BLOCK. The rate of a step therefore does not depend on the step
-    at which a run resumes.
+    The rates are computed in blocks that start at multiples of BLOCK. A step is always computed in the same block, so its rate
+    is bit for bit the same, at whichever step a run resumes.
     """
-    by_steps = jax.jit(by_step)  # without jit, JAX would compile ten programs
+    by_steps = jax.jit(by_step)  # without jit, JAX would compile ten programs for the parts of the schedule
 
     @functools.lru_cache(maxsize=2)
     def block(number: int) -> np.ndarray:
@@ -90,18 +90,19 @@ def rates(by_step: optax.Schedule) -> Callable[[int, int], np.ndarray]:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimiser: gradient clipping, the rule that `optim.name` names, and weight decay.
+    """Returns the optimiser: gradient clipping, the rule that `optim.name` names, and weight decay.
 
     The updates are for a learning rate of 1. The training step multiplies the updates by the learning rate.
 
     Weight decay acts on matrices only, unless `optim.decay_biases` is set. `adamw` adds decoupled weight decay after the rule.
-    All other rules use L2 regularisation before the rule, as in their original systems.
+    The other rules add the decay to the gradient before the rule (L2 regularisation), as the original systems do.
 
-    `optim.eps_form` says where eps is added:
-    - `outer` is the textbook and PyTorch form. Adam is m / (sqrt(v) + eps), with m and v corrected for bias. RMSprop is
-      g / (sqrt(v) + eps).
-    - `keras` is the form of Keras and MXNet. Adam adds eps to the root of the uncorrected v; Kingma & Ba call this form more
-      efficient. RMSprop adds eps to v inside the root.
+    `optim.eps_form` says where eps is added. Here g is the gradient, m is the running mean of g, and v is the running mean of
+    g squared:
+    - `outer` is the form of textbooks and PyTorch. The update of Adam is m / (sqrt(v) + eps), with m and v corrected for bias.
+      The update of RMSprop is g / (sqrt(v) + eps).
+    - `keras` is the form of Keras and MXNet. Adam adds eps to the root of v before v is corrected for bias. Kingma & Ba call
+      this form more efficient. RMSprop adds eps to v inside the root.
     """
     rule, weight_decay, decay_biases = RULES[config.optim.name], config.optim.weight_decay, config.optim.decay_biases
     clip_norm, clip_value = config.optim.clip_norm, config.optim.clip_value
@@ -117,7 +118,8 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
         nothing if rule.decoupled_decay else decay,
         rule.make(config),
         decay if rule.decoupled_decay else nothing,
-        # Adds the minus sign. A function, unlike a number, adds the step count that saved checkpoints contain.
+        # Adds the minus sign. With a function instead of a number, the optimiser state also has a step count. Saved checkpoints
+        # contain this count.
         optax.scale_by_learning_rate(lambda count: 1.0),
     )
 
@@ -143,7 +145,7 @@ def _adam(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _keras_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
-    """Adam with eps added to the root of the uncorrected v.
+    """Adam with eps added to the root of v before v, the running mean of the squared gradient, is corrected for bias.
 
     This form equals optax's Adam with eps / sqrt(1 - beta2^t) in place of eps.
     """

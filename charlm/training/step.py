@@ -1,7 +1,7 @@
 """The training step: a pure function that is compiled as a whole.
 
-Letters: B batch (rows), T time, S scored positions, V vocabulary, K steps of one call, D devices, N length of the flat array
-of gradients and sums.
+The last letters of an array name are its axes: B rows of the batch, T time, S scored positions, V vocabulary, K steps of one
+call, D devices, N elements of the flat array of gradients and sums.
 """
 
 import functools
@@ -23,7 +23,8 @@ class TrainState(NamedTuple):
     """The arrays that a training step updates.
 
     Attributes:
-      step: int32 scalar, the number of steps made. This number and the seed determine all random numbers; no key is stored.
+      step: int32 scalar, the number of steps made so far. This number and the seed determine all random numbers, so no random
+        key is stored.
       carry: the recurrent state that one step passes to the next.
     """
 
@@ -37,9 +38,9 @@ class StepMetrics(NamedTuple):
     """Scalars of one step, summed over all devices.
 
     Attributes:
-      nats, chars: sum of the loss over the characters of text, and the number of these characters.
-      loss_nats, loss_weight: sum of the loss over all positions that the loss counts, and the sum of their weights. They may
-        include padding.
+      nats, chars: sum of the loss over the characters of the text, and the number of these characters. Both exclude padding.
+      loss_nats, loss_weight: weighted sum of the loss over all positions, and the sum of the weights of these positions. A
+        position of padding may have a weight above 0.
       grad_norm: global norm of the gradient before clipping.
       asked_to_stop: number of devices whose process was asked to stop; None with a single process.
     """
@@ -55,29 +56,31 @@ class StepMetrics(NamedTuple):
 def make_train_step(
     functions: Functions, optimizer: optax.GradientTransformation, mesh: Mesh, pad: int | None = None
 ) -> Callable:
-    """The pure function (state, batch, rate, seed, asked_D=None) → (state, StepMetrics). Jit it with the state donated.
+    """Returns the pure function (state, batch, rate, seed, asked_D=None) → (state, StepMetrics).
+
+    The caller compiles the function with `jax.jit` and donates the state, so that its memory is reused.
 
     The learning rate (float32 scalar) and the seed (uint32 scalar) are arguments. Runs with different seeds, learning rates or
-    schedules therefore share compiled programs.
+    schedules can therefore use the same compiled program.
 
-    The devices of the mesh share the rows of a batch. A single `psum` adds the gradients and sums of all devices as one array.
-    Two `psum` calls in one program can deadlock on XLA:CPU with two threads (jaxlib 0.10.2). Between processes, each extra
-    array costs a round trip.
+    The rows of a batch are divided among the devices of the mesh. All gradients and sums are joined to one array, and a single
+    `psum` adds this array over all devices. There are two reasons: two `psum` calls in one program can deadlock on XLA:CPU with
+    two threads (jaxlib 0.10.2), and with several processes each extra array would cost a round trip between the processes.
 
     Each row has its own random key, made from the seed, the step and the index of the row. The model folds a different number
     into the key for each random operation, such as dropout in each layer.
 
     With several processes, `asked_D` has one number per device: 1 if the process of the device was asked to stop, else 0. The
-    sum in the metrics tells every process whether any process was asked.
+    metrics contain the sum of these numbers, so every process learns whether any process was asked to stop.
 
     Args:
       pad: id of `<pad>`. The reported nats exclude padding, even if the loss counts padding.
     """
     (axis,) = mesh.axis_names
-    shared, of_rows = PartitionSpec(), PartitionSpec(axis)
+    replicated, by_row = PartitionSpec(), PartitionSpec(axis)
 
     @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(shared, *4 * (of_rows,)), out_specs=(shared, of_rows), check_vma=False
+        jax.shard_map, mesh=mesh, in_specs=(replicated, *4 * (by_row,)), out_specs=(replicated, by_row), check_vma=False
     )
     def gradients(params, batch, carry, noise_keys_B, asked_D):
         def loss(params):
@@ -111,7 +114,7 @@ def make_train_step(
 
 
 def several(train_step: Callable) -> Callable:
-    """The pure function (state, batches_K, rates_K, seed) → (state, StepMetrics) that makes K steps.
+    """Returns the pure function (state, batches_K, rates_K, seed) → (state, StepMetrics) that makes K steps.
 
     The first axis of the batches, the rates and the metrics is K. For small models, one call of K steps is faster than K calls
     of one step.

@@ -1,4 +1,4 @@
-"""Compares a run with a run without any fault, and checks that a program ended with one expected sentence."""
+"""Compares a run with a run without any fault, and checks that a program ended with one expected error sentence."""
 
 import json
 import pathlib
@@ -7,17 +7,17 @@ import subprocess
 
 from faults.runs import LIMIT
 
-TIMES = ("seconds", "chars_per_second")  # columns of metrics that differ between any two runs
+TIMES = ("seconds", "chars_per_second")  # columns of metrics that differ even between runs of the same training
 
 
 def read_rows(workdir: pathlib.Path) -> list[dict]:
-    """The rows of a run's metrics, without times and seals."""
+    """The rows of a run's metrics, without times and without seals, which are digests of the rows."""
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in (*TIMES, "seal")} for line in lines]
 
 
 def differences(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
-    """Lists what differs, bit for bit, between a run and a run without any fault. An empty list means survival.
+    """Lists what is not bit-for-bit equal in a run and a run without any fault. An empty list means that the run survived.
 
     Args:
       straight: the run without any fault.
@@ -45,7 +45,7 @@ def differences(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
 
 
 def survival(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
-    """Returns the differences as one line that names the run. Returns an empty list if nothing differs."""
+    """Returns a list with one line that names the run and its differences. Returns an empty list if nothing differs."""
     found = differences(workdir, straight)
     return [f"{workdir}: {', '.join(found)}"] if found else []
 
@@ -67,7 +67,7 @@ def refusal(status: int, errors: str, words: tuple[str, ...], what: str) -> list
     """Checks that a program ended with one error sentence that contains one of the words.
 
     Returns:
-      An empty list if it did, else one line that says how the program ended.
+      An empty list if the program ended in this way. Otherwise a list with one line that says how the program ended.
     """
     sentences = [line for line in errors.strip().splitlines() if not line.startswith("note: ")]
     right = status in (1, 2) and len(sentences) == 1 and sentences[0].startswith("error: ")
@@ -80,14 +80,14 @@ def noted(errors: str, words: tuple[str, ...]) -> bool:
 
 
 def resumed_at(workdir: pathlib.Path, saved: int, output: str) -> list[str]:
-    """Checks that a program resumed from the saved checkpoint. A program that ended before it printed its step passes.
+    """Checks that a program resumed from the saved checkpoint. A program that ended before it printed its first step passes.
 
     Args:
       saved: the step of the saved checkpoint; 0 if no checkpoint was saved.
       output: what the program printed.
 
     Returns:
-      An empty list, or one line that says where the program began.
+      An empty list if the check passes. Otherwise a list with one line that says at which step the program began.
     """
     said = re.search(r"resuming at step (\d+)", output)
     if said is None and saved and "steps," in output:

@@ -1,4 +1,4 @@
-"""Trains with each optimiser at a learning rate of 1,000. Each run must be marked diverged."""
+"""Trains with each optimiser at a learning rate of 1,000. Each run must notice that it diverges, and mark itself diverged."""
 
 import json
 

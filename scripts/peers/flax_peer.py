@@ -1,7 +1,7 @@
-"""Measures Flax Linen. worker.py describes the input and output.
+"""Measures the speed of an LSTM in Flax Linen. worker.py, in the same folder, describes the input and output of this program.
 
-The code follows the documentation of Flax. nn.RNN runs nn.OptimizedLSTMCell, and Optax provides the optimiser. One jitted
-function makes one training step.
+The code follows the documentation of Flax. nn.RNN runs nn.OptimizedLSTMCell over time, and Optax provides the optimiser. One
+jitted function makes one training step.
 """
 
 import functools

@@ -336,7 +336,7 @@ def test_losses_of_the_test_split_under_different_protocols_are_not_ranked_toget
     row = table(script, tmp_path, "--metric=test", "--where=model.hidden=8")[0]
     assert float(row["best"]) == pytest.approx(math.exp(1.5))  # only the figure of --metric ranks the rows
     message = script("compare", tmp_path, "--sort=test", status=2).stderr
-    assert "--sort=test can't sort these runs, because the figure test was measured under different protocols" in message
+    assert "--sort=test can't sort these runs, because the metric test was measured under different protocols" in message
     assert ": use --metric=test to show the runs in separate tables." in message
     script("compare", tmp_path, f"--html={tmp_path / 'page.html'}")
     assert '"test":null' in (tmp_path / "page.html").read_text()

@@ -120,7 +120,9 @@ def test_if_one_process_is_killed_the_other_process_ends_and_the_run_can_be_resu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [10, 1])
-def test_a_signal_to_one_process_stops_all_and_the_run_resumes_in_one_or_four(script, corpus_file, run_of_two, tmp_path, every):
+def test_a_signal_to_one_process_stops_both_processes_and_one_or_four_processes_can_resume(
+    script, corpus_file, run_of_two, tmp_path, every
+):
     workdir, overrides = tmp_path / "run", {"train.checkpoint_every": every}
     started = start(script, corpus_file, workdir, 2, **overrides)
     wait_for_step(workdir, 14)
@@ -206,7 +208,7 @@ def test_processes_with_different_numbers_of_devices_are_refused(script, corpus_
         ((True, None, None, None), "is for tasks started by srun"),
     ],
 )
-def test_flags_that_contradict_each_other_are_refused(monkeypatch, arguments, message):
+def test_missing_wrong_or_contradictory_flags_are_refused(monkeypatch, arguments, message):
     monkeypatch.delenv("SLURM_PROCID", raising=False)
     with pytest.raises(UserError) as error:
         processes.spec_from_flags(*arguments)
@@ -236,12 +238,12 @@ def test_a_process_builds_only_its_rows_of_a_batch():
                     np.testing.assert_array_equal(local_rows, all_rows[part])
     ids_N = np.arange(601) % 250
     local = batches.Stream(ids_N, 6, 20, False, 0).batch_at(2, slice(0, 3))
-    changed_N = np.where(np.arange(601) > 300, 255, ids_N)  # changes only the ids of the other three lanes
+    changed_N = np.where(np.arange(601) > 300, 255, ids_N)  # changes only ids in rows 3 to 5
     for changed_rows, rows in zip(batches.Stream(changed_N, 6, 20, False, 0).batch_at(2, slice(0, 3)), local, strict=True):
         np.testing.assert_array_equal(changed_rows, rows)
 
 
-def test_one_process_communicates_nothing():
+def test_a_single_process_does_not_communicate():
     assert processes.run_on_first_process(lambda a, b: a + b, 2, 3) == 5
     tree = {"a": np.ones(2)}
     assert processes.broadcast_from_first(tree) is tree
@@ -249,7 +251,7 @@ def test_one_process_communicates_nothing():
 
 
 def test_processes_with_different_corpora_are_refused(script, corpus_file, tmp_path):
-    """The corpora have the same length. Without this check, the processes would train different parameters without an error."""
+    """The corpora have the same length. If charlm accepted them, the processes would train different parameters."""
     other = tmp_path / "other.txt"
     other.write_text(corpus_file.read_text()[::-1])
     port, started = free_port(), []

@@ -35,10 +35,11 @@ def draw(model, decoding, rows=1, length=150, seed=0, prompt=PROMPT, vocab=PLAIN
 @pytest.mark.parametrize("window", [0, 4])
 def test_the_loop_is_compiled_once_for_all_chunks(model, window, caplog):
     functions, params = model
-    committed = jax.device_put(params, jax.devices()[0])  # training also passes params committed to a device
+    committed = jax.device_put(params, jax.devices()[0])  # training also passes arrays that are committed to a device
     with jax.log_compiles():
         draw((functions, committed), Decoding(1.0), length=3 * CHUNK, window=window)
     compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
+    # The compiled function is `windowed_chunk` with a window, and otherwise `carried_chunk`.
     assert len([message for message in compiled if "ed_chunk)" in message]) == 1
 
 
@@ -48,7 +49,7 @@ def greedy_loop(model, prompt, length):
     text = list(prompt)
     apply = jax.jit(functions.apply)
     for _ in range(length):
-        # Padding gives all texts the same shape, so JAX compiles once. Padding at the end does not change earlier logits.
+        # With padding, all texts have the same length, so JAX compiles only once. Padding does not change earlier logits.
         padded = np.zeros((1, len(prompt) + length), np.int32)
         padded[0, : len(text)] = text
         batch = Batch(padded, padded, np.ones(padded.shape, np.float32), np.ones(1, bool))
@@ -106,7 +107,7 @@ def test_sampling_with_a_sliding_window_restarts_from_the_zero_state_for_each_ch
         text.append(int(np.argmax(apply(params, batch, functions.zero_carry(1))[0][0, -1])))
     drawn = draw(model, Decoding(0), length=CHUNK + 9, prompt=prompt, window=window)
     assert drawn[0].tolist() == text[len(prompt) :]
-    if len(prompt) == 40:  # a carried state would give a different text
+    if len(prompt) == 40:  # with a carried state instead of a window, the text would differ
         assert drawn[0].tolist() != draw(model, Decoding(0), length=CHUNK + 9, prompt=prompt)[0].tolist()
 
 
@@ -124,7 +125,7 @@ DRAWS = 20_000
         (Decoding(1.0, top_p=0.6), [4 / 7, 3 / 7, 0, 0, 0]),
         (Decoding(1.0, top_p=0.75), [8 / 17, 6 / 17, 3 / 17, 0, 0]),
         (Decoding(1.0, top_p=1e-6), [1, 0, 0, 0, 0]),
-        (Decoding(1.0, top_k=3, top_p=0.8), [4 / 7, 3 / 7, 0, 0, 0]),  # after top_k=3, the first two have probability 0.82
+        (Decoding(1.0, top_k=3, top_p=0.8), [4 / 7, 3 / 7, 0, 0, 0]),  # after top_k=3, the first two sum to 0.82
         (Decoding(1e-6), [1, 0, 0, 0, 0]),
         (Decoding(1e6), [0.2] * 5),
     ],
@@ -137,7 +138,7 @@ def test_drawn_frequencies_match_the_exact_probabilities(decoding, expected):
     assert counts[expected == 0].sum() == 0
     kept = expected > 0
     chi_squared = ((counts[kept] - expected[kept]) ** 2 / expected[kept]).sum()
-    assert chi_squared < 24  # the seed is fixed; with 4 degrees of freedom, one seed in 10,000 exceeds 24
+    assert chi_squared < 24  # with 4 degrees of freedom, only one seed in 10,000 gives more than 24; this seed is fixed
 
 
 @pytest.mark.slow
@@ -146,7 +147,9 @@ def test_several_devices_draw_the_same_text_as_one_device(script, small, tmp_pat
     script("train", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *flags)
     command = ("sample", f"--workdir={tmp_path / 'run'}", "--prompt=a", "--num=32", "--length=90", "--seed=4")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    shared = script(*command).stdout
+    from_several_devices = script(*command).stdout
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
-    assert script(*command).stdout == shared
-    assert len(set(shared.split("--- sample "))) == 33
+    assert script(*command).stdout == from_several_devices
+    assert (
+        len(set(from_several_devices.split("--- sample "))) == 33
+    )  # 32 different samples, and the part before the first sample
