@@ -49,9 +49,9 @@ def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str 
 class Model:
     """A trained model: one checkpoint of a run.
 
-    Every text is normalised like the run's corpus; see `normalise`. The first call of a method compiles programs for a few
-    lengths, and every text is padded to one of these lengths. Later calls use the same programs, so they are fast for a text of
-    any length.
+    Every text is normalised like the run's corpus; see `normalise`. Texts are padded to a few lengths. The program for a
+    length is compiled when it is needed for the first time, and is then kept. Later calls are therefore fast for a text of any
+    length.
 
     Attributes:
       run: the run directory.

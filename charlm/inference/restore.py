@@ -115,7 +115,7 @@ def _named_step(checkpoints: Checkpoints, which: str, status: dict) -> int | Non
 
 
 def _candidates(checkpoints: Checkpoints, which: str, best: dict | None) -> list[int]:
-    """The steps of the checkpoints that match `which`, in the order in which `load` should try to read them.
+    """The steps of the checkpoints that `load` should try to read, the preferred step first.
 
     Args:
       best: the run's best evaluation, from status.json. None if the run has no evaluation yet.
