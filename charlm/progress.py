@@ -15,7 +15,7 @@ from charlm import measures
 class Reporter:
     """Shows the progress of a training: a bar on a terminal, and one line for each printed row of metrics.
 
-    Use the reporter as a context manager. At exit, the bar is removed from the terminal.
+    Use the reporter as a context manager. When the context ends, the bar is removed from the terminal.
     """
 
     def __init__(self, total_steps: int, first_step: int):
@@ -44,7 +44,7 @@ class Reporter:
             self._bar.update(self._task, completed=step, text=text)
 
     def row(self, row: dict, seconds_left: float = 0.0, note: str = "") -> None:
-        """Prints a row of metrics. If a bar is shown, skips training rows, because the bar shows the training loss."""
+        """Prints a row of metrics. If a bar is shown, rows of the split `train` are not printed: the bar shows this loss."""
         step = f"step {row['step']:>{len(str(self._total))}}/{self._total}"
         nats = f"{row['split']} {row['nats']:.4f} nats"
         if row["split"] != "train":
@@ -67,7 +67,7 @@ class Reporter:
 def megabytes(what: str, size: int) -> Iterator[Callable[[int], None]]:
     """Shows on stderr how much of the input has been read. A terminal shows a bar. Other outputs get one line at the start.
 
-    Yields a function. Call the function after each read, with the number of bytes of this read.
+    Yields a function. The caller calls this function after each read, with the number of bytes that were read.
 
     Args:
       what: description of the work.
@@ -104,7 +104,7 @@ def tell(line: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Prints a note on stderr about a problem after which the program can continue."""
+    """Prints a note on stderr about a problem that does not stop the program."""
     _put(f"note: {message}", sys.stderr)
 
 
@@ -113,14 +113,16 @@ def _put(line: str, stream: TextIO) -> None:
         print(line, file=stream, flush=True)
     except OSError:
         with contextlib.suppress(OSError):
-            # Without this, Python would try to write the rest of the buffer again and fail.
+            # From now on, the stream writes to /dev/null. Otherwise Python would try to write the rest of the buffer again and
+            # fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def stopping() -> None:
     """Tells the user that the program will stop because of a signal.
 
-    A signal handler can call this function. A handler must not use `print` or the bar, because the handler may interrupt them.
+    A signal handler can call this function. A signal handler must not use `print` or the bar, because the signal may have
+    interrupted a call of `print` or of the bar.
     """
     show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # the bar hides the cursor
     with contextlib.suppress(OSError):  # if stderr is a pipe, Ctrl-C may have ended the process that reads the pipe

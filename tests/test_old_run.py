@@ -1,8 +1,8 @@
-"""Tests that an old run directory still gives the same results as in the older version of charlm.
+"""Tests that a run directory of an older version of charlm still gives the same results as that version gave.
 
-Commit 0e34d7a made `tests/data/old_run/run`. The model has two layers and dropout. SIGTERM stopped the run at step 17 of 30.
-The same commit also resumed, evaluated, sampled and compared the run. `expected.json` has these results. The tests allow
-differences of 1e-5, because processors round differently.
+The version of commit 0e34d7a made `tests/data/old_run/run`. The model has two layers and dropout. SIGTERM stopped the run at
+step 17 of 30. The same version then resumed, evaluated, sampled and compared the run. `expected.json` has the results of that
+version. The tests allow differences of 1e-5, because processors round differently.
 """
 
 import json
@@ -37,14 +37,14 @@ def expected() -> dict:
 
 @pytest.fixture(scope="module")
 def resumed(script, tmp_path_factory):
-    """Copies the old run, sets corpus.path to a new file, and resumes the run to step 30. Returns the run directory."""
+    """Copies the old run, sets corpus.path to a new file, and trains the copy up to step 30. Returns its run directory."""
     folder = tmp_path_factory.mktemp("old")
     corpus, workdir = folder / "made_up.txt", folder / "run"
     corpus.write_text(make_text(8000), encoding="utf-8")
     shutil.copytree(OLD_RUN / "run", workdir)
     config = json.loads((workdir / "config.json").read_text())
     config["corpus"]["path"] = os.fspath(corpus)
-    del config["seal"]  # the seal no longer matches the changed config
+    del config["seal"]  # the seal is a checksum of the file, which does not match the changed config
     (workdir / "config.json").write_text(json.dumps(config))
     flags = [f"--config={ROOT / TINY}", *as_flags(OVERRIDES | {"corpus.path": corpus})]
     output = script("train", *flags, f"--workdir={workdir}").stdout
@@ -53,7 +53,7 @@ def resumed(script, tmp_path_factory):
 
 
 def assert_close(found, expected) -> None:
-    """Asserts that two values are equal. Floats may have an absolute or relative difference of 1e-5."""
+    """Asserts that two values are equal. Two floats may have an absolute or relative difference of 1e-5."""
     assert type(found) is type(expected)
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
@@ -65,23 +65,23 @@ def assert_close(found, expected) -> None:
         assert found == expected
 
 
-def test_the_resumed_run_has_the_same_metrics(resumed, expected):
+def test_the_resumed_run_has_the_metrics_of_the_old_version(resumed, expected):
     rows = read_rows(resumed)
     assert len(rows) == len(expected["rows"])
     for row, other in zip(rows, expected["rows"], strict=True):
         assert_close(row, other)
 
 
-def test_the_evaluation_is_the_same(script, resumed, expected):
+def test_the_evaluation_equals_the_evaluation_by_the_old_version(script, resumed, expected):
     found = json.loads(script("evaluate", f"--workdir={resumed}").stdout)
     assert_close({key: found[key] for key in expected["evaluation"]}, expected["evaluation"])
 
 
-def test_the_sample_is_the_same(script, resumed, expected):
+def test_the_sample_equals_the_sample_of_the_old_version(script, resumed, expected):
     flags = ("--checkpoint=latest", "--length=60", "--seed=3", "--prompt=ab")
     assert script("sample", f"--workdir={resumed}", *flags).stdout == expected["sample"]
 
 
-def test_the_comparison_is_the_same(script, resumed, expected):
+def test_the_comparison_equals_the_comparison_by_the_old_version(script, resumed, expected):
     (found,) = json.loads(script("compare", resumed, "--json").stdout)
     assert_close({key: found[key] for key in expected["compare"]}, expected["compare"])

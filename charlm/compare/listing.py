@@ -1,4 +1,4 @@
-"""Lists runs as plain dicts, for notebooks. A dict has one key for each column of a table."""
+"""Lists runs as plain dicts, for notebooks. Each dict describes one run. All dicts have the same keys, like rows of a table."""
 
 import os
 from collections.abc import Sequence
@@ -8,11 +8,14 @@ from charlm.errors import UserError
 from charlm.progress import warn
 
 FIGURES = ("best", "best_step", "last", "test", "train", "steps", "parameters", "chars_per_second", "seconds")
-PROTOCOLS = {"protocol": "best", "test_protocol": "test", "train_protocol": "train"}  # column → figure
+# Key of a dict that holds a protocol → the key of the loss that was measured under this protocol.
+PROTOCOLS = {"protocol": "best", "test_protocol": "test", "train_protocol": "train"}
 
 
 def listed(paths: Sequence[str | os.PathLike]) -> list[dict]:
-    """All runs below these folders; see `charlm.runs`. A run whose config can't be read is left out, with a note on stderr.
+    """All runs at or below these paths; see `charlm.runs`.
+
+    A run whose config can't be read is left out, and a note on stderr says so.
 
     Raises:
       UserError: no path is given, a path is not a directory or contains no runs, or no run can be read.

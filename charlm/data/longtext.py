@@ -1,12 +1,13 @@
-"""A running text that is too long for a Python string. It is encoded once into a file that is mapped into memory.
+"""A running text, which is not divided into documents, that is too long to be held in memory as a Python string.
 
-The file holds one code per character. A code is the index of the character among the sorted symbols of the text. The codes have
-the smallest unsigned integer type that fits. Only the pages of the file that are read use memory.
+The text is encoded once into a file. The file holds one code per character. A code is the index of the character among the
+sorted symbols of the text. The codes have the smallest unsigned integer type that can hold all indices. The file is mapped into
+memory, so only the parts of the file that are read use memory.
 
-An encoding is a folder in the cache. Its name is a hash of the files' contents and of the normalisation, so a changed text gets
-a new encoding.
+An encoding is a folder in the cache. The folder's name is a hash of the contents of the text files and of the settings of the
+normalisation, so a changed text gets a new encoding.
 
-Shape letter: N characters.
+In names of arrays, N is the number of characters of a text.
 """
 
 import codecs
@@ -37,10 +38,11 @@ BLOCK = 1 << 22  # the number of bytes or characters that are processed at a tim
 
 @dataclasses.dataclass(frozen=True)
 class LongText:
-    """A text, or a slice of one. `len`, slicing and `str` work as for a string.
+    """A text, or a slice of a text. `len`, slicing and `str` work as for a string.
 
     Attributes:
-      symbols: the distinct characters of the whole text, sorted; a slice need not contain all of them.
+      symbols: the distinct characters of the whole text, sorted. A slice has the same `symbols`, even if some of these
+        characters do not occur in the slice.
       codes_N: the index of each character in `symbols`, as unsigned integers mapped from disk.
       sha256: the hash of the whole text as UTF-8; None for a slice.
     """
@@ -60,7 +62,10 @@ class LongText:
 
     @functools.cached_property
     def symbols_used(self) -> str:
-        """The distinct characters of this text or slice, sorted. Cached, because finding them reads the whole text."""
+        """The distinct characters that occur in this text or slice, sorted.
+
+        The property is cached, because it reads the whole text or slice.
+        """
         counts = np.zeros(len(self.symbols), np.int64)
         for block in self._blocks():
             counts += np.bincount(block, minlength=len(self.symbols))
@@ -83,7 +88,8 @@ class LongText:
           UserError: the text has characters outside the vocabulary, and the vocabulary has no `<unk>`.
         """
         used = set(self.symbols_used)
-        # Symbols that do not occur in this slice may be outside the vocabulary. They get an arbitrary id, which is never used.
+        # Symbols that do not occur in this slice may be outside the vocabulary. These symbols get an arbitrary id. This id is
+        # never used.
         table = vocab.encode("".join(symbol if symbol in used else vocab.symbols[0] for symbol in self.symbols), where)
         if np.array_equal(table, np.arange(len(self.symbols))):
             return self.codes_N
@@ -111,12 +117,12 @@ Ids = np.ndarray | Translated  # (N,) ids that can be indexed with an array of p
 
 
 def load(files: list[pathlib.Path], normalise: Callable[[str], str], settings: dict, folder: pathlib.Path) -> LongText:
-    """The joined text of some files. If the cache has no encoding of the text, the text is encoded and added to the cache.
+    """The text of one or more files, joined. If the cache has no encoding of the text, this function adds the encoding.
 
     Args:
       files: UTF-8 text files, plain, .gz or .xz.
       normalise: applied to each file in blocks. The result is the same as for one call with the whole file.
-      settings: the settings of `normalise` as JSON values; they are part of the encoding's name.
+      settings: the settings of `normalise` as JSON values. The name of the encoding depends on these settings.
       folder: the folder that holds the encodings.
 
     Raises:
@@ -135,7 +141,7 @@ def load(files: list[pathlib.Path], normalise: Callable[[str], str], settings: d
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / f"{encoding.name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes that need the same encoding, one waits
+                fcntl.flock(lock, fcntl.LOCK_EX)  # a second process that needs the encoding waits here
                 about = _read_about(encoding) or _encode(files, file_hashes, normalise, encoding)
         except OSError as error:
             raise UserError(
@@ -165,10 +171,13 @@ def _encode(files: list[pathlib.Path], file_hashes: list[str], normalise: Callab
     renamed at the end, so every encoding in the cache is complete.
 
     Args:
-      file_hashes: the sha256 of each file's bytes. A file with another hash has changed, which raises a UserError.
+      file_hashes: the expected sha256 of each file's bytes.
+
+    Raises:
+      UserError: a file has changed, so that its sha256 is no longer the expected one, or a file is not UTF-8.
     """
     new = encoding.with_name(f"{encoding.name}.new")
-    shutil.rmtree(new, ignore_errors=True)  # a process that died while encoding may have left it
+    shutil.rmtree(new, ignore_errors=True)  # a process that died while encoding may have left this folder
     shutil.rmtree(encoding, ignore_errors=True)
     new.mkdir()
     try:
@@ -204,8 +213,8 @@ def _normalised_blocks(
 ) -> Iterator[str]:
     """The normalised text of the files, in blocks.
 
-    A block ends after a line feed or a space. Such a cut is safe, because normalising never combines the characters around it.
-    A file without line feeds and spaces is one block.
+    A block ends after a line feed or a space. Cutting the text there does not change the result, because the normalised text
+    after a line feed or a space does not depend on the text before it. A file without line feeds and spaces is one block.
     """
     for file, sha256 in zip(files, file_hashes, strict=True):
         rest, is_first = "", True
@@ -219,9 +228,10 @@ def _normalised_blocks(
 
 
 def _protected(text: str) -> str:
-    """Doubles a leading U+FEFF, because normalising removes the first.
+    """Doubles U+FEFF at the start of a block that is not the first block of its file.
 
-    At the start of a file, U+FEFF is a byte-order mark. At the start of a later block it is a character of the text.
+    At the start of a file, U+FEFF is a byte-order mark. At the start of a later block, U+FEFF is a character of the text.
+    Normalising removes one U+FEFF from the start of every block, so the character of the text is left.
     """
     return "\ufeff" + text if text.startswith("\ufeff") else text
 

@@ -1,6 +1,7 @@
 """The class `Model`: a trained model, for notebooks and for the programs evaluate and sample.
 
-Letters: N characters of a text, T characters of a window, B rows, V vocabulary.
+Letters in the names and shapes of arrays: N characters of a text, T characters of a window, B rows, V vocabulary, H hidden
+units.
 """
 
 import dataclasses
@@ -30,7 +31,8 @@ from charlm.inference.protocol import Protocol
 from charlm.models import stack
 from charlm.rundir.run import Run, check_checkpoint_name
 
-# Characters of a window. A text is read in long windows and its rest in short ones, so only two lengths are compiled.
+# The numbers of characters in a short and in a long window. A text is read in long windows. The rest, which is shorter than a
+# long window, is read in short windows. Programs are therefore compiled for only two lengths.
 SHORT, LONG = 64, 1024
 
 
@@ -47,8 +49,9 @@ def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str 
 class Model:
     """A trained model: one checkpoint of a run.
 
-    Every text is normalised like the run's corpus; see `normalise`. Texts are padded to a few lengths, and compiled programs
-    are kept, so a second call is fast for a text of any length.
+    Every text is normalised like the run's corpus; see `normalise`. Texts are padded to a few lengths. The program for a
+    length is compiled when it is needed for the first time, and is then kept. Later calls are therefore fast for a text of any
+    length.
 
     Attributes:
       run: the run directory.
@@ -65,7 +68,7 @@ class Model:
 
     @property
     def vocab(self) -> Vocab:
-        """The vocabulary. `encode` turns text into ids, `decode` turns ids into text, and `len` is the number of symbols."""
+        """The vocabulary. `encode` turns text into ids, `decode` turns ids into text, `len` gives the number of symbols."""
         return self.trained.vocab
 
     @property
@@ -93,7 +96,7 @@ class Model:
         """What the model predicts after each character, as unnormalised log-probabilities.
 
         Row i is computed from characters 0 to i and predicts character i + 1. The state is zero before the first character and
-        is carried to the last. This does not depend on the framing that the model was trained with.
+        is carried to the last character, whatever framing (stream, chunks, windows or documents) the model was trained with.
 
         Returns:
           float32 (N, V), for the N characters of `normalise(text)`. Columns are ids of `vocab`.
@@ -108,14 +111,14 @@ class Model:
 
         The first value is nan, because no character comes before the first character, and the model has not learned how texts
         begin. The state is carried as in `logits`, so the mean of the other values is `score(text, framing="stream")["nats"]`.
-        For a model trained on a stream, `score(text)["nats"]` is the same. For a model of documents, the mean differs from
-        `score`, because `score` also counts the end of each document.
+        For a model trained on a stream, the mean is also `score(text)["nats"]`. For a model trained on documents, the mean
+        differs from `score(text)["nats"]`, because `score` also scores the prediction that a document ends.
 
         Returns:
           float32 (N,), for the N characters of `normalise(text)`. A character outside the vocabulary counts as `<unk>`.
 
         Raises:
-          UserError: as `logits` does.
+          UserError: in the same cases as `logits`.
         """
         next_nats = np.concatenate([np.asarray(nats_T)[:count] for count, _, nats_T in self._read(text)])
         return np.concatenate([np.full(1, np.nan, np.float32), next_nats[:-1]])
@@ -123,14 +126,14 @@ class Model:
     def states(self, text: str) -> tuple:
         """The state of every layer after each character.
 
-        The state is zero before the first character and is carried to the last, as in `logits`.
+        As in `logits`, the state is zero before the first character and is carried to the last character.
 
         Returns:
           A tuple with one entry for each layer, from the first to the last. An entry is the state of the layer's cell. Its
           leaves are float32 (N, …) for the N characters of `normalise(text)`. The entry of an LSTM layer is (c_NH, h_NH).
 
         Raises:
-          UserError: as `logits` does.
+          UserError: in the same cases as `logits`.
         """
         carry, windows = self._zero_carry(), []
         for count, ids_T1 in _windows(self._encoded(text)):
@@ -139,7 +142,7 @@ class Model:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *windows)
 
     def score(self, text: str | Sequence[str], framing: str | None = None) -> dict[str, Any]:
-        """Measures how well the model predicts a text. `scripts/evaluate.py --text` gives the same figures.
+        """Measures how well the model predicts a text. `scripts/evaluate.py --text` gives the same values.
 
         Args:
           text: a string. For a model of documents, each line of the string is a document. Such a model also accepts a sequence
@@ -147,11 +150,11 @@ class Model:
           framing: `stream`, `chunks`, `windows` or `documents`. The default is the framing of the run's evaluation.
 
         Returns:
-          nats, bits, perplexity: per scored character.
+          nats, bits, perplexity: the mean loss of a scored character in nats and in bits, and the perplexity per character.
           chars: the number of scored characters.
           step: the step of the checkpoint.
           seconds: the time that scoring took.
-          protocol: how the text was read. Compare only figures with the same protocol.
+          protocol: how the text was read. Losses can be compared only if their protocols are the same.
 
         Raises:
           UserError: the text is too short for the framing, or has unknown symbols and the vocabulary has no `<unk>`.
@@ -212,8 +215,8 @@ class Model:
           num: None returns one text; a number returns a list of that many texts.
           top_k: draw from the k most probable characters; 0 draws from all characters.
           top_p: draw from the fewest characters whose probabilities sum to at least p.
-          window: before each draw, the model reads the last `window` characters from the zero state. 0 carries the state over
-            all characters instead. The default is the window that the model was trained with.
+          window: before each draw, the model starts from the zero state and reads the last `window` characters. With 0, the
+            state is carried from character to character instead. The default is the window that the model was trained with.
           unknown: `error` refuses a prompt with symbols outside the vocabulary; `skip` drops such symbols.
 
         Returns:
@@ -248,10 +251,12 @@ class Model:
     ) -> Iterator[list[str]]:
         """Draws several texts after one prompt. Yields the texts piece by piece, without the prompt.
 
-        The arguments are those of `sample` and must be checked before. None means the value of the run's config.
+        The other arguments have the same meaning as in `sample`. The caller must check them first. If an argument is None, its
+        value comes from the run's config.
 
         Args:
-          cell: the index of this pair of prompt and temperature in a grid of such pairs. Each pair draws with its own noise.
+          cell: an index that changes the noise of the draws. A caller that draws for several pairs of prompt and temperature
+            gives each pair its own index.
         """
         config = self.config.sample
         length = (config.length or defaults().sample.length) if length is None else length
@@ -282,9 +287,10 @@ class Model:
         return self.vocab.encode(normalised)
 
     def _read(self, text: str) -> Iterator[tuple[int, jax.Array, jax.Array]]:
-        """Yields for each window: the number of characters, logits_TV, and nats_T, the nats of each next character.
+        """Reads a text window by window. Yields the number of characters of a window, logits_TV and nats_T.
 
-        T may be more than the number of characters. The remaining positions are padding.
+        nats_T holds the loss of each next character. T may be larger than the number of characters, because short windows are
+        padded at the end.
         """
         carry = self._zero_carry()
         for count, ids_T1 in _windows(self._encoded(text)):
@@ -292,13 +298,16 @@ class Model:
             yield count, logits_TV, nats_T
 
     def _zero_carry(self) -> Any:
-        """The zero state of one row, placed like all later states, so that XLA compiles only one program."""
+        """The zero state of one row. It has the same sharding as all later states, so that XLA compiles only one program."""
         placement = jax.tree.leaves(self.params)[0].sharding
         return jax.device_put(self.trained.functions.zero_carry(1), placement)
 
     @functools.cached_property
     def _apply_window(self) -> Callable:
-        """A jitted function (params, ids_T1, carry) → (logits_TV, nats_T, carry): reads T ids and scores the id after each."""
+        """A jitted function (params, ids_T1, carry) → (logits_TV, nats_T, carry).
+
+        The function gets T + 1 ids. It reads the first T ids, and computes the loss of the id that follows each of them.
+        """
 
         def window(params, ids_T1, carry):
             inputs_BT, targets_BT = ids_T1[None, :-1], ids_T1[None, 1:]
@@ -311,7 +320,7 @@ class Model:
 
     @functools.cached_property
     def _step_window(self) -> Callable:
-        """A jitted function (weights, ids_T, carry) → (carry, states): reads T ids; `states` stacks the state after each id."""
+        """A jitted function (weights, ids_T, carry) → (carry, states). It reads T ids and stacks the states after each id."""
 
         def window(weights, ids_T, carry):
             def step(carry, id_):
@@ -324,7 +333,7 @@ class Model:
 
     @functools.cached_property
     def _step_weights(self) -> Any:
-        """The parameters as `functions.step` reads them for one row."""
+        """The parameters in the layout that `functions.step` needs for one row."""
         return jax.jit(self.trained.functions.stepwise, static_argnums=1)(self.params, 1)
 
     @functools.cached_property
@@ -342,9 +351,10 @@ def joined(pieces: Iterator[list[str]], num: int) -> list[str]:
 
 
 def _windows(ids_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Cuts the ids into long windows and then short ones. Yields the number of ids of a window, and ids_T1, int32.
+    """Cuts the ids into long windows, and the rest into short windows. Yields the number of ids of a window, and ids_T1.
 
-    ids_T1 includes the id after the window. Positions after the end of the text are filled with zeros.
+    ids_T1 is an int32 array of T + 1 ids, because it includes the id after the window. Positions after the end of the text are
+    filled with zeros.
     """
     start, total = 0, len(ids_N)
     while start < total:

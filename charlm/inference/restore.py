@@ -42,18 +42,19 @@ class Trained(NamedTuple):
 def load(workdir: str | os.PathLike, which: str, dtype: str | None = None) -> Trained:
     """Reads a run and one of its checkpoints.
 
-    If the `best` checkpoint can't be read, the next best checkpoint is read instead. If the `latest` checkpoint can't be read,
-    the checkpoint before it is read instead. A note on stderr tells the user. If no checkpoint has been evaluated yet, `best`
-    means the latest checkpoint.
+    If the best checkpoint can't be read, the second best checkpoint is read, and so on. If the latest checkpoint can't be read,
+    the previous checkpoint is read, and so on. A note on stderr tells the user. If no checkpoint has been evaluated yet, `best`
+    stands for the latest checkpoint.
 
     Args:
       workdir: the run directory. A training may write to the directory at the same time.
-      which: `best` (by the loss that `train.best` names), `latest`, or a step.
-      dtype: the type of the operands of matrix products. None means the type that the training used.
+      which: `best`, `latest` or a step. `best` is the checkpoint with the lowest validation loss or
+        training loss; `train.best` says which of the two losses.
+      dtype: the type of the operands of matrix products. None stands for the type that the training used.
 
     Raises:
-      UserError: the directory has no run or no such checkpoint.
-      Failure: no checkpoint can be read.
+      UserError: the directory has no run, or the run has no checkpoint `which`.
+      Failure: the checkpoint can't be read, and no other checkpoint can be read instead.
     """
     run = Run(workdir)
     run.status()
@@ -114,16 +115,16 @@ def _named_step(checkpoints: Checkpoints, which: str, status: dict) -> int | Non
 
 
 def _candidates(checkpoints: Checkpoints, which: str, best: dict | None) -> list[int]:
-    """The steps to try, in order.
+    """The steps of the checkpoints that `load` should try to read, the preferred step first.
 
     Args:
-      best: the run's best evaluation, from its status.
+      best: the run's best evaluation, from status.json. None if the run has no evaluation yet.
     """
     steps = checkpoints.steps()
     if which == "latest":
         return steps[::-1]
     if which == "best":
-        nats: dict[int, float] = {}  # step → nats/char of the evaluated checkpoints
+        nats: dict[int, float] = {}  # step of an evaluated checkpoint → its loss in nats/char
         unevaluated = []
         for step in steps:
             with _skipping_unreadable(checkpoints, step):

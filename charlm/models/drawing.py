@@ -17,9 +17,11 @@ def unrolled(
     Ids are at the bottom and predictions at the top. Time runs from left to right.
 
     Args:
-      cell: title of the recurrence.
-      state: title of the recurrent state, which labels the arrows between steps.
-      last_only: whether only the last step predicts a character, as with `windows` as framing.
+      cell: title of the recurrent cell.
+      state: title of the cell's state. The title labels the arrows between steps.
+      encoding: name of the input encoding, such as `onehot`.
+      steps: number of characters in the drawing.
+      last_only: True if only the last step predicts a character. This is so with the framing `windows`.
     """
     lines = [
         "digraph network {",
@@ -51,10 +53,10 @@ def unrolled(
 
 
 def write(dot: str, file: str) -> list[str]:
-    """Writes the Graphviz text to `file`. If Graphviz is installed, also writes an SVG file. Returns the files written.
+    """Writes the Graphviz text to `file`. If Graphviz is installed, also writes an SVG file. Returns the written files.
 
-    Both files are in the same folder and have the same name, except for the suffix. If `file` ends in .svg, the text is written
-    to a .dot file.
+    Both files are in the same folder and have the same name, except for the suffix. If `file` ends in .svg, the Graphviz text
+    is written to a file that ends in .dot instead.
 
     Raises:
       UserError: the file can't be written.

@@ -1,6 +1,6 @@
 """The cross-entropy of logits, in nats.
 
-Letters: B batch, S scored positions, V vocabulary.
+Letters in the names of arrays: B batch (rows), S scored positions, V vocabulary.
 """
 
 import jax
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 
 def nats_and_count(logits_BSV: jax.Array, targets_BS: jax.Array, weights_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The weighted cross-entropy as a sum and a count. For a mean, add all sums and all counts first, then divide once.
+    """The weighted cross-entropy of a batch, as a sum and a count.
+
+    For the mean over several batches, add the sums and add the counts of all batches. Then divide once.
 
     Returns:
       nats: float32 scalar, the sum of -ln p(target) times the weight.

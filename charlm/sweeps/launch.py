@@ -32,7 +32,7 @@ class TrialStatus(NamedTuple):
     """The status of a trial, read from its run directory.
 
     Attributes:
-      state: `new`, a state of run.STATES, or a state that only a launcher sets: `running`, `queued`, `stopped` or `pruned`.
+      state: `new`, one of run.STATES, or a state that only a launcher sets: `running`, `queued`, `stopped` or `pruned`.
       step: number of steps trained.
       total_steps: number of steps of the whole training; None if the training has not started.
       best: {"step", "nats", "split"} of the best evaluation so far.
@@ -72,7 +72,10 @@ class Slot(NamedTuple):
 
 
 def read_status(run: Run) -> TrialStatus:
-    """Reads the status of a run. Another process may be writing the run. If the run is damaged, the state is `failed`."""
+    """Reads the status of a run. Another process may write to the run directory at the same time.
+
+    If the run directory is damaged, the returned state is `failed`.
+    """
     if not (run.workdir / "status.json").exists():
         return TrialStatus("new")
     try:
@@ -93,7 +96,7 @@ def read_status(run: Run) -> TrialStatus:
 
 
 def failure_message(log: pathlib.Path) -> str:
-    """The error message at the end of a training's log, or else the last line of the log. Empty if no log exists."""
+    """The error message at the end of a training's log, or else its last line. An empty string if no log exists."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
@@ -136,10 +139,10 @@ def available_gpus() -> list[str]:
 
 
 def start_training(command: list[str], slot: Slot, log: pathlib.Path) -> subprocess.Popen:
-    """Starts a training in a slot, and appends the output of the training to a log.
+    """Starts a training on the cores and GPUs of a slot, and appends the output of the training to a log.
 
-    The process has its own session, so Ctrl-C on the terminal does not reach the process directly. The launcher forwards the
-    signal.
+    The training has its own terminal session, so Ctrl-C on the terminal does not reach the training directly. Instead, the
+    launcher receives the signal and forwards it to the training.
     """
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if slot.gpus is not None:
@@ -172,8 +175,8 @@ def run_local(
 ) -> int:
     """Runs trials on this machine. Each slot runs one trial at a time.
 
-    A killed launcher may leave running trainings behind. If such a process already trains a trial, this launcher waits until
-    the process ends.
+    If a launcher was killed, the trainings that it started may still be running. If one of these trainings already trains a
+    trial, this launcher does not start the trial, but waits until the training ends.
 
     Args:
       root: folder of the sweep.
@@ -182,7 +185,7 @@ def run_local(
       slots: the parts of the machine.
       display: shows the trials.
       on_end: called with a trial and its status when the trial ends.
-      should_stop: called repeatedly for each running trial. If it returns True, the trial is stopped and its state is `pruned`.
+      should_stop: called repeatedly for each running trial. True stops the trial and makes its state `pruned`.
 
     Returns:
       The number of the signal that stopped the launcher, or 0.
@@ -232,8 +235,8 @@ class _LocalLauncher:
         trial, process = self._running[slot]
         if process.poll() is not None:
             del self._running[slot]
-            # A training exits with status 2 if another process holds the lock of the run directory. A killed launcher may have
-            # started that process.
+            # A training exits with status 2 if another process holds the lock of the run directory. This other process may be
+            # a training that a killed launcher has started.
             if process.returncode == 2 and self._root.run(trial).is_training():
                 self._external[slot] = trial
                 return
@@ -257,7 +260,10 @@ class _LocalLauncher:
             self._end(trial, status)
 
     def _fill(self, slot: int) -> None:
-        """Starts the next trial if the slot is free and trials are left."""
+        """Starts the next trial in the slot if the slot is free and trials are left.
+
+        If another process already trains the trial, the slot waits for this process instead.
+        """
         if slot in self._running or slot in self._external or self._all_taken or self._signals:
             return
         trial = next(self._trials, None)
@@ -273,7 +279,7 @@ class _LocalLauncher:
     def _start(self, slot: int, trial: sweep.Trial) -> None:
         process = start_training(self._command_of(trial), self._slots[slot], self._root.log(trial))
         self._running[slot] = (trial, process)
-        # A signal that arrived while the process was starting has not been forwarded to the process.
+        # A signal that arrived while the process was starting was not forwarded to it, because it was not in `_running` yet.
         if self._signals:
             process.send_signal(self._signals[0])
 
@@ -288,8 +294,8 @@ class _LocalLauncher:
 class Display:
     """Shows the status of trials.
 
-    On a terminal, the display is a live table. Without a terminal, the display prints a line when a trial starts or ends.
-    Every minute, it also prints a line for each running trial.
+    On a terminal, the display is a live table. Without a terminal, the display prints a line when a trial starts or ends, and
+    every minute a line for each running trial.
     """
 
     def __init__(self, total: int):
@@ -354,9 +360,10 @@ class Display:
         print("  ".join(parts), flush=True)
 
     def _table(self) -> Table:
-        """The table of trials: first running trials, then queued, failed and stopped trials, then all other trials.
+        """The table of trials.
 
-        Trials with the same state are sorted by their best loss. The table shows only the trials that fit on the screen.
+        Running trials come first, then queued trials, then failed and stopped trials, then all other trials. Trials with the
+        same state are sorted by their best loss. The table shows only as many trials as fit on the screen.
         """
         order = {"running": 0, "queued": 1, "failed": 2, "stopped": 2, "diverged": 3, "done": 4, "pruned": 5}
         rows = sorted(
@@ -413,7 +420,7 @@ def _status_after_exit(root: sweep.Root, trial: sweep.Trial, code: int, was_prun
 
 
 def _last_train_row(file: pathlib.Path) -> dict[str, Any]:
-    """The last row with a training loss within the last TAIL_BYTES of the file. An empty dict if no such row exists."""
+    """The last row of the split `train` in a metrics file. An empty dict if the last TAIL_BYTES have no such row."""
     try:
         with file.open("rb") as opened:
             opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL_BYTES))

@@ -1,4 +1,7 @@
-"""Makes the data, functions and numbers of a training from a config. Writes no files, except the graph of --describe."""
+"""Makes from a config what a training needs: the data, the functions of the model, and numbers such as the number of steps.
+
+This module writes no files, except the picture of the network for --describe.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,9 +23,11 @@ from charlm.inference.protocol import Protocol
 from charlm.models import drawing, stack
 from charlm.training import optim
 
-STEPS_PER_CALL = (10, 5, 2)  # tried in this order
-# The most floating-point operations in a call of several steps. Such a call takes 3 s on two cores. During a call, the training
-# can't respond to a signal.
+# The numbers of steps that one call may have, in the order in which they are tried. The first number is used with which a call
+# needs at most MAX_OPERATIONS.
+STEPS_PER_CALL = (10, 5, 2)
+# The largest allowed number of floating-point operations in a call of several steps. A call with this many operations takes 3 s
+# on two cores. During a call, the training can't respond to a signal.
 MAX_OPERATIONS = 1e12
 
 
@@ -32,7 +37,7 @@ class Setup:
 
     Attributes:
       encoded: the splits as ids.
-      mesh: the devices that share the rows of a batch.
+      mesh: the devices among which the rows of a batch are divided.
       rates: (step, count) → the schedule's learning rates of `count` steps, starting at `step`: float32 (count,).
       best_by: the loss that chooses the best checkpoint, `validation` or `train`.
       draw_sample: (params, step) → text; None if `sample.length` is 0.
@@ -109,14 +114,17 @@ def set_up(config: ConfigDict) -> Setup:
 
 
 def steps_per_call(wanted: int, framing: batches.Framing, functions: stack.Functions) -> int:
-    """The number of steps in one call. If `wanted` is 0, several short steps or one long step; otherwise `wanted`.
+    """The number of training steps in one call of a compiled function.
+
+    The result is `wanted`, unless `wanted` is 0. With 0, the result depends on the operations of a step: a call has several
+    steps if the steps are short, or else one step.
 
     For documents, the result is always 1, because batches of documents differ in length. With several processes, the result is
-    always 1, because the processes exchange received signals at each step.
+    also always 1, because the processes tell each other at each step whether they have received a signal.
     """
     if framing.is_of_documents or jax.process_count() > 1:
         return 1
-    # Each weight takes 2 operations in the forward pass and 4 in the backward pass.
+    # For each character, each multiply-add takes 2 operations in the forward pass and 4 in the backward pass.
     operations = 6 * functions.operations * framing.rows * framing.length
     return wanted or next((steps for steps in STEPS_PER_CALL if steps * operations <= MAX_OPERATIONS), 1)
 
@@ -155,7 +163,7 @@ def _data_lines(setup: Setup) -> list[str]:
     if documents := setup.provenance.get("documents"):
         counts = ", ".join(f"{split} {count:,}" for split, count in documents["splits"].items())
         limit = setup.protocol.framing.length
-        # Training and evaluation may have different framings. Only the framing `documents` cuts documents.
+        # Training and evaluation may have different framings. Only the framing `documents` cuts documents to batch.length.
         cuts = {"train": isinstance(setup.batches, batches.Documents)}
         evaluation_cuts = setup.protocol.framing.is_of_documents
         lengths = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, evaluation_cuts)]

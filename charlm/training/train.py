@@ -23,17 +23,19 @@ from charlm.training.step import make_train_step, several
 
 
 def train(config: ConfigDict, workdir: str, verbose: bool = False) -> int:
-    """Trains a checked config, or resumes the run in the run directory. Returns the exit status.
+    """Trains a model, or resumes the run in the run directory. Returns the exit status.
 
-    With several processes, every process calls this function. Only the first process reads and writes the directory.
+    With several processes, every process calls this function. Only the first process reads and writes the run directory.
 
     Args:
+      config: a config that has been checked, for example by `load.load`.
+      workdir: the run directory.
       verbose: whether to print the name and shape of every parameter.
 
     Raises:
-      UserError: the directory or the corpus can't be used.
+      UserError: the run directory or the corpus can't be used.
       Failure: the run diverged.
-      Broken (a Failure): the directory can't be written, or another process has ended.
+      Broken (a Failure): the run directory can't be written, or another process of the same training has ended.
     """
     run = run_module.Run(workdir)
     with processes.detect_process_loss(), contextlib.ExitStack() as stack:
@@ -70,17 +72,18 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False) -> int:
 def loop(setup: Setup, record: Any, state: TrainState, progress: Progress, received: list[int]) -> int:
     """Trains until the run is finished or a signal arrives. Returns 0, or the number of the signal.
 
-    Fetches the metrics of a call after dispatching the next call, so that the device never waits for the host.
+    A call of the compiled function makes one step or several steps. The loop starts the next call before it fetches the metrics
+    of the previous call, so that the device never waits for the host.
     """
     train_step = make_train_step(setup.functions, setup.optimizer, setup.mesh, setup.pad)
     one, many = jax.jit(train_step, donate_argnums=0), jax.jit(several(train_step), donate_argnums=0)
     evaluate_split = evaluate.evaluator(setup.functions, devices.local(setup.mesh))
     arguments, clock = arguments_maker(setup), Clock(progress)
-    pending = None  # metrics of the last call that have not been fetched yet, or None
+    pending = None  # the metrics of the latest call, or None if these metrics have been fetched
     finished, stopping = judging.is_finished(setup, progress), signals.ask_to_stop(received)
     while not (finished or stopping):
         stopping = signals.ask_to_stop(received)
-        # A resumed run makes no step if a signal interrupted an evaluation: the evaluation is still due at this step.
+        # If a signal interrupted an evaluation, the resumed run must repeat this evaluation before it makes a step.
         if not (stopping or judging.is_evaluation_due(setup, progress)):
             count = steps_at_once(setup, progress.step)
             state, metrics = (one if count == 1 else many)(state, *arguments(progress, count, received))

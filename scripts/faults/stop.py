@@ -1,6 +1,7 @@
-"""Stops runs by SIGTERM or SIGINT. A run that is stopped saves its state.
+"""Stops runs by SIGTERM or SIGINT. A training loop that receives one signal saves its state and stops.
 
-In a third of the tries, a second signal follows and ends the run at once.
+In a third of the tries, the run receives a second signal, which ends the run at once. At the end, each run is compared with a
+run that was never stopped.
 """
 
 import json
@@ -22,7 +23,7 @@ from faults.runs import (
 )
 
 TRIES = 12  # for each framing
-PATIENCE = 10  # seconds within which a signal must end the program
+PATIENCE = 10  # a program must end within this number of seconds after the signals
 
 
 def results(runs: Runs) -> list[Result]:
@@ -30,13 +31,13 @@ def results(runs: Runs) -> list[Result]:
 
 
 def _stop(runs: Runs, framing: str) -> Result:
-    rng, straight, failures = runs.random("stop", framing), runs.straight(framing), []
+    rng, without_fault, failures = runs.random("stop", framing), runs.straight(framing), []
     slowest, tried, workdir = 0.0, 0, runs.folder / f"stop_{framing}"
     while tried < TRIES:
         saved, bytes_before = saved_step(workdir), metrics_bytes(workdir)
         process = start(runs.train(workdir, framing))
         wait_for_moment(process, workdir, rng.choice(MOMENTS), rng, 6.0)
-        in_loop = metrics_bytes(workdir) > bytes_before  # the training loop handles signals, but start-up does not
+        in_loop = metrics_bytes(workdir) > bytes_before  # start-up, which does not handle signals, has ended
         signals = [rng.choice((signal.SIGTERM, signal.SIGINT)) for _ in range(2 if rng.random() < 1 / 3 else 1)]
         begin = time.monotonic()
         for number in signals:
@@ -45,8 +46,8 @@ def _stop(runs: Runs, framing: str) -> Result:
         output, errors = finish(process)
         seconds = time.monotonic() - begin
         failures += checks.resumed_at(workdir, saved, output)
-        if process.returncode == 0:  # the run was done before the signal came
-            failures += checks.survival(workdir, straight)
+        if process.returncode == 0:  # the run was done before the first signal arrived
+            failures += checks.survival(workdir, without_fault)
             shutil.rmtree(workdir)
             continue
         tried, slowest = tried + 1, max(slowest, seconds)
@@ -56,6 +57,6 @@ def _stop(runs: Runs, framing: str) -> Result:
         if process.returncode not in allowed or seconds > PATIENCE or "Traceback" in errors:
             failures.append(f"{workdir}: {signals} gave {process.returncode} after {seconds:.1f} s: {errors[-300:]}")
     succeed(runs.train(workdir, framing))
-    failures += checks.survival(workdir, straight)
+    failures += checks.survival(workdir, without_fault)
     note = f"all ended within {slowest:.1f} s"
     return Result(f"one or two signals (SIGTERM, SIGINT), {framing}", tried, failures, note)

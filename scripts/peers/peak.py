@@ -1,7 +1,7 @@
 """Measures how fast JAX multiplies matrices with shapes from LSTM training. worker.py describes the input and output.
 
-The program measures the shape with the highest speed. `run` returns the number of floating-point operations instead of the
-number of characters. chars_per_second is therefore in FLOP/s.
+The program first finds the element of SHAPES with the highest speed, and then measures only products of this element. `run`
+returns a number of floating-point operations instead of a number of characters, so chars_per_second is in FLOP/s.
 """
 
 import jax

@@ -1,8 +1,8 @@
 """Weights imported from PyTorch and Keras.
 
-The tests compare imported PyTorch models with the formulas in PyTorch's documentation. If PyTorch is installed, one test also
-compares charlm with PyTorch itself. For Keras, one test compares the logits of an imported model with an
-output of Keras 3.15.1.
+One test compares the results of an imported PyTorch model with the formulas in PyTorch's documentation. If PyTorch is
+installed, another test compares charlm with PyTorch itself. For Keras, one test compares the logits of an imported model with
+an output of Keras 3.15.1.
 """
 
 import json
@@ -35,9 +35,9 @@ KERAS_FILE = ROOT / "tests" / "data" / "lstm.keras"
 
 
 def torch_state(symbols: int, seed=0) -> dict[str, np.ndarray]:
-    """Returns random arrays with the names and shapes of a CharRNN's state_dict.
+    """Returns random arrays with the names and shapes of the arrays in a PyTorch model's state_dict.
 
-    The CharRNN has one-hot input, two LSTM layers and a linear head.
+    The model is like the CharRNN of Udacity's notebook: it has one-hot input, two LSTM layers and a linear head.
     """
     rng = np.random.default_rng(seed)
     state = {}
@@ -86,10 +86,10 @@ def import_flags(weights, workdir, corpus_file, *more):
     return [f"--weights={weights}", tiny, f"--workdir={workdir}", *as_flags(config_overrides(corpus_file)), *more]
 
 
-def test_an_imported_pytorch_model_evaluates_and_samples_as_documented(script, corpus_file, tmp_path):
+def test_an_imported_pytorch_model_gives_the_loss_and_the_sample_of_the_documented_formulas(script, corpus_file, tmp_path):
     text = corpus_file.read_text()
     symbols = sorted(set(text))
-    # Udacity's code takes the symbols from tuple(set(text)), so their order is arbitrary.
+    # Udacity's notebook takes the symbols from tuple(set(text)), so the order of the symbols is arbitrary.
     shuffled = list(np.random.default_rng(1).permutation(symbols))
     state = torch_state(len(symbols))
     save_file(state, tmp_path / "rnn.safetensors")
@@ -111,7 +111,7 @@ def test_an_imported_pytorch_model_evaluates_and_samples_as_documented(script, c
     assert "already holds a run" in script.fails("import_torch", *flags)
 
 
-def test_wrong_shapes_or_symbols_are_named(script, corpus_file, tmp_path):
+def test_the_error_message_names_wrong_shapes_and_wrong_symbols(script, corpus_file, tmp_path):
     symbols = sorted(set(corpus_file.read_text()))
     file = tmp_path / "rnn.safetensors"
     save_file(torch_state(len(symbols)), file)
@@ -167,7 +167,7 @@ def test_missing_and_damaged_files_are_refused(tmp_path, name, content, message)
         (None, "has no recurrent layers"),
     ],
 )
-def test_other_pytorch_models_are_refused(tmp_path, extra, message):
+def test_pytorch_models_with_unsupported_layers_or_without_recurrent_layers_are_refused(tmp_path, extra, message):
     state = torch_state(5)
     if extra is None:
         state = {name: value for name, value in state.items() if name.startswith("fc")}
@@ -184,7 +184,7 @@ def test_other_pytorch_models_are_refused(tmp_path, extra, message):
         (None, "has no recurrent layers"),
     ],
 )
-def test_keras_models_with_other_layers_are_refused(tmp_path, extra, message):
+def test_keras_models_with_unsupported_layers_or_without_recurrent_layers_are_refused(tmp_path, extra, message):
     with h5py.File(tmp_path / "a.weights.h5", "w") as h5:
         h5["layers/dense/vars/0"], h5["layers/dense/vars/1"] = np.zeros((8, 5)), np.zeros(5)
         h5["layers/dropout/seed_generator/vars/0"] = np.zeros(2)
@@ -197,7 +197,10 @@ def test_keras_models_with_other_layers_are_refused(tmp_path, extra, message):
 
 @pytest.mark.slow
 def test_keras_and_pytorch_weights_give_the_same_loss(script, corpus_file, tmp_path):
-    """Saves the same weights as a PyTorch file and as a Keras file. With bfloat16, the loss must differ."""
+    """Imports the same weights from a PyTorch file and from a Keras file. The losses of the two models must be equal.
+
+    The Keras file is also imported with --config.model.dtype=bfloat16. The loss must then differ.
+    """
     state = torch_state(len(set(corpus_file.read_text())))
     save_file(state, tmp_path / "rnn.safetensors")
     with h5py.File(tmp_path / "rnn.weights.h5", "w") as h5:
@@ -280,7 +283,7 @@ def test_keras_arrays_become_the_right_parameters(tmp_path, suffix):
 
 def test_import_keras_makes_a_finished_float32_run(script, tmp_path):
     (tmp_path / "text").write_text("abcde" * 50)
-    recipe = f"--config={ROOT / 'configs' / 'anna_pytorch.py'}"  # `train` multiplies this recipe's matrices in bfloat16
+    recipe = f"--config={ROOT / 'configs' / 'anna_pytorch.py'}"  # the recipe has bfloat16, but an import must use float32
     shape = {"corpus.path": tmp_path / "text", "model.hidden": 4, "batch.size": 2, "batch.length": 10, "sample.length": 0}
     shape |= {"eval.lanes": 1}
     script("import_keras", f"--weights={KERAS_FILE}", recipe, f"--workdir={tmp_path / 'run'}", *as_flags(shape))
@@ -305,7 +308,7 @@ def test_an_imported_keras_file_gives_the_logits_of_keras():
     np.testing.assert_allclose(logits[0, -1], predicted, atol=1e-6)
 
 
-def test_logits_and_gradients_equal_pytorch(tmp_path):
+def test_logits_and_gradients_equal_those_of_pytorch(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed. Run 'pip install torch' in a separate environment")
     torch.manual_seed(0)
     lstm, head = torch.nn.LSTM(13, 24, 2, batch_first=True), torch.nn.Linear(24, 13)
@@ -327,14 +330,14 @@ def test_logits_and_gradients_equal_pytorch(tmp_path):
 
     gradients, logits = jax.grad(loss, has_aux=True)(jax.tree.map(jnp.asarray, params))
     hot = torch.nn.functional.one_hot(torch.tensor(batch.inputs_BT.astype(np.int64)), 13).float()
-    theirs = head(lstm(hot)[0])
+    expected_logits = head(lstm(hot)[0])
     targets = torch.tensor(batch.targets_BS.astype(np.int64))
-    torch.nn.functional.cross_entropy(theirs.reshape(-1, 13), targets.reshape(-1)).backward()
-    np.testing.assert_allclose(logits, theirs.detach().numpy(), atol=1e-5)
+    torch.nn.functional.cross_entropy(expected_logits.reshape(-1, 13), targets.reshape(-1)).backward()
+    np.testing.assert_allclose(logits, expected_logits.detach().numpy(), atol=1e-5)
     for layer in range(2):
         ours = gradients[f"lstm_{layer}"]
-        for name, theirs in (("input_kernel", "weight_ih"), ("recurrent_kernel", "weight_hh"), ("bias", "bias_ih")):
-            np.testing.assert_allclose(ours[name], getattr(lstm, f"{theirs}_l{layer}").grad.numpy().T, atol=1e-5)
+        for name, torch_name in (("input_kernel", "weight_ih"), ("recurrent_kernel", "weight_hh"), ("bias", "bias_ih")):
+            np.testing.assert_allclose(ours[name], getattr(lstm, f"{torch_name}_l{layer}").grad.numpy().T, atol=1e-5)
     np.testing.assert_allclose(gradients["head_kernel"], head.weight.grad.numpy().T, atol=1e-5)
     np.testing.assert_allclose(gradients["head_bias"], head.bias.grad.numpy(), atol=1e-5)
 
@@ -366,8 +369,8 @@ def test_models_with_lstm_and_gru_layers_are_refused(tmp_path):
 def test_symbols_in_another_order_are_sorted_or_refused(small, corpus_file, tmp_path, encoding):
     """The order of the symbols in a file must not change the imported parameters.
 
-    With model.input=scalar, the input is computed from the id itself. The importer can't correct the order then, so a file with
-    unsorted symbols must be refused.
+    With model.input=scalar, the importer must refuse a file with unsorted symbols. The input is then the id divided by the
+    number of symbols, so no change of the parameters can correct the order.
     """
     symbols = sorted(set(corpus_file.read_text()))
     order = np.random.default_rng(1).permutation(len(symbols))

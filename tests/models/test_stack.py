@@ -1,4 +1,4 @@
-"""Tests the network against Flax's LSTM, and tests that carried state is exact."""
+"""Tests that the network equals a network of Flax's LSTM cells, and that a carried state does not change the results."""
 
 import math
 
@@ -44,7 +44,7 @@ class FlaxStack(nn.Module):
 
 
 def as_flax(params):
-    """Our parameters with the names of Flax's cells. A Flax cell has separate kernels for the gates i, f, g, o."""
+    """The parameters of charlm with the names that Flax uses. A Flax cell has separate kernels for the gates i, f, g, o."""
     tree = {
         "embedding": {"embedding": params["embedding"]},
         "head": {"kernel": params["head_kernel"], "bias": params["head_bias"]},
@@ -68,7 +68,7 @@ def test_logits_equal_the_logits_of_a_flax_lstm_with_the_same_weights():
 
 
 @pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
-def test_one_pass_equals_two_passes_with_carried_state(encoding):  # invariant 3
+def test_one_pass_equals_two_passes_with_carried_state(encoding):  # invariant 3: carrying the state
     functions, params = build(input=encoding)
     inputs_BT = ids(2, 40)
     whole, end = functions.apply(params, batch_of(inputs_BT), functions.zero_carry(2))
@@ -88,7 +88,8 @@ def test_single_character_steps_equal_a_pass_over_the_window(encoding, dtype, ro
     weights, carry, step = functions.stepwise(params, rows), functions.zero_carry(rows), jax.jit(functions.step)
     for position in range(12):
         logits_BV, carry = step(weights, inputs_BT[:, position], carry)
-        # In bfloat16, a product may round in the other direction. The state then changes by 2^-9 of its size.
+        # In bfloat16, the same value may be rounded up in one computation and down in the other. The states of the two
+        # computations then differ by 2^-9 of their size.
         np.testing.assert_allclose(logits_BV, logits[:, position], atol=2e-6 if dtype == "float32" else 4e-3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 if dtype == "float32" else 4e-3), carry, end)
 
@@ -106,7 +107,7 @@ def test_reset_rows_start_from_zero_and_other_rows_keep_their_state():
     assert np.abs(fresh[1] - continued[1]).max() > 1e-3
 
 
-def test_logits_do_not_depend_on_later_inputs():  # invariant 5
+def test_logits_do_not_depend_on_later_inputs():  # invariant 5: causality
     functions, params = build()
     inputs_BT = ids(1, 24)
     logits, _ = functions.apply(params, batch_of(inputs_BT), functions.zero_carry(1))
@@ -145,7 +146,7 @@ def test_parameter_counts_equal_the_counts_of_the_published_systems(keys, vocab,
     assert doubled.split()[-1] == f"{count + keys['layers'] * 4 * keys['hidden']:,}"
 
 
-def test_dropout_acts_only_with_a_key_and_keeps_the_mean():
+def test_dropout_needs_a_random_key_and_does_not_change_the_mean_of_its_input():
     functions, params = build(dropout=0.4)
     plain, params_plain = build(dropout=0.0)
     batch = batch_of(ids(2, 8))
@@ -180,7 +181,8 @@ def test_initial_weights_of_flax_and_mxnet():
 
 
 def test_initial_weights_of_pytorch_keras_and_axon():
-    # The bound is 1 / sqrt(16) = 0.25. A layer's bias is the sum of PyTorch's two biases, so the bound of this bias is 0.5.
+    # PyTorch draws weights uniformly between -0.25 and 0.25. This bound is 1 / sqrt(16) for 16 hidden units. A layer's bias is
+    # the sum of PyTorch's two biases, so the bound of this sum is 0.5.
     _, params = build(init="pytorch", forget_bias=0.0)
     for leaf in (
         params["head_kernel"],
@@ -209,7 +211,7 @@ def test_initial_weights_of_pytorch_keras_and_axon():
         (params["lstm_1"]["input_kernel"], 16),
         (params["lstm_1"]["recurrent_kernel"], 16),
     ):
-        bound = np.sqrt(6 / (inputs + 16))  # the bound for one gate
+        bound = np.sqrt(6 / (inputs + 16))  # Glorot's bound for a matrix with the 16 columns of one gate
         assert 0.9 * bound < np.abs(leaf).max() <= bound
     assert not params["lstm_0"]["bias"].any()
 

@@ -23,7 +23,7 @@ def config_of(**keys):
 
 
 def updates(grads=GRADS, steps=1, **keys):
-    """The last of `steps` updates at a learning rate of 0.1. Every update gets the same gradient."""
+    """The last of `steps` updates at a learning rate of 0.1. Every update gets the same gradients and the same parameters."""
     transformation = optim.optimizer(config_of(**keys))
     state = transformation.init(PARAMS)
     for _ in range(steps):
@@ -55,7 +55,7 @@ def test_schedules(keys, by_step):
 
 
 @pytest.mark.parametrize("keys", [{"schedule": "constant"}, {"schedule": "cosine", "warmup_steps": 1000}])
-def test_the_rate_of_a_step_does_not_depend_on_the_first_step_or_the_count(keys):
+def test_the_rate_of_a_step_is_the_same_in_every_call_that_returns_it(keys):
     schedule = optim.schedule(config_of(**keys), total_steps=4000)
     rates = optim.rates(schedule)
     whole = rates(0, 3000)
@@ -65,7 +65,7 @@ def test_the_rate_of_a_step_does_not_depend_on_the_first_step_or_the_count(keys)
         np.testing.assert_array_equal(optim.rates(schedule)(step, count), whole[step : step + count])
 
 
-def test_adam_by_hand():
+def test_adam_equals_its_formula():
     # Every step has the same gradient g. After bias correction, the mean is g and the mean square is g².
     for steps in (1, 2):
         for name, update in updates(name="adam", steps=steps, eps=1e-3).items():
@@ -86,15 +86,16 @@ def test_adam_decays_means_by_beta1_and_squares_by_beta2(eps_form):
     np.testing.assert_allclose(update["w"], -mean / (np.sqrt(square) + eps), rtol=1e-5)
 
 
-def test_rmsprop_by_hand():
+def test_rmsprop_equals_its_formula():
     # RMSprop has no bias correction. After two steps, the mean square is g² (1 - beta2²).
     for name, update in updates(name="rmsprop", steps=2, beta2=0.9, eps=1e-2).items():
         g = np.asarray(GRADS[name])
         np.testing.assert_allclose(update, -0.1 * g / (np.sqrt(g**2 * (1 - 0.81)) + 1e-2), rtol=1e-5)
 
 
-def test_the_keras_form_of_eps_by_hand():
-    # As in Keras and MXNet, Adam adds eps to the root of the uncorrected mean square. RMSprop adds eps inside the root.
+def test_the_keras_form_of_eps_equals_its_formula():
+    # With eps_form="keras", Adam adds eps to the root of the mean square without bias correction. RMSprop adds eps inside the
+    # root. Keras and MXNet do the same.
     for steps in (1, 3):
         correction = math.sqrt(1 - 0.999**steps)
         for name, update in updates(name="adam", steps=steps, eps=1e-3, eps_form="keras").items():
@@ -105,7 +106,7 @@ def test_the_keras_form_of_eps_by_hand():
         np.testing.assert_allclose(update, -0.1 * g / np.sqrt(g**2 * 0.1 + 1e-2), rtol=1e-5)
 
 
-def test_sgd_with_and_without_momentum_by_hand():
+def test_sgd_with_and_without_momentum_equals_its_formula():
     for name, update in updates(name="sgd", steps=3, momentum=0.5).items():
         np.testing.assert_allclose(update, -0.1 * np.asarray(GRADS[name]) * (1 + 0.5 + 0.25), rtol=1e-6)
     np.testing.assert_allclose(updates(name="sgd")["bias"], [-0.05, 0.4], rtol=1e-6)
@@ -137,7 +138,7 @@ def test_rules_and_schedules_have_the_names_that_the_config_keys_allow():
 
 
 def descends(name: str) -> bool:
-    """Whether one step of this optimiser lowers a quadratic loss. The learning rate is small."""
+    """Whether one step of this optimiser with a small learning rate lowers a quadratic loss."""
     loss = lambda params: sum((leaf**2).sum() for leaf in jax.tree.leaves(params))  # noqa: E731
     transformation = optim.optimizer(config_of(name=name))
     result, _ = transformation.update(jax.grad(loss)(PARAMS), transformation.init(PARAMS), PARAMS)

@@ -1,14 +1,15 @@
-"""The recurrences, with one file for each recurrence. Code outside this folder is the same for every recurrence.
+"""The recurrent cells, such as the LSTM, with one file for each cell. Code outside this folder is the same for every cell.
 
-To add a recurrence NAME:
+To add a cell NAME:
 1. Write `cells/NAME.py`, which ends with `CELL = Cell(...)`. The attributes of `Cell` are described below. `lstm.py` is an
-   example. Most of `lstm.py` makes the LSTM fast; a simple cell only needs `window=by_steps(step)`.
+   example. Most of the code in `lstm.py` only makes the LSTM fast. For a simple cell, `window=by_steps(step)` is enough.
 2. Add "NAME" to the choices of `model.cell` in `charlm/config/keys.py`. If the cell has its own config keys, add these keys to
    the same table.
 Training, evaluation, sampling, sweeps, drawing, several devices and resume then work. The tests in
 `tests/models/cells/test_cells.py` include the new cell without changes.
 
-Letters: T time, B batch (rows), I input features, H hidden units, V rows of a table.
+Letters in the names and shapes of arrays: T time, B batch (rows), I input features, H hidden units, V rows of a table, which is
+the number of symbols.
 """
 
 import importlib
@@ -24,26 +25,29 @@ Inputs = jax.Array  # floats (…, I), or ids (…) that select rows of the inpu
 
 
 class Cell(NamedTuple):
-    """A recurrence, as the rest of the program uses it.
+    """A recurrent cell: all that the rest of charlm uses of it.
 
     Attributes:
       title: name of the cell in pictures.
-      state_title: name of the recurrent state in pictures.
-      keys: config keys that this cell reads and other cells may ignore, such as `model.forget_bias`.
+      state_title: name of the cell's state in pictures.
+      keys: config keys that this cell reads, but that other cells may ignore, such as `model.forget_bias`.
       parameters: (inputs, hidden, initial, config) → dict of name → (initializer, shape) for one layer. `initial` is an
         `initializers.Initializers`. The order of the parameters determines their random numbers.
       zero_state: (rows, hidden) → the state before the first character, all zeros.
       window: (params, inputs, state, dtype, noise_keys_B=None) → (outputs_TBH, state). Runs a layer over a window. Inputs are
         floats (T, B, I) or ids (T, B). `noise_keys_B` is None, or one random key per row, for cells that use random numbers.
         Without noise, the result must equal the result of `by_steps(step)`.
-      with_table: (params, table_VI) → params whose input kernel accepts ids. An id selects a row of `table_VI` as input.
-      prepare: (params, rows, dtype, ids) → the params in the layout that `step` needs for `rows` rows. `ids` says whether the
-        inputs will be ids.
+      with_table: (params, table_VI) → params for inputs that are ids. With these params, id i gives the same result as row i of
+        `table_VI` gives with the original params.
+      prepare: (params, rows, dtype, ids) → the params in the layout that `step` needs for a batch of `rows` rows. `ids` is True
+        if the inputs of `step` will be ids.
       step: (prepared, x, state, dtype) → (output_BH, state). Reads one character: x is floats (B, I) or ids (B,).
-      operations: (inputs, hidden) → multiply-adds of a layer for one character.
-      from_torch, from_keras: arrays of one layer, with the framework's names → params. None if the framework has no such layer.
+      operations: (inputs, hidden) → the number of multiply-adds of a layer for one character.
+      from_torch, from_keras: (arrays) → params. `arrays` maps the framework's names to the arrays of one layer. None if the
+        framework has no such layer.
 
-    `dtype` is the dtype of the operands of matrix products. Parameters, state and sums are float32.
+    `dtype` is the dtype of the operands of matrix products. The parameters, the state and the results of matrix products are
+    float32.
     """
 
     title: str
@@ -61,12 +65,15 @@ class Cell(NamedTuple):
 
 
 def named(name: str) -> Cell:
-    """The cell with this value of `model.cell`: `CELL` in the file of the same name."""
+    """The cell for `model.cell=name`. It is the object `CELL` in the file `name`.py of this folder."""
     return importlib.import_module(f"{__name__}.{name}").CELL
 
 
 def by_steps(step: Callable) -> Callable:
-    """Makes `window` from `step` by a scan over time. `step` must accept the params without `prepare`."""
+    """Makes the attribute `window` of a cell from `step`, by a scan over time.
+
+    `step` gets the params of the layer, not the result of `prepare`.
+    """
 
     def window(params, inputs, state, dtype, noise_keys_B=None):
         del noise_keys_B
@@ -82,5 +89,5 @@ def by_steps(step: Callable) -> Callable:
 
 
 def is_ids(inputs: Inputs) -> bool:
-    """Whether inputs are ids that select rows of the input kernel."""
+    """Whether the inputs of a layer are ids, which select rows of the input kernel."""
     return jnp.issubdtype(inputs.dtype, jnp.integer)
