@@ -291,9 +291,9 @@ def finished(groups: Sequence[Group]) -> list[Group]:
 def marginals(groups: Sequence[Group], keys: Sequence[str], metric: str) -> list[Marginal]:
     """The mean figure for each value of a key, or for each combination of values of several keys.
 
-    The groups of one mean have the same value of this key, and differ in other keys. Only the groups that `finished` returns are
-    used. The means are comparable only if each value was tried with the same values of the other keys. Means with different `n`
-    are therefore not comparable.
+    The groups of one mean have the same value of this key, and differ in other keys. Only the groups that `finished` returns
+    are used. The means are comparable only if each value was tried with the same values of the other keys. Means with different
+    `n` are therefore not comparable.
 
     Raises:
       UserError: a key is unknown.
@@ -339,7 +339,9 @@ def _bits(nats: float | None) -> float | None:
 
 
 def _with_error(group: Group, metric: str, as_perplexity: bool = False) -> str:
-    """Text of the mean nats and their standard error, such as `1.5018 ± 0.0033`. Can also give the perplexity of this mean.
+    """Text of the mean nats and their standard error, such as `1.5018 ± 0.0033`.
+
+    With `as_perplexity`, the text has the perplexity of this mean and the standard error of the perplexity.
 
     The error of the perplexity is the error of the nats times the slope of exp at the mean nats.
     """

@@ -226,9 +226,9 @@ def make_trial(file_and_arg: str, common: Mapping[str, object], overrides: Mappi
 def trial_name(overrides: Overrides) -> str:
     """The name of a trial's directory, such as `hidden=128,learning_rate=0.002,seed=1`.
 
-    The keys are in the order of `charlm/config/keys.py`, except that the seed is last. Each key is
-    shortened to the shortest ending that no other key has. Characters that are unsafe in paths are replaced by `_`, and long
-    names are cut. If a name was changed in this way, a hash is added at its end, so that the name is unique.
+    The keys are in the order of `charlm/config/keys.py`, except that the seed is last. Each key is shortened to the
+    shortest ending that no other key has. Characters that are unsafe in paths are replaced by `_`, and long names are cut. If a
+    name was changed in this way, a hash is added at its end, so that the name is unique.
     """
     keys = sorted((key for key in config_keys.KEYS if key in overrides), key=lambda key: key == "seed")
     values = {key: _value_text(overrides[key]) for key in keys}
@@ -245,8 +245,8 @@ def trial_name(overrides: Overrides) -> str:
 def train_flags(config: ConfigDict) -> list[str]:
     """Flags of the program `train` for this config: the base recipe, and every key that differs from its default.
 
-    The flags do not name the config file of the sweep. If that file changes later, a trial that
-    is already checked stays the same.
+    The flags do not name the config file of the sweep. If that file changes later, a trial that is
+    already checked stays the same.
     """
     values, defaults = load.flatten(config), load.flatten(config_keys.defaults())
     changed = [f"--config.{key}={value}" for key, value in values.items() if value != defaults[key]]
@@ -256,8 +256,8 @@ def train_flags(config: ConfigDict) -> list[str]:
 class Root:
     """The folder of a sweep or a search. It contains a run directory for each trial, logs/ and sweep.json.
 
-    sweep.json records the config file and the trials. For a search, it also records the method and the
-    ranges of the space.
+    sweep.json records the config file and the trials. For a search, it also records the method and the ranges of
+    the space.
     """
 
     def __init__(self, path: str | os.PathLike):
