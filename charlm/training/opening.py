@@ -76,8 +76,8 @@ def go_back(
       checkpoints: None in every process except the first.
 
     Raises:
-      Failure: the learning rate was already halved `train.halvings` times. Then status.json gets the
-        state "diverged".
+      Failure: the learning rate was already halved `train.halvings` times. The state in status.json is then
+        `diverged`.
     """
     if checkpoints:
         checkpoints.wait()
@@ -101,7 +101,7 @@ def mark_failed(run: Run, progress: Progress, error: Exception) -> None:
 
 
 def _fingerprint(config: ConfigDict, setup: Setup) -> str:
-    """Text with the config keys, the vocabulary and the corpus. The text must be the same in all processes."""
+    """Text that must be the same in all processes: the config keys that change the result, the vocabulary and the corpus."""
     fields = load.flatten(load.to_dict(config))
     same = {key: value for key, value in fields.items() if key not in keys.CHANGE_NO_RESULT}
     return json.dumps([same, setup.vocab.to_dict(), setup.provenance["sha256"], setup.provenance["splits"]], sort_keys=True)

@@ -79,7 +79,7 @@ def batch_with(kind):
 @pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
 @pytest.mark.parametrize("kind", ["stream", "chunks", "windows", "documents", "counted"])
 def test_the_gradient_of_a_step_equals_finite_differences_in_float64(encoding, kind):
-    """Plain SGD with a learning rate of 1 subtracts exactly the gradient. The test reads it from the new parameters."""
+    """Plain SGD with a learning rate of 1 subtracts exactly the gradient. The test computes it from the new parameters."""
     config = base.get_config()
     config.model.update({"hidden": 5, "embedding": 3, "dtype": "float64", "input": encoding, "init": "uniform"})
     config.model.layers = 2 if kind in ("stream", "windows") else 1
