@@ -9,9 +9,9 @@ an embedding, one-hot vectors or scalars. Reading the file needs h5py.
 
 The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
 
---symbols names a JSON file with a list of symbols in the order of their ids. If the model has
-the symbols <pad>, <eos> or <unk>, the list must have them too. Without --symbols, the program assumes that the ids number the
-symbols of the corpus in sorted order.
+--symbols names a JSON file with a list of symbols in the order of their ids. If the model has the symbols <pad>,
+<eos> or <unk>, the list must have them too. Without --symbols, the program assumes that the ids follow the sorted order of the
+symbols of the corpus.
 """
 
 from absl import flags

@@ -76,8 +76,7 @@ def go_back(
       checkpoints: None in every process except the first.
 
     Raises:
-      Failure: the learning rate was already halved `train.halvings` times. The state in status.json is then
-        `diverged`.
+      Failure: the learning rate was already halved `train.halvings` times. The state in status.json is then `diverged`.
     """
     if checkpoints:
         checkpoints.wait()
