@@ -25,8 +25,9 @@ def check_rows(config: ConfigDict, processes: int) -> int:
 
 
 def prepare(config: ConfigDict, spec: ProcessSpec, verbose: bool = False) -> None:
-    """Sets up virtual CPU devices and the cache of compiled programs. If JAX has already started, its devices stay
-    unchanged.
+    """Sets up virtual CPU devices and the cache of compiled programs.
+
+    If JAX has already started, its devices stay as they are.
 
     Args:
       verbose: whether to print the settings for XLA and the C library.

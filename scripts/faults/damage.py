@@ -60,11 +60,11 @@ def _harm_and_run(
     Returns:
       A dict with the keys of WAYS. Its values are lists with one entry for each command: the list of failures of this command.
     """
-    # A sentence about the damage must contain one of these words.
     workdir = runs.folder / "damage" / f"{str(name).replace('/', '_')}_{how}" / "run"
     shutil.copytree(stopped, workdir)
     rng = runs.random(name, how)
     harm(workdir / name, how, rng.random(), rng.randrange(8))
+    # An error sentence or a note about the damage must contain one of these words.
     words = (name.name,) if len(name.parts) == 1 else ("/".join(name.parts[:2]), "--checkpoint=latest", "--checkpoint=best")
     failures = {
         "read": [
