@@ -1,4 +1,4 @@
-"""Runs a program of charlm: parses the command line, prints an error as one sentence, and sets the exit status."""
+"""Runs a program of charlm. Parses the command line, prints each error as one sentence, and sets the exit status."""
 
 import contextlib
 import io
@@ -67,10 +67,10 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
             with contextlib.suppress(OSError):
                 print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
                 sys.stdout.flush()
-            os._exit(1)
+            os._exit(1)  # ends the process without Python's normal clean-up; see `Broken`
         except Failure as error:
             _end(_one_line(error), 1)
-        except BrokenPipeError:  # the program that reads our output has ended
+        except BrokenPipeError:  # the program that reads this output, such as `head`, has ended
             sys.stderr.close()
             sys.exit(1)
         except OSError as error:

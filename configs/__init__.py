@@ -1,4 +1,4 @@
-"""The recipes. Each file is one config, as in `charlm train --config=NAME`.
+"""The recipes. The file NAME.py defines one config, which `charlm train --config=NAME` trains.
 
-An installed package has the recipes as charlm.recipes.
+In an installed package, the recipes are in charlm/recipes.
 """

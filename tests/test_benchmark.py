@@ -1,4 +1,7 @@
-"""Compares the arithmetic of the benchmark with figures computed by hand, and runs small benchmarks."""
+"""Compares the calculations of the benchmark with numbers computed by hand, and runs small benchmarks.
+
+S, M and L are the model sizes of the benchmark; see `SHAPES` in `scripts/peers/measuring.py`.
+"""
 
 import json
 import math
@@ -15,14 +18,16 @@ def measured(task, shape, batch, dtype, implementation, rate):
     return Measurement(task, shape, batch, dtype, implementation, rate, 0.1, 300_000_000)
 
 
-def test_flop_per_char_equals_the_figure_computed_by_hand():
-    # S has a one-hot input kernel of 65 x 512, three kernels of 128 x 512 and a head of 128 x 65.
+def test_flop_per_char_equals_the_number_computed_by_hand():
+    # Each weight takes 6 floating-point operations. S has a one-hot input kernel of 65 x 512, three kernels of 128 x 512 and a
+    # head of 128 x 65.
     assert measuring.SHAPES["S"].flop_per_char() == 6 * (65 * 512 + 128 * 512 + 128 * 512 + 128 * 512 + 128 * 65)
     # M has an embedding of 256, four kernels of 256 x 1024 and a head of 256 x 65.
     assert measuring.SHAPES["M"].flop_per_char() == 6 * (4 * 256 * 1024 + 256 * 65)
 
 
-def test_the_table_has_ratios_to_torch_and_shares_of_the_limit():
+def test_the_table_has_ratios_to_torch_and_percentages_of_the_limit():
+    """The limit is the speed of training if only matrix products took time. It comes from the measured peak speed."""
     rows = [
         measured("train", "S", 50, "float32", "charlm", 150.0),
         measured("train", "S", 50, "bfloat16", "charlm-bf16", 300.0),
@@ -36,7 +41,7 @@ def test_the_table_has_ratios_to_torch_and_shares_of_the_limit():
     assert cells["limit, float32"][0] == "200"
 
 
-def test_geometric_means_leave_out_implementations_with_missing_shapes():
+def test_geometric_means_leave_out_implementations_that_were_not_measured_on_every_size():
     rows = [measured("train", shape, 8, "float32", "charlm", rate) for shape, rate in (("S", 200.0), ("M", 80.0))]
     rows += [measured("train", shape, 8, "float32", "torch", rate) for shape, rate in (("S", 100.0), ("M", 10.0))]
     rows += [measured("train", "S", 8, "float32", "flax", 100.0)]  # flax was not measured on M
@@ -44,7 +49,7 @@ def test_geometric_means_leave_out_implementations_with_missing_shapes():
     assert math.isnan(measuring.rate(rows, "train", "M", 8, "flax"))
 
 
-def test_missing_peers_and_broken_peers_get_different_messages(tmp_path):
+def test_missing_libraries_and_broken_libraries_get_different_messages(tmp_path):
     advice = "has no torch: name another interpreter with --peer_python torch=/path/to/python"
     for name, lines, why in (
         ("none", "ModuleNotFoundError: No module named 'torch'", advice),
@@ -58,8 +63,8 @@ def test_missing_peers_and_broken_peers_get_different_messages(tmp_path):
         assert missing["torch-bf16"].startswith(f"{python} {why}")
 
 
-def test_temporary_files_of_peers_are_removed(tmp_path, monkeypatch):
-    """PyTorch leaves a folder with the cache of its compiler. The interpreter of this test makes a folder with that name."""
+def test_temporary_files_of_measured_programs_are_removed(tmp_path, monkeypatch):
+    """PyTorch's compiler leaves a cache folder behind. The fake interpreter of this test makes a folder with the same name."""
     python, temporary = tmp_path / "python", tmp_path / "temporary"
     answer = '{"chars_per_second": 1.0, "peak_rss_bytes": 1}'
     python.write_text(

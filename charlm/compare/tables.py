@@ -1,6 +1,9 @@
-"""Makes tables from runs: the config keys that differ, the figures of each run, and the mean effect of a key.
+"""Makes tables from runs. A table has the config keys in which the runs differ, and the figures of each run.
 
-Figures measured under different protocols are never ranked together.
+Another kind of table has the mean figure for each value of a config key.
+
+A figure is a loss in nats/char. A metric names one of the figures of a run: `best`, `last`, `test` or `train` (see `Record`).
+A protocol says how a figure was measured. Figures that were measured under different protocols are never ranked together.
 """
 
 import json
@@ -43,16 +46,19 @@ class Group(NamedTuple):
         return first if len(self.records) == 1 else f"{first} and {len(self.records) - 1} more"
 
     def figure(self, metric: str) -> float | None:
-        """The mean over seeds, in nats/char. None if no seed has the metric, or if the seeds have different protocols."""
+        """The mean of the metric over the averaged runs, in nats/char.
+
+        None if no averaged run has the metric, or if these runs were measured under different protocols.
+        """
         if not share_protocol(self.averaged, metric):
             return None
         return mean_and_error([record.figure(metric) for record in self.averaged])[0]
 
 
 def mean_and_error(values: Sequence[float | None]) -> tuple[float | None, float | None, int]:
-    """The mean, its standard error, and the number of values that are not None.
+    """The mean of the values that are not None, the standard error of this mean, and the number of these values.
 
-    The error is None if there are fewer than two values or a value is infinite.
+    The mean is None if all values are None. The error is None if there are fewer than two values, or if a value is infinite.
     """
     present = [value for value in values if value is not None]
     if not present:
@@ -64,7 +70,7 @@ def mean_and_error(values: Sequence[float | None]) -> tuple[float | None, float 
 
 
 def by_protocol(records: Sequence[Record], metric: str) -> list[tuple[dict, list[Record]]]:
-    """The runs grouped by the protocol of this metric. The protocol with the most runs comes first."""
+    """Groups the runs by the protocol of this metric. The protocol with the most runs comes first."""
     found: dict[str, tuple[dict, list[Record]]] = {}
     for record in records:
         protocol = record.protocols[metric]
@@ -73,7 +79,7 @@ def by_protocol(records: Sequence[Record], metric: str) -> list[tuple[dict, list
 
 
 def share_protocol(records: Sequence[Record], metric: str) -> bool:
-    """Whether the metric has the same protocol in all runs. Runs without the metric are ignored."""
+    """Whether the metric was measured under the same protocol in all runs. Runs without the metric are ignored."""
     return len(by_protocol([record for record in records if record.figure(metric) is not None], metric)) <= 1
 
 
@@ -96,7 +102,7 @@ def differing_keys(records: Sequence[Record], besides: Sequence[str] = ()) -> li
     """The config keys in which these runs differ, in the order of `config.keys.KEYS`.
 
     Args:
-      besides: keys to leave out. Keys that do not change a result are always left out.
+      besides: keys to leave out. Keys that change only time or memory are always left out.
     """
     keys = list(dict.fromkeys([*config_keys.KEYS, *(key for record in records for key in record.config)]))
     ignored = {*besides, *config_keys.CHANGE_NO_RESULT}
@@ -137,8 +143,8 @@ class Column(NamedTuple):
 
     Attributes:
       name: the heading.
-      value: group → the value, for sorting, CSV and JSON.
-      text: group → the value as text for the printed table.
+      value: function that returns the value of a group. CSV, JSON and sorting use this value.
+      text: function that returns the value of a group as text for the printed table.
     """
 
     name: str
@@ -208,7 +214,7 @@ def filtered(records: Sequence[Record], conditions: Sequence[str]) -> list[Recor
 
     Args:
       conditions: strings such as `model.hidden>=256`. A condition names a config key, a field of Record, or nats, bits or
-        perplexity. The last three names stand for the value of `best` in that unit.
+        perplexity. The last three names are units. They mean the metric `best` in this unit.
 
     Raises:
       UserError: a string is not a condition, or its key is unknown.
@@ -236,7 +242,7 @@ def _record_value(name: str) -> Callable[[Record], object]:
 
 
 def sorted_groups(groups: Sequence[Group], columns: Sequence[Column], metric: str, by: str | None) -> list[Group]:
-    """The sorted groups. Groups without a value come last.
+    """Sorts the groups by a column or a config key. Groups that have no value there come last.
 
     Args:
       columns: the columns of the table.
@@ -259,9 +265,9 @@ class Marginal(NamedTuple):
     """The mean over all groups that have the same value of a key, or the same values of several keys.
 
     Attributes:
-      value: the values, one per key.
+      value: the values that these groups have in common, one for each key.
       nats: the mean of the groups' figures, in nats/char.
-      error: the standard error of that mean; None for a single group.
+      error: the standard error of that mean; None if there is only one group or if a figure is infinite.
       best: the lowest figure.
       n: the number of groups.
     """
@@ -283,10 +289,11 @@ def finished(groups: Sequence[Group]) -> list[Group]:
 
 
 def marginals(groups: Sequence[Group], keys: Sequence[str], metric: str) -> list[Marginal]:
-    """For each value of a key, or each combination of values of several keys, the mean over all other keys.
+    """The mean figure for each value of a key, or for each combination of values of several keys.
 
-    Only finished groups count. The means are comparable only if each value was tried with the same values of the other keys. If
-    `n` differs between the means, they are not comparable.
+    The groups of one mean have the same value of this key, and differ in other keys. Only the groups that `finished` returns
+    are used. The means are comparable only if each value was tried with the same values of the other keys. Means with different
+    `n` are therefore not comparable.
 
     Raises:
       UserError: a key is unknown.
@@ -308,7 +315,7 @@ def marginals(groups: Sequence[Group], keys: Sequence[str], metric: str) -> list
 
 
 def perplexity(nats: float | None) -> float | None:
-    """The perplexity of a figure in nats/char. None if the figure is None."""
+    """The perplexity of a loss in nats/char. None if the loss is None."""
     return None if nats is None else measures.perplexity(nats)
 
 
@@ -332,9 +339,11 @@ def _bits(nats: float | None) -> float | None:
 
 
 def _with_error(group: Group, metric: str, as_perplexity: bool = False) -> str:
-    """The mean nats, or the perplexity of that mean, ± its standard error.
+    """Text of the mean nats and their standard error, such as `1.5018 ± 0.0033`.
 
-    The error of the perplexity is the error of the nats times the slope of exp at the mean.
+    With `as_perplexity`, the text has the perplexity of this mean and the standard error of the perplexity.
+
+    The error of the perplexity is the error of the nats times the slope of exp at the mean nats.
     """
     nats, error, _ = mean_and_error([record.figure(metric) for record in group.averaged])
     if nats is None:

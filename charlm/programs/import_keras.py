@@ -1,6 +1,6 @@
-"""Makes a run directory from the weights of a Keras 3 model. The directory has one checkpoint.
+"""Makes a run directory with one checkpoint from the weights of a Keras 3 model.
 
-The other programs read this checkpoint with --checkpoint=latest.
+The programs evaluate and sample read this checkpoint with --checkpoint=latest.
 
     scripts/import_keras.py --weights=model.keras --config=configs/ag_news_keras.py --workdir=runs/imported
 
@@ -9,9 +9,9 @@ an embedding, one-hot vectors or scalars. Reading the file needs h5py.
 
 The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
 
---symbols names a JSON file with a list of symbols in the order of their ids. The list must also have <pad>, <eos> and <unk> if
-the model has these symbols. Without --symbols, the symbols of the ids are assumed to be the sorted symbols of the
-corpus.
+--symbols names a JSON file with a list of symbols in the order of their ids. If the model has the symbols <pad>,
+<eos> or <unk>, the list must have them too. Without --symbols, the program assumes that the ids follow the sorted order of the
+symbols of the corpus.
 """
 
 from absl import flags

@@ -1,10 +1,9 @@
 """Saves, lists, reads and deletes the checkpoints of a run. Only this module calls Orbax.
 
-A checkpoint has three items. `params` holds the parameters. `rest` holds the optimiser state and the carry, which only training
-needs. `progress` is a dict of JSON values.
+A checkpoint has three items. `params` holds the parameters. `rest` holds the optimiser state and the carry (the recurrent
+state). Only training needs `rest`; the programs evaluate and sample do not read it. `progress` is a dict of JSON values.
 
-Evaluate and sample do not restore `rest`. The digests of the arrays are saved in `progress`, because TensorStore does not
-detect every flipped bit.
+`progress` also holds digests of the arrays and of its own values, because TensorStore does not detect every flipped bit.
 """
 
 import contextlib
@@ -25,15 +24,16 @@ import orbax.checkpoint as ocp
 from charlm import files
 from charlm.errors import Failure
 
-# These libraries log every save and every damaged file. charlm reports damaged files itself.
+# These libraries log every save and every damaged file. charlm hides their logs, because it reports damaged files itself.
 for name in ("absl", "asyncio", "orbax"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax ignores folders with this ending
+# Endings of the folder of a checkpoint that is being deleted, and of a checkpoint that is being replaced by a new save.
 DROPPED, REPLACED = f".dropped{TEMPORARY}", f".replaced{TEMPORARY}"
 LISTING_ATTEMPTS = 100
-DIGESTS = "digests"  # key in the saved progress, for the digests of the progress, params and rest
+DIGESTS = "digests"  # the key in the saved progress whose value is a dict with the digests of progress, params and rest
 
 
 class Checkpoints:
@@ -75,7 +75,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def exists(self, step: int) -> bool:
-        """Whether the folder of a step exists. Checks the disk at each call."""
+        """Whether the folder of a step exists. Looks at the disk at each call, so `reload` is not needed."""
         return (self._directory / str(step)).is_dir()
 
     def reload(self) -> None:
@@ -83,7 +83,7 @@ class Checkpoints:
         _retry_listing(self._manager.reload)
 
     def save(self, step: int, params: Any, rest: Any, progress: dict[str, Any]) -> None:
-        """Starts to save a checkpoint. Copies the arrays, then returns. The files are written in the background.
+        """Starts to save a checkpoint. Copies the arrays and returns. Orbax writes the files in the background.
 
         Replaces an existing checkpoint of the same step. Such a checkpoint exists if training stopped during the evaluation at
         this step.
@@ -97,7 +97,7 @@ class Checkpoints:
         Raises:
           OSError: this checkpoint or the previous checkpoint can't be written. `wait` raises this error too.
         """
-        # The next training step reuses the memory of these arrays.
+        # The arrays are copied, because the next training step overwrites their memory while Orbax still writes.
         copies = jax.tree.map(lambda leaf: leaf.copy(), (params, rest))
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(copies[0]),
@@ -119,7 +119,8 @@ class Checkpoints:
         """
         surplus = set(self.steps()) - steps
         for step in surplus:
-            # The folder is renamed first, so that no process finds a partly deleted checkpoint, even after a kill.
+            # The folder is renamed first, so that no process finds a partly deleted checkpoint, even if this process
+            # is killed.
             dropped = self._directory / f"{step}{DROPPED}"
             (self._directory / str(step)).rename(dropped)
             shutil.rmtree(dropped)
@@ -153,7 +154,9 @@ class Checkpoints:
         return restored.params
 
     def restore(self, step: int, abstract_params: Any, abstract_rest: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Reads a whole checkpoint and returns (params, rest, progress). Places arrays and raises errors like `restore_params`.
+        """Reads a whole checkpoint and returns (params, rest, progress).
+
+        Places the arrays on this process's first device. Raises the same errors as `restore_params`.
 
         Args:
           step: the step of the checkpoint.
@@ -188,13 +191,14 @@ class Checkpoints:
 
     def close(self) -> None:
         """Ends the threads of Orbax."""
-        with contextlib.suppress(Exception):  # `wait` has already raised any write error
+        with contextlib.suppress(Exception):  # if a write failed, `wait` has already raised the error
             self._manager.close()
 
     def _clean_up(self) -> None:
-        """Cleans up after a killed process.
+        """Repairs the folder if an earlier process was killed during a save or a deletion.
 
-        Restores a replaced checkpoint if the new checkpoint is missing. Deletes partly written checkpoints.
+        If a new checkpoint was not completed, restores the old checkpoint of the same step. Deletes partly written and partly
+        deleted checkpoints.
         """
         for path in self._directory.glob(f"*{REPLACED}"):
             step = self._directory / path.name.removesuffix(REPLACED)
@@ -204,7 +208,7 @@ class Checkpoints:
             shutil.rmtree(path)
 
     def _verified_progress(self, step: int, saved: dict[str, Any], **trees: Any) -> dict[str, Any]:
-        """Returns the progress without its digests. Raises a Failure if the progress or a tree does not match its digest."""
+        """Returns the progress without the digests. Raises a Failure if the progress or a tree does not match its digest."""
         progress = {key: value for key, value in saved.items() if key != DIGESTS}
         if DIGESTS not in saved:
             raise Failure(f"checkpoint {self._directory / str(step)} can't be read (an older version of charlm saved it)")

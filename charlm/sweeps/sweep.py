@@ -1,13 +1,13 @@
-"""Functions that build sweeps, the names of trials, and the folder of a sweep.
+"""Builds sweeps, names their trials, and manages the folder of a sweep.
 
-A sweep is a list of trials. A trial is a flat dict of overrides: dotted key → value. For a sweep, a config file defines
-`get_config` and `sweep`:
+A sweep is a list of trials. Each trial is a flat dict of overrides. A flat dict maps config keys to values, as in
+`{"model.hidden": 128}`. For a sweep, a config file defines `get_config` and `sweep`:
 
     def sweep():
         return repeat(product({"model.hidden": [128, 256], "optim.learning_rate": [2e-3, 5e-3]}), seeds=[1, 2, 3])
 
-For a search, a config file defines `get_config` and `space`. The function `space` returns a dict of key → range, such as
-the argument of `sample`.
+For a search, a config file defines `get_config` and `space`. The function `space` returns a dict of key → range, like the
+argument `ranges` of `sample`.
 """
 
 import contextlib
@@ -33,15 +33,15 @@ from charlm.rundir import run as run_module
 
 Overrides = dict[str, object]
 Sweep = list[Overrides]
-MAX_NAME_LENGTH = 100  # characters; file systems allow 255 bytes
+MAX_NAME_LENGTH = 100  # in characters; file systems allow names of 255 bytes
 
 
-# sweep.json records the ranges of a search as repr text. Old searches could not continue if Choice, Interval or their fields
-# were renamed.
+# Do not rename Choice, Interval or their fields. sweep.json records each range of a search as the text of repr(range), which
+# contains these names. A search that was started before the change could not continue.
 
 
 class Choice(NamedTuple):
-    """A range of several options, all equally likely."""
+    """A range that consists of separate options. All options are equally likely."""
 
     options: tuple
 
@@ -88,7 +88,7 @@ def log_uniform(low: float, high: float) -> Interval:
 
 
 def integers(low: int, high: int, log: bool = False) -> Interval:
-    """Integers from low to high, both included. With `log`, the logarithm is uniformly distributed.
+    """Integers from low to high, both included. With `log`, the logarithm of the numbers is uniform before rounding.
 
     Raises:
       UserError: low is not below high, low or high is not an integer, or `log` is set and low is not positive.
@@ -97,7 +97,7 @@ def integers(low: int, high: int, log: bool = False) -> Interval:
 
 
 def choice(*options: object) -> Choice:
-    """One of the options, all equally likely. Raises a UserError if no option is given."""
+    """One of the options. All options are equally likely. Raises a UserError if no option is given."""
     if not options:
         raise UserError("choice() has no options: give at least one.")
     return Choice(options)
@@ -107,7 +107,7 @@ def product(*parts: Mapping[str, Sequence] | Sweep) -> Sweep:
     """The sweep over all combinations of values. The last key varies fastest.
 
     Args:
-      parts: dicts of key → list of values, or sweeps. Each trial of such a sweep is combined with all other parts.
+      parts: dicts of key → list of values, or sweeps. Each trial of a sweep is combined with all values of the other parts.
 
     Raises:
       UserError: a key occurs twice, or its values are not a list.
@@ -119,7 +119,7 @@ def zipped(*parts: Mapping[str, Sequence] | Sweep) -> Sweep:
     """The sweep whose first trial has the first value of each key, whose second trial has the second value, and so on.
 
     Args:
-      parts: as in `product`.
+      parts: dicts of key → list of values, or sweeps. The trials of a sweep are used in order, like the values of a key.
 
     Raises:
       UserError: the lists differ in length, a key occurs twice, or its values are not a list.
@@ -142,7 +142,7 @@ def repeat(sweep: Mapping[str, Sequence] | Sweep, seeds: int | Sequence[int]) ->
 
 
 def sample(ranges: Mapping[str, Interval | Choice], n: int, seed: int = 0) -> Sweep:
-    """A sweep of n different random trials. With a larger n, the first trials stay the same.
+    """A sweep of n different random trials. A larger n gives the same trials first, and then more trials.
 
     Args:
       ranges: key → range made by uniform, log_uniform, integers or choice.
@@ -171,7 +171,7 @@ class Trial(NamedTuple):
 
     Attributes:
       name: name of the run directory.
-      overrides: dotted key → value of the key's type.
+      overrides: dict of config key → value. The value has the type of the key.
       config: the complete config.
     """
 
@@ -185,7 +185,7 @@ def load_trials(file_and_arg: str, common: Mapping[str, object]) -> list[Trial]:
 
     Args:
       file_and_arg: FILE.py or FILE.py:ARG.
-      common: overrides of every trial. The names of the trials do not include these overrides.
+      common: overrides that every trial gets. The names of the trials do not include these overrides.
 
     Raises:
       UserError: the file defines no sweep, the sweep is empty, two trials are the same, or an override is wrong.
@@ -226,9 +226,9 @@ def make_trial(file_and_arg: str, common: Mapping[str, object], overrides: Mappi
 def trial_name(overrides: Overrides) -> str:
     """The name of a trial's directory, such as `hidden=128,learning_rate=0.002,seed=1`.
 
-    Keys have the order of `charlm/config/keys.py`, with the seed last. Each key is shortened to the shortest ending that no
-    other key has. Characters that are unsafe in paths are replaced, and long names are cut. A changed name ends in a hash, so
-    that the name is unique.
+    The keys are in the order of `charlm/config/keys.py`, except that the seed is last. Each key is shortened to the
+    shortest ending that no other key has. Characters that are unsafe in paths are replaced by `_`, and long names are cut. If a
+    name was changed in this way, a hash is added at its end, so that the name is unique.
     """
     keys = sorted((key for key in config_keys.KEYS if key in overrides), key=lambda key: key == "seed")
     values = {key: _value_text(overrides[key]) for key in keys}
@@ -245,7 +245,8 @@ def trial_name(overrides: Overrides) -> str:
 def train_flags(config: ConfigDict) -> list[str]:
     """Flags of the program `train` for this config: the base recipe, and every key that differs from its default.
 
-    The flags do not name the config file of the sweep. Later changes of that file therefore do not affect a checked trial.
+    The flags do not name the config file of the sweep. If that file changes later, a trial that is
+    already checked stays the same.
     """
     values, defaults = load.flatten(config), load.flatten(config_keys.defaults())
     changed = [f"--config.{key}={value}" for key, value in values.items() if value != defaults[key]]
@@ -255,7 +256,8 @@ def train_flags(config: ConfigDict) -> list[str]:
 class Root:
     """The folder of a sweep or a search. It contains a run directory for each trial, logs/ and sweep.json.
 
-    sweep.json records the config file and the trials. For a search, it also records the method and the space.
+    sweep.json records the config file and the trials. For a search, it also records the method and the ranges of
+    the space.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -287,7 +289,7 @@ class Root:
             raise UserError(f"--root={self.path} is a file: give a directory.")
         if not self._record_file.exists():
             names = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
-            if names - {"logs", f"{self._record_file.name}.new"}:  # left by a launcher that was killed early
+            if names - {"logs", f"{self._record_file.name}.new"}:  # a launcher that was killed early leaves these two names
                 raise UserError(f"--root={self.path} is not empty and not the folder of a sweep: choose another folder.")
             return []
         recorded = self._read_record()
@@ -299,7 +301,7 @@ class Root:
         for trial in trials:
             try:
                 existing = self.run(trial).config()
-            except UserError:  # the run does not exist yet, or is damaged and the training will report the damage
+            except UserError:  # the run does not exist yet, or it is damaged; the training will report the damage
                 continue
             different = load.differences(load.to_dict(existing), load.to_dict(trial.config))
             if different:
@@ -311,7 +313,7 @@ class Root:
         return [name for name in recorded["trials"] if trials and name not in names and (self.path / name).exists()]
 
     def record(self, file_and_arg: str, trials: Sequence[Trial], **more: object) -> None:
-        """Adds these trials to sweep.json, and sets the config file and the fields in `more`."""
+        """Adds these trials to sweep.json. Also writes the name of the config file and the fields in `more`."""
         recorded = self._read_record() if self._record_file.exists() else {"trials": {}}
         recorded |= {"config": _identity(file_and_arg), **more}
         recorded["trials"] |= {trial.name: trial.overrides for trial in trials}
@@ -331,7 +333,7 @@ class Root:
         try:
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--root={self.path} can't be written ({error.strerror}): choose a folder that can.") from error
+            raise UserError(f"--root={self.path} can't be written ({error.strerror}): choose another folder.") from error
         with (self.path / "logs" / "launcher.lock").open("a", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -360,7 +362,7 @@ def _interval(low: float, high: float, log: bool, integer: bool) -> Interval:
 
 
 def _columns(parts: Sequence[Mapping[str, Sequence] | Sweep]) -> list[Sweep]:
-    """Turns each key of a dict into a sweep over the values of that key. Parts that are sweeps stay unchanged."""
+    """Turns each key of a dict into a sweep over the values of this key. A part that is a sweep stays unchanged."""
     columns: list[Sweep] = []
     for part in parts:
         for key, values in part.items() if isinstance(part, Mapping) else ():
@@ -389,6 +391,6 @@ def _value_text(value: object) -> str:
 
 
 def _identity(file_and_arg: str) -> str:
-    """The name and argument of the config file. The folder is left out, so that the repository can be moved."""
+    """The name of the config file and its argument, without the folder, so that the repository can be moved."""
     file, arg = load.find(file_and_arg)
     return file.name + (f":{arg}" if arg else "")

@@ -38,7 +38,7 @@ def has_ended(run: Run, config: ConfigDict) -> bool:
 
 
 def identical_setup(config: ConfigDict) -> Setup:
-    """The setup of a config. Raises a UserError if the setups of several processes differ."""
+    """The setup of a config. Raises a UserError if the processes of this training made different setups."""
     return processes.make_identical(lambda: set_up(config), functools.partial(_fingerprint, config))
 
 
@@ -76,7 +76,7 @@ def go_back(
       checkpoints: None in every process except the first.
 
     Raises:
-      Failure: the learning rate was already halved `train.halvings` times. The run is then marked diverged.
+      Failure: the learning rate was already halved `train.halvings` times. The state in status.json is then `diverged`.
     """
     if checkpoints:
         checkpoints.wait()
@@ -88,9 +88,9 @@ def go_back(
         )
     if checkpoints:
         messages.warn(f"{error}: going back to the last checkpoint and halving the learning rate.")
-    state, before = resumed(setup, run, checkpoints)
-    before.halvings = progress.halvings + 1
-    return state, before
+    state, restored = resumed(setup, run, checkpoints)
+    restored.halvings = progress.halvings + 1
+    return state, restored
 
 
 def mark_failed(run: Run, progress: Progress, error: Exception) -> None:
@@ -100,7 +100,7 @@ def mark_failed(run: Run, progress: Progress, error: Exception) -> None:
 
 
 def _fingerprint(config: ConfigDict, setup: Setup) -> str:
-    """Text made of everything that must be the same in all processes."""
+    """Text that must be the same in all processes: the config keys that change the result, the vocabulary and the corpus."""
     fields = load.flatten(load.to_dict(config))
     same = {key: value for key, value in fields.items() if key not in keys.CHANGE_NO_RESULT}
     return json.dumps([same, setup.vocab.to_dict(), setup.provenance["sha256"], setup.provenance["splits"]], sort_keys=True)

@@ -1,4 +1,4 @@
-"""Starts a training: sets up the machine before JAX starts. Used by the program `train` and by `charlm.train`."""
+"""Starts a training, and before that sets up the machine for JAX. The program `train` and `charlm.train` use this module."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from charlm.rundir.run import Run
 
 
 def check_rows(config: ConfigDict, processes: int) -> int:
-    """The number of rows in a batch. Raises a UserError if it is not a multiple of `processes`."""
+    """The number of rows in a batch. Raises a UserError if this number is not a multiple of `processes`."""
     rows = Framing.of(config).rows
     if rows % processes:
         raise UserError(f"batch.size={rows}: must be a multiple of {processes}, the number of processes.")
@@ -25,7 +25,9 @@ def check_rows(config: ConfigDict, processes: int) -> int:
 
 
 def prepare(config: ConfigDict, spec: ProcessSpec, verbose: bool = False) -> None:
-    """Sets up virtual CPU devices and the cache of compiled programs. If JAX has already started, keeps JAX's devices.
+    """Sets up virtual CPU devices and the cache of compiled programs.
+
+    If JAX has already started, its devices stay as they are.
 
     Args:
       verbose: whether to print the settings for XLA and the C library.
@@ -59,7 +61,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     return Run(workdir).status()
 
 
-_flags_in_effect: list[str] = []  # XLA_FLAGS during each call of `train`; XLA uses only the flags of the first call
+_flags_in_effect: list[str] = []  # XLA_FLAGS of each call of `train`; XLA keeps the flags of the first call
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """Damages the files of a run, and then runs every program on the run.
 
-Each text file of the run is damaged, and so is each file of its latest and best checkpoints. Each of these checkpoints is also
-deleted as a whole. Each damage is done to its own copy of the run. Samples and TensorBoard files are not damaged, because no
-program reads them and they have no seal.
+A run is stopped and then copied many times. In each copy, one file is damaged in one way: it is truncated, emptied or deleted,
+or one bit of it is flipped. The damaged file is a text file of the run, or a file of its latest or best checkpoint. In further
+copies, a whole checkpoint is deleted. Samples and TensorBoard files are not damaged, because no program reads these files and
+they have no seal (a digest that reveals damage).
 """
 
 import concurrent.futures
@@ -48,15 +49,22 @@ def results(runs: Runs) -> list[Result]:
 def _harm_and_run(
     runs: Runs, stopped: pathlib.Path, straight: pathlib.Path, expected: list[str], name: pathlib.Path, how: str
 ) -> dict[str, list[list[str]]]:
-    """Harms one file in a copy of the stopped run, and runs every command on the copy.
+    """Damages one file in a copy of the stopped run, and runs every command on the copy.
+
+    Args:
+      straight: a run without any fault, for comparison.
+      expected: the output of each command of `readers` on the run that is not damaged.
+      name: the path of the damaged file, or of a deleted checkpoint, in the run directory.
+      how: one of HARMS.
 
     Returns:
-      A list for each of WAYS. It holds the failures of each command.
+      A dict with the keys of WAYS. Its values are lists with one entry for each command: the list of failures of this command.
     """
     workdir = runs.folder / "damage" / f"{str(name).replace('/', '_')}_{how}" / "run"
     shutil.copytree(stopped, workdir)
     rng = runs.random(name, how)
     harm(workdir / name, how, rng.random(), rng.randrange(8))
+    # An error sentence or a note about the damage must contain one of these words.
     words = (name.name,) if len(name.parts) == 1 else ("/".join(name.parts[:2]), "--checkpoint=latest", "--checkpoint=best")
     failures = {
         "read": [
@@ -71,6 +79,14 @@ def _harm_and_run(
 
 
 def _read(command: list[str], words: tuple[str, ...], what: str, expected: str, renamed: tuple[str, str]) -> list[str]:
+    """Runs a command that reads the damaged run. Returns one line if the command fails the test, else an empty list.
+
+    The command passes if it prints the expected output, or if it prints another output with a note about the damage. It also
+    passes if it ends with one error sentence about the damage.
+
+    Args:
+      renamed: the paths of the damaged run and of the stopped run. The output has the first path, `expected` has the second.
+    """
     status, output, errors = checks.outcome(command)
     if "Traceback" in errors:
         return [f"{what}: {errors[-400:]}"]
@@ -81,6 +97,11 @@ def _read(command: list[str], words: tuple[str, ...], what: str, expected: str, 
 
 
 def _resume(runs: Runs, workdir: pathlib.Path, straight: pathlib.Path, words: tuple[str, ...], what: str) -> list[str]:
+    """Resumes the damaged run. Returns one line if the training fails the test, else an empty list.
+
+    The training passes if its result equals the result of `straight`, or if it ends with one error sentence about the damage.
+    With a note about the damage, rows of metrics may be missing and the status may differ, but all other rows must be right.
+    """
     status, _, errors = checks.outcome(runs.train(workdir, "stream"))
     if status:
         return checks.refusal(status, errors, words, what)

@@ -1,4 +1,7 @@
-"""The program compare: its figures, its separate tables for different protocols, and damaged run directories."""
+"""Tests the program compare: the values in its tables, its separate tables for different protocols, and damaged runs.
+
+A protocol says how a loss was measured: on which corpus and split, with which state, and on how many characters.
+"""
 
 import csv
 import io
@@ -23,9 +26,13 @@ PROTOCOL = {"corpus": "c0ffee00" * 8, "split": "validation", "state": "carried",
 
 
 def make_run(path, overrides=None, nats=(2.0, 1.5, 1.6), state="done", protocol=PROTOCOL, rows=10, test=None, samples=()):
-    """Writes a run directory as training does.
+    """Writes a run directory as training does, and returns its path.
 
-    `nats` are the validation losses at steps 100, 200, and so on. Each evaluation follows `rows` rows of the training loss.
+    Args:
+      nats: the validation losses at steps 100, 200, and so on.
+      rows: the number of rows with a training loss before each validation loss.
+      test: the loss on the test split; None if the run was not evaluated on this split.
+      samples: pairs of a step and the text that was sampled at this step.
     """
     config = load.load(str(ROOT / "configs" / "tiny.py"), overrides or {})
     (path / "samples").mkdir(parents=True)
@@ -80,7 +87,7 @@ def table(script, *flags, **options) -> list[dict]:
     return list(csv.DictReader(io.StringIO(script("compare", *flags, "--csv", **options).stdout)))
 
 
-def test_runs_that_differ_only_in_seed_share_a_row_with_mean_and_standard_error(script, runs):
+def test_runs_that_differ_only_in_seed_are_one_row_with_mean_and_standard_error(script, runs):
     rows = table(script, runs, "--where=batch.framing=stream")
     assert [row["model.hidden"] for row in rows] == ["64", "32"]
     large, small = rows
@@ -145,7 +152,7 @@ def test_rows_are_ordered_by_metric_or_sort_and_selected_by_where(script, tmp_pa
 
     assert order() == "acb"
     assert order("--metric=last") == "cba"
-    assert order("--metric=test") == "bac"  # run c has no test figure, so run c comes last
+    assert order("--metric=test") == "bac"  # run c has no loss on the test split, so run c comes last
     assert order("--metric=train") == "cba"
     assert order("--sort=model.hidden") == "abc"
     assert order("--sort=-model.hidden") == "cba"
@@ -270,7 +277,7 @@ def test_plots_of_curves_and_means_are_written(script, tmp_path, number):
 
 
 def test_most_rows_of_the_training_loss_are_not_parsed(tmp_path, monkeypatch):
-    """compare must be fast for 500 runs of 2,000 rows. The test counts parsed rows, because a test of time would be flaky."""
+    """compare must be fast for 500 runs of 2,000 rows. The test counts parsed rows, because measured times vary."""
     path = make_run(tmp_path / "run", nats=(2.0,) * 20, rows=100)
     calls, parsed = [], reading.parsed
     monkeypatch.setattr(reading, "parsed", lambda line: calls.append(1) or parsed(line))
@@ -334,7 +341,7 @@ def test_losses_of_the_test_split_under_different_protocols_are_not_ranked_toget
     assert len({row["protocol"] for row in table(script, tmp_path)}) == 1
     assert len({row["protocol"] for row in table(script, tmp_path, "--metric=test")}) == 2
     row = table(script, tmp_path, "--metric=test", "--where=model.hidden=8")[0]
-    assert float(row["best"]) == pytest.approx(math.exp(1.5))  # only the figure of --metric ranks the rows
+    assert float(row["best"]) == pytest.approx(math.exp(1.5))  # best is shown too, but only test ranks the rows
     message = script("compare", tmp_path, "--sort=test", status=2).stderr
     assert "--sort=test can't sort these runs, because the metric test was measured under different protocols" in message
     assert ": use --metric=test to show the runs in separate tables." in message
@@ -342,7 +349,7 @@ def test_losses_of_the_test_split_under_different_protocols_are_not_ranked_toget
     assert '"test":null' in (tmp_path / "page.html").read_text()
 
 
-def test_seeds_evaluated_under_different_protocols_get_no_mean(script, tmp_path):
+def test_runs_that_differ_in_seed_and_protocol_get_no_mean(script, tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / str(seed), {"seed": seed}, test=1.0 + 2 * seed)
     (row,) = table(script, tmp_path)
@@ -353,8 +360,9 @@ def test_seeds_evaluated_under_different_protocols_get_no_mean(script, tmp_path)
     assert "test" not in row
 
 
-def test_a_run_without_logged_evaluations_uses_the_figure_from_evaluations_jsonl(script, tmp_path):
-    make_run(tmp_path / "imported", nats=(), test=1.25)  # make_run also writes a validation figure, 9.9
+def test_a_run_without_logged_evaluations_uses_the_loss_in_evaluations_jsonl(script, tmp_path):
+    # For a run with a test loss, make_run also writes a validation loss of 9.9 to evaluations.jsonl.
+    make_run(tmp_path / "imported", nats=(), test=1.25)
     (row,) = table(script, tmp_path)
     assert float(row["nats"]) == pytest.approx(9.9)
     assert "not evaluated yet" not in row["protocol"]
@@ -363,7 +371,7 @@ def test_a_run_without_logged_evaluations_uses_the_figure_from_evaluations_jsonl
     assert sorted((row["n"], float(row["nats"])) for row in table(script, tmp_path)) == [("1", 9.9), ("2", 1.5)]
 
 
-def test_a_run_older_than_a_key_gets_the_default_of_the_key(script, tmp_path):
+def test_a_run_saved_before_a_config_key_existed_gets_the_default_of_that_key(script, tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / str(seed), {"seed": seed})
     file = tmp_path / "0" / "config.json"

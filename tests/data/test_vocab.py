@@ -1,4 +1,4 @@
-"""The vocabulary: encoding, decoding, unknown symbols, and vocab.json."""
+"""Tests the vocabulary: encoding, decoding, unknown symbols, and the JSON form that vocab.json holds."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_symbols_are_found_in_a_text_longer_than_one_block():
     assert symbols_of("b" * BLOCK + "a\n") == "\nab"
 
 
-def test_encoding_unknown_symbols_is_an_error_that_lists_them():
+def test_unknown_symbols_are_refused_with_an_error_that_lists_the_symbols():
     vocab = Vocab.of("abc", unknown=False)
     with pytest.raises(
         UserError,

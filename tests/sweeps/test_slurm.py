@@ -58,7 +58,7 @@ def wait_until(condition, seconds: float, event: str):
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
-    """Starts a SLURM cluster of two cores, and stops it after the tests."""
+    """Starts a SLURM cluster with one node of two cores, and stops the cluster after the tests."""
     if shutil.which("slurmctld") is None or os.getuid() != 0:
         pytest.skip("these tests need SLURM and root: run scripts/test.sh --slurm as root, which also installs SLURM")
     folder = tmp_path_factory.mktemp("slurm")
@@ -111,7 +111,8 @@ def test_cancelled_requeued_and_diverged_jobs_have_the_right_states(script, conf
         )
         jobs = json.loads((root / "sweep.json").read_text())["jobs"]
         output_of("scancel", jobs["hidden=16"])
-        # SLURM sends SIGUSR2 before it preempts a job, and before the time limit of a job.
+        # SLURM sends SIGUSR2 to a job before it preempts the job, and before the time limit of the job. This command sends
+        # the same signal.
         send_sigusr2 = ["scancel", "--signal=USR2", jobs["hidden=20"]]
         # scancel fails if the job has already ended, so its exit status is ignored.
         subprocess.run(send_sigusr2, capture_output=True)
@@ -165,7 +166,7 @@ def test_two_tasks_train_one_trial_together(script, config_file, tmp_path):
 
 def test_an_error_of_sbatch_is_shown_in_one_line(script, config_file, tmp_path):
     flags = [f"--config={config_file}", f"--root={tmp_path / 'root'}", "--launcher=slurm", "--partition=missing"]
-    message = script("sweep", *flags, status=1).stderr.splitlines()[-1]  # sbatch prints its own message on the lines before
+    message = script("sweep", *flags, status=1).stderr.splitlines()[-1]  # the lines before are the message of sbatch itself
     assert message.startswith("error: SLURM refuses the jobs: ")
     assert "partition" in message
 

@@ -1,4 +1,4 @@
-"""Tests the training step: gradient, metrics, random numbers, and lowering for every platform."""
+"""Tests the training step: its gradient, metrics and random numbers, and that JAX can lower it for every platform."""
 
 import functools
 import os
@@ -57,8 +57,12 @@ def test_training_evaluation_and_sampling_lower_for_every_platform(dtype, encodi
         assert text["lay out"]
 
 
-def framing_of(kind):
-    """A batch of this framing. All framings use the same ids below 7. Id 0 is padding, and id 1 ends a document."""
+def batch_with(kind):
+    """A batch that is made with this framing. All framings cut the same text of 60 ids.
+
+    The vocabulary has 7 ids. Id 0 is padding, and id 1 ends a document. The kind "counted" means documents whose padding is
+    part of the loss.
+    """
     ids_N = np.random.default_rng(0).integers(2, 7, 60).astype(np.uint8)
     order = batches.Order(shuffle=True)
     ids_N[[9, 15, 36, 59]] = 1
@@ -75,12 +79,12 @@ def framing_of(kind):
 @pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
 @pytest.mark.parametrize("kind", ["stream", "chunks", "windows", "documents", "counted"])
 def test_the_gradient_of_a_step_equals_finite_differences_in_float64(encoding, kind):
-    """With plain SGD at rate 1, a training step subtracts exactly the gradient from the parameters."""
+    """Plain SGD with a learning rate of 1 subtracts exactly the gradient. The test computes it from the new parameters."""
     config = base.get_config()
     config.model.update({"hidden": 5, "embedding": 3, "dtype": "float64", "input": encoding, "init": "uniform"})
     config.model.layers = 2 if kind in ("stream", "windows") else 1
     config.optim.update({"name": "sgd", "clip_norm": 0.0})
-    batch = framing_of(kind)
+    batch = batch_with(kind)
     rows = len(batch.reset_B)
     with jax.enable_x64(True):
         functions, optimizer = stack.functions(config, 7), optim.optimizer(config)
@@ -90,7 +94,7 @@ def test_the_gradient_of_a_step_equals_finite_differences_in_float64(encoding, k
         carry = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), state.carry)
         state = state._replace(params=params, carry=carry)
         after, _ = jax.jit(step_module.make_train_step(functions, optimizer, ONE_DEVICE, pad=0))(state, batch, RATE, SEED)
-        gradients = jax.tree.map(lambda before, then: before - then, state.params, after.params)
+        gradients = jax.tree.map(lambda before, after: before - after, state.params, after.params)
 
         @jax.jit
         def loss(params):
@@ -128,12 +132,12 @@ def test_the_learning_rate_scales_the_update_and_is_halved_for_each_divergence(s
     assert (unhalved > 0).all()
 
 
-def test_padding_counts_in_the_loss_but_not_in_the_reported_nats():
+def test_padding_is_part_of_the_loss_but_not_of_the_reported_nats():
     config = base.get_config()
     config.model.update({"hidden": 6, "layers": 1, "input": "onehot"})
     functions, optimizer = stack.functions(config, 7), optim.optimizer(config)
     state = state_module.initial_state(functions, optimizer, 3, 0)
-    batch = framing_of("counted")
+    batch = batch_with("counted")
     logits, _ = functions.apply(state.params, batch, state.carry)
     nats_BS = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), batch.targets_BS[..., None], -1)[..., 0]
     _, metrics = jax.jit(step_module.make_train_step(functions, optimizer, ONE_DEVICE, pad=0))(state, batch, RATE, SEED)
@@ -145,7 +149,8 @@ def test_padding_counts_in_the_loss_but_not_in_the_reported_nats():
 
 
 def test_padded_nats_equal_the_loss_that_keras_prints():
-    # In the first step, 6 of 8 positions are text. In the second step, 2 of 4 positions are text.
+    # Keras prints the mean over steps of the mean loss of each step. Padding is part of this loss. In the first step, 6 of 8
+    # positions are text. In the second step, 2 of 4 positions are text.
     sums = state_module.Sums()
     sums.add(nats=12.0, chars=6, loss_nats=12.8, loss_weight=8, grad_norm=1.0)
     sums.add(nats=5.0, chars=2, loss_nats=6.0, loss_weight=4, grad_norm=1.0)
@@ -157,7 +162,7 @@ def test_padded_nats_equal_the_loss_that_keras_prints():
     assert "padded_nats" not in unpadded.measures()
 
 
-def test_dropout_depends_only_on_seed_and_step():  # invariant 2
+def test_dropout_depends_only_on_seed_and_step():
     config = base.get_config()
     config.model.update({"hidden": 8, "dropout": 0.5})
     functions, optimizer = stack.functions(config, 5), optim.optimizer(config)
@@ -176,7 +181,7 @@ def test_dropout_depends_only_on_seed_and_step():  # invariant 2
 
 
 def test_a_step_sums_over_devices_once_and_an_evaluation_never(tmp_path):
-    """Two sums over devices in one program can deadlock on a CPU with two threads."""
+    """A sum over devices is an all-reduce. Two all-reduces in one program can deadlock on a CPU with two threads."""
     code = """
 import jax, numpy as np
 from jax.sharding import Mesh
