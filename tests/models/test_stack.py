@@ -68,7 +68,7 @@ def test_logits_equal_the_logits_of_a_flax_lstm_with_the_same_weights():
 
 
 @pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
-def test_one_pass_equals_two_passes_with_carried_state(encoding):  # invariant 3: carrying the state
+def test_one_pass_equals_two_passes_with_carried_state(encoding):  # invariant 3
     functions, params = build(input=encoding)
     inputs_BT = ids(2, 40)
     whole, end = functions.apply(params, batch_of(inputs_BT), functions.zero_carry(2))
@@ -107,7 +107,7 @@ def test_reset_rows_start_from_zero_and_other_rows_keep_their_state():
     assert np.abs(fresh[1] - continued[1]).max() > 1e-3
 
 
-def test_logits_do_not_depend_on_later_inputs():  # invariant 5: causality
+def test_logits_do_not_depend_on_later_inputs():  # invariant 5
     functions, params = build()
     inputs_BT = ids(1, 24)
     logits, _ = functions.apply(params, batch_of(inputs_BT), functions.zero_carry(1))

@@ -162,7 +162,7 @@ def test_padded_nats_equal_the_loss_that_keras_prints():
     assert "padded_nats" not in unpadded.measures()
 
 
-def test_dropout_depends_only_on_seed_and_step():
+def test_dropout_depends_only_on_seed_and_step():  # invariant 2
     config = base.get_config()
     config.model.update({"hidden": 8, "dropout": 0.5})
     functions, optimizer = stack.functions(config, 5), optim.optimizer(config)

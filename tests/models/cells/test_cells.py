@@ -66,7 +66,7 @@ def nonzero_state(cell, rows):
 @pytest.mark.parametrize("kind", ["floats", "ids"])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_window_equals_single_steps_in_value_and_gradient(name, rows, kind):
+def test_a_window_equals_single_steps_in_value_and_gradient(name, rows, kind):  # invariants 7 and 10
     cell, inputs = cells.named(name), inputs_of(kind, rows)
     params, state = layer(cell), nonzero_state(cell, rows)
 
@@ -96,7 +96,7 @@ def test_ids_give_the_same_result_as_the_table_rows_that_they_select(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_state_starts_at_zero_and_can_be_carried_to_the_next_window(name):
+def test_the_state_starts_at_zero_and_can_be_carried_to_the_next_window(name):  # invariant 3
     cell, inputs = cells.named(name), inputs_of("floats", 3)
     params, state = layer(cell), cell.zero_state(3, HIDDEN)
     for leaf in jax.tree.leaves(state):
@@ -111,7 +111,7 @@ def test_the_state_starts_at_zero_and_can_be_carried_to_the_next_window(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_outputs_do_not_depend_on_later_inputs(name):
+def test_outputs_do_not_depend_on_later_inputs(name):  # invariant 5
     cell, inputs = cells.named(name), inputs_of("floats", 2)
     params, state = layer(cell), cell.zero_state(2, HIDDEN)
     outputs, _ = cell.window(params, inputs, state, jnp.float32)
