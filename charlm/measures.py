@@ -2,7 +2,8 @@
 
 import math
 
-# Nats per character. A run with a higher loss has diverged. A uniform guess among all Unicode characters has 13.9.
+# The highest loss in nats per character. A run with a higher loss has diverged. For comparison, a uniform guess among all
+# Unicode characters has a loss of 13.9.
 MOST_NATS = 25.0
 
 
@@ -20,12 +21,12 @@ def perplexity(nats: float) -> float:
 
 
 def of_nats(nats: float) -> dict[str, float]:
-    """Nats, bits and perplexity per character, in the order that all logs and tables use."""
+    """Returns a dict with nats, bits and perplexity per character, in the order that all logs and tables use."""
     return {"nats": nats, "bits": bits(nats), "perplexity": perplexity(nats)}
 
 
 def best_in_words(best: dict) -> str:
-    """Describes the best evaluation, which is the field `best` of status.json, in words."""
+    """Describes the best evaluation in words. `best` is the field `best` of status.json."""
     return f"best {best['split']} {best['nats']:.4f} nats/char, perplexity {perplexity(best['nats']):.4f}"
 
 

@@ -1,4 +1,4 @@
-"""Lesson 17 of Microsoft's AI-For-Beginners: titles of AG News, LSTM of 128, one epoch.
+"""Lesson 17 of Microsoft's AI-For-Beginners: headlines (titles) of AG News, LSTM of 128, one epoch.
 
     scripts/train.py --config=configs/ag_news_keras.py --workdir=runs/ag_news_keras
     scripts/train.py --config=configs/ag_news_keras.py:ag_news_test.csv --workdir=runs/ag_news_7600
@@ -7,17 +7,19 @@
 
 Each title is a document. The input is one-hot, the optimiser is RMSprop, and the batch size is 8.
 
-Without an argument, training uses all 120,000 training titles of TensorFlow Datasets (TFDS), and scripts/evaluate.py
---split=test scores its 7,600 test titles. The argument is a CSV file of AG News (class, title, description). Nine tenths of its
-titles are used for training.
+Without an argument, the titles come from TensorFlow Datasets (TFDS). Training then uses all 120,000 training titles, and
+scripts/evaluate.py --split=test scores the 7,600 test titles. An argument, such as ag_news_test.csv, is a CSV file of AG News
+with the columns class, title and description. Nine tenths of the titles in this file are used for training, and one tenth for
+validation.
 
-Time: 25 s on 2 CPU cores for the 7,600 titles of the test file.
-Result: validation 2.7782 nats/char on the other tenth of the test file.
+ag_news_test.csv is the test file of AG News and has 7,600 titles. With this file:
+Time: 25 s on 2 CPU cores.
+Result: validation 2.7782 nats/char.
 
 Differences from the original:
-- The titles are shuffled. The lesson takes them in the order of TFDS.
+- The titles are shuffled. The lesson uses the titles in the order of TFDS.
 - The loss counts only characters and <eos>. With --config.batch.padding=counted --config.batch.bucket=1, the loss also counts
-  padding, as in the original. Each new batch length is then compiled separately, which takes a second.
+  padding, as in the original. Each new batch length is then compiled separately, and each compilation takes a second.
 """
 
 from configs import base

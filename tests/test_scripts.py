@@ -21,8 +21,8 @@ def run(script, corpus_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("scripts") / "run"
     flags = as_flags({"corpus.path": corpus_file.name, "model.hidden": 16, "train.steps": 30, "train.eval_every": 10})
     result = script("train", TINY, f"--workdir={workdir}", *flags, cwd=corpus_file.parent)
-    # The first three lines describe the data, the model and the training length. No line about XLA or the C library may come
-    # before these lines.
+    # The first three lines describe the data, the model and the length of the training. Settings of XLA or of the C library are
+    # printed only with --verbose.
     first_lines = result.stdout.splitlines()[:3]
     assert first_lines[0] == "data: made_up.txt: train 10,800, validation 1,200 chars, vocabulary of 14"
     # The embedding has 14 x 16 parameters. The LSTM has 64 x (16 + 16 + 1) parameters. The head has 16 x 14 + 14 parameters.
@@ -34,7 +34,7 @@ def run(script, corpus_file, tmp_path_factory):
     return workdir
 
 
-def test_verbose_shows_every_array_and_the_xla_flags(script, corpus_file, tmp_path):
+def test_train_with_verbose_prints_every_array_and_the_xla_flags(script, corpus_file, tmp_path):
     flags = [TINY, "--verbose", *as_flags({"corpus.path": corpus_file, "train.steps": 2, "sample.length": 0})]
     output = script("train", *flags, f"--workdir={tmp_path / 'run'}").stdout
     assert "GLIBC_TUNABLES=" in output
@@ -101,6 +101,7 @@ def test_samples_with_the_same_seed_are_equal(script, run):
 
 @pytest.mark.slow
 def test_prompts_from_the_corpus_or_the_config_may_have_unknown_symbols(script, tmp_path):
+    """The user's own prompts, in --prompt and --prompt_file, must not have unknown symbols."""
     text = tmp_path / "text"
     text.write_text("abcd" * 225 + "Q" + "abcd" * 25)  # the validation split begins with Q
     overrides = {"corpus.path": text, "corpus.newlines": False, "vocab.unknown": True, "batch.size": 4, "train.steps": 2}
@@ -122,7 +123,7 @@ def test_default_prompt_is_the_first_validation_character(script, run, corpus_fi
     assert all(file.read_text().startswith(first) for file in (run / "samples").iterdir())
 
 
-def test_prompt_file_with_unknown_symbols(script, run, tmp_path, monkeypatch):
+def test_unknown_symbols_of_a_prompt_file_are_an_error_unless_unknown_is_skip(script, run, tmp_path, monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     prompt = tmp_path / "prompt"

@@ -1,10 +1,10 @@
-"""From text to `Batch`: corpora, vocabularies, and the framings that arrange a text into batches.
+"""Turns texts into objects of the class `Batch`. Framings are the ways to arrange a text into batches.
 
-- `sources` has the named corpora. To add one, add an entry to `SOURCES`.
+- `sources` has the named corpora. To add a corpus, add an entry to `SOURCES`.
 - `corpora` reads a corpus and cuts it into splits.
 - `longtext` encodes a text that is too long for memory.
 - `vocab` maps symbols to ids.
-- `batches` has the framings. To add one, add a class.
+- `batches` has the framings. To add a framing, add a class.
 
-The code here uses NumPy only. This wing must not import JAX or models.
+The code in this package computes with NumPy only. It must not import JAX or `charlm.models`.
 """

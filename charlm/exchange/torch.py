@@ -1,10 +1,11 @@
 """Reads the weights of a PyTorch model: one recurrent module, such as nn.LSTM, a linear head, and at most one embedding.
 
-The recurrent module must contain all recurrent layers. Names in a state_dict:
+The recurrent module must contain all recurrent layers. V is the size of the vocabulary, H is the size of a layer, and E is the
+size of an embedding vector. The reader finds the arrays by their names in the state_dict:
 - `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0` and `bias_hh_l0` are the arrays of layer 0.
 - `weight` (V, H) and `bias` (V,) are the arrays of the head.
-- `emb….weight` or `encoder.weight` (V, E) is the embedding.
-The recurrent module and the head may have any name.
+- `weight` (V, E) is the embedding, if the name of its module is `encoder` or begins with `emb`.
+The recurrent module and the head may have any names.
 """
 
 import collections
@@ -21,10 +22,10 @@ LAYOUT = Layout("PyTorch", "from_torch", input_array="weight_ih", input_axis=1)
 
 
 def read(file: str) -> Weights:
-    """Reads the weights of a PyTorch model and, if the file has them, the symbols in the order of the ids.
+    """Reads the weights of a PyTorch model. Also reads the symbols in the order of their ids, if the file has symbols.
 
-    A `.safetensors` file holds a state_dict. A file of `torch.save` (loaded with weights_only=True) holds either a state_dict
-    or Udacity's dict with `state_dict` and `tokens`.
+    A `.safetensors` file holds a state_dict. A file that torch.save wrote holds either a state_dict, or a dict with
+    `state_dict` and `tokens` as in Udacity's course. Such a file is loaded with weights_only=True.
 
     Raises:
       UserError: the file can't be read, or the weights do not belong to a CharRNN.
@@ -62,7 +63,7 @@ def read(file: str) -> Weights:
 
 
 def _state_dict(path: pathlib.Path) -> tuple[Arrays, list[str] | None]:
-    """Returns (arrays by name, symbols). The symbols are None if the file has none."""
+    """Returns a dict from names to arrays, and the symbols. The symbols are None if the file has no symbols."""
     if path.suffix == ".safetensors":
         safetensors = library("safetensors.numpy", path, "safetensors (pip install safetensors)")
         return read_file(path, lambda: safetensors.load_file(path)), None

@@ -1,4 +1,4 @@
-"""The run directory. This package reads and writes the files of a run, and makes all calls to Orbax.
+"""Reads and writes the files of a run directory. No other package of charlm calls Orbax.
 
-It does not depend on the training code.
+This package does not depend on the training code.
 """

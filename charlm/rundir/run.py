@@ -1,4 +1,6 @@
-"""Reads and writes the files of a run directory. Evaluate, sample and compare find all data of a run in these files.
+"""Reads and writes the files of a run directory.
+
+The programs evaluate, sample and compare read everything that they need to know about a run from these files:
 
 config.json        every key of the config           samples/STEP.txt   text sampled at each evaluation
 vocab.json         symbols in the order of ids       checkpoints/STEP   the best and the two latest checkpoints
@@ -65,7 +67,11 @@ class Run:
             raise UserError(f"{self.workdir / 'config.json'}: {error}") from error
 
     def config_fields(self) -> dict[str, object]:
-        """Dotted key → value in config.json. The values are not validated, so runs of other versions can be compared too."""
+        """Returns a dict from dotted config keys to the values in config.json.
+
+        The values are not validated. Runs of other charlm versions can therefore be compared too. If config.json is older than
+        a key and lacks this key, the dict has the value that gives the behaviour of that older version.
+        """
         return keys.before_keys_existed() | load.flatten(self._json("config.json"))
 
     def vocab(self) -> Vocab:
@@ -76,7 +82,7 @@ class Run:
             raise UserError(f"{self.workdir / 'vocab.json'} is damaged ({error}): restore it from a copy.") from error
 
     def corpus(self) -> dict[str, Any]:
-        """The provenance of the corpus. The dict includes `sha256` and `splits` (name → number of characters)."""
+        """Where the corpus came from, as a dict. `sha256` is its digest. `splits` maps split names to numbers of characters."""
         corpus = self._json("corpus.json")
         if not isinstance(corpus.get("splits"), dict) or not isinstance(corpus.get("sha256"), str):
             raise UserError(f"{self.workdir / 'corpus.json'} is damaged (it has no splits and sha256): restore it from a copy.")
@@ -137,7 +143,7 @@ class Run:
         return rows
 
     def rewind(self, step: int, evaluated: bool) -> tuple[int, int]:
-        """Removes the rows after a step from metrics.jsonl. Also removes a damaged last line.
+        """Removes the rows of later steps from metrics.jsonl. Also removes a damaged last line.
 
         Args:
           step: the step at which training resumes.
@@ -156,12 +162,18 @@ class Run:
         return len(kept), len(text.splitlines()) - len(kept)
 
     def sync_metrics(self) -> None:
-        """Flushes metrics.jsonl to disk. Call this before saving a checkpoint, which stores the number of rows."""
+        """Flushes metrics.jsonl to disk.
+
+        Call this method before you save a checkpoint. A checkpoint stores the number of rows, so these rows must be on disk.
+        """
         with contextlib.suppress(FileNotFoundError), self._metrics.open("rb") as file:
             os.fsync(file.fileno())
 
     def begin(self, config: ConfigDict, vocab: Vocab, corpus: dict[str, Any]) -> None:
-        """Writes the first files of a new run. status.json is written last, because this file makes the directory a run."""
+        """Writes the first files of a new run.
+
+        status.json is written last, because `exists` recognises the directory of a run by this file.
+        """
         self._write("vocab.json", vocab.to_dict())
         self._write("corpus.json", corpus)
         self._write("config.json", load.to_dict(config))
@@ -228,7 +240,8 @@ class Run:
         try:
             yield log
         finally:
-            with contextlib.suppress(OSError):  # metrics.jsonl has the same rows, and `append` raises if the disk is full
+            # If the disk is full, `append` has already raised the error. metrics.jsonl has the same rows.
+            with contextlib.suppress(OSError):
                 writer.close()
 
     def note_evaluation(self, result: dict[str, Any]) -> None:
@@ -253,7 +266,7 @@ class Run:
     def note_start(self, device: str, parameters: int, total_steps: int) -> None:
         """Adds an entry for this start of the training to environment.json.
 
-        The entry includes the command, the commit, the versions of packages, the machine and the arguments.
+        The entry includes the command, the commit, the versions of packages, the machine and the arguments of this method.
 
         Args:
           device: description of the devices that train.
@@ -264,7 +277,7 @@ class Run:
         try:
             starts = self.starts()
         except UserError:
-            if self._metrics.exists():  # a resumed run, which can train without the entries
+            if self._metrics.exists():  # the run is resumed; training does not need the earlier entries
                 warn(f"{self.workdir / 'environment.json'} is damaged or missing: its entries for earlier starts are lost.")
         starts.append(
             {
@@ -313,7 +326,7 @@ class Run:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Raises a Broken error in place of an OSError, because the directory can no longer be written."""
+        """Replaces an OSError in the `with` block by a Broken error that says that the directory can't be written."""
         try:
             yield
         except OSError as error:
@@ -353,7 +366,7 @@ class Run:
             raise UserError(f"{self.workdir / name} is damaged ({error}): restore it from a copy{hint}.") from error
 
     def _write(self, name: str, content: str | dict[str, Any]) -> None:
-        """Writes a whole file. If this fails, an old file is unchanged."""
+        """Creates or replaces a file. If the write fails, an existing file keeps its old content."""
         text = content if isinstance(content, str) else sealed(content, indent=1) + "\n"
         path = self.workdir / name
         path.parent.mkdir(exist_ok=True)
@@ -386,7 +399,8 @@ def exists(workdir: str | os.PathLike, config: ConfigDict) -> bool:
     if "status.json" not in names:
         if {"config.json", "checkpoints"} <= names:
             raise UserError(f"{path / 'status.json'} is missing, but the directory holds a run: restore it from a copy.")
-        # A training that is killed early leaves `lock`, and perhaps more FIRST_FILES. Other files belong to the user.
+        # A training that was killed early leaves `lock`, and perhaps other files of FIRST_FILES. All other files belong to the
+        # user.
         if names and ("lock" not in names or {name.removesuffix(".new") for name in names} - FIRST_FILES):
             raise UserError(f"--workdir={workdir} is not empty and not the directory of a run: choose another directory.")
         return False

@@ -1,9 +1,9 @@
-"""Runs many trainings: the trials of a sweep or a search, on this machine or on a SLURM cluster.
+"""Runs many trainings on this machine or on a SLURM cluster. Each training is a trial of a sweep or of a search.
 
 - `sweep` builds lists of trials, and names the trials.
 - `launch` runs trials as processes on this machine.
 - `slurm` submits trials as SLURM jobs.
 - `search` searches a space of configs with Optuna.
 
-The code here does not depend on the computation of a trial.
+The code in this package starts each trial as a program. It does not import the training code.
 """

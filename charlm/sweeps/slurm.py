@@ -1,6 +1,6 @@
 """Submits the trials of a sweep as SLURM jobs through submitit, and shows the status of the jobs.
 
-The status of a job comes from SLURM's queue and from the run directory. A cluster therefore needs no SLURM accounting.
+The status of a job is read from SLURM's queue and from the run directory. The cluster therefore needs no SLURM accounting.
 """
 
 import contextlib
@@ -23,24 +23,24 @@ POLL_SECONDS = 2.0
 MAX_UNANSWERED = 30  # consecutive failed queries of SLURM
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED", "RESIZING")
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED")
-MAX_REQUEUES = 1000  # how often a job may reach its time limit; more than any training needs
+MAX_REQUEUES = 1000  # how many times a job that reaches its time limit may be requeued; no training needs so many times
 KILL_SECONDS = 600  # longer than SLURM waits between SIGTERM and SIGKILL
 SAVE_SECONDS = 90  # a job gets a signal to save its state this many seconds before its time limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """The resources that each job requests. None means the cluster's default.
+    """The resources that each job requests. If a value is None, the cluster's default is used.
 
     Attributes:
       partition: SLURM partition.
       account: SLURM account.
       minutes: time limit of a job. Shortly before the limit, the training saves its state, and SLURM requeues the job.
       gpus: number of GPUs on each node.
-      cpus: number of CPUs for each task.
+      cpus: number of CPUs for each process.
       memory_gb: memory in GB.
       nodes: number of nodes.
-      tasks: number of processes on each node. All processes of a job train one trial together.
+      tasks: number of processes (SLURM calls them tasks) on each node. All processes of a job train one trial together.
       at_once: maximum number of jobs that run at the same time.
     """
 
@@ -76,9 +76,9 @@ class Resources:
 
 
 class Training:
-    """The function that submitit calls in a job: it trains one trial.
+    """The function that submitit calls in a job. The function trains one trial.
 
-    Before SLURM preempts the job or the time limit ends the job, the training saves its state and the job is requeued.
+    If SLURM is about to preempt the job, or if the time limit is near, the training saves its state and the job is requeued.
     """
 
     def __init__(self, command: list[str], log: str):
@@ -97,8 +97,8 @@ class Training:
             signal.signal(signal.SIGUSR2, previous_handler)
         code = process.wait()
         if code in launch.STOPPED_CODES and self._process is not None:
-            # SLURM cancels or preempts the job and has sent SIGTERM. SLURM does not requeue a job that exits by itself, so wait
-            # for SIGKILL.
+            # SLURM has sent SIGTERM, because SLURM cancels or preempts the job. SLURM does not requeue a job that exits by
+            # itself, so wait until SLURM sends SIGKILL.
             time.sleep(KILL_SECONDS)
         if code not in (0, *launch.STOPPED_CODES):
             raise SystemExit(code)  # so that SLURM reports the job as failed
@@ -112,7 +112,8 @@ class Training:
         # SLURM may send the signal twice. A second SIGTERM would end the training before the state is saved.
         if process is not None:
             process.terminate()
-            # process.wait() would deadlock here: the wait() that this handler interrupted holds its lock.
+            # process.wait() would deadlock here. This handler has interrupted the process.wait() of `__call__`, which holds the
+            # lock of `process`.
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Training(self._command, self._log))
@@ -141,10 +142,10 @@ def run_on_slurm(
     Args:
       root: folder of the sweep.
       trials: all trials to run or to watch.
-      command_of: trial → the command that trains the trial.
+      command_of: a function that takes a trial and returns the command that trains this trial.
       resources: resources of each job.
       display: shows the trials.
-      record: called after submission with a dict of trial name → job id for all jobs.
+      record: a function that is called after a submission. Its argument is a dict from trial names to the ids of all jobs.
 
     Returns:
       The number of the received signal, or 0 if all trials have ended.
@@ -198,7 +199,7 @@ def _watch(
 def _submit(
     root: sweep.Root, trials: Sequence[sweep.Trial], command_of: Callable[[sweep.Trial], list[str]], resources: Resources
 ) -> dict[str, str]:
-    """Submits the trials as one job array. Returns a dict of trial name → job id."""
+    """Submits the trials as one job array. Returns a dict from trial names to job ids."""
     import submitit
 
     logging.getLogger("submitit").setLevel(logging.ERROR)
@@ -222,7 +223,7 @@ def _log(root: sweep.Root, trial: sweep.Trial) -> pathlib.Path:
 
 
 def _queue() -> dict[str, str]:
-    """Job id → state, for all jobs of this user that SLURM still lists."""
+    """Returns a dict from job ids to job states. The dict has all jobs of this user that SLURM still lists."""
     command = ["squeue", "--noheader", "--array", "--states=all", "--me", "--format=%i %T"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, start_new_session=True)
@@ -232,10 +233,10 @@ def _queue() -> dict[str, str]:
 
 
 def _status(root: sweep.Root, trial: sweep.Trial, state: str | None) -> launch.TrialStatus:
-    """The status of a trial. `state` is the state of the job in SLURM; None if SLURM does not list the job.
+    """The status of a trial. `state` is the state of its job in SLURM, or None if SLURM does not list the job.
 
-    While the job is waiting or running, the status comes from SLURM. Afterwards, a final state in the run directory has
-    priority.
+    While the job is waiting or running, the state of the trial comes from SLURM. After the job has ended, the state comes from
+    the run directory if that state is final, and otherwise from SLURM.
     """
     status = launch.read_status(root.run(trial))
     if state in WAITING:

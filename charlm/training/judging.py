@@ -1,4 +1,4 @@
-"""Judges a training: makes its metrics rows, keeps the best evaluation, detects divergence, and decides when it ends."""
+"""Makes the metrics rows of a training, keeps its best evaluation, detects divergence, and decides when the training ends."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,10 @@ class Diverged(Exception):
 
 
 def add_metrics(progress: Progress, metrics: StepMetrics) -> bool:
-    """Adds the metrics of one call to the sums in `progress`. Returns whether any process was asked to stop.
+    """Adds the metrics of one call of the training step, which may make several steps, to the sums in `progress`.
+
+    Returns:
+      Whether any process was asked to stop. With a single process, always False.
 
     Raises:
       Diverged: the loss or the gradient of a step is not finite.
@@ -57,8 +60,8 @@ def evaluation_rows(
 ) -> list[dict[str, Any]] | None:
     """The metrics rows of one evaluation, or None if a signal arrived during the evaluation.
 
-    One row holds the mean training loss since the previous evaluation. If the corpus has a validation split, another row holds
-    the validation loss. The last row holds the loss that `train.best` names.
+    One row holds the average training loss since the previous evaluation. If the corpus has a validation split, another row
+    holds the validation loss. The row with the loss that `train.best` names comes last.
     """
     rows = [{**_place(setup, progress, "train_mean"), **progress.epoch.measures(), "seconds": progress.seconds}]
     if "validation" in setup.encoded:
@@ -69,13 +72,20 @@ def evaluation_rows(
             return None
         nats, chars = sums
         protocol = setup.protocol.named(setup.provenance["sha256"], "validation", chars)
-        figures = {**measures.of_nats(nats / chars), "chars": chars, "protocol": protocol}
-        rows.append({**_place(setup, progress, "validation"), **figures})
+        result = {**measures.of_nats(nats / chars), "chars": chars, "protocol": protocol}
+        rows.append({**_place(setup, progress, "validation"), **result})
     return rows if setup.best_by == "validation" else rows[::-1]
 
 
 def judge(setup: Setup, progress: Progress, row: dict[str, Any]) -> None:
-    """Records whether this evaluation is the best so far. Raises Diverged if the loss is not finite or far too large."""
+    """Records in `progress` the loss of this evaluation, and whether this evaluation is the best so far.
+
+    Args:
+      row: the last row that `evaluation_rows` returned.
+
+    Raises:
+      Diverged: the loss is not finite or far too large.
+    """
     progress.evaluated = row["nats"]
     check_loss(row["nats"], f"the {setup.best_by} loss at step {progress.step}")
     if progress.best is None or row["nats"] < progress.best["nats"]:
@@ -112,12 +122,12 @@ def is_log_due(setup: Setup, progress: Progress) -> bool:
 
 
 def is_checkpoint_due(setup: Setup, progress: Progress) -> bool:
-    """Whether `train.checkpoint_every` asks for a checkpoint at this step. Every evaluation also saves a checkpoint."""
+    """Whether `train.checkpoint_every` requires a checkpoint at this step. Each evaluation also saves a checkpoint."""
     return setup.checkpoint_every > 0 and progress.step % setup.checkpoint_every == 0
 
 
 def is_finished(setup: Setup, progress: Progress) -> bool:
-    """Whether the training has made all its steps, or stops early. False while an evaluation is due."""
+    """Whether the training has made all its steps, or stops early by `train.patience`. False while an evaluation is due."""
     if is_evaluation_due(setup, progress):
         return False
     return progress.step >= setup.total_steps or 0 < setup.patience <= progress.since_best

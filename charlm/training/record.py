@@ -16,14 +16,17 @@ from charlm.training.step import TrainState
 
 
 class Clock:
-    """Measures wall-clock time. Adds it to `seconds` and, for training, to `interval_seconds` of the progress."""
+    """Measures wall-clock time, and adds the time to the fields `seconds` and `interval_seconds` of `progress`."""
 
     def __init__(self, progress: Progress):
         self._progress, self._last = progress, time.perf_counter()
         self._first_step, self._begin = progress.step, self._last
 
     def lap(self, training: bool) -> None:
-        """Adds the seconds since the last lap. If `training`, the training speed includes these seconds."""
+        """Adds the seconds since the last lap to `seconds`.
+
+        If `training` is true, also adds them to `interval_seconds`. The training speed is computed from `interval_seconds`.
+        """
         now = time.perf_counter()
         self._progress.seconds += now - self._last
         if training:
@@ -41,7 +44,10 @@ class Clock:
 
 
 class Record:
-    """Writes the results of one training process. The context manager always closes the progress bar and TensorBoard's file."""
+    """Writes the results of one training process.
+
+    Use this class in a `with` statement, which closes the progress bar and TensorBoard's file even after an error.
+    """
 
     def __init__(self, setup: Setup, run: Run, checkpoints: Checkpoints, progress: Progress):
         self._setup, self._run, self._checkpoints = setup, run, checkpoints
@@ -81,9 +87,10 @@ class Record:
             self._run.write_sample(progress.step, text)
 
     def save(self, progress: Progress, state: TrainState) -> None:
-        """Starts to save a checkpoint. Keeps the latest complete checkpoint and the best checkpoint, and deletes the rest.
+        """Starts to save a checkpoint of this step, and deletes older checkpoints that are no longer needed.
 
-        If this checkpoint is the new best, the previous best checkpoint is kept until this checkpoint is on disk.
+        The latest complete checkpoint and the best checkpoint are kept. If the new checkpoint is the best, the previous best
+        checkpoint is also kept until the new checkpoint is on disk.
         """
         self._run.sync_metrics()
         self._checkpoints.wait()
@@ -94,7 +101,7 @@ class Record:
         self._run.write_status("incomplete", progress.step, progress.best, rows=progress.rows)
 
     def end(self, progress: Progress, finished: bool) -> None:
-        """Waits for the last checkpoint, and writes the status."""
+        """Waits until the last checkpoint is on disk. Then keeps only the best and the two latest, and writes the status."""
         self._checkpoints.wait()
         self._checkpoints.keep_only(_best_step(progress) | set(self._checkpoints.steps()[-2:]))
         self._run.write_status("done" if finished else "incomplete", progress.step, progress.best, rows=progress.rows)
@@ -105,7 +112,7 @@ class Record:
 
 
 class NoRecord:
-    """Replaces `Record` in every process except the first. Its methods do nothing."""
+    """Replaces `Record` in every process except the first process. All methods of this class do nothing."""
 
     def __enter__(self) -> "NoRecord":
         return self

@@ -22,7 +22,10 @@ from charlm.training.step import TrainState
 
 
 def params_to_evaluate(state: TrainState) -> Any:
-    """The parameters for evaluations, for samples, and for programs that read a checkpoint. Only this function chooses them."""
+    """The parameters that evaluations and samples use, and that a checkpoint offers to other programs.
+
+    No other code chooses these parameters.
+    """
     return state.params
 
 
@@ -42,7 +45,8 @@ class Sums:
     """Sums of `StepMetrics` over steps.
 
     Attributes:
-      loss_means: sum over steps of the mean loss of a step. Padding belongs to this mean if `batch.padding` is `counted`.
+      loss_means: the sum of the average losses of the steps. If `batch.padding` is `counted`, each average includes padding.
+      steps: the number of steps added.
     """
 
     nats: float = 0.0
@@ -56,7 +60,8 @@ class Sums:
     def from_dict(cls, saved: dict) -> "Sums":
         """The sums that a checkpoint has saved."""
         saved = dict(saved)
-        # An older version saved the sum of the loss in nats. Unless padding is counted, this conversion is exact.
+        # An older version of charlm saved `loss_nats`, the sum of the loss in nats, instead of `loss_means`. This conversion is
+        # exact unless `batch.padding` is `counted`.
         if "loss_nats" in saved:
             saved["loss_means"] = saved.pop("loss_nats") * saved["steps"] / max(1, saved["loss_weight"])
         return cls(**saved)
@@ -68,23 +73,29 @@ class Sums:
         self.grad_norm, self.steps = self.grad_norm + grad_norm, self.steps + 1
 
     def measures(self) -> dict[str, Any]:
-        """The values of a metrics row, per character. If the loss counted padding, also the mean loss of the steps."""
+        """The values of a metrics row.
+
+        `nats`, `bits` and `perplexity` are per character. If the loss counted padding, `padded_nats` is the average loss of a
+        step, padding included.
+        """
         padded = {"padded_nats": self.loss_means / self.steps} if self.loss_weight != self.chars else {}
         return {**measures.of_nats(self.nats / self.chars), **padded, "chars": self.chars}
 
 
 @dataclasses.dataclass
 class Progress:
-    """The variables of the training loop. Each checkpoint saves them, so that a resumed run logs the same rows.
+    """The variables of the training loop.
+
+    Each checkpoint saves these variables. A resumed run therefore logs the same rows as a run that was never stopped.
 
     Attributes:
       interval: sums since the last row of training metrics.
       epoch: sums since the last evaluation.
-      interval_seconds: seconds of training in this log interval.
+      interval_seconds: seconds of training since the last row of training metrics.
       seconds: seconds of the whole run, including evaluations.
       best: {"step", "nats", "split"} of the best evaluation so far.
       since_best: number of evaluations after the best evaluation.
-      evaluated: evaluation loss of this step in nats per character; None if this step was not evaluated.
+      evaluated: loss of the evaluation at this step in nats per character; None if no evaluation was made at this step.
       rows: number of metrics rows written.
       halvings: number of times that the learning rate was halved after a divergence.
     """
@@ -111,7 +122,7 @@ def initial_state(functions: stack.Functions, optimizer: optax.GradientTransform
 
     Args:
       rows: number of rows in a batch.
-      seed: an integer or a traced integer.
+      seed: an integer, or an integer that JAX traces.
     """
     params = functions.init(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), functions.zero_carry(rows))
@@ -122,22 +133,23 @@ def placed(state: TrainState, mesh: Mesh) -> TrainState:
 
     The rows of the carry are divided among the devices. Each device has a full copy of every other array.
     """
-    of_rows, shared = NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
-    step, params, opt_state = devices.put((state.step, state.params, state.opt_state), shared)
-    return TrainState(step, params, opt_state, devices.put(state.carry, of_rows))
+    divided, copied = NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
+    step, params, opt_state = devices.put((state.step, state.params, state.opt_state), copied)
+    return TrainState(step, params, opt_state, devices.put(state.carry, divided))
 
 
 def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Progress]:
     """The state and progress of the latest readable checkpoint, or the initial state and progress if no checkpoint exists.
 
-    First reads the state and the progress. Then deletes the metrics rows after the step of the checkpoint. The step and the
-    seed determine the next batches and random numbers.
+    First reads the state and the progress. Then deletes the metrics rows of later steps. A checkpoint holds no batches and no
+    random keys, because the step and the seed determine the next batches and random numbers.
 
     Args:
-      checkpoints: None in every process except the first. The first process sends its state and progress to the others.
+      checkpoints: None in every process except the first process. The first process sends the state and the progress to the
+        other processes.
     """
     initial = jax.jit(functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows))
-    seed = np.uint32(setup.seed)  # an argument, so that all seeds share the compiled program
+    seed = np.uint32(setup.seed)  # an argument of `initial`, so that one compiled program serves all seeds
     abstract = jax.eval_shape(initial, seed)
     restored: list[TrainState] = []
 
@@ -157,7 +169,7 @@ def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[Tr
 
 
 def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState, dict] | None:
-    """The state and progress in the latest readable checkpoint, or None. Deletes the metrics rows after the checkpoint."""
+    """The state and progress in the latest readable checkpoint, or None. Deletes the metrics rows of later steps."""
     steps, unreadable = checkpoints.steps(), []
     for step in reversed(steps):
         try:

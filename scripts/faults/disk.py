@@ -1,4 +1,7 @@
-"""Tries a full disk, a read-only disk, and a quota that is used up."""
+"""Trains on a full disk, on a read-only disk, and with a disk quota that is used up.
+
+A limit on the size of files stands in for the quota.
+"""
 
 import os
 import pathlib
@@ -30,7 +33,10 @@ def _disks(runs: Runs) -> list[Result]:
 
 
 def _full(runs: Runs, mount: pathlib.Path) -> Result:
-    """Trains on a nearly full disk. In every second try, the cache of compiled programs is on the same disk."""
+    """Trains on a nearly full disk. In every second try, JAX's cache of compiled programs is also on this disk.
+
+    After each failed training, frees the disk and starts the same command again, which must succeed.
+    """
     rng, straight, failures, tried = runs.random("disk"), runs.straight("stream"), [], 0
     workdir, filler, cache = mount / "run", mount / "filler", mount / "xla"
     while tried < FULL_TRIES:
@@ -63,7 +69,10 @@ def _read_only(runs: Runs, mount: pathlib.Path) -> Result:
 
 
 def _quota(runs: Runs, framing: str) -> Result:
-    """Trains, and at a random moment limits the size of all files that the training writes."""
+    """Starts trainings. At a random moment, limits the size that each file of the training may have.
+
+    Each training resumes the run of the previous training, unless the previous training was done.
+    """
     rng, straight, failures, tried = runs.random("quota", framing), runs.straight(framing), [], 0
     workdir = runs.folder / f"quota_{framing}"
     while tried < QUOTA_TRIES:
@@ -84,6 +93,6 @@ def _quota(runs: Runs, framing: str) -> Result:
 
 
 def limit_file_size(process: subprocess.Popen, size: int) -> None:
-    """Stops a running process from writing any file beyond `size` bytes."""
+    """Limits every file that a running process writes to `size` bytes. A write beyond this size fails."""
     if process.poll() is None:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))

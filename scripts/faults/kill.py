@@ -1,6 +1,7 @@
 """Kills runs by `kill -9` at random moments and resumes them.
 
-A run is killed and resumed until it is done. Further runs follow until the wanted number of kills is reached.
+Each run is killed and resumed again and again until the run is done. New runs are started until each framing has had the
+number of kills in --kills.
 """
 
 import signal
@@ -37,6 +38,6 @@ def _kill(runs: Runs, framing: str) -> Result:
             if process.returncode:
                 failures.append(f"{workdir}: exit status {process.returncode}: {errors}")
                 break
-        failures += checks.survival(workdir, straight) * max(1, kills_of_run)  # any kill may have caused a failure
+        failures += checks.survival(workdir, straight) * max(1, kills_of_run)  # a failure counts once per kill
         number, kills_of_run = number + 1, 0
     return Result(f"kill -9, {framing}", killed, failures, f"{number} runs of {STEPS} steps")

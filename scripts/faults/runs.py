@@ -1,6 +1,7 @@
-"""Helpers for small runs on which faults are tried. They make texts, start programs, wait for a moment, and harm files.
+"""Makes the small runs on which faults are tried.
 
-This module imports neither JAX nor charlm, so that it starts at once.
+The functions make texts, start programs, wait until the time of a fault, and damage files. This module imports neither JAX nor
+charlm, because these imports are slow.
 """
 
 import concurrent.futures
@@ -35,13 +36,20 @@ RUN = {
     "sample.length": 20,
 }
 TEXTS = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")  # files of every run
-HARMS = ("truncated", "emptied", "flipped", "deleted")
-MOMENTS = ("any moment", "start-up", "checkpoint", "row")  # moments at which a fault can happen
-LIMIT = 300  # seconds after which a program counts as hung
+HARMS = ("truncated", "emptied", "flipped", "deleted")  # ways to damage a file; flipped: one bit is inverted
+MOMENTS = ("any moment", "start-up", "checkpoint", "row")  # moments at which a fault can happen; see `wait_for_moment`
+LIMIT = 300  # a program that runs longer than this number of seconds is regarded as hung
 
 
 class Result(NamedTuple):
-    """A row of the table. `failures` has one line for each failure."""
+    """A row of the table that scripts/torture.py prints.
+
+    Attributes:
+      fault: the name of the fault.
+      tried: how many times the fault was tried.
+      failures: one line for each failure.
+      note: a remark for the table.
+    """
 
     fault: str
     tried: int
@@ -50,9 +58,10 @@ class Result(NamedTuple):
 
 
 class Runs:
-    """The runs of one call of scripts/torture.py. They share a folder and a corpus.
+    """The runs of one call of scripts/torture.py. All these runs are in the same folder and train on the same corpus.
 
-    Each framing has one run without any fault. `kills` is the number of kills for each framing.
+    A framing is a way to arrange a text into batches. FRAMINGS has the config of each framing. For each framing, there is one
+    run without any fault, with which the other runs are compared. `kills` is the number of kills for each framing.
     """
 
     def __init__(self, folder: pathlib.Path, seed: int, kills: int):
@@ -66,23 +75,24 @@ class Runs:
         return command("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}", *as_flags(overrides))
 
     def straight(self, framing: str) -> pathlib.Path:
-        """Returns the run without any fault for this framing. Trains this run at the first call."""
+        """Returns the directory of the run without any fault for this framing. The first call trains this run."""
         workdir = self.folder / f"straight_{framing}"
         if not (workdir / "status.json").exists():
             succeed(self.train(workdir, framing))
         return workdir
 
     def random(self, *names: object) -> random.Random:
-        """Returns a random generator that is seeded by the names and by the seed of these runs."""
+        """Returns a random generator. Its seed is made from `names` and the seed of these runs."""
         return random.Random(" ".join(map(str, (self.seed, *names))))
 
     def of_each_framing(self, fault: Callable[["Runs", str], Result]) -> list[Result]:
+        """Calls `fault(self, framing)` for each framing, two framings at a time. Returns the results."""
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             return list(pool.map(lambda framing: fault(self, framing), FRAMINGS))
 
 
 def make_text(chars: int, seed: int = 0) -> str:
-    """Returns a text of made-up words with punctuation and line breaks. An LSTM can learn some of these words."""
+    """Returns a text of made-up words with punctuation and line breaks. Words repeat, so an LSTM can learn some of them."""
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
     text = ""
@@ -101,7 +111,7 @@ def command(program: str, *arguments: object) -> list[str]:
 
 
 def readers(workdir: pathlib.Path) -> list[list[str]]:
-    """Returns the commands that read a run."""
+    """Returns one command of each program that reads a run: evaluate, sample and compare."""
     return [
         command("evaluate", f"--workdir={workdir}"),
         command("sample", f"--workdir={workdir}", "--prompt=a", "--length=50", "--checkpoint=latest"),
@@ -115,7 +125,7 @@ def start(command: list[str], **environment: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[str, str]:
-    """Waits for a program. Returns its standard output and standard error. Kills a program that runs longer than LIMIT."""
+    """Waits until a program ends. Returns its standard output and its standard error. Kills the program after LIMIT seconds."""
     try:
         return process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
@@ -179,8 +189,8 @@ def wait_for_moment(process: subprocess.Popen, workdir: pathlib.Path, moment: st
 
     Args:
       moment: one of MOMENTS. "any moment" is a random time within a whole run. "start-up" is a random time within the first
-        half of a run. "checkpoint" follows the start of a write of a checkpoint, "row" the start of a write of a row. One of
-        the next six writes is chosen at random.
+        half of a run. For "checkpoint" and "row", one of the next six writes of a checkpoint or of metrics rows is chosen at
+        random. The moment is up to 0.02 s after this write was noticed.
       seconds: the duration of a whole run.
     """
     end = time.monotonic() + {"any moment": rng.uniform(0, seconds), "start-up": rng.uniform(0, seconds / 2)}.get(moment, 600)
@@ -196,11 +206,11 @@ def wait_for_moment(process: subprocess.Popen, workdir: pathlib.Path, moment: st
 
 
 def harm(path: pathlib.Path, how: str, place: float = 0.5, bit: int = 2) -> None:
-    """Harms a file in one of the ways of HARMS, or deletes a folder.
+    """Damages a file. `how` is one of HARMS. If `path` is a folder, deletes the folder.
 
     Args:
-      place: the place at which the file is truncated or a bit is flipped. 0 is the beginning of the file and 1 is its end.
-      bit: the bit of the byte at `place` that is flipped, from 0 to 7.
+      place: where the file is truncated, or which byte is changed. 0 is the beginning of the file and 1 is its end.
+      bit: which bit of this byte is flipped, from 0 to 7.
     """
     if path.is_dir():
         shutil.rmtree(path)

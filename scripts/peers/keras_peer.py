@@ -1,4 +1,4 @@
-"""Measures Keras 3 with the JAX backend. worker.py describes the input and output.
+"""Measures how fast Keras 3 with the JAX backend trains and samples. worker.py describes the input and output of this program.
 
 Training uses model.fit. Sampling uses a jitted scan over model.stateless_call.
 """

@@ -3,9 +3,9 @@
 Each implementation is a program in scripts/peers/. Each program runs in its own process and interpreter. Programs therefore
 share no threads, memory or libraries.
 
-A group is one task, one shape and one batch size. First, all programs of a group are started and warmed up. Each round then
-measures one program after another, while the other programs wait. A disturbance of the machine therefore affects all programs
-about equally.
+A shape is an entry of SHAPES: the sizes of a network and its batch. A group is one task (train or sample), one shape and one
+batch size. First, all programs of a group are started and warmed up. Each round then measures one program after another, while
+the other programs wait. If something else slows the machine down for a while, all programs are affected about equally.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from typing import NamedTuple
 from charlm.errors import Failure
 
 PEERS = pathlib.Path(__file__).parent
-PAUSE = 0.3  # seconds before each measurement; OpenMP threads of another program may still spin
+PAUSE = 0.3  # seconds before each measurement, because OpenMP threads of the previous program may still busy-wait
 VOCAB = 65  # number of symbols of tiny Shakespeare
 
 
@@ -40,9 +40,9 @@ class Shape(NamedTuple):
     def flop_per_char(self) -> int:
         """Returns the number of floating-point operations in matrix products to train on one character.
 
-        Each weight needs 6 operations: 2 in the forward pass and 4 in the backward pass. The embedding table does not count,
-        because it is in no matrix product. The kernel of a one-hot input counts fully, although a row lookup needs fewer
-        operations.
+        Each weight needs 6 operations: 2 in the forward pass and 4 in the backward pass. The embedding table is left out,
+        because no matrix product uses it. All weights of the kernel of a one-hot input are included, although a row lookup can
+        replace this product and needs fewer operations.
         """
         first = self.embedding or VOCAB
         kernels = sum((first if layer == 0 else self.hidden) + self.hidden for layer in range(self.layers)) * 4 * self.hidden
@@ -60,8 +60,8 @@ class Implementation(NamedTuple):
     """How an implementation is measured.
 
     Attributes:
-      program: the name of the file in scripts/peers/.
-      module: the module that the interpreter must be able to import.
+      program: the file in scripts/peers/ that measures the implementation.
+      module: the module that the interpreter of this program must be able to import.
       dtype: the number type of matrix products.
     """
 
@@ -104,8 +104,8 @@ def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str],
     """Returns the implementations that can run, and a reason for each implementation that can't run.
 
     Args:
-      pythons: a dict from implementation names without `-bf16` to interpreters. The default is the interpreter of this
-        program.
+      pythons: a dict from implementation names without `-bf16` to paths of Python interpreters. An implementation that is not
+        in the dict uses the interpreter that runs this module.
     """
     found, missing = [], {}
     for name in names:
@@ -132,7 +132,7 @@ def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str],
 def measure(
     task: str, shape: str, batch: int, names: Iterable[str], pythons: dict[str, str], rounds: int, seconds: float, say=print
 ) -> Iterator[Measurement]:
-    """Measures implementations on one group. For training, also measures the peak speed of the machine's matrix products.
+    """Measures implementations on one group. If the task is train, also measures the peak speed of matrix products.
 
     Args:
       seconds: the duration of each measurement.
@@ -240,7 +240,10 @@ class Worker:
 def rate(
     measured: list[Measurement], task: str, shape: str, batch: int, implementation: str, dtype: str | None = None
 ) -> float:
-    """Returns the chars/s of one implementation on one group, or nan without a measurement."""
+    """Returns the chars/s of one implementation on one group, or nan if `measured` has no such measurement.
+
+    If `dtype` is given, the measurement must also have this number type.
+    """
     for row in measured:
         same = (row.task, row.shape, row.batch, row.implementation) == (task, shape, batch, implementation)
         if same and dtype in (None, row.dtype):
@@ -249,26 +252,31 @@ def rate(
 
 
 def limit(measured: list[Measurement], row: Measurement) -> float:
-    """Returns the chars/s of training if only matrix products took time.
+    """Returns the highest possible training speed in chars/s: the speed at which only matrix products would take time.
 
-    The matrix products are assumed to run at the measured peak speed for the row's number type.
+    The matrix products are assumed to run at the peak speed that was measured for the number type of `row`. If the peak speed
+    was not measured, the result is nan.
     """
     peak = rate(measured, row.task, row.shape, row.batch, "peak", row.dtype)
     return peak / SHAPES[row.shape].flop_per_char()
 
 
 def table(measured: list[Measurement]) -> list[list[str]]:
-    """Returns the header and the rows of the table. "x torch" is the ratio to the speed of PyTorch in the same number type."""
+    """Returns the header and the rows of the table.
+
+    The column "x torch" has the speed divided by the speed of PyTorch in the same number type. The column "of limit" has the
+    speed divided by the result of `limit`.
+    """
     rows = [["task", "shape", "batch", "implementation", "chars/s", "spread", "x torch", "of limit", "peak memory"]]
     for row in measured:
         torch = "torch-bf16" if row.dtype == "bfloat16" else "torch"
         ratio = row.chars_per_second / rate(measured, row.task, row.shape, row.batch, torch)
-        share = row.chars_per_second / limit(measured, row)
+        of_limit = row.chars_per_second / limit(measured, row)
         if row.implementation == "peak":
-            name, speed, ratio, share = f"limit, {row.dtype}", limit(measured, row), math.nan, math.nan
+            name, speed, ratio, of_limit = f"limit, {row.dtype}", limit(measured, row), math.nan, math.nan
         else:
             name, speed = row.implementation, row.chars_per_second
-        ratios = ["" if math.isnan(ratio) else f"{ratio:.2f}", "" if math.isnan(share) else f"{share:.0%}"]
+        ratios = ["" if math.isnan(ratio) else f"{ratio:.2f}", "" if math.isnan(of_limit) else f"{of_limit:.0%}"]
         memory = f"{row.peak_rss_bytes / 1e6:,.0f} MB"
         rows.append([row.task, row.shape, str(row.batch), name, f"{speed:,.0f}", f"{row.spread:.0%}", *ratios, memory])
     return rows
@@ -277,8 +285,9 @@ def table(measured: list[Measurement]) -> list[list[str]]:
 def means(measured: list[Measurement]) -> list[str]:
     """Returns one line for training, and one line for each batch size of sampling.
 
-    A line gives the ratio of charlm's chars/s to the chars/s of each other implementation. Each ratio is a geometric mean over
-    shapes.
+    A line has the geometric means over all shapes of four ratios: the chars/s of charlm in float32 divided by the chars/s of
+    PyTorch, Keras and Flax, and the chars/s of charlm in bfloat16 divided by the chars/s of PyTorch in bfloat16. A ratio is
+    left out if one of its speeds was not measured.
     """
     groups = list(dict.fromkeys((row.task, row.batch if row.task == "sample" else 0) for row in measured))
     lines = []

@@ -1,6 +1,7 @@
-"""Measures PyTorch. worker.py describes the input and output.
+"""Measures how fast PyTorch trains and samples. worker.py describes the input and output of this program.
 
-Training uses nn.LSTM (oneDNN). Sampling uses nn.LSTM, nn.LSTMCell or packed weights, depending on which is fastest.
+Training uses nn.LSTM, which calls oneDNN. For sampling, the program first times nn.LSTM, nn.LSTMCell and packed weights (see
+`packed`), and then measures the fastest variant.
 """
 
 import copy
@@ -65,7 +66,7 @@ def sample(job: dict) -> None:
     is_bfloat16 = job["dtype"] == "bfloat16"
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
         variants = {"nn.LSTM": stepped(model), "nn.LSTMCell": by_cells(model), "packed": packed(model, batch)}
-        if is_bfloat16:  # autocast rounds the weights for each character; this variant rounds once
+        if is_bfloat16:  # autocast rounds the weights again for each character; this variant rounds the weights only once
             variants["packed, bfloat16 weights"] = packed(copy.deepcopy(model).to(torch.bfloat16), batch)
         seconds = {}
         for name, next_logits in variants.items():
@@ -74,7 +75,7 @@ def sample(job: dict) -> None:
             draw(next_logits, batch, 200)
             seconds[name] = time.perf_counter() - begin
         fastest = min(seconds, key=seconds.get)
-        speeds = {name: round(200 * batch / each) for name, each in seconds.items()}
+        speeds = {name: round(200 * batch / seconds[name]) for name in variants}
         worker.serve(lambda chunks: draw(variants[fastest], batch, chunks * 64), form=fastest, chars_per_second=speeds)
 
 
@@ -116,8 +117,9 @@ def by_cells(model: CharRNN):
 def packed(model: CharRNN, batch: int):
     """Returns a function that computes each layer with one matrix product.
 
-    The product multiplies [x, h] by the joined input and recurrent weights. In the first layer, a row lookup replaces the
-    product of the input and the input weights. All arrays have the number type of the model's weights.
+    This product multiplies [x, h], the input and the state of the layer, by the joined input weights and recurrent weights. In
+    the first layer, only h is multiplied: the product of the input and the input weights is a row that is looked up in a table.
+    All arrays have the number type of the model's weights.
     """
     dtype, layers = model.head.weight.dtype, range(model.lstm.num_layers)
     bias = [getattr(model.lstm, f"bias_ih_l{k}") + getattr(model.lstm, f"bias_hh_l{k}") for k in layers]

@@ -10,7 +10,7 @@ from charlm.models import objective
 
 def test_nats_equal_a_value_computed_by_hand():
     # The probabilities are 1/2, 1/4, 1/4 at the first position, and 1/10, 1/10, 8/10 at the second position.
-    # The third position is padding.
+    # The targets are the symbols 1 and 2, so the expected loss is ln 4 + ln(10/8). The third position is padding.
     logits = np.log(np.array([[[2, 1, 1], [1, 1, 8], [5, 1, 1]]], np.float32))
     nats, count = objective.nats_and_count(logits, np.array([[1, 2, 0]]), np.array([[1, 1, 0]], np.float32))
     assert math.isclose(nats, math.log(4) + math.log(10 / 8), rel_tol=1e-6)

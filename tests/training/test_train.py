@@ -36,8 +36,8 @@ def test_the_loss_falls_below_the_entropy_of_the_symbol_frequencies(small, corpu
     assert train.train(load.load(TINY, overrides), tmp_path / "run") == 0
     rows = read_rows(tmp_path / "run")
     _, counts = np.unique(list(corpus_file.read_text()), return_counts=True)
-    shares = counts / counts.sum()
-    entropy = -(shares * np.log(shares)).sum()
+    frequencies = counts / counts.sum()
+    entropy = -(frequencies * np.log(frequencies)).sum()
     validation = [row for row in rows if row["split"] == "validation"]
     assert validation[-1]["nats"] < 0.9 * entropy
     assert [row["step"] for row in rows if row["split"] == "train"] == [30, 60, 90, 120]
@@ -46,7 +46,8 @@ def test_the_loss_falls_below_the_entropy_of_the_symbol_frequencies(small, corpu
         assert row["bits"] == pytest.approx(row["nats"] / np.log(2))
         assert row["chars"] == {"train": 30 * 4 * 16, "train_mean": 60 * 4 * 16, "validation": 1199}[row["split"]]
         assert row["epoch"] == pytest.approx(row["step"] / (10_799 // 64))
-    # train_mean is the mean loss since the previous evaluation. Every train row covers 30 steps.
+    # A train_mean row holds the average training loss since the previous evaluation. Each train row holds the average over 30
+    # steps, so each train_mean row is the average of two train rows.
     losses = [row["nats"] for row in rows if row["split"] == "train"]
     means = [row["nats"] for row in rows if row["split"] == "train_mean"]
     assert means == pytest.approx([np.mean(losses[:2]), np.mean(losses[2:])], rel=1e-6)
@@ -61,7 +62,7 @@ def test_the_loss_falls_below_the_entropy_of_the_symbol_frequencies(small, corpu
     samples = sorted((tmp_path / "run" / "samples").iterdir())
     assert [file.name for file in samples] == ["00000060.txt", "00000120.txt"]
     assert all(len(file.read_text()) == 1 + 20 for file in samples)
-    # A second call prints that the run is done and changes nothing.
+    # A second call of train.train prints that the run is done, and changes no file.
     capsys.readouterr()
     before = (tmp_path / "run" / "metrics.jsonl").stat()
     assert train.train(load.load(TINY, overrides), tmp_path / "run") == 0
@@ -120,8 +121,8 @@ def test_the_result_does_not_depend_on_the_number_of_devices(small, corpus_file,
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run([sys.executable, "-c", code, tmp_path, *pairs], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    shared = [int(number) for number in re.findall(r"4 rows on (\d) cpu devices", done.stdout)]
-    assert shared == [4, 2]
+    used = [int(number) for number in re.findall(r"4 rows on (\d) cpu devices", done.stdout)]
+    assert used == [4, 2]  # for devices=4 and devices=3
     assert done.stdout.count("note: devices=3: only 2 of the available devices can share batch.size=4 evenly.") == 1
     assert_near = functools.partial(np.testing.assert_allclose, atol=1e-4)
     for number in ("4", "3"):
@@ -131,7 +132,7 @@ def test_the_result_does_not_depend_on_the_number_of_devices(small, corpus_file,
 
 
 def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(small, tmp_path):
-    # Each step multiplies the weights by -1.5.
+    # Learning rate 1 and weight decay 2.5 multiply the weights by 1 - 2.5 = -1.5 in each step. The weights grow without bound.
     overrides = small | {"optim.name": "sgd", "optim.learning_rate": 1.0, "optim.weight_decay": 2.5, "optim.clip_norm": 0.0}
     overrides |= {"optim.schedule": "constant", "train.steps": 40}
     config = load.load(TINY, overrides)
@@ -158,7 +159,7 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(small, tmp_path
     "optimizer", ["adam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adamw", "rmsprop"))]
 )
 def test_a_run_with_a_learning_rate_of_1000_is_marked_diverged_within_a_log_interval(small, tmp_path, optimizer):
-    """The optimisers bound each step, so the loss stays finite. The run must still be marked diverged."""
+    """The change of the parameters in each step is bounded, so the loss is large but finite. The run is marked diverged."""
     wild = {
         "optim.name": optimizer,
         "optim.learning_rate": 1e3,
@@ -174,7 +175,8 @@ def test_a_run_with_a_learning_rate_of_1000_is_marked_diverged_within_a_log_inte
 
 
 @pytest.mark.parametrize(("rows", "steps_per_call"), [(8, 10), (500, 5), (800, 2), (2000, 1)])
-def test_a_call_makes_fewer_steps_if_the_steps_are_large(small, rows, steps_per_call):
+def test_a_call_makes_fewer_steps_if_each_step_computes_more(small, rows, steps_per_call):
+    """A call is one call of the compiled training function. A call makes one step or several steps."""
     config = load.load(TINY, small | {"model.hidden": 64, "model.layers": 2, "batch.size": rows, "batch.length": 1000})
     functions = stack.functions(config, 20)
     parameters = stack.parameter_count(jax.eval_shape(functions.init, jax.random.key(0)))
@@ -188,7 +190,7 @@ def test_after_a_signal_training_stops_when_the_calls_in_progress_end(small, tmp
     seen, add = [], judging.add_metrics
 
     def added(progress, metrics):
-        seen.append(progress.step)  # number of steps of all calls that have begun
+        seen.append(progress.step)  # the number of steps in all calls that have begun so far
         if len(seen) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return add(progress, metrics)
@@ -330,7 +332,7 @@ def test_the_tensorboard_file_contains_the_metrics(small, tmp_path):
     assert any(tag.startswith("_hparams_") for tag, _ in seen)
 
 
-# A script uses SIG_DFL. A notebook uses default_int_handler.
+# The handlers of SIGINT before a training: train.py sets SIG_DFL, and a notebook has default_int_handler.
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.default_int_handler])
 def test_only_the_first_signal_is_caught(handler):
     before = signal.signal(signal.SIGINT, handler)
@@ -338,7 +340,7 @@ def test_only_the_first_signal_is_caught(handler):
         with signals.caught() as received:
             signal.raise_signal(signal.SIGINT)
             assert received == [signal.SIGINT]
-            # A second signal would end a script, or raise KeyboardInterrupt in a notebook.
+            # The old handler is back. With it, a second signal would end a script, or raise KeyboardInterrupt in a notebook.
             assert signal.getsignal(signal.SIGINT) == handler
         assert signal.getsignal(signal.SIGINT) == handler
     finally:
@@ -347,7 +349,7 @@ def test_only_the_first_signal_is_caught(handler):
 
 @pytest.mark.parametrize("framing", ["stream", pytest.param("windows", marks=pytest.mark.slow)])
 def test_several_steps_in_one_call_give_the_same_result_as_single_steps(small, tmp_path, framing):
-    """The results are equal bit for bit, even with logs, evaluations and checkpoints between the calls."""
+    """The two results are equal bit for bit, although there are log rows, evaluations and checkpoints between the calls."""
     every = {"train.log_every": 7, "train.eval_every": 16, "train.checkpoint_every": 11}
     more = {"train.steps": 33, "batch.framing": framing, **every}
     for steps_per_call in (1, 4):
