@@ -4,18 +4,20 @@
     scripts/sample.py --workdir=runs/anna_pytorch
     scripts/train.py --config=configs/anna_pytorch.py:original --workdir=runs/anna_original
 
-The text is read in 128 lanes. The input is one-hot, and dropout is 0.5.
+The text is cut into 128 pieces (lanes), which are read in parallel. The input is one-hot, and dropout is 0.5.
 
-Time: 36 min on 2 CPU cores, while other programs also ran on them.
-Result: validation 1.4091 nats/char after 5 epochs, 1.2976 after 20 epochs. The best is 1.2928 after 17 epochs.
+Time: 36 min on 2 CPU cores, on which other programs ran at the same time.
+Result: validation 1.4091 nats/char after 5 epochs, 1.2976 after 20 epochs. The lowest loss is 1.2928 after 17 epochs.
 
 Differences from the original:
 - Matrix products use bfloat16.
-- The learning rate rises to 0.003 and then falls along a cosine to 0.00003. The original keeps 0.001. With the argument
-  `original`, the rate also stays at 0.001. Validation is then 1.5912 after 5 epochs and 1.3146 after 20 epochs.
+- The learning rate rises to 0.003 and then falls along a cosine to 0.00003. The learning rate of the original is always
+  0.001. With the argument `original`, this config also uses 0.001. Validation is then 1.5912 nats/char after 5 epochs and
+  1.3146 after 20 epochs.
 
-All figures are for the whole validation text. The original leaves out the last 6,523 characters, which are a licence. Its
-figures are therefore about 0.03 lower: see experiments/2026-11-22-recipes.
+All losses above are measured on the whole validation text. The original leaves out the last 6,523 characters of this text,
+which are a licence and hard to predict. A loss measured as in the original is therefore about 0.03 lower: see
+experiments/2026-11-22-recipes.
 """
 
 from charlm.errors import UserError
@@ -37,7 +39,7 @@ def get_config(arg: str | None = None):
     config.model.init = "pytorch"
     config.model.head_scale = 1.0
     config.model.forget_bias = 0.0
-    config.model.dtype = "bfloat16"  # for matrix products; faster on processors with native bfloat16
+    config.model.dtype = "bfloat16"  # for matrix products; faster on processors that multiply bfloat16 natively
     if arg == "original":
         config.optim.learning_rate = 1e-3
         config.optim.schedule = "constant"
@@ -50,5 +52,5 @@ def get_config(arg: str | None = None):
     config.sample.length = 1000
     config.sample.temperature = 1.0
     config.sample.top_k = 5
-    config.eval.lanes = 16  # validation is approximate; scripts/evaluate.py computes the exact figure
+    config.eval.lanes = 16  # validation during training is approximate; scripts/evaluate.py computes the exact loss
     return config

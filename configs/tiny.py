@@ -1,4 +1,4 @@
-"""A very small model that trains in seconds. Use it in tests, and to check that everything works.
+"""A very small model that trains in seconds. Use this config in tests, and to check that charlm works on your machine.
 
     scripts/train.py --config=configs/tiny.py --workdir=runs/tiny
     scripts/sweep.py --config=configs/tiny.py --root=runs/tiny_sweep --parallel=2

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs charlm in .venv, trains configs/quickstart.py, evaluates the best checkpoint and prints three samples.
 # If you start the script again, it resumes the run, or reports that the run is done.
-# PYTHON=python3.13 chooses the interpreter.
+# `PYTHON=python3.13 scripts/quickstart.sh` makes .venv with this interpreter, if .venv does not exist yet.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/setup.sh

@@ -1,6 +1,8 @@
-# quickstart.sh and test.sh source this file in the root of the repository. This file makes .venv if .venv does not exist, and
-# installs charlm in .venv. PYTHON is the interpreter that makes .venv; the default is python3. EXTRAS are the extras to install,
-# such as [test]; the default is no extras. This file sets PY to the interpreter of .venv.
+# quickstart.sh and test.sh source this file in the root of the repository. It makes the virtual environment .venv if .venv does
+# not exist, and installs charlm into it. The file reads two variables and sets one:
+#   PYTHON (read): the interpreter that makes .venv; the default is python3
+#   EXTRAS (read): the optional dependencies of charlm to install, such as [test]; the default is none
+#   PY (set): the interpreter of .venv
 
 fail() {
   echo "error: $1" >&2
@@ -29,7 +31,7 @@ elif ! "$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   fail ".venv has Python $(version_of "$PY"), but charlm needs 3.11 or newer: remove .venv to make a new one."
 fi
 
-# Install only if pyproject.toml has changed since the last installation.
+# Install charlm only if pyproject.toml has changed since the last installation with the same EXTRAS.
 stamp=".venv/installed$EXTRAS"
 if ! cmp -s pyproject.toml "$stamp"; then
   echo "installing charlm$EXTRAS (half a minute) …"

@@ -1,16 +1,17 @@
-"""Tests whether trainings survive the faults of real machines. Prints a table with the result of each fault.
+"""Tests whether runs survive faults that happen on real machines. Prints a table with the result for each fault.
 
     scripts/torture.py [--seed=0] [--kills=100] [--only=kill,stop] [--scratch=FOLDER]
 
-Small runs are started with the commands that a user would type. Each fault is applied to some of these runs, and the same
-command is then started again. A run survives if its result equals, bit for bit, the result of a run without a fault. The
-comparison covers the rows of metrics, the samples, the parameters and the status. Extra files are not allowed.
+Small runs are started with the commands that a user would type. Each fault is caused in some of these runs, and then the same
+command is started again. A run survives if its result equals, bit for bit, the result of a run without a fault. The result is
+the rows of metrics, the samples, the parameters and the status. The run must also have no extra files.
 
 If a file is damaged, the run also survives in two other cases. In the first case, the program continues and prints a note about
 the data that it left out. In the second case, the program refuses to continue and names the file in one sentence.
 
-The whole program takes half an hour on 2 CPU cores. The faults of full and read-only disks need root, because the program
-mounts a small tmpfs. The exit status is 0 if every run survived, and 1 otherwise. With --scratch, the runs are kept.
+The whole program takes half an hour on 2 CPU cores. To cause a full disk and a read-only disk, the program mounts a small
+tmpfs, so these two faults need root. The exit status is 0 if every run survived, and 1 otherwise. With --scratch, the runs are
+kept in FOLDER.
 """
 
 import os
@@ -29,7 +30,7 @@ from charlm.errors import UserError
 
 FAULTS = {"kill": kill, "stop": stop, "disk": disk, "damage": damage, "diverge": diverge, "two": two, "load": load}
 
-_SEED = flags.DEFINE_integer("seed", 0, "seed of the random times and places of faults")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the random numbers that choose when and where faults happen")
 _KILLS = flags.DEFINE_integer("kills", 100, "number of kills for each framing")
 _ONLY = flags.DEFINE_list("only", [], f"faults to try: {', '.join(FAULTS)}")
 _SCRATCH = flags.DEFINE_string("scratch", None, "folder for the runs; default: a temporary folder, which is deleted at the end")

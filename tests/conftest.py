@@ -1,7 +1,7 @@
 """Settings and fixtures for all tests.
 
-The settings make JAX strict. The fixtures provide a small made-up corpus and run the scripts as a user does. A comment such as
-`invariant 4` refers to the list of invariants in scripts/README.md.
+One setting makes JAX strict: broadcasting between arrays of different rank is an error. The other settings make the tests
+faster. The fixtures provide a small made-up corpus, and run the scripts as a user would.
 """
 
 import os
@@ -22,9 +22,10 @@ SHARED_CORPORA = ROOT.parent / "shared" / "corpora"
 TINY = "configs/tiny.py"  # path relative to ROOT
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# If this variable is not set, devices.use_huge_pages sets the variable and restarts each script.
+# If GLIBC_TUNABLES is not set, each script sets it in devices.use_huge_pages and then restarts itself, which takes time.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-# If this variable is set, Python saves no bytecode. Then each of about 250 test processes compiles charlm's modules again.
+# If PYTHONDONTWRITEBYTECODE is set, Python saves no bytecode. Each of the about 250 processes that the tests start would then
+# compile charlm's modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
@@ -39,12 +40,13 @@ def _share_compilation_cache(tmp_path_factory):
         os.environ[name.upper()] = str(value)
 
 
-# The default suite (`-m "not slow"`) turns off most XLA optimisations. This halves the compile time. The default suite also
-# turns off XLA:CPU's emitters for fused operations. Together, the two settings reduce the compile time to a sixth.
-# Without `-m`, pytest compiles with the same settings as a user's run. If a test fails, repeat the test without `-m`.
+# The default suite (`-m "not slow"`) turns off most XLA optimisations, which halves the compile time. It also turns off the
+# emitters of XLA:CPU, which are code generators for fused operations. Together, the two settings reduce the compile time to a
+# sixth. Without `-m`, pytest compiles with the same settings as a user's run. If a test fails, repeat the test without `-m` to
+# see whether these two settings cause the failure.
 #
-# The test modules in FULLY_OPTIMISED always compile with all optimisations. In the default suite, the
-# emitters of the pytest process stay off in these modules, because XLA reads its flags only once per process.
+# The test modules in FULLY_OPTIMISED always compile with all optimisations. There is one exception: in the default suite, the
+# emitters stay off in the pytest process even for these modules, because XLA reads its flags only once per process.
 FULLY_OPTIMISED = {"cache", "lstm", "resume"}
 WITHOUT_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
@@ -54,7 +56,8 @@ def wants_quick_compilation(config) -> bool:
 
 
 def set_emitters_flag(quick: bool) -> None:
-    # The flags that the user has set do not change. XLA ends the process if a flag is unknown. JAX 0.11 may not know this flag.
+    # If the user has set XLA_FLAGS, its value does not change. With JAX 0.11 or newer, the flag is not set. That JAX may not
+    # know the flag, and XLA ends the process if a flag is unknown.
     if os.environ.get("XLA_FLAGS", WITHOUT_EMITTERS) != WITHOUT_EMITTERS or jax.__version_info__ >= (0, 11):
         return
     if quick:
@@ -85,7 +88,7 @@ def corpus_file(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def small(corpus_file):
-    """Config overrides. With these overrides, every config trains on the made-up corpus within a second."""
+    """Config overrides for a small run: with them, any config trains on the made-up corpus within a second."""
     return {
         "corpus.path": os.fspath(corpus_file),
         "batch.size": 4,

@@ -1,4 +1,4 @@
-"""Tests that a resumed run equals an uninterrupted run bit for bit. The resumed run was killed or stopped before."""
+"""Tests that a run that was killed or stopped, and then resumed, equals an uninterrupted run bit for bit."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def uninterrupted(script, corpus_file, tmp_path_factory):
 
 
 def stop_at(step, signal_number, script, corpus_file, workdir) -> int:
-    """Starts a training and sends a signal when the metrics have reached `step`. Returns the exit status of the training."""
+    """Starts a training, and sends it a signal when its metrics reach `step`. Returns the exit status of the training."""
     with subprocess.Popen(
         command(script, corpus_file, workdir), env=script.env(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
@@ -54,7 +54,7 @@ def stop_at(step, signal_number, script, corpus_file, workdir) -> int:
 def test_a_run_killed_twice_resumes_to_the_same_result(script, uninterrupted, corpus_file, tmp_path):
     workdir = tmp_path / "run"
     assert stop_at(120, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
-    # A crash during a write leaves an incomplete line.
+    # A crash during a write can leave an incomplete line at the end of the file.
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9999, "na')
     assert stop_at(250, signal.SIGKILL, script, corpus_file, workdir) == -signal.SIGKILL
@@ -84,7 +84,7 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_result(script, uninterrupt
 
 @pytest.mark.slow
 def test_another_seed_gives_other_losses(script, uninterrupted, corpus_file, tmp_path):
-    """If all seeds gave the same losses, the tests above could pass for a wrong resume."""
+    """If all seeds gave the same losses, the tests above could pass although resume is wrong."""
     other = dict(OVERRIDES, seed=1)
     flags = as_flags(other | {"corpus.path": corpus_file, "train.steps": 30})
     script("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={tmp_path / 'run'}", *flags)
@@ -93,7 +93,7 @@ def test_another_seed_gives_other_losses(script, uninterrupted, corpus_file, tmp
 
 
 def test_a_flipped_bit_in_a_checkpoint_never_changes_restored_parameters(uninterrupted, tmp_path):
-    """After a bit is flipped, a restore must either return the saved parameters or raise Failure."""
+    """After a bit was flipped in a file, restoring the checkpoint must either give the saved parameters or raise Failure."""
     shutil.copytree(uninterrupted / "checkpoints", tmp_path / "checkpoints")
     restore_failed = {
         path: restore_fails(path, uninterrupted, tmp_path) for path in (tmp_path / "checkpoints" / str(STEPS)).rglob("*")
@@ -103,9 +103,9 @@ def test_a_flipped_bit_in_a_checkpoint_never_changes_restored_parameters(uninter
 
 
 def restore_fails(path, uninterrupted, tmp_path) -> bool:
-    """Flips a bit in the middle of a file. Returns whether a restore of the parameters then fails.
+    """Returns whether restoring the parameters fails after a bit in the middle of a file was flipped.
 
-    If the restore succeeds, the parameters must be unchanged.
+    If restoring succeeds, the function checks that the parameters are unchanged. The file is repaired at the end.
     """
     if not path.is_file() or not path.stat().st_size:
         return False

@@ -1,10 +1,10 @@
 """Compares runs in tables, plots and an HTML page. All data comes from run directories.
 
-- `reading` reads the figures and curves of runs.
+- `reading` reads the losses, other results and learning curves of runs.
 - `tables` makes the tables, as text, Markdown or CSV.
 - `plots` draws the plots.
 - `report` writes the HTML page; `report.html` is its template.
 - `listing` lists runs as dicts, for `charlm.runs`.
 
-This wing must not import JAX, because importing JAX is slow.
+The files of this folder must not import JAX, because importing JAX is slow.
 """

@@ -1,6 +1,6 @@
-"""Reads the figures and curves of runs from their directories, for comparison.
+"""Reads the losses, other results and learning curves of runs from their run directories, to compare the runs.
 
-A run may still be training, or have damaged or half-written files. Data that can't be read is reported and left out.
+A run may still be training, or its files may be damaged or half-written. Data that can't be read is reported and left out.
 """
 
 import math
@@ -15,8 +15,8 @@ from charlm.errors import UserError
 from charlm.files import opened
 from charlm.rundir.run import Run
 
-NOT_EVALUATED = {"split": "none", "why": "not evaluated yet"}  # the protocol of a figure that does not exist
-SAMPLED_ROWS = 101  # about this many rows of the training loss are read; their median speed is the run's speed
+NOT_EVALUATED = {"split": "none", "why": "not evaluated yet"}  # the protocol of a loss that does not exist yet
+SAMPLED_ROWS = 101  # about this many rows of the training loss are parsed; the run's speed is the median of their speeds
 
 
 class Record(NamedTuple):
@@ -26,13 +26,14 @@ class Record(NamedTuple):
       name: the run's path, relative to the folder that contains all compared runs.
       path: the run directory, absolute.
       config: dotted key → value.
-      state: one of run.STATES, `running` if a process is training it now, or `unknown` if status.json can't be read.
-      best: the lowest nats/char on the validation split. A run without validation has its lowest mean training loss instead.
+      state: one of run.STATES, `running` if a process is training the run now, or `unknown` if status.json can't be read.
+      best: the lowest nats/char on the validation split. Without a validation split, the lowest mean training loss instead.
       best_step: the step of `best`.
-      last: like `best`, but the latest value, not the lowest.
+      last: the latest value of the loss whose lowest value is `best`.
       test: the latest nats/char that evaluate.py measured on the test split.
-      train: the latest mean training loss, in nats/char.
-      protocols: metric (`best`, `last`, `test`, `train`) → its protocol. Figures are comparable only under equal protocols.
+      train: the latest mean training loss between two evaluations, in nats/char.
+      protocols: metric (`best`, `last`, `test`, `train`) → the protocol of its value: which text was scored, and how it was
+        read. Two values are comparable only if their protocols are equal.
       steps: the number of steps done.
       parameters: the number of parameters of the model.
       chars_per_second: the median speed of training.
@@ -148,10 +149,11 @@ def read_run(path: pathlib.Path, name: str) -> Record:
 
 
 def series(record: Record) -> dict[str, dict[str, list]]:
-    """The curves of a run: split (`train`, `validation`) → lists of step, chars, seconds and nats, one item per row.
+    """The curves of a run: split (`train`, `validation`) → lists of step, chars, seconds and nats, one item for each
+    row of metrics that is in the curve.
 
-    `chars` is the number of characters trained on up to that row. Rows with unknown chars or seconds, and rows with infinite
-    nats, are left out.
+    `chars` is the total number of characters trained on until that row was written. Rows with unknown chars or seconds, and
+    rows with infinite nats, are left out.
     """
     curves: dict[str, dict[str, list]] = {
         split: {name: [] for name in ("step", "chars", "seconds", "nats")} for split in ("train", "validation")
@@ -170,7 +172,7 @@ def series(record: Record) -> dict[str, dict[str, list]]:
 
 
 def _totals(rows: Sequence[dict], split: str) -> dict[int, tuple[int, float]]:
-    """A dict from step to (characters trained on, seconds) up to that step, from the rows of one split."""
+    """Step → (total number of characters trained on, total seconds) at that step, from the rows of one split."""
     totals, chars = {}, 0
     for row in rows:
         if row["split"] == split and is_number(row.get("chars")) and is_number(row.get("seconds")):
@@ -180,9 +182,9 @@ def _totals(rows: Sequence[dict], split: str) -> dict[int, tuple[int, float]]:
 
 
 def plottable(curve: dict[str, list]) -> dict[str, list]:
-    """One curve of `series` without points above measures.MOST_NATS.
+    """A curve of `series` without the points whose nats are at least measures.MOST_NATS.
 
-    A diverging run writes such points. A plot with these points would show all other curves as flat lines.
+    Only a diverging run writes such points. If a plot showed them, all other curves of the plot would look like flat lines.
     """
     kept = [index for index, nats in enumerate(curve["nats"]) if nats < measures.MOST_NATS]
     return {name: [values[index] for index in kept] for name, values in curve.items()}
@@ -194,10 +196,10 @@ def validation_nats(path: pathlib.Path) -> list[float]:
 
 
 def all_rows(path: pathlib.Path, containing: bytes = b"") -> list[dict]:
-    """All rows of metrics of the run in this directory. Lines that are not rows are skipped.
+    """All rows in metrics.jsonl of the run in this directory. Lines that are not rows of metrics are skipped.
 
     Args:
-      containing: parse only lines with these bytes, which is faster.
+      containing: only lines that contain these bytes are parsed. This is faster than parsing all lines.
     """
     try:
         lines = (path / "metrics.jsonl").read_bytes().splitlines()
@@ -209,7 +211,7 @@ def all_rows(path: pathlib.Path, containing: bytes = b"") -> list[dict]:
 def parsed(line: bytes) -> dict | None:
     """A line of metrics.jsonl as a dict, or None if it is not a row of metrics.
 
-    JSON stores infinite nats as null. In the dict, they are infinite.
+    JSON has no infinity, so the file has null for infinite nats. The dict has math.inf instead.
     """
     try:
         row = opened(line.decode())
@@ -261,10 +263,10 @@ def _parameters(run: Run, problems: list[str]) -> int | None:
 def _rows(file: pathlib.Path, expected_rows: object, problems: list[str]) -> Iterator[dict]:
     """The rows of metrics that a table needs: all evaluations, and a sample of the rows of the training loss.
 
-    The sample includes the last row. It is a sample because parsing all rows of the training loss would be slow.
+    The sample includes the last row of the training loss. Parsing all of these rows would be slow.
 
     Args:
-      expected_rows: the minimum number of rows that the file should have.
+      expected_rows: the number of rows that status.json records. If the file has fewer rows, this is a problem.
     """
     lines = []
     try:
@@ -291,7 +293,7 @@ def _rows(file: pathlib.Path, expected_rows: object, problems: list[str]) -> Ite
 
 
 def _train_protocol(run: Run, config: dict[str, object]) -> dict:
-    """The protocol of a training loss: its corpus and its framing."""
+    """The protocol of a run's mean training loss. It names the corpus and the framing."""
     try:
         corpus = run.corpus().get("sha256")
     except UserError:
@@ -302,7 +304,7 @@ def _train_protocol(run: Run, config: dict[str, object]) -> dict:
 
 
 def _evaluations(file: pathlib.Path, problems: list[str]) -> dict[str, dict]:
-    """A dict from split to the latest result of evaluate.py for that split. A result is a dict with `nats` and `protocol`."""
+    """Split → the latest result of evaluate.py for that split. A result is a dict with `nats` and `protocol`."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError:

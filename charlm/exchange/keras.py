@@ -1,9 +1,10 @@
 """Reads the weights of a Keras 3 model: a stack of recurrent layers, a dense head, and at most one embedding.
 
-Names in the HDF5 file:
-- `layers/lstm/cell/vars/0`, `1` and `2` are the kernel, the recurrent kernel and the bias of the first layer.
-- `layers/lstm_1/cell/vars/0`, `1` and `2` are the same arrays of the second layer.
-- `layers/dense/vars/0` (H, V) and `1` (V,) are the kernel and the bias of the head.
+Names of the arrays in the HDF5 file:
+- `layers/lstm/cell/vars/0`, `…/1` and `…/2` are the kernel, the recurrent kernel and the bias of the first layer.
+- `layers/lstm_1/cell/vars/0`, `…/1` and `…/2` are the kernel, the recurrent kernel and the bias of the second layer.
+- `layers/dense/vars/0` and `…/1` are the kernel (H, V) and the bias (V,) of the head. H is the number of hidden units and V is
+  the size of the vocabulary.
 """
 
 import io
@@ -19,7 +20,7 @@ from charlm.exchange.weights import Layout, Weights, checked, existing, library
 from charlm.exchange.weights import read as read_file
 
 LAYOUT = Layout("Keras", "from_keras", input_array="kernel", input_axis=0)
-ARRAYS = ("kernel", "recurrent_kernel", "bias")  # array 0, 1 and 2 of a layer in the file
+ARRAYS = ("kernel", "recurrent_kernel", "bias")  # the names here of the arrays 0, 1 and 2 of a recurrent layer in the file
 
 
 def read(file: str) -> Weights:
@@ -62,12 +63,19 @@ def _arrays(path: pathlib.Path, h5py: ModuleType) -> dict[str, np.ndarray]:
 
 
 def _kind(name: str, value: np.ndarray) -> str | None:
-    """The kind of an array: `kernel` or `bias` of the head, or `embedding`. None for all other arrays."""
+    """What an array is: `kernel` or `bias` (both of the head), `embedding`, or None for all other arrays."""
     if re.match(r"layers/dense(_\d+)?/vars/[01]$", name):
         return "bias" if value.ndim == 1 else "kernel"
     return "embedding" if re.match(r"layers/embedding(_\d+)?/vars/0$", name) else None
 
 
 def _is_of(name: str, kinds: set[str]) -> bool:
-    """Whether an array belongs to a recurrent layer. Examples are the random state of dropout and the saved recurrent state."""
+    """Whether an array belongs to a recurrent layer.
+
+    Such a layer may also have arrays that are not weights: the random state of dropout and the saved recurrent state.
+
+    Args:
+      name: the name of the array in the file.
+      kinds: the kinds of the recurrent layers, such as `lstm`.
+    """
     return any(re.match(rf"layers/{kind}(_\d+)?/", name) for kind in kinds)

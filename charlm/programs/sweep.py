@@ -4,12 +4,13 @@
     scripts/sweep.py ... --launcher=slurm --partition=gpu --time=240 --gpus=1 --cpus=4
     scripts/sweep.py ... --search=asha|tpe --trials=50
 
-The same command continues the sweep. It starts new trials, and resumes stopped and killed trials bit for bit. It does not
-change done or diverged trials. It resumes failed trials only with --retry_failed. --config.KEY=VALUE sets a key of all trials.
+The same command continues the sweep. It starts the trials that have not been started, and resumes stopped and killed trials. A
+resumed trial gives, bit for bit, the result of an uninterrupted trial. Done and diverged trials are not run again. Failed
+trials are resumed only with --retry_failed. --config.KEY=VALUE sets a key of all trials.
 
 After Ctrl-C, each training saves its state, and the program ends. With SLURM, only the program ends, and the jobs continue.
 
-With --search, the trials are drawn from the config's space() instead of its sweep().
+With --search, Optuna draws the trials from the ranges that the config's space() returns. The config's sweep() is not used.
 
 Exit status:
 
@@ -36,7 +37,8 @@ from charlm.sweeps import launch, search, slurm, sweep
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "recipe or config file with a sweep() or space(), as NAME or FILE.py; if it takes an argument, NAME:ARG or FILE.py:ARG",
+    "recipe or config file with a sweep() or space(), as NAME or FILE.py; if the config "
+    "takes an argument, NAME:ARG or FILE.py:ARG",
     required=True,
 )
 _ROOT = flags.DEFINE_string(
@@ -46,13 +48,13 @@ _ONLY = flags.DEFINE_multi_string("only", [], "run only trials that meet this co
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the state and the command of each trial, without starting any trial")
 _RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "also resume failed trials")
 _PARALLEL = flags.DEFINE_integer(
-    "parallel", 1, "number of trials that run at the same time; local trials share the cores and GPUs evenly"
+    "parallel", 1, "number of trials that run at the same time; local trials divide the cores and GPUs evenly among them"
 )
 _LAUNCHER = flags.DEFINE_enum(
     "launcher", "local", ("local", "slurm"), "local: trials are processes on this machine; slurm: trials are SLURM jobs"
 )
 
-_SEARCH = flags.DEFINE_enum("search", None, search.METHODS, "search the config's space() with this method of Optuna")
+_SEARCH = flags.DEFINE_enum("search", None, search.METHODS, "search the config's space() with Optuna by this method")
 _TRIALS = flags.DEFINE_integer("trials", 20, "with --search: number of trials, including the trials of earlier starts")
 _PARTITION = flags.DEFINE_string("partition", None, "SLURM: partition of the cluster")
 _ACCOUNT = flags.DEFINE_string("account", None, "SLURM: account to charge")
@@ -60,7 +62,9 @@ _TIME = flags.DEFINE_integer("time", 240, "SLURM: minutes that a job may run bef
 _GPUS = flags.DEFINE_integer("gpus", None, "SLURM: number of GPUs that a trial uses on each node")
 _NODES = flags.DEFINE_integer("nodes", 1, "SLURM: number of nodes for each trial; each node runs --tasks processes")
 _CPUS = flags.DEFINE_integer("cpus", None, "SLURM: number of CPUs for each process")
-_TASKS = flags.DEFINE_integer("tasks", 1, "SLURM: number of processes on each node; all processes of a trial train it together")
+_TASKS = flags.DEFINE_integer(
+    "tasks", 1, "SLURM: number of processes on each node; all processes of a trial train one model together"
+)
 _MEMORY = flags.DEFINE_integer("memory", None, "SLURM: gigabytes of memory that a trial uses on each node")
 
 # With -P, Python does not import a folder named charlm from the current directory.
@@ -77,7 +81,7 @@ def main(common: dict[str, str]) -> int:
     """Runs the sweep or the search. Returns the exit status.
 
     Args:
-      common: the overrides for all trials, as a dict from dotted keys to text.
+      common: the overrides for all trials, as a dict from dotted keys to the values as text.
     """
     for flag in (_PARALLEL, _TRIALS, _TIME, _GPUS, _CPUS, _NODES, _TASKS, _MEMORY):
         if flag.value is not None and flag.value < 1:
@@ -181,7 +185,7 @@ def _is_chosen(trial: sweep.Trial) -> bool:
 
 
 def _announce(statuses: dict[str, launch.TrialStatus], removed: list[str]) -> None:
-    """Prints the number of trials in each state, the removed trials, and why trials failed or diverged earlier."""
+    """Prints the number of trials in each state, the trials removed from the sweep, and why trials failed or diverged."""
     print(f"{progress.counted(len(statuses), 'trial')} in {_ROOT.value}: {_count_states(statuses, incomplete='to resume')}")
     for name in removed:
         print(f"{name} is no longer in the sweep: its run directory is not changed")
@@ -190,7 +194,7 @@ def _announce(statuses: dict[str, launch.TrialStatus], removed: list[str]) -> No
 
 def _conclude(statuses: dict[str, launch.TrialStatus], display: launch.Display, stopped_by: int) -> int:
     """Prints how the sweep ended. Returns the exit status."""
-    if display.is_live:  # the live table did not show the reasons
+    if display.is_live:  # the live table, which showed the reasons, has disappeared from the terminal
         _print_reasons(statuses, ("failed", "diverged", "stopped"))
     print(f"{_count_states(statuses, new='not started')} of {progress.counted(len(statuses), 'trial')}.")
     done = {name: status.best for name, status in statuses.items() if status.state == "done" and status.best}
@@ -204,7 +208,7 @@ def _conclude(statuses: dict[str, launch.TrialStatus], display: launch.Display, 
 
 
 def _print_reasons(statuses: dict[str, launch.TrialStatus], states: tuple[str, ...]) -> None:
-    """Prints a line for each trial in one of these states. The line gives the reason if the reason is known."""
+    """Prints a line for each trial in one of these states. The line says why the trial is in this state, if this is known."""
     for name, status in statuses.items():
         if status.state in states:
             print(f"{status.state}: {name}" + (f": {status.message}" if status.message else ""))
@@ -214,7 +218,7 @@ def _count_states(statuses: dict[str, launch.TrialStatus], **words: str) -> str:
     """Returns the number of trials in each state, such as `1 done, 2 to resume`.
 
     Args:
-      words: the text that replaces the name of a state.
+      words: state → the text that is printed instead of the state's name.
     """
     counts = collections.Counter(words.get(status.state, status.state) for status in statuses.values())
     return ", ".join(f"{number} {state}" for state, number in counts.items()) or "none"

@@ -1,12 +1,14 @@
-"""Searches a config's space for low validation nats. Optuna proposes the trials and prunes bad trials.
+"""Searches a config's space() for the trial with the lowest validation loss (nats). Optuna proposes the trials. It also prunes
+trials with a high loss, which means that it stops them early.
 
-    asha  Trials are random. After 1, 3, 9, … evaluations only the best third continues (Li et al. 2020, "A System for Massively
-          Parallel Hyperparameter Tuning").
+    asha  Trials are drawn at random. After 1, 3, 9, … evaluations only the best third of the trials continues (Li et al. 2020,
+          "A System for Massively Parallel Hyperparameter Tuning").
     tpe   Tree-structured Parzen estimators propose trials (Bergstra et al. 2011, "Algorithms for Hyper-Parameter
-          Optimization"). A trial is pruned if its nats are higher than the median of other trials after the same number of
-          evaluations.
+          Optimization"). A trial is pruned if its nats are higher than the median of the nats that other trials had after
+          the same number of evaluations.
 
-Optuna saves the study in search.db in the folder of the search. The same command therefore continues a search.
+Optuna calls a search a study. It saves the study in search.db in the folder of the search, so the same command continues the
+search.
 """
 
 import math
@@ -23,14 +25,15 @@ if TYPE_CHECKING:
     import optuna
 
 METHODS = ("asha", "tpe")
-MAX_REPEATS = 100  # a search ends if Optuna has proposed already tried trials this many times
-REDUCTION_FACTOR = 3  # asha continues one in three trials
+MAX_REPEATS = 100  # a search ends after Optuna has proposed this many trials that were already tried
+REDUCTION_FACTOR = 3  # asha continues one of three trials, and prunes the other two
 
 
 class Search:
     """An Optuna study whose trials are run directories.
 
-    `launch.run_local` runs the trials, and reports results through `should_stop` and `on_end`.
+    `launch.run_local` runs the trials. It calls `should_stop` while a trial is running and `on_end` when the trial ends. These
+    methods report the trial's losses to the study.
     """
 
     def __init__(self, root: sweep.Root, file_and_arg: str, common: Mapping[str, object], method: str, total: int):
@@ -52,7 +55,7 @@ class Search:
             raise UserError(f"space() of {file_and_arg} must return a dict of key → range: see charlm/sweeps/sweep.py.")
         self._space: Mapping[str, sweep.Interval | sweep.Choice] = space
         example = sweep.sample(self._space, 1)[0]
-        for key, values in self._space.items():  # check both ends of each range, and each option of each choice
+        for key, values in self._space.items():  # checks both ends of each range, and each option of each choice
             for value in values.options if isinstance(values, sweep.Choice) else (values.low, values.high):
                 self._base = sweep.make_trial(file_and_arg, common, {**example, key: value}).config
         try:
@@ -66,13 +69,13 @@ class Search:
         self._sizes: dict[str, int] = {}  # name of the trial → size of metrics.jsonl when it was last read
 
     def description(self) -> dict[str, Any]:
-        """The description of this search in sweep.json: the method, the space, and the config keys outside the space."""
+        """What sweep.json records about this search: its method, its space, and the other config keys with their values."""
         fixed = load.flatten(load.to_dict(self._base))
         fixed = {key: value for key, value in fixed.items() if key not in {*self._space, *keys.CHANGE_NO_RESULT}}
         return {"method": self._method, "space": {key: repr(values) for key, values in self._space.items()}, "config": fixed}
 
     def check(self) -> None:
-        """Raises a UserError if the folder holds a sweep or another search."""
+        """Raises a UserError if the folder has a sweep, or a search with another method, space or config."""
         if not (self._root.path / "sweep.json").exists():
             return
         recorded, current = self._root.recorded("search"), self.description()
@@ -85,7 +88,7 @@ class Search:
             raise UserError(f"--root={self._root.path} holds a search with another config: {listed}; choose another folder.")
 
     def open(self) -> None:
-        """Opens the study, or makes a new one."""
+        """Opens the study in search.db, or makes a new study."""
         samplers = {"asha": self._optuna.samplers.RandomSampler, "tpe": self._optuna.samplers.TPESampler}
         pruners = {
             "asha": lambda: self._optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION_FACTOR),
@@ -95,11 +98,11 @@ class Search:
         self._study = self._optuna.create_study(
             storage=storage, study_name="charlm", load_if_exists=True, direction="minimize", pruner=pruners[self._method]()
         )
-        seed = len(self._study.get_trials(deepcopy=False))  # with a fixed seed, every launch would propose the same trials
+        seed = len(self._study.get_trials(deepcopy=False))  # with a constant seed, every launch would propose the same trials
         self._study.sampler = samplers[self._method](seed=seed)
 
     def trials(self) -> Iterator[sweep.Trial]:
-        """Yields the unfinished trials of earlier launches. Then yields new trials until the total is reached."""
+        """Yields the unfinished trials of earlier launches, and then new trials until the total number of trials is reached."""
         states = self._optuna.trial.TrialState
         for frozen in self._study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             if "overrides" in frozen.user_attrs:
@@ -111,7 +114,7 @@ class Search:
         while len(tried := self.tried()) < self._total and repeats < MAX_REPEATS:
             proposed = self._study.ask()
             trial = self._trial_of({key: _suggest(proposed, key, values) for key, values in self._space.items()})
-            if trial.name in tried:  # report the known result to the study, and ask for another proposal
+            if trial.name in tried:  # reports the known result to the study, and asks for another proposal
                 repeats += 1
                 value = tried[trial.name]
                 self._study.tell(proposed, value, state=None if value is not None else states.FAIL)
@@ -121,7 +124,7 @@ class Search:
             yield trial
 
     def tried(self) -> dict[str, float | None]:
-        """Name → validation nats of each trial so far. The value is None for a trial without a result."""
+        """Name → validation nats of each trial that was started so far. The nats are None if the trial has no result yet."""
         return {name: frozen.value for name, frozen in self._by_name().items()}
 
     def pruned(self) -> set[str]:
@@ -171,7 +174,7 @@ class Search:
 
 
 def _suggest(trial: "optuna.trial.Trial", key: str, values: sweep.Interval | sweep.Choice) -> object:
-    """The study's proposal for a key, rounded as in `sweep.sample`."""
+    """The value that the study proposes for a key. It is rounded in the same way as in `sweep.sample`."""
     if isinstance(values, sweep.Choice):
         return trial.suggest_categorical(key, values.options)
     if values.integer:

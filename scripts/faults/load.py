@@ -1,6 +1,8 @@
-"""Checks 24 starts in one process, and the memory of a long run.
+"""Checks that neither many starts in one process nor a long run leaks resources.
 
-The 24 starts must leak no file, no thread and little memory. The memory of the long run must stay flat.
+Training is started and stopped 24 times in one process. After the last start, the process must not have more open files or more
+threads than after the fourth start, and its memory must be less than 10 % larger. The memory of the long run must not grow by
+more than 5 %.
 """
 
 import gc
@@ -17,7 +19,7 @@ import time
 from faults.runs import LIMIT, ROOT, Result, Runs, finish, logged_step, start, wait_for_step
 
 STARTS = 24
-EARLY, LATE = 2_000, 20_000  # steps at which memory is measured
+EARLY, LATE = 2_000, 20_000  # steps of the long run at which its memory is measured
 
 
 def results(runs: Runs) -> list[Result]:
@@ -47,7 +49,7 @@ def _long_run(runs: Runs) -> Result:
     finally:
         finish(process)
     note = f"{early:.0f} MB after {EARLY:,} steps, {late:.0f} MB after {LATE:,}"
-    # Less memory is not a leak. Linux may take back memory that only the start needed, such as unused halves of huge pages.
+    # A decrease is not a leak: Linux may take back memory that only the start needed, such as unused parts of huge pages.
     return Result(f"memory of {LATE:,} steps", 1, [] if late <= 1.05 * early else [note], note)
 
 
@@ -66,7 +68,7 @@ def _resident(pid: int) -> float:
 
 
 def _start_often(config: str, workdir: str, *flags: str) -> None:
-    """Trains in this process, and checks open files, threads and memory. A signal stops each start after 30 more steps."""
+    """Trains STARTS times in this process, and checks open files, threads and memory. A signal stops each training."""
     from charlm.config import load
     from charlm.training import train
 

@@ -1,4 +1,4 @@
-"""Invariant 6: every config key is declared once and read in one place, and a change of its value changes the run."""
+"""Every config key is declared once and read in one file, and a change of its value changes the run (invariant 6)."""
 
 import contextlib
 import io
@@ -18,8 +18,8 @@ from charlm.training import train
 
 TINY = str(ROOT / "configs" / "tiny.py")
 
-# `another` chooses the changed value of most keys. For the keys below, that value would not change this short run.
-# The tests therefore use the values below.
+# To test that a key has an effect, the tests change its value. For most keys, the function `another` chooses the new value. For
+# the keys below, the value that it chooses would not change the short run of these tests, so the values below are used instead.
 VALUES = {
     "devices": 2,
     "corpus.name": "no such corpus",
@@ -41,10 +41,11 @@ VALUES = {
     "eval.framing": "chunks",
     "sample.temperature": 0.1,
 }
-# charlm refuses this corpus at once, without network access.
+# With these overrides, charlm refuses the corpus at once and does not try to download it, so the tests need no network.
 NAMED = {"corpus.path": None, "corpus.data_dir": "/proc/no folder"}
 LINES = {"corpus.documents": "lines", "batch.framing": "documents", "batch.length": 30}
-# Some keys affect a run only together with other keys. These are the other keys and their values.
+# Some keys affect a run only if other keys have certain values. For each such key, this dict gives the other keys and their
+# values.
 CONTEXT = {
     "devices": {"batch.size": 3},
     "corpus.tfds": NAMED,
@@ -78,12 +79,13 @@ CONTEXT = {
     "sample.top_k": {"sample.length": 20},
     "corpus.test_path": {"corpus.validation_path": "the corpus"},
 }
-# These keys change memory or time, not results. Their tests are below, in test_cache.py and in test_train.py.
+# These keys change the memory use or the time of a run, but not its results. Their tests are below, in test_cache.py and in
+# test_train.py.
 WITHOUT_EFFECT = {"eval.length", "eval.rows", *keys.CHANGE_NO_RESULT}
 
 
 def another(key: keys.Key, value: object) -> object:
-    """Returns another allowed value of the key's type. If the rule allows only one value, the returned value is not allowed."""
+    """Returns another value of the key's type. It is an allowed value, unless the key's rule allows only one value."""
     if key.rule.options:
         return next((option for option in key.rule.options if option != value), f"not {value}")
     if key.type is bool:
@@ -97,7 +99,7 @@ def another(key: keys.Key, value: object) -> object:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """A corpus file that each option for normalisation changes."""
+    """A corpus file. It has capital letters and CRLF, so that each config key for normalising text changes it."""
     file = tmp_path_factory.mktemp("words") / "words.txt"
     file.write_bytes((make_text(6000) + "ABC\r\n" + make_text(700, seed=1) + "Z").encode())
     return file
@@ -105,7 +107,7 @@ def words(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcome(words, tmp_path_factory):
-    """Returns a function that maps overrides to the output and files of a short run, without times."""
+    """Returns a function from overrides to a text with the output and the results of a short run. The text has no times."""
     outcomes = {}
 
     def outcome_with(overrides: dict) -> str:
@@ -164,13 +166,13 @@ def test_changing_a_key_changes_the_run(key, words, outcome):
     assert changed != outcome(context)
 
 
-def test_runs_are_repeatable_and_evaluation_windows_do_not_change_the_loss(words, outcome, tmp_path):
+def test_the_same_config_gives_the_same_run_and_eval_length_and_eval_rows_do_not_change_the_loss(words, outcome, tmp_path):
     assert _outcome({}, words, tmp_path / "again") == outcome({})
     for key, value in (("eval.length", 600), ("eval.rows", 5)):
         context = {"eval.framing": "chunks"} if key == "eval.rows" else {}
         texts = _outcome(context | {key: value}, words, tmp_path / key), outcome(context)
-        other, one = (json.loads(text)[0] for text in texts)
-        assert [row["nats"] for row in other] == pytest.approx([row["nats"] for row in one], rel=1e-6)
+        changed_rows, rows = (json.loads(text)[0] for text in texts)
+        assert [row["nats"] for row in changed_rows] == pytest.approx([row["nats"] for row in rows], rel=1e-6)
 
 
 @pytest.mark.parametrize("key", keys.KEYS)
@@ -180,18 +182,18 @@ def test_every_key_is_read_in_exactly_one_file(key):
         code = re.sub(r'""".*?"""', "", file.read_text(), flags=re.DOTALL)
         if re.search(rf"\bconfig\.{re.escape(key)}\b", re.sub(r'f?"[^"\n]*"|#[^\n]*', "", code)):
             readers.append(str(file.relative_to(ROOT / "charlm")))
-    # `charlm sample` and charlm.inference.model also read defaults from the section `sample` and from model.dtype.
+    # The files in `also` may read a key in addition to its one file, because sampling takes its defaults from these keys.
     also = {f"sample.{name}": {"inference/model.py"} for name in ("length", "temperature", "top_k")}
     also |= {"sample.prompt": {"inference/inputs.py"}, "model.dtype": {"inference/model.py", "programs/sample.py"}}
     assert len(set(readers) - also.get(key, set())) == 1, f"{key} is read in {readers}"
 
 
 @pytest.mark.parametrize("key", keys.TABLE, ids=lambda key: key.name)
-def test_every_key_has_a_meaning_and_a_default_that_its_rule_allows(key):
+def test_every_key_has_a_description_and_a_default_that_its_rule_allows(key):
     assert len(key.meaning) > 10 or key.name == "optim.name"
     assert keys.checked(key.name, key.default) == key.default
     assert key.type in keys.TYPES
-    assert key.default is not None or not key.rule.is_right("") or key.rule is keys.ANY  # None unsets a key
+    assert key.default is not None or not key.rule.is_right("") or key.rule is keys.ANY  # a key is unset by None, not by ""
     if key.rule is not keys.ANY:
         assert key.rule.words
 
@@ -205,20 +207,20 @@ def test_every_key_is_declared_once_and_has_its_default():
         keys.defaults().corpus.path = 3  # a key that is None still has a type
 
 
-def test_short_removes_the_section_if_the_name_stays_unique():
+def test_short_names_leave_out_the_section_if_the_rest_is_still_unique():
     assert keys.short("model.hidden") == "hidden"
     assert keys.short("optim.name") == "optim.name"  # corpus.name also exists
     assert keys.short("model.of_another_version") == "model.of_another_version"
 
 
-def test_a_run_older_than_a_key_gets_the_default_or_the_earlier_behaviour(monkeypatch):
+def test_a_config_saved_before_a_key_existed_gets_the_default_or_the_earlier_behaviour(monkeypatch):
     fields = load.to_dict(load.load(TINY))
     for key in keys.KEYS:
-        less = json.loads(json.dumps(fields))
+        without_key = json.loads(json.dumps(fields))
         *section, last = key.split(".")
-        del (less[section[0]] if section else less)[last]
+        del (without_key[section[0]] if section else without_key)[last]
         expected = load.flatten(fields) | {key: keys.before_keys_existed()[key]}
-        assert load.flatten(load.to_dict(load.from_dict(less))) == expected
+        assert load.flatten(load.to_dict(load.from_dict(without_key))) == expected
     new = (keys.Key("model.zoneout", 0.0, keys.FRACTION, "x"), keys.Key("model.peephole", True, keys.ANY, "x", before=False))
     monkeypatch.setattr(keys, "TABLE", keys.TABLE + new)
     monkeypatch.setattr(keys, "KEYS", keys.KEYS | {key.name: key for key in new})

@@ -1,4 +1,4 @@
-"""Tests of `sweep --search`: trials, pruning, interrupted searches and error messages."""
+"""Tests `sweep --search`: its trials, pruning (stopping poor trials early), interrupted searches and error messages."""
 
 import json
 import os
@@ -47,14 +47,14 @@ def validation_losses(path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["asha", "tpe"])
-def test_trials_are_in_the_space_and_can_be_added_later(script, write_config, tmp_path, method):
+def test_overrides_are_in_the_space_and_a_larger_number_of_trials_adds_trials(script, write_config, tmp_path, method):
     root = tmp_path / "root"
     flags = [f"--config={write_config()}", f"--root={root}", f"--search={method}", "--parallel=2"]
     result = script("sweep", *flags, "--trials=2")
     assert "of 2 trials." in result.stdout
-    first = overrides_of(root)
-    assert len(first) == 2
-    for name, overrides in first.items():
+    first_trials = overrides_of(root)
+    assert len(first_trials) == 2
+    for name, overrides in first_trials.items():
         assert 1e-4 <= overrides["optim.learning_rate"] <= 1e-1
         assert overrides["model.hidden"] in range(4, 17)
         assert overrides["optim.name"] in ("adam", "sgd")
@@ -62,13 +62,13 @@ def test_trials_are_in_the_space_and_can_be_added_later(script, write_config, tm
         assert config["optim"]["learning_rate"] == overrides["optim.learning_rate"]
     result = script("sweep", *flags, "--trials=3")
     assert len(overrides_of(root)) == 3
-    assert set(first) < set(overrides_of(root))
+    assert set(first_trials) < set(overrides_of(root))
     assert script("sweep", *flags, "--trials=3").stdout.count("running") == 0
 
 
 @pytest.mark.slow
 def test_asha_prunes_the_worse_trials(script, write_config, tmp_path):
-    """Trials run one after the other. ASHA prunes a trial if its first evaluation is not among the best third so far."""
+    """The trials run one after another. ASHA prunes a trial if its first loss is not among the lowest third so far."""
     root = tmp_path / "root"
     script("sweep", f"--config={write_config(steps=400)}", f"--root={root}", "--search=asha", "--trials=6")
     states = {path.parent.name: json.loads(path.read_text())["state"] for path in root.glob("*/status.json")}
@@ -132,7 +132,7 @@ def test_wrong_input_is_refused_before_any_trial(script, write_config, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_search_ends_after_all_trials_of_a_small_space(script, write_config, tmp_path):
+def test_a_search_ends_when_all_trials_of_a_small_space_were_tried(script, write_config, tmp_path):
     root = tmp_path / "root"
     space = '\n\ndef space():\n    return {"model.hidden": choice(8, 12)}\n'
     flags = [f"--config={write_config(steps=5, space=space)}", f"--root={root}", "--search=tpe", "--parallel=2"]

@@ -1,4 +1,4 @@
-"""Tests `charlm.train`. Training from Python makes the same run and the same checks as the script."""
+"""Tests `charlm.train`: a training from Python makes the same run, and the same checks of the config, as scripts/train.py."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from configs import tiny
 
 
 def python(code: str, *arguments: str, env: dict | None = None) -> subprocess.CompletedProcess:
-    """Runs code in a new process, in which JAX has not started."""
+    """Runs Python code in a new process, so that JAX has not started yet when the code begins."""
     environment = {**os.environ, "JAX_NUMPY_RANK_PROMOTION": "raise", **(env or {})}
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True)
 
@@ -37,7 +37,7 @@ print(json.dumps(status))
 def overrides(corpus_file):
     return {
         "corpus.path": os.fspath(corpus_file),
-        "batch.size": 32,  # on a machine with two cores, two devices share a batch
+        "batch.size": 32,  # on a machine with two cores, each of two devices gets half of the rows of a batch
         "batch.length": 16,
         "model.hidden": 8,
         "model.dropout": 0.2,
@@ -50,13 +50,13 @@ def overrides(corpus_file):
 
 @pytest.fixture(scope="module")
 def by_script(script, overrides, tmp_path_factory):
-    """The run directory of a training by the script, and the output of the script."""
+    """A run directory made by scripts/train.py, and the standard output of that script."""
     workdir = tmp_path_factory.mktemp("script") / "run"
     result = script("train", f"--config={ROOT / TINY}", *as_flags(overrides), f"--workdir={workdir}")
     return workdir, result.stdout
 
 
-def test_the_output_begins_with_data_model_and_length(by_script):
+def test_the_output_begins_with_the_data_the_model_and_the_length_of_the_training(by_script):
     data, model, length, first_row, *_ = by_script[1].splitlines()
     assert data.startswith("data: made_up.txt: train 10,800, validation 1,200 chars, vocabulary of ")
     assert model.startswith("model: 1 LSTM layer of 8, embedding input, ")
@@ -100,7 +100,7 @@ def test_config_mistakes_are_reported_before_anything_is_written(change, message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_callers_config_is_copied_and_relative_paths_become_absolute(overrides, tmp_path, monkeypatch):
+def test_train_does_not_change_the_given_config_and_saves_absolute_paths(overrides, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     shutil.copy(overrides["corpus.path"], text)
     monkeypatch.chdir(tmp_path)
@@ -137,7 +137,7 @@ print("resumed", result[0]["state"], os.environ["XLA_FLAGS"])
 """
 
 
-def test_ctrl_c_saves_the_run_and_a_thread_can_resume_the_run(overrides, tmp_path):
+def test_ctrl_c_saves_a_checkpoint_and_the_run_can_be_resumed_in_a_thread(overrides, tmp_path):
     env = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
     done = python(
         STOPPED,
@@ -149,14 +149,14 @@ def test_ctrl_c_saves_the_run_and_a_thread_can_resume_the_run(overrides, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "stopped incomplete" in done.stdout
     assert "resuming at step" in done.stdout
-    # XLA_FLAGS has its old value again, because programs that this process starts later may need that value.
+    # After training, XLA_FLAGS has the user's value again, because programs that this process starts later may need this value.
     assert done.stdout.splitlines()[-1] == f"resumed done {env['XLA_FLAGS']}"
     flags = [start["XLA_FLAGS"] for start in Run(tmp_path / "run").starts()]
-    assert flags[0] == flags[1]  # both trainings record the flags with which JAX started
+    assert flags[0] == flags[1]  # JAX started once in this process, so both trainings record the same flags
     assert flags[0].startswith("--xla_force_host_platform_device_count=")
 
 
-def test_if_jax_has_already_started_its_settings_are_kept_and_a_note_is_printed(overrides, tmp_path):
+def test_if_jax_has_already_started_train_keeps_its_settings_and_prints_a_note(overrides, tmp_path):
     if (os.cpu_count() or 1) < 2:
         pytest.skip("this machine has one core, so JAX always has one device")
     cache = str(tmp_path / "cache")
@@ -170,7 +170,7 @@ def test_if_jax_has_already_started_its_settings_are_kept_and_a_note_is_printed(
     assert done.returncode == 0, done.stderr
     assert "note: JAX had already started, with 1 CPU device instead of 2" in done.stderr
     (start,) = Run(tmp_path / "run").starts()
-    assert start["XLA_FLAGS"] == env["XLA_FLAGS"]  # unchanged, because a new value would have no effect
+    assert start["XLA_FLAGS"] == env["XLA_FLAGS"]  # charlm leaves the flags unchanged, because JAX would not read a new value
 
 
 def test_a_path_instead_of_a_config_is_an_error(tmp_path):

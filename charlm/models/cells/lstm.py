@@ -1,7 +1,7 @@
-"""The LSTM: parameters, a fast run over a window with a hand-written gradient, and a single step for sampling.
+"""The LSTM: its parameters, a fast function for a window with a hand-written gradient, and a single step for sampling.
 
 Letters: T time, B batch, I input features, H hidden units, G = 4H gate pre-activations, K chunks, N steps of a chunk,
-R = N·B rows of a chunk, V rows of a table.
+R = N·B rows of a chunk whose steps are joined, V rows of an embedding table, one for each id.
 
 The cell (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; gate order i, f, g, o):
 
@@ -9,18 +9,21 @@ The cell (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 200
     i, f, o = sigmoid(z_i, z_f, z_o)   g = tanh(z_g)
     c = f c' + i g                     h = o tanh(c)
 
-Backward pass. dh is the gradient of h from the output and all later steps. dc is the gradient of c from all later steps.
+Backward pass. dX is the gradient of the loss with respect to X. dh is the sum of two gradients: one comes from the output of
+this step, the other from the next step. dc at first comes from the next step only; the first line below adds the part that
+comes from h.
 
     dc += dh o (1 - tanh(c)^2)
     dz_i = dc g i (1 - i)     dz_f = dc c' f (1 - f)     dz_g = dc i (1 - g^2)     dz_o = dh tanh(c) o (1 - o)
     dc' = dc f                dh' = dz W_rec^T
     dx = dz W_in^T            dW_in = sum_t x^T dz       dW_rec = sum_t h'^T dz    db = sum_t dz
 
-Only dc' and dh' are recurrent. The dz lines multiply dc and dh by factors that depend only on the forward pass. These factors
-are computed outside the recurrence. Each sum over t is one matrix product per chunk of time. A chunk is long enough to keep the
-matrix unit busy and short enough to stay in cache.
+Only dc' and dh' pass from step to step, so only they need a loop over time. In the dz lines, dc and dh are multiplied by
+factors that depend only on the forward pass. These factors are computed before the loop. The window is cut into chunks of
+several steps. Within a chunk, each sum over t is one matrix product. A chunk is long enough to keep the matrix unit busy and
+short enough to stay in cache.
 
-Some lines are more complicated than the formulas, because XLA:CPU then compiles faster code (jaxlib 0.10.2).
+Some lines of code are more complicated than these formulas, because XLA:CPU makes faster programs from them (jaxlib 0.10.2).
 experiments/2026-11-22-speed gives the speed gains on CPU. The effect on other platforms has not been measured.
 """
 
@@ -40,7 +43,7 @@ from charlm.models.products import operand, product, product_with_transpose
 # The gates of a chunk take at most CHUNK_BYTES. A chunk with no more than CHUNK_STEPS steps may exceed this limit.
 CHUNK_STEPS = 16
 CHUNK_BYTES = 5 * 2**19
-LANES = 16  # float32 numbers in the widest vector of a CPU
+LANES = 16  # number of float32 values in the widest vector register of a CPU
 GATES = 4
 
 State = tuple[jax.Array, jax.Array]  # (c_BH, h_BH), float32
@@ -49,7 +52,7 @@ State = tuple[jax.Array, jax.Array]  # (c_BH, h_BH), float32
 def parameters(
     inputs: int, hidden: int, initial: Initializers, config: FrozenConfigDict
 ) -> dict[str, tuple[Callable, tuple[int, ...]]]:
-    """Name → (initializer, shape) of one layer's parameters. The single bias replaces the two biases of PyTorch."""
+    """Name → (initializer, shape) of one layer's parameters. The layer has one bias, although PyTorch's LSTM has two."""
     columns = GATES * hidden
     return {
         "input_kernel": (initial.input_kernel(GATES), (inputs, columns)),
@@ -71,23 +74,24 @@ def window(
 
 
 def with_table(params: Params, table_VI: jax.Array) -> Params:
-    """The params for inputs that are ids. The input kernel becomes the product of the table and the input kernel.
+    """The params for inputs that are ids: the input kernel is replaced by the product of the table and the input kernel.
 
-    This product has V rows. Without it, each window would multiply T·B rows by the input kernel.
+    This product is computed for the V rows of the table. Without it, each window would multiply T·B rows by the input kernel.
     """
     kernel_IG = params["input_kernel"]
-    # A single feature needs no matrix product. Some platforms would round the operands of a matrix product.
+    # With a single feature, no matrix product is needed, and none is used, because some platforms would round its operands.
     projected_VG = table_VI * kernel_IG if kernel_IG.shape[0] == 1 else table_VI @ kernel_IG
     return {**params, "input_kernel": projected_VG}
 
 
 class Prepared(NamedTuple):
-    """One layer's weights, in a layout for one character at a time.
+    """One layer's weights, in the layout that `step` needs to read one character at a time.
 
     Attributes:
       table_VG: float32, the input kernel plus the bias, with one row for each id. None if the inputs are floats.
       bias_G: float32.
-      kernels: the recurrent kernel. If the inputs are floats, also the input kernel. `_laid_out` describes the layout.
+      kernels: the recurrent kernel. If the inputs are floats, the input kernel comes before it. `_laid_out` explains the
+        layout.
     """
 
     table_VG: jax.Array | None
@@ -130,7 +134,7 @@ def operations(inputs: int, hidden: int) -> int:
 def from_torch(arrays: dict[str, jax.Array]) -> Params:
     """Params from `weight_ih` (4H, I), `weight_hh` (4H, H), `bias_ih` (4H,) and `bias_hh` (4H,).
 
-    PyTorch adds the two biases. The order of the gates is the same here.
+    PyTorch adds the two biases, so their sum is the bias here. PyTorch's order of the gates is the order of this file.
     """
     return {
         "input_kernel": arrays["weight_ih"].T,
@@ -140,7 +144,7 @@ def from_torch(arrays: dict[str, jax.Array]) -> Params:
 
 
 def from_keras(arrays: dict[str, jax.Array]) -> Params:
-    """Params from `kernel` (I, 4H), `recurrent_kernel` (H, 4H) and `bias` (4H,). The order of the gates is the same here."""
+    """Params from `kernel` (I, 4H), `recurrent_kernel` (H, 4H) and `bias` (4H,). Keras has the same order of gates."""
     return {"input_kernel": arrays["kernel"], "recurrent_kernel": arrays["recurrent_kernel"], "bias": arrays["bias"]}
 
 
@@ -221,14 +225,14 @@ def _lstm_bwd(dtype, saved, cotangents):
         d_z = jnp.concatenate([d_c, d_c, d_c, d_h], axis=-1) * through_z
         return (d_c * f, back_through_h(d_z.astype(dtype))), d_z
 
-    def chunk(carry, chunk_of):
+    def chunk(carry, arrays_of_chunk):
         state, d_input_kernel, d_bias, d_recurrent_kernel = carry
-        features, d_out, out, cells, gates, h_before, c_before = chunk_of
+        features, d_out, out, cells, gates, h_before, c_before = arrays_of_chunk
         c_prev = jnp.concatenate([c_before[None], cells[:-1]])
         h_prev = jnp.concatenate([h_before[None], out[:-1]])
         state, d_z = jax.lax.scan(step, state, (d_out, *_factors(gates, cells, c_prev)), reverse=True)
         d_bias = d_bias + d_z.sum((0, 1))
-        # d_z is rounded once per chunk, because rounding at each step is slow.
+        # For the matrix products below, d_z is rounded once per chunk, because rounding it at each step is slow.
         d_z = jax.lax.optimization_barrier(d_z.astype(dtype))
         rows_RG = d_z.reshape(-1, d_z.shape[-1])
         if is_ids(inputs):
@@ -303,7 +307,7 @@ def _activate(z_BG):
 
 
 def _factors(gates, cells, c_prev):
-    """The factors that multiply dc and dh in the backward recurrence. The module's docstring gives the formulas."""
+    """The factors by which the backward loop over time multiplies dc and dh. The module's docstring gives the formulas."""
     i, f, g, o = jnp.split(gates, GATES, axis=-1)
     tanh_c = jnp.tanh(cells)
     through_z = jnp.concatenate([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], axis=-1)
@@ -334,15 +338,16 @@ def _columns(x_NBI, dtype):
 
 
 def _input_dtype(input_kernel_IG, dtype):
-    """The dtype of the input product: float32 or wider for a single feature, otherwise `dtype`.
+    """The dtype for the operands of the input product: float32 or wider for a single feature, otherwise `dtype`.
 
-    The product with a single feature is cheap, and an id divided by V needs more than the 8 bits of bfloat16.
+    The single feature is an id divided by the number of ids. Such a number needs more bits of precision than the 8 bits of
+    bfloat16. The product with a single feature is cheap in float32, too.
     """
     return jnp.promote_types(dtype, jnp.float32) if input_kernel_IG.shape[0] == 1 else dtype
 
 
 def _chunked(x_T: jax.Array, hidden: int) -> jax.Array:
-    """The steps (T, B, …) as chunks (K, N, B, …) of equal length. N is as large as allowed."""
+    """The steps (T, B, …) as chunks (K, N, B, …) of equal length N. N is as large as CHUNK_STEPS and CHUNK_BYTES allow."""
     steps, rows = x_T.shape[:2]
     longest = max(CHUNK_STEPS, CHUNK_BYTES // (16 * rows * hidden))  # 16 = 4 gates * 4 bytes
     length = max(n for n in range(1, steps + 1) if steps % n == 0 and n <= longest)
