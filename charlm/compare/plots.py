@@ -1,4 +1,7 @@
-"""Plots runs: learning curves with a band over seeds, or the effect of one or two config keys in a sweep."""
+"""Plots runs: either learning curves, or the effect of one or two config keys in a sweep.
+
+A learning curve is the mean over seeds. A band around the curve shows the lowest and the highest value of the seeds.
+"""
 
 import io
 import math
@@ -21,17 +24,17 @@ from charlm.errors import UserError
 MAX_NAMED_CURVES = 10  # if there are more curves, the legend names only the best MAX_NAMED_CURVES / 2 curves
 X_LABELS = {"step": "steps", "chars": "characters trained on", "seconds": "seconds"}
 MAX_TICKS = 12  # a numeric key with at most this many values has a tick for each value
-LOG_RATIO = 30.0  # the x axis of curves is logarithmic if the ratio of its largest and smallest values is greater
+LOG_RATIO = 30.0  # the x axis of curves is logarithmic if its largest value / its smallest value is above this
 
 
 class Curve(NamedTuple):
-    """The curve of a group of runs that differ in their seed.
+    """The curve of a group of runs that differ only in their seed. Each array has the shape (points,).
 
     Attributes:
-      x: steps, characters or seconds, (points,).
-      mean: the mean over the seeds in nats/char, (points,).
-      low: the minimum over the seeds in nats/char, (points,).
-      high: the maximum over the seeds in nats/char, (points,).
+      x: steps, characters or seconds.
+      mean: the mean loss over the seeds, in nats/char.
+      low: the lowest loss of a seed, in nats/char.
+      high: the highest loss of a seed, in nats/char.
     """
 
     x: np.ndarray
@@ -41,7 +44,7 @@ class Curve(NamedTuple):
 
 
 class _Plot(NamedTuple):
-    """The contents of the plot of one protocol. `split` and `curves` are empty in a plot against config keys."""
+    """What the plot of one evaluation protocol shows. If it shows config keys, `split` and `curves` are empty."""
 
     protocol: dict
     groups: Sequence[tables.Group]
@@ -50,15 +53,15 @@ class _Plot(NamedTuple):
 
 
 def write(file: str, comparable: Sequence[tuple[dict, Sequence[tables.Group]]], metric: str, x: str, by: Sequence[str]) -> str:
-    """Draws one plot per protocol, one below the other, and returns the file's name.
+    """Draws one plot for each evaluation protocol, one plot below the other. Returns the name of the file.
 
     Args:
       file: a name that ends in .png or .svg.
-      comparable: each protocol with its groups.
+      comparable: pairs of a protocol and the groups of runs that were evaluated under this protocol.
       metric: one of tables.METRICS.
       x: the x axis of curves: step, chars or seconds.
-      by: config keys. Without keys, the plot has learning curves. With one key, the plot has the mean figure for each value of
-        the key. With two keys, the plot is a map of mean figures.
+      by: config keys. Without keys, the plot has learning curves. With one key, the plot has the mean of the metric for each
+        value of the key. With two keys, the plot is a map with the mean of the metric for each pair of values.
 
     Raises:
       UserError: there is nothing to draw, or the file can't be written.
@@ -67,7 +70,7 @@ def write(file: str, comparable: Sequence[tuple[dict, Sequence[tables.Group]]], 
         (protocol, groups) for protocol, groups in comparable if any(group.figure(metric) is not None for group in groups)
     ]
     if not comparable:
-        raise UserError(f"--plot={file}: none of these runs has a figure for --metric={metric} yet.")
+        raise UserError(f"--plot={file}: none of these runs has a value for --metric={metric} yet.")
     plots = [_Plot(protocol, groups, *(("", []) if by else _curves(groups, metric, x))) for protocol, groups in comparable]
     plots = [plot for plot in plots if by or plot.curves]
     if not plots:
@@ -92,10 +95,10 @@ def write(file: str, comparable: Sequence[tuple[dict, Sequence[tables.Group]]], 
 
 
 def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
-    """The curve of a group at the steps that all its seeds share. None if the seeds share no step.
+    """The curve of a group. It contains only the steps that occur in the curves of all seeds. None if there is no such step.
 
     Args:
-      series: one curve for each seed. `reading.series` returns such a curve for each split.
+      series: the curve of each seed for one split, as in the dict that `reading.series` returns.
       x: step, chars or seconds.
     """
     seeds = [reading.plottable(each) for each in series]
@@ -105,7 +108,7 @@ def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
     index_of = [{step: index for index, step in enumerate(seed["step"])} for seed in seeds]
 
     def at_steps(name: str) -> np.ndarray:
-        """(seeds, steps) values."""
+        """The values of this name in an array (seeds, steps)."""
         rows = [[seed[name][index[step]] for step in steps] for seed, index in zip(seeds, index_of, strict=True)]
         return np.array(rows, float)
 
@@ -114,10 +117,12 @@ def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
 
 
 def _curves(groups: Sequence[tables.Group], metric: str, x: str) -> tuple[str, list[tuple[tables.Group, Curve]]]:
-    """The plotted split, and the groups with their curves, best group first. A group without a curve is left out.
+    """The split that the plot shows, and the groups with their curves.
 
-    The split is the same for all groups. It is `train` if the metric is `train` or if no run has been evaluated, else
-    `validation`.
+    The best group is first. Groups without a curve are left out.
+
+    The split is the same for all groups. It is `train` if the metric is `train` or if no run has been evaluated. Otherwise it
+    is `validation`.
     """
 
     def rank(group: tables.Group) -> float:
@@ -139,7 +144,7 @@ def _draw_curves(axis: Axes, split: str, curves: Sequence[tuple[tables.Group, Cu
     else:
         colours = matplotlib.colormaps["tab10"](np.arange(10))
     keys = tables.differing_keys([record for group, _ in curves for record in group.records], besides=("seed",))
-    for rank, (group, curve) in reversed(list(enumerate(curves))):  # draws the best curve last, on top
+    for rank, (group, curve) in reversed(list(enumerate(curves))):  # draws the best curve last, above the others
         named = not many or rank < MAX_NAMED_CURVES // 2
         style: dict[str, Any] = {"linewidth": 1.8, "alpha": 1.0} if named else {"linewidth": 0.7, "alpha": 0.6}
         label = _label(group, keys) if named else None
@@ -163,11 +168,14 @@ def _draw_curves(axis: Axes, split: str, curves: Sequence[tuple[tables.Group, Cu
 
 
 def _draw_key(axis: Axes, groups: Sequence[tables.Group], key: str, metric: str) -> None:
-    """Draws a dot for each configuration, and a line through the means. Error bars show the standard errors."""
+    """Draws a dot for each configuration and, for each value of the key, the mean of the metric with its standard error.
+
+    A line connects the means.
+    """
     marginals = tables.marginals(groups, [key], metric)
     values = [marginal.value[0] for marginal in marginals]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    x_of = {repr(value): value if numeric else index for index, value in enumerate(values)}  # repr, as lists can't be dict keys
+    x_of = {repr(value): value if numeric else index for index, value in enumerate(values)}  # repr: a list can't be a dict key
     dots = [
         (x_of[repr(group.config.get(key))], group.figure(metric))
         for group in tables.finished(groups)
@@ -196,7 +204,7 @@ def _draw_key(axis: Axes, groups: Sequence[tables.Group], key: str, metric: str)
 
 
 def _draw_map(figure: Figure, axis: Axes, groups: Sequence[tables.Group], keys: Sequence[str], metric: str) -> None:
-    """Draws the mean figure for each pair of values. Rows are values of the first key, columns are values of the second key."""
+    """Draws the mean of the metric for each pair of values. Rows are the values of the first key, columns of the second key."""
     marginals = tables.marginals(groups, keys, metric)
     rows, columns = _distinct_values(marginals, 0), _distinct_values(marginals, 1)
     table = np.full((len(rows), len(columns)), np.nan)

@@ -1,6 +1,6 @@
-"""Imports weights of other frameworks into run directories. Evaluating and sampling then work as for any run.
+"""Imports weights from other frameworks into run directories. An imported model can be evaluated and sampled.
 
 `torch.py` and `keras.py` each read the files of one framework into `weights.Weights`. `weights.py` writes the run directory.
-The functions `from_torch` and `from_keras` of a cell in charlm/models/cells convert the arrays of a layer to charlm's
-parameters. This package does not import sweeps.
+Each recurrent cell in charlm/models/cells has the functions `from_torch` and `from_keras`, which convert the arrays of a layer
+to charlm's parameters. This package must not import `charlm.sweeps` or `charlm.programs`.
 """

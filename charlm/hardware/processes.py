@@ -1,7 +1,8 @@
 """Training of one model in several processes, on one machine or on several machines.
 
-Each process gives its own rows of a batch to its own devices. Only the first process uses the run directory, evaluates and
-prints. The first process sends the other processes the data that they need. A single process communicates nothing.
+Each process gives its own rows of a batch to its own devices. Only the first process reads and writes the run directory,
+evaluates the model and prints. It sends the other processes the data that they need. If there is only one process, nothing is
+sent.
 """
 
 import collections
@@ -22,14 +23,17 @@ import numpy as np
 from charlm.errors import Broken, Failure, UserError
 
 T = TypeVar("T")
-JOIN_TIMEOUT_SECONDS = 280  # time limit for the start of all processes; JAX has a longer limit and then aborts
+JOIN_TIMEOUT_SECONDS = 280  # all processes must start within this time; after a longer time, JAX would abort
 HEARTBEAT_SECONDS = 2  # time between two heartbeats of a process
-HEARTBEAT_TIMEOUT_SECONDS = 40  # time without a heartbeat until a process counts as gone; JAX aborts after 100 s
-ERRORS = {"UserError": UserError, "Failure": Failure, "OSError": OSError}  # errors that all processes raise
+HEARTBEAT_TIMEOUT_SECONDS = 40  # a process without a heartbeat for this time is lost; JAX would abort after 100 s
+ERRORS = {"UserError": UserError, "Failure": Failure, "OSError": OSError}  # see run_on_first_process
 
 
 class ProcessLost(Broken):
-    """Another process of the training is gone. At a normal exit, JAX would wait for the lost process and then abort."""
+    """Another process of the training is gone.
+
+    This process must exit without Python's clean-up. During the clean-up, JAX would wait for the lost process and then abort.
+    """
 
 
 class ProcessSpec(NamedTuple):
@@ -49,7 +53,9 @@ class ProcessSpec(NamedTuple):
 def spec_from_flags(
     distributed: bool, coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> ProcessSpec:
-    """Makes a ProcessSpec from the flags of the same names. With --distributed, the values come from SLURM.
+    """Makes a ProcessSpec from flags. Each argument is the value of the flag with the same name.
+
+    With --distributed, the values come from SLURM.
 
     Raises:
       UserError: a flag is missing or wrong, flags contradict each other, or --distributed is used outside a SLURM step.
@@ -84,9 +90,10 @@ def spec_from_flags(
 
 
 def join(spec: ProcessSpec) -> None:
-    """Waits until all processes have started. After that, this process ends if another process is gone.
+    """Waits until all processes have started. Then starts a thread that ends this process if another process is lost.
 
-    Call this function before any other use of JAX. If a process does not start in time, this process ends with a message.
+    Call this function before any other use of JAX. If a process does not start within JOIN_TIMEOUT_SECONDS, this process prints
+    an error and ends.
 
     Raises:
       UserError: the processes have different numbers of devices.
@@ -162,7 +169,7 @@ def run_on_first_process(function: Callable[..., T], *arguments: object) -> T:
       arguments: arguments of the function.
 
     Raises:
-      UserError, Failure, OSError: the function raised this error. The error is raised in all processes.
+      UserError, Failure, OSError: the function raised this error in the first process. All processes raise it.
     """
     if count() == 1:
         return function(*arguments)
@@ -198,7 +205,7 @@ def make_identical(make: Callable[[], T], fingerprint: Callable[[T], str]) -> T:
 
     Raises:
       UserError: the values differ, or `make` raised a UserError in this process.
-      Failure: `make` raised a Failure in this process, or failed in another process.
+      Failure: `make` raised a Failure in this process, or `make` failed in another process.
     """
     if count() == 1:
         return make()
@@ -206,7 +213,7 @@ def make_identical(make: Callable[[], T], fingerprint: Callable[[T], str]) -> T:
 
     made: T | None = None
     error: UserError | Failure | None = None
-    digest = b"\0" * 32  # means that this process failed
+    digest = b"\0" * 32  # zeros tell the other processes that `make` failed in this process
     try:
         made = make()
         digest = hashlib.sha256(fingerprint(made).encode()).digest()
@@ -234,7 +241,7 @@ def broadcast_from_first(tree: Any) -> Any:
       tree: arrays. The other processes must pass arrays of the same shapes and types. The values of these arrays are ignored.
 
     Returns:
-      The tree with NumPy arrays. With one process, the unchanged tree.
+      The tree with NumPy arrays. If there is only one process, the tree is returned unchanged.
     """
     if count() == 1:
         return tree
@@ -247,7 +254,7 @@ def gather_rows(tree: Any) -> Any:
     """Gathers arrays whose rows are split between the processes. Replicated arrays are only converted to NumPy.
 
     Returns:
-      The tree with whole NumPy arrays in each process. With one process, the unchanged tree.
+      The tree with whole NumPy arrays in each process. If there is only one process, the tree is returned unchanged.
     """
     if count() == 1:
         return tree
@@ -263,14 +270,16 @@ def gather_rows(tree: Any) -> Any:
 def _exchange_heartbeats(index: int, processes: int) -> None:
     """Sends heartbeats to the other processes. Ends this process if another process sends no heartbeat for too long.
 
-    If the first process is gone, JAX ends the other processes at once with JAX's own message. A step may report the loss
-    earlier.
+    If the first process is gone, JAX ends the other processes at once with JAX's own message. If another process is gone, a
+    training step may raise an error before this function ends the process.
     """
-    from jax._src import distributed  # public functions would wait for the value of another process
+    from jax._src import distributed  # a private module: JAX's public functions would wait until another process sends a value
 
     client: Any = distributed.global_state.client
-    seen = {other: ("", 0) for other in range(processes) if other != index}  # last heartbeat, and its round
-    for number in itertools.count():  # rounds, not clock time, so that a whole job can be suspended and continue
+    # For each other process: its last heartbeat, and the round of the loop in which this heartbeat was seen first.
+    seen = {other: ("", 0) for other in range(processes) if other != index}
+    # The loop counts rounds instead of reading a clock. So all processes can be suspended together and continue later.
+    for number in itertools.count():
         with contextlib.suppress(RuntimeError):
             client.key_value_set(f"charlm/alive/{index}", str(number), allow_overwrite=True)
         for other, (last, _) in seen.items():

@@ -1,11 +1,12 @@
-"""Makes a run directory from the weights of a PyTorch CharRNN. The directory has one checkpoint.
+"""Makes a run directory with one checkpoint from the weights of a PyTorch CharRNN.
 
-The other programs read this checkpoint with --checkpoint=latest.
+A CharRNN is a recurrent network that predicts the next character. The programs evaluate and sample read this checkpoint with
+--checkpoint=latest.
 
     scripts/import_torch.py --weights=rnn.pt --config=configs/anna_pytorch.py --workdir=runs/imported
 
 --weights names a .pt, .pth or .net file (needs PyTorch), or a .safetensors file (needs safetensors). The file must hold a
-state_dict. A .pt, .pth or .net file may instead hold Udacity's dict with `state_dict` and `tokens`.
+state_dict. A .pt, .pth or .net file may instead hold a dict with `state_dict` and `tokens`, as Udacity's notebook saves it.
 
 The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
 

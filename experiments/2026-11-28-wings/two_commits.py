@@ -1,11 +1,11 @@
-"""Speed of two checkouts of charlm, in turn: training and sampling on the benchmark's shapes.
+"""Compares the speed of two checkouts of charlm, in training and in sampling, for the model sizes of the benchmark.
 
     git worktree add /tmp/before 0e34d7a && git worktree add /tmp/after HEAD
     .venv/bin/python experiments/2026-11-28-wings/two_commits.py /tmp/before /tmp/after [rounds] [seconds] [train,sample]
 
-For each model size, the script starts scripts/peers/charlm_peer.py of both checkouts. Then each round measures both, in
-alternating order. A line has the median chars/s
-of each checkout, and the median over rounds of the ratio after/before.
+For each task, model size and batch size, the script starts one process per checkout, which runs scripts/peers/charlm_peer.py.
+Each round measures one process after the other, and the order alternates between rounds. The script then prints a line with the
+median chars/s of each checkout. The line ends with the ratio after/before, which is the median of the ratios of all rounds.
 """
 
 import json
@@ -32,11 +32,11 @@ def answer(process: subprocess.Popen) -> dict:
     while line := process.stdout.readline():
         if line.startswith("{"):
             return json.loads(line)
-    raise SystemExit(f"a peer ended with status {process.wait()}")
+    raise SystemExit(f"a process of charlm_peer.py ended with status {process.wait()}")
 
 
 def measure(process: subprocess.Popen, seconds: float) -> float:
-    time.sleep(0.3)  # the threads of the other peer may still spin
+    time.sleep(0.3)  # the threads of the other process may still be busy-waiting
     process.stdin.write(f"{seconds}\n")
     process.stdin.flush()
     return answer(process)["chars_per_second"]

@@ -1,4 +1,4 @@
-"""Measures the training step and the sampler of charlm. worker.py describes the input and output.
+"""Measures the speed of charlm for scripts/benchmark.py. worker.py describes the input and output of this program.
 
 The training step and the sampler are built from a config, with the same functions as in `charlm train` and `charlm sample`.
 """
@@ -76,7 +76,7 @@ def train(job: dict, config) -> None:
             batches_K = jax.tree.map(lambda *each: np.stack(each), *(data.batch_at(done + k) for k in range(together)))
             state, metrics = step(state, batches_K, rates(done, together), np.uint32(0))
             done += together
-            if previous is not None:  # like charlm train, read the metrics of a call during the next call
+            if previous is not None:  # as in `charlm train`, the metrics of a call are read while the next call runs
                 jax.device_get(previous)
         jax.block_until_ready((state, metrics))
         return -(-steps // together) * together * data.rows * framing.length
@@ -84,7 +84,8 @@ def train(job: dict, config) -> None:
     worker.serve(run, devices=mesh.size)
 
 
-def sample(job: dict, config, shared: int) -> None:
+def sample(job: dict, config, shared_rows: int) -> None:
+    """Measures the sampler. The devices divide `shared_rows` rows among themselves; see `devices.rows_to_share`."""
     import jax
     import numpy as np
 
@@ -95,14 +96,14 @@ def sample(job: dict, config, shared: int) -> None:
 
     functions = stack.functions(config, job["vocab"])
     params = jax.jit(functions.init)(jax.random.key(0))
-    mesh = devices.mesh(shared, devices.wanted(config))
+    mesh = devices.mesh(shared_rows, devices.wanted(config))
     generate = sample.sampler(functions, Vocab("".join(map(chr, range(job["vocab"])))), mesh=mesh)
-    drawn = 0
+    calls = 0
 
     def run(chunks: int) -> int:
-        nonlocal drawn
-        drawn += 1
-        key = jax.random.fold_in(jax.random.key(0), drawn)
+        nonlocal calls
+        calls += 1
+        key = jax.random.fold_in(jax.random.key(0), calls)
         pieces = generate(params, np.zeros(1, np.uint8), job["batch"], chunks * sample.CHUNK, 0.8, key)
         return sum(piece.size for piece in pieces)
 

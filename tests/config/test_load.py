@@ -1,4 +1,7 @@
-"""Config files, overrides and recipes load. Each mistake is reported in one sentence with its file, line and key."""
+"""Tests that config files, overrides and recipes can be loaded, and that each mistake gives one clear sentence.
+
+For a mistake in a file, the sentence also names the file and, if charlm finds it, the line.
+"""
 
 import os
 import re
@@ -19,7 +22,7 @@ BEGIN = "from configs import base\ndef get_config():\n    config = base.get_conf
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_every_config_loads_and_shows_its_train_command(file):
+def test_every_config_can_be_loaded_and_its_file_shows_the_train_command(file):
     config = load.load(str(file))
     assert set(load.flatten(config)) == set(keys.KEYS)
     if file.stem != "base":
@@ -160,7 +163,7 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
         ("import no_such_module\n", "{file} line 1: ModuleNotFoundError: No module named 'no_such_module'."),
         ("def get_config():\n    raise ValueError\n", "{file} line 2: ValueError."),
         ("def get_config():\n    raise ValueError('one.')\n", "{file} line 2: ValueError: one."),
-        # charlm finds these mistakes after the file has run. charlm finds the line by a search in the text of the file.
+        # charlm finds these mistakes after Python has executed the file. It then searches the text of the file for the line.
         (
             "{begin}    config.model.hiden = 3\n    return config\n",
             "{file} line 4: unknown config key 'model.hiden': the nearest key is 'model.hidden'.",
@@ -198,7 +201,7 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
             "{file}: model.hidden=0: must be positive.",
         ),
         ("{begin}    config.seed = 'x'\n    return config\n", "{file} line 4: seed='x': must be an integer."),
-        # ml_collections finds these mistakes while the file runs.
+        # ml_collections finds these mistakes while Python executes the file.
         (
             "{begin}    config.lock()\n    config.model.hiden = 3\n    return config\n",
             "{file} line 5: unknown config key 'model.hiden': the nearest key is 'model.hidden'.",
@@ -234,7 +237,7 @@ def test_wrong_config_files_are_refused_with_file_and_line(tmp_path, text, messa
     assert "Could not override" not in str(caught.value)
 
 
-def test_an_override_replaces_a_wrong_value_of_the_file_and_is_checked_too(tmp_path):
+def test_an_override_replaces_a_wrong_value_of_the_file_and_the_override_is_checked(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(f"{BEGIN}    config.model.hidden = -1\n    return config\n")
     assert load.load(str(file), {"model.hidden": 3}).model.hidden == 3

@@ -44,7 +44,7 @@ def test_evaluate_and_sample_ignore_the_cache_folder_in_the_config_of_a_run(scri
 def test_compiled_programs_are_cached_and_reused(script, small, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-    monkeypatch.delenv("GLIBC_TUNABLES")  # so the script restarts itself for huge pages, as it does for a user
+    monkeypatch.delenv("GLIBC_TUNABLES")  # without this variable, the script restarts itself to use huge pages
     cache_folder = tmp_path / "cache"
 
     def programs(workdir: str, **overrides) -> set[str]:
@@ -54,7 +54,8 @@ def test_compiled_programs_are_cached_and_reused(script, small, tmp_path, monkey
         assert result.stderr == ""
         on_request = devices.HUGE_PAGES_SETTING.exists() and "[madvise]" in devices.HUGE_PAGES_SETTING.read_text()
         assert ("GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in result.stdout) == on_request
-        # JAX may leave out programs that compile in a few milliseconds. The programs in slow_to_compile take longer.
+        # JAX may not keep programs that compile in a few milliseconds. It keeps the programs in slow_to_compile,
+        # because these take longer to compile.
         return {path.name for path in cache_folder.rglob("*-cache") if any(name in path.name for name in slow_to_compile)}
 
     slow_to_compile = ("initial_state", "train_step", "jit_steps", "chunk")
@@ -62,13 +63,13 @@ def test_compiled_programs_are_cached_and_reused(script, small, tmp_path, monkey
     assert all(any(name in program for program in first) for name in slow_to_compile)
     assert programs("again") == first
     assert read_rows(tmp_path / "one") == read_rows(tmp_path / "again")
-    # A change of these keys needs no new compilation, so the trials of a sweep over them share the cached programs.
+    # A change of these keys needs no new compilation. If a sweep varies these keys, all its trials use the cached programs.
     changed = {"seed": 7, "optim.learning_rate": 0.5, "optim.schedule": "exponential", "train.steps": 7}
     assert programs("two", **changed) == first
 
 
 @pytest.mark.slow
-def test_a_run_accepts_a_new_cache_folder_and_warns_if_it_cannot_be_written(script, small, tmp_path, monkeypatch):
+def test_a_run_accepts_a_new_cache_folder_and_warns_if_the_folder_cannot_be_written(script, small, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     command = ("train", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *as_flags(small))
     script(*command, f"--config.cache_dir={tmp_path / 'one'}")

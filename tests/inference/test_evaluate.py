@@ -1,6 +1,7 @@
-"""The loss of an evaluation is the same for every window length (invariant 4) and is divided only once (invariant 8).
+"""Tests of evaluation. scripts/README.md lists the invariants.
 
-The loss of a whole split also equals the loss of a NumPy forward pass in float64.
+The loss of a text is the same for every window length (invariant 4). The sum of the losses of all windows is divided once, by
+the number of all scored characters (invariant 8). The loss of a whole split equals the loss of a NumPy forward pass in float64.
 """
 
 import itertools
@@ -47,7 +48,7 @@ def protocol(kind, length, rows=5, eval_length=64, lanes=1, burn_in=0, stride=1)
 
 
 def numpy_nats(params, ids):
-    """The sum of the nats of ids[1:] in float64. This function implements the LSTM cell in NumPy."""
+    """The loss in nats, summed over ids[1:], in float64. This function implements the LSTM in NumPy."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
     state = [(np.zeros(12), np.zeros(12)) for _ in range(2)]
@@ -95,7 +96,12 @@ def test_padding_of_a_short_text_does_not_change_the_loss(model):
         assert nats == pytest.approx(expected, rel=1e-6)
 
 
-def test_lanes_with_burn_in_approximate_one_lane_under_another_protocol(model):
+def test_several_lanes_approximate_one_lane_but_have_another_protocol(model):
+    """Lanes are parts of a text that are read in parallel.
+
+    Each lane except the first reads `burn_in` characters before the characters that it scores. With a burn-in
+    of 100 characters, the loss of eight lanes is closer to the loss of one lane than without a burn-in.
+    """
     params, evaluator = model
     exact, _ = evaluator(params, Encoded(IDS), stream(256, lanes=1, burn_in=0))
     warmed, chars = evaluator(params, Encoded(IDS), stream(256, lanes=8, burn_in=100))
@@ -108,8 +114,8 @@ def test_lanes_with_burn_in_approximate_one_lane_under_another_protocol(model):
 
 
 def test_the_loss_is_the_sum_over_all_windows_divided_once_by_all_chars(model):  # invariant 8
-    # The first window has 2,901 chars, the second 99. The average of the two window averages would be wrong, because it gives
-    # both windows the same weight.
+    # The first window has 2,901 chars, the second 99. The average of the two mean losses would be wrong, because it
+    # gives both windows the same weight.
     params, evaluator = model
     nats, chars = evaluator(params, Encoded(IDS), stream(2901, lanes=1, burn_in=0))
     parts = [numpy_nats(params, IDS[:2902]), numpy_nats(params, IDS)]
