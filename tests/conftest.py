@@ -1,7 +1,8 @@
 """Settings and fixtures for all tests.
 
 One setting makes JAX strict: broadcasting between arrays of different rank is an error. The other settings make the tests
-faster. The fixtures provide a small made-up corpus, and run the scripts as a user would.
+faster. The fixtures provide a small made-up corpus, and run the scripts as a user would. A comment such as `invariant 4` refers
+to the list of invariants in scripts/README.md.
 """
 
 import os

@@ -38,7 +38,7 @@ def read(file: str) -> Weights:
             layers.setdefault((int(match[2] or 0), match[1]), {})[ARRAYS[int(match[3])]] = value
     kinds = {kind for _, kind in layers}
     if len(kinds) > 1:
-        raise UserError(f"{path} has recurrent layers of several kinds ({', '.join(sorted(kinds))}): one kind would be right.")
+        raise UserError(f"{path} has recurrent layers of several kinds ({', '.join(sorted(kinds))}): all must be of one kind.")
     found: dict[str, np.ndarray] = {}
     unknown = []
     for name, value in arrays.items():

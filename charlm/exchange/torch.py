@@ -45,8 +45,8 @@ def read(file: str) -> Weights:
             others[name] = value
     if len(modules) > 1:
         raise UserError(
-            f"{path} has {len(modules)} modules of recurrent layers ({', '.join(sorted(modules))}): one module with all "
-            "layers, such as nn.LSTM, would be right."
+            f"{path} has {len(modules)} modules of recurrent layers ({', '.join(sorted(modules))}): all layers must be "
+            "in one module, such as nn.LSTM."
         )
     head = {name.rpartition(".")[2]: value for name, value in others.items()}
     one_module = len({name.rpartition(".")[0] for name in others}) == 1

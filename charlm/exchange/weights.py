@@ -86,14 +86,14 @@ def checked(
       UserError: the file has no recurrent layers, has no head, or has unknown arrays.
     """
     if not layers:
-        raise UserError(f"{file} has no recurrent layers: weights of a PyTorch CharRNN or of a Keras 3 model would be right.")
+        raise UserError(f"{file} has no recurrent layers: give the weights of a PyTorch CharRNN or of a Keras 3 model.")
     if names := sorted(unknown):
         raise UserError(
-            f"{file} has {', '.join(names)} beside its recurrent layers: one linear head (a weight and a bias) and at most one "
-            "embedding would be right."
+            f"{file} has {', '.join(names)} beside its recurrent layers: it may have only one linear head (a weight and a "
+            "bias) and at most one embedding."
         )
     if head.keys() != {"kernel", "bias"}:
-        raise UserError(f"{file} has no head beside its recurrent layers: a linear layer (a weight and a bias) would be right.")
+        raise UserError(f"{file} has no head beside its recurrent layers: it must have a linear layer (a weight and a bias).")
     return Weights(str(file), layout, list(layers), head["kernel"], head["bias"], embedding_VE, symbols)
 
 

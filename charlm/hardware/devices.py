@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 HUGE_PAGES_SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-# Maximum bytes of weights that make sharing useful. With more weights, the time to read the weights limits sampling, and a
-# second device does not help.
+# Sampling divides its rows among devices only if the weights have at most this many bytes. Larger weights take so long to read
+# that a second device does not help.
 MAX_SHARED_WEIGHTS = 4 * 2**20
 MIN_ROWS = 16  # per device; with fewer rows, the matrices of a product have so few rows that another core does not help
 
@@ -150,7 +150,7 @@ def jax_has_started() -> bool:
     """Whether JAX has started its devices. After that, XLA_FLAGS has no effect. An import alone does not start devices."""
     if "jax" not in sys.modules:
         return False
-    from jax._src import xla_bridge  # public functions that tell this would start JAX
+    from jax._src import xla_bridge  # any public function would start JAX
 
     return xla_bridge.backends_are_initialized()
 

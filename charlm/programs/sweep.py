@@ -194,7 +194,7 @@ def _announce(statuses: dict[str, launch.TrialStatus], removed: list[str]) -> No
 
 def _conclude(statuses: dict[str, launch.TrialStatus], display: launch.Display, stopped_by: int) -> int:
     """Prints how the sweep ended. Returns the exit status."""
-    if display.is_live:  # the live table, which showed the reasons, has disappeared from the terminal
+    if display.is_live:  # the live table did not show the reasons
         _print_reasons(statuses, ("failed", "diverged", "stopped"))
     print(f"{_count_states(statuses, new='not started')} of {progress.counted(len(statuses), 'trial')}.")
     done = {name: status.best for name, status in statuses.items() if status.state == "done" and status.best}

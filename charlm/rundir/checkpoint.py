@@ -30,7 +30,8 @@ for name in ("absl", "asyncio", "orbax"):
 
 T = TypeVar("T")
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax ignores folders with this ending
-# Endings of the folder of a checkpoint that is being deleted, and of a checkpoint that is being replaced by a new save.
+# A checkpoint that is being deleted has the first ending in the name of its folder. A checkpoint that a new save replaces has
+# the second ending.
 DROPPED, REPLACED = f".dropped{TEMPORARY}", f".replaced{TEMPORARY}"
 LISTING_ATTEMPTS = 100
 DIGESTS = "digests"  # the key in the saved progress whose value is a dict with the digests of progress, params and rest

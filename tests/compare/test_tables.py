@@ -312,7 +312,7 @@ def test_conditions_compare_numbers_booleans_texts_and_none():
         holds("a<b", 2)
 
 
-def test_flags_by_and_sort_accept_the_seed(script, runs):
+def test_the_seed_is_allowed_in_the_by_flag_and_in_the_sort_flag(script, runs):
     rows = json.loads(script("compare", runs, "--where=batch.framing=stream", "--by=seed", "--json").stdout)
     assert {(row["seed"], row["configs"]) for row in rows} == {(0, 2), (1, 1), (2, 1)}
     assert len(table(script, runs, "--sort=-seed", "--where=model.hidden=64", "--where=batch.framing=stream")) == 3
