@@ -1,6 +1,7 @@
-"""Measures the training step and the sampler of charlm. worker.py describes the input and output.
+"""Measures the speed of charlm's training step or sampler, for scripts/benchmark.py.
 
-The training step and the sampler are built from a config, with the same functions as in `charlm train` and `charlm sample`.
+The docstring of worker.py describes the input and output of this program. The training step and the sampler are built from a
+config, with the same functions that the programs `charlm train` and `charlm sample` use.
 """
 
 import os
@@ -76,7 +77,7 @@ def train(job: dict, config) -> None:
             batches_K = jax.tree.map(lambda *each: np.stack(each), *(data.batch_at(done + k) for k in range(together)))
             state, metrics = step(state, batches_K, rates(done, together), np.uint32(0))
             done += together
-            if previous is not None:  # like charlm train, read the metrics of a call during the next call
+            if previous is not None:  # read a call's metrics during the next call, as charlm train does
                 jax.device_get(previous)
         jax.block_until_ready((state, metrics))
         return -(-steps // together) * together * data.rows * framing.length

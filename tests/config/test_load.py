@@ -1,4 +1,8 @@
-"""Config files, overrides and recipes load. Each mistake is reported in one sentence with its file, line and key."""
+"""Tests of loading configs. Each mistake of the user is reported in one sentence, with its file, line and key if known.
+
+A recipe is a config file that comes with charlm, in the folder configs/. An override is a value that replaces the value of a
+key in the config file.
+"""
 
 import os
 import re
@@ -159,7 +163,7 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
         ("import no_such_module\n", "{file} line 1: ModuleNotFoundError: No module named 'no_such_module'."),
         ("def get_config():\n    raise ValueError\n", "{file} line 2: ValueError."),
         ("def get_config():\n    raise ValueError('one.')\n", "{file} line 2: ValueError: one."),
-        # charlm finds these mistakes after the file has run. charlm finds the line by a search in the text of the file.
+        # These mistakes are found after the file has run. `load` then searches the text of the file for the line.
         (
             "{begin}    config.model.hiden = 3\n    return config\n",
             "{file} line 4: unknown config key 'model.hiden': the nearest key is 'model.hidden'.",
@@ -197,7 +201,7 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
             "{file}: model.hidden=0: must be positive.",
         ),
         ("{begin}    config.seed = 'x'\n    return config\n", "{file} line 4: seed='x': must be an integer."),
-        # ml_collections finds these mistakes while the file runs.
+        # For some of the following mistakes, ml_collections raises an error while the file runs.
         (
             "{begin}    config.lock()\n    config.model.hiden = 3\n    return config\n",
             "{file} line 5: unknown config key 'model.hiden': the nearest key is 'model.hidden'.",
@@ -238,7 +242,7 @@ def test_an_override_replaces_a_wrong_value_of_the_file_and_is_checked_too(tmp_p
         load.load(str(file), {"model.hidden": -2})
 
 
-def test_an_override_changes_values_that_the_config_computes_from_the_key(tmp_path):
+def test_an_override_of_a_key_also_changes_values_computed_from_this_key(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(f"{BEGIN}    config.optim.decay_steps = config.train.get_ref('steps') * 2\n    return config\n")
     assert load.load(str(file), {"train.steps": "7"}).optim.decay_steps == 14
@@ -271,7 +275,7 @@ def test_get_config_receives_the_argument_after_the_colon(tmp_path):
         load.load(f"{file}:3")
 
 
-def test_configs_may_import_modules_of_their_folder_and_the_imports_are_undone(tmp_path):
+def test_configs_may_import_modules_of_their_folder_and_these_modules_are_unloaded_afterwards(tmp_path):
     before, path = set(sys.modules), list(sys.path)
     text = "import common, package.sizes, plain.sizes, this\n" + BEGIN
     text += "    config.model.hidden, config.model.layers = common.HIDDEN, package.sizes.LAYERS\n"
@@ -316,7 +320,7 @@ def test_a_config_imports_modules_of_its_folder_rather_than_modules_already_impo
     monkeypatch.delitem(sys.modules, "common")
 
 
-def test_recipes_load_by_name_in_every_folder_but_files_have_priority(tmp_path, monkeypatch):
+def test_a_recipe_loads_by_its_name_unless_the_current_folder_has_a_file_of_this_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load.to_dict(load.load("quickstart")) == load.to_dict(load.load(str(ROOT / "configs" / "quickstart.py")))
     assert load.load("alice_axon:2").model.layers == 2
