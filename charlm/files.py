@@ -1,7 +1,7 @@
 """Writes files atomically, and adds seals to JSON texts.
 
-A seal is a digest of a JSON text that is stored in the text itself. If a bit of the text was changed by a damaged disk or
-transfer, the digest no longer matches the text.
+A seal is a digest of a JSON text. The seal is stored in the text itself, as the last field. If any bit of the text has changed,
+for example on a damaged disk, the seal no longer matches the text.
 """
 
 import hashlib

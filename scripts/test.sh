@@ -4,7 +4,7 @@
 # Without an option, the long tests and the tests of SLURM are left out.
 # --slow runs the long tests too.
 # --slurm runs only the tests of SLURM, which start and stop SLURM on this machine. If SLURM is not installed, this script first
-# installs SLURM with apt-get, as root.
+# installs SLURM with apt-get, which needs root.
 # To choose the Python interpreter, set the environment variable PYTHON, for example to python3.13.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

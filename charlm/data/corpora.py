@@ -26,7 +26,7 @@ from charlm.hardware import cache
 from charlm.progress import counted
 
 SPLIT_NAMES = ("train", "validation", "test")
-LONG_TEXT_BYTES = 50_000_000  # a running text from files of at least this size is not held in memory
+LONG_TEXT_BYTES = 50_000_000  # a running text in files of at least this size is encoded on disk, not held in memory
 
 Split = str | LongText | list[str]  # a running text, or a list of documents
 
