@@ -1,20 +1,22 @@
-"""MXNet.jl's char-lstm: tiny Shakespeare in chunks of 32, embedding of 256, 2 LSTM layers of 256, 21 epochs.
+"""MXNet.jl's char-lstm: tiny Shakespeare in chunks of 32 chars, embedding of 256, 2 LSTM layers of 256 units, 21 epochs.
 
     scripts/train.py --config=configs/shakespeare_mxnet.py --workdir=runs/shakespeare_mxnet
     scripts/sample.py --workdir=runs/shakespeare_mxnet --prompt=a --num=10
     scripts/train.py --config=configs/shakespeare_mxnet.py:original --workdir=runs/shakespeare_original
 
-The state of the LSTM is zero at the start of each chunk.
+The recurrent state is zero at the start of each chunk.
 
 Time: 13 min on 2 CPU cores.
-Result: validation 1.5785 nats/char after 21 epochs. The best is 1.5664 after 15 epochs. If the state is carried
-from each chunk to the next (scripts/evaluate.py --framing=stream), these two checkpoints reach 1.5090 and 1.4961.
+Result: validation 1.5785 nats/char after 21 epochs. The best validation result is 1.5664 after 15 epochs. If the state is
+carried from chunk to chunk in the evaluation (scripts/evaluate.py --framing=stream), the checkpoint after 21 epochs reaches
+1.5090, and the checkpoint after 15 epochs reaches 1.4961.
 
 Differences from the original:
-- The learning rate falls along a cosine from 0.01 to 0.0001. The original keeps 0.01.
-- The chunks are shuffled in each epoch. The original keeps their order.
+- The learning rate falls along a cosine from 0.01 to 0.0001. In the original, the learning rate is always 0.01.
+- The chunks are shuffled in each epoch. In the original, the chunks keep the order of the text.
 
-The argument `original` removes both differences. Validation is then 1.6502 after 21 epochs. The best is 1.6318 after 20 epochs.
+The argument `original`, as in the third command above, removes both differences. The validation result is then 1.6502 nats/char
+after 21 epochs. The best validation result is then 1.6318 after 20 epochs.
 """
 
 from charlm.errors import UserError
@@ -34,8 +36,9 @@ def get_config(arg: str | None = None):
     config.model.hidden = 256
     config.model.init = "uniform"
     config.model.forget_bias = 0.0
-    # MXNet's gradient is a sum over the 32 characters of a chunk. The gradient of charlm is a mean over these characters and
-    # therefore 32 times smaller. So we divide MXNet's clip value 1, weight decay 1e-5 and eps 1e-8 by 32.
+    # MXNet's gradient is the sum over the 32 characters of a chunk. The gradient of charlm is the mean over these characters,
+    # so it is 32 times smaller. We therefore divide three values of MXNet by 32: the clipping bound 1, the weight decay 1e-5
+    # and the eps 1e-8.
     config.optim.learning_rate = 0.01
     config.optim.schedule = "constant" if arg == "original" else "cosine"
     config.optim.eps = 1e-8 / 32

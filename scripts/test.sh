@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs charlm in .venv, checks style and types, and runs the tests.
 # Usage: scripts/test.sh [--slow | --slurm] [arguments for pytest]
-# --slow also runs the long tests.
-# --slurm runs only the tests that start and stop SLURM on this machine. If SLURM is not installed, this script installs SLURM.
-# The installation needs root.
-# PYTHON=python3.13 chooses the interpreter.
+# Without an option, the long tests and the tests of SLURM are left out.
+# --slow runs the long tests too.
+# --slurm runs only the tests of SLURM, which start and stop SLURM on this machine. If SLURM is not installed, this script first
+# installs SLURM with apt-get, which needs root.
+# To choose the Python interpreter, set the environment variable PYTHON, for example to python3.13.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 marks=(-m 'not slow and not slurm')
@@ -16,7 +17,7 @@ case "${1:-}" in
   ;;
 --slurm)
   marks=(-m slurm)
-  spread=() # run one test process, so that only one SLURM starts
+  spread=() # run the tests in one process, so that SLURM is not started twice at the same time
   shift
   if ! command -v slurmctld >/dev/null; then
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -1,6 +1,7 @@
-"""Tests of the package's layout. A wing is a folder inside charlm/.
+"""Tests which parts of the package charlm import each other.
 
-A wing must not import from a wing on a higher level of LEVELS. The __init__.py of a wing must have only a docstring.
+A wing is a folder inside charlm/, such as charlm/data. LEVELS sorts the wings into levels. A module of a wing must not import
+from a wing on a higher level. The __init__.py of a wing must contain only a docstring.
 """
 
 import ast
@@ -11,7 +12,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "charlm"
 # The levels from top to bottom. Wings on the same level may import each other.
-# `entry` means charlm/__init__.py and charlm/__main__.py. `base` means the modules in BASE_MODULES, which are files of charlm/.
+# Two of the wings are not folders: `entry` stands for charlm/__init__.py and charlm/__main__.py, and `base` stands for the
+# other files directly in charlm/, which BASE_MODULES lists.
 LEVELS = (
     ("entry",),
     ("programs",),
@@ -32,7 +34,7 @@ BASE_MODULES = {"cli", "errors", "files", "measures", "progress"}
 
 
 def modules(package: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns {dotted name: file} for a package and all of its modules."""
+    """Returns a dict from the dotted name of each module of a package, and of the package itself, to its file."""
     found = {}
     for file in sorted(package.rglob("*.py")):
         parts = file.relative_to(package.parent).with_suffix("").parts
@@ -41,7 +43,13 @@ def modules(package: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def imports(name: str, file: pathlib.Path, known: dict[str, pathlib.Path]) -> set[str]:
-    """Returns the modules in `known` that a file imports. Includes imports inside functions."""
+    """Returns the modules that a file imports, also inside functions. Only modules in `known` are returned.
+
+    Args:
+      name: the dotted name of the module in this file.
+      file: the file.
+      known: the result of `modules`.
+    """
     found = set()
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -65,7 +73,7 @@ def wing_of(name: str) -> str:
 
 
 def upward_imports(package: pathlib.Path) -> list[str]:
-    """Returns one line for each import from a higher wing."""
+    """Returns one line of text for each import from a wing on a higher level."""
     known = modules(package)
     return [
         f"{known[name].relative_to(package.parent)} imports {known[other].relative_to(package.parent)}"
@@ -76,7 +84,10 @@ def upward_imports(package: pathlib.Path) -> list[str]:
 
 
 def import_cycle(package: pathlib.Path) -> list[str]:
-    """Returns the files of one import cycle, in order. Returns an empty list if the package has no import cycle."""
+    """Returns the files of one import cycle. Returns an empty list if the package has no import cycle.
+
+    Each file imports the next file of the list. The last file is the first file again.
+    """
     known = modules(package)
     imported = {name: sorted(imports(name, file, known) - {name}) for name, file in known.items()}
     finished: set[str] = set()
@@ -96,7 +107,7 @@ def import_cycle(package: pathlib.Path) -> list[str]:
     return [str(known[name].relative_to(package.parent)) for name in found]
 
 
-def test_no_wing_imports_from_a_higher_wing():
+def test_no_wing_imports_from_a_wing_on_a_higher_level():
     assert upward_imports(PACKAGE) == []
 
 
@@ -104,7 +115,7 @@ def test_the_package_has_no_import_cycle():
     assert import_cycle(PACKAGE) == []
 
 
-def test_every_wing_is_in_levels():
+def test_levels_contains_exactly_the_existing_wings():
     assert {wing_of(name) for name in modules(PACKAGE)} == set(HEIGHT)
 
 
@@ -119,12 +130,12 @@ def test_the_init_file_of_a_wing_has_only_a_docstring():
     "line",
     ["from charlm.models import stack", "def late():\n    import charlm.models.stack", "from ..models import stack as s"],
 )
-def test_an_upward_import_is_found(tmp_path, line):
+def test_upward_imports_finds_an_import_from_a_higher_level(tmp_path, line):
     write_package(tmp_path, {"data/corpora.py": line, "models/stack.py": ""})
     assert upward_imports(tmp_path / "charlm") == ["charlm/data/corpora.py imports charlm/models/stack.py"]
 
 
-def test_an_import_cycle_is_found(tmp_path):
+def test_import_cycle_finds_a_cycle(tmp_path):
     write_package(
         tmp_path, {"data/corpora.py": "from charlm.data.vocab import Vocab", "data/vocab.py": "import charlm.data.corpora"}
     )

@@ -1,6 +1,9 @@
-"""Plots runs: either learning curves, or the effect of one or two config keys in a sweep.
+"""Draws plots of runs: learning curves, or the effect of one or two config keys on the result.
 
-A learning curve is the mean over seeds. A band around the curve shows the lowest and the highest value of the seeds.
+Runs that differ only in their seed are drawn as one curve, which is their mean. A band around the curve shows the range from
+their minimum to their maximum.
+
+In this module, a figure is either a number that measures a run, in nats/char, or the drawing (`matplotlib.figure.Figure`).
 """
 
 import io
@@ -21,20 +24,20 @@ from charlm.compare import reading, tables
 from charlm.config import keys as config_keys
 from charlm.errors import UserError
 
-MAX_NAMED_CURVES = 10  # if there are more curves, the legend names only the best MAX_NAMED_CURVES / 2 curves
+MAX_NAMED_CURVES = 10  # if a plot has more curves, its legend names only the MAX_NAMED_CURVES / 2 best curves
 X_LABELS = {"step": "steps", "chars": "characters trained on", "seconds": "seconds"}
-MAX_TICKS = 12  # a numeric key with at most this many values has a tick for each value
-LOG_RATIO = 30.0  # the x axis of curves is logarithmic if its largest value / its smallest value is above this
+MAX_TICKS = 12  # on the x axis for a numeric key, each value has its own tick if there are at most this many values
+LOG_RATIO = 30.0  # the x axis of learning curves is logarithmic if its largest value exceeds LOG_RATIO times its smallest value
 
 
 class Curve(NamedTuple):
-    """The curve of a group of runs that differ only in their seed. Each array has the shape (points,).
+    """The learning curve of a group of runs that differ only in their seed.
 
     Attributes:
-      x: steps, characters or seconds.
-      mean: the mean loss over the seeds, in nats/char.
-      low: the lowest loss of a seed, in nats/char.
-      high: the highest loss of a seed, in nats/char.
+      x: the position of each point on the x axis, in steps, characters or seconds, (points,).
+      mean: the mean over the seeds at each point, in nats/char, (points,).
+      low: the minimum over the seeds at each point, in nats/char, (points,).
+      high: the maximum over the seeds at each point, in nats/char, (points,).
     """
 
     x: np.ndarray
@@ -44,7 +47,14 @@ class Curve(NamedTuple):
 
 
 class _Plot(NamedTuple):
-    """What the plot of one evaluation protocol shows. If it shows config keys, `split` and `curves` are empty."""
+    """The contents of one plot. All runs in a plot were evaluated under the same protocol.
+
+    Attributes:
+      protocol: the protocol, which says on which text and in which way the runs were evaluated.
+      groups: the groups of runs in the plot.
+      split: the split whose learning curves are drawn. Empty in a plot of the effect of config keys.
+      curves: each group with its learning curve. Empty in a plot of the effect of config keys.
+    """
 
     protocol: dict
     groups: Sequence[tables.Group]
@@ -53,15 +63,15 @@ class _Plot(NamedTuple):
 
 
 def write(file: str, comparable: Sequence[tuple[dict, Sequence[tables.Group]]], metric: str, x: str, by: Sequence[str]) -> str:
-    """Draws one plot for each evaluation protocol, one plot below the other. Returns the name of the file.
+    """Draws a plot for each protocol, one plot below the other, and returns the name of the file.
 
     Args:
       file: a name that ends in .png or .svg.
       comparable: pairs of a protocol and the groups of runs that were evaluated under this protocol.
-      metric: one of tables.METRICS.
-      x: the x axis of curves: step, chars or seconds.
-      by: config keys. Without keys, the plot has learning curves. With one key, the plot has the mean of the metric for each
-        value of the key. With two keys, the plot is a map with the mean of the metric for each pair of values.
+      metric: the number to compare, one of tables.METRICS.
+      x: what the x axis of learning curves shows: step, chars or seconds.
+      by: at most two config keys. Without keys, learning curves are drawn. With one key, the plot shows the mean of the metric
+        for each value of the key. With two keys, the plot is a map that shows this mean for each pair of values.
 
     Raises:
       UserError: there is nothing to draw, or the file can't be written.
@@ -70,7 +80,7 @@ def write(file: str, comparable: Sequence[tuple[dict, Sequence[tables.Group]]], 
         (protocol, groups) for protocol, groups in comparable if any(group.figure(metric) is not None for group in groups)
     ]
     if not comparable:
-        raise UserError(f"--plot={file}: none of these runs has a value for --metric={metric} yet.")
+        raise UserError(f"--plot={file}: none of these runs has a figure for --metric={metric} yet.")
     plots = [_Plot(protocol, groups, *(("", []) if by else _curves(groups, metric, x))) for protocol, groups in comparable]
     plots = [plot for plot in plots if by or plot.curves]
     if not plots:
@@ -95,11 +105,11 @@ def write(file: str, comparable: Sequence[tuple[dict, Sequence[tables.Group]]], 
 
 
 def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
-    """The curve of a group. It contains only the steps that occur in the curves of all seeds. None if there is no such step.
+    """The curve of a group, with a point for each step at which all its runs have a value. None if there is no such step.
 
     Args:
-      series: the curve of each seed for one split, as in the dict that `reading.series` returns.
-      x: step, chars or seconds.
+      series: the curve of each run, for one split, as in the result of `reading.series`.
+      x: what the x axis shows: step, chars or seconds.
     """
     seeds = [reading.plottable(each) for each in series]
     steps = sorted(set.intersection(*(set(seed["step"]) for seed in seeds))) if seeds else []
@@ -108,7 +118,7 @@ def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
     index_of = [{step: index for index, step in enumerate(seed["step"])} for seed in seeds]
 
     def at_steps(name: str) -> np.ndarray:
-        """The values of this name in an array (seeds, steps)."""
+        """The values of this name as an array of the shape (seeds, steps)."""
         rows = [[seed[name][index[step]] for step in steps] for seed, index in zip(seeds, index_of, strict=True)]
         return np.array(rows, float)
 
@@ -117,12 +127,10 @@ def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
 
 
 def _curves(groups: Sequence[tables.Group], metric: str, x: str) -> tuple[str, list[tuple[tables.Group, Curve]]]:
-    """The split that the plot shows, and the groups with their curves.
+    """The split to plot, and the groups with their curves. The best group comes first. Groups without a curve are left out.
 
-    The best group is first. Groups without a curve are left out.
-
-    The split is the same for all groups. It is `train` if the metric is `train` or if no run has been evaluated. Otherwise it
-    is `validation`.
+    All groups are plotted for the same split. This split is `train` if the metric is `train` or if no run has been evaluated,
+    and `validation` otherwise.
     """
 
     def rank(group: tables.Group) -> float:
@@ -144,7 +152,7 @@ def _draw_curves(axis: Axes, split: str, curves: Sequence[tuple[tables.Group, Cu
     else:
         colours = matplotlib.colormaps["tab10"](np.arange(10))
     keys = tables.differing_keys([record for group, _ in curves for record in group.records], besides=("seed",))
-    for rank, (group, curve) in reversed(list(enumerate(curves))):  # draws the best curve last, above the others
+    for rank, (group, curve) in reversed(list(enumerate(curves))):  # draws the best curve last, on top
         named = not many or rank < MAX_NAMED_CURVES // 2
         style: dict[str, Any] = {"linewidth": 1.8, "alpha": 1.0} if named else {"linewidth": 0.7, "alpha": 0.6}
         label = _label(group, keys) if named else None
@@ -168,14 +176,14 @@ def _draw_curves(axis: Axes, split: str, curves: Sequence[tuple[tables.Group, Cu
 
 
 def _draw_key(axis: Axes, groups: Sequence[tables.Group], key: str, metric: str) -> None:
-    """Draws a dot for each configuration and, for each value of the key, the mean of the metric with its standard error.
+    """Draws a dot for each group, and a line through the mean for each value of the key.
 
-    A line connects the means.
+    The error bars show the standard errors of these means.
     """
     marginals = tables.marginals(groups, [key], metric)
     values = [marginal.value[0] for marginal in marginals]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    x_of = {repr(value): value if numeric else index for index, value in enumerate(values)}  # repr: a list can't be a dict key
+    x_of = {repr(value): value if numeric else index for index, value in enumerate(values)}  # repr, as lists can't be dict keys
     dots = [
         (x_of[repr(group.config.get(key))], group.figure(metric))
         for group in tables.finished(groups)
@@ -204,7 +212,10 @@ def _draw_key(axis: Axes, groups: Sequence[tables.Group], key: str, metric: str)
 
 
 def _draw_map(figure: Figure, axis: Axes, groups: Sequence[tables.Group], keys: Sequence[str], metric: str) -> None:
-    """Draws the mean of the metric for each pair of values. Rows are the values of the first key, columns of the second key."""
+    """Draws a map with the mean of the metric for each pair of values of the two keys.
+
+    Each row of the map is a value of the first key. Each column is a value of the second key.
+    """
     marginals = tables.marginals(groups, keys, metric)
     rows, columns = _distinct_values(marginals, 0), _distinct_values(marginals, 1)
     table = np.full((len(rows), len(columns)), np.nan)
@@ -223,22 +234,29 @@ def _draw_map(figure: Figure, axis: Axes, groups: Sequence[tables.Group], keys: 
 
 
 def readable_on(colour: Sequence[float] | np.ndarray) -> str:
-    """The text colour, `black` or `white`, for a background colour (red, green, blue, alpha, each in [0, 1])."""
+    """The colour of a text, `black` or `white`, that is easy to read on a background.
+
+    Args:
+      colour: the colour of the background: red, green, blue and alpha, each in [0, 1].
+    """
     red, green, blue, _ = colour
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
 def _distinct_values(marginals: Sequence[tables.Marginal], position: int) -> dict[str, Any]:
-    """The sorted values of the key at this position, as a dict from repr to value.
+    """The different values of one key, sorted, as a dict from the repr of a value to the value.
 
-    A repr is used because lists such as corpus.split can't be dict keys.
+    The keys of the dict are reprs, because a list such as the value of corpus.split can't be a key of a dict.
+
+    Args:
+      position: the position of the config key in `Marginal.value`.
     """
     ordered = sorted((marginal.value[position] for marginal in marginals), key=tables.sort_key)
     return {repr(value): value for value in ordered}
 
 
 def _label(group: tables.Group, keys: Sequence[str]) -> str:
-    """The group's values of these keys, as a short text for a legend."""
+    """A short text for the legend: the values of these config keys in the group, and the number of seeds."""
     text = ", ".join(f"{config_keys.short(key)} {tables.value_text(group.config.get(key))}" for key in keys) or group.name
     seeds = f" ({len(group.averaged)} seeds)" if len(group.averaged) > 1 else ""
     return (text if len(text) <= 60 else text[:57] + "…").replace("$", r"\$") + seeds

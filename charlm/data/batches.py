@@ -1,10 +1,13 @@
-"""Arranges an encoded corpus into the `Batch` of each step.
+"""Arranges an encoded corpus into batches. Each training step reads one `Batch`.
 
-A batch is computed from the step number alone, so a resumed run needs no other data position.
+The step number alone determines which characters a batch has. A resumed run therefore needs only its step number to continue
+at the right place in the data.
 
-A framing decides which characters form a row and which state a row starts from. All framings have the same interface,
-`Batches`. Steps are counted from 0 over all epochs. `part` is a slice of the rows. With several processes, each process builds
-only its own rows.
+A framing decides which characters form a row, and from which recurrent state the model starts to read the row: the zero state,
+or the state that was carried over from the previous batch. All framings have the same interface, `Batches`. Steps are counted
+from 0 over all epochs.
+
+With several processes, each process builds only its own rows of a batch. The argument `part` is the slice of these rows.
 
 Shape letters: B rows of a batch, T time, S scored positions, N characters of the corpus, D documents.
 """
@@ -30,13 +33,14 @@ Array = Any  # a NumPy array, or a JAX array inside a jitted function
 
 
 class Batch(NamedTuple):
-    """The input of one step. Framings differ only in the contents of these four arrays.
+    """The input of one step. The batches of all framings have these four arrays.
 
     Attributes:
       inputs_BT: int32 ids.
-      targets_BS: int32 ids to predict at the last S positions.
-      weights_BS: float32, 1 if the position is scored, else 0.
-      reset_B: bool, True if the row starts from the zero state, False if the row starts from the carried state.
+      targets_BS: int32 ids that the model has to predict at the last S positions of the inputs.
+      weights_BS: float32, 1 if the prediction at this position is scored, else 0.
+      reset_B: bool, True if the row starts from the zero state, False if the row starts from the final state of the same row
+        in the previous batch.
     """
 
     inputs_BT: Array
@@ -46,11 +50,12 @@ class Batch(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A split as ids.
+    """A split of the corpus, encoded as ids.
 
     Attributes:
-      ids_N: the ids of the running text, or of all documents joined, each followed by `<eos>`.
-      starts_D1: int64 (D + 1,), the start position of each document, followed by N. None for a running text.
+      ids_N: the ids of the running text, or the ids of all documents in one array, in which `<eos>` follows each document.
+      starts_D1: int64 (D + 1,), the position in `ids_N` at which each document starts. The last item is N. None for a running
+        text.
       name: the name of the split in error messages.
     """
 
@@ -66,7 +71,11 @@ class Encoded(NamedTuple):
 
 
 class Framing(NamedTuple):
-    """How a text is arranged into rows. The fields are the config keys `batch.*`."""
+    """How a text is arranged into rows.
+
+    `kind` is the value of the config key `batch.framing`, and `rows` is the value of `batch.size`. Each of the other fields is
+    the value of the key `batch.NAME`, where NAME is the name of the field.
+    """
 
     kind: str
     rows: int
@@ -92,19 +101,20 @@ class Framing(NamedTuple):
 
     @property
     def carries_state(self) -> bool:
-        """Whether each batch starts from the final state of the previous batch."""
+        """Whether each batch of an epoch, except the first, starts from the final state of the previous batch."""
         return self.kind == "stream"
 
     @property
     def is_of_documents(self) -> bool:
-        """Whether each row is a document. Documents longer than `length` are cut. Batches differ in length."""
+        """Whether each row is a document. The batches of documents have different lengths."""
         return self.kind == "documents"
 
     def state_in_words(self, lanes: int = 1, burn_in: int = 0) -> str:
-        """How the recurrent state is treated when a split is scored in this framing.
+        """Says in words from which recurrent state each row starts when a split is scored with this framing.
 
-        Run directories store these words with each figure, as part of its protocol. If the words change, old and new figures
-        are no longer comparable.
+        Run directories store these words with each result, as a part of the description of how the result was measured (the
+        protocol). Results are compared only if their protocols are equal, so a change of these words makes old and new results
+        incomparable.
 
         Args:
           lanes: see `evaluation_windows`. Only a stream has lanes.
@@ -125,9 +135,10 @@ class Framing(NamedTuple):
 
     @property
     def window(self) -> int:
-        """The number of characters that the model reads from the zero state before each prediction; 0 if that number varies.
+        """The number of characters that the model reads, from the zero state, before each prediction. 0 if this number varies.
 
-        For a model of windows, the sampler reads this many characters before each draw.
+        The number is fixed only for the framing `windows`. The sampler uses it for models that were trained with this framing:
+        before the sampler draws a character, the model reads this many characters.
         """
         return self.length if self.kind == "windows" else 0
 
@@ -152,10 +163,12 @@ class Batches(Protocol):
 class Stream:
     """Contiguous lanes for truncated back-propagation through time, as in PyTorch's CharRNN (after Zaremba et al. 2014).
 
-    The text is cut into B lanes. Each step reads T characters of every lane. The state is carried from step to step and reset
-    at the start of each epoch. The characters that do not fill a whole step are left out. Without `shift`, these are the last
-    characters of the text. With `shift`, each epoch starts at a new offset, so characters at both ends are left out. The
-    offsets differ between epochs, so every character is used over the epochs.
+    The text is cut into B contiguous parts of equal length, called lanes. Row b of every batch belongs to lane b. Each step
+    reads the next T characters of every lane. The state is carried from step to step and reset at the start of each epoch.
+
+    In each epoch, the characters that do not fill a whole step are left out. Without `shift`, these are the last characters of
+    the text. With `shift`, each epoch starts at a pseudorandom offset in the text, so characters at both ends are left out. The
+    offset changes from epoch to epoch, so other characters are left out in other epochs.
     """
 
     ids_N: Ids
@@ -189,8 +202,8 @@ class Stream:
 class Chunks:
     """Chunks of T characters without overlap, as in MXNet.jl's char-lstm. Each chunk starts from the zero state.
 
-    Every character except the first of the text is a target once per epoch. The last chunk may be shorter, and the last batch
-    may have fewer chunks. The missing positions have weight 0.
+    In each epoch, every character of the text except the first character is a target exactly once. The last chunk may have
+    fewer than T characters, and the last batch may have fewer than B chunks. The positions without text have weight 0.
     """
 
     ids_N: Ids
@@ -221,10 +234,10 @@ class Chunks:
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Windows of T characters, as in the Keras and Axon notebooks. A window begins every `stride` characters.
+    """Windows of T characters, as in the Keras and Axon notebooks. A new window begins every `stride` characters.
 
-    Each window starts from the zero state, and only the character after the window is predicted (S = 1). The last batch of an
-    epoch may have fewer windows. The missing rows have weight 0.
+    The model reads each window from the zero state, and predicts only the character after the window (S = 1). The last batch of
+    an epoch may have fewer than B windows. The rows without a window have weight 0.
     """
 
     ids_N: Ids
@@ -256,12 +269,13 @@ class Windows:
 class Documents:
     """One document per row. Each row starts from the zero state, and the last target of a document is `<eos>`.
 
-    A document longer than T characters is cut to T inputs and targets. A batch is as long as its longest document, rounded up
-    to a multiple of `bucket`, so that only a few shapes are compiled. `padding` is one of:
+    Of a document with more than T characters, only the first T inputs and targets are used. The length of a batch is the length
+    of its longest document, rounded up to a multiple of `bucket`, but at most T. XLA compiles a program for each length, so the
+    rounding reduces the number of programs. `padding` is one of:
 
     - `masked`: padding follows the text and has weight 0.
-    - `counted`: padding precedes the text and has weight 1, as in Microsoft's lesson on AG News. The network then also has to
-      predict padding, and the first character of the document, from padding.
+    - `counted`: padding precedes the text and has weight 1, as in Microsoft's Keras lesson on AG News. The network then reads
+      padding first. From this padding, the network must predict more padding, and at last the first character of the document.
     """
 
     encoded: Encoded
@@ -288,7 +302,8 @@ class Documents:
         documents_B, valid_B = self.order.at(step, self.rows, self.num_documents)
         starts_B = self.starts_D1[documents_B]
         lengths_B = np.minimum(self.starts_D1[documents_B + 1] - starts_B - 1, self.length)
-        # All rows of the batch determine its length, not only the rows of `part`, because all processes need the same length.
+        # The length is computed from all rows of the batch, not only from the rows in `part`, because all processes need the
+        # same length.
         length = min(-(-int(lengths_B.max()) // self.bucket) * self.bucket, self.length)
         starts_B, lengths_B, valid_B = starts_B[part], lengths_B[part], valid_B[part]
         padding_before_B = length - lengths_B if self.padding == "counted" else np.zeros_like(lengths_B)
@@ -312,12 +327,13 @@ class Documents:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The order of an epoch's examples (chunks, windows or documents): text order, or shuffled.
+    """The order of the examples (chunks, windows or documents) in an epoch: the order of the text, or a shuffled order.
 
-    A shuffled epoch is a pseudorandom permutation that depends on the seed and the epoch. A function computes each example from
-    its position, so no list of examples is built. The function is a Feistel network (Luby & Rackoff 1988) on the smallest power
-    of four that covers all examples. The network is applied again while its result is not the index of an example (cycle
-    walking).
+    A shuffled order is a pseudorandom permutation that depends on the seed and the epoch. A function computes the index of an
+    example from its position in the epoch, so no list of all examples is stored. The function is a Feistel network (Luby &
+    Rackoff 1988). It permutes the numbers below the smallest power of four (at least 4) that is not less than the number of
+    examples. If its result is not the index of an example, the network is applied to this result again, until the result is
+    the index of an example (cycle walking).
     """
 
     shuffle: bool
@@ -333,8 +349,9 @@ class Order:
           part: the rows to return.
 
         Returns:
-          The index of each row's example, (B,) int64, and whether the row is valid, (B,) bool. The last batch of an epoch may
-          have rows without an example. Such a row is not valid and repeats the last example of the epoch.
+          Two arrays with one item for each row of `part`: the index of the row's example, int64, and whether the row is valid,
+          bool. The last batch of an epoch may have rows without an example. Such a row is not valid, and its index is the index
+          of the last example of the epoch.
         """
         epoch, step_of_epoch = divmod(step, -(-examples // rows))
         positions_B = step_of_epoch * rows + np.arange(rows)[part]
@@ -399,7 +416,7 @@ def training_batches(framing: Framing, encoded: Encoded, seed: int) -> Batches:
 
 
 def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Chunks | Windows | Documents:
-    """The batches of a framing whose rows all start from the zero state: chunks, windows or documents.
+    """The batches of chunks, windows or documents. With these framings, every row starts from the zero state.
 
     Raises:
       UserError: a chunk or window is longer than the split, or the framing needs documents and the split is a running text.
@@ -422,12 +439,12 @@ def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Ch
 
 
 def evaluation_batches(framing: Framing, encoded: Encoded, rows: int, length: int, lanes: int, burn_in: int) -> Iterator[Batch]:
-    """The batches for scoring a split, in text order. Every character that the framing scores is scored exactly once.
+    """The batches for scoring a split, in the order of the text. No character is scored twice.
 
     Args:
-      framing: how the split is arranged; `shuffle` and `shift` are ignored.
+      framing: how the split is arranged. Its `rows`, `shuffle` and `shift` are ignored, and a stream ignores its `length`.
       encoded: the split.
-      rows: B for chunks, windows or documents. B affects the memory, not the result.
+      rows: B for chunks, windows or documents. B changes how much memory is needed, but not the result.
       length: T for a stream; see `evaluation_windows`.
       lanes: B for a stream; see `evaluation_windows`.
       burn_in: used only for a stream; see `evaluation_windows`.
@@ -441,24 +458,28 @@ def evaluation_batches(framing: Framing, encoded: Encoded, rows: int, length: in
 
 
 def evaluation_windows(ids_N: Ids, length: int, lanes: int = 1, burn_in: int = 0) -> Iterator[Batch]:
-    """The batches for scoring a stream with the state carried. Every character except the first is scored exactly once.
+    """The batches for scoring a split as a stream. Every character except the first is scored exactly once.
 
-    With one lane, the result is exact, because the state is carried from the first character to the last. With more lanes,
-    scoring is faster and the result is nearly the same. Each lane except the first then starts from the zero state, `burn_in`
-    characters before the first character that the lane scores.
+    The split is cut into lanes, which are read in parallel. Every lane starts from the zero state, and its state is carried
+    from batch to batch.
+
+    With one lane, the result is exact: the state is carried from the first character to the last, so each prediction uses all
+    characters before it. With more lanes, scoring is faster, and the result is nearly the same as with one lane. Each lane
+    except the first then begins `burn_in` characters before the first character that the lane scores. These characters are only
+    read, so that the state is no longer zero when the scoring begins.
 
     Args:
       ids_N: the encoded split, at least two characters.
-      length: T of a batch. T affects the memory, not the result.
-      lanes: B, the number of parts of the split that are read in parallel.
+      length: T, the number of characters of each lane in a batch. T changes how much memory is needed, but not the result.
+      lanes: B, the number of lanes.
       burn_in: the number of characters that each lane except the first reads before it scores.
 
     Raises:
-      UserError: the lanes would not be longer than `burn_in`.
+      UserError: the split is so short that a lane would have at most `burn_in` targets.
     """
     targets = len(ids_N) - 1
     burn_in = burn_in if lanes > 1 else 0
-    # Each lane has `span` targets. Lane 0 scores all its targets. The other lanes do not score their first `burn_in` targets.
+    # Each lane has `span` targets. Lane 0 scores all of them. Every other lane scores all except its first `burn_in` targets.
     span = -(-(targets + (lanes - 1) * burn_in) // lanes)
     stride = span - burn_in
     if stride < 1:
@@ -488,16 +509,16 @@ def once_through(batches: Batches) -> Iterator[Batch]:
 
 
 def _hash64(*numbers: int) -> int:
-    """64 bits that depend on the numbers.
+    """A pseudorandom integer of 64 bits that is computed from the numbers.
 
-    A run that is resumed with another NumPy version must see the same data. NumPy may change its random generators, so this
-    function uses a hash instead.
+    A run that is resumed with another version of NumPy must read the same data as before. A new version of NumPy may change the
+    random generators, so this function uses a hash instead of a random generator.
     """
     return int.from_bytes(hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()[:8], "big")
 
 
 def _splitmix64(bits: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al. 2014)."""
+    """The last step of the random generator splitmix64, which mixes the bits of each number (Steele et al. 2014)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))

@@ -1,4 +1,7 @@
-"""Defines how a text is read for scoring, and how logs describe this. This module must not import JAX."""
+"""Defines the protocol of a score: how a text is read when it is scored, and how logs describe this.
+
+This module must not import JAX.
+"""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,15 +12,18 @@ from charlm.data.batches import Batch, Encoded, Framing, evaluation_batches
 
 
 class Protocol(NamedTuple):
-    """How a text is read for scoring. Two figures are comparable only if they have the same protocol.
+    """How a text is read when it is scored. Two scores are comparable only if they were measured under the same protocol.
 
     Attributes:
-      framing: its `kind` says whether the state is carried (`stream`) or zero at the start of each chunk, window or document.
-      rows: the number of chunks, windows or documents in one batch. It affects the memory, not the result.
-      length: the number of characters that each lane of a stream reads in one batch. It affects the memory, not the result.
-      lanes: used only for a stream; see `batches.evaluation_windows`. With `lanes=1` the state is carried through the
-        whole text; more lanes approximate this result.
-      burn_in: used only for a stream; see `batches.evaluation_windows`.
+      framing: how the text is arranged into rows. With the kind `stream`, the recurrent state is carried through the text. With
+        any other kind, the state is zero at the start of each chunk, window or document.
+      rows: the number of chunks, windows or documents in one batch. It changes how much memory is needed, but not the result.
+      length: the number of characters of each lane of a stream in one batch. It changes how much memory is needed, but not the
+        result.
+      lanes: the number of parts of the text that are read in parallel. Used only for a stream. With one lane, the state is
+        carried through the whole text. With more lanes, the result is an approximation of the result with one lane.
+      burn_in: the number of characters that each lane except the first reads before it scores. Used only for a stream. See
+        `batches.evaluation_windows`.
     """
 
     framing: Framing
@@ -28,10 +34,11 @@ class Protocol(NamedTuple):
 
     @classmethod
     def of(cls, config: ConfigDict, framing: Framing) -> "Protocol":
-        """The protocol of a config.
+        """The protocol under which a run with this config is evaluated during training.
 
         Args:
-          framing: the framing of the training. If `eval.framing` is set, it replaces the kind of this framing.
+          framing: the framing of the training. If the config key `eval.framing` is set, its value replaces the kind of this
+            framing.
         """
         kind = config.eval.framing or framing.kind
         return cls(
@@ -44,17 +51,17 @@ class Protocol(NamedTuple):
 
     @classmethod
     def of_run(cls, config: ConfigDict, framing: str | None = None, lanes: int = 1) -> "Protocol":
-        """The protocol of evaluate.py and of `Model.score`. It is the protocol of the config, but with one lane by default.
+        """The protocol that evaluate.py and `Model.score` use. It is the protocol of the config, except for these arguments.
 
         Args:
-          framing: if given, replaces the kind of the protocol's framing.
-          lanes: replaces the number of lanes.
+          framing: the kind of framing. None means the kind in the protocol of the config.
+          lanes: the number of lanes. The value of `eval.lanes` is not used.
         """
         protocol = cls.of(config, Framing.of(config))._replace(lanes=lanes)
         return protocol._replace(framing=protocol.framing._replace(kind=framing or protocol.framing.kind))
 
     def batches(self, encoded: Encoded) -> Iterator[Batch]:
-        """The text as batches, in order.
+        """The batches for scoring a text, in the order of the text.
 
         Raises:
           UserError: the text does not fit the protocol.
@@ -71,6 +78,12 @@ class Protocol(NamedTuple):
         next(iter(self.batches(encoded)))
 
     def named(self, corpus_sha256: str, split: str, chars: int) -> dict[str, Any]:
-        """The protocol as a dict, which logs and JSON output store with a figure."""
+        """The protocol as a dict. Logs and JSON output store this dict together with the score.
+
+        Args:
+          corpus_sha256: the hash of the corpus or of the text.
+          split: the name of the split or of the text.
+          chars: the number of characters that were scored.
+        """
         state = self.framing.state_in_words(self.lanes, self.burn_in)
         return {"corpus": corpus_sha256, "split": split, "state": state, "chars": chars}

@@ -1,6 +1,6 @@
 """Dropout of activations.
 
-Letters at the end of a name stand for the axes: B batch (rows), T time, H hidden units, N random words.
+Shape letters: B rows of a batch, T time, H hidden units, N random words for each row.
 """
 
 import jax
@@ -8,14 +8,17 @@ import jax.numpy as jnp
 
 
 def dropout(keys_B: jax.Array, x_TBH: jax.Array, rate: float) -> jax.Array:
-    """Inverted dropout (Srivastava et al. 2014): sets each value of `x_TBH` to 0 with probability `rate`.
+    """Inverted dropout (Srivastava et al. 2014).
 
-    The other values are divided by 1 - `rate`, so that the expected value does not change.
+    Sets each value of `x_TBH` to 0 with the probability `rate`, and scales the other values so that the expected values of the
+    result are the values of `x_TBH`.
 
-    Each row has its own key. The mask of a row therefore does not depend on the device that holds the row.
-
-    The rate is rounded to a multiple of 2^-16. A value then needs only 16 random bits, so one random 32-bit word is enough
-    for two values. This halves the cost of drawing random numbers.
+    Args:
+      keys_B: a random key for each row. The key alone determines which values of the row are set to 0, so the result does not
+        depend on which device holds the row.
+      x_TBH: the activations.
+      rate: the probability. It is rounded to a multiple of 2^-16, so that 16 random bits are enough for a value. One random
+        32-bit word is then enough for two values, which halves the cost of drawing random numbers.
     """
     dropped = min(round(rate * 2**16), 2**16 - 1)
     steps, rows, hidden = x_TBH.shape

@@ -1,8 +1,9 @@
-"""Weight initialisation as in five other systems, for any recurrence that stores the gates of a kernel side by side.
+"""Initialises weights as in Flax, Keras, Axon, PyTorch or MXNet, for layers such as an LSTM.
 
-A kernel of a layer with `gates` gates has the shape (inputs, gates * hidden). Each gate has one block of columns.
+A layer has one or more gates, and each of its kernels has the shape (inputs, gates * hidden). Each gate has one block of
+`hidden` columns, and the blocks lie side by side.
 
-Letters: I inputs (rows of a kernel), H hidden units, O columns, N matrices.
+Shape letters: I inputs (rows of a kernel), H hidden units, O columns, N matrices.
 """
 
 import math
@@ -13,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# (key, shape) → array. Flax's own type asks for arguments that no initializer here needs.
+# A function (key, shape) → array. Flax's own type of initializers has more arguments, which are not needed here.
 Initializer = Callable[..., Any]
 
 
@@ -21,9 +22,12 @@ class Initializers(NamedTuple):
     """One initializer for each kind of weight.
 
     Attributes:
-      embedding, head_kernel, head_bias: initializers of the weights outside the layers.
-      input_kernel, recurrent_kernel: number of gates → initializer of a layer's kernel.
-      bias: initializer of a layer's bias. A cell may add a constant, as the LSTM adds its forget bias.
+      embedding: initializer of the embedding.
+      input_kernel: a function from the number of gates to the initializer of a layer's kernel for the input.
+      recurrent_kernel: a function from the number of gates to the initializer of a layer's kernel for the recurrent state.
+      bias: initializer of a layer's bias. A cell may add a constant to this bias. For example, the LSTM adds its forget bias.
+      head_kernel: initializer of the kernel of the head, which computes the logits.
+      head_bias: initializer of the bias of the head.
     """
 
     embedding: Initializer
@@ -35,11 +39,14 @@ class Initializers(NamedTuple):
 
 
 def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Initializers:
-    """The initializers that `model.init` names.
+    """The initializers for a value of the config key `model.init`.
 
-    - `orthogonal` (Flax): kernels are LeCun normal. The recurrent kernel of each gate is an orthogonal matrix.
-    - `glorot` (Keras): kernels are Glorot uniform. The recurrent kernel of all gates is one matrix with orthonormal rows.
-    - `axon` (Axon): kernels are Glorot uniform, with a separate bound for each gate.
+    - `orthogonal` (Flax): kernels are LeCun normal, except for the recurrent kernels. The block of each gate in a recurrent
+      kernel is an orthogonal matrix.
+    - `glorot` (Keras): kernels are Glorot uniform, except for the recurrent kernels. A whole recurrent kernel, with the blocks
+      of all gates, is a matrix with orthonormal rows.
+    - `axon` (Axon): kernels are Glorot uniform. In a layer, the bound is computed for the block of one gate, not for the whole
+      kernel.
     - `pytorch` (PyTorch): kernels and biases are uniform in ±1/sqrt(hidden). A layer's bias is the sum of two such biases. The
       embedding is standard normal.
     - `uniform` (MXNet): kernels and the embedding are uniform in ±scale.
@@ -47,8 +54,9 @@ def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Ini
     Biases are 0, except for `pytorch`.
 
     Args:
+      name: the value of `model.init`.
       hidden: number of units of a layer.
-      scale: bound of `uniform`.
+      scale: the bound for `uniform`.
       head_scale: if not 0, the head's kernel is uniform in ±head_scale and its bias is 0, as in Udacity's CharRNN.
     """
     zeros, glorot, lecun = nn.initializers.zeros, nn.initializers.glorot_uniform(), nn.initializers.lecun_normal()
@@ -75,7 +83,10 @@ def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Ini
 
 
 def _for_any_gates(initializer: Initializer) -> Callable[[int], Initializer]:
-    """The same initializer for any number of gates. It treats the columns of all gates as one matrix."""
+    """Returns a function that returns the same initializer for any number of gates.
+
+    The initializer treats the blocks of all gates as one matrix.
+    """
     return lambda gates: initializer
 
 
@@ -88,7 +99,10 @@ def _sum_of_two(initializer: Initializer) -> Initializer:
 
 
 def _glorot_gates(gates: int) -> Initializer:
-    """Glorot uniform with the bound for one gate's (I, H) block: I inputs and H outputs, instead of gates * H outputs."""
+    """Glorot uniform. The bound is computed for I inputs and H outputs, the size of one gate's block.
+
+    For the whole kernel, the bound would be computed for gates * H outputs.
+    """
 
     def init(key, shape, dtype=jnp.float32):
         inputs, columns = shape
@@ -102,7 +116,7 @@ def _orthogonal_gates(gates: int) -> Initializer:
 
     def init(key, shape, dtype=jnp.float32):
         hidden = shape[0]
-        # The random array has two axes, because XLA needs a second longer to compile a draw with three axes.
+        # The random array has two axes, because XLA would need a second more to compile a random array with three axes.
         rows = jax.random.normal(key, (gates * hidden, hidden), jnp.float32)
         blocks = _orthogonalized(rows.reshape(gates, hidden, hidden))
         return blocks.swapaxes(0, 1).reshape(shape).astype(dtype)
@@ -116,17 +130,19 @@ def _orthogonal_rows(key, shape, dtype=jnp.float32):
 
 
 def _orthogonalized(blocks_NIO: jax.Array) -> jax.Array:
-    """The orthogonal factors of random matrices. A matrix must not have more rows than columns.
+    """The orthogonal factors (of the polar decomposition) of random matrices.
 
-    The error is about 1e-6. For one square matrix in a hundred, the error is 1e-3 or more.
+    Each factor has orthonormal rows, up to an error of about 1e-6. For one square matrix in a hundred, the error is 1e-3 or
+    more. A matrix must not have more rows than columns.
 
-    The method is Newton-Schulz iteration, which needs only matrix products. Several QR decompositions in one program can
-    deadlock on XLA:CPU (experiments/2026-11-22-first-figures).
+    The factors are computed with Newton-Schulz iteration, which needs only matrix products. QR decompositions are not used,
+    because several QR decompositions in one program can deadlock on XLA:CPU (experiments/2026-11-22-first-figures).
     """
     blocks_NIO /= jnp.linalg.norm(blocks_NIO, axis=(1, 2), keepdims=True)
 
     def iterate(_, blocks):
         return 1.5 * blocks - 0.5 * (blocks @ blocks.swapaxes(1, 2)) @ blocks
 
-    # Each iteration multiplies a small singular value by about 1.5. The smallest singular value starts at about rows ** -1.5.
+    # All singular values converge to 1. Each iteration multiplies a small singular value by about 1.5. Before the first
+    # iteration, the smallest singular value is about rows ** -1.5.
     return jax.lax.fori_loop(0, 20 + int(4 * math.log(blocks_NIO.shape[1] + 1)), iterate, blocks_NIO)

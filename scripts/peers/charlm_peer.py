@@ -1,6 +1,7 @@
-"""Measures the speed of charlm for scripts/benchmark.py. worker.py describes the input and output of this program.
+"""Measures the speed of charlm's training step or sampler, for scripts/benchmark.py.
 
-The training step and the sampler are built from a config, with the same functions as in `charlm train` and `charlm sample`.
+The docstring of worker.py describes the input and output of this program. The training step and the sampler are built from a
+config, with the same functions that the programs `charlm train` and `charlm sample` use.
 """
 
 import os
@@ -76,7 +77,7 @@ def train(job: dict, config) -> None:
             batches_K = jax.tree.map(lambda *each: np.stack(each), *(data.batch_at(done + k) for k in range(together)))
             state, metrics = step(state, batches_K, rates(done, together), np.uint32(0))
             done += together
-            if previous is not None:  # as in `charlm train`, the metrics of a call are read while the next call runs
+            if previous is not None:  # read a call's metrics during the next call, as charlm train does
                 jax.device_get(previous)
         jax.block_until_ready((state, metrics))
         return -(-steps // together) * together * data.rows * framing.length
@@ -84,8 +85,7 @@ def train(job: dict, config) -> None:
     worker.serve(run, devices=mesh.size)
 
 
-def sample(job: dict, config, shared_rows: int) -> None:
-    """Measures the sampler. The devices divide `shared_rows` rows among themselves; see `devices.rows_to_share`."""
+def sample(job: dict, config, shared: int) -> None:
     import jax
     import numpy as np
 
@@ -96,14 +96,14 @@ def sample(job: dict, config, shared_rows: int) -> None:
 
     functions = stack.functions(config, job["vocab"])
     params = jax.jit(functions.init)(jax.random.key(0))
-    mesh = devices.mesh(shared_rows, devices.wanted(config))
+    mesh = devices.mesh(shared, devices.wanted(config))
     generate = sample.sampler(functions, Vocab("".join(map(chr, range(job["vocab"])))), mesh=mesh)
-    calls = 0
+    drawn = 0
 
     def run(chunks: int) -> int:
-        nonlocal calls
-        calls += 1
-        key = jax.random.fold_in(jax.random.key(0), calls)
+        nonlocal drawn
+        drawn += 1
+        key = jax.random.fold_in(jax.random.key(0), drawn)
         pieces = generate(params, np.zeros(1, np.uint8), job["batch"], chunks * sample.CHUNK, 0.8, key)
         return sum(piece.size for piece in pieces)
 

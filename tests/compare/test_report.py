@@ -1,4 +1,8 @@
-"""The HTML report in a real browser: its controls, and texts that would be harmful if the browser read them as HTML."""
+"""Tests of the HTML report in a real browser.
+
+They test the controls of the page. They also test that the page shows names and samples as plain text, even if these contain
+HTML with a script.
+"""
 
 import json
 import os
@@ -10,8 +14,8 @@ from test_tables import PROTOCOL, make_run
 
 from charlm.compare import reading, report
 
-HARM = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
-HOSTILE = HARM + "\n\"quoted\" 'too' & `more` \u2028 ü \U0001d54f \\u003c"
+SCRIPT = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+HOSTILE = SCRIPT + "\n\"quoted\" 'too' & `more` \u2028 ü \U0001d54f \\u003c"
 
 
 def records_below(folder):
@@ -58,7 +62,12 @@ def browser():
 
 @pytest.fixture(params=[1360, 390], ids=["desktop", "phone"])
 def page(request, browser, tmp_path):
-    """The report of six runs. One run has a different protocol. One run has a name and texts that would be harmful as HTML."""
+    """The report of six runs, opened in the browser.
+
+    One run has a different protocol. The name, corpus path and sample of another run contain HTML with a script. After the
+    test, this fixture checks that the script did not run, that the browser's console is empty, and that the page requested
+    nothing from the network.
+    """
     folder = tmp_path / "runs"
     for index, (hidden, rate) in enumerate([(32, 1e-2), (64, 1e-2), (32, 3e-2), (64, 3e-2)]):
         overrides = {"model.hidden": hidden, "optim.learning_rate": rate}
@@ -117,7 +126,7 @@ def test_the_filter_selects_runs_by_condition_and_text(page):
     assert "No run matches the filter." in page.inner_text("#table")
 
 
-def test_the_pointer_shows_values_and_the_legend_hides_curves(page):
+def test_the_tooltip_shows_values_at_the_pointer_and_the_legend_hides_curves(page):
     assert page.locator("#chart path.curve").count() == 5
     box = page.locator("#chart").bounding_box()
     page.mouse.move(box["x"] + box["width"] - 18, box["y"] + box["height"] / 2)

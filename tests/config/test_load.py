@@ -245,7 +245,7 @@ def test_an_override_replaces_a_wrong_value_of_the_file_and_the_override_is_chec
         load.load(str(file), {"model.hidden": -2})
 
 
-def test_an_override_changes_values_that_the_config_computes_from_the_key(tmp_path):
+def test_an_override_of_a_key_also_changes_values_computed_from_this_key(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(f"{BEGIN}    config.optim.decay_steps = config.train.get_ref('steps') * 2\n    return config\n")
     assert load.load(str(file), {"train.steps": "7"}).optim.decay_steps == 14
@@ -278,7 +278,7 @@ def test_get_config_receives_the_argument_after_the_colon(tmp_path):
         load.load(f"{file}:3")
 
 
-def test_configs_may_import_modules_of_their_folder_and_the_imports_are_undone(tmp_path):
+def test_configs_may_import_modules_of_their_folder_and_these_modules_are_unloaded_afterwards(tmp_path):
     before, path = set(sys.modules), list(sys.path)
     text = "import common, package.sizes, plain.sizes, this\n" + BEGIN
     text += "    config.model.hidden, config.model.layers = common.HIDDEN, package.sizes.LAYERS\n"
@@ -323,7 +323,7 @@ def test_a_config_imports_modules_of_its_folder_rather_than_modules_already_impo
     monkeypatch.delitem(sys.modules, "common")
 
 
-def test_recipes_load_by_name_in_every_folder_but_files_have_priority(tmp_path, monkeypatch):
+def test_a_recipe_loads_by_its_name_unless_the_current_folder_has_a_file_of_this_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load.to_dict(load.load("quickstart")) == load.to_dict(load.load(str(ROOT / "configs" / "quickstart.py")))
     assert load.load("alice_axon:2").model.layers == 2

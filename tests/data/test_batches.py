@@ -1,4 +1,7 @@
-"""Framings and evaluation windows, compared with batches worked out by hand from the text."""
+"""Tests of the batches of all framings, for training and for scoring.
+
+The expected batches are written by hand, or follow from the text: in most tests, each id equals its position in the text.
+"""
 
 import math
 
@@ -24,7 +27,7 @@ from charlm.errors import UserError
 IDS = np.arange(1000, dtype=np.uint16)  # each id equals its position, so a batch shows the positions of its characters
 
 
-def test_lanes_are_contiguous_within_an_epoch_and_reset_when_it_starts():
+def test_the_lanes_of_a_stream_are_contiguous_and_reset_at_the_start_of_each_epoch():
     stream = Stream(IDS, rows=3, length=7, shift=False, seed=0)
     assert stream.steps_per_epoch == 999 // 21
     seen = [[] for _ in range(3)]
@@ -36,7 +39,7 @@ def test_lanes_are_contiguous_within_an_epoch_and_reset_when_it_starts():
         assert (batch.inputs_BT.dtype, batch.weights_BS.dtype) == (np.int32, np.float32)
         for lane, row in zip(seen, batch.inputs_BT, strict=True):
             lane.extend(row)
-    # The concatenated lanes are the text.
+    # The lanes, one after the other, are the text without its last characters.
     np.testing.assert_array_equal(np.concatenate(seen), np.arange(stream.steps_per_epoch * 21))
     assert stream.batch_at(stream.steps_per_epoch).reset_B.all()
 
@@ -50,9 +53,9 @@ def test_a_stream_batch_depends_only_on_the_step():
 
 
 def test_shift_takes_every_possible_offset_and_depends_on_seed_and_epoch():
-    stream = Stream(IDS[:100], rows=3, length=11, shift=True, seed=1)  # 99 targets fill 3 steps of 33
+    stream = Stream(IDS[:100], rows=3, length=11, shift=True, seed=1)  # 99 targets fill 3 steps of 3 * 11 = 33 targets
     assert stream.steps_per_epoch == 3
-    stream = Stream(IDS[:95], rows=3, length=11, shift=True, seed=1)  # 94 targets fill 2 steps of 33, and 28 targets remain
+    stream = Stream(IDS[:95], rows=3, length=11, shift=True, seed=1)  # 94 targets: 2 steps of 33, and 28 remain
     firsts = [int(stream.batch_at(epoch * stream.steps_per_epoch).inputs_BT[0, 0]) for epoch in range(200)]
     assert (min(firsts), max(firsts)) == (0, 28)
     assert len(set(firsts)) == 29
@@ -120,9 +123,9 @@ def test_each_window_predicts_the_char_after_it(length, stride, rows):
     assert sorted(targets) == list(range(length, 1000, stride))
 
 
-def test_the_numbers_of_windows_and_steps_equal_the_published_numbers():
-    # The 94,630 chars of the sonnets give 94,530 windows of 100 chars. These need 1,478 batches of up to 64
-    # windows. The last batch has 2 windows.
+def test_the_sonnets_give_the_published_numbers_of_windows_and_steps():
+    # The sonnets have 94,630 chars, so they give 94,530 windows of 100 chars. These windows fill 1,478 batches of at most 64
+    # windows. The last batch has only 2 windows.
     windows = Windows(np.zeros(94_630, np.uint8), 64, 100, 1, Order(shuffle=True))
     assert (windows.num_windows, windows.steps_per_epoch) == (94_530, 1478)
     assert windows.batch_at(1477).weights_BS.sum() == 2
@@ -153,8 +156,8 @@ def test_documents_are_padded_and_end_in_eos():
 
 
 def test_counted_padding_precedes_the_text_and_is_scored():
-    # This follows the Keras lesson on AG News. The padding is zeros before the text. The targets are the inputs shifted by one
-    # position, with <eos> at the end. Every position is scored.
+    # The batches are as in Microsoft's Keras lesson on AG News. The padding consists of zeros before the text. The targets are
+    # the inputs without the first id, followed by <eos>. Every position is scored.
     framing = Documents(ENCODED, rows=3, length=99, bucket=1, padding="counted", order=Order(shuffle=False))
     first, _ = batches_of_epoch(framing)
     assert [as_text(row) for row in first.inputs_BT] == ["_____abc", "_______d", "efghijkl"]
@@ -186,8 +189,9 @@ def test_shuffling_is_a_permutation_that_depends_on_seed_and_epoch(examples):
         assert sorted(order) == in_order
     if examples > 60:
         assert len(set(map(tuple, orders))) == 4
-        # Few neighbours stay neighbours. The new order does not correlate with the old order: a random order exceeds the
-        # limit |r| = 4 / sqrt(n) in one of 16,000 cases.
+        # Of the pairs of consecutive examples, less than a tenth are neighbours in the text. The shuffled order also does not
+        # correlate with the order of the text: for a random order, the absolute correlation exceeds 4 / sqrt(examples) in only
+        # one of 16,000 cases.
         assert np.mean(np.abs(np.diff(orders[0])) == 1) < 0.1
         assert abs(np.corrcoef(orders[0], in_order)[0, 1]) < 4 / np.sqrt(examples)
 

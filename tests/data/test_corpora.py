@@ -302,7 +302,7 @@ def test_documents_are_read_from_a_tfds_dataset(dataset):
     config.corpus.split = (0.5, 0.25, 0.25)
     with pytest.raises(
         UserError,
-        match=r"has a third share for a test split, but made_up_titles:title comes with its own splits \(train, test\)",
+        match=r"has a third fraction for a test split, but made_up_titles:title comes with its own splits \(train, test\)",
     ):
         corpora.load(config)
     config.corpus.tfds = "made_up_titles:label"
@@ -335,7 +335,7 @@ def test_a_split_with_three_fractions_is_refused_if_a_validation_file_is_given(t
     (tmp_path / "a").write_text("some text of its own")
     config = named_config(tmp_path)
     config.corpus.update({"path": str(tmp_path / "a"), "validation_path": str(tmp_path / "a"), "split": (0.8, 0.1, 0.1)})
-    with pytest.raises(UserError, match=r"a comes with its own splits \(train, validation\): give two shares"):
+    with pytest.raises(UserError, match=r"a comes with its own splits \(train, validation\): give two fractions"):
         corpora.load(config)
 
 

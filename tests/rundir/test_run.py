@@ -1,4 +1,4 @@
-"""Tests of the run directory: its files, the repair of a damaged last line, and errors for wrong or damaged content."""
+"""Tests of the run directory: its files, the repair of a damaged last line, and the errors for wrong or damaged content."""
 
 import json
 import os
@@ -18,7 +18,11 @@ CORPUS = {"name": "made up", "sha256": "0", "splits": {"train": 3}}
 
 
 def begin_run(workdir, **overrides) -> Run:
-    """Creates the directory of a run. Its config is configs/tiny.py with these overrides."""
+    """Creates a run directory for configs/tiny.py.
+
+    Args:
+      overrides: values that replace values of the config.
+    """
     run = Run(workdir)
     workdir.mkdir()
     run.begin(load.load(TINY, overrides), Vocab.of("abc", unknown=False), CORPUS)
@@ -34,7 +38,7 @@ def test_files_of_a_new_run_are_read_back_unchanged(tmp_path):
     assert not list((tmp_path / "run").glob("*.new"))
 
 
-def test_a_different_config_is_refused_with_a_list_of_the_keys_that_differ(tmp_path):
+def test_the_error_for_a_different_config_lists_the_keys_that_differ(tmp_path):
     begin_run(tmp_path / "run")
     assert exists(tmp_path / "run", load.load(TINY))
     with pytest.raises(
@@ -43,7 +47,7 @@ def test_a_different_config_is_refused_with_a_list_of_the_keys_that_differ(tmp_p
         exists(tmp_path / "run", load.load(TINY, {"model.hidden": 64, "optim.name": "sgd"}))
 
 
-def test_files_and_directories_that_are_no_run_directory_are_refused(tmp_path):
+def test_files_and_directories_with_other_content_are_refused(tmp_path):
     config = load.load(TINY)
     assert not exists(tmp_path / "new" / "deeper", config)
     (tmp_path / "file").write_text("x")
@@ -58,7 +62,7 @@ def test_files_and_directories_that_are_no_run_directory_are_refused(tmp_path):
     assert os.listdir(tmp_path / "thesis") == ["chapter.tex"]
 
 
-def test_a_directory_without_complete_files_does_not_count_as_a_run(tmp_path):
+def test_a_directory_with_only_a_lock_and_a_temporary_file_is_not_a_run(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
     (tmp_path / "run" / "vocab.json.new").write_text("{")
@@ -105,14 +109,14 @@ def test_a_damaged_last_line_is_skipped_and_repaired(tmp_path):
     assert run.rewind(0, evaluated=False) == (0, 1)
 
 
-def test_the_error_for_a_damaged_line_in_the_middle_gives_the_line_number(tmp_path):
+def test_the_error_for_a_damaged_line_in_the_middle_gives_the_number_of_the_line(tmp_path):
     run = begin_run(tmp_path / "run")
     (run.workdir / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(UserError, match="line 2 is not a row of metrics"):
         run.rows()
 
 
-def test_a_second_process_can_use_a_run_only_after_the_first_process_has_ended(tmp_path):
+def test_a_second_process_cannot_lock_a_run_until_the_first_process_has_ended(tmp_path):
     run = begin_run(tmp_path / "run")
     holder = (
         "import sys; from charlm.rundir.run import Run\n"
@@ -128,7 +132,7 @@ def test_a_second_process_can_use_a_run_only_after_the_first_process_has_ended(t
         assert str(os.getpid()) in (run.workdir / "lock").read_text()
 
 
-def test_each_start_of_a_training_is_recorded(tmp_path):
+def test_each_start_of_a_run_is_recorded(tmp_path):
     run = begin_run(tmp_path / "run")
     run.note_start("cpu: made up", 10, 20)
     run.note_start("cpu: made up", 10, 20)
