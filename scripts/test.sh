@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs charlm in .venv, checks style and types, and runs the tests.
 # Usage: scripts/test.sh [--slow | --slurm] [arguments for pytest]
+# Without an option, the long tests and the tests of SLURM are left out.
 # --slow also runs the long tests.
 # --slurm runs only the tests that start and stop SLURM on this machine. If SLURM is not installed, this script installs SLURM.
-# The installation needs root.
-# PYTHON=python3.13 chooses the interpreter.
+# To install SLURM, the script must run as root.
+# The environment variable PYTHON names the Python interpreter that makes a new .venv: PYTHON=python3.13 scripts/test.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 marks=(-m 'not slow and not slurm')

@@ -1,6 +1,7 @@
 """Tests of the package's layout. A wing is a folder inside charlm/.
 
-A wing must not import from a wing on a higher level of LEVELS. The __init__.py of a wing must have only a docstring.
+The list LEVELS puts the wings on levels. A wing must not import from a wing on a higher level. The __init__.py of a wing must
+have only a docstring.
 """
 
 import ast
@@ -11,7 +12,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "charlm"
 # The levels from top to bottom. Wings on the same level may import each other.
-# `entry` means charlm/__init__.py and charlm/__main__.py. `base` means the modules in BASE_MODULES, which are files of charlm/.
+# Two names in the list are not folders. `entry` stands for charlm/__init__.py and charlm/__main__.py. `base` stands for the
+# modules in BASE_MODULES, which are files directly in charlm/.
 LEVELS = (
     ("entry",),
     ("programs",),
@@ -32,7 +34,7 @@ BASE_MODULES = {"cli", "errors", "files", "measures", "progress"}
 
 
 def modules(package: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns {dotted name: file} for a package and all of its modules."""
+    """Returns {dotted name: file} for a package, its subpackages and all modules in them."""
     found = {}
     for file in sorted(package.rglob("*.py")):
         parts = file.relative_to(package.parent).with_suffix("").parts
@@ -41,7 +43,13 @@ def modules(package: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def imports(name: str, file: pathlib.Path, known: dict[str, pathlib.Path]) -> set[str]:
-    """Returns the modules in `known` that a file imports. Includes imports inside functions."""
+    """Returns the modules in `known` that a file imports. Imports inside functions are included.
+
+    Args:
+      name: the dotted name of the file's module.
+      file: the file.
+      known: the result of `modules`.
+    """
     found = set()
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -58,6 +66,7 @@ def imports(name: str, file: pathlib.Path, known: dict[str, pathlib.Path]) -> se
 
 
 def wing_of(name: str) -> str:
+    """Returns the name in LEVELS for a module with this dotted name."""
     parts = name.split(".")
     if len(parts) == 1 or parts[1] == "__main__":
         return "entry"
@@ -65,7 +74,7 @@ def wing_of(name: str) -> str:
 
 
 def upward_imports(package: pathlib.Path) -> list[str]:
-    """Returns one line for each import from a higher wing."""
+    """Returns one line for each import from a wing on a higher level."""
     known = modules(package)
     return [
         f"{known[name].relative_to(package.parent)} imports {known[other].relative_to(package.parent)}"
@@ -76,7 +85,10 @@ def upward_imports(package: pathlib.Path) -> list[str]:
 
 
 def import_cycle(package: pathlib.Path) -> list[str]:
-    """Returns the files of one import cycle, in order. Returns an empty list if the package has no import cycle."""
+    """Returns the files of one import cycle: each file imports the next file, and the last file is the first file again.
+
+    Returns an empty list if the package has no import cycle.
+    """
     known = modules(package)
     imported = {name: sorted(imports(name, file, known) - {name}) for name, file in known.items()}
     finished: set[str] = set()

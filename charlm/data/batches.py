@@ -1,12 +1,14 @@
 """Arranges an encoded corpus into the `Batch` of each step.
 
-A batch is computed from the step number alone, so a resumed run needs no other data position.
+A batch is computed from the step number alone. A run that is resumed therefore needs only its step number to continue with the
+right data.
 
 A framing decides which characters form a row and which state a row starts from. All framings have the same interface,
-`Batches`. Steps are counted from 0 over all epochs. `part` is a slice of the rows. With several processes, each process builds
-only its own rows.
+`Batches`. Steps are counted from 0 over all epochs. The argument `part` is a slice of the rows of a batch: with several
+processes, each process builds only its own rows.
 
-Shape letters: B rows of a batch, T time, S scored positions, N characters of the corpus, D documents.
+Shape letters: B rows of a batch, T input positions of a row, S target positions of a row, N characters of the corpus, D
+documents.
 """
 
 import dataclasses
@@ -30,12 +32,12 @@ Array = Any  # a NumPy array, or a JAX array inside a jitted function
 
 
 class Batch(NamedTuple):
-    """The input of one step. Framings differ only in the contents of these four arrays.
+    """The input of one step. For the step, framings differ only in the contents of these four arrays.
 
     Attributes:
       inputs_BT: int32 ids.
-      targets_BS: int32 ids to predict at the last S positions.
-      weights_BS: float32, 1 if the position is scored, else 0.
+      targets_BS: int32 ids that the model must predict at the last S of the T input positions.
+      weights_BS: float32, 1 if the prediction at this position is scored, else 0.
       reset_B: bool, True if the row starts from the zero state, False if the row starts from the carried state.
     """
 
@@ -60,7 +62,7 @@ class Encoded(NamedTuple):
 
     @property
     def lengths_D(self) -> np.ndarray:
-        """The number of characters of each document, without its `<eos>`. A running text has no lengths."""
+        """The number of characters of each document, without its `<eos>`. Must not be called for a running text."""
         assert self.starts_D1 is not None
         return np.diff(self.starts_D1) - 1
 
@@ -97,14 +99,14 @@ class Framing(NamedTuple):
 
     @property
     def is_of_documents(self) -> bool:
-        """Whether each row is a document. Documents longer than `length` are cut. Batches differ in length."""
+        """Whether each row is a document. Documents longer than `length` are cut. The batches can have different lengths."""
         return self.kind == "documents"
 
     def state_in_words(self, lanes: int = 1, burn_in: int = 0) -> str:
         """How the recurrent state is treated when a split is scored in this framing.
 
-        Run directories store these words with each figure, as part of its protocol. If the words change, old and new figures
-        are no longer comparable.
+        Run directories store these words with each loss, as part of the loss's protocol. If the words change, charlm no longer
+        compares the losses of old runs with the losses of new runs.
 
         Args:
           lanes: see `evaluation_windows`. Only a stream has lanes.
@@ -125,9 +127,10 @@ class Framing(NamedTuple):
 
     @property
     def window(self) -> int:
-        """The number of characters that the model reads from the zero state before each prediction; 0 if that number varies.
+        """The number of characters that the model reads from the zero state before each prediction.
 
-        For a model of windows, the sampler reads this many characters before each draw.
+        Only the framing `windows` has a fixed number; for all other framings, this property is 0. For a model that was trained
+        on windows, the sampler also reads this number of characters before each draw.
         """
         return self.length if self.kind == "windows" else 0
 
@@ -150,12 +153,12 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Contiguous lanes for truncated back-propagation through time, as in PyTorch's CharRNN (after Zaremba et al. 2014).
+    """Contiguous lanes for truncated back-propagation through time, as in Udacity's CharRNN (after Zaremba et al. 2014).
 
-    The text is cut into B lanes. Each step reads T characters of every lane. The state is carried from step to step and reset
-    at the start of each epoch. The characters that do not fill a whole step are left out. Without `shift`, these are the last
-    characters of the text. With `shift`, each epoch starts at a new offset, so characters at both ends are left out. The
-    offsets differ between epochs, so every character is used over the epochs.
+    The text is cut into B long pieces, called lanes. Each step reads T characters of every lane. The state is carried from step
+    to step and reset at the start of each epoch. The characters that do not fill a whole step are left out. Without `shift`,
+    the last characters of the text are left out. With `shift`, each epoch starts at a new offset, so characters at both ends of
+    the text are left out. The offset changes from epoch to epoch, so other epochs use these characters.
     """
 
     ids_N: Ids
@@ -256,12 +259,13 @@ class Windows:
 class Documents:
     """One document per row. Each row starts from the zero state, and the last target of a document is `<eos>`.
 
-    A document longer than T characters is cut to T inputs and targets. A batch is as long as its longest document, rounded up
-    to a multiple of `bucket`, so that only a few shapes are compiled. `padding` is one of:
+    A document longer than `length` characters is cut to `length` inputs and as many targets. A batch is as long as its longest
+    document, rounded up to a multiple of `bucket`. The batches then have only a few different lengths, and JAX compiles the
+    step once for each length. `padding` is one of:
 
     - `masked`: padding follows the text and has weight 0.
-    - `counted`: padding precedes the text and has weight 1, as in Microsoft's lesson on AG News. The network then also has to
-      predict padding, and the first character of the document, from padding.
+    - `counted`: padding precedes the text and has weight 1, as in Microsoft's lesson on AG News. The inputs before the text are
+      then padding. From these inputs, the network must predict the next padding, and finally the first character of the text.
     """
 
     encoded: Encoded
@@ -312,12 +316,13 @@ class Documents:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The order of an epoch's examples (chunks, windows or documents): text order, or shuffled.
+    """The order of an epoch's examples: the order of the text, or shuffled. An example is a chunk, a window or a document.
 
-    A shuffled epoch is a pseudorandom permutation that depends on the seed and the epoch. A function computes each example from
-    its position, so no list of examples is built. The function is a Feistel network (Luby & Rackoff 1988) on the smallest power
-    of four that covers all examples. The network is applied again while its result is not the index of an example (cycle
-    walking).
+    A shuffled epoch is a pseudorandom permutation that depends on the seed and the epoch. A function computes the index of an
+    example from the example's position in the epoch, so no list of examples is built. The function is a Feistel cipher (Luby &
+    Rackoff 1988). The cipher permutes the numbers from 0 to P - 1, where P is the smallest power of four (at least 4) that is
+    not below the number of examples. If the result is not the index of an example, the cipher is applied to the result again
+    (cycle walking).
     """
 
     shuffle: bool
@@ -399,7 +404,7 @@ def training_batches(framing: Framing, encoded: Encoded, seed: int) -> Batches:
 
 
 def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Chunks | Windows | Documents:
-    """The batches of a framing whose rows all start from the zero state: chunks, windows or documents.
+    """The batches of the framings `chunks`, `windows` and `documents`. In these framings, each row starts from the zero state.
 
     Raises:
       UserError: a chunk or window is longer than the split, or the framing needs documents and the split is a running text.
@@ -422,12 +427,15 @@ def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Ch
 
 
 def evaluation_batches(framing: Framing, encoded: Encoded, rows: int, length: int, lanes: int, burn_in: int) -> Iterator[Batch]:
-    """The batches for scoring a split, in text order. Every character that the framing scores is scored exactly once.
+    """The batches for scoring a split, in text order. No character is scored twice.
+
+    A stream and chunks score every character except the first. Windows score the character after each window. Documents score
+    every character and `<eos>`, up to `length`.
 
     Args:
       framing: how the split is arranged; `shuffle` and `shift` are ignored.
       encoded: the split.
-      rows: B for chunks, windows or documents. B affects the memory, not the result.
+      rows: B for chunks, windows or documents. B affects the memory use, not the result.
       length: T for a stream; see `evaluation_windows`.
       lanes: B for a stream; see `evaluation_windows`.
       burn_in: used only for a stream; see `evaluation_windows`.
@@ -443,18 +451,19 @@ def evaluation_batches(framing: Framing, encoded: Encoded, rows: int, length: in
 def evaluation_windows(ids_N: Ids, length: int, lanes: int = 1, burn_in: int = 0) -> Iterator[Batch]:
     """The batches for scoring a stream with the state carried. Every character except the first is scored exactly once.
 
-    With one lane, the result is exact, because the state is carried from the first character to the last. With more lanes,
-    scoring is faster and the result is nearly the same. Each lane except the first then starts from the zero state, `burn_in`
-    characters before the first character that the lane scores.
+    The split is read in pieces called lanes. With one lane, the result is exact, because the state is carried from the first
+    character to the last. With more lanes, scoring is faster, and the result is nearly the same as with one lane. Each lane
+    except the first then starts from the zero state. To warm up the state, the lane reads `burn_in` characters before the first
+    character that it scores.
 
     Args:
       ids_N: the encoded split, at least two characters.
-      length: T of a batch. T affects the memory, not the result.
+      length: T of a batch. T affects the memory use, not the result.
       lanes: B, the number of parts of the split that are read in parallel.
       burn_in: the number of characters that each lane except the first reads before it scores.
 
     Raises:
-      UserError: the lanes would not be longer than `burn_in`.
+      UserError: a lane would have no characters to score after its burn-in.
     """
     targets = len(ids_N) - 1
     burn_in = burn_in if lanes > 1 else 0
@@ -488,16 +497,16 @@ def once_through(batches: Batches) -> Iterator[Batch]:
 
 
 def _hash64(*numbers: int) -> int:
-    """64 bits that depend on the numbers.
+    """A 64-bit hash of the numbers, used as a random number.
 
     A run that is resumed with another NumPy version must see the same data. NumPy may change its random generators, so this
-    function uses a hash instead.
+    function uses SHA-256 instead.
     """
     return int.from_bytes(hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()[:8], "big")
 
 
 def _splitmix64(bits: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al. 2014)."""
+    """Mixes the bits of each number with the last part of the random generator splitmix64 (Steele et al. 2014)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))

@@ -1,4 +1,7 @@
-"""The HTML report in a real browser: its controls, and texts that would be harmful if the browser read them as HTML."""
+"""Tests of the HTML report, mostly in a real browser.
+
+Some runs have names and texts that contain HTML. The report must show this HTML as text. The browser must not execute it.
+"""
 
 import json
 import os
@@ -10,8 +13,9 @@ from test_tables import PROTOCOL, make_run
 
 from charlm.compare import reading, report
 
-HARM = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
-HOSTILE = HARM + "\n\"quoted\" 'too' & `more` \u2028 ü \U0001d54f \\u003c"
+# If the browser reads this text as HTML, the variable window.hacked is set.
+SCRIPT = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+HOSTILE = SCRIPT + "\n\"quoted\" 'too' & `more` \u2028 ü \U0001d54f \\u003c"
 
 
 def records_below(folder):
@@ -58,7 +62,10 @@ def browser():
 
 @pytest.fixture(params=[1360, 390], ids=["desktop", "phone"])
 def page(request, browser, tmp_path):
-    """The report of six runs. One run has a different protocol. One run has a name and texts that would be harmful as HTML."""
+    """The report of six runs in the browser. One run has another protocol. One run has HTML in its name and its texts.
+
+    At the end, the page must have printed no message, sent no request to a network, and executed no HTML of that run.
+    """
     folder = tmp_path / "runs"
     for index, (hidden, rate) in enumerate([(32, 1e-2), (64, 1e-2), (32, 3e-2), (64, 3e-2)]):
         overrides = {"model.hidden": hidden, "optim.learning_rate": rate}
@@ -167,7 +174,7 @@ def test_two_runs_side_by_side_show_samples_and_config_differences(page):
     assert page.locator("main img").count() == 0
 
 
-def test_runs_of_another_protocol_are_shown_separately(page):
+def test_runs_evaluated_by_another_protocol_are_shown_separately(page):
     assert page.inner_text("#why") == "5 runs; the menu above has the runs evaluated under other protocols"
     assert "other_protocol" not in page.inner_text("#table")
     page.select_option("#protocol", "1")

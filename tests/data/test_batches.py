@@ -1,4 +1,4 @@
-"""Framings and evaluation windows, compared with batches worked out by hand from the text."""
+"""Tests of the framings and of the batches for evaluation. The expected batches were worked out by hand."""
 
 import math
 
@@ -24,7 +24,7 @@ from charlm.errors import UserError
 IDS = np.arange(1000, dtype=np.uint16)  # each id equals its position, so a batch shows the positions of its characters
 
 
-def test_lanes_are_contiguous_within_an_epoch_and_reset_when_it_starts():
+def test_lanes_are_contiguous_and_are_reset_at_the_start_of_each_epoch():
     stream = Stream(IDS, rows=3, length=7, shift=False, seed=0)
     assert stream.steps_per_epoch == 999 // 21
     seen = [[] for _ in range(3)]
@@ -70,7 +70,7 @@ def test_evaluation_scores_every_char_except_the_first_exactly_once(length, lane
         np.testing.assert_array_equal(batch.targets_BS, batch.inputs_BT + 1)
         mask = batch.weights_BS > 0
         scored.extend(batch.targets_BS[mask])
-        if last_inputs_B is not None:  # each lane continues where its previous window ended
+        if last_inputs_B is not None:  # in each lane, a batch continues where the previous batch ended
             continues_B = mask[:, 0]
             np.testing.assert_array_equal(batch.inputs_BT[continues_B, 0], last_inputs_B[continues_B] + 1)
         last_inputs_B = batch.inputs_BT[:, -1]
@@ -121,8 +121,8 @@ def test_each_window_predicts_the_char_after_it(length, stride, rows):
 
 
 def test_the_numbers_of_windows_and_steps_equal_the_published_numbers():
-    # The 94,630 chars of the sonnets give 94,530 windows of 100 chars. These need 1,478 batches of up to 64
-    # windows. The last batch has 2 windows.
+    # The notebook's text of the sonnets has 94,630 chars. They give 94,530 windows of 100 chars. With 64 windows per batch, an
+    # epoch has 1,478 batches. The last batch has only 2 windows.
     windows = Windows(np.zeros(94_630, np.uint8), 64, 100, 1, Order(shuffle=True))
     assert (windows.num_windows, windows.steps_per_epoch) == (94_530, 1478)
     assert windows.batch_at(1477).weights_BS.sum() == 2
@@ -186,8 +186,9 @@ def test_shuffling_is_a_permutation_that_depends_on_seed_and_epoch(examples):
         assert sorted(order) == in_order
     if examples > 60:
         assert len(set(map(tuple, orders))) == 4
-        # Few neighbours stay neighbours. The new order does not correlate with the old order: a random order exceeds the
-        # limit |r| = 4 / sqrt(n) in one of 16,000 cases.
+        # Less than 10 % of the neighbours in the new order were neighbours in the old order. The two orders are not correlated:
+        # the absolute correlation coefficient is below 4 / sqrt(examples). For a random order, it exceeds this bound only in
+        # one of 16,000 cases.
         assert np.mean(np.abs(np.diff(orders[0])) == 1) < 0.1
         assert abs(np.corrcoef(orders[0], in_order)[0, 1]) < 4 / np.sqrt(examples)
 
