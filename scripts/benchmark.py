@@ -4,18 +4,21 @@
         [--tasks=train,sample] [--shapes=S,M,L] [--implementations=charlm,torch] [--sample_batches=1,64] [--rounds=5]
         [--seconds=2]
 
-Three shapes of network are measured:
+An implementation is a library and a data type, such as torch-bf16. --peer_python gives the Python interpreter of an environment
+in which the library is installed.
 
-    S: one-hot input, 2 LSTM layers of 128, batches of 50 x 50
-    M: an embedding of 256, 2 LSTM layers of 256, batches of 32 x 32
-    L: one-hot input, 2 LSTM layers of 512, batches of 128 x 100
+Networks of three sizes are measured. The sizes are called shapes:
 
-A training step is a forward pass, a backward pass, gradient clipping by global norm, and an Adam update. For sampling, the
-whole loop is measured at temperature 0.8.
+    S: one-hot input, 2 LSTM layers of 128, training batches of 50 rows x 50 characters
+    M: an embedding of 256, 2 LSTM layers of 256, training batches of 32 rows x 32 characters
+    L: one-hot input, 2 LSTM layers of 512, training batches of 128 rows x 100 characters
+
+A training step is a forward pass, a backward pass, gradient clipping by global norm, and an Adam update. Sampling is measured
+at temperature 0.8. The measured time includes the network and the drawing of each character.
 
 The table shows the median speed over all rounds, the spread of the speed, the ratio to the speed of PyTorch, and peak memory.
-For training, the table also shows the speed as a percentage of a limit. The limit is the speed if only matrix products took
-time.
+The spread is the difference between the fastest and the slowest round, divided by the median. For training, the table also
+shows the speed as a percentage of a limit. The limit is the speed that training would have if only matrix products took time.
 
 If the library of an implementation is not installed, the program prints a note and skips the implementation. If an
 implementation fails, the table leaves out the implementation, and the exit status is 1. The whole benchmark takes half an hour
@@ -31,7 +34,7 @@ from charlm import cli
 from charlm.errors import Failure, UserError
 
 _PEER_PYTHON = flags.DEFINE_multi_string(
-    "peer_python", [], "Python interpreter for an implementation: torch=/path/to/python, keras=... or flax=..."
+    "peer_python", [], "Python interpreter that has the library: torch=/path/to/python, keras=... or flax=..."
 )
 _TASKS = flags.DEFINE_list("tasks", ["train", "sample"], "tasks to measure: train, sample")
 _SHAPES = flags.DEFINE_list("shapes", list(measuring.SHAPES), "shapes to measure: S, M, L")
@@ -59,7 +62,7 @@ def main(overrides: dict[str, str]) -> None:
                         measured.append(row)
                 except Failure as failure:  # keep the results of the other implementations
                     failures.append(str(failure))
-                if _JSON.value is not None:  # after each group, so that an interruption loses little
+                if _JSON.value is not None:  # write after each task, shape and batch size; an interruption then loses little
                     with open(_JSON.value, "w", encoding="utf-8") as file:
                         json.dump([row._asdict() for row in measured], file, indent=1)
     _print_table(measuring.table(measured))
@@ -69,7 +72,11 @@ def main(overrides: dict[str, str]) -> None:
 
 
 def _check_flags() -> tuple[dict[str, str], list[int]]:
-    """Returns the interpreter of each name, and the batch sizes of sampling. Raises a UserError for the first wrong flag."""
+    """Checks all flags. Raises a UserError for the first wrong flag.
+
+    Returns:
+      The Python interpreter of each library in --peer_python, and the batch sizes of sampling.
+    """
     for flag, known in (
         (_TASKS, ("train", "sample")),
         (_SHAPES, measuring.SHAPES),

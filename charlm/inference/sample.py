@@ -1,8 +1,10 @@
 """Draws text from a model: a jitted loop, and the rules for picking each next character.
 
-The loop either carries the model's state or reads a sliding window of the last characters.
+For each next character, the loop either continues from the model's state, or reads a window of the last characters again.
 
-Letters: B rows, N steps of a chunk, V vocabulary, W symbols of a window.
+A chunk is the block of `CHUNK` steps that one call of the loop makes.
+
+Shape letters: B rows, N steps of a chunk, V vocabulary, W symbols of a window.
 """
 
 import functools
@@ -21,7 +23,7 @@ CHUNK = 64  # the number of steps in one call of the jitted loop
 
 
 class Decoding(NamedTuple):
-    """The rules for picking the next character, in the order in which they apply.
+    """The rules for picking the next character. They are applied in the order of the attributes.
 
     Attributes:
       temperature: divides the logits; 0 always picks the most probable character.
@@ -41,9 +43,9 @@ def sampler(
     """Makes a function (params, prompt_ids, rows, length, temperature, key) → iterator of (B, n) arrays of drawn ids.
 
     The arrays do not include the prompt. The loop also reads the prompt, so one compiled program handles every prompt length
-    and every temperature. The noise of a draw depends only on the key, the row and the position, so a longer sample begins with
-    the characters of a shorter sample. `<pad>` and `<unk>` are never drawn. Drawing ends when every row has drawn `<eos>`, even
-    before `length`.
+    and every temperature. The random noise of a draw depends only on the key, the row and the position. A longer sample
+    therefore begins with the characters of a shorter sample from the same key. `<pad>` and `<unk>` are never drawn. Drawing
+    ends when every row has drawn `<eos>`, even if the rows are then shorter than `length`.
 
     Args:
       model: the model as pure functions.
@@ -51,9 +53,10 @@ def sampler(
       top_k: see `Decoding`.
       top_p: see `Decoding`.
       window: 0 carries the state from character to character. Otherwise, before each draw, the model reads the last `window`
-        characters from the zero state. The Keras and Axon notebooks do this with models trained on such windows.
-      mesh: devices that share the rows. The number of rows must be a multiple of the number of devices. None uses the default
-        device.
+        characters from the zero state. The notebooks that the recipes `sonnets_keras` and `alice_axon` follow sample in this
+        way, because their models are trained on windows.
+      mesh: the devices among which the rows are divided. The number of rows must be a multiple of the number of devices. None
+        uses the default device.
     """
     allowed_V = np.ones(len(vocab), bool)
     allowed_V[list(vocab.never_drawn())] = False
@@ -116,11 +119,12 @@ def sampler(
         else:
             given = len(prompt_ids) - 1  # the number of steps whose next character comes from the prompt
             state = (model.zero_carry(rows), np.full(rows, prompt_ids[0], np.int32))
-        # The first state is placed like the state after a chunk. Otherwise the first chunk would be compiled separately.
+        # A chunk returns a state that is placed on certain devices. The first state is placed on the devices in the same way.
+        # Otherwise the program would be compiled twice: for the first chunk, and for all other chunks.
         state = jax.device_put(state, output_sharding or jax.tree.leaves(weights)[0].sharding)
         steps = given + length if length else 0
         ended_B = np.zeros(rows, bool)
-        previous: tuple[int, jax.Array] | None = None  # this chunk is fetched while the next chunk runs
+        previous: tuple[int, jax.Array] | None = None  # the ids of this chunk are copied to the host while the next chunk runs
         for start in range(0, steps, CHUNK):
             forced_BN = np.full((rows, CHUNK), -1, np.int32)
             if not window:
@@ -150,7 +154,7 @@ def until_end(ids_N: np.ndarray, vocab: Vocab) -> np.ndarray:
 
 
 def pick(logits_BV: jax.Array, noise_BV: jax.Array, decoding: Decoding) -> jax.Array:
-    """(B,) ids drawn from logits by the Gumbel-max trick, after temperature, top-k and top-p.
+    """(B,) ids drawn by the Gumbel-max trick. Before the draw, temperature, top-k and top-p are applied to the logits.
 
     Args:
       logits_BV: float32, -inf for symbols that are not allowed.
@@ -165,7 +169,7 @@ def pick(logits_BV: jax.Array, noise_BV: jax.Array, decoding: Decoding) -> jax.A
         descending_BV = -jnp.sort(-logits_BV, axis=-1)
         probabilities_BV = jax.nn.softmax(descending_BV, axis=-1)
         before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-        # The most probable character is always kept, even if top_p is so small that it is rounded to 0.
+        # The most probable character is always kept, even if top_p is so small that it becomes 0 in float32.
         kept_BV = ((before_BV < decoding.top_p) | (before_BV == 0)) & jnp.isfinite(descending_BV)
         smallest_B1 = jnp.min(jnp.where(kept_BV, descending_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
@@ -173,13 +177,19 @@ def pick(logits_BV: jax.Array, noise_BV: jax.Array, decoding: Decoding) -> jax.A
 
 
 def _noise(key: jax.Array, number: jax.Array, row_B: jax.Array, vocab_size: int) -> jax.Array:
-    """(N, B, V) standard Gumbel noise for chunk `number`; each row has its own key."""
+    """(N, B, V) standard Gumbel noise for the chunk with this number, counted from 0. Each row has its own key."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, number), row_B)
     return jax.vmap(lambda row_key: jax.random.gumbel(row_key, (CHUNK, vocab_size)), out_axes=1)(keys)
 
 
 def _without_prompt(start: int, ids_BN: jax.Array, given: int, steps: int) -> Iterator[np.ndarray]:
-    """Yields the (B, n) ids of a chunk that come after the prompt and within the requested length, if n > 0."""
+    """Yields the (B, n) ids of a chunk that are part of the sample. Yields nothing if n is 0.
+
+    Args:
+      start: the number of the chunk's first step.
+      given: the number of steps whose next character comes from the prompt.
+      steps: the number of steps of the whole sample, prompt included. The last chunk may have more steps than the sample needs.
+    """
     free_BN = np.asarray(ids_BN)[:, max(0, given - start) : max(0, steps - start)]
     if free_BN.shape[1]:
         yield free_BN

@@ -1,12 +1,12 @@
 """The network as pure functions of parameters, inputs and state.
 
 - `stack` builds a model from input encoding, layers, dropout and head.
-- `cells` has one file for each recurrence.
+- `cells` has one file for each kind of recurrent cell.
 - `initializers` makes initial weights.
-- `products` multiplies matrices in the dtype of the config.
+- `products` multiplies matrices in the data type that the config key `model.dtype` sets.
 - `dropout` drops activations.
 - `objective` computes the loss.
 - `drawing` draws a network with Graphviz.
 
-This wing contains no optimisers. Only `drawing` writes files.
+This folder contains no optimisers. Among its modules, only `drawing` writes files.
 """

@@ -5,12 +5,13 @@
 
 The last line on stdout is one JSON object. In it, nats, bits and perplexity are per character.
 
-By default, the framing of the text is eval.framing of the run's config. If eval.framing is None, the framing of training is
-used. In a stream, the state is carried from the first character to the last, and all characters except the first are scored.
-Each chunk, window or document starts from the zero state.
+A framing says how the text is read: as one stream, or as chunks, windows or documents. In a stream, the recurrent state is
+carried from the first character to the last, and all characters except the first are scored. Each chunk, window or document
+starts from the zero state. Without --framing, the program uses eval.framing of the run's config. If eval.framing is None, the
+program uses the framing of training.
 
-Your own text is normalised and split into documents like the run's corpus. If the run's corpus came from TensorFlow Datasets,
-each line of your text is a document.
+Your own text is normalised like the run's corpus. If the run's corpus has documents, your text is divided into documents in the
+same way. If the run's corpus came from TensorFlow Datasets, each line of your text is a document.
 """
 
 import json
@@ -34,14 +35,19 @@ _SPLIT = flags.DEFINE_string(
 )
 _TEXT = flags.DEFINE_string("text", None, "UTF-8 text file or folder to score instead of a split")
 _FRAMING = flags.DEFINE_enum(
-    "framing", None, FRAMINGS, "how the text is read; stream carries the state; default: eval.framing of the run's config"
+    "framing",
+    None,
+    FRAMINGS,
+    "how the text is read; stream: the state is carried through the text; chunks, windows, documents: each of them starts "
+    "from the zero state; default: eval.framing of the run's config",
 )
 _LANES = flags.DEFINE_integer(
     "lanes",
     1,
-    "number of pieces of a stream that are read in parallel; 1 is exact, more lanes are faster; see the config key eval.lanes",
+    "number of pieces (lanes) of a stream that are read in parallel; 1: the result is exact, because the state is carried "
+    "through the whole text; more lanes: faster, but the result is approximate",
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (chosen by train.best), latest, or a step")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by the loss that train.best names), latest, or a step")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 
 
@@ -81,6 +87,6 @@ def _size(scored: inputs.ScoredText, encoded: Encoded, protocol: Protocol) -> st
     if not protocol.framing.is_of_documents:
         return counted(len(encoded.ids_N), "char")
     lengths_D, limit = encoded.lengths_D, protocol.framing.length
-    skipped = "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "  # training prints this number for the corpus
+    skipped = "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "  # for a split, training printed it
     cut = f"{(lengths_D > limit).sum():,} cut to batch.length={limit}"
     return f"{counted(int(lengths_D.sum()), 'char')} of {counted(len(lengths_D), 'document')} ({skipped}{cut})"

@@ -1,10 +1,13 @@
-"""A second cell for tests: the GRU of Cho et al. (2014), without optimisations for speed.
+"""A recurrent cell that only the tests use: the GRU of Cho et al. (2014), without optimisations for speed.
 
-The tests add this cell as a user would add a cell.
+The tests add this cell to charlm in the same way as a user adds a cell of their own.
 
     z, r = sigmoid(x W + h R + b)    n = tanh(x W_n + b_n + r (h R_n))    h' = (1 - z) n + z h
 
-The state is a dict with the key `memory`, unlike the LSTM's tuple (c, h). Code that needs the LSTM's state fails here.
+x is the input, h is the state before the step, and h' is the state after the step.
+
+The state is a dict with the key `memory`. The LSTM's state is a tuple (c, h) instead. Code that works only with the LSTM's
+state therefore fails with this cell.
 """
 
 import jax
