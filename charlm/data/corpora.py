@@ -1,4 +1,6 @@
-"""Reads the corpus that a config names. A corpus is a running text or documents, cut into splits, with its provenance.
+"""Reads the corpus that a config names, and cuts it into splits.
+
+A corpus is either one running text or a list of documents. Its provenance describes where it comes from and what it contains.
 
 Named corpora and TFDS datasets come from `sources`. All other corpora are files or folders of the user.
 """
@@ -32,13 +34,13 @@ Split = str | LongText | list[str]  # a running text, or a list of documents
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A running text or documents, by split.
+    """The splits of a running text or of a list of documents, and their provenance.
 
     Attributes:
       splits: split name → text (a `LongText` for large files) or list of documents, in the order train[, validation[, test]].
-      provenance: a description of the corpus, as JSON values. It has the name, source, files, licence and normalisation, the
-        sha256 of the normalised text, and the numbers of chars, of symbols, and of chars by split. A corpus of documents also
-        has the number of documents.
+      provenance: a description of the corpus, as JSON values. It has the name, source, files, licence and normalisation. It
+        also has the sha256 of the normalised text, the number of chars, the number of distinct symbols, and the number of chars
+        in each split. For a corpus of documents, it also has the number of documents in each split.
     """
 
     splits: dict[str, Split]
@@ -94,7 +96,8 @@ def load(config: ConfigDict) -> Corpus:
             f"corpus.split={shares} has a third share for a test split, but {provenance['name']} comes with its own splits "
             f"({', '.join(splits)}): give two shares."
         )
-    # Hashing a long text is slow, so its known hash is reused. With several splits, the joined text has no known hash.
+    # Hashing a long text is slow, so the hash that a `LongText` already has is reused. If the source has several splits, the
+    # hash of the joined splits is not known yet.
     known_sha256 = splits["train"].sha256 if isinstance(splits["train"], LongText) and len(splits) == 1 else None
     if "validation" not in splits:
         splits = cut(splits.pop("train"), shares) | splits  # the source may have a test split of its own
@@ -163,7 +166,7 @@ def _check_text(train: Split, name: str, empty_documents: int) -> None:
 
 
 def joined(split: Split) -> str | LongText:
-    """A running text unchanged, or all documents joined."""
+    """A split as one text: a running text is returned unchanged, and documents are joined."""
     return "".join(split) if isinstance(split, list) else split
 
 
@@ -181,10 +184,10 @@ def prompt(text: str, config: ConfigDict) -> str:
 
 
 def sample_prompt(config: ConfigDict, splits: Callable[[], dict[str, Split]]) -> str:
-    """The prompt of the samples during training: `sample.prompt`, or the opening of the corpus if that key is not set.
+    """The prompt of the samples during training: `sample.prompt`, or the opening of the corpus if `sample.prompt` is not set.
 
-    The opening is the first window of the validation split for `windows` as framing, and the first char otherwise. Without a
-    validation split, it comes from the training split.
+    If the framing is `windows`, the opening is the first window of the validation split. With other framings, the opening is
+    the first char of the validation split. If there is no validation split, the opening comes from the training split.
 
     Args:
       splits: returns the splits. It is called only if the prompt comes from the corpus.
@@ -199,8 +202,8 @@ def sample_prompt(config: ConfigDict, splits: Callable[[], dict[str, Split]]) ->
 def excerpt(split: Split, length: int, seed: int) -> str:
     """An excerpt of at most `length` chars, chosen by the seed.
 
-    From a running text, the excerpt is a window at any position. From documents, the excerpt is the start of one document, and
-    at most the first half of that document (rounded up).
+    In a running text, the excerpt can begin at any position. In a corpus of documents, the excerpt is the beginning of one
+    document. It has at most half the chars of this document (rounded up).
     """
     number = int.from_bytes(hashlib.sha256(f"excerpt {seed}".encode()).digest()[:8], "big")
     if isinstance(split, list):
@@ -211,7 +214,7 @@ def excerpt(split: Split, length: int, seed: int) -> str:
 
 
 def form_of(config: ConfigDict) -> str:
-    """The form of the documents in the user's file, such as `lines`. It is empty for a running text."""
+    """How the user's file stores documents, such as `lines` for one document per line. The result is "" for a running text."""
     return config.corpus.documents
 
 
@@ -222,7 +225,7 @@ def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Pa
       path: a UTF-8 text file (plain, .gz or .xz), or a folder of such files, which are sorted by name and joined.
       normalise: applied to each file, or to each document.
       form: the value of `corpus.documents`: lines, csv:COLUMN or jsonl:FIELD; empty for a running text.
-      folder: the cache folder, in which a long text is encoded. With None, a text of any length is held in memory.
+      folder: the cache folder, in which a long text is stored in encoded form. If None, even a long text is held in memory.
 
     Raises:
       UserError: a file is missing, unreadable or not UTF-8, or does not have the given form.
@@ -263,7 +266,8 @@ def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:
     """The values of one CSV column.
 
     Args:
-      field: the name of the column in the first row. For a file without column names, the column's number, counted from 0.
+      field: the name of the column, which the first row of the file must contain. If the file has no row of names, `field` is
+        the number of the column, counted from 0.
     """
     csv.field_size_limit(2**31 - 1)
     try:
@@ -340,7 +344,8 @@ def _decoded(file: pathlib.Path) -> str:
 def sha256(texts: Iterable[str | LongText]) -> str:
     """The hash of the joined texts as UTF-8.
 
-    The hash does not depend on where documents begin, so runs also compare the numbers of documents and chars.
+    The hash does not depend on where documents and splits begin. The check for a changed corpus therefore compares not only the
+    hash, but also the number of chars and the number of documents in each split.
     """
     digest, block = hashlib.sha256(), longtext.BLOCK
     for text in texts:
