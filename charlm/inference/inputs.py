@@ -1,7 +1,7 @@
 """Checks the user's inputs to a trained model: texts to score, prompts, and the numbers for sampling.
 
-The checks run before JAX is imported, so that a program reports a mistake at once. Messages name the flags of the scripts.
-Python arguments with the names of these flags raise the same messages.
+The checks run before JAX is imported, so that a program reports a mistake at once. Messages name the flags of the scripts. If
+an argument of a Python method has the name of a flag, a wrong argument raises the same message as a wrong flag.
 """
 
 import numbers
@@ -24,7 +24,7 @@ EMPTY = "give at least one character of the run's vocabulary."
 
 
 class Number(NamedTuple):
-    """The rule for a number.
+    """The rule that checks a number from the user.
 
     Attributes:
       is_integer: whether the number must be an integer.
@@ -63,7 +63,7 @@ def check_sampling(**values: float | None) -> None:
 
 
 def check_choice(flag: str, value: str | None, choices: Sequence[str]) -> None:
-    """Raises a UserError if a value is not one of the choices. The message is the same as absl's."""
+    """Raises a UserError if a value is not one of the choices. absl has the same message for a wrong flag."""
     if value is not None and value not in choices:
         raise UserError(f"flag --{flag}={value}: value should be one of <{'|'.join(choices)}>")
 
@@ -73,8 +73,8 @@ class ScoredText(NamedTuple):
 
     Attributes:
       text: a running text, or a list of documents.
-      sha256: the hash of the run's corpus for a split, else the hash of the text.
-      split: the name of the text in the protocol.
+      sha256: if the text is a split of the run's corpus, the hash of the whole corpus. Otherwise, the hash of the text.
+      split: the name of the text in the protocol, which describes how a loss was measured.
       where: the name of the text in messages.
       empty: the number of empty documents that were left out.
     """
@@ -107,7 +107,7 @@ def split_to_score(run: Run, split: str | None) -> ScoredText:
 
 
 def file_to_score(run: Run, path: str) -> ScoredText:
-    """The text of a file or folder, normalised and split into documents like the run's corpus.
+    """The text of a file or folder, normalised and divided into documents like the run's corpus.
 
     If the run's corpus came from TFDS, each line is a document.
 
@@ -168,7 +168,8 @@ def typed_prompt(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str = "
     """A prompt of the user, with case and line breaks normalised like the run's corpus.
 
     Args:
-      unknown: `error` refuses symbols outside the vocabulary. `skip` drops such symbols, with a note on stderr.
+      unknown: what to do with symbols outside the vocabulary. `error` raises a UserError. `skip` drops these symbols and prints
+        a note on stderr.
 
     Raises:
       UserError: the prompt is empty, or `unknown` is `error` and the prompt has symbols outside the vocabulary.
@@ -177,7 +178,7 @@ def typed_prompt(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str = "
 
 
 def own_prompt(run: Run, config: ConfigDict, vocab: Vocab, unknown: str = "error") -> str:
-    """The prompt that the training uses for its samples; see `corpora.sample_prompt`."""
+    """The prompt of the samples that are drawn during training; see `corpora.sample_prompt`."""
     return _checked_run_prompt(corpora.sample_prompt(config, run.splits), vocab, unknown)
 
 
@@ -192,7 +193,10 @@ def excerpt_prompt(run: Run, split: str, length: int, seed: int, vocab: Vocab, u
 
 
 def _checked_run_prompt(prompt: str, vocab: Vocab, unknown: str) -> str:
-    """Checks a prompt from the run's config or corpus. Such a prompt may have symbols that are encoded as `<unk>`."""
+    """Checks a prompt that comes from the run's config or corpus, and returns the prompt.
+
+    If the vocabulary has `<unk>` and `unknown` is `error`, all symbols are allowed, because unknown symbols become `<unk>`.
+    """
     if vocab.id_of(UNK) is not None and unknown == "error":
         return prompt
     return _in_vocabulary(prompt, vocab, unknown)

@@ -1,6 +1,7 @@
-"""Weight initialisation as in five other systems, for any recurrence that stores the gates of a kernel side by side.
+"""Weight initialisation as in five other libraries: Flax, Keras, Axon, PyTorch and MXNet.
 
-A kernel of a layer with `gates` gates has the shape (inputs, gates * hidden). Each gate has one block of columns.
+The initializers work for every cell whose kernels store the gates side by side. Such a kernel of a layer with `gates` gates has
+the shape (inputs, gates * hidden). Each gate has one block of columns.
 
 Letters: I inputs (rows of a kernel), H hidden units, O columns, N matrices.
 """
@@ -13,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# (key, shape) → array. Flax's own type asks for arguments that no initializer here needs.
+# (key, shape) → array. Flax's own type for initializers is not used, because it requires arguments that are not needed here.
 Initializer = Callable[..., Any]
 
 
@@ -22,8 +23,9 @@ class Initializers(NamedTuple):
 
     Attributes:
       embedding, head_kernel, head_bias: initializers of the weights outside the layers.
-      input_kernel, recurrent_kernel: number of gates → initializer of a layer's kernel.
-      bias: initializer of a layer's bias. A cell may add a constant, as the LSTM adds its forget bias.
+      input_kernel, recurrent_kernel: functions, number of gates → initializer of a layer's kernel.
+      bias: initializer of a layer's bias. A cell may add a constant to this bias. For example, the LSTM adds
+        `model.forget_bias` to the bias of the forget gate.
     """
 
     embedding: Initializer
@@ -40,15 +42,15 @@ def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Ini
     - `orthogonal` (Flax): kernels are LeCun normal. The recurrent kernel of each gate is an orthogonal matrix.
     - `glorot` (Keras): kernels are Glorot uniform. The recurrent kernel of all gates is one matrix with orthonormal rows.
     - `axon` (Axon): kernels are Glorot uniform, with a separate bound for each gate.
-    - `pytorch` (PyTorch): kernels and biases are uniform in ±1/sqrt(hidden). A layer's bias is the sum of two such biases. The
-      embedding is standard normal.
+    - `pytorch` (PyTorch): kernels and biases are uniform in ±1/sqrt(hidden). PyTorch adds two such biases in each layer, so the
+      single bias of a layer here is the sum of two random draws. The embedding is standard normal.
     - `uniform` (MXNet): kernels and the embedding are uniform in ±scale.
 
     Biases are 0, except for `pytorch`.
 
     Args:
       hidden: number of units of a layer.
-      scale: bound of `uniform`.
+      scale: bound of the uniform distribution, if the name is `uniform`. Other names do not use this value.
       head_scale: if not 0, the head's kernel is uniform in ±head_scale and its bias is 0, as in Udacity's CharRNN.
     """
     zeros, glorot, lecun = nn.initializers.zeros, nn.initializers.glorot_uniform(), nn.initializers.lecun_normal()
@@ -75,7 +77,7 @@ def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Ini
 
 
 def _for_any_gates(initializer: Initializer) -> Callable[[int], Initializer]:
-    """The same initializer for any number of gates. It treats the columns of all gates as one matrix."""
+    """A function that returns `initializer` for any number of gates. The columns of all gates are initialised as one matrix."""
     return lambda gates: initializer
 
 
@@ -102,7 +104,7 @@ def _orthogonal_gates(gates: int) -> Initializer:
 
     def init(key, shape, dtype=jnp.float32):
         hidden = shape[0]
-        # The random array has two axes, because XLA needs a second longer to compile a draw with three axes.
+        # The random array is drawn with two axes. With three axes, XLA would need about 1 s more to compile.
         rows = jax.random.normal(key, (gates * hidden, hidden), jnp.float32)
         blocks = _orthogonalized(rows.reshape(gates, hidden, hidden))
         return blocks.swapaxes(0, 1).reshape(shape).astype(dtype)
@@ -116,17 +118,19 @@ def _orthogonal_rows(key, shape, dtype=jnp.float32):
 
 
 def _orthogonalized(blocks_NIO: jax.Array) -> jax.Array:
-    """The orthogonal factors of random matrices. A matrix must not have more rows than columns.
+    """Makes the rows of each random matrix orthonormal. A matrix must not have more rows than columns.
 
-    The error is about 1e-6. For one square matrix in a hundred, the error is 1e-3 or more.
+    The result is the orthogonal factor of the matrix's polar decomposition. The error of the result is usually about 1e-6. For
+    one square matrix in a hundred, the error is 1e-3 or more.
 
-    The method is Newton-Schulz iteration, which needs only matrix products. Several QR decompositions in one program can
-    deadlock on XLA:CPU (experiments/2026-11-22-first-figures).
+    The method is Newton-Schulz iteration, which needs only matrix products. QR decomposition is not used, because several QR
+    decompositions in one program can deadlock on XLA:CPU (experiments/2026-11-22-first-figures).
     """
     blocks_NIO /= jnp.linalg.norm(blocks_NIO, axis=(1, 2), keepdims=True)
 
     def iterate(_, blocks):
         return 1.5 * blocks - 0.5 * (blocks @ blocks.swapaxes(1, 2)) @ blocks
 
-    # Each iteration multiplies a small singular value by about 1.5. The smallest singular value starts at about rows ** -1.5.
+    # All singular values must become 1. Each iteration multiplies a small singular value by about 1.5. Before the first
+    # iteration, the smallest singular value is about rows ** -1.5.
     return jax.lax.fori_loop(0, 20 + int(4 * math.log(blocks_NIO.shape[1] + 1)), iterate, blocks_NIO)

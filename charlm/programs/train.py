@@ -6,11 +6,11 @@
 
 --config.KEY=VALUE sets a key of the config. --helpkeys lists all keys.
 
-The same command resumes a run that was stopped or killed, and reports a run that is done. After Ctrl-C, the program saves a
-checkpoint and ends.
+If the run was stopped or killed, give the same command again: it resumes the run. If the run is done, the command only prints
+the result. After Ctrl-C, the program saves a checkpoint and ends.
 
---describe does not train. It prints the data, the parameters and the length of the training. It also draws the unrolled network
-as a Graphviz dot file. If Graphviz is installed, it draws an SVG file too.
+With --describe, the program does not train. It prints a description of the data, the parameters and the length of the training.
+It also draws the unrolled network as a Graphviz dot file. If Graphviz is installed, it draws an SVG file too.
 
 Exit status:
 
@@ -38,7 +38,9 @@ _CONFIG = flags.DEFINE_string(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; if the directory has a run, the run is resumed")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "describe the training and draw the network, without training")
-_VERBOSE = flags.DEFINE_bool("verbose", False, "print every array of parameters, and the settings of XLA and the C library")
+_VERBOSE = flags.DEFINE_bool(
+    "verbose", False, "print the name and shape of every parameter, and the settings of XLA and the C library"
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "train one model together with the other tasks of this SLURM step")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "with several processes: HOST:PORT of process 0")
 _NUM_PROCESSES = flags.DEFINE_integer(
@@ -58,7 +60,8 @@ def run() -> None:
 
 def main(overrides: dict[str, str]) -> int:
     """Trains a model, or only describes the training. Returns the exit status."""
-    # JAX may ignore a KeyboardInterrupt while JAX starts. Ctrl-C ends the program at once until the training handles signals.
+    # JAX may ignore a KeyboardInterrupt while JAX starts. With the system's default handler, Ctrl-C ends the program at once.
+    # Later, the training installs its own signal handler.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     config = load.load(_CONFIG.value, overrides)
     if _GRAPH_STEPS.value < 1:
