@@ -1,6 +1,7 @@
 """Writes files atomically, and adds seals to JSON texts.
 
-A seal is a digest inside the text. A seal reveals any flipped bit in the text.
+The last field of a sealed JSON object is `seal`, a digest of the text before this field. If a bit of the text flips later, the
+seal no longer matches the text.
 """
 
 import hashlib
