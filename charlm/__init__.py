@@ -6,7 +6,7 @@
     charlm.runs("runs")                       # the runs that compare.py reads, as dicts
     charlm.train(config, "runs/first")        # trains like train.py
 
-Importing this package does not import JAX or NumPy. The first call of a function imports them.
+Importing this package does not import JAX or NumPy. They are imported when one of these functions is called for the first time.
 """
 
 import os
@@ -27,8 +27,9 @@ def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str 
 
     Args:
       workdir: the run directory.
-      checkpoint: `best`, `latest` or a step. `best` has the lowest loss of the kind that `train.best` names. If `best` or
-        `latest` can't be read, the next checkpoint is read instead, and a note is printed on stderr.
+      checkpoint: `best`, `latest` or a step. `best` is the checkpoint with the lowest loss. The config key `train.best` says
+        whether this is the validation loss or the mean training loss. If the best checkpoint can't be read, the second best is
+        read instead. If the latest can't be read, the previous checkpoint is read instead. A note on stderr tells you so.
       dtype: the type of the operands of matrix products, `float32` or `bfloat16`. The default is the type used in training.
 
     Raises:
@@ -74,13 +75,15 @@ def runs(*paths: str | os.PathLike) -> list[dict]:
 
 
 def train(config: "ConfigDict", workdir: str | os.PathLike) -> dict[str, Any]:
-    """Trains a model in a run directory, or resumes the run in this directory. Uses the checks, devices and cache of train.py.
+    """Trains a model in a run directory, or resumes the run in this directory.
+
+    The function makes the same checks as train.py, and uses the same devices and the same cache.
 
     `charlm.config.load.load("quickstart", {"model.hidden": 384})` makes a config from a recipe or a file. You can also change
     `charlm.config.keys.defaults()`. The config is copied, so you can change your config after the call.
 
-    On a CPU, each core is a separate device. These devices must be set up before JAX starts. Therefore, call this function
-    before other JAX code. Otherwise, fewer devices are used and a note is printed.
+    On a CPU, charlm makes up to one JAX device per core. These devices must be set up before JAX starts. Therefore, call this
+    function before other JAX code. Otherwise, fewer devices are used and a note is printed.
 
     Returns:
       The status of the run. `state` is "done". `step` is the last step. `best` is a dict with the step, nats and split of the

@@ -1,7 +1,7 @@
 """Writes files atomically, and adds seals to JSON texts.
 
-A seal is a digest of a JSON text. The seal is stored in the text itself, as the last field. If any bit of the text has changed,
-for example on a damaged disk, the seal no longer matches the text.
+The last field of a sealed JSON object is `seal`, a digest of the text before this field. If a bit of the text flips later, the
+seal no longer matches the text.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
     Writes a temporary file in the same folder, syncs the temporary file to disk, and renames the temporary file to `path`.
 
     Raises:
-      OSError: the file can't be written. If there was a file at `path`, this file is unchanged.
+      OSError: the file can't be written. An old file at `path` is unchanged.
     """
     temporary = path.parent / f"{path.name}.new"
     try:
@@ -33,15 +33,13 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def sealed(fields: dict, indent: int | None = None) -> str:
-    """The fields as a JSON text, with the seal as last field. The seal is the digest of the text before this field."""
+    """The fields as JSON, with a last field `seal`. The seal is a digest of the text before this field."""
     before, mark, after = json.dumps({**fields, "seal": ""}, indent=indent).rpartition(MARK)
     return before + mark + digest(before) + after
 
 
 def opened(text: str) -> object:
-    """Reads a JSON text, checks its seal, and returns its value without the seal.
-
-    A text without a seal is accepted, because older versions of charlm wrote no seals.
+    """The value of a JSON text, without the seal. A text without a seal is accepted, because older versions wrote no seals.
 
     Raises:
       ValueError: the text is not JSON, or the seal does not match the text.

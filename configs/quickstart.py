@@ -1,11 +1,11 @@
-"""A first model: tiny Shakespeare, one LSTM layer of 256 units, 2 epochs.
+"""A first model: tiny Shakespeare, one LSTM layer with 256 hidden units, 2 epochs.
 
     scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 Time: 24 s to 1 min 25 s on 2 CPU cores.
 Result: validation 1.574 nats/char (perplexity 4.83).
-The first 90% of the text is the training split. The last 10% is the validation split. In the evaluation, the recurrent state is
-carried through the whole validation split.
+The first 90% of the text is for training, the last 10% is for validation. In validation, the state is carried from the
+beginning to the end of the split.
 """
 
 from configs import base

@@ -1,6 +1,7 @@
-"""Tests `charlm.load` and `charlm.runs`.
+"""Tests `charlm.load`, the methods of the model that it returns, and `charlm.runs`.
 
-The tests compare the results with the output of the scripts and with the results of the model's functions.
+The tests compare the results of the methods with the output of the scripts. They also compare these results with the results of
+the network's functions, `charlm.models.stack.Functions`.
 """
 
 import ast
@@ -65,7 +66,7 @@ def model(run):
 
 
 def evaluated(script, run, text, folder, *flags):
-    """Evaluates this text with scripts/evaluate.py. Returns the result and the file of the text."""
+    """Evaluates this text with scripts/evaluate.py. Returns the script's result and the path of the text's file."""
     file = folder / "scored.txt"
     file.write_bytes(text.encode())
     return json.loads(script("evaluate", f"--workdir={run}", f"--text={file}", *flags).stdout), file
@@ -197,7 +198,7 @@ def test_new_text_lengths_compile_nothing(model, caplog):
             use(length)
     assert compiled(caplog) == []
     with jax.log_compiles():
-        # A new number of rows must compile. This call shows that the test can detect a compilation.
+        # A program is compiled for each new number of rows. This call shows that the test can detect a compilation.
         model.sample("a", length=5, num=3)
     assert len([message for message in compiled(caplog) if "carried_chunk" in message]) == 1
 
@@ -209,7 +210,7 @@ def test_samples_equal_the_output_of_the_sample_script(script, model, run):
     printed = script("sample", *flags, "--num=3", "--top_k=5", "--top_p=0.9").stdout
     assert "".join(f"--- sample {number} ---\n{text}\n" for number, text in enumerate(several, start=1)) == printed
     assert model.sample("But", length=90, temperature=0.8, seed=5, num=1) == [single]
-    # Without top_k in the call, sampling uses the top_k of the config.
+    # The config of this run sets top_k to 7. The calls above without top_k use this value. top_k=0 turns it off.
     assert model.sample("But", length=90, temperature=0.8, seed=5, top_k=0) != single
     assert script("sample", f"--workdir={run}").stdout == model.sample() + "\n"
     assert (
@@ -248,11 +249,12 @@ def test_model_trained_on_documents_agrees_with_the_scripts(script, folder):
     model = charlm.load(run)
     text = "ROMEO:\n\nBut soft Q!\nwhat light through yonder window breaks"
     expected, file = evaluated(script, run, text, folder)
-    # The first character of each document is not scored. The last document is cut after 20 scored characters.
+    # The empty second line is left out. In the first and the third line, all characters except the first are scored, and so is
+    # <eos> after the line. The last line is longer than batch.length, so it is cut after 20 scored characters.
     assert expected["chars"] == 5 + 1 + 10 + 1 + 20
     assert_same_evaluation(model.score(text), expected, file)
     assert model.score(["ROMEO:", "", *text.split("\n")[2:]])["nats"] == model.score(text)["nats"]
-    # score also counts the end of the document. surprisal does not count this end.
+    # `score` includes the nats of <eos>, which ends the document. `surprisal` has no value for <eos>.
     surprisal, logits = model.surprisal("ROMEO:"), model.logits("ROMEO:")
     end = nats_by_hand(logits[-1:], [model.vocab.id_of("<eos>")])
     assert (np.nansum(surprisal) + end[0]) / 6 == pytest.approx(model.score("ROMEO:")["nats"], rel=1e-5)
@@ -280,7 +282,7 @@ def test_errors_have_the_same_messages_as_in_the_scripts(script, model, run, cal
     assert script.fails(name, f"--workdir={run}", *flags) == f"error: {error.value}"
 
 
-# tests/test_scripts.py has the messages of the scripts for the same mistakes.
+# tests/test_scripts.py tests that the scripts print the same messages for the same mistakes.
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -1,7 +1,8 @@
-"""Reads the corpus that a config names. A corpus is either a running text or a list of documents, and is cut into splits.
+"""Reads the corpus that a config names, and cuts it into splits.
 
-The module `sources` reads named corpora and datasets of TFDS (TensorFlow Datasets). All other corpora are files or folders of
-the user.
+A corpus is either one running text or a list of documents. Its provenance describes where it comes from and what it contains.
+
+Named corpora and TFDS datasets come from `sources`. All other corpora are files or folders of the user.
 """
 
 import csv
@@ -33,15 +34,13 @@ Split = str | LongText | list[str]  # a running text, or a list of documents
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A running text or a list of documents, cut into splits.
+    """The splits of a running text or of a list of documents, and their provenance.
 
     Attributes:
-      splits: the name of each split → its text or its list of documents, in the order train[, validation[, test]]. The text
-        from large files is a `LongText`.
-      provenance: a description of the corpus and of its origin, as JSON values: the name, the source, the files, the licence,
-        the normalisation, the sha256 of the normalised text, the number of chars, the number of distinct symbols, and the
-        number of chars in each split. For a corpus of documents, the description also contains the number of documents in each
-        split and the number of empty documents that were left out.
+      splits: split name → text (a `LongText` for large files) or list of documents, in the order train[, validation[, test]].
+      provenance: a description of the corpus, as JSON values. It has the name, source, files, licence and normalisation. It
+        also has the sha256 of the normalised text, the number of chars, the number of distinct symbols, and the number of chars
+        in each split. For a corpus of documents, it also has the number of documents in each split.
     """
 
     splits: dict[str, Split]
@@ -60,7 +59,7 @@ class Normalisation:
     Attributes:
       newlines: whether CRLF and CR become LF.
       lowercase: whether the text is lower-cased.
-      keep: the characters to keep. All other characters are deleted. If `keep` is empty, no character is deleted.
+      keep: the characters to keep; other characters are deleted. If `keep` is empty, all characters are kept.
     """
 
     newlines: bool
@@ -94,11 +93,11 @@ def load(config: ConfigDict) -> Corpus:
     _check_text(splits["train"], provenance["name"], empty_documents)
     if len(splits) > 1 and len(shares) == 3:
         raise UserError(
-            f"corpus.split={shares} has a third fraction for a test split, but {provenance['name']} comes with its own splits "
-            f"({', '.join(splits)}): give two fractions."
+            f"corpus.split={shares} has a third share for a test split, but {provenance['name']} comes with its own splits "
+            f"({', '.join(splits)}): give two shares."
         )
-    # It takes long to hash a long text, so the hash that was stored with its encoding is reused. If the source has several
-    # splits, each split has its own hash, but the hash of the joined text is not stored.
+    # Hashing a long text is slow, so the hash that a `LongText` already has is reused. If the source has several splits, the
+    # hash of the joined splits is not known yet.
     known_sha256 = splits["train"].sha256 if isinstance(splits["train"], LongText) and len(splits) == 1 else None
     if "validation" not in splits:
         splits = cut(splits.pop("train"), shares) | splits  # the source may have a test split of its own
@@ -122,7 +121,7 @@ def load(config: ConfigDict) -> Corpus:
 
 
 def _load_source(config: ConfigDict, normalise: Normalisation) -> tuple[dict[str, Split], dict]:
-    """The normalised splits of the source, and the provenance of the source. There is always a split `train`."""
+    """The normalised splits of the source, and its provenance. The split `train` always exists."""
     path, dataset, form = config.corpus.path, config.corpus.tfds, form_of(config)
     data_dir = sources.data_dir_of(config.corpus.data_dir)
     if dataset is not None:
@@ -167,7 +166,7 @@ def _check_text(train: Split, name: str, empty_documents: int) -> None:
 
 
 def joined(split: Split) -> str | LongText:
-    """A running text unchanged, or all documents joined."""
+    """A split as one text: a running text is returned unchanged, and documents are joined."""
     return "".join(split) if isinstance(split, list) else split
 
 
@@ -177,23 +176,21 @@ def symbols_in(text: str | LongText) -> str:
 
 
 def prompt(text: str, config: ConfigDict) -> str:
-    """A prompt after the same normalisation as the corpus, but without the deletion of characters by `corpus.keep`.
+    """A prompt, normalised like the corpus except that no character is deleted.
 
-    The characters that `corpus.keep` would delete stay in the prompt, so that the caller can report these characters as unknown
-    symbols.
+    Characters that `corpus.keep` would delete stay in the prompt, so that the caller can report them as unknown symbols.
     """
     return dataclasses.replace(Normalisation.of(config), keep="")(text)
 
 
 def sample_prompt(config: ConfigDict, splits: Callable[[], dict[str, Split]]) -> str:
-    """The prompt of the samples during training.
+    """The prompt of the samples during training: `sample.prompt`, or the opening of the corpus if `sample.prompt` is not set.
 
-    The prompt is the value of the config key `sample.prompt`. If this key is not set, the prompt is the start of the validation
-    split, or the start of the training split if there is no validation split. With the framing `windows`, this start is as
-    long as one window. With any other framing, it is one character.
+    If the framing is `windows`, the opening is the first window of the validation split. With other framings, the opening is
+    the first char of the validation split. If there is no validation split, the opening comes from the training split.
 
     Args:
-      splits: a function that returns the splits. It is called only if the prompt comes from the corpus.
+      splits: returns the splits. It is called only if the prompt comes from the corpus.
     """
     if config.sample.prompt is not None:
         return prompt(config.sample.prompt, config)
@@ -205,8 +202,8 @@ def sample_prompt(config: ConfigDict, splits: Callable[[], dict[str, Split]]) ->
 def excerpt(split: Split, length: int, seed: int) -> str:
     """An excerpt of at most `length` chars, chosen by the seed.
 
-    In a running text, the excerpt may begin at any position. In a list of documents, the excerpt is the start of one document,
-    and is at most half as long as this document (rounded up).
+    In a running text, the excerpt can begin at any position. In a corpus of documents, the excerpt is the beginning of one
+    document. It has at most half the chars of this document (rounded up).
     """
     number = int.from_bytes(hashlib.sha256(f"excerpt {seed}".encode()).digest()[:8], "big")
     if isinstance(split, list):
@@ -217,22 +214,21 @@ def excerpt(split: Split, length: int, seed: int) -> str:
 
 
 def form_of(config: ConfigDict) -> str:
-    """How documents are stored in the user's file, such as `lines` for one document per line. Empty for a running text."""
+    """How the user's file stores documents, such as `lines` for one document per line. The result is "" for a running text."""
     return config.corpus.documents
 
 
 def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Path | None = None) -> tuple[Split, dict]:
-    """The normalised text or documents of a file or folder, and a dict with the name, the source, the files and the licence.
+    """The normalised text or documents of a file or folder, and its provenance: name, source, files and licence.
 
     Args:
       path: a UTF-8 text file (plain, .gz or .xz), or a folder of such files, which are sorted by name and joined.
       normalise: applied to each file, or to each document.
       form: the value of `corpus.documents`: lines, csv:COLUMN or jsonl:FIELD; empty for a running text.
-      folder: the cache folder. A running text from files of LONG_TEXT_BYTES or more is encoded into this folder. If `folder` is
-        None, a text of any length is held in memory.
+      folder: the cache folder, in which a long text is stored in encoded form. If None, even a long text is held in memory.
 
     Raises:
-      UserError: a file is missing, unreadable or not UTF-8, or its documents are not stored in the given form.
+      UserError: a file is missing, unreadable or not UTF-8, or does not have the given form.
     """
     files = _files(pathlib.Path(path))
     text: Split
@@ -270,8 +266,8 @@ def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:
     """The values of one CSV column.
 
     Args:
-      field: the name of the column, as written in the first row. If the file has no column names, the number of the column,
-        counted from 0.
+      field: the name of the column, which the first row of the file must contain. If the file has no row of names, `field` is
+        the number of the column, counted from 0.
     """
     csv.field_size_limit(2**31 - 1)
     try:
@@ -317,10 +313,10 @@ def cut(text: Split, shares: tuple[float, ...]) -> dict[str, Split]:
 
     Args:
       text: the text, or the documents.
-      shares: the fractions of the text in train[, validation[, test]]. The position of each cut is rounded down. For example,
-        (0.9, 0.1) cuts 1,115,394 chars into 1,003,854 and 111,540 chars.
+      shares: the fractions of train[, validation[, test]]. The position of each cut is rounded down. For example, (0.9, 0.1)
+        cuts 1,115,394 chars into 1,003,854 and 111,540.
     """
-    # A Fraction of a decimal number is exact. In binary floating point, 0.9 + 0.05 is not equal to 0.95.
+    # Decimal fractions are exact. In binary floating point, 0.9 + 0.05 is not 0.95.
     exact = [fractions.Fraction(str(share)) for share in shares]
     ends = [int(sum(exact[: k + 1]) * len(text)) for k in range(len(exact) - 1)] + [len(text)]
     return {name: text[begin:end] for name, begin, end in zip(SPLIT_NAMES, [0, *ends], ends, strict=False)}
@@ -346,10 +342,10 @@ def _decoded(file: pathlib.Path) -> str:
 
 
 def sha256(texts: Iterable[str | LongText]) -> str:
-    """The SHA-256 hash of the joined texts as UTF-8.
+    """The hash of the joined texts as UTF-8.
 
-    The hash does not show where a split or a document begins. A run that checks whether its corpus has changed therefore also
-    compares the number of chars and the number of documents in each split.
+    The hash does not depend on where documents and splits begin. The check for a changed corpus therefore compares not only the
+    hash, but also the number of chars and the number of documents in each split.
     """
     digest, block = hashlib.sha256(), longtext.BLOCK
     for text in texts:

@@ -1,4 +1,6 @@
-"""Chooses the devices that share a batch, and sets CPU options of XLA and glibc before JAX starts.
+"""Chooses the devices that process a batch together, and sets CPU options of XLA and glibc before JAX starts.
+
+"To share" a batch always means that its rows are divided among devices or processes. Each device gets the same number of rows.
 
 On a CPU, JAX devices are virtual. charlm makes up to one device per core. With one device per core, each device uses one
 thread, so small matrix products are not split over threads. On a GPU or TPU host, charlm uses the physical devices.
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
 
 HUGE_PAGES_SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-# Sampling divides its rows among devices only if the weights have at most this many bytes. Larger weights take so long to read
-# that a second device does not help.
+# In sampling, several devices share the rows only if the weights have at most this number of bytes. With larger weights, the
+# time to read the weights from memory limits the speed, and a second device does not help.
 MAX_SHARED_WEIGHTS = 4 * 2**20
-MIN_ROWS = 16  # per device; with fewer rows, the matrices of a product have so few rows that another core does not help
+# Minimum number of rows of one device, unless the config sets the number of devices. With fewer rows, the matrices of a product
+# have so few rows that another core does not help.
+MIN_ROWS = 16
 
 
 def shared_by(rows: int, available: int, wanted: int) -> int:
@@ -45,7 +49,7 @@ def mesh(rows: int, wanted: int) -> "Mesh":
 
     Args:
       rows: number of rows of the batch.
-      wanted: maximum number of devices, as in `shared_by`. Not used with several processes.
+      wanted: maximum number of devices, as in `shared_by`. With several processes, this value is ignored.
 
     Raises:
       UserError: there are several processes, and their devices can't share the rows evenly.
@@ -79,7 +83,7 @@ def put(tree: Any, sharding: "Sharding") -> Any:
     """Places arrays on devices as the sharding defines. The devices may belong to several processes.
 
     Args:
-      tree: whole arrays. Each process must pass the whole arrays.
+      tree: a tree of complete arrays. Each process must pass all rows, not only the rows for its own devices.
       sharding: where the parts of the arrays are placed.
     """
     import jax
@@ -101,9 +105,10 @@ def wanted(config: ConfigDict) -> int:
 
 
 def rows_to_share(config: ConfigDict, weights: int, rows: int, dtype: str) -> int:
-    """Returns how many of the sampled rows the devices should share.
+    """Returns the number of rows from which `mesh` should compute the number of devices for sampling.
 
-    Returns all rows if several devices make sampling faster, or if the config sets the number of devices. Otherwise returns 1.
+    Returns `rows` if several devices make sampling faster, or if the config sets the number of devices. Otherwise returns 1, so
+    that one device samples all rows.
 
     Args:
       weights: number of weights that are read for each character, as counted by `stack.layer_operations`.
@@ -142,15 +147,19 @@ def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
     flags = [f"--xla_force_host_platform_device_count={number}"]
     if number == _cores() > 1:
         flags.append("--xla_cpu_multi_thread_eigen=false")
-    os.environ["XLA_FLAGS"] = " ".join([*flags, given]).strip()  # if a flag is given twice, the last one counts
+    # If a flag occurs twice, XLA uses the last value. The flags of the user therefore come last.
+    os.environ["XLA_FLAGS"] = " ".join([*flags, given]).strip()
     return [*settings, f"XLA_FLAGS={os.environ['XLA_FLAGS']}"]
 
 
 def jax_has_started() -> bool:
-    """Whether JAX has started its devices. After that, XLA_FLAGS has no effect. An import alone does not start devices."""
+    """Whether JAX has started its devices. After this start, XLA_FLAGS has no effect.
+
+    The import of JAX alone does not start its devices.
+    """
     if "jax" not in sys.modules:
         return False
-    from jax._src import xla_bridge  # any public function would start JAX
+    from jax._src import xla_bridge  # JAX has no public function that tells this without starting JAX
 
     return xla_bridge.backends_are_initialized()
 

@@ -1,7 +1,7 @@
 """Checks the user's inputs to a trained model: texts to score, prompts, and the numbers for sampling.
 
-The checks run before JAX is imported, so that a program reports a mistake at once. The messages name the flags of the programs,
-such as --top_k. The Python functions have arguments with the same names. For a wrong argument, they raise the same message.
+The checks run before JAX is imported, so that a program reports a mistake at once. Messages name the flags of the scripts. If
+an argument of a Python method has the name of a flag, a wrong argument raises the same message as a wrong flag.
 """
 
 import numbers
@@ -24,11 +24,11 @@ EMPTY = "give at least one character of the run's vocabulary."
 
 
 class Number(NamedTuple):
-    """The rule that a number of the user must follow.
+    """The rule that checks a number from the user.
 
     Attributes:
       is_integer: whether the number must be an integer.
-      is_right: a function that takes a value and returns whether the value is in the allowed range.
+      is_right: a function that returns whether a value is in the allowed range.
       right: the allowed range in words.
     """
 
@@ -51,11 +51,7 @@ SAMPLING = {
 
 
 def check_sampling(**values: float | None) -> None:
-    """Raises a UserError for the first wrong number.
-
-    Args:
-      values: the name of each flag in SAMPLING, and its value. None is allowed, and means the value in the run's config.
-    """
+    """Raises a UserError for the first wrong number. None is allowed and means the value in the run's config."""
     for flag, value in values.items():
         number = SAMPLING[flag]
         if value is None:
@@ -67,7 +63,7 @@ def check_sampling(**values: float | None) -> None:
 
 
 def check_choice(flag: str, value: str | None, choices: Sequence[str]) -> None:
-    """Raises a UserError if a value is not one of the choices. The message has the same text as absl's message."""
+    """Raises a UserError if a value is not one of the choices. absl has the same message for a wrong flag."""
     if value is not None and value not in choices:
         raise UserError(f"flag --{flag}={value}: value should be one of <{'|'.join(choices)}>")
 
@@ -78,7 +74,7 @@ class ScoredText(NamedTuple):
     Attributes:
       text: a running text, or a list of documents.
       sha256: if the text is a split of the run's corpus, the hash of the whole corpus. Otherwise, the hash of the text.
-      split: the name of the text in the protocol (see `charlm/inference/protocol.py`).
+      split: the name of the text in the protocol, which describes how a loss was measured.
       where: the name of the text in messages.
       empty: the number of empty documents that were left out.
     """
@@ -95,10 +91,10 @@ class ScoredText(NamedTuple):
 
 
 def split_to_score(run: Run, split: str | None) -> ScoredText:
-    """A split of the run's corpus, as a text to score.
+    """A split of the run's corpus.
 
     Args:
-      split: the name of the split. None means `validation`, or `train` if the corpus has no validation split.
+      split: the name of the split. None means validation, or train if the run has no validation split.
 
     Raises:
       UserError: the split does not exist, or the corpus can't be read or has changed.
@@ -111,10 +107,9 @@ def split_to_score(run: Run, split: str | None) -> ScoredText:
 
 
 def file_to_score(run: Run, path: str) -> ScoredText:
-    """The text of a file or folder, normalised like the run's corpus.
+    """The text of a file or folder, normalised and divided into documents like the run's corpus.
 
-    If the run's corpus has documents, the text is also split into documents in the same way. If these documents came from TFDS
-    (TensorFlow Datasets), each line of the text is a document.
+    If the run's corpus came from TFDS, each line is a document.
 
     Raises:
       UserError: the path is empty, the file can't be read, or the text has fewer than 2 characters.
@@ -131,10 +126,10 @@ def file_to_score(run: Run, path: str) -> ScoredText:
 def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:
     """A string, or a sequence of documents, normalised like the run's corpus.
 
-    If the run's corpus has documents and `text` is a string, each line of the string is a document.
+    If the run's corpus has documents, each line of a string is a document.
 
     Raises:
-      UserError: the text has fewer than 2 characters, or `text` is a sequence and the run's corpus is one running text.
+      UserError: the text has fewer than 2 characters, or is a sequence although the run's corpus is one running text.
     """
     normalise, has_documents = corpora.Normalisation.of(run.config()), "documents" in run.corpus()
     normalised: corpora.Split
@@ -170,11 +165,11 @@ def check_split(run: Run, flag: str, split: str) -> None:
 
 
 def typed_prompt(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str = "error") -> str:
-    """A prompt that the user has typed, with case and line breaks normalised like the run's corpus.
+    """A prompt of the user, with case and line breaks normalised like the run's corpus.
 
     Args:
-      unknown: what to do with symbols outside the vocabulary. `error` raises a UserError. `skip` removes these symbols from the
-        prompt and prints a warning on stderr.
+      unknown: what to do with symbols outside the vocabulary. `error` raises a UserError. `skip` drops these symbols and prints
+        a note on stderr.
 
     Raises:
       UserError: the prompt is empty, or `unknown` is `error` and the prompt has symbols outside the vocabulary.
@@ -183,15 +178,12 @@ def typed_prompt(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str = "
 
 
 def own_prompt(run: Run, config: ConfigDict, vocab: Vocab, unknown: str = "error") -> str:
-    """The prompt with which the training draws its samples; see `corpora.sample_prompt`."""
+    """The prompt of the samples that are drawn during training; see `corpora.sample_prompt`."""
     return _checked_run_prompt(corpora.sample_prompt(config, run.splits), vocab, unknown)
 
 
 def excerpt_prompt(run: Run, split: str, length: int, seed: int, vocab: Vocab, unknown: str = "error") -> str:
-    """An excerpt of a split as a prompt. The seed determines which excerpt is taken; see `corpora.excerpt`.
-
-    Args:
-      length: the largest number of characters of the prompt.
+    """A prompt of at most `length` characters from a split, chosen by the seed; see `corpora.excerpt`.
 
     Raises:
       UserError: the split does not exist, or the corpus can't be read or has changed.
@@ -203,8 +195,7 @@ def excerpt_prompt(run: Run, split: str, length: int, seed: int, vocab: Vocab, u
 def _checked_run_prompt(prompt: str, vocab: Vocab, unknown: str) -> str:
     """Checks a prompt that comes from the run's config or corpus, and returns the prompt.
 
-    If the vocabulary has `<unk>` and `unknown` is `error`, such a prompt may have symbols outside the vocabulary. These symbols
-    are then encoded as `<unk>`.
+    If the vocabulary has `<unk>` and `unknown` is `error`, all symbols are allowed, because unknown symbols become `<unk>`.
     """
     if vocab.id_of(UNK) is not None and unknown == "error":
         return prompt

@@ -1,9 +1,9 @@
-"""Initialises weights as in Flax, Keras, Axon, PyTorch or MXNet, for layers such as an LSTM.
+"""Weight initialisation as in five other libraries: Flax, Keras, Axon, PyTorch and MXNet.
 
-A layer has one or more gates, and each of its kernels has the shape (inputs, gates * hidden). Each gate has one block of
-`hidden` columns, and the blocks lie side by side.
+The initializers work for every cell whose kernels store the gates side by side. Such a kernel of a layer with `gates` gates has
+the shape (inputs, gates * hidden). Each gate has one block of columns.
 
-Shape letters: I inputs (rows of a kernel), H hidden units, O columns, N matrices.
+Letters: I inputs (rows of a kernel), H hidden units, O columns, N matrices.
 """
 
 import math
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# A function (key, shape) → array. Flax's own type of initializers has more arguments, which are not needed here.
+# (key, shape) → array. Flax's own type for initializers is not used, because it requires arguments that are not needed here.
 Initializer = Callable[..., Any]
 
 
@@ -22,12 +22,10 @@ class Initializers(NamedTuple):
     """One initializer for each kind of weight.
 
     Attributes:
-      embedding: initializer of the embedding.
-      input_kernel: a function from the number of gates to the initializer of a layer's kernel for the input.
-      recurrent_kernel: a function from the number of gates to the initializer of a layer's kernel for the recurrent state.
-      bias: initializer of a layer's bias. A cell may add a constant to this bias. For example, the LSTM adds its forget bias.
-      head_kernel: initializer of the kernel of the head, which computes the logits.
-      head_bias: initializer of the bias of the head.
+      embedding, head_kernel, head_bias: initializers of the weights outside the layers.
+      input_kernel, recurrent_kernel: functions, number of gates → initializer of a layer's kernel.
+      bias: initializer of a layer's bias. A cell may add a constant to this bias. For example, the LSTM adds
+        `model.forget_bias` to the bias of the forget gate.
     """
 
     embedding: Initializer
@@ -39,24 +37,20 @@ class Initializers(NamedTuple):
 
 
 def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Initializers:
-    """The initializers for a value of the config key `model.init`.
+    """The initializers that `model.init` names.
 
-    - `orthogonal` (Flax): kernels are LeCun normal, except for the recurrent kernels. The block of each gate in a recurrent
-      kernel is an orthogonal matrix.
-    - `glorot` (Keras): kernels are Glorot uniform, except for the recurrent kernels. A whole recurrent kernel, with the blocks
-      of all gates, is a matrix with orthonormal rows.
-    - `axon` (Axon): kernels are Glorot uniform. In a layer, the bound is computed for the block of one gate, not for the whole
-      kernel.
-    - `pytorch` (PyTorch): kernels and biases are uniform in ±1/sqrt(hidden). A layer's bias is the sum of two such biases. The
-      embedding is standard normal.
+    - `orthogonal` (Flax): kernels are LeCun normal. The recurrent kernel of each gate is an orthogonal matrix.
+    - `glorot` (Keras): kernels are Glorot uniform. The recurrent kernel of all gates is one matrix with orthonormal rows.
+    - `axon` (Axon): kernels are Glorot uniform, with a separate bound for each gate.
+    - `pytorch` (PyTorch): kernels and biases are uniform in ±1/sqrt(hidden). PyTorch adds two such biases in each layer, so the
+      single bias of a layer here is the sum of two random draws. The embedding is standard normal.
     - `uniform` (MXNet): kernels and the embedding are uniform in ±scale.
 
     Biases are 0, except for `pytorch`.
 
     Args:
-      name: the value of `model.init`.
       hidden: number of units of a layer.
-      scale: the bound for `uniform`.
+      scale: bound of the uniform distribution, if the name is `uniform`. Other names do not use this value.
       head_scale: if not 0, the head's kernel is uniform in ±head_scale and its bias is 0, as in Udacity's CharRNN.
     """
     zeros, glorot, lecun = nn.initializers.zeros, nn.initializers.glorot_uniform(), nn.initializers.lecun_normal()
@@ -83,10 +77,7 @@ def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Ini
 
 
 def _for_any_gates(initializer: Initializer) -> Callable[[int], Initializer]:
-    """Returns a function that returns the same initializer for any number of gates.
-
-    The initializer treats the blocks of all gates as one matrix.
-    """
+    """A function that returns `initializer` for any number of gates. The columns of all gates are initialised as one matrix."""
     return lambda gates: initializer
 
 
@@ -99,10 +90,7 @@ def _sum_of_two(initializer: Initializer) -> Initializer:
 
 
 def _glorot_gates(gates: int) -> Initializer:
-    """Glorot uniform. The bound is computed for I inputs and H outputs, the size of one gate's block.
-
-    For the whole kernel, the bound would be computed for gates * H outputs.
-    """
+    """Glorot uniform with the bound for one gate's (I, H) block: I inputs and H outputs, instead of gates * H outputs."""
 
     def init(key, shape, dtype=jnp.float32):
         inputs, columns = shape
@@ -116,7 +104,7 @@ def _orthogonal_gates(gates: int) -> Initializer:
 
     def init(key, shape, dtype=jnp.float32):
         hidden = shape[0]
-        # The random array has two axes, because XLA would need a second more to compile a random array with three axes.
+        # The random array is drawn with two axes. With three axes, XLA would need about 1 s more to compile.
         rows = jax.random.normal(key, (gates * hidden, hidden), jnp.float32)
         blocks = _orthogonalized(rows.reshape(gates, hidden, hidden))
         return blocks.swapaxes(0, 1).reshape(shape).astype(dtype)
@@ -130,19 +118,19 @@ def _orthogonal_rows(key, shape, dtype=jnp.float32):
 
 
 def _orthogonalized(blocks_NIO: jax.Array) -> jax.Array:
-    """The orthogonal factors (of the polar decomposition) of random matrices.
+    """Makes the rows of each random matrix orthonormal. A matrix must not have more rows than columns.
 
-    Each factor has orthonormal rows, up to an error of about 1e-6. For one square matrix in a hundred, the error is 1e-3 or
-    more. A matrix must not have more rows than columns.
+    The result is the orthogonal factor of the matrix's polar decomposition. The error of the result is usually about 1e-6. For
+    one square matrix in a hundred, the error is 1e-3 or more.
 
-    The factors are computed with Newton-Schulz iteration, which needs only matrix products. QR decompositions are not used,
-    because several QR decompositions in one program can deadlock on XLA:CPU (experiments/2026-11-22-first-figures).
+    The method is Newton-Schulz iteration, which needs only matrix products. QR decomposition is not used, because several QR
+    decompositions in one program can deadlock on XLA:CPU (experiments/2026-11-22-first-figures).
     """
     blocks_NIO /= jnp.linalg.norm(blocks_NIO, axis=(1, 2), keepdims=True)
 
     def iterate(_, blocks):
         return 1.5 * blocks - 0.5 * (blocks @ blocks.swapaxes(1, 2)) @ blocks
 
-    # All singular values converge to 1. Each iteration multiplies a small singular value by about 1.5. Before the first
+    # All singular values must become 1. Each iteration multiplies a small singular value by about 1.5. Before the first
     # iteration, the smallest singular value is about rows ** -1.5.
     return jax.lax.fori_loop(0, 20 + int(4 * math.log(blocks_NIO.shape[1] + 1)), iterate, blocks_NIO)

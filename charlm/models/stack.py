@@ -1,6 +1,6 @@
-"""The network: input encoding, layers of one recurrence, dropout, and head.
+"""The network: an input encoding, recurrent layers that all use the same cell, dropout, and the output layer (the head).
 
-`functions` returns the network as pure functions. The code here is the same for every recurrence in `cells/`.
+`functions` returns the network as pure functions. The code in this file is the same for every cell in `cells/`.
 
 Letters: B batch, T time, S scored positions, E embedding, I input features, H hidden units, V vocabulary.
 """
@@ -20,7 +20,8 @@ from charlm.models.dropout import dropout
 from charlm.models.initializers import Initializers, initializers
 from charlm.models.products import operand, product
 
-# Keys for random operations inside the cell of layer i fold in CELL_NOISE + i. Keys for the dropout of layer i fold in i.
+# The random keys of an operation are made with `jax.random.fold_in`. The dropout after layer i folds in the number i. Random
+# operations inside the cell of layer i fold in the number CELL_NOISE + i.
 CELL_NOISE = 1 << 16
 
 
@@ -39,7 +40,8 @@ class Layer(nn.Module):
         """Runs the layer; see `cells.Cell.window` for the other arguments and the results.
 
         Args:
-          table_VI: the input features of each id. If None, ids select rows of the input kernel.
+          table_VI: the input features of each id, such as an embedding. If None, and if the inputs are ids, each id selects a
+            row of the input kernel.
         """
         declared = self.cell.parameters(self.inputs, self.hidden, self.initial, self.config)
         params = {name: self.param(name, initializer, shape) for name, (initializer, shape) in declared.items()}
@@ -54,15 +56,15 @@ class CharLM(nn.Module):
     """A character-level language model.
 
     Attributes:
-      cell: the recurrence.
+      cell: the recurrent cell of all layers.
       name_of_cell: the value of `model.cell`. The parameters of the layers are named after it: `lstm_0`, `lstm_1`, …
-      vocab_size: V.
+      vocab_size: V, the number of symbols in the vocabulary.
       layers: number of layers.
       hidden: H, the number of units of each layer.
       encoding: input encoding of an id: `embedding`, `onehot`, or `scalar` (the id divided by V).
-      dropout: share of values dropped after each layer, including the last layer, in [0, 1).
+      dropout: fraction of the values that are set to 0 after each layer, including the last layer, in [0, 1).
       dtype: dtype of the operands of matrix products. Parameters, state and sums are float32.
-      config: the whole config, for keys that only one line of code reads.
+      config: the whole config. Keys that only one line of code reads have no attribute here and are read from this config.
     """
 
     cell: cells.Cell
@@ -79,7 +81,8 @@ class CharLM(nn.Module):
     def __call__(self, batch: Batch, carry: tuple, noise_keys_B: jax.Array | None = None) -> tuple[jax.Array, tuple]:
         """Returns (logits_BSV, carry after the window).
 
-        `noise_keys_B` is None, or one key per row. Each random operation folds a different number into these keys.
+        `noise_keys_B` holds one random key per row. Each random operation folds a different number into these keys. If
+        `noise_keys_B` is None, nothing is random.
         """
         config = self.config
         initial = initializers(config.model.init, self.hidden, config.model.init_scale, config.model.head_scale)
@@ -112,14 +115,16 @@ class Functions(NamedTuple):
     """A model as pure functions. Training, evaluation and sampling use a model only through these functions.
 
     Attributes:
-      init: key → params, a tree of float32 arrays.
-      apply: (params, batch, carry, noise_keys_B=None) → (logits_BSV, carry). Without keys, nothing is random. Each row has its
-        own key. The dropout mask of a row therefore does not depend on the device that holds the row.
-      zero_carry: B → the state at the beginning of a text, a tuple with the state of each layer.
+      init: random key → params, a tree of float32 arrays.
+      apply: (params, batch, carry, noise_keys_B=None) → (logits_BSV, carry). Without `noise_keys_B`, nothing is random.
+        Otherwise each row has its own random key. The dropout mask of a row therefore does not depend on the device that holds
+        the row.
+      zero_carry: number of rows → the carry at the beginning of a text. A carry is a tuple with the state of each layer.
       stepwise: (params, rows) → the weights in the layout that `step` needs for `rows` rows.
       step: (weights, ids_B, carry) → (logits_BV, carry). Computes the same as `apply` for one character, without dropout.
-      operations: multiply-adds of all layers and the head for one character. A lookup of ids counts as 0.
-      shape: the values that a picture of the network shows.
+      operations: number of multiply-adds of all layers and the head for one character. The lookup of an id adds nothing to
+        this number.
+      shape: the names and sizes that the drawing of the network shows.
     """
 
     init: Callable
@@ -132,7 +137,7 @@ class Functions(NamedTuple):
 
 
 class Stepwise(NamedTuple):
-    """Weights in a layout for one character at a time. `layers` holds the result of `Cell.prepare` for each layer."""
+    """The weights in the layout that `Functions.step` needs. `layers` holds the result of `Cell.prepare` for each layer."""
 
     layers: tuple[Any, ...]
     head_HV: jax.Array
@@ -140,15 +145,15 @@ class Stepwise(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The values that a picture of the network shows.
+    """The names and sizes that the drawing of the network shows.
 
     Attributes:
-      cell: title of the cell.
-      state: title of the recurrent state.
+      cell: name of the cell in the drawing, such as `LSTM`.
+      state: name of the recurrent state in the drawing, such as `c, h`.
       layers: number of layers.
       hidden: number of units of each layer.
       encoding: input encoding.
-      dropout: share of values dropped after each layer.
+      dropout: fraction of the values that are set to 0 after each layer.
     """
 
     cell: str
@@ -216,13 +221,19 @@ def named_cell(config: ConfigDict) -> tuple[str, cells.Cell]:
 
 
 def layer_operations(config: ConfigDict) -> int:
-    """Multiply-adds of all layers for one character. Ids count as 0 inputs, because the first layer looks them up."""
+    """The number of multiply-adds of all layers for one character.
+
+    The first layer is counted as a layer with 0 inputs, because it looks up each id and does not multiply by an input kernel.
+    """
     (_, cell), layers, hidden = named_cell(config), config.model.layers, config.model.hidden
     return cell.operations(0, hidden) + (layers - 1) * cell.operations(hidden, hidden)
 
 
 def unread_keys(config: ConfigDict) -> list[str]:
-    """Keys that have no effect: the config sets them, but only other cells than the config's cell read them."""
+    """The keys that have no effect, because only cells other than the config's cell read these keys.
+
+    Keys with their default value are left out.
+    """
     all_cells = [cells.named(name) for name in keys.KEYS["model.cell"].rule.options]
     others = {key for cell in all_cells for key in cell.keys} - set(named_cell(config)[1].keys)
     values = load.flatten(config)
@@ -230,7 +241,7 @@ def unread_keys(config: ConfigDict) -> list[str]:
 
 
 def keep_rows(carry: Any, keep_B: jax.Array) -> Any:
-    """The carry with the state of a row set to 0 where `keep_B` is False."""
+    """The carry after the states of some rows are set to 0. These are the rows for which `keep_B` is False."""
     return jax.tree.map(lambda leaf: jnp.where(keep_B.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), carry)
 
 
@@ -250,7 +261,10 @@ def parameter_count(params: Any) -> int:
 
 
 def parameter_lines(params: Any) -> list[str]:
-    """The table of parameters as lines of text. The last line counts two biases per layer, as in PyTorch."""
+    """The table of parameters as lines of text.
+
+    A layer here has one bias, and a layer of PyTorch has two. The last line gives the total with two biases per layer.
+    """
     table = parameter_table(params)
     total = parameter_count(params)
     doubled = total + sum(count for name, _, count in table if name.endswith("/bias"))

@@ -1,4 +1,4 @@
-"""Trains a model as a config describes it, and saves the run in a run directory. Also resumes a run.
+"""Trains the model of a config, and saves the run in a run directory. Also resumes a run.
 
     scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.model.hidden=512 ...]
     scripts/train.py --config=configs/quickstart.py --describe [--graph=network.dot] [--graph_steps=3]
@@ -6,19 +6,18 @@
 
 --config.KEY=VALUE sets a key of the config. --helpkeys lists all keys.
 
-If a run was stopped or killed, the same command resumes it. If the run is done, the same command prints its result. After
-Ctrl-C, the program saves a checkpoint and ends.
+If the run was stopped or killed, give the same command again: it resumes the run. If the run is done, the command only prints
+the result. After Ctrl-C, the program saves a checkpoint and ends.
 
 With --describe, the program does not train. It prints a description of the data, the parameters and the length of the training.
-It also writes a drawing of the network, unrolled over --graph_steps characters, as a Graphviz dot file. If Graphviz is
-installed, it also writes the drawing as an SVG file.
+It also draws the unrolled network as a Graphviz dot file. If Graphviz is installed, it draws an SVG file too.
 
 Exit status:
 
     0: the run is done
     1: the run diverged or failed
-    2: the user made a mistake, for example in the command or in the config
-    130, 143: a signal stopped the run (130: SIGINT from Ctrl-C, 143: SIGTERM); the same command resumes the run
+    2: the command has a mistake
+    130, 143: a signal stopped the run, and the same command resumes the run
 """
 
 import signal
@@ -37,9 +36,11 @@ _CONFIG = flags.DEFINE_string(
     "recipe or config file, as NAME or FILE.py; if the config takes an argument, NAME:ARG or FILE.py:ARG",
     required=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "run directory; if it already has a run, this run is resumed")
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory; if the directory has a run, the run is resumed")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "describe the training and draw the network, without training")
-_VERBOSE = flags.DEFINE_bool("verbose", False, "print every array of parameters, and the settings of XLA and the C library")
+_VERBOSE = flags.DEFINE_bool(
+    "verbose", False, "print the name and shape of every parameter, and the settings of XLA and the C library"
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "train one model together with the other tasks of this SLURM step")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "with several processes: HOST:PORT of process 0")
 _NUM_PROCESSES = flags.DEFINE_integer(
@@ -59,8 +60,8 @@ def run() -> None:
 
 def main(overrides: dict[str, str]) -> int:
     """Trains a model, or only describes the training. Returns the exit status."""
-    # While JAX starts, JAX may ignore the KeyboardInterrupt that Python raises on Ctrl-C. Until the training installs its own
-    # signal handlers, Ctrl-C therefore ends the program at once, without a KeyboardInterrupt.
+    # JAX may ignore a KeyboardInterrupt while JAX starts. With the system's default handler, Ctrl-C ends the program at once.
+    # Later, the training installs its own signal handler.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     config = load.load(_CONFIG.value, overrides)
     if _GRAPH_STEPS.value < 1:
@@ -71,7 +72,7 @@ def main(overrides: dict[str, str]) -> int:
     spec = processes.spec_from_flags(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     start.check_rows(config, spec.num_processes)
     devices.use_huge_pages()
-    start.prepare(config, spec, _VERBOSE.value)  # this imports JAX, which takes a second, so the checks come first
+    start.prepare(config, spec, _VERBOSE.value)  # imports JAX, which takes a second; do this only after the checks
     from charlm.training import setup, train
 
     processes.join(spec)

@@ -1,7 +1,7 @@
-"""The code that the programs of this folder share. Each program measures one implementation for scripts/benchmark.py.
+"""The code that all programs in this folder use. Each program NAME_peer.py measures one library for scripts/benchmark.py.
 
-A program is called as `python NAME.py JOB`. JOB is a JSON object with task (train or sample), layers, hidden, embedding (0 for
-one-hot), batch, length, vocab and dtype. The program compiles, warms up and writes one JSON line to stdout.
+A program is called as `python NAME_peer.py JOB`. JOB is a JSON object with task (train or sample), layers, hidden, embedding
+(0 for one-hot), batch, length, vocab and dtype. The program compiles, warms up and writes one JSON line to stdout.
 
 The program then reads lines from stdin. Each line is a number of seconds. For each line, the program measures for about this
 time and writes a JSON object with chars_per_second and peak_rss_bytes.
@@ -27,7 +27,7 @@ def serve(run: Callable[[int], int], **details: object) -> None:
         training step or a chunk of text.
       details: values to add to the first line of output.
     """
-    run(2)  # compiles; some implementations compile a second time, when the first output becomes the input
+    run(2)  # compiles; some libraries compile again in the second unit of work, whose input is the output of the first unit
     begin = time.perf_counter()
     run(2)
     seconds_of_unit = (time.perf_counter() - begin) / 2
