@@ -93,8 +93,8 @@ def load(config: ConfigDict) -> Corpus:
     _check_text(splits["train"], provenance["name"], empty_documents)
     if len(splits) > 1 and len(shares) == 3:
         raise UserError(
-            f"corpus.split={shares} has a third share for a test split, but {provenance['name']} comes with its own splits "
-            f"({', '.join(splits)}): give two shares."
+            f"corpus.split={shares} has a third fraction for a test split, but {provenance['name']} comes with its own splits "
+            f"({', '.join(splits)}): give two fractions."
         )
     # Hashing a long text is slow, so the hash that a `LongText` already has is reused. If the source has several splits, the
     # hash of the joined splits is not known yet.
