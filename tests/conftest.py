@@ -43,32 +43,33 @@ def _share_compilation_cache(tmp_path_factory):
 
 # The default suite (`-m "not slow"`) turns off most XLA optimisations, which halves the compile time. It also turns off the
 # emitters of XLA:CPU, which are code generators for fused operations. Together, the two settings reduce the compile time to a
-# sixth. Without `-m`, pytest compiles with the same settings as a user's run. If a test fails, repeat the test without `-m` to
-# see whether these two settings cause the failure.
+# sixth. XLA also splits each program into several parts that it compiles in parallel. For the small programs of the tests this
+# costs more than it saves, so a program is one part. Without `-m`, pytest compiles with the same settings as a user's run. If a
+# test fails, repeat the test without `-m` to see whether these settings cause the failure.
 #
 # The test modules in FULLY_OPTIMISED always compile with all optimisations. There is one exception: in the default suite, the
-# emitters stay off in the pytest process even for these modules, because XLA reads its flags only once per process.
+# XLA flags of the pytest process do not change for these modules, because XLA reads its flags only once per process.
 FULLY_OPTIMISED = {"cache", "lstm", "resume"}
-WITHOUT_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+QUICK_COMPILATION = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def wants_quick_compilation(config) -> bool:
     return "not slow" in config.option.markexpr
 
 
-def set_emitters_flag(quick: bool) -> None:
-    # If the user has set XLA_FLAGS, its value does not change. With JAX 0.11 or newer, the flag is not set. That JAX may not
-    # know the flag, and XLA ends the process if a flag is unknown.
-    if os.environ.get("XLA_FLAGS", WITHOUT_EMITTERS) != WITHOUT_EMITTERS or jax.__version_info__ >= (0, 11):
+def set_xla_flags(quick: bool) -> None:
+    # If the user has set XLA_FLAGS, its value does not change. With JAX 0.11 or newer, the flags are not set. That JAX may
+    # not know a flag, and XLA ends the process if a flag is unknown.
+    if os.environ.get("XLA_FLAGS", QUICK_COMPILATION) != QUICK_COMPILATION or jax.__version_info__ >= (0, 11):
         return
     if quick:
-        os.environ["XLA_FLAGS"] = WITHOUT_EMITTERS
+        os.environ["XLA_FLAGS"] = QUICK_COMPILATION
     else:
         os.environ.pop("XLA_FLAGS", None)
 
 
 def pytest_configure(config):
-    set_emitters_flag(wants_quick_compilation(config))
+    set_xla_flags(wants_quick_compilation(config))
     jax.devices()  # XLA reads its flags during this call
 
 
@@ -77,7 +78,7 @@ def _set_compilation_speed(request):
     quick = wants_quick_compilation(request.config) and request.module.__name__.removeprefix("test_") not in FULLY_OPTIMISED
     jax.config.update("jax_disable_most_optimizations", quick)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(quick)
-    set_emitters_flag(quick)
+    set_xla_flags(quick)
 
 
 @pytest.fixture(scope="session")

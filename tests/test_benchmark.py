@@ -136,6 +136,7 @@ def test_a_benchmark_without_implementations_fails(script, tmp_path):
     assert result.stderr == "error: none of the implementations can be measured.\n"
 
 
+@pytest.mark.slow
 def test_a_failed_program_is_named_and_the_other_programs_are_measured(monkeypatch):
     broken = measuring.IMPLEMENTATIONS["flax"]._replace(dtype="no type", program="charlm_peer.py")
     monkeypatch.setitem(measuring.IMPLEMENTATIONS, "charlm", broken)

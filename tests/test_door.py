@@ -228,6 +228,7 @@ def trained_in_process(folder, name, **overrides):
     return folder / "runs" / name
 
 
+@pytest.mark.slow
 def test_model_trained_on_windows_agrees_with_the_scripts(script, folder):
     framing = {"batch__framing": "windows", "batch__length": 9, "batch__stride": 3}
     run = trained_in_process(folder, "windows", corpus__lowercase=True, **framing)
@@ -243,6 +244,7 @@ def test_model_trained_on_windows_agrees_with_the_scripts(script, folder):
     )
 
 
+@pytest.mark.slow
 def test_model_trained_on_documents_agrees_with_the_scripts(script, folder):
     framing = {"batch__framing": "documents", "batch__length": 20}
     run = trained_in_process(folder, "documents", corpus__documents="lines", vocab__unknown=True, **framing)

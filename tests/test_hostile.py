@@ -254,12 +254,9 @@ def test_invalid_documents_are_refused(line, form, message, small, tmp_path):
         train.train(load.load(TINY, overrides), tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "flags"),
-    [
-        ("train", ["--config.model.hidden=300000"]),
-        pytest.param("sample", ["--prompt=a", "--num=2000000000"], marks=pytest.mark.slow),
-    ],
+    ("name", "flags"), [("train", ["--config.model.hidden=300000"]), ("sample", ["--prompt=a", "--num=2000000000"])]
 )
 def test_too_little_memory_gives_a_clear_error(script, run, corpus_file, tmp_path, name, flags):
     if name == "train":

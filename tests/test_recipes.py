@@ -175,6 +175,7 @@ def test_describe_prints_the_parameters_and_draws_the_network(script, texts, tmp
     assert not list(tmp_path.glob("run*"))
 
 
+@pytest.mark.slow
 def test_the_graph_of_a_model_with_framing_windows_has_one_prediction_and_can_be_an_svg(script, texts, tmp_path):
     tool = tmp_path / "bin" / "dot"  # this script replaces Graphviz
     tool.parent.mkdir()

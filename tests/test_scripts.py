@@ -116,6 +116,7 @@ def test_prompts_from_the_corpus_or_the_config_may_have_unknown_symbols(script, 
     assert "--text=: must be a file or folder" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}", "--text=")
 
 
+@pytest.mark.slow
 def test_default_prompt_is_the_first_validation_character(script, run, corpus_file):
     first = corpus_file.read_text()[10_800]
     flags = [f"--workdir={run}", "--length=30"]

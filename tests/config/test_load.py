@@ -341,6 +341,7 @@ def test_a_recipe_loads_by_its_name_unless_the_current_folder_has_a_file_of_this
         load.load("quickstart")
 
 
+@pytest.mark.slow
 def test_an_installed_package_includes_the_recipes_but_no_top_level_configs(tmp_path):
     """Installs the package as a user does, and runs it in a folder from which the checkout can't be imported."""
     source, site = tmp_path / "source", tmp_path / "site"

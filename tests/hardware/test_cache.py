@@ -3,7 +3,6 @@
 import pathlib
 
 import pytest
-from faults.checks import read_rows
 from faults.runs import as_flags
 
 from charlm.config import load as config
@@ -61,8 +60,6 @@ def test_compiled_programs_are_cached_and_reused(script, small, tmp_path, monkey
     slow_to_compile = ("initial_state", "train_step", "jit_steps", "chunk")
     first = programs("one")
     assert all(any(name in program for program in first) for name in slow_to_compile)
-    assert programs("again") == first
-    assert read_rows(tmp_path / "one") == read_rows(tmp_path / "again")
     # A change of these keys needs no new compilation. If a sweep varies these keys, all its trials use the cached programs.
     changed = {"seed": 7, "optim.learning_rate": 0.5, "optim.schedule": "exponential", "train.steps": 7}
     assert programs("two", **changed) == first

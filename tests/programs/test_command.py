@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from faults.runs import as_flags
 
 
 def charlm(*arguments: str, cwd=None, status: int = 0) -> subprocess.CompletedProcess:
@@ -38,9 +39,11 @@ def test_help_shows_the_commands_that_work_where_it_was_started(program, script,
         assert "--config=quickstart " in of_command
 
 
-def test_it_trains_and_evaluates_a_recipe_in_any_folder(small, tmp_path):
-    flags = [f"--config.{key}={value}" for key, value in (small | {"sample.length": 0}).items()]
-    charlm("train", "--config=tiny", "--workdir=run", *flags, cwd=tmp_path)
-    assert '"split": "validation"' in charlm("evaluate", "--workdir=run", cwd=tmp_path).stdout.splitlines()[-1]
+def test_it_trains_a_recipe_in_any_folder(small, tmp_path):
+    flags = as_flags(small | {"sample.length": 0})
+    assert "done at step 6" in charlm("train", "--config=tiny", "--workdir=run", *flags, cwd=tmp_path).stdout
+
+
+def test_a_mistake_is_one_sentence_with_exit_status_2(tmp_path):
     message = charlm("train", "--config=tiny", "--workdir=run", "--config.model=3", cwd=tmp_path, status=2).stderr
     assert message == "error: config key 'model' is a section: set its keys, such as model.cell.\n"

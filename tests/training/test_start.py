@@ -137,6 +137,7 @@ print("resumed", result[0]["state"], os.environ["XLA_FLAGS"])
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_and_the_run_can_be_resumed_in_a_thread(overrides, tmp_path):
     env = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
     done = python(
@@ -156,6 +157,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_can_be_resumed_in_a_thread(overri
     assert flags[0].startswith("--xla_force_host_platform_device_count=")
 
 
+@pytest.mark.slow
 def test_if_jax_has_already_started_train_keeps_its_settings_and_prints_a_note(overrides, tmp_path):
     if (os.cpu_count() or 1) < 2:
         pytest.skip("this machine has one core, so JAX always has one device")
