@@ -1,4 +1,4 @@
-"""A running text, which is not divided into documents, that is too long to be held in memory as a Python string.
+"""A text that is too long to be held in memory as a Python string. The text is not divided into documents.
 
 The text is encoded once into a file. The file holds one code per character. A code is the index of the character among the
 sorted symbols of the text. The codes have the smallest unsigned integer type that can hold all indices. The file is mapped into

@@ -60,8 +60,8 @@ _NUM = flags.DEFINE_integer("num", 1, "number of samples for each prompt and tem
 _WINDOW = flags.DEFINE_integer(
     "window",
     None,
-    "before each draw, the model reads this number of last characters, starting from the zero state; 0: the model carries its "
-    "state over all characters instead; default: as in training",
+    "number of previous characters that the model reads before each draw; the model starts to read with a zero state. With 0, "
+    "the model carries its state over all characters. Default: as in training",
 )
 _DTYPE = flags.DEFINE_enum("dtype", None, inputs.DTYPES, "number type of matrix products; default: as in training")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the random draws")

@@ -69,8 +69,8 @@ class Run:
     def config_fields(self) -> dict[str, object]:
         """Returns a dict from dotted config keys to the values in config.json.
 
-        The values are not validated. Runs of other charlm versions can therefore be compared too. If config.json is older than
-        a key and lacks this key, the dict has the value that gives the behaviour of that older version.
+        The values are not validated. Runs of other charlm versions can therefore be compared too. An older version of charlm
+        may not have had a key. The dict then has the value of this key that matches the behaviour of the older version.
         """
         return keys.before_keys_existed() | load.flatten(self._json("config.json"))
 
@@ -210,8 +210,8 @@ class Run:
         """Yields a function that adds a row to metrics.jsonl and logs the scalars of the row to TensorBoard.
 
         Args:
-          step: the step at which training begins or resumes. TensorBoard hides scalars that an earlier start logged after
-            this step.
+          step: the step at which this start of the run begins or resumes. TensorBoard hides the scalars of later steps that
+            an earlier start of the same run logged.
         """
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -362,7 +362,7 @@ class Run:
                 raise ValueError("not an object")
             return fields
         except (ValueError, RecursionError) as error:
-            hint = ", or delete its seal if you edited the file yourself" if "seal" in str(error) else ""
+            hint = ", or delete the field 'seal' if you edited the file yourself" if "seal" in str(error) else ""
             raise UserError(f"{self.workdir / name} is damaged ({error}): restore it from a copy{hint}.") from error
 
     def _write(self, name: str, content: str | dict[str, Any]) -> None:

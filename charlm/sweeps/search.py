@@ -146,7 +146,9 @@ class Search:
         return is_new and proposed.should_prune()
 
     def on_end(self, trial: sweep.Trial, status: launch.TrialStatus) -> None:
-        """Reports the result of a trial to the study. A stopped trial is not reported, because the next launch resumes it."""
+        """Reports the result of a trial to the study. A trial that was interrupted is not reported, because the next
+        launch resumes the trial.
+        """
         states = self._optuna.trial.TrialState
         proposed = self._trials.pop(trial.name)
         if status.state == "done" and status.best:

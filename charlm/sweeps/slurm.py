@@ -145,7 +145,8 @@ def run_on_slurm(
       command_of: a function that takes a trial and returns the command that trains this trial.
       resources: resources of each job.
       display: shows the trials.
-      record: a function that is called after a submission. Its argument is a dict from trial names to the ids of all jobs.
+      record: a function that is called after a submission. Its argument is a dict from trial names to job ids. It includes
+        the jobs of earlier launches.
 
     Returns:
       The number of the received signal, or 0 if all trials have ended.

@@ -1,4 +1,7 @@
-"""Makes the arguments of each call of the training step: batches, learning rates and seed. Also counts the steps of a call."""
+"""Makes the arguments of each call of the training step: batches, learning rates and seed.
+
+Also decides how many steps a call makes.
+"""
 
 import functools
 from collections.abc import Callable

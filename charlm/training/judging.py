@@ -24,7 +24,7 @@ class Diverged(Exception):
 
 
 def add_metrics(progress: Progress, metrics: StepMetrics) -> bool:
-    """Adds the metrics of one call of the training step, which may make several steps, to the sums in `progress`.
+    """Adds the metrics of one call of the jitted function to the sums in `progress`. A call may make several steps.
 
     Returns:
       Whether any process was asked to stop. With a single process, always False.
@@ -61,7 +61,8 @@ def evaluation_rows(
     """The metrics rows of one evaluation, or None if a signal arrived during the evaluation.
 
     One row holds the average training loss since the previous evaluation. If the corpus has a validation split, another row
-    holds the validation loss. The row with the loss that `train.best` names comes last.
+    holds the validation loss. The row that decides which checkpoint is the best
+    comes last. The config key `train.best` chooses between the training loss and the validation loss.
     """
     rows = [{**_place(setup, progress, "train_mean"), **progress.epoch.measures(), "seconds": progress.seconds}]
     if "validation" in setup.encoded:

@@ -57,8 +57,8 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     """The learning rate by step: a linear warm-up from 0, then the schedule that `optim.schedule` names.
 
     `constant` keeps the peak rate. `cosine` falls along half a cosine from the peak rate. `trapezoid` is constant and then
-    falls linearly over the last `optim.decay_steps` steps (Hägele et al. 2024, arXiv:2405.18392). `cosine` and `trapezoid`
-    end near `optim.final_fraction` of the peak rate. They would reach it exactly one step after the last step.
+    falls linearly over the last `optim.decay_steps` steps (Hägele et al. 2024, arXiv:2405.18392). One step after
+    the last step, `cosine` and `trapezoid` would reach exactly `optim.final_fraction` of the peak rate.
 
     `exponential` and `step` multiply the rate by `optim.decay_rate` every `optim.decay_steps` steps. `exponential` lowers
     the rate a little at every step. `step` keeps the rate constant between two multiplications.
@@ -73,8 +73,8 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 def rates(by_step: optax.Schedule) -> Callable[[int, int], np.ndarray]:
     """Returns a function (step, count) → the learning rates of `count` steps, starting at `step`: float32 (count,).
 
-    The rates are computed in blocks that start at multiples of BLOCK. A step is always computed in the same block, so its rate
-    is bit for bit the same, at whichever step a run resumes.
+    The rates are computed in blocks that start at multiples of BLOCK. The rate of a step is always computed in the same
+    block. A resumed run therefore has, bit for bit, the same rates as an uninterrupted run.
     """
     by_steps = jax.jit(by_step)  # without jit, JAX would compile ten programs for the parts of the schedule
 
@@ -95,7 +95,8 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     The updates are for a learning rate of 1. The training step multiplies the updates by the learning rate.
 
     Weight decay acts on matrices only, unless `optim.decay_biases` is set. `adamw` adds decoupled weight decay after the rule.
-    The other rules add the decay to the gradient before the rule (L2 regularisation), as the original systems do.
+    The other rules add the decay to the gradient before the rule (L2 regularisation), as the published systems do that the
+    recipes rebuild.
 
     `optim.eps_form` says where eps is added. Here g is the gradient, m is the running mean of g, and v is the running mean of
     g squared:
@@ -118,8 +119,8 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
         nothing if rule.decoupled_decay else decay,
         rule.make(config),
         decay if rule.decoupled_decay else nothing,
-        # Adds the minus sign. With a function instead of a number, the optimiser state also has a step count. Saved checkpoints
-        # contain this count.
+        # Adds the minus sign. The argument is a function instead of a number, because the optimiser state then has a step
+        # count. Saved checkpoints contain this count and could not be restored without it.
         optax.scale_by_learning_rate(lambda count: 1.0),
     )
 

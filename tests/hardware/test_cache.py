@@ -75,6 +75,8 @@ def test_a_run_accepts_a_new_cache_folder_and_warns_if_the_folder_cannot_be_writ
     config_file = tmp_path / "run" / "config.json"
     written = config_file.read_text()
     config_file.write_text(written.replace(f"{tmp_path / 'one'}", f"{tmp_path / 'file'}"))
-    assert "or delete its seal if you edited the file yourself" in script.fails("evaluate", f"--workdir={tmp_path / 'run'}")
+    assert "or delete the field 'seal' if you edited the file yourself" in script.fails(
+        "evaluate", f"--workdir={tmp_path / 'run'}"
+    )
     result = script(*command, f"--config.cache_dir={tmp_path / 'file'}", f"--workdir={tmp_path / 'other'}")
     assert f"note: the cache folder {tmp_path / 'file'} can't be written" in result.stderr
