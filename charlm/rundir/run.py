@@ -69,8 +69,8 @@ class Run:
     def config_fields(self) -> dict[str, object]:
         """Returns a dict from dotted config keys to the values in config.json.
 
-        The values are not validated. Runs of other charlm versions can therefore be compared too. An older version of charlm
-        may not have had a key. The dict then has the value of this key that matches the behaviour of the older version.
+        The values are not validated. Runs of other charlm versions can therefore be compared too. If the run is older than
+        a config key, config.json does not contain this key. The dict then has the value that was the behaviour at that time.
         """
         return keys.before_keys_existed() | load.flatten(self._json("config.json"))
 
@@ -210,8 +210,8 @@ class Run:
         """Yields a function that adds a row to metrics.jsonl and logs the scalars of the row to TensorBoard.
 
         Args:
-          step: the step at which this start of the run begins or resumes. TensorBoard hides the scalars of later steps that
-            an earlier start of the same run logged.
+          step: the step at which the training begins or resumes now. If the run was started before, it may have logged scalars
+            of later steps. TensorBoard hides these scalars.
         """
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -240,7 +240,8 @@ class Run:
         try:
             yield log
         finally:
-            # If the disk is full, `append` has already raised the error. metrics.jsonl has the same rows.
+            # An error here is ignored: metrics.jsonl has the same rows as TensorBoard, and if the disk is full, `append` has
+            # already raised an error.
             with contextlib.suppress(OSError):
                 writer.close()
 
