@@ -21,7 +21,8 @@ from hypothesis import strategies
 
 from charlm.compare import reading
 from charlm.config import keys, load
-from charlm.data import batches, corpora, sources
+from charlm.data import batches, corpora, sources, textfiles
+from charlm.data.textfiles import Reading
 from charlm.data.vocab import Vocab, symbols_of
 from charlm.errors import Failure, UserError
 from charlm.exchange import keras, torch
@@ -204,6 +205,39 @@ def test_any_bytes_are_read_without_loss_or_refused_as_not_utf8(content, tmp_pat
     if text:
         vocab = Vocab.of(symbols_of(text), unknown=False)
         assert vocab.decode(vocab.encode(text)) == text
+
+
+ODD_TEXTS = strategies.text(strategies.sampled_from("ab \n\r\0\x07\ufeff\u2028é中\U0001f600"), max_size=12)
+ENCODINGS = strategies.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "gb18030", "latin-1", "shift_jis"])
+
+
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+@hypothesis.given(
+    texts=strategies.lists(strategies.tuples(ODD_TEXTS, ENCODINGS), min_size=1, max_size=4),
+    encoding=ENCODINGS,
+    folder=strategies.sampled_from(["tree", "flat"]),
+    newlines=strategies.booleans(),
+    block=strategies.integers(1, 8),
+)
+def test_any_folder_gives_the_same_text_or_error_in_memory_and_on_disk(
+    texts, encoding, folder, newlines, block, tmp_path_factory
+):
+    path = tmp_path_factory.mktemp("folder")
+    for number, (text, encoding_of_text) in enumerate(texts):
+        (path / ("sub" if number % 2 else "")).mkdir(exist_ok=True)
+        (path / ("sub" if number % 2 else "") / f"{number}.txt").write_bytes(text.encode(encoding_of_text, "ignore"))
+    normalise, results = corpora.Normalisation(newlines, lowercase=False, keep=""), []
+    for long_text_bytes, read_block in ((10**9, 1 << 22), (0, block)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(corpora, "LONG_TEXT_BYTES", long_text_bytes)
+            patch.setattr(textfiles, "BLOCK", read_block)
+            try:
+                text, _ = corpora.read(os.fspath(path), normalise, "", path / ".cache", Reading(encoding, folder))
+                results.append(str(text))
+            except UserError as error:
+                assert is_a_sentence(str(error))  # noqa: PT017
+                results.append(error.args)
+    assert results[0] == results[1]
 
 
 MANY_SYMBOLS = "".join(chr(code) for code in range(0x20, 0x20 + 61_000) if not 0xD800 <= code < 0xE000)

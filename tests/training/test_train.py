@@ -314,6 +314,9 @@ def test_symbols_that_only_the_validation_split_has_are_in_the_vocabulary_unless
     vocab = Run(tmp_path / "corpus").vocab()
     assert vocab.symbols == "".join(sorted({*text.read_text()}))
     assert vocab.specials == ()
+    documents = {"corpus.documents": "lines", "batch.framing": "documents"}
+    assert train.train(load.load(TINY, overrides | documents), tmp_path / "documents") == 0
+    assert set(Run(tmp_path / "documents").vocab().symbols) == {*text.read_text()} - {"\n"}
     only_train = overrides | {"vocab.source": "train"}
     with pytest.raises(UserError, match=r"the validation split has symbols .* '\?' \(U\+003F\), 'Q' \(U\+0051\)"):
         train.train(load.load(TINY, only_train), tmp_path / "run")
