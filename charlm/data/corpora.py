@@ -5,6 +5,7 @@ A corpus is either one running text or a list of documents. Its provenance descr
 Named corpora and TFDS datasets come from `sources`. All other corpora are files or folders of the user.
 """
 
+import collections
 import csv
 import dataclasses
 import fractions
@@ -18,10 +19,11 @@ from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
 
-from charlm.data import longtext, sources
+from charlm.data import longtext, sources, textfiles
 from charlm.data.batches import Framing
 from charlm.data.longtext import LongText
-from charlm.data.vocab import symbols_of
+from charlm.data.textfiles import Reading
+from charlm.data.vocab import counts_of, is_odd, symbols_of
 from charlm.errors import UserError
 from charlm.hardware import cache
 from charlm.progress import counted
@@ -39,8 +41,9 @@ class Corpus:
     Attributes:
       splits: split name → text (a `LongText` for large files) or list of documents, in the order train[, validation[, test]].
       provenance: a description of the corpus, as JSON values. It has the name, source, files, licence and normalisation. It
-        also has the sha256 of the normalised text, the number of chars, the number of distinct symbols, and the number of chars
-        in each split. For a corpus of documents, it also has the number of documents in each split.
+        also has the sha256 of the normalised text, the number of chars, the number of distinct symbols, the number of each odd
+        symbol (see `vocab.is_odd`), and the number of chars in each split. For a corpus of documents, it also has the number of
+        documents in each split.
     """
 
     splits: dict[str, Split]
@@ -85,7 +88,7 @@ def load(config: ConfigDict) -> Corpus:
     """The corpus that the config names, cut into its splits.
 
     Raises:
-      UserError: the corpus is missing, unreadable, not UTF-8 or empty, or a split would have fewer than 2 chars.
+      UserError: the corpus is missing, unreadable, in another encoding or empty, or a split would have fewer than 2 chars.
     """
     normalise, shares = Normalisation.of(config), config.corpus.split
     splits, provenance = _load_source(config, normalise)
@@ -112,6 +115,7 @@ def load(config: ConfigDict) -> Corpus:
         "sha256": known_sha256 or sha256(texts.values()),
         "chars": sum(map(len, texts.values())),
         "symbols": len(symbols_of("".join(map(symbols_in, texts.values())))),
+        "odd_symbols": odd_symbols(texts.values()),
         "splits": {name: len(text) for name, text in texts.items()},
         "normalisation": dataclasses.asdict(normalise),
     }
@@ -132,12 +136,12 @@ def _load_source(config: ConfigDict, normalise: Normalisation) -> tuple[dict[str
     if path is None:
         text, provenance = sources.named(config.corpus.name, data_dir)
         return {"train": normalise(text)}, provenance
-    folder = cache.folder_of(config)
-    train, provenance = read(path, normalise, form, folder)
+    folder, reading = cache.folder_of(config), Reading.of(config)
+    train, provenance = read(path, normalise, form, folder, reading)
     splits = {"train": train}
     for name, split_path in (("validation", config.corpus.validation_path), ("test", config.corpus.test_path)):
         if split_path is not None:
-            splits[name], split_provenance = read(split_path, normalise, form, folder)
+            splits[name], split_provenance = read(split_path, normalise, form, folder, reading)
             provenance["files"] += split_provenance["files"]
     return splits, provenance
 
@@ -173,6 +177,16 @@ def joined(split: Split) -> str | LongText:
 def symbols_in(text: str | LongText) -> str:
     """The distinct characters of a text, sorted."""
     return text.symbols_used if isinstance(text, LongText) else symbols_of(text)
+
+
+def odd_symbols(texts: Iterable[str | LongText]) -> dict[str, int]:
+    """Odd symbol → how often it occurs in the texts, sorted by symbol; see `vocab.is_odd`."""
+    total: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        odd = [symbol for symbol in symbols_in(text) if is_odd(symbol)]
+        counts = text.counts if isinstance(text, LongText) else counts_of(text, odd)
+        total.update({symbol: counts[symbol] for symbol in odd})
+    return dict(sorted(total.items()))
 
 
 def prompt(text: str, config: ConfigDict) -> str:
@@ -218,26 +232,33 @@ def form_of(config: ConfigDict) -> str:
     return config.corpus.documents
 
 
-def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Path | None = None) -> tuple[Split, dict]:
+def read(
+    path: str,
+    normalise: Normalisation,
+    form: str = "",
+    folder: pathlib.Path | None = None,
+    reading: Reading = textfiles.DEFAULT,
+) -> tuple[Split, dict]:
     """The normalised text or documents of a file or folder, and its provenance: name, source, files and licence.
 
     Args:
-      path: a UTF-8 text file (plain, .gz or .xz), or a folder of such files, which are sorted by name and joined.
+      path: a text file (plain, .gz or .xz), or a folder of such files.
       normalise: applied to each file, or to each document.
       form: the value of `corpus.documents`: lines, csv:COLUMN or jsonl:FIELD; empty for a running text.
       folder: the cache folder, in which a long text is stored in encoded form. If None, even a long text is held in memory.
+      reading: how files are decoded, and how the files of a folder are found and joined.
 
     Raises:
-      UserError: a file is missing, unreadable or not UTF-8, or does not have the given form.
+      UserError: a file is missing, unreadable or in another encoding, or does not have the given form.
     """
-    files = _files(pathlib.Path(path))
+    files = textfiles.listed(pathlib.Path(path), reading)
     text: Split
     if form:
-        text = [normalise(document) for file in files for document in _documents(file, form)]
+        text = [normalise(document) for file in files for document in _documents(file, form, reading)]
     elif folder is not None and sum(file.stat().st_size for file in files) >= LONG_TEXT_BYTES:
-        text = longtext.load(files, normalise, dataclasses.asdict(normalise), folder / "corpora")
+        text = longtext.load(files, reading, normalise, dataclasses.asdict(normalise), folder / "corpora")
     else:
-        text = "".join(normalise(_decoded(file)) for file in files)
+        text = "".join(normalise("".join(blocks)) for blocks in textfiles.texts_of(files, reading))
     return text, {
         "name": pathlib.Path(path).name,
         "source": os.path.abspath(path),
@@ -246,8 +267,8 @@ def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Pa
     }
 
 
-def _documents(file: pathlib.Path, form: str) -> list[str]:
-    text = _decoded(file).removeprefix("\ufeff")
+def _documents(file: pathlib.Path, form: str, reading: Reading) -> list[str]:
+    text = textfiles.text_of(file, reading).removeprefix("\ufeff")
     kind, _, field = form.partition(":")
     if kind == "lines":
         return lines(text)
@@ -320,25 +341,6 @@ def cut(text: Split, shares: tuple[float, ...]) -> dict[str, Split]:
     exact = [fractions.Fraction(str(share)) for share in shares]
     ends = [int(sum(exact[: k + 1]) * len(text)) for k in range(len(exact) - 1)] + [len(text)]
     return {name: text[begin:end] for name, begin, end in zip(SPLIT_NAMES, [0, *ends], ends, strict=False)}
-
-
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # unlike the methods of pathlib, these functions never raise
-    if is_file:
-        return [path]
-    if is_folder:
-        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        if not files:
-            raise UserError(f"folder {path} has no files: put UTF-8 text files there (plain, .gz or .xz).")
-        return files
-    raise UserError(f"{path} is not a file or folder: give the path of a UTF-8 text file or of a folder of text files.")
-
-
-def _decoded(file: pathlib.Path) -> str:
-    try:
-        return b"".join(longtext.raw(file)).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise longtext.not_utf8(file, error) from error
 
 
 def sha256(texts: Iterable[str | LongText]) -> str:

@@ -4,6 +4,7 @@ In names of arrays, N is the number of characters of a text.
 """
 
 import dataclasses
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,6 +14,17 @@ from charlm.errors import UserError
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 NUM_CODE_POINTS = 0x110000
 HINT = "train with vocab.unknown=true to map them to <unk>, or with vocab.source=corpus to include the symbols of all splits."
+ODD_CATEGORIES = (
+    "Cc",
+    "Cf",
+    "Cn",
+    "Co",
+    "Cs",
+    "Zl",
+    "Zp",
+    "Zs",
+)  # controls, marks, private use, spaces
+ORDINARY = " \t\n\u3000"  # characters of these categories that texts commonly have; U+3000 is the space of Chinese
 BLOCK = 1 << 22  # the number of characters that are processed at a time; this saves memory for a large text
 
 
@@ -116,6 +128,27 @@ def symbols_of(text: str) -> str:
     for start in range(0, len(text), BLOCK):
         seen[code_points(text[start : start + BLOCK])] = True
     return "".join(map(chr, np.flatnonzero(seen)))
+
+
+def counts_of(text: str, symbols: Iterable[str]) -> dict[str, int]:
+    """Symbol → how often it occurs in the text."""
+    symbols = list(symbols)
+    if not symbols:
+        return {}
+    codes = code_points("".join(symbols))
+    counts = np.zeros(len(codes), np.int64)
+    for start in range(0, len(text), BLOCK):
+        counts += np.bincount(code_points(text[start : start + BLOCK]), minlength=NUM_CODE_POINTS)[codes]
+    return dict(zip(symbols, counts.tolist(), strict=True))
+
+
+def is_odd(symbol: str) -> bool:
+    """Whether a character in a text is likely to be a mistake, because a reader does not see it or does not know its meaning.
+
+    These are control characters (except tab and line feed), marks such as U+FEFF, rare spaces such as U+00A0, characters for
+    private use, characters that Unicode does not define, and U+FFFD, which replaces wrong bytes.
+    """
+    return symbol == "\ufffd" or (unicodedata.category(symbol) in ODD_CATEGORIES and symbol not in ORDINARY)
 
 
 def shown(symbols: Iterable[str], limit: int = 20) -> str:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from charlm.config.keys import MOST
 from charlm.data import batches, corpora
+from charlm.data.textfiles import Reading
 from charlm.data.vocab import UNK, Vocab, shown
 from charlm.errors import UserError
 from charlm.hardware import cache
@@ -107,7 +108,7 @@ def split_to_score(run: Run, split: str | None) -> ScoredText:
 
 
 def file_to_score(run: Run, path: str) -> ScoredText:
-    """The text of a file or folder, normalised and divided into documents like the run's corpus.
+    """The text of a file or folder, decoded, normalised and divided into documents like the run's corpus.
 
     If the run's corpus came from TFDS, each line is a document.
 
@@ -119,7 +120,7 @@ def file_to_score(run: Run, path: str) -> ScoredText:
     config, form = run.config(), ""
     if "documents" in run.corpus():
         form = corpora.form_of(config) or "lines"
-    text, _ = corpora.read(path, corpora.Normalisation.of(config), form, cache.folder_of(config))
+    text, _ = corpora.read(path, corpora.Normalisation.of(config), form, cache.folder_of(config), Reading.of(config))
     return _checked_text(text, f"text {path}", f"--text={path}")
 
 

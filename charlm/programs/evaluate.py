@@ -33,7 +33,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _SPLIT = flags.DEFINE_string(
     "split", None, "train, validation or test; default: validation, or train if the corpus has no validation split"
 )
-_TEXT = flags.DEFINE_string("text", None, "UTF-8 text file or folder to score instead of a split")
+_TEXT = flags.DEFINE_string("text", None, "text file or folder to score instead of a split, read like the run's corpus")
 _FRAMING = flags.DEFINE_enum(
     "framing",
     None,

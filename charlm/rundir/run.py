@@ -194,7 +194,8 @@ class Run:
         self._check_same(corpus)
         if self.vocab() != vocab:
             raise UserError(
-                f"{self.workdir / 'vocab.json'} is not the vocabulary of this run's corpus: restore it from a copy."
+                f"{self.workdir / 'vocab.json'} is not the vocabulary of this run's corpus: restore it from a copy, or set "
+                f"vocab.source={self.config_fields()['vocab.source']} as in the run."
             )
 
     def _check_same(self, corpus: dict[str, Any]) -> None:

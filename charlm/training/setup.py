@@ -4,6 +4,7 @@ This module writes no files, except the picture of the network for --describe.
 """
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from charlm.inference.protocol import Protocol
 from charlm.models import drawing, stack
 from charlm.training import optim
 
+LISTED = 20  # the maximum number of odd symbols that are listed
 # The numbers of steps that one call may make, largest first. The largest number is used that keeps the operations of a call at
 # or below MAX_OPERATIONS.
 STEPS_PER_CALL = (10, 5, 2)
@@ -134,12 +136,14 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
 
     Args:
       params: the parameters, or their shapes.
-      verbose: whether to print every array of the parameters.
+      verbose: whether to print every array of the parameters, and the odd symbols of the corpus.
     """
     shape, parameters = setup.functions.shape, stack.parameter_count(params)
     layers = progress.counted(shape.layers, f"{shape.cell} layer")
     model = f"model: {layers} of {shape.hidden}, {shape.encoding} input, {parameters:,} parameters"
-    lines = [*_data_lines(setup), model, *(stack.parameter_lines(params) if verbose else ())]
+    lines = [*_data_lines(setup), model]
+    if verbose:
+        lines = [*_data_lines(setup), *_odd_symbol_lines(setup), model, *stack.parameter_lines(params)]
     steps, epoch = setup.total_steps, setup.batches.steps_per_epoch
     rows, number = setup.batches.rows, setup.mesh.size
     where = f"{rows} rows on {progress.counted(number, f'{jax.default_backend()} device')}"
@@ -170,6 +174,14 @@ def _data_lines(setup: Setup) -> list[str]:
         cut = f", {sum((lengths_D > limit).sum() for lengths_D in lengths):,} cut to batch.length={limit}" if lengths else ""
         lines.append(f"documents: {counts}; {documents['empty']:,} empty skipped{cut}")
     return lines
+
+
+def _odd_symbol_lines(setup: Setup) -> list[str]:
+    """A line that lists odd symbols and their numbers, if the corpus has any."""
+    odd = sorted(setup.provenance["odd_symbols"].items(), key=lambda item: -item[1])
+    names = [f"U+{ord(symbol):04X} {unicodedata.name(symbol, '')}".strip() + f" {count:,}" for symbol, count in odd]
+    more = f", and {len(odd) - LISTED:,} more" if len(odd) > LISTED else ""
+    return [f"odd symbols: {', '.join(names[:LISTED])}{more}"] if odd else []
 
 
 def _vocabulary(config: ConfigDict, corpus: corpora.Corpus) -> Vocab:
