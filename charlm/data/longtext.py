@@ -247,7 +247,7 @@ def _protected(text: str) -> str:
     """Doubles U+FEFF at the start of a block that is not the first block of its file.
 
     At the start of a file, U+FEFF is a byte-order mark. At the start of a later block, U+FEFF is a character of the text.
-    Normalising later removes one U+FEFF from the start of every block. The second U+FEFF then remains as the character.
+    The normalisation removes one U+FEFF from the start of every block. The other U+FEFF then remains as the character.
     """
     return "\ufeff" + text if text.startswith("\ufeff") else text
 

@@ -10,8 +10,9 @@ state_dict. A .pt, .pth or .net file may instead hold a dict with `state_dict` a
 
 The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
 
---symbols names a JSON file with a list of symbols in the order of their ids. Without --symbols, the `tokens` of the file are
-used. If the file has no `tokens`, the symbols of the ids are assumed to be the sorted symbols of the corpus.
+--symbols names a JSON file with a list of symbols in the order of their ids. Without --symbols, the list
+is the `tokens` in the file of weights. If this file has no `tokens`, the symbols of the corpus are sorted, and id 0 is assumed
+to be the first of these symbols.
 """
 
 from absl import flags

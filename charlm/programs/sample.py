@@ -43,8 +43,8 @@ _PROMPT_FROM = flags.DEFINE_string(
 _PROMPT_LENGTH = flags.DEFINE_integer(
     "prompt_length",
     100,
-    "length in characters of the prompt that --prompt_from takes from a split. In a corpus of documents, the prompt is cut to "
-    "half of its document",
+    "length in characters of the prompt that --prompt_from takes from a split. In a corpus of documents, the prompt is the "
+    "start of one document and at most half of the document",
 )
 _LENGTH = flags.DEFINE_integer("length", None, "number of characters to draw after the prompt; default: sample.length")
 _TEMPERATURE = flags.DEFINE_list(

@@ -70,7 +70,8 @@ class Run:
         """Returns a dict from dotted config keys to the values in config.json.
 
         The values are not validated. Runs of other charlm versions can therefore be compared too. If the run is older than
-        a config key, config.json does not contain this key. The dict then has the value that was the behaviour at that time.
+        a config key, config.json does not contain this key. The dict then has the value with which charlm behaves as it did
+        before the key existed.
         """
         return keys.before_keys_existed() | load.flatten(self._json("config.json"))
 
