@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from charlm.data.longtext import Ids, LongText
-from charlm.data.vocab import EOS, Vocab
+from charlm.data.longtext import Ids, LongText, Translated
+from charlm.data.vocab import EOS, UNK, Vocab, utf8_sizes
 from charlm.errors import UserError
 from charlm.progress import counted
 
@@ -57,11 +57,14 @@ class Encoded(NamedTuple):
       starts_D1: int64 (D + 1,), the position in `ids_N` at which each document starts. The last item is N. None for a running
         text.
       name: the name of the split in error messages.
+      sizes_N: the number of bytes of each character in UTF-8. `<eos>` has no bytes. `<unk>` has the bytes of the character that
+        it stands for. None if the bytes are not needed.
     """
 
     ids_N: Ids
     starts_D1: np.ndarray | None = None
     name: str = "the text"
+    sizes_N: Ids | None = None
 
     @property
     def lengths_D(self) -> np.ndarray:
@@ -385,9 +388,11 @@ def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encod
       UserError: the split has characters outside the vocabulary, and the vocabulary has no `<unk>`.
     """
     if isinstance(split, LongText):
-        return Encoded(split.encode(vocab, where), name=where)
+        return Encoded(split.encode(vocab, where), None, where, Translated(split.codes_N, utf8_sizes(split.symbols)))
+    has_unknown = UNK in vocab.specials  # the sizes of unknown characters are lost in the ids
     if isinstance(split, str):
-        return Encoded(vocab.encode(split, where), name=where)
+        ids_N = vocab.encode(split, where)
+        return Encoded(ids_N, None, where, utf8_sizes(split) if has_unknown else Translated(ids_N, vocab.sizes_V))
     starts_D1 = np.cumsum([0, *(len(document) + 1 for document in split)])
     texts_N = vocab.encode("".join(split), where)
     # Fill the array with <eos>. Then write the characters at all positions except the last position of each document.
@@ -395,7 +400,11 @@ def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encod
     is_text_N = np.ones(len(ids_N), bool)
     is_text_N[starts_D1[1:] - 1] = False
     ids_N[is_text_N] = texts_N
-    return Encoded(ids_N, starts_D1, where)
+    if not has_unknown:
+        return Encoded(ids_N, starts_D1, where, Translated(ids_N, vocab.sizes_V))
+    sizes_N = np.zeros(len(ids_N), np.uint8)
+    sizes_N[is_text_N] = utf8_sizes("".join(split))
+    return Encoded(ids_N, starts_D1, where, sizes_N)
 
 
 def training_batches(framing: Framing, encoded: Encoded, seed: int) -> Batches:

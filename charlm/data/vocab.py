@@ -79,6 +79,11 @@ class Vocab:
             ids[start : start + BLOCK] = table[codes]
         return ids
 
+    @property
+    def sizes_V(self) -> np.ndarray:
+        """(V,) uint8, the number of bytes of each symbol in UTF-8. A special symbol has no bytes."""
+        return np.concatenate([np.zeros(len(self.specials), np.uint8), utf8_sizes(self.symbols)])
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of these ids. A special symbol becomes its name, such as `<unk>`."""
         pieces = (*self.specials, *self.symbols)
@@ -108,6 +113,15 @@ class Vocab:
 def code_points(text: str) -> np.ndarray:
     """The Unicode code points of a text, (N,) uint32. A lone surrogate keeps its code point."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def utf8_sizes(text: str) -> np.ndarray:
+    """The number of bytes of each character in UTF-8, (N,) uint8."""
+    sizes_N = np.empty(len(text), np.uint8)
+    for start in range(0, len(text), BLOCK):
+        codes = code_points(text[start : start + BLOCK])
+        sizes_N[start : start + BLOCK] = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    return sizes_N
 
 
 def symbols_of(text: str) -> str:

@@ -151,7 +151,12 @@ class Model:
 
         Returns:
           nats, bits, perplexity: the mean loss of a scored character in nats and in bits, and the perplexity per character.
-          chars: the number of scored characters.
+          chars: the number of scored characters. An `<eos>` counts as a character.
+          bytes: the number of bytes of the scored characters in UTF-8. An `<eos>` has no bytes.
+          bits_per_byte: the bits of all scored characters, divided by `bytes`. It can be compared between models with different
+            vocabularies. It is inf if no byte is scored.
+          unknown: the number of scored characters that are outside the vocabulary and count as `<unk>`. Absent if there are
+            none.
           step: the step of the checkpoint.
           seconds: the time that scoring took.
           protocol: how the text was read. Losses can be compared only if their protocols are the same.
@@ -183,8 +188,7 @@ class Model:
         mesh = devices.mesh(protocol.rows_at_once, devices.wanted(self.config))
         nats, chars = self._evaluator(mesh, lengths)(self.params, encoded, protocol)
         return {
-            **measures.of_nats(nats / chars),
-            "chars": chars,
+            **measures.of_text(nats, chars, *protocol.counts(encoded, self.vocab)),
             "step": self.step,
             "seconds": round(time.perf_counter() - begin, 3),
             "protocol": protocol.named(scored.sha256, scored.split, chars),

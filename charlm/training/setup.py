@@ -4,6 +4,7 @@ This module writes no files, except the picture of the network for --describe.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from charlm.data.vocab import PAD, Vocab
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import sample
-from charlm.inference.protocol import Protocol
+from charlm.inference.protocol import Counts, Protocol
 from charlm.models import drawing, stack
 from charlm.training import optim
 
@@ -67,6 +68,11 @@ class Setup:
     def pad(self) -> int | None:
         """The id of `<pad>`, or None if the corpus has no documents."""
         return self.vocab.id_of(PAD)
+
+    @functools.cached_property
+    def validation_counts(self) -> Counts:
+        """What an evaluation scores of the validation split. All evaluations of a run score the same characters."""
+        return self.protocol.counts(self.encoded["validation"], self.vocab)
 
 
 def set_up(config: ConfigDict) -> Setup:
