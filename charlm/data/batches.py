@@ -12,6 +12,7 @@ With several processes, each process builds only its own rows of a batch. The ar
 Shape letters: B rows of a batch, T time, S scored positions, N characters of the corpus, D documents.
 """
 
+import bisect
 import dataclasses
 import hashlib
 from collections.abc import Iterator
@@ -407,6 +408,34 @@ def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encod
     return Encoded(ids_N, starts_D1, where, sizes_N)
 
 
+def cut_in_words(lengths_D: np.ndarray, limit: int) -> str:
+    """Says how much of the documents is lost because `batch.length` cuts them. Empty if no document is cut.
+
+    Args:
+      lengths_D: the number of characters of each document.
+      limit: the value of `batch.length`.
+    """
+
+    def lost(length: int) -> float:
+        """The share of the characters that is not read with this `batch.length`."""
+        return float(np.maximum(lengths_D - length, 0).sum() / lengths_D.sum())
+
+    cut, longest = int((lengths_D > limit).sum()), int(lengths_D.max(initial=0))
+    if not cut:
+        return ""
+    # One very long document would make batch.length very large, so the length that keeps nearly all text is named too.
+    most = bisect.bisect_left(range(longest), True, key=lambda length: lost(length) <= 0.01)
+    nearly = f", and batch.length={most} keeps 99%" if limit < most < longest // 2 else ""
+    return (
+        f"batch.length={limit} cuts {cut:,} of {counted(len(lengths_D), 'document')}, and {_percent(lost(limit))} of the text "
+        f"is lost: batch.length={longest} keeps all of it{nearly}."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+
+
 def training_batches(framing: Framing, encoded: Encoded, seed: int) -> Batches:
     """The batches of the training split.
 
@@ -434,7 +463,7 @@ def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Ch
     if framing.is_of_documents:
         if encoded.starts_D1 is None:
             raise UserError(
-                "the framing 'documents' needs a corpus of documents: set corpus.documents to lines, csv:COLUMN or jsonl:FIELD."
+                "the framing 'documents' needs a corpus of documents: set corpus.documents, for example to lines or blank."
             )
         return Documents(encoded, rows, length, framing.bucket, framing.padding, order)
     if len(ids_N) < length + 1:

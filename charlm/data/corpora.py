@@ -5,12 +5,9 @@ A corpus is either one running text or a list of documents. Its provenance descr
 Named corpora and TFDS datasets come from `sources`. All other corpora are files or folders of the user.
 """
 
-import csv
 import dataclasses
 import fractions
 import hashlib
-import io
-import json
 import os
 import pathlib
 import re
@@ -18,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
 
-from charlm.data import longtext, sources
+from charlm.data import documents, longtext, sources
 from charlm.data.batches import Framing
 from charlm.data.longtext import LongText
 from charlm.data.vocab import symbols_of
@@ -126,7 +123,7 @@ def _load_source(config: ConfigDict, normalise: Normalisation) -> tuple[dict[str
     data_dir = sources.data_dir_of(config.corpus.data_dir)
     if dataset is not None:
         documents_of, provenance = sources.of_tfds(dataset, data_dir)
-        return {name: [normalise(document) for document in documents] for name, documents in documents_of.items()}, provenance
+        return {name: [normalise(document) for document in texts] for name, texts in documents_of.items()}, provenance
     if path is None and form:
         raise UserError(f"corpus.documents={form!r} is set, but corpus.path is not: set it to the file of the documents.")
     if path is None:
@@ -134,6 +131,8 @@ def _load_source(config: ConfigDict, normalise: Normalisation) -> tuple[dict[str
         return {"train": normalise(text)}, provenance
     folder = cache.folder_of(config)
     train, provenance = read(path, normalise, form, folder)
+    if form and len(train) == 1:
+        documents.check_several(form, path)
     splits = {"train": train}
     for name, split_path in (("validation", config.corpus.validation_path), ("test", config.corpus.test_path)):
         if split_path is not None:
@@ -214,7 +213,7 @@ def excerpt(split: Split, length: int, seed: int) -> str:
 
 
 def form_of(config: ConfigDict) -> str:
-    """How the user's file stores documents, such as `lines` for one document per line. The result is "" for a running text."""
+    """How the user's files store documents, such as `lines` for one document per line. The result is "" for a running text."""
     return config.corpus.documents
 
 
@@ -224,7 +223,7 @@ def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Pa
     Args:
       path: a UTF-8 text file (plain, .gz or .xz), or a folder of such files, which are sorted by name and joined.
       normalise: applied to each file, or to each document.
-      form: the value of `corpus.documents`: lines, csv:COLUMN or jsonl:FIELD; empty for a running text.
+      form: the value of `corpus.documents`, one of the forms in `documents`; empty for a running text.
       folder: the cache folder, in which a long text is stored in encoded form. If None, even a long text is held in memory.
 
     Raises:
@@ -247,65 +246,7 @@ def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Pa
 
 
 def _documents(file: pathlib.Path, form: str) -> list[str]:
-    text = _decoded(file).removeprefix("\ufeff")
-    kind, _, field = form.partition(":")
-    if kind == "lines":
-        return lines(text)
-    if kind == "csv":
-        return _csv_column(file, text, field)
-    return [_json_field(file, number, line, field) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-
-
-def lines(text: str) -> list[str]:
-    """The lines of a text. Each CRLF, CR or LF ends a line."""
-    found = re.split("\r\n|\r|\n", text)
-    return found if found[-1] else found[:-1]  # a line break at the end of the text starts no new line
-
-
-def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:
-    """The values of one CSV column.
-
-    Args:
-      field: the name of the column, which the first row of the file must contain. If the file has no row of names, `field` is
-        the number of the column, counted from 0.
-    """
-    csv.field_size_limit(2**31 - 1)
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    except csv.Error as error:
-        raise UserError(f"{file} is not a CSV file: {error}.") from error
-    names = rows[0] if rows else []
-    if field.isascii() and field.isdigit() and len(field) < 10:
-        column = int(field)
-    elif field in names:
-        column, rows = names.index(field), rows[1:]
-    else:
-        raise UserError(
-            f"{file} has no column {field!r}: its first row has {', '.join(map(repr, names)) or 'nothing'}; for a file without "
-            "column names, give the column's number, counted from 0."
-        )
-    for number, row in enumerate(rows, start=1):
-        if column >= len(row):
-            raise UserError(f"{file} row {number} has no column {field}: it has {counted(len(row), 'column')}, counted from 0.")
-    return [row[column] for row in rows]
-
-
-def _json_field(file: pathlib.Path, number: int, line: str, field: str) -> str:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} line {number} is not JSON ({error}): each line must be one JSON object.") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{file} line {number} has no field {field!r}: it is not a JSON object.")
-    if field not in fields:
-        raise UserError(f"{file} line {number} has no field {field!r}: it has {', '.join(map(repr, fields)) or 'none'}.")
-    if not isinstance(fields[field], str):
-        raise UserError(f"{file} line {number}: field {field!r} is {fields[field]!r}, but must be a string.")
-    if surrogate := re.search("[\ud800-\udfff]", fields[field]):
-        raise UserError(
-            f"{file} line {number}: field {field!r} has half a character (\\u{ord(surrogate[0]):04x}): correct that line."
-        )
-    return fields[field]
+    return documents.in_file(_decoded(file).removeprefix("\ufeff"), form, file)
 
 
 def cut(text: Split, shares: tuple[float, ...]) -> dict[str, Split]:

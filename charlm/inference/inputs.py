@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from charlm.config.keys import MOST
-from charlm.data import batches, corpora
+from charlm.data import batches, corpora, documents
 from charlm.data.vocab import UNK, Vocab, shown
 from charlm.errors import UserError
 from charlm.hardware import cache
@@ -126,7 +126,8 @@ def file_to_score(run: Run, path: str) -> ScoredText:
 def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:
     """A string, or a sequence of documents, normalised like the run's corpus.
 
-    If the run's corpus has documents, each line of a string is a document.
+    If the run's corpus has documents, a string is divided into documents like a file of the corpus. If the corpus came from
+    TFDS, a CSV file or a JSON Lines file, each line of the string is a document.
 
     Raises:
       UserError: the text has fewer than 2 characters, or is a sequence although the run's corpus is one running text.
@@ -134,7 +135,8 @@ def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:
     normalise, has_documents = corpora.Normalisation.of(run.config()), "documents" in run.corpus()
     normalised: corpora.Split
     if has_documents:
-        normalised = [normalise(document) for document in (corpora.lines(text) if isinstance(text, str) else text)]
+        form = corpora.form_of(run.config()) or "lines"
+        normalised = [normalise(document) for document in (documents.in_string(text, form) if isinstance(text, str) else text)]
     elif isinstance(text, str):
         normalised = normalise(text)
     else:
@@ -145,8 +147,8 @@ def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:
 def _checked_text(text: corpora.Split, split: str, where: str) -> ScoredText:
     empty = 0
     if isinstance(text, list):
-        documents = [document for document in text if document]
-        empty, text = len(text) - len(documents), documents
+        not_empty = [document for document in text if document]
+        empty, text = len(text) - len(not_empty), not_empty
     joined = corpora.joined(text)
     if len(joined) < 2:
         raise UserError(f"{where} has {counted(len(joined), 'char')}, but scoring needs at least 2.")

@@ -145,8 +145,9 @@ class Model:
         """Measures how well the model predicts a text. `scripts/evaluate.py --text` gives the same values.
 
         Args:
-          text: a string. For a model of documents, each line of the string is a document. Such a model also accepts a sequence
-            of strings, in which each string is a document.
+          text: a string. For a model of documents, the string is divided into documents as `corpus.documents` says; with a
+            corpus from CSV, JSON Lines or TFDS, each line is a document. Such a model also accepts a sequence of strings, in
+            which each string is a document.
           framing: `stream`, `chunks`, `windows` or `documents`. The default is the framing of the run's evaluation.
 
         Returns:

@@ -22,7 +22,7 @@ from absl import flags
 
 from charlm import cli, measures
 from charlm.config.keys import FRAMINGS
-from charlm.data.batches import Encoded
+from charlm.data.batches import Encoded, cut_in_words
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import inputs
@@ -90,6 +90,8 @@ def _size(scored: inputs.ScoredText, encoded: Encoded, protocol: Protocol) -> st
     if not protocol.framing.is_of_documents:
         return counted(len(encoded.ids_N), "char")
     lengths_D, limit = encoded.lengths_D, protocol.framing.length
+    if _TEXT.value is not None and (cut := cut_in_words(lengths_D, limit)):
+        warn(cut)
     skipped = "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "  # for a split, training printed it
     cut = f"{(lengths_D > limit).sum():,} cut to batch.length={limit}"
     return f"{counted(int(lengths_D.sum()), 'char')} of {counted(len(lengths_D), 'document')} ({skipped}{cut})"

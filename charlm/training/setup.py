@@ -152,6 +152,8 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
     where += f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     length = f"{progress.counted(steps, 'step')}, {steps / epoch:.2f} epochs of {progress.counted(epoch, 'step')}"
     progress.tell("\n".join([*lines, f"training: {length}; {where}"]))
+    if cut := batches.cut_in_words(_lengths_of_cut_splits(setup), setup.protocol.framing.length):
+        progress.warn(cut)
 
 
 def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
@@ -168,14 +170,21 @@ def _data_lines(setup: Setup) -> list[str]:
     lines = [f"data: {setup.provenance['name']}: {splits} chars, vocabulary of {len(setup.vocab)}"]
     if documents := setup.provenance.get("documents"):
         counts = ", ".join(f"{split} {count:,}" for split, count in documents["splits"].items())
-        limit = setup.protocol.framing.length
-        # Training and evaluation may have different framings. Only the framing `documents` cuts documents to batch.length.
-        cuts = {"train": isinstance(setup.batches, batches.Documents)}
-        evaluation_cuts = setup.protocol.framing.is_of_documents
-        lengths = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, evaluation_cuts)]
-        cut = f", {sum((lengths_D > limit).sum() for lengths_D in lengths):,} cut to batch.length={limit}" if lengths else ""
+        limit, lengths_D = setup.protocol.framing.length, _lengths_of_cut_splits(setup)
+        cut = f", {(lengths_D > limit).sum():,} cut to batch.length={limit}" if len(lengths_D) else ""
         lines.append(f"documents: {counts}; {documents['empty']:,} empty skipped{cut}")
     return lines
+
+
+def _lengths_of_cut_splits(setup: Setup) -> np.ndarray:
+    """The lengths of all documents of the splits whose documents are cut to `batch.length`, in characters.
+
+    Training and evaluation may have different framings. Only the framing `documents` cuts documents.
+    """
+    cuts = {"train": isinstance(setup.batches, batches.Documents)}
+    evaluation_cuts = setup.protocol.framing.is_of_documents
+    lengths = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, evaluation_cuts)]
+    return np.concatenate([np.zeros(0, np.int64), *lengths])
 
 
 def _vocabulary(config: ConfigDict, corpus: corpora.Corpus) -> Vocab:
