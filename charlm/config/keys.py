@@ -126,8 +126,9 @@ TABLE = (
     Key("corpus.keep", "", ANY, "characters to keep; all other characters are deleted; empty: keep all characters"),
     Key("corpus.newlines", True, ANY, "convert CRLF and CR to LF"),
     # symbols and ids
-    Key("vocab.source", "train", one_of("train", "corpus"),
-        "which symbols have ids; train: the symbols of the training split; corpus: the symbols of all splits"),
+    Key("vocab.source", "train", one_of("train", "corpus", "bytes"),
+        "which symbols have ids; train: the symbols of the training split; corpus: the symbols of all splits; "
+        "bytes: the 256 bytes, the text is read as UTF-8 bytes and lengths count bytes"),
     Key("vocab.unknown", False, ANY, "map symbols outside the vocabulary to <unk>; False: such symbols are an error"),
     # how text becomes batches, on which devices
     Key("devices", 0, NOT_NEGATIVE,

@@ -389,12 +389,12 @@ def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encod
       UserError: the split has characters outside the vocabulary, and the vocabulary has no `<unk>`.
     """
     if isinstance(split, LongText):
-        return Encoded(split.encode(vocab, where), None, where, Translated(split.codes_N, utf8_sizes(split.symbols)))
+        return Encoded(split.encode(vocab, where), None, where, split.sizes_N)
     has_unknown = UNK in vocab.specials  # the sizes of unknown characters are lost in the ids
     if isinstance(split, str):
         ids_N = vocab.encode(split, where)
         return Encoded(ids_N, None, where, utf8_sizes(split) if has_unknown else Translated(ids_N, vocab.sizes_V))
-    starts_D1 = np.cumsum([0, *(len(document) + 1 for document in split)])
+    starts_D1 = np.cumsum([0, *(vocab.length_of(document) + 1 for document in split)])
     texts_N = vocab.encode("".join(split), where)
     # Fill the array with <eos>. Then write the characters at all positions except the last position of each document.
     ids_N = np.full(starts_D1[-1], vocab.id_of(EOS), texts_N.dtype)

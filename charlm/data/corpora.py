@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from charlm.data import documents, longtext, sources
 from charlm.data.batches import Framing
 from charlm.data.longtext import LongText
-from charlm.data.vocab import symbols_of
+from charlm.data.vocab import Vocab, symbols_of
 from charlm.errors import UserError
 from charlm.hardware import cache
 from charlm.progress import counted
@@ -87,6 +87,9 @@ def load(config: ConfigDict) -> Corpus:
     normalise, shares = Normalisation.of(config), config.corpus.split
     splits, provenance = _load_source(config, normalise)
     splits, empty_documents = _without_empty_documents(splits)
+    is_bytes = has_bytes(config)
+    if is_bytes:  # the bytes are cut and counted, not the characters
+        splits = {name: LongText.of_bytes(split) if isinstance(split, str) else split for name, split in splits.items()}
     _check_text(splits["train"], provenance["name"], empty_documents)
     if len(splits) > 1 and len(shares) == 3:
         raise UserError(
@@ -99,6 +102,8 @@ def load(config: ConfigDict) -> Corpus:
     if "validation" not in splits:
         splits = cut(splits.pop("train"), shares) | splits  # the source may have a test split of its own
     texts = {name: joined(split) for name, split in splits.items()}
+    if is_bytes:
+        texts = {name: LongText.of_bytes(text) if isinstance(text, str) else text for name, text in texts.items()}
     for name, text in texts.items():
         if len(text) < 2:
             raise UserError(
@@ -117,6 +122,27 @@ def load(config: ConfigDict) -> Corpus:
     return Corpus(splits, provenance)
 
 
+def has_bytes(config: ConfigDict) -> bool:
+    """Whether the symbols of the vocabulary are bytes, not characters."""
+    return config.vocab.source == "bytes"
+
+
+def vocabulary(config: ConfigDict, corpus: Corpus) -> Vocab:
+    """The vocabulary of a corpus.
+
+    Raises:
+      UserError: `vocab.unknown` is set, but the symbols are bytes.
+    """
+    source, unknown = config.vocab.source, config.vocab.unknown
+    if has_bytes(config):
+        if unknown:
+            raise UserError("vocab.unknown=True: must be False with vocab.source=bytes, because no byte is unknown.")
+        return Vocab.all_bytes(documents=not corpus.is_text)
+    names = {"train": ["train"], "corpus": list(corpus.splits)}[source]
+    symbols = "".join(symbols_in(joined(corpus.splits[name])) for name in names)
+    return Vocab.of(symbols, unknown, documents=not corpus.is_text)
+
+
 def _load_source(config: ConfigDict, normalise: Normalisation) -> tuple[dict[str, Split], dict]:
     """The normalised splits of the source, and its provenance. The split `train` always exists."""
     path, dataset, form = config.corpus.path, config.corpus.tfds, form_of(config)
@@ -129,14 +155,14 @@ def _load_source(config: ConfigDict, normalise: Normalisation) -> tuple[dict[str
     if path is None:
         text, provenance = sources.named(config.corpus.name, data_dir)
         return {"train": normalise(text)}, provenance
-    folder = cache.folder_of(config)
-    train, provenance = read(path, normalise, form, folder)
+    folder, is_bytes = cache.folder_of(config), has_bytes(config)
+    train, provenance = read(path, normalise, form, folder, is_bytes)
     if form and len(train) == 1:
         documents.check_several(form, path)
     splits = {"train": train}
     for name, split_path in (("validation", config.corpus.validation_path), ("test", config.corpus.test_path)):
         if split_path is not None:
-            splits[name], split_provenance = read(split_path, normalise, form, folder)
+            splits[name], split_provenance = read(split_path, normalise, form, folder, is_bytes)
             provenance["files"] += split_provenance["files"]
     return splits, provenance
 
@@ -195,7 +221,13 @@ def sample_prompt(config: ConfigDict, splits: Callable[[], dict[str, Split]]) ->
         return prompt(config.sample.prompt, config)
     texts = splits()
     text = joined(texts["validation" if "validation" in texts else "train"])
-    return str(text[: Framing.of(config).window or 1])
+    length = Framing.of(config).window or 1
+    return _beginning(text, length)
+
+
+def _beginning(text: str | LongText, length: int) -> str:
+    """The first characters of a text, at most `length`."""
+    return str(text[: 4 * length])[:length]  # a character has at most 4 bytes, if the text is indexed by bytes
 
 
 def excerpt(split: Split, length: int, seed: int) -> str:
@@ -209,7 +241,9 @@ def excerpt(split: Split, length: int, seed: int) -> str:
         document = split[number % len(split)]
         return document[: min(length, (len(document) + 1) // 2)]
     start = number % max(1, len(split) - length + 1)
-    return str(split[start : start + length])
+    if isinstance(split, LongText):
+        start = split.start_of_character(start)
+    return _beginning(split[start:], length)
 
 
 def form_of(config: ConfigDict) -> str:
@@ -217,7 +251,13 @@ def form_of(config: ConfigDict) -> str:
     return config.corpus.documents
 
 
-def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Path | None = None) -> tuple[Split, dict]:
+def read(
+    path: str,
+    normalise: Normalisation,
+    form: str = "",
+    folder: pathlib.Path | None = None,
+    is_bytes: bool = False,
+) -> tuple[Split, dict]:
     """The normalised text or documents of a file or folder, and its provenance: name, source, files and licence.
 
     Args:
@@ -225,6 +265,7 @@ def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Pa
       normalise: applied to each file, or to each document.
       form: the value of `corpus.documents`, one of the forms in `documents`; empty for a running text.
       folder: the cache folder, in which a long text is stored in encoded form. If None, even a long text is held in memory.
+      is_bytes: whether a long text is stored as bytes, not as characters.
 
     Raises:
       UserError: a file is missing, unreadable or not UTF-8, or does not have the given form.
@@ -234,7 +275,7 @@ def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Pa
     if form:
         text = [normalise(document) for file in files for document in _documents(file, form)]
     elif folder is not None and sum(file.stat().st_size for file in files) >= LONG_TEXT_BYTES:
-        text = longtext.load(files, normalise, dataclasses.asdict(normalise), folder / "corpora")
+        text = longtext.load(files, normalise, dataclasses.asdict(normalise), folder / "corpora", is_bytes)
     else:
         text = "".join(normalise(_decoded(file)) for file in files)
     return text, {
@@ -255,11 +296,13 @@ def cut(text: Split, shares: tuple[float, ...]) -> dict[str, Split]:
     Args:
       text: the text, or the documents.
       shares: the fractions of train[, validation[, test]]. The position of each cut is rounded down. For example, (0.9, 0.1)
-        cuts 1,115,394 chars into 1,003,854 and 111,540.
+        cuts 1,115,394 chars into 1,003,854 and 111,540. A text of bytes is cut at the start of a character.
     """
     # Decimal fractions are exact. In binary floating point, 0.9 + 0.05 is not 0.95.
     exact = [fractions.Fraction(str(share)) for share in shares]
     ends = [int(sum(exact[: k + 1]) * len(text)) for k in range(len(exact) - 1)] + [len(text)]
+    if isinstance(text, LongText):
+        ends = [text.start_of_character(end) for end in ends]
     return {name: text[begin:end] for name, begin, end in zip(SPLIT_NAMES, [0, *ends], ends, strict=False)}
 
 

@@ -119,7 +119,8 @@ def file_to_score(run: Run, path: str) -> ScoredText:
     config, form = run.config(), ""
     if "documents" in run.corpus():
         form = corpora.form_of(config) or "lines"
-    text, _ = corpora.read(path, corpora.Normalisation.of(config), form, cache.folder_of(config))
+    normalise, folder = corpora.Normalisation.of(config), cache.folder_of(config)
+    text, _ = corpora.read(path, normalise, form, folder, corpora.has_bytes(config))
     return _checked_text(text, f"text {path}", f"--text={path}")
 
 
@@ -210,7 +211,7 @@ def _in_vocabulary(prompt: str, vocab: Vocab, unknown: str) -> str:
         raise UserError(
             f"the prompt has {shown(unknown_symbols)}, outside the run's vocabulary: --unknown=skip drops such symbols."
         )
-    prompt = "".join(symbol for symbol in prompt if symbol in vocab.symbols)
+    prompt = "".join(symbol for symbol in prompt if symbol not in unknown_symbols)
     if not prompt:
         raise UserError(f"the prompt is empty: {EMPTY}")
     if unknown_symbols:

@@ -1,7 +1,7 @@
 """The class `Model`: a trained model, for notebooks and for the programs evaluate and sample.
 
 Letters in the names and shapes of arrays: N characters of a text, T characters of a window, B rows, V vocabulary, H hidden
-units.
+units. If the vocabulary has bytes as symbols, N and T count bytes: the bytes of the text in UTF-8.
 """
 
 import dataclasses
@@ -214,7 +214,8 @@ class Model:
 
         Args:
           prompt: the text to continue. It is normalised like the run's corpus.
-          length: the number of characters to draw after the prompt. A model of documents stops at the end of a document.
+          length: the number of characters, or of bytes if the model reads bytes, to draw after the prompt. A model of documents
+            stops at the end of a document. Drawn bytes that are not valid UTF-8 become U+FFFD.
           temperature: 0 always takes the most probable character; 1 leaves the model's probabilities unchanged.
           seed: the same seed gives the same text.
           num: None returns one text; a number returns a list of that many texts.
@@ -272,6 +273,7 @@ class Model:
         rows = devices.rows_to_share(self.config, weights, num, self.config.model.dtype)
         generate = self._sampler(top_k, top_p, window, devices.mesh(rows, devices.wanted(self.config)))
         key = jax.random.fold_in(jax.random.key(seed), cell)
+        decoders = [self.vocab.decoder() for _ in range(num)]
         ended: set[int] = set()  # rows that have drawn the end of their document
         for ids_BN in generate(self.params, self.vocab.encode(prompt), num, length, temperature, key):
             texts = []
@@ -279,10 +281,13 @@ class Model:
                 drawn_N = ids_N[:0] if row in ended else sample.until_end(ids_N, self.vocab)
                 if len(drawn_N) < len(ids_N):
                     ended.add(row)
-                texts.append(self.vocab.decode(drawn_N))
+                texts.append(decoders[row](drawn_N, row in ended))
             yield texts
             if len(ended) == num:
                 return
+        rest = [decode((), True) for decode in decoders]  # bytes of a character that is not complete
+        if any(rest):
+            yield rest
 
     def _encoded(self, text: str) -> np.ndarray:
         """(N,) ids of the normalised text."""

@@ -84,7 +84,7 @@ def set_up(config: ConfigDict) -> Setup:
     seed, best_by = config.seed, config.train.best
     framing = batches.Framing.of(config)
     corpus = corpora.load(config)
-    vocab = _vocabulary(config, corpus)
+    vocab = corpora.vocabulary(config, corpus)
     encoded = {split: batches.encode(vocab, text, f"the {split} split") for split, text in corpus.splits.items()}
     training = batches.training_batches(framing, encoded["train"], seed)
     for key in stack.unread_keys(config):
@@ -167,7 +167,8 @@ def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
 
 def _data_lines(setup: Setup) -> list[str]:
     splits = ", ".join(f"{split} {count:,}" for split, count in setup.provenance["splits"].items())
-    lines = [f"data: {setup.provenance['name']}: {splits} chars, vocabulary of {len(setup.vocab)}"]
+    unit = "bytes" if setup.vocab.of_bytes else "chars"
+    lines = [f"data: {setup.provenance['name']}: {splits} {unit}, vocabulary of {len(setup.vocab)}"]
     if documents := setup.provenance.get("documents"):
         counts = ", ".join(f"{split} {count:,}" for split, count in documents["splits"].items())
         limit, lengths_D = setup.protocol.framing.length, _lengths_of_cut_splits(setup)
@@ -185,12 +186,6 @@ def _lengths_of_cut_splits(setup: Setup) -> np.ndarray:
     evaluation_cuts = setup.protocol.framing.is_of_documents
     lengths = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, evaluation_cuts)]
     return np.concatenate([np.zeros(0, np.int64), *lengths])
-
-
-def _vocabulary(config: ConfigDict, corpus: corpora.Corpus) -> Vocab:
-    names = {"train": ["train"], "corpus": list(corpus.splits)}[config.vocab.source]
-    symbols = "".join(corpora.symbols_in(corpora.joined(corpus.splits[name])) for name in names)
-    return Vocab.of(symbols, config.vocab.unknown, documents=not corpus.is_text)
 
 
 def _mesh(rows: int, wanted: int) -> Mesh:
