@@ -57,6 +57,8 @@ def content(records: Sequence[reading.Record]) -> dict:
                     "config": {key: _finite(value) for key, value in record.config.items()},
                     "protocol": len(protocols),
                     **results,
+                    "bits_per_byte": _finite(record.bits_per_byte("best")),
+                    "unknown": record.unknown.get("best"),
                     "curves": {split: _thinned(curve) for split, curve in reading.series(record).items()},
                     "samples": _samples(record),
                 }

@@ -79,8 +79,8 @@ def _are_fractions(value: tuple) -> bool:
 
 
 def _is_document_form(value: str) -> bool:
-    form, _, field = value.partition(":")
-    return value in ("", "lines") or (form in ("csv", "jsonl") and field != "")
+    form, _, argument = value.partition(":")
+    return value in ("", "lines", "blank", "files") or (form in ("separator", "csv", "jsonl") and argument != "")
 
 
 def _is_text_encoding(value: str) -> bool:
@@ -102,7 +102,7 @@ FACTOR = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
 SPLIT = Rule(_are_fractions, "one to three positive fractions that sum to 1, such as (0.9,0.1)")
 DATASET = Rule(lambda value: value.count(":") == 1, "DATASET:FEATURE, such as ag_news_subset:title")
 ENCODING = Rule(_is_text_encoding, "a text encoding of Python, such as utf-8, utf-16-le, latin-1 or gb18030")
-DOCUMENTS = Rule(_is_document_form, "empty, lines, csv:COLUMN or jsonl:FIELD")
+DOCUMENTS = Rule(_is_document_form, "empty, lines, blank, files, separator:TEXT, csv:COLUMN or jsonl:FIELD")
 
 INITS = one_of("orthogonal", "glorot", "axon", "pytorch", "uniform")
 DTYPES = one_of("float32", "bfloat16")
@@ -140,13 +140,16 @@ TABLE = (
     Key("corpus.split", (0.9, 0.1), SPLIT,
         "fractions of the characters or documents in each split: train[, validation[, test]]; each split is contiguous"),
     Key("corpus.tfds", None, DATASET, "dataset and text feature in TFDS; each example is one document"),
-    Key("corpus.documents", "", DOCUMENTS, "format of the documents in corpus.path; empty: corpus.path is running text"),
+    Key("corpus.documents", "", DOCUMENTS,
+        "how corpus.path has its documents; blank: separated by blank lines; separator: separated by TEXT; "
+        "files: each file is a document; empty: corpus.path is running text"),
     Key("corpus.lowercase", False, ANY, "convert the text to lower case"),
     Key("corpus.keep", "", ANY, "characters to keep; all other characters are deleted; empty: keep all characters"),
     Key("corpus.newlines", True, ANY, "convert CRLF and CR to LF"),
     # symbols and ids
-    Key("vocab.source", "corpus", one_of("train", "corpus"),
-        "which symbols have ids; train: the symbols of the training split; corpus: the symbols of all splits",
+    Key("vocab.source", "corpus", one_of("train", "corpus", "bytes"),
+        "which symbols have ids; train: the symbols of the training split; corpus: the symbols of all splits; "
+        "bytes: the 256 bytes, the text is read as UTF-8 bytes and lengths count bytes",
         before="train", is_seen_in_data=True),
     Key("vocab.unknown", False, ANY, "map symbols outside the vocabulary to <unk>; False: such symbols are an error"),
     # how text becomes batches, on which devices

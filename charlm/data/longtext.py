@@ -4,6 +4,9 @@ The text is encoded once into a file. The file holds one code per character. A c
 sorted symbols of the text. The codes have the smallest unsigned integer type that can hold all indices. The file is mapped into
 memory, so only the parts of the file that are read use memory.
 
+For a vocabulary of bytes, the file holds the bytes of the text in UTF-8. A short text of bytes has the same class, but stays in
+memory, so that short and long texts are cut and counted in the same way.
+
 An encoding is a folder in the cache. The folder's name is a hash of the contents of the text files and of the settings of the
 normalisation, so a changed text gets a new encoding.
 
@@ -26,7 +29,7 @@ from charlm import files as charlm_files
 from charlm import progress
 from charlm.data import textfiles
 from charlm.data.textfiles import Reading
-from charlm.data.vocab import NUM_CODE_POINTS, Vocab, code_points
+from charlm.data.vocab import BYTES, NUM_CODE_POINTS, Vocab, code_points, utf8_sizes
 from charlm.errors import UserError
 
 LAYOUT = 2  # version of the encoding's files; encodings of other versions are not used
@@ -41,25 +44,42 @@ class LongText:
       symbols: the distinct characters of the whole text, sorted. A slice has the same `symbols`, even if some of these
         characters do not occur in the slice.
       codes_N: the index of each character in `symbols`, as unsigned integers mapped from disk.
-      sha256: the hash of the whole text as UTF-8; None for a slice.
+      sha256: the hash of the whole text as UTF-8; None for a slice, or if the hash is not known.
+      is_bytes: whether the codes are the bytes of the text in UTF-8, and `symbols` is `vocab.BYTES`. Positions, lengths and
+        slices then count bytes.
     """
 
     symbols: str
     codes_N: np.ndarray
     sha256: str | None
+    is_bytes: bool = False
+
+    @classmethod
+    def of_bytes(cls, text: str) -> "LongText":
+        """The bytes of a text that is in memory."""
+        return cls(BYTES, np.frombuffer(text.encode("utf-8"), np.uint8), None, is_bytes=True)
 
     def __len__(self) -> int:
         return len(self.codes_N)
 
     def __getitem__(self, part: slice) -> "LongText":
-        return LongText(self.symbols, self.codes_N[part], None)
+        return LongText(self.symbols, self.codes_N[part], None, self.is_bytes)
 
     def __str__(self) -> str:
+        """The text. A slice of bytes may begin or end inside a character; such a character is left out."""
+        if self.is_bytes:
+            return self.codes_N.tobytes().decode("utf-8", "ignore")
         return "".join(self.symbols[code] for code in self.codes_N)
+
+    def start_of_character(self, position: int) -> int:
+        """The position at which the character at this position starts. If the codes are characters, it is the same position."""
+        while self.is_bytes and 0 < position < len(self) and 0x80 <= self.codes_N[position] < 0xC0:  # not a first byte
+            position -= 1
+        return position
 
     @functools.cached_property
     def counts(self) -> dict[str, int]:
-        """Character → how often it occurs in this text or slice, sorted by character. Each count is at least 1.
+        """Symbol → how often it occurs in this text or slice, sorted by symbol. Each count is at least 1.
 
         The property is cached, because it reads the whole text or slice.
         """
@@ -70,13 +90,16 @@ class LongText:
 
     @property
     def symbols_used(self) -> str:
-        """The distinct characters that occur in this text or slice, sorted."""
+        """The distinct symbols that occur in this text or slice, sorted."""
         return "".join(self.counts)
 
     def utf8(self) -> Iterator[bytes]:
         """The text as UTF-8, block by block."""
         code_points_of_symbols = code_points(self.symbols)
         for block in self._blocks():
+            if self.is_bytes:
+                yield block.tobytes()
+                continue
             yield code_points_of_symbols[block].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8")
 
     def encode(self, vocab: Vocab, where: str) -> "Ids":
@@ -89,6 +112,10 @@ class LongText:
         Raises:
           UserError: the text has characters outside the vocabulary, and the vocabulary has no `<unk>`.
         """
+        assert vocab.of_bytes == self.is_bytes
+        if self.is_bytes:
+            assert not vocab.specials  # running text needs no special symbols, so the ids are the bytes
+            return self.codes_N
         used = set(self.symbols_used)
         # Symbols that do not occur in this slice may be outside the vocabulary. These symbols get an arbitrary id. This id is
         # never used.
@@ -96,6 +123,11 @@ class LongText:
         if np.array_equal(table, np.arange(len(self.symbols))):
             return self.codes_N
         return Translated(self.codes_N, table)
+
+    @property
+    def sizes_N(self) -> "Translated":
+        """The number of bytes of each symbol of the text in UTF-8."""
+        return Translated(self.codes_N, np.ones(256, np.uint8) if self.is_bytes else utf8_sizes(self.symbols))
 
     def _blocks(self) -> Iterator[np.ndarray]:
         return (self.codes_N[start : start + BLOCK] for start in range(0, len(self.codes_N), BLOCK))
@@ -119,7 +151,12 @@ Ids = np.ndarray | Translated  # (N,) ids that can be indexed with an array of p
 
 
 def load(
-    files: list[pathlib.Path], reading: Reading, normalise: Callable[[str], str], settings: dict, folder: pathlib.Path
+    files: list[pathlib.Path],
+    reading: Reading,
+    normalise: Callable[[str], str],
+    settings: dict,
+    folder: pathlib.Path,
+    is_bytes: bool = False,
 ) -> LongText:
     """The text of one or more files, joined. If the cache has no encoding of the text, this function adds the encoding.
 
@@ -129,10 +166,13 @@ def load(
       normalise: applied to each file in blocks. The result is the same as for one call with the whole file.
       settings: the settings of `normalise` as JSON values. The name of the encoding depends on these settings.
       folder: the folder that holds the encodings.
+      is_bytes: whether to encode the text as bytes, not as characters.
 
     Raises:
       UserError: a file can't be read, is in another encoding or changes during reading, or the encoding can't be written.
     """
+    if is_bytes:
+        settings = settings | {"bytes": True}
     hashes = [hashlib.sha256() for _ in files]
     for file, digest in zip(files, hashes, strict=True):
         for block in textfiles.raw(file):
@@ -147,13 +187,13 @@ def load(
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / f"{encoding.name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # a second process that needs the encoding waits here
-                about = _read_about(encoding) or _encode(files, file_hashes, reading, normalise, encoding)
+                about = _read_about(encoding) or _encode(files, file_hashes, reading, normalise, encoding, is_bytes)
         except OSError as error:
             raise UserError(
                 f"the encoding of {files[0]} can't be written to {folder} ({error}): set cache_dir to another folder."
             ) from error
     codes_N = np.memmap(encoding / "codes", np.dtype(about["dtype"]), "r") if about["chars"] else np.zeros(0, np.uint8)
-    return LongText(about["symbols"], codes_N, about["sha256"])
+    return LongText(about["symbols"], codes_N, about["sha256"], is_bytes)
 
 
 def _read_about(encoding: pathlib.Path) -> dict | None:
@@ -175,6 +215,7 @@ def _encode(
     reading: Reading,
     normalise: Callable[[str], str],
     encoding: pathlib.Path,
+    is_bytes: bool,
 ) -> dict:
     """Writes an encoding and returns the contents of its about.json.
 
@@ -196,16 +237,17 @@ def _encode(
             seen, digest, chars = np.zeros(NUM_CODE_POINTS, bool), hashlib.sha256(), 0
             for text in _normalised_blocks(files, file_hashes, reading, normalise, advance):
                 seen[code_points(text)] = True
-                digest.update(text.encode("utf-8"))
-                chars += len(text)
-            symbols = "".join(map(chr, np.flatnonzero(seen)))
+                utf8 = text.encode("utf-8")
+                digest.update(utf8)
+                chars += len(utf8) if is_bytes else len(text)
+            symbols = BYTES if is_bytes else "".join(map(chr, np.flatnonzero(seen)))
             dtype = np.min_scalar_type(max(0, len(symbols) - 1))
             table = np.zeros(NUM_CODE_POINTS, dtype)
             table[code_points(symbols)] = np.arange(len(symbols), dtype=dtype)
             with (new / "codes").open("wb") as codes:
                 codes_digest = hashlib.sha256()
                 for text in _normalised_blocks(files, file_hashes, reading, normalise, advance):
-                    block = table[code_points(text)].tobytes()
+                    block = text.encode("utf-8") if is_bytes else table[code_points(text)].tobytes()
                     codes.write(block)
                     codes_digest.update(block)
                 codes.flush()

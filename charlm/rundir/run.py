@@ -35,7 +35,15 @@ from charlm.errors import Broken, UserError
 from charlm.files import opened, sealed
 from charlm.progress import warn
 
-SCALARS = {"nats", "bits", "perplexity", "learning_rate", "grad_norm", "chars_per_second"}  # shown in TensorBoard
+SCALARS = {  # shown in TensorBoard
+    "nats",
+    "bits",
+    "perplexity",
+    "bits_per_byte",
+    "learning_rate",
+    "grad_norm",
+    "chars_per_second",
+}
 STATES = ("incomplete", "done", "diverged", "failed")
 FIRST_FILES = {"lock", "vocab.json", "corpus.json", "config.json", "status.json"}  # files that a new run writes first
 PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

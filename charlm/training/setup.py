@@ -4,6 +4,7 @@ This module writes no files, except the picture of the network for --describe.
 """
 
 import dataclasses
+import functools
 import unicodedata
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from charlm.data.vocab import PAD, Vocab
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import sample
-from charlm.inference.protocol import Protocol
+from charlm.inference.protocol import Counts, Protocol
 from charlm.models import drawing, stack
 from charlm.training import optim
 
@@ -70,6 +71,11 @@ class Setup:
         """The id of `<pad>`, or None if the corpus has no documents."""
         return self.vocab.id_of(PAD)
 
+    @functools.cached_property
+    def validation_counts(self) -> Counts:
+        """What an evaluation scores of the validation split. All evaluations of a run score the same characters."""
+        return self.protocol.counts(self.encoded["validation"], self.vocab)
+
 
 def set_up(config: ConfigDict) -> Setup:
     """Loads the corpus, and makes the model and the optimiser.
@@ -80,7 +86,7 @@ def set_up(config: ConfigDict) -> Setup:
     seed, best_by = config.seed, config.train.best
     framing = batches.Framing.of(config)
     corpus = corpora.load(config)
-    vocab = _vocabulary(config, corpus)
+    vocab = corpora.vocabulary(config, corpus)
     encoded = {split: batches.encode(vocab, text, f"the {split} split") for split, text in corpus.splits.items()}
     training = batches.training_batches(framing, encoded["train"], seed)
     for key in stack.unread_keys(config):
@@ -150,6 +156,8 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
     where += f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     length = f"{progress.counted(steps, 'step')}, {steps / epoch:.2f} epochs of {progress.counted(epoch, 'step')}"
     progress.tell("\n".join([*lines, f"training: {length}; {where}"]))
+    if cut := batches.cut_in_words(_lengths_of_cut_splits(setup), setup.protocol.framing.length):
+        progress.warn(cut)
 
 
 def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
@@ -163,15 +171,12 @@ def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
 
 def _data_lines(setup: Setup) -> list[str]:
     splits = ", ".join(f"{split} {count:,}" for split, count in setup.provenance["splits"].items())
-    lines = [f"data: {setup.provenance['name']}: {splits} chars, vocabulary of {len(setup.vocab)}"]
+    unit = "bytes" if setup.vocab.of_bytes else "chars"
+    lines = [f"data: {setup.provenance['name']}: {splits} {unit}, vocabulary of {len(setup.vocab)}"]
     if documents := setup.provenance.get("documents"):
         counts = ", ".join(f"{split} {count:,}" for split, count in documents["splits"].items())
-        limit = setup.protocol.framing.length
-        # Training and evaluation may have different framings. Only the framing `documents` cuts documents to batch.length.
-        cuts = {"train": isinstance(setup.batches, batches.Documents)}
-        evaluation_cuts = setup.protocol.framing.is_of_documents
-        lengths = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, evaluation_cuts)]
-        cut = f", {sum((lengths_D > limit).sum() for lengths_D in lengths):,} cut to batch.length={limit}" if lengths else ""
+        limit, lengths_D = setup.protocol.framing.length, _lengths_of_cut_splits(setup)
+        cut = f", {(lengths_D > limit).sum():,} cut to batch.length={limit}" if len(lengths_D) else ""
         lines.append(f"documents: {counts}; {documents['empty']:,} empty skipped{cut}")
     return lines
 
@@ -184,10 +189,15 @@ def _odd_symbol_lines(setup: Setup) -> list[str]:
     return [f"odd symbols: {', '.join(names[:LISTED])}{more}"] if odd else []
 
 
-def _vocabulary(config: ConfigDict, corpus: corpora.Corpus) -> Vocab:
-    names = {"train": ["train"], "corpus": list(corpus.splits)}[config.vocab.source]
-    symbols = "".join(corpora.symbols_in(corpora.joined(corpus.splits[name])) for name in names)
-    return Vocab.of(symbols, config.vocab.unknown, documents=not corpus.is_text)
+def _lengths_of_cut_splits(setup: Setup) -> np.ndarray:
+    """The lengths of all documents of the splits whose documents are cut to `batch.length`, in characters.
+
+    Training and evaluation may have different framings. Only the framing `documents` cuts documents.
+    """
+    cuts = {"train": isinstance(setup.batches, batches.Documents)}
+    evaluation_cuts = setup.protocol.framing.is_of_documents
+    lengths = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, evaluation_cuts)]
+    return np.concatenate([np.zeros(0, np.int64), *lengths])
 
 
 def _mesh(rows: int, wanted: int) -> Mesh:
