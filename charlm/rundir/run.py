@@ -1,6 +1,6 @@
 """Reads and writes the files of a run directory.
 
-The programs evaluate, sample and compare read everything that they need to know about a run from these files:
+The programs `evaluate`, `sample` and `compare` get all their information about a run from these files:
 
 config.json        every key of the config           samples/STEP.txt   text sampled at each evaluation
 vocab.json         symbols in the order of ids       checkpoints/STEP   the best and the two latest checkpoints
@@ -70,8 +70,8 @@ class Run:
         """Returns a dict from dotted config keys to the values in config.json.
 
         The values are not validated. Runs of other charlm versions can therefore be compared too. If the run is older than
-        a config key, config.json does not contain this key. The dict then has the value with which charlm behaves as it did
-        before the key existed.
+        a config key, config.json does not contain this key. The dict then contains the key with a value that stands for the old
+        behaviour, which `keys.before_keys_existed` defines.
         """
         return keys.before_keys_existed() | load.flatten(self._json("config.json"))
 
