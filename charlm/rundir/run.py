@@ -83,7 +83,10 @@ class Run:
             raise UserError(f"{self.workdir / 'vocab.json'} is damaged ({error}): restore it from a copy.") from error
 
     def corpus(self) -> dict[str, Any]:
-        """Where the corpus came from, as a dict. `sha256` is the digest of the text. `splits` maps split names to character counts."""
+        """Where the corpus came from, as a dict.
+
+        `sha256` is the digest of the text. `splits` maps split names to numbers of characters.
+        """
         corpus = self._json("corpus.json")
         if not isinstance(corpus.get("splits"), dict) or not isinstance(corpus.get("sha256"), str):
             raise UserError(f"{self.workdir / 'corpus.json'} is damaged (it has no splits and sha256): restore it from a copy.")
