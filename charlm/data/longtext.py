@@ -43,7 +43,7 @@ class LongText:
     Attributes:
       symbols: the distinct characters of the whole text, sorted. A slice has the same `symbols`, even if some of these
         characters do not occur in the slice.
-      codes_N: the index of each character in `symbols`, as unsigned integers mapped from disk.
+      codes_N: for each character of the text, its index in `symbols`. The indices are unsigned integers, mapped from disk.
       sha256: the hash of the whole text as UTF-8; None for a slice, or if the hash is not known.
       is_bytes: whether the codes are the bytes of the text in UTF-8, and `symbols` is `vocab.BYTES`. Positions, lengths and
         slices then count bytes.

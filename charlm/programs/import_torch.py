@@ -1,6 +1,6 @@
 """Makes a run directory with one checkpoint from the weights of a PyTorch CharRNN.
 
-A CharRNN is a recurrent network that predicts the next character. The programs evaluate and sample read this checkpoint with
+A CharRNN is a recurrent network that predicts the next character. To evaluate or sample from this checkpoint, use
 --checkpoint=latest.
 
     scripts/import_torch.py --weights=rnn.pt --config=configs/anna_pytorch.py --workdir=runs/imported

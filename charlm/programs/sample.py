@@ -57,7 +57,7 @@ _TOP_K = flags.DEFINE_integer(
     "top_k", None, "draw from the k most probable characters; 0: from all characters; default: sample.top_k"
 )
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest characters whose probabilities sum to at least p; 0 < p <= 1")
-_NUM = flags.DEFINE_integer("num", 1, "number of samples for each prompt and temperature; these samples are drawn at once")
+_NUM = flags.DEFINE_integer("num", 1, "number of samples for each prompt and temperature; these samples are drawn in parallel")
 _WINDOW = flags.DEFINE_integer(
     "window",
     None,
