@@ -46,6 +46,11 @@ class Vocab:
         """The id of the special symbol `name`, or None if the vocabulary does not have this symbol."""
         return self.specials.index(name) if name in self.specials else None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A unique name for each symbol, in the order of the ids."""
+        return (*self.specials, *self.symbols)
+
     def never_drawn(self) -> tuple[int, ...]:
         """The ids of all special symbols except `<eos>`. They must not be sampled, because no text contains such symbols."""
         return tuple(index for index, name in enumerate(self.specials) if name != EOS)

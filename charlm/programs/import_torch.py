@@ -5,13 +5,15 @@ A CharRNN is a recurrent network that predicts the next character. The programs 
 
     scripts/import_torch.py --weights=rnn.pt --config=configs/anna_pytorch.py --workdir=runs/imported
 
---weights names a .pt, .pth or .net file (needs PyTorch), or a .safetensors file (needs safetensors). The file must hold a
-state_dict. A .pt, .pth or .net file may instead hold a dict with `state_dict` and `tokens`, as Udacity's notebook saves it.
+--weights names a .pt, .pth or .net file (needs PyTorch), a .safetensors file (needs safetensors) or an .npz file. The file must
+hold a state_dict. A .pt, .pth or .net file may instead hold a dict with `state_dict` and `tokens`, as Udacity's notebook saves
+it.
 
 The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
 
---symbols names a JSON file with a list of symbols in the order of their ids. Without --symbols, the `tokens` of the file are
-used. If the file has no `tokens`, the symbols of the ids are assumed to be the sorted symbols of the corpus.
+--symbols names a JSON file with a list of symbols in the order of their ids. Without --symbols, the symbols in the file
+are used: its `tokens`, or the vocabulary that the program export stored. If the file has neither, the symbols of the ids are
+assumed to be the sorted symbols of the corpus.
 """
 
 from absl import flags
@@ -20,7 +22,7 @@ from charlm import cli
 from charlm.config import keys
 from charlm.programs import import_flags
 
-import_flags.define(".pt, .pth, .net or .safetensors")
+import_flags.define(".pt, .pth, .net, .safetensors or .npz")
 
 
 def run() -> None:
