@@ -59,6 +59,10 @@ class Vocab:
         """The distinct characters of `symbols` that are not in the vocabulary, sorted."""
         return sorted(set(symbols) - set(self.symbols))
 
+    def length_of(self, text: str) -> int:
+        """The number of ids of a text: the number of its characters."""
+        return len(text)
+
     def encode(self, text: str, where: str = "the text") -> np.ndarray:
         """The (N,) ids of a text of N characters, in the smallest unsigned integer type that holds the vocabulary's size.
 

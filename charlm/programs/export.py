@@ -12,12 +12,10 @@ and keras needs h5py.
 """
 
 import os
-import pathlib
 
 from absl import flags
 
 from charlm import cli, files
-from charlm.errors import UserError
 from charlm.progress import counted
 from charlm.rundir.run import Run, check_checkpoint_name
 
@@ -36,11 +34,7 @@ def run() -> None:
 def main(overrides: dict[str, str]) -> None:
     del overrides
     check_checkpoint_name(_CHECKPOINT.value)
-    path, suffixes = pathlib.Path(_OUTPUT.value), SUFFIXES[_FORMAT.value]
-    if path.suffix not in suffixes:
-        raise UserError(f"--output={path}: with --format={_FORMAT.value}, the name must end in {' or '.join(suffixes)}.")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--output={path} can't be written: give a file in a folder that exists and that you can write to.")
+    path = files.check_output("output", _OUTPUT.value, SUFFIXES[_FORMAT.value])
     Run(_WORKDIR.value).status()
 
     from charlm.exchange import keras, torch, weights
@@ -51,9 +45,6 @@ def main(overrides: dict[str, str]) -> None:
     layout = keras.LAYOUT if _FORMAT.value == "keras" else torch.LAYOUT
     exported = weights.of_params(trained.params, trained.config, trained.vocab, layout, os.fspath(path))
     encoded = (keras if _FORMAT.value == "keras" else torch).encoded(exported, trained.config)
-    try:
-        files.write(path, encoded)
-    except OSError as error:
-        raise UserError(f"--output={path} can't be written ({error.strerror}): choose another file.") from error
+    files.write_output("output", path, encoded)
     size = f"{counted(stack.parameter_count(trained.params), 'parameter')}, vocabulary of {len(trained.vocab)}"
     print(f"wrote {path}: step {trained.step} of {_WORKDIR.value}, {size}.")

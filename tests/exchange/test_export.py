@@ -200,7 +200,7 @@ def test_the_lines_in_the_readme_make_a_keras_model_with_the_logits_of_charlm(ru
 
 def test_wrong_flags_are_refused_before_anything_is_written(run, export, tmp_path):
     for values, message in (
-        ({"format": "keras", "output": "a.h5"}, r"--output=.*a\.h5: with --format=keras, the name must end in \.keras"),
+        ({"format": "keras", "output": "a.h5"}, r"--output=.*a\.h5: the name must end in \.keras"),
         ({"format": "torch", "output": "a.npz"}, r"must end in \.pt or \.pth"),
         ({"format": "npz", "output": "missing/a.npz"}, r"a\.npz can't be written: give a file in a folder that exists"),
         ({"format": "npz", "output": "a.npz", "checkpoint": "7"}, "--checkpoint=7: no such checkpoint"),
