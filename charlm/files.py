@@ -8,8 +8,33 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Sequence
+
+from charlm.errors import UserError
 
 MARK = '"seal": "'
+
+
+def check_output(flag: str, file: str, suffixes: Sequence[str]) -> pathlib.Path:
+    """Checks that a file for output can be written, before the output is computed. Returns its path.
+
+    Raises:
+      UserError: the name has another suffix, or the file can't be written. The message names the flag.
+    """
+    path = pathlib.Path(file)
+    if path.suffix not in suffixes:
+        raise UserError(f"--{flag}={file}: the name must end in {' or '.join(suffixes)}.")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--{flag}={file} can't be written: give a file in a folder that exists and that you can write to.")
+    return path
+
+
+def write_output(flag: str, path: pathlib.Path, content: str | bytes) -> None:
+    """Like `write`, but raises a UserError that names the flag if the file can't be written."""
+    try:
+        write(path, content)
+    except OSError as error:
+        raise UserError(f"--{flag}={path} can't be written ({error.strerror}): choose another file.") from error
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:

@@ -1,4 +1,5 @@
-"""Checks the weights that `torch.py` or `keras.py` has read from a file, and writes a run directory from the weights.
+"""Converts between parameters of charlm and the weights in files of other frameworks, which `torch.py` and `keras.py` read and
+write. Checks weights from a file, and writes a run directory from the weights.
 
 Names of arrays end in letters for their axes: E is the size of the embedding, H the size of the last layer's output, and V the
 number of symbols in the vocabulary.
@@ -18,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charlm import progress
+from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.models import stack
 from charlm.rundir import run as run_module
@@ -36,12 +38,14 @@ class Layout(NamedTuple):
       framework: name of the framework, for messages.
       converter: `from_torch` or `from_keras`. A cell's function with this name converts the arrays of one layer to charlm's
         parameters.
+      inverse: `to_torch` or `to_keras`. A cell's function with this name converts the parameters of one layer to arrays.
       input_array: the framework's name for the input kernel, the matrix that multiplies the inputs of the layer.
       input_axis: the axis of the input kernel whose length is the number of inputs.
     """
 
     framework: str
     converter: str
+    inverse: str
     input_array: str
     input_axis: int
 
@@ -124,6 +128,31 @@ def params_of(weights: Weights, config: ConfigDict) -> Params:
     return params | {"head_kernel": weights.head_kernel_HV, "head_bias": weights.head_bias_V}
 
 
+def of_params(params: Params, config: ConfigDict, vocab: Vocab, layout: Layout, file: str) -> Weights:
+    """The parameters of the config's model as the weights of a framework. `params_of` is the inverse.
+
+    Args:
+      params: the parameters, a tree of float32 arrays.
+      vocab: the vocabulary of the model.
+      layout: how the framework stores a recurrent layer.
+      file: name of the file that will hold the weights.
+
+    Raises:
+      UserError: the framework has no layer for the config's cell.
+    """
+    name, cell = stack.named_cell(config)
+    convert = getattr(cell, layout.inverse)
+    if convert is None:
+        raise UserError(
+            f"model.cell={name!r}: layers of {layout.framework} can't be exported, since charlm/models/cells/{name}.py has no "
+            f"{layout.inverse}."
+        )
+    params = jax.tree.map(np.asarray, params)
+    layers = [convert(params[f"{name}_{index}"]) for index in range(config.model.layers)]
+    head_HV, head_bias_V = params["head_kernel"], params["head_bias"]
+    return Weights(file, layout, layers, head_HV, head_bias_V, params.get("embedding"), list(vocab.names))
+
+
 def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: str | None = None) -> None:
     """Writes a run directory from a config and imported weights. The run has the state `done` and is at step 0.
 
@@ -201,11 +230,20 @@ def symbols_in(file: str) -> list[str]:
       UserError: the file can't be read, is not a list of strings, or has a symbol twice.
     """
     path = existing(file)
-    symbols = read(path, lambda: json.loads(path.read_text(encoding="utf-8")))
+    return checked_symbols(read(path, lambda: json.loads(path.read_text(encoding="utf-8"))), file)
+
+
+def checked_symbols(symbols: Any, where: str) -> list[str]:
+    """Returns `symbols`. Raises a UserError if they are not a list of strings, or have a string twice.
+
+    Args:
+      symbols: a value from a JSON text.
+      where: the name of the JSON text in messages.
+    """
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
-        raise UserError(f'{path} is no JSON list of symbols, such as ["\\n", " ", "a"].')
+        raise UserError(f'{where} is no JSON list of symbols, such as ["\\n", " ", "a"].')
     if twice := sorted(symbol for symbol, count in collections.Counter(symbols).items() if count > 1):
-        raise UserError(f"{path} has {', '.join(map(repr, twice))} more than once: each symbol must have one id.")
+        raise UserError(f"{where} has {', '.join(map(repr, twice))} more than once: each symbol must have one id.")
     return symbols
 
 
@@ -226,13 +264,14 @@ def read(path: pathlib.Path, reader: Callable[[], Any]) -> Any:
         raise UserError(f"{path} can't be read ({f'{type(error).__name__}: {message.splitlines()[0]}'[:200]}).") from error
 
 
-def library(module: str, path: pathlib.Path, installation: str) -> ModuleType:
+def library(module: str, path: pathlib.Path, installation: str, verb: str = "reading") -> ModuleType:
     """Imports an optional library.
 
     Args:
       module: the name of the library's module.
       path: the file that the library is needed for.
       installation: the name of the library and how to install it, for the message.
+      verb: what the library does with the file, `reading` or `writing`.
 
     Raises:
       UserError: the library is not installed.
@@ -240,7 +279,7 @@ def library(module: str, path: pathlib.Path, installation: str) -> ModuleType:
     try:
         return __import__(module, fromlist=["_"])
     except ImportError as error:
-        raise UserError(f"reading {path.name} needs {installation}.") from error
+        raise UserError(f"{verb} {path.name} needs {installation}.") from error
 
 
 def _listed(symbols: list[str], most: int = 10) -> str:

@@ -5,6 +5,8 @@
 - `inputs` checks the texts, prompts and numbers that the user gives.
 - `evaluate` scores a text.
 - `protocol` defines how a text is read for scoring.
+- `pieces` scores each character of lines, documents or a text.
+- `per_char` writes these scores as a table or as an HTML page.
 - `sample` draws text.
 
 This folder imports nothing from `charlm/training`.

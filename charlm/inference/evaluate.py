@@ -54,7 +54,7 @@ def evaluator(model: Functions, mesh: Mesh | None = None, lengths: Sequence[int]
     def evaluate(
         params: Any, encoded: Encoded, protocol: Protocol, asked_to_stop: Callable[[], bool] = lambda: False
     ) -> tuple[float, int] | None:
-        place, params = _placement(mesh, protocol.rows_at_once, params)
+        place, params = placement(mesh, protocol.rows_at_once, params)
         carry = place(model.zero_carry(protocol.rows_at_once))
         sums = []
         for batch in protocol.batches(encoded):
@@ -84,7 +84,7 @@ def _padded(batch: Batch, lengths: Sequence[int]) -> Batch:
     )
 
 
-def _placement(mesh: Mesh | None, rows: int, params: Any) -> tuple[Callable, Any]:
+def placement(mesh: Mesh | None, rows: int, params: Any) -> tuple[Callable, Any]:
     """Returns a function that puts arrays of rows on the devices, and the parameters, already put on the same devices."""
     if mesh is None:
         return lambda arrays: arrays, params

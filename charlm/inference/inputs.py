@@ -4,8 +4,12 @@ The checks run before JAX is imported, so that a program reports a mistake at on
 an argument of a Python method has the name of a flag, a wrong argument raises the same message as a wrong flag.
 """
 
+import contextlib
 import numbers
-from collections.abc import Callable, Sequence
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -20,6 +24,7 @@ from charlm.progress import counted, warn
 from charlm.rundir.run import Run
 
 UNKNOWN = ("error", "skip")  # what to do with symbols of a prompt that are outside the vocabulary
+UNKNOWN_IN_TEXT = ("error", "skip", "unk")  # what to do with such symbols of a text to score
 DTYPES = ("float32", "bfloat16")
 EMPTY = "give at least one character of the run's vocabulary."
 
@@ -78,6 +83,7 @@ class ScoredText(NamedTuple):
       split: the name of the text in the protocol, which describes how a loss was measured.
       where: the name of the text in messages.
       empty: the number of empty documents that were left out.
+      skipped: the number of characters outside the vocabulary that were left out.
     """
 
     text: corpora.Split
@@ -85,6 +91,7 @@ class ScoredText(NamedTuple):
     split: str
     where: str
     empty: int = 0
+    skipped: int = 0
 
     def encoded(self, vocab: Vocab) -> batches.Encoded:
         """The text as ids. Raises a UserError if the text has unknown symbols and the vocabulary has no `<unk>`."""
@@ -107,22 +114,89 @@ def split_to_score(run: Run, split: str | None) -> ScoredText:
     return ScoredText(run.splits()[split], corpus["sha256"], split, f"the {split} split")
 
 
-def file_to_score(run: Run, path: str) -> ScoredText:
+def file_to_score(run: Run, path: str, unknown: str | None = None) -> ScoredText:
     """The text of a file or folder, decoded, normalised and divided into documents like the run's corpus.
 
     If the run's corpus came from TFDS, each line is a document.
 
+    Args:
+      path: the file or folder; `-` is standard input.
+      unknown: what to do with characters outside the vocabulary. `error` raises a UserError. `skip` drops them. `unk` reads
+        them as `<unk>`. None means `unk` if the vocabulary has `<unk>`, otherwise `error`.
+
     Raises:
-      UserError: the path is empty, the file can't be read, or the text has fewer than 2 characters.
+      UserError: the path is empty, the file can't be read, the text has fewer than 2 characters, or its characters are not
+        allowed.
     """
+    text, skipped = _text_of_file(run, path, unknown)
+    return _checked_text(text, f"text {path}", f"--text={path}")._replace(skipped=skipped)
+
+
+def lines_of_file(run: Run, path: str, unknown: str | None = None) -> list[str]:
+    """The lines of a file, without line breaks, or its documents if the run's corpus has documents. Empty ones are included.
+
+    See `file_to_score` for the arguments and the errors.
+    """
+    return lines_of(_text_of_file(run, path, unknown)[0])
+
+
+def lines_of(text: corpora.Split) -> list[str]:
+    """The lines of a running text, without line breaks; or the documents."""
+    return text if isinstance(text, list) else documents.lines(str(text))
+
+
+def _text_of_file(run: Run, path: str, unknown: str | None) -> tuple[corpora.Split, int]:
+    """The text of a file, and the number of characters that were dropped from it."""
     if not path:
         raise UserError("--text=: must be a file or folder.")
+    if path == "-":
+        with _standard_input() as file:
+            return _known(_read(run, file, unknown), run.vocab(), unknown, f"--text={path}")
+    return _known(_read(run, path, unknown), run.vocab(), unknown, f"--text={path}")
+
+
+def _read(run: Run, path: str, unknown: str | None) -> corpora.Split:
     config, form = run.config(), ""
     if "documents" in run.corpus():
         form = corpora.form_of(config) or "lines"
-    normalise, folder = corpora.Normalisation.of(config), cache.folder_of(config)
-    text, _ = corpora.read(path, normalise, form, folder, Reading.of(config), corpora.has_bytes(config))
-    return _checked_text(text, f"text {path}", f"--text={path}")
+    folder = None if unknown == "skip" else cache.folder_of(config)  # characters can be dropped only from a text in memory
+    normalise = corpora.Normalisation.of(config)
+    return corpora.read(path, normalise, form, folder, Reading.of(config), corpora.has_bytes(config))[0]
+
+
+@contextlib.contextmanager
+def _standard_input() -> Iterator[str]:
+    """A temporary file with the contents of standard input, so that standard input is read in the same way as a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "text"
+        file.write_bytes(sys.stdin.buffer.read())
+        try:
+            yield str(file)
+        except UserError as error:
+            raise UserError(str(error).replace(str(file), "standard input")) from error
+
+
+def _known(text: corpora.Split, vocab: Vocab, unknown: str | None, where: str) -> tuple[corpora.Split, int]:
+    """The text with characters outside the vocabulary treated as `unknown` says, and the number of dropped characters."""
+    has_unk = vocab.id_of(UNK) is not None
+    if unknown == "unk" and not has_unk:
+        raise UserError("--unknown=unk: the run's vocabulary has no <unk>: give --unknown=skip to drop unknown characters.")
+    unknown_symbols = vocab.missing(corpora.symbols_in(corpora.joined(text)))
+    if not unknown_symbols or (unknown is None and has_unk):
+        return text, 0
+    if unknown in (None, "error"):
+        raise UserError(
+            f"{where} has {shown(unknown_symbols)}, outside the run's vocabulary: --unknown=skip drops such characters."
+        )
+    if unknown == "unk":
+        warn(f"{where}: characters outside the vocabulary count as <unk>: {shown(unknown_symbols)}")
+        return text, 0
+    table = dict.fromkeys(map(ord, unknown_symbols))
+    kept: corpora.Split
+    kept = [document.translate(table) for document in text] if isinstance(text, list) else str(text).translate(table)
+    skipped = len(corpora.joined(text)) - len(corpora.joined(kept))
+    warn(f"{where}: dropped {counted(skipped, 'char')} outside the vocabulary: {shown(unknown_symbols)}")
+    return kept, skipped
 
 
 def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:

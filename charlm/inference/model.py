@@ -24,7 +24,7 @@ from charlm.data.corpora import Normalisation
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.hardware import cache, devices
-from charlm.inference import inputs, restore, sample
+from charlm.inference import inputs, pieces, restore, sample
 from charlm.inference.evaluate import evaluator
 from charlm.inference.inputs import ScoredText
 from charlm.inference.protocol import Protocol
@@ -194,6 +194,54 @@ class Model:
             "seconds": round(time.perf_counter() - begin, 3),
             "protocol": protocol.named(scored.sha256, scored.split, chars),
         }
+
+    def score_lines(self, lines: Sequence[str]) -> list[dict[str, Any]]:
+        """Scores each line alone, from the zero state. `scripts/evaluate.py --per_line` prints the same dicts.
+
+        The first character of a line is not scored. If the vocabulary has `<eos>`, the end of the line is scored.
+
+        Args:
+          lines: the lines without line breaks, normalised as `normalise` does.
+
+        Returns:
+          One dict for each line:
+            line: the number of the line, from 1.
+            text: the line.
+            nats: the sum of the nats of the scored characters.
+            chars: the number of scored characters.
+            bits_per_char: the mean loss in bits, or None if no character is scored.
+
+        Raises:
+          UserError: a line has unknown symbols and the vocabulary has no `<unk>`.
+        """
+        if not lines:
+            return []
+        rows = min(self.config.eval.rows, len(lines))
+        mesh = devices.mesh(rows, devices.wanted(self.config))
+        found: list[dict[str, Any]] = [{}] * len(lines)
+        ids = pieces.encoded(self.vocab, lines, "the text")
+        for index, scores in pieces.score(self.trained.functions, self.params, ids, rows, mesh):
+            nats, chars = float(scores.nats_M.sum(dtype=np.float64)), len(scores.nats_M)
+            bits = measures.bits(nats / chars) if chars else None
+            found[index] = {"line": index + 1, "text": lines[index], "nats": nats, "chars": chars, "bits_per_char": bits}
+        return found
+
+    def score_chars(self, texts: Sequence[str], alternatives: int) -> list[tuple[np.ndarray, pieces.Scores]]:
+        """The ids of each text, and the scores of its characters with the likeliest alternatives; see `pieces.Scores`.
+
+        Each text is read from the zero state. If the vocabulary has `<eos>`, `<eos>` follows each text.
+
+        Args:
+          texts: the texts, normalised as `normalise` does.
+          alternatives: the number of likeliest symbols to find for each character.
+
+        Raises:
+          UserError: a text has unknown symbols and the vocabulary has no `<unk>`.
+        """
+        ids = pieces.encoded(self.vocab, texts, "the text")
+        scored = pieces.score(self.trained.functions, self.params, ids, self.config.eval.rows, alternatives=alternatives)
+        by_index = dict(scored)
+        return [(ids[index], by_index[index]) for index in range(len(ids))]
 
     def sample(
         self,

@@ -2,6 +2,8 @@
 
     scripts/evaluate.py --workdir=runs/quickstart --split=validation [--checkpoint=best|latest|STEP] [--framing=stream]
     scripts/evaluate.py --workdir=runs/quickstart --text=FILE
+    scripts/evaluate.py --workdir=runs/quickstart --text=FILE --per_line > scores.jsonl
+    scripts/evaluate.py --workdir=runs/quickstart --text=FILE --per_char=page.html
 
 The last line on stdout is one JSON object. In it, nats, bits and perplexity are per character. bits_per_byte is the loss per
 byte of the scored text in UTF-8, and can be compared between models with different vocabularies.
@@ -13,14 +15,24 @@ program uses the framing of training.
 
 Your own text is normalised like the run's corpus. If the run's corpus has documents, your text is divided into documents in the
 same way. If the run's corpus came from TensorFlow Datasets, each line of your text is a document.
+
+--per_line prints one JSON object for each line of the text, in the order of the lines: `line` (its number, from 1), `text`,
+`nats` (the sum over its scored characters), `chars` (the number of scored characters) and `bits_per_char` (null if there are
+none). Each line is scored alone: the state is zero before its first character, which is not scored. If the run's corpus has
+documents, each document is scored instead of each line, and its end is scored too.
+
+--per_char writes the surprisal of each character and the five likeliest characters at its place. The state is carried from the
+first character to the last. If the run's corpus has documents, the state is zero before each document.
 """
 
 import json
+import pathlib
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from charlm import cli, measures
+from charlm import cli, files, measures
 from charlm.config.keys import FRAMINGS
 from charlm.data.batches import Encoded, cut_in_words
 from charlm.errors import UserError
@@ -30,11 +42,31 @@ from charlm.inference.protocol import Protocol
 from charlm.progress import counted, warn
 from charlm.rundir.run import Run, check_checkpoint_name
 
+if TYPE_CHECKING:
+    from charlm.inference.model import Model
+
+MOST_ON_PAGE = 200_000  # characters; browsers are slow with larger pages
+
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _SPLIT = flags.DEFINE_string(
     "split", None, "train, validation or test; default: validation, or train if the corpus has no validation split"
 )
-_TEXT = flags.DEFINE_string("text", None, "text file or folder to score instead of a split, read like the run's corpus")
+_TEXT = flags.DEFINE_string(
+    "text", None, "text file or folder to score instead of a split, read like the run's corpus; -: standard input"
+)
+_UNKNOWN = flags.DEFINE_enum(
+    "unknown",
+    None,
+    inputs.UNKNOWN_IN_TEXT,
+    "characters of --text outside the vocabulary; error: stop with a message; skip: drop them; unk: score them as <unk>; "
+    "default: unk if the vocabulary has <unk>, otherwise error",
+)
+_PER_LINE = flags.DEFINE_bool("per_line", False, "print a JSON object for each line instead of one for the text")
+_PER_CHAR = flags.DEFINE_string(
+    "per_char",
+    None,
+    "file for the surprisal of each character; .tsv: a table; .html: a page that colours characters; -: the table on stdout",
+)
 _FRAMING = flags.DEFINE_enum(
     "framing",
     None,
@@ -62,11 +94,16 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("--split and --text are given together: give only one of them.")
     if _LANES.value < 1:
         raise UserError(f"--lanes={_LANES.value}: must be 1 or more.")
+    if _UNKNOWN.value is not None and _TEXT.value is None:
+        raise UserError("--unknown is given without --text: the symbols of a split are in the vocabulary.")
     check_checkpoint_name(_CHECKPOINT.value)
     run = Run(_WORKDIR.value)
     run.status()
+    if _PER_LINE.value or _PER_CHAR.value is not None:
+        _score_details(run)
+        return
     file = _TEXT.value
-    scored = inputs.split_to_score(run, _SPLIT.value) if file is None else inputs.file_to_score(run, file)
+    scored = inputs.split_to_score(run, _SPLIT.value) if file is None else inputs.file_to_score(run, file, _UNKNOWN.value)
     config = run.config()
     protocol = Protocol.of_run(config, _FRAMING.value, _LANES.value)
     settings = devices.prepare_cpu(config, protocol.rows_at_once)
@@ -82,8 +119,75 @@ def main(overrides: dict[str, str]) -> None:
     result = trained.evaluate(scored, encoded, protocol)
     if "unknown" in result:
         warn(f"{result['unknown']:,} of the {counted(result['chars'], 'scored char')} are outside the vocabulary: <unk>.")
+    if scored.skipped:
+        result["skipped"] = scored.skipped
     run.note_evaluation(result)
     print(json.dumps(measures.finite(result)))
+
+
+def _score_details(run: Run) -> None:
+    """Scores each line, or each character, and writes the scores."""
+    if _PER_LINE.value and _PER_CHAR.value is not None:
+        raise UserError("--per_line and --per_char are given together: give only one of them.")
+    given, flag = ("--framing", _FRAMING.value) if _FRAMING.value else ("--lanes", _LANES.value)
+    if flag not in (None, 1):
+        detail = "--per_line" if _PER_LINE.value else "--per_char"
+        raise UserError(f"{given}={flag} has no effect with {detail}: leave it out.")
+    output = _PER_CHAR.value
+    path = None if output in (None, "-") else files.check_output("per_char", output, (".tsv", ".html"))
+    texts, where = _texts(run)
+    length = sum(map(len, texts))
+    if path is not None and path.suffix == ".html" and length > MOST_ON_PAGE:
+        raise UserError(
+            f"--per_char={path}: {where} has {length:,} chars, but a page shows at most {MOST_ON_PAGE:,}: give a .tsv file."
+        )
+    config = run.config()
+    rows = min(config.eval.rows, len(texts)) if _PER_LINE.value else 1
+    settings = devices.prepare_cpu(config, rows)
+    if _VERBOSE.value:
+        print("".join(f"{setting}\n" for setting in settings), end="", file=sys.stderr)
+
+    from charlm.inference import model
+
+    trained = model.load(_WORKDIR.value, _CHECKPOINT.value)
+    size = f"{counted(length, 'char')} of {where}"
+    print(f"evaluating step {trained.step} on {size} …", file=sys.stderr, flush=True)
+    if _PER_LINE.value:
+        for score in trained.score_lines(texts):
+            print(json.dumps(score))
+    else:
+        _write_chars(trained, texts, path)
+
+
+def _write_chars(trained: "Model", texts: list[str], path: pathlib.Path | None) -> None:
+    from charlm.inference import per_char
+
+    scored = trained.score_chars(texts, per_char.ALTERNATIVES)
+    if path is None:
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        sys.stdout.writelines(per_char.table(scored, trained.vocab))
+        return
+    if path.suffix == ".html":
+        content = per_char.page(scored, trained.vocab, f"{trained.run.workdir}, step {trained.step}")
+    else:
+        content = "".join(per_char.table(scored, trained.vocab))
+    files.write_output("per_char", path, content)
+    print(f"wrote {path}.")
+
+
+def _texts(run: Run) -> tuple[list[str], str]:
+    """The texts that are each read from the zero state, and where they come from."""
+    if _TEXT.value is not None and _PER_LINE.value:
+        texts, where = inputs.lines_of_file(run, _TEXT.value, _UNKNOWN.value), f"--text={_TEXT.value}"
+    else:
+        file = _TEXT.value
+        scored = inputs.split_to_score(run, _SPLIT.value) if file is None else inputs.file_to_score(run, file, _UNKNOWN.value)
+        text = scored.text
+        texts = inputs.lines_of(text) if _PER_LINE.value or isinstance(text, list) else [str(text)]
+        where = scored.where
+    if not texts:
+        raise UserError(f"{where} has no lines: give a text with at least one line.")
+    return texts, where
 
 
 def _size(scored: inputs.ScoredText, encoded: Encoded, protocol: Protocol) -> str:

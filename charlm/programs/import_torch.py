@@ -5,14 +5,15 @@ A CharRNN is a recurrent network that predicts the next character. To evaluate o
 
     scripts/import_torch.py --weights=rnn.pt --config=configs/anna_pytorch.py --workdir=runs/imported
 
---weights names a .pt, .pth or .net file (needs PyTorch), or a .safetensors file (needs safetensors). The file must hold a
-state_dict. A .pt, .pth or .net file may instead hold a dict with `state_dict` and `tokens`, as Udacity's notebook saves it.
+--weights names a .pt, .pth or .net file (needs PyTorch), a .safetensors file (needs safetensors) or an .npz file. The file must
+hold a state_dict. A .pt, .pth or .net file may instead hold a dict with `state_dict` and `tokens`, as Udacity's notebook saves
+it.
 
 The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
 
---symbols names a JSON file with a list of symbols in the order of their ids. Without --symbols, the list
-is the `tokens` in the file of weights. If this file has no `tokens`, the symbols of the corpus are sorted, and id 0 is assumed
-to be the first of these symbols.
+--symbols names a JSON file with a list of symbols in the order of their ids. Without --symbols, the symbols come from the file
+of weights: from its `tokens`, or from the vocabulary that the program `export` stored. If this file has neither, the symbols of
+the corpus are sorted, and id 0 is assumed to be the first of these symbols.
 """
 
 from absl import flags
@@ -21,7 +22,7 @@ from charlm import cli
 from charlm.config import keys
 from charlm.programs import import_flags
 
-import_flags.define(".pt, .pth, .net or .safetensors")
+import_flags.define(".pt, .pth, .net, .safetensors or .npz")
 
 
 def run() -> None:

@@ -8,6 +8,8 @@ import pytest
 from conftest import ROOT
 from faults.runs import as_flags
 
+PROGRAMS = ["train", "evaluate", "sample", "sweep", "compare", "import_torch", "import_keras", "export"]
+
 
 def charlm(*arguments: str, cwd=None, status: int = 0) -> subprocess.CompletedProcess:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -19,7 +21,7 @@ def charlm(*arguments: str, cwd=None, status: int = 0) -> subprocess.CompletedPr
 def test_without_a_program_it_lists_the_programs():
     lines = charlm().stdout.splitlines()
     assert lines[0] == "usage: charlm PROGRAM [flags]"
-    assert lines[1] == "programs: train, evaluate, sample, sweep, compare, import_torch, import_keras"
+    assert lines[1] == f"programs: {', '.join(PROGRAMS)}"
     assert charlm("--help").stdout.splitlines() == lines
 
 
@@ -27,7 +29,7 @@ def test_an_unknown_program_is_an_error_that_names_the_nearest_program():
     assert charlm("trian", status=2).stderr == "error: charlm has no program 'trian': the nearest name is 'train'.\n"
 
 
-@pytest.mark.parametrize("program", ["train", "evaluate", "sample", "sweep", "compare", "import_torch", "import_keras"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_help_shows_the_commands_that_work_where_it_was_started(program, script, tmp_path):
     """In a checkout, examples name scripts and config files. For the command `charlm`, they name programs and recipes."""
     of_script, of_command = script(program, "--help").stdout, charlm(program, "--help", cwd=tmp_path).stdout

@@ -45,6 +45,9 @@ class Cell(NamedTuple):
       operations: (inputs, hidden) → the number of multiply-adds of a layer for one character.
       from_torch, from_keras: (arrays) → params. `arrays` maps the framework's names to the arrays of one layer. None if the
         framework has no such layer.
+      to_torch, to_keras: (params) → arrays. `from_torch(to_torch(params))` equals `params` bit for bit, and so do the functions
+        for Keras. None if the framework has no such layer.
+      keras_layer: name of the layer's class in Keras. Cells with `to_keras` have it.
 
     `dtype` is the dtype of the operands of matrix products. The parameters, the state and the results of matrix products are
     float32.
@@ -62,6 +65,9 @@ class Cell(NamedTuple):
     operations: Callable[[int, int], int]
     from_torch: Callable[[dict], Params] | None = None
     from_keras: Callable[[dict], Params] | None = None
+    to_torch: Callable[[dict], dict] | None = None
+    to_keras: Callable[[dict], dict] | None = None
+    keras_layer: str = ""
 
 
 def named(name: str) -> Cell:

@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from ml_collections import FrozenConfigDict
 
@@ -146,6 +147,21 @@ def from_torch(arrays: dict[str, jax.Array]) -> Params:
 def from_keras(arrays: dict[str, jax.Array]) -> Params:
     """Params from `kernel` (I, 4H), `recurrent_kernel` (H, 4H) and `bias` (4H,). Keras has the same order of gates."""
     return {"input_kernel": arrays["kernel"], "recurrent_kernel": arrays["recurrent_kernel"], "bias": arrays["bias"]}
+
+
+def to_torch(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`. `bias_hh` is -0.0, because x + (-0.0) is x for every x, but -0.0 + 0.0 would be 0.0."""
+    return {
+        "weight_ih": params["input_kernel"].T,
+        "weight_hh": params["recurrent_kernel"].T,
+        "bias_ih": params["bias"],
+        "bias_hh": np.full_like(params["bias"], -0.0),
+    }
+
+
+def to_keras(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `from_keras`."""
+    return {"kernel": params["input_kernel"], "recurrent_kernel": params["recurrent_kernel"], "bias": params["bias"]}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -373,4 +389,7 @@ CELL = Cell(
     operations=operations,
     from_torch=from_torch,
     from_keras=from_keras,
+    to_torch=to_torch,
+    to_keras=to_keras,
+    keras_layer="LSTM",
 )

@@ -1,0 +1,260 @@
+"""The program export: weights of a run in files for PyTorch, Keras and NumPy.
+
+One test reads every format back with charlm's own import. The parameters must then be equal bit for bit. Other tests run the
+lines of Python in scripts/README.md that load a file, and compare the logits with those of charlm. Without PyTorch and Keras,
+the formulas in their documentation are computed with NumPy instead.
+"""
+
+import json
+import os
+import re
+import sys
+import zipfile
+
+import h5py
+import jax
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from conftest import ROOT, assert_same, final_params
+from faults.runs import as_flags
+
+import charlm
+from charlm.config import load
+from charlm.data.vocab import Vocab
+from charlm.errors import UserError
+from charlm.exchange import keras as keras_weights
+from charlm.exchange import torch as torch_weights
+from charlm.exchange import weights as weights_module
+from charlm.models import stack
+from charlm.rundir.checkpoint import Checkpoints
+from charlm.rundir.run import Run
+
+TEXT = "abc<é\n中>" * 200
+FORMATS = {"safetensors": "safetensors", "npz": "npz", "torch": "pt", "keras": "keras"}
+
+
+@pytest.fixture(scope="module", params=["embedding", "onehot", "scalar"])
+def run(request, tmp_path_factory):
+    """An imported run with two layers of 6 units and random weights. No bias is zero. One bias is -0.0."""
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "text").write_text(TEXT, encoding="utf-8")
+    overrides = {"corpus.path": os.fspath(folder / "text"), "model.input": request.param, "model.embedding": 5}
+    config = load.load("configs/tiny.py", overrides | {"model.hidden": 6, "model.layers": 2})
+    vocab = Vocab.of(TEXT, unknown=False)
+    abstract = jax.eval_shape(stack.functions(config, len(vocab)).init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), abstract)
+    params["lstm_0"]["bias"][3] = -0.0
+    arrays = weights_module.of_params(params, config, vocab, torch_weights.LAYOUT, "random")
+    weights_module.write_run(config, os.fspath(folder / "run"), arrays)
+    assert_same(final_params(folder / "run"), params)
+    return folder / "run"
+
+
+@pytest.fixture
+def export(monkeypatch, capsys):
+    """Runs the program export in this process. Returns its output."""
+    from absl import flags
+
+    from charlm.programs import export
+
+    def run_export(**values):
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS(["export", *(f"--{name}={value}" for name, value in values.items())])
+        export.main({})
+        return capsys.readouterr().out
+
+    return run_export
+
+
+def logits_of(run) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a text, and charlm's logits after each character."""
+    model = charlm.load(run, "latest")
+    text = TEXT[3:60]
+    return model.vocab.encode(text).astype(np.int64), model.logits(text)
+
+
+def documented_logits(state, ids, features) -> np.ndarray:
+    """The logits in float64, by the formulas of nn.LSTM and nn.Linear in PyTorch's documentation.
+
+    Args:
+      state: the state_dict.
+      ids: the ids of a text.
+      features: (V, I), the input of the first layer for each id.
+    """
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    state = {name: value.astype(np.float64) for name, value in state.items()}
+    inputs = features[ids].astype(np.float64)
+    for layer in range(2):
+        weight_ih, weight_hh = state[f"rnn.weight_ih_l{layer}"], state[f"rnn.weight_hh_l{layer}"]
+        bias, h, c, outputs = state[f"rnn.bias_ih_l{layer}"] + state[f"rnn.bias_hh_l{layer}"], np.zeros(6), np.zeros(6), []
+        for x in inputs:
+            i, f, g, o = np.split(weight_ih @ x + weight_hh @ h + bias, 4)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+            outputs.append(h)
+        inputs = np.array(outputs)
+    return inputs @ state["head.weight"].T + state["head.bias"]
+
+
+def features_of(run, state) -> np.ndarray:
+    size = len(Run(run).vocab())
+    match Run(run).config().model.input:
+        case "embedding":
+            return state["embedding.weight"]
+        case "onehot":
+            return np.eye(size)
+    return np.arange(size)[:, None] / size
+
+
+def lines_in_readme(name: str) -> str:
+    """The lines of Python in scripts/README.md that contain `name`."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "scripts" / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = (block for block in blocks if name in block)
+    return block
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_export_and_import_change_no_bit(run, export, tmp_path, kind):
+    if kind == "torch":
+        pytest.importorskip("torch", reason="PyTorch is not installed")
+    file = tmp_path / f"model.{FORMATS[kind]}"
+    assert export(workdir=run, format=kind, output=file, checkpoint="latest").startswith(f"wrote {file}: step 0 of {run}, ")
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    weights = (keras_weights if kind == "keras" else torch_weights).read(os.fspath(file))
+    assert weights.symbols == sorted(set(TEXT))
+    config = Run(run).config()
+    weights_module.write_run(config, os.fspath(tmp_path / "again"), weights)
+    before, after = final_params(run), final_params(tmp_path / "again")
+    assert_same(before, after)
+    assert_same(*(jax.tree.map(np.signbit, params) for params in (before, after)))  # 0.0 and -0.0 compare as equal
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+def test_the_documented_formulas_of_pytorch_give_the_logits_of_charlm(run, export, monkeypatch, tmp_path, kind):
+    monkeypatch.chdir(tmp_path)
+    export(workdir=run, format=kind, output=f"first.{kind}", checkpoint="latest")
+    names = {"np": np, "json": json, "safetensors": safetensors}
+    exec(lines_in_readme(f"first.{kind}").replace('"pt")', '"np")'), names)
+    ids, logits = logits_of(run)
+    np.testing.assert_allclose(documented_logits(names["state"], ids, features_of(run, names["state"])), logits, atol=1e-5)
+    assert names["symbols"] == sorted(set(TEXT))
+    assert names["config"] == load.to_dict(Run(run).config())
+
+
+def test_the_documented_formulas_of_keras_give_the_logits_of_charlm(run, export, tmp_path):
+    """Keras multiplies rows by its kernels, so its kernels are the transposed matrices of PyTorch."""
+    file = tmp_path / "first.keras"
+    export(workdir=run, format="keras", output=file, checkpoint="latest")
+    state = {}
+    with zipfile.ZipFile(file) as archive, archive.open("model.weights.h5") as member, h5py.File(member) as h5:
+        for layer, name in enumerate(("lstm", "lstm_1")):
+            variables = h5[f"layers/{name}/cell/vars"]
+            state[f"rnn.weight_ih_l{layer}"], state[f"rnn.weight_hh_l{layer}"] = variables["0"][()].T, variables["1"][()].T
+            state[f"rnn.bias_ih_l{layer}"], state[f"rnn.bias_hh_l{layer}"] = variables["2"][()], np.zeros(1)
+        state["head.weight"], state["head.bias"] = h5["layers/dense/vars/0"][()].T, h5["layers/dense/vars/1"][()]
+        if "embedding" in h5["layers"]:
+            state["embedding.weight"] = h5["layers/embedding/vars/0"][()]
+        extra = json.loads(archive.read("charlm.json"))
+    ids, logits = logits_of(run)
+    np.testing.assert_allclose(documented_logits(state, ids, features_of(run, state)), logits, atol=1e-5)
+    assert extra == {"symbols": sorted(set(TEXT)), "config": load.to_dict(Run(run).config())}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
+def test_the_lines_in_the_readme_make_a_pytorch_model_with_the_logits_of_charlm(run, export, monkeypatch, tmp_path, kind):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    monkeypatch.chdir(tmp_path)
+    export(workdir=run, format=kind, output=f"first.{FORMATS[kind]}", checkpoint="latest")
+    ids, logits = logits_of(run)
+    names = {"torch": torch, "json": json, "safetensors": safetensors, "ids": torch.tensor(ids)[None]}
+    exec(lines_in_readme(f"first.{FORMATS[kind]}"), names)
+    if "embedding.weight" in names["state"]:
+        exec(lines_in_readme("load_state_dict"), names)
+        result = names["logits"][0]
+    else:
+        features = torch.tensor(features_of(run, names["state"]), dtype=torch.float32)
+        rnn, head = torch.nn.LSTM(features.shape[1], 6, 2, batch_first=True), torch.nn.Linear(6, len(names["symbols"]))
+        torch.nn.ModuleDict({"rnn": rnn, "head": head}).load_state_dict(names["state"])
+        result = head(rnn(features[names["ids"]])[0])[0]
+    np.testing.assert_allclose(result.detach().numpy(), logits, atol=1e-5)
+
+
+def test_the_lines_in_the_readme_make_a_keras_model_with_the_logits_of_charlm(run, export, monkeypatch, tmp_path):
+    if "keras" not in sys.modules:
+        monkeypatch.setenv("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    monkeypatch.chdir(tmp_path)
+    export(workdir=run, format="keras", output="first.keras", checkpoint="latest")
+    ids, logits = logits_of(run)
+    names = {"keras": keras, "json": json, "zipfile": zipfile}
+    with jax.numpy_rank_promotion("allow"):
+        exec(lines_in_readme("first.keras"), names)
+        features = features_of(run, {"embedding.weight": None})
+        result = names["model"].predict(ids[None] if features is None else features[ids].astype(np.float32)[None], verbose=0)
+    np.testing.assert_allclose(result[0], logits, atol=1e-5)
+    assert names["symbols"] == sorted(set(TEXT))
+
+
+def test_wrong_flags_are_refused_before_anything_is_written(run, export, tmp_path):
+    for values, message in (
+        ({"format": "keras", "output": "a.h5"}, r"--output=.*a\.h5: the name must end in \.keras"),
+        ({"format": "torch", "output": "a.npz"}, r"must end in \.pt or \.pth"),
+        ({"format": "npz", "output": "missing/a.npz"}, r"a\.npz can't be written: give a file in a folder that exists"),
+        ({"format": "npz", "output": "a.npz", "checkpoint": "7"}, "--checkpoint=7: no such checkpoint"),
+        ({"format": "npz", "output": "a.npz", "checkpoint": "x"}, "--checkpoint=x: must be best, latest or a step"),
+        ({"format": "npz", "output": "a.npz", "workdir": tmp_path}, "must be the directory of a run"),
+    ):
+        flags = {"workdir": run, "checkpoint": "latest"} | values
+        with pytest.raises(UserError, match=message):
+            export(**flags | {"output": tmp_path / values["output"]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_is_not_installed_is_named(run, export, monkeypatch, tmp_path):
+    for module, kind in (("torch", "torch"), ("safetensors.numpy", "safetensors"), ("h5py", "keras")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(UserError, match=rf"writing model\.{FORMATS[kind]} needs .*pip install {module.split('.')[0]}"):
+            export(workdir=run, format=kind, output=tmp_path / f"model.{FORMATS[kind]}", checkpoint="latest")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_without_a_converter_is_refused(run, export, monkeypatch, tmp_path):
+    from charlm.models.cells import lstm
+
+    monkeypatch.setattr(lstm, "CELL", lstm.CELL._replace(to_keras=None))
+    with pytest.raises(UserError, match=r"model\.cell='lstm': layers of Keras can't be exported"):
+        export(workdir=run, format="keras", output=tmp_path / "a.keras", checkpoint="latest")
+
+
+@pytest.mark.parametrize("symbols", ['"abc"', "[1, 2]", '["a", "a"]', "[", '{"a": 1}'])
+def test_a_wrong_vocabulary_in_a_file_is_refused(run, export, tmp_path, symbols):
+    export(workdir=run, format="npz", output=tmp_path / "a.npz", checkpoint="latest")
+    arrays = dict(np.load(tmp_path / "a.npz"))
+    np.savez(tmp_path / "wrong.npz", **arrays | {"symbols": np.array(symbols)})
+    with pytest.raises(UserError, match=r"wrong\.npz"):
+        torch_weights.read(os.fspath(tmp_path / "wrong.npz"))
+    with zipfile.ZipFile(tmp_path / "wrong.keras", "w") as archive:
+        archive.write(ROOT / "tests" / "data" / "lstm.keras", "unused")
+        archive.writestr("model.weights.h5", zipfile.ZipFile(ROOT / "tests" / "data" / "lstm.keras").read("model.weights.h5"))
+        archive.writestr("charlm.json", f'{{"symbols": {symbols}}}')
+    with pytest.raises(UserError, match=r"wrong\.keras"):
+        keras_weights.read(os.fspath(tmp_path / "wrong.keras"))
+
+
+def test_the_exported_checkpoint_is_the_one_that_was_asked_for(script, corpus_file, tmp_path):
+    flags = {"corpus.path": corpus_file, "model.hidden": 8, "train.steps": 4, "train.eval_every": 2, "sample.length": 0}
+    script("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={tmp_path / 'run'}", *as_flags(flags))
+    heads = []
+    checkpoints = Checkpoints(Run(tmp_path / "run").checkpoints, read_only=True)
+    for step in (2, 4):
+        file = tmp_path / f"{step}.safetensors"
+        export_flags = [f"--workdir={tmp_path / 'run'}", "--format=safetensors", f"--output={file}", f"--checkpoint={step}"]
+        assert f"step {step} of " in script("export", *export_flags).stdout
+        heads.append(safetensors.numpy.load_file(file)["head.weight"])
+        functions = stack.functions(Run(tmp_path / "run").config(), len(Run(tmp_path / "run").vocab()))
+        params = checkpoints.restore_params(step, jax.eval_shape(functions.init, jax.random.key(0)))
+        np.testing.assert_array_equal(heads[-1].T, params["head_kernel"])
+    assert not np.array_equal(*heads)

@@ -1,0 +1,255 @@
+"""Scores of single lines and characters: `evaluate --per_line` and `--per_char`, and the treatment of unknown characters."""
+
+import html
+import json
+import math
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import TINY
+from test_evaluate import IDS, make_model, numpy_nats
+
+import charlm
+from charlm.config import load
+from charlm.data.vocab import Vocab
+from charlm.errors import UserError
+from charlm.inference import inputs, per_char, pieces
+from charlm.models import stack
+from charlm.rundir.run import Run
+from configs import base
+
+LINES = ["abcabc", "", "a", "ba", "cabb" * 20, "abc"]
+
+
+@pytest.fixture(scope="module")
+def functions():
+    config = base.get_config()
+    config.model.update({"hidden": 12, "layers": 2, "embedding": 5})
+    return stack.functions(config, 9)
+
+
+def trained_run(folder, text, **overrides) -> str:
+    (folder / "text").write_text(text, encoding="utf-8")
+    fixed = {"corpus.path": os.fspath(folder / "text"), "corpus.documents": "", "model.hidden": 8, "batch.size": 2}
+    fixed |= {"batch.length": 8, "train.steps": 2, "sample.length": 0, "eval.rows": 4, "cache_dir": ""}
+    charlm.train(load.load(TINY, fixed | overrides), folder / "run")
+    return os.fspath(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained_run(tmp_path_factory.mktemp("pieces"), "abc\n" * 100)
+
+
+@pytest.fixture(scope="module")
+def run_with_unk(tmp_path_factory):
+    return trained_run(tmp_path_factory.mktemp("unk"), "abc\n" * 100, **{"vocab.unknown": True})
+
+
+@pytest.fixture(scope="module")
+def run_of_documents(tmp_path_factory):
+    of_documents = {"corpus.documents": "lines", "batch.framing": "documents"}
+    return trained_run(tmp_path_factory.mktemp("documents"), "abc\nabcabc\n" * 50, **of_documents)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 64])
+def test_the_scores_of_each_piece_equal_numpy_in_float64(functions, rows):
+    """The pieces have lengths below, at and above the lengths of the windows. Their order is not the order of their lengths."""
+    params, _ = make_model()
+    lengths = [33, 0, 1, 2, 257, 32, 600, 5, 34]
+    texts = [IDS[start : start + length] for start, length in enumerate(lengths)]
+    found = dict(pieces.score(functions, params, texts, rows))
+    assert sorted(found) == list(range(len(texts)))
+    for index, ids in enumerate(texts):
+        assert found[index].nats_M.shape == (max(0, len(ids) - 1),)
+        assert found[index].nats_M.sum() == pytest.approx(numpy_nats(params, ids), abs=1e-3)
+    each = [numpy_nats(params, IDS[:count]) - numpy_nats(params, IDS[: count - 1]) for count in range(2, 34)]
+    np.testing.assert_allclose(found[0].nats_M, each, atol=1e-5)
+
+
+def test_the_likeliest_symbols_are_those_with_the_lowest_loss_in_numpy(functions):
+    params, _ = make_model()
+    ((_, scores),) = pieces.score(functions, params, [IDS[:4]], 1, alternatives=5)
+    for count in range(1, 4):
+        before = numpy_nats(params, IDS[:count])
+        nats = [numpy_nats(params, [*IDS[:count], symbol]) - before for symbol in range(9)]
+        order = np.argsort(nats)[:5]
+        np.testing.assert_array_equal(scores.likeliest_MK[count - 1], order)
+        np.testing.assert_allclose(scores.probabilities_MK[count - 1], np.exp(-np.array(nats)[order]), rtol=1e-4)
+    ((_, scores),) = pieces.score(functions, params, [IDS[:4]], 1, alternatives=99)  # more than the vocabulary has
+    np.testing.assert_allclose(scores.probabilities_MK.sum(1), 1, rtol=1e-5)
+
+
+def test_a_line_is_scored_as_if_it_were_the_whole_text(run):
+    model = charlm.load(run)
+    scored = model.score_lines(LINES)
+    assert [(each["line"], each["text"]) for each in scored] == list(enumerate(LINES, start=1))
+    for line, each in zip(LINES, scored, strict=True):
+        assert each["chars"] == max(0, len(line) - 1)
+        if len(line) < 2:
+            assert (each["nats"], each["bits_per_char"]) == (0, None)
+        else:
+            assert each["nats"] / each["chars"] == pytest.approx(model.score(line)["nats"], rel=1e-5)
+            assert each["bits_per_char"] == pytest.approx(each["nats"] / each["chars"] / math.log(2))
+    assert model.score_lines([]) == []
+
+
+def test_the_end_of_a_document_is_scored(run_of_documents):
+    model = charlm.load(run_of_documents)
+    scored = model.score_lines(["abc", "a", ""])
+    assert [each["chars"] for each in scored] == [3, 1, 0]
+    assert scored[0]["nats"] / 3 == pytest.approx(model.score(["abc"])["nats"], rel=1e-5)
+    ((ids_N, scores),) = model.score_chars(["abc"], 2)
+    assert model.vocab.decode(ids_N) == "abc<eos>"
+    assert scores.nats_M.sum() == pytest.approx(scored[0]["nats"], rel=1e-5)
+
+
+def table_of(text) -> list[list[str]]:
+    return [line.split("\t") for line in text.splitlines()]
+
+
+def test_the_table_has_the_surprisal_of_each_character(run):
+    model, text = charlm.load(run), "ab\nca"
+    scored = model.score_chars([text, "b"], per_char.ALTERNATIVES)
+    header, *rows = table_of("".join(per_char.table(scored, model.vocab)))
+    assert header[:7] == ["document", "position", "char", "nats", "bits", "likeliest_1", "p_1"]
+    assert len(header) == 5 + 2 * 4  # the vocabulary has 4 symbols, fewer than ALTERNATIVES
+    assert {len(row) for row in rows} == {len(header)}
+    assert [row[:3] for row in rows] == [
+        *(["1", str(position), char] for position, char in enumerate(["a", "b", r"\n", "c", "a"], start=1)),
+        ["2", "1", "b"],
+    ]
+    assert set(rows[0][3:] + rows[5][3:]) == {""}
+    logits = model.logits(text)
+    for row, expected, logits_V in zip(rows[1:5], model.surprisal(text)[1:], logits[:-1], strict=True):
+        assert float(row[3]) == pytest.approx(expected, abs=1e-5)
+        assert float(row[4]) == pytest.approx(expected / math.log(2), abs=1e-5)
+        assert row[5] == (r"\n", "a", "b", "c")[int(logits_V.argmax())]
+        assert sum(map(float, row[6::2])) == pytest.approx(1, abs=1e-5)
+
+
+SYMBOLS = "\t\n\r <\"'&\\x中\u200b_T"
+
+
+def hand_made() -> tuple[list[per_char.Scored], Vocab]:
+    """Every symbol once, each with a surprisal of 2 bits. The symbol itself is the first alternative, `<` the second."""
+    vocab = Vocab.of(SYMBOLS, unknown=True)
+    ids_N = np.concatenate([vocab.encode(SYMBOLS), [0]])
+    count = len(ids_N) - 1
+    likeliest = np.stack([ids_N[1:], np.full(count, vocab.encode("<")[0])], axis=1)
+    probabilities = np.tile(np.array([0.25, 0.125], np.float32), (count, 1))
+    return [(ids_N, pieces.Scores(np.full(count, 2 * math.log(2), np.float32), likeliest, probabilities))], vocab
+
+
+def test_symbols_that_could_break_a_table_are_escaped():
+    scored, vocab = hand_made()
+    rows = [line.split("\t") for line in per_char.table(scored, vocab)]
+    assert {len(row) for row in rows} == {5 + 2 * per_char.ALTERNATIVES, 5 + 2 * 2, 5 + 2 * per_char.ALTERNATIVES}
+    assert [row[2] for row in rows[1:]] == [
+        *(r"\t", r"\n", r"\r", " ", "<", '"', "'", "&", r"\\", "x", "中", r"\u200b", "_", "T", "<unk>")
+    ]
+
+
+def test_the_page_shows_symbols_as_text():
+    scored, vocab = hand_made()
+    page = per_char.page(scored, vocab, "__TEXT__ <b>")
+    assert "<title>__TEXT__ &lt;b&gt;</title>" in page
+    assert f"{len(SYMBOLS)} characters scored, 2.0000 bits per character" in page
+    shown = re.findall(r'<i class="q(\d+)" data-t="([^"]*)">([^<]*)</i>', page.split("<pre>")[1])
+    assert len(shown) == len(SYMBOLS)
+    assert {shade for shade, _, _ in shown} == {"5"}  # 2 of at most 8 bits are 5 of 20 shades
+    expected = ["↵\n", r"\r", *" <\"'&\\", "x", "中", r"\u200b", "_", "T", "<unk>"]
+    assert [html.unescape(text) for _, _, text in shown] == expected
+    assert html.unescape(shown[3][1]).split("\n") == ["<   2.00 bits, 25.0%", "", "<   25.0%", "<   12.5%"]
+    assert "http" not in page
+
+
+def test_the_pointer_shows_the_likeliest_characters(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed: install Debian's package chromium")
+    scored, vocab = hand_made()
+    (tmp_path / "page.html").write_text(per_char.page(scored, vocab, "run"), encoding="utf-8")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(f"file://{tmp_path / 'page.html'}")
+        assert not page.locator("#tip").is_visible()
+        page.locator("pre i", has_text="中").hover()
+        assert page.locator("#tip").inner_text().split("\n") == ["中   2.00 bits, 25.0%", "", "中   25.0%", "<   12.5%"]
+        browser.close()
+
+
+def text_file(tmp_path, text) -> str:
+    (tmp_path / "mine").write_text(text, encoding="utf-8")
+    return os.fspath(tmp_path / "mine")
+
+
+def test_unknown_characters_are_skipped_and_counted(run, tmp_path, capsys):
+    file = text_file(tmp_path, "abXc\nYaX")
+    for unknown in (None, "error"):
+        with pytest.raises(UserError, match=r"has 'X' \(U\+0058\), 'Y' \(U\+0059\), outside .*: --unknown=skip drops such"):
+            inputs.file_to_score(Run(run), file, unknown)
+    with pytest.raises(UserError, match=r"--unknown=unk: the run's vocabulary has no <unk>"):
+        inputs.file_to_score(Run(run), file, "unk")
+    scored = inputs.file_to_score(Run(run), file, "skip")
+    assert (scored.text, scored.skipped) == ("abc\na", 3)
+    assert scored.sha256 == inputs.file_to_score(Run(run), text_file(tmp_path, "abc\na")).sha256
+    assert "dropped 3 chars outside the vocabulary: 'X' (U+0058), 'Y' (U+0059)" in capsys.readouterr().err
+    assert inputs.lines_of_file(Run(run), text_file(tmp_path, "aXb\n\nX\nc"), "skip") == ["ab", "", "", "c"]
+    with pytest.raises(UserError, match="has 0 chars, but scoring needs at least 2"):
+        inputs.file_to_score(Run(run), text_file(tmp_path, "XYZ"), "skip")
+
+
+def test_unknown_characters_of_a_vocabulary_with_unk(run_with_unk, tmp_path, capsys):
+    file = text_file(tmp_path, "abXc\nYaX")
+    for unknown, text, skipped in ((None, "abXc\nYaX", 0), ("unk", "abXc\nYaX", 0), ("skip", "abc\na", 3)):
+        scored = inputs.file_to_score(Run(run_with_unk), file, unknown)
+        assert (scored.text, scored.skipped) == (text, skipped)
+        assert bool(capsys.readouterr().err) == (unknown is not None)
+    with pytest.raises(UserError, match=r"has 'X' \(U\+0058\)"):
+        inputs.file_to_score(Run(run_with_unk), file, "error")
+
+
+def test_unknown_characters_of_documents_are_skipped(run_of_documents, tmp_path):
+    file = text_file(tmp_path, "aXb\nXX\nc")
+    scored = inputs.file_to_score(Run(run_of_documents), file, "skip")
+    assert (scored.text, scored.skipped, scored.empty) == (["ab", "c"], 3, 1)
+    assert inputs.lines_of_file(Run(run_of_documents), file, "skip") == ["ab", "", "c"]
+
+
+def test_evaluate_reads_standard_input(script, run):
+    lines = script("evaluate", f"--workdir={run}", "--text=-", "--per_line", "--unknown=skip", input="abcXabc\n\na\n").stdout
+    found = [json.loads(line) for line in lines.splitlines()]
+    assert [(each["line"], each["text"], each["chars"]) for each in found] == [(1, "abcabc", 5), (2, "", 0), (3, "a", 0)]
+    model = charlm.load(run)
+    assert found[0]["nats"] / 5 == pytest.approx(model.score("abcabc")["nats"], rel=1e-5)
+    result = json.loads(script("evaluate", f"--workdir={run}", "--text=-", "--unknown=skip", input="abcXabc").stdout)
+    assert (result["nats"], result["skipped"]) == (pytest.approx(found[0]["nats"] / 5, rel=1e-5), 1)
+    text = script("evaluate", f"--workdir={run}", "--text=-", "--per_char=-", input="ab\nc").stdout
+    assert [row[2] for row in table_of(text)[1:]] == ["a", "b", r"\n", "c"]
+
+
+def test_evaluate_writes_a_page(script, run, tmp_path):
+    file = tmp_path / "page.html"
+    assert script("evaluate", f"--workdir={run}", f"--per_char={file}").stdout == f"wrote {file}.\n"
+    length = Run(run).corpus()["splits"]["validation"]
+    assert file.read_text(encoding="utf-8").split("<pre>")[1].count("<i ") == length
+
+
+def test_evaluate_refuses_flags_that_do_not_fit_together(script, run, tmp_path):
+    for flags, message in (
+        (["--per_line", "--per_char=-"], "--per_line and --per_char are given together"),
+        (["--per_line", "--framing=stream"], "--framing=stream has no effect with --per_line"),
+        (["--per_char=-", "--lanes=2"], "--lanes=2 has no effect with --per_char"),
+        (["--unknown=skip"], "--unknown is given without --text"),
+        ([f"--per_char={tmp_path / 'a.txt'}"], "the name must end in .tsv or .html"),
+        ([f"--per_char={tmp_path / 'missing' / 'a.tsv'}"], "a.tsv can't be written"),
+        (["--text=-", "--per_line"], "--text=- has no lines"),
+    ):
+        assert message in script.fails("evaluate", f"--workdir={run}", *flags, input="")
+    assert list(tmp_path.iterdir()) == []
