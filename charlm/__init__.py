@@ -60,6 +60,7 @@ def runs(*paths: str | os.PathLike) -> list[dict]:
       seconds: the time spent on training and evaluating.
       chars_per_second: the median training speed.
       parameters: the number of parameters.
+      parent: the run directory and the step whose parameters the run began with (`train.init_from`), or None.
       model.hidden and all other config keys: the value of the key.
       rows: the rows of metrics.jsonl, as a list of dicts.
       problems: descriptions of data that could not be read, as a list of sentences.

@@ -39,6 +39,7 @@ class Record(NamedTuple):
       chars_per_second: the median speed of training.
       seconds: the time spent on training and evaluating.
       problems: one sentence for each file or line that could not be read.
+      parent: the run whose parameters this run began with, as in parent.json, or None.
     """
 
     name: str
@@ -56,10 +57,15 @@ class Record(NamedTuple):
     chars_per_second: float | None
     seconds: float | None
     problems: tuple[str, ...]
+    parent: dict | None
 
     def figure(self, metric: str) -> float | None:
         """The nats/char of a metric: `best`, `last`, `test` or `train`."""
         return getattr(self, metric)
+
+    def parent_in_words(self) -> str | None:
+        """The run directory and the step of the parent, or None."""
+        return None if self.parent is None else f"{self.parent['path']} step {self.parent['step']}"
 
 
 def find(paths: Sequence[str]) -> list[pathlib.Path]:
@@ -108,7 +114,7 @@ def read_run(path: pathlib.Path, name: str) -> Record:
     problems: list[str] = []
     config = run.config_fields()
     state, expected_rows = _state(run, problems)
-    parameters = _parameters(run, problems)
+    parameters, parent = _parameters(run, problems), _parent(run, problems)
     rows = list(_rows(path / "metrics.jsonl", expected_rows, problems))
     evaluations = _evaluations(path / "evaluations.jsonl", problems)
 
@@ -145,6 +151,7 @@ def read_run(path: pathlib.Path, name: str) -> Record:
         chars_per_second=statistics.median(speeds) if speeds else None,
         seconds=max((row["seconds"] for row in rows if is_number(row.get("seconds"))), default=None),
         problems=tuple(problems),
+        parent=parent,
     )
 
 
@@ -258,6 +265,14 @@ def _parameters(run: Run, problems: list[str]) -> int | None:
         return None
     parameters = starts[-1].get("parameters") if starts else None
     return parameters if type(parameters) is int else None
+
+
+def _parent(run: Run, problems: list[str]) -> dict | None:
+    try:
+        return run.parent()
+    except UserError as error:
+        problems.append(str(error))
+        return None
 
 
 def _rows(file: pathlib.Path, expected_rows: object, problems: list[str]) -> Iterator[dict]:

@@ -190,7 +190,10 @@ TABLE = (
     Key("optim.weight_decay", 0.0, NOT_NEGATIVE,
         "weight decay; adamw: decoupled from the gradient; adam, rmsprop, sgd: L2 regularisation"),
     Key("optim.decay_biases", False, ANY, "apply weight decay to biases too, as in MXNet; False: only to matrices"),
-    # length, logging, evaluations and checkpoints
+    # first parameters, length, logging, evaluations and checkpoints
+    _path("train.init_from",
+        "run whose parameters this run begins with, as RUN or RUN:CHECKPOINT; CHECKPOINT is best (if left out), latest or "
+        "a step; None: random initial parameters"),
     Key("train.epochs", 3.0, POSITIVE, "length of the training in epochs; used if train.steps is 0"),
     Key("train.steps", 0, NOT_NEGATIVE, "length of the training in steps; 0: train.epochs sets the length"),
     Key("train.steps_per_call", 0, NOT_NEGATIVE,

@@ -73,9 +73,9 @@ def main(overrides: dict[str, str]) -> int:
     start.check_rows(config, spec.num_processes)
     devices.use_huge_pages()
     start.prepare(config, spec, _VERBOSE.value)  # imports JAX, which takes a second; do this only after the checks
-    from charlm.training import setup, train
+    from charlm.training import opening, train
 
     processes.join(spec)
     if _DESCRIBE.value:
-        return setup.describe_only(config, _GRAPH.value, _GRAPH_STEPS.value)
+        return opening.describe_only(config, _GRAPH.value, _GRAPH_STEPS.value)
     return train.train(config, str(workdir), _VERBOSE.value)

@@ -7,6 +7,7 @@ vocab.json         symbols in the order of ids       checkpoints/STEP   the best
 corpus.json        the source of the text            unreadable/        checkpoints that could not be read
 environment.json   one entry for each start          tensorboard/       scalars of the metrics, and the config
 status.json        state, step, best                 lock               locked while a process trains this run
+parent.json        with `train.init_from`: the run whose parameters this run began with
 metrics.jsonl      one row for each log interval and each evaluation
 evaluations.jsonl  results of the program evaluate
 """
@@ -37,7 +38,8 @@ from charlm.progress import warn
 
 SCALARS = {"nats", "bits", "perplexity", "learning_rate", "grad_norm", "chars_per_second"}  # shown in TensorBoard
 STATES = ("incomplete", "done", "diverged", "failed")
-FIRST_FILES = {"lock", "vocab.json", "corpus.json", "config.json", "status.json"}  # files that a new run writes first
+# The files that a new run writes first.
+FIRST_FILES = {"lock", "vocab.json", "corpus.json", "parent.json", "config.json", "status.json"}
 PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -87,6 +89,20 @@ class Run:
         if not isinstance(corpus.get("splits"), dict) or not isinstance(corpus.get("sha256"), str):
             raise UserError(f"{self.workdir / 'corpus.json'} is damaged (it has no splits and sha256): restore it from a copy.")
         return corpus
+
+    def parent(self) -> dict[str, Any] | None:
+        """The run whose parameters this run began with, or None.
+
+        `path` is the run directory, `step` and `digest` are the step and the digest of the parameters. `new_symbols` and
+        `dropped_symbols` list the symbols that only this run has, and the symbols that only the other run has.
+        """
+        if not (self.workdir / "parent.json").exists():
+            return None
+        parent = self._json("parent.json")
+        types = {"path": str, "step": int, "digest": str, "new_symbols": list, "dropped_symbols": list}
+        if wrong := [name for name, kind in types.items() if not isinstance(parent.get(name), kind)]:
+            raise UserError(f"{self.workdir / 'parent.json'} is damaged (it has no {wrong[0]}): restore it from a copy.")
+        return parent
 
     def status(self) -> dict[str, Any]:
         """The contents of status.json: `state`, `step`, `best`, `message` and `rows`. `write_status` explains these keys."""
@@ -169,13 +185,18 @@ class Run:
         with contextlib.suppress(FileNotFoundError), self._metrics.open("rb") as file:
             os.fsync(file.fileno())
 
-    def begin(self, config: ConfigDict, vocab: Vocab, corpus: dict[str, Any]) -> None:
+    def begin(self, config: ConfigDict, vocab: Vocab, corpus: dict[str, Any], parent: dict[str, Any] | None = None) -> None:
         """Writes the first files of a new run.
 
         status.json is written last, because `exists` recognises the directory of a run by this file.
+
+        Args:
+          parent: what `parent` returns; None if the run begins with random parameters.
         """
         self._write("vocab.json", vocab.to_dict())
         self._write("corpus.json", corpus)
+        if parent is not None:
+            self._write("parent.json", parent)
         self._write("config.json", load.to_dict(config))
         self.write_status("incomplete", 0, None)
 

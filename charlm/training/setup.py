@@ -1,6 +1,6 @@
 """Makes from a config what a training needs: the data, the functions of the model, and numbers such as the number of steps.
 
-This module writes no files, except the picture of the network for --describe.
+This module writes no files.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import sample
 from charlm.inference.protocol import Protocol
-from charlm.models import drawing, stack
+from charlm.models import stack
 from charlm.training import optim
 
 # The numbers of steps that one call may have, in the order in which they are tried. The first number is used with which a call
@@ -146,15 +146,6 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
     where += f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     length = f"{progress.counted(steps, 'step')}, {steps / epoch:.2f} epochs of {progress.counted(epoch, 'step')}"
     progress.tell("\n".join([*lines, f"training: {length}; {where}"]))
-
-
-def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
-    """Prints the description of a config and all parameters, and writes a picture of the network. Returns the exit status."""
-    setup = set_up(config)
-    describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)), verbose=True)
-    dot = drawing.unrolled(*setup.functions.shape, graph_steps, last_only=batches.Framing.of(config).window > 0)
-    print(f"written: {', '.join(drawing.write(dot, graph))}")
-    return 0
 
 
 def _data_lines(setup: Setup) -> list[str]:

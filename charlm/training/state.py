@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -128,6 +129,14 @@ def initial_state(functions: stack.Functions, optimizer: optax.GradientTransform
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), functions.zero_carry(rows))
 
 
+def initial_state_maker(setup: Setup) -> Callable[[np.uint32], TrainState]:
+    """Returns a compiled function, seed → the state before the first step.
+
+    The seed is an argument, so that one compiled program serves all seeds.
+    """
+    return jax.jit(functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows))
+
+
 def placed(state: TrainState, mesh: Mesh) -> TrainState:
     """Puts the state on the devices of the mesh.
 
@@ -148,8 +157,7 @@ def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[Tr
       checkpoints: None in every process except the first process. The first process sends the state and the progress to the
         other processes.
     """
-    initial = jax.jit(functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows))
-    seed = np.uint32(setup.seed)  # an argument of `initial`, so that one compiled program serves all seeds
+    initial, seed = initial_state_maker(setup), np.uint32(setup.seed)
     abstract = jax.eval_shape(initial, seed)
     restored: list[TrainState] = []
 
@@ -185,7 +193,8 @@ def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainSta
         if kept < saved.get("rows", 0):
             messages.warn(f"{run.workdir / 'metrics.jsonl'} has {kept} of its {saved['rows']} rows: the others are lost.")
         later_rows = f" ({messages.counted(dropped, 'later row')} of metrics dropped)" if dropped else ""
-        messages.tell(f"resuming at step {step} of {setup.total_steps}{later_rows}.")
+        if step > 0:  # a run that begins with the parameters of another run has a checkpoint of step 0
+            messages.tell(f"resuming at step {step} of {setup.total_steps}{later_rows}.")
         return from_checkpoint(step, params, rest), saved
     if steps:
         raise Failure(f"no checkpoint of {run.workdir} can be read: restore one from a copy, or train into another directory.")

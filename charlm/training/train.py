@@ -13,7 +13,7 @@ from charlm.hardware import devices, processes
 from charlm.inference import evaluate
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
-from charlm.training import judging, opening, signals
+from charlm.training import inheriting, judging, opening, signals
 from charlm.training.feeding import arguments_maker, steps_at_once
 from charlm.training.judging import Diverged
 from charlm.training.record import Clock, NoRecord, Record
@@ -50,6 +50,8 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False) -> int:
         state, progress = resumed(setup, run, checkpoints)
         if is_first:
             describe(setup, state.params, verbose)
+            if progress.step == 0 and (parent := run.parent()):
+                inheriting.tell(parent)
         received, stopped_by = stack.enter_context(signals.caught()), None
         while stopped_by is None:
             try:
