@@ -174,10 +174,16 @@ TABLE = (
     Key("optim.warmup_steps", 0, NOT_NEGATIVE, "steps of linear warm-up from 0"),
     Key("optim.final_fraction", 0.01, FROM_0_TO_1, "cosine, trapezoid: final learning rate as a fraction of the peak"),
     Key("optim.decay_rate", 0.5, FACTOR,
-        "exponential, step: the learning rate is multiplied by this factor every optim.decay_steps steps"),
+        "exponential, step: the learning rate is multiplied by this factor every optim.decay_steps steps, "
+        "or every optim.decay_epochs epochs"),
     Key("optim.decay_steps", 1000, POSITIVE,
         "exponential, step: number of steps in which the learning rate is multiplied once by optim.decay_rate; "
-        "trapezoid: length of the final decay in steps"),
+        "trapezoid: length of the final decay in steps; used if optim.decay_epochs is 0"),
+    Key("optim.decay_epochs", 0.0, NOT_NEGATIVE,
+        "replaces optim.decay_steps by a number of epochs; optim.decay_after is then also in epochs; 0.0: both are in steps"),
+    Key("optim.decay_after", 0.0, NOT_NEGATIVE,
+        "exponential, step: the learning rate is constant for this number of steps (epochs if optim.decay_epochs is set) after "
+        "the warm-up; step: the first multiplication follows at once; 0.0: the schedule begins after the warm-up"),
     Key("optim.beta1", 0.9, FRACTION, "adam, adamw: decay rate of the running mean of the gradient"),
     Key("optim.beta2", 0.999, FRACTION, "adam, adamw, rmsprop: decay rate of the running mean of the squared gradient"),
     Key("optim.eps", 1e-8, POSITIVE, "adam, adamw, rmsprop: constant added to the root of the mean squared gradient"),

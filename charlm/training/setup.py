@@ -99,7 +99,7 @@ def set_up(config: ConfigDict) -> Setup:
         mesh=_mesh(training.rows, devices.wanted(config)),
         total_steps=total_steps,
         steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions),
-        rates=optim.rates(optim.schedule(config, total_steps)),
+        rates=optim.rates(optim.schedule(config, total_steps, training.steps_per_epoch)),
         optimizer=optim.optimizer(config),
         log_every=config.train.log_every,
         eval_every=config.train.eval_every or training.steps_per_epoch,
