@@ -242,6 +242,15 @@ NEEDS = (("corpus.test_path", "corpus.validation_path"), ("corpus.validation_pat
 CONFLICTS = (("corpus.path", "corpus.tfds"), ("corpus.documents", "corpus.tfds"))
 
 KEYS = {key.name: key for key in TABLE}
+# The keys that --extend may change: the length of the training, the learning rate, evaluations, checkpoints and samples.
+EXTENDABLE = frozenset(
+    key.name
+    for key in TABLE
+    if key.name.partition(".")[0] in ("eval", "sample")
+    or (key.name.startswith("train.") and key.name not in ("train.init_from", "train.best"))
+    or key.name.removeprefix("optim.") in ("learning_rate", "schedule", "warmup_steps", "final_fraction")
+    or (key.name.startswith("optim.decay_") and key.name != "optim.decay_biases")
+)
 CHANGE_NO_RESULT = frozenset(key.name for key in TABLE if not key.changes_results)
 SECTIONS = frozenset(key.name.rpartition(".")[0] for key in TABLE) - {""}
 TYPES = {

@@ -138,7 +138,9 @@ def _candidates(checkpoints: Checkpoints, which: str, best: dict | None, checkpo
                     nats[step] = evaluated
         if unevaluated and not nats and best is None:
             warn("no checkpoint has been evaluated yet: using the latest checkpoint.")
-        return [*sorted(nats, key=nats.__getitem__), *reversed(unevaluated)] or steps[::-1]
+        # After --extend, losses of another protocol may be lower than the best loss.
+        ranked = sorted(nats, key=lambda step: (best is None or step != best["step"], nats[step]))
+        return [*ranked, *reversed(unevaluated)] or steps[::-1]
     if which.isdecimal() and int(which) in steps:
         return [int(which)]
     listed = ", ".join(map(str, steps)) or "none yet"

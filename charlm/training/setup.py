@@ -89,7 +89,7 @@ def set_up(config: ConfigDict) -> Setup:
         protocol.check(encoded["validation"])  # reports an error now instead of after the first epoch
     elif best_by == "validation":
         raise UserError("train.best=validation: corpus.split leaves no validation text, so train.best must be train.")
-    total_steps = config.train.steps or max(1, round(config.train.epochs * training.steps_per_epoch))
+    total_steps = length(config, training.steps_per_epoch)
     return Setup(
         vocab=vocab,
         provenance=corpus.provenance,
@@ -99,7 +99,7 @@ def set_up(config: ConfigDict) -> Setup:
         mesh=_mesh(training.rows, devices.wanted(config)),
         total_steps=total_steps,
         steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions),
-        rates=optim.rates(optim.schedule(config, total_steps, training.steps_per_epoch)),
+        rates=learning_rates(config, training.steps_per_epoch),
         optimizer=optim.optimizer(config),
         log_every=config.train.log_every,
         eval_every=config.train.eval_every or training.steps_per_epoch,
@@ -111,6 +111,16 @@ def set_up(config: ConfigDict) -> Setup:
         draw_sample=_sample_drawer(config, functions, vocab, seed, framing, corpus.splits),
         seed=seed,
     )
+
+
+def length(config: ConfigDict, steps_per_epoch: int) -> int:
+    """The number of steps of the whole training."""
+    return config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
+
+
+def learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable[[int, int], np.ndarray]:
+    """The `rates` of a Setup."""
+    return optim.rates(optim.schedule(config, length(config, steps_per_epoch), steps_per_epoch))
 
 
 def steps_per_call(wanted: int, framing: batches.Framing, functions: stack.Functions) -> int:

@@ -22,7 +22,7 @@ from charlm.training.state import Progress, Sums, TrainState, params_to_evaluate
 from charlm.training.step import make_train_step, several
 
 
-def train(config: ConfigDict, workdir: str, verbose: bool = False) -> int:
+def train(config: ConfigDict, workdir: str, verbose: bool = False, extend: bool = False) -> int:
     """Trains a model, or resumes the run in the run directory. Returns the exit status.
 
     With several processes, every process calls this function. Only the first process reads and writes the run directory.
@@ -31,6 +31,8 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False) -> int:
       config: a config that has been checked, for example by `load.load`.
       workdir: the run directory.
       verbose: whether to print the name and shape of every parameter.
+      extend: whether the config may change the length, the learning rate, the evaluations and the samples of the run in the
+        run directory.
 
     Raises:
       UserError: the run directory or the corpus can't be used.
@@ -39,11 +41,11 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False) -> int:
     """
     run = run_module.Run(workdir)
     with processes.detect_process_loss(), contextlib.ExitStack() as stack:
-        if processes.run_on_first_process(opening.has_ended, run, config):
+        if processes.run_on_first_process(opening.has_ended, run, config, extend):
             return 0
         setup = opening.identical_setup(config)
         stack.enter_context(run.writing())
-        if processes.run_on_first_process(opening.open_run, run, config, setup, stack):
+        if processes.run_on_first_process(opening.open_run, run, config, setup, stack, extend):
             return 0
         is_first = processes.is_first()
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints))) if is_first else None
