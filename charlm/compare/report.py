@@ -54,6 +54,8 @@ def content(records: Sequence[reading.Record]) -> dict:
                 {
                     "name": record.name,
                     "state": record.state,
+                    "parent": record.parent_in_words(),
+                    "extended": record.extensions_in_words(),
                     "config": {key: _finite(value) for key, value in record.config.items()},
                     "protocol": len(protocols),
                     **results,
