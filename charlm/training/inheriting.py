@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from charlm import progress
 from charlm.config import keys, load
-from charlm.data.vocab import Vocab, shown
+from charlm.data.vocab import shown
 from charlm.errors import UserError
 from charlm.inference import restore
 from charlm.models import stack
@@ -70,7 +70,7 @@ def read(config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = Non
             "symbols of the vocabulary: use a corpus with the same symbols."
         )
     state = initial_state_maker(setup)(np.uint32(setup.seed))
-    old, new = _symbols(trained.vocab), _symbols(setup.vocab)
+    old, new = list(trained.vocab.names), list(setup.vocab.names)
     params = matched(trained.params, state.params, old, new, _vocabulary_axes(config, len(new)))
     parent = {
         "path": path,
@@ -144,10 +144,6 @@ def _run_and_checkpoint(given: str, given_as: str) -> tuple[str, str]:
     if which not in ("best", "latest") and not (which.isascii() and which.isdigit()):
         raise UserError(f"{given_as}: the checkpoint {which!r} must be best, latest or a step.")
     return path, which
-
-
-def _symbols(vocab: Vocab) -> list[str]:
-    return [*vocab.specials, *vocab.symbols]
 
 
 def _shapes(config: ConfigDict, vocab_size: int) -> Params:
