@@ -1,5 +1,6 @@
 """Tests of `vocab.source=bytes`. The expected bytes and texts come from Python's own UTF-8 encoder and decoder."""
 
+import itertools
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from conftest import TINY
 from faults.checks import read_rows
 from faults.runs import make_text
+from hypothesis import given, settings, strategies
 
 import charlm
 from charlm.compare import reading
@@ -55,6 +57,14 @@ def test_broken_sequences_become_the_replacement_character_however_the_bytes_arr
         pieces = [decode(raw[start : start + size], False) for start in range(0, len(raw), size)]
         assert "".join([*pieces, decode((), True)]) == expected
     assert DOCUMENTS.decode([2 + 0xC3, 1, 2 + 0xA9]) == f"\ufffd{EOS}\ufffd"
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(raw=strategies.binary(max_size=40), cuts=strategies.lists(strategies.integers(0, 40), max_size=5))
+def test_any_bytes_decode_as_python_decodes_them_in_any_pieces(raw, cuts):
+    decode = Vocab.all_bytes().decoder()
+    pieces = [decode(raw[start:end], False) for start, end in itertools.pairwise([0, *sorted(cuts), len(raw)])]
+    assert "".join([*pieces, decode((), True)]) == raw.decode("utf-8", "replace")
 
 
 def test_half_characters_have_no_bytes_and_are_refused():
