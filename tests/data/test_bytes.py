@@ -14,6 +14,7 @@ import charlm
 from charlm.compare import reading
 from charlm.config import load
 from charlm.data import batches, corpora
+from charlm.data.textfiles import Reading
 from charlm.data.vocab import BYTES, EOS, PAD, Vocab
 from charlm.errors import UserError
 from charlm.rundir.run import Run
@@ -79,6 +80,23 @@ def test_a_damaged_vocabulary_of_bytes_is_refused(damage):
         Vocab.from_dict(Vocab.all_bytes().to_dict() | damage)
 
 
+@pytest.mark.parametrize("limit", [10**9, 1])
+def test_files_in_another_encoding_become_the_bytes_of_their_text_in_utf8(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(corpora, "LONG_TEXT_BYTES", limit)
+    (tmp_path / "text" / "folder").mkdir(parents=True)
+    (tmp_path / "text" / "2.txt").write_bytes("straße".encode("latin-1"))
+    (tmp_path / "text" / "folder" / "10.txt").write_bytes("blé".encode("utf-16"))
+    text, _ = corpora.read(
+        str(tmp_path / "text"),
+        corpora.Normalisation(newlines=True, lowercase=False, keep=""),
+        folder=tmp_path / "cache",
+        reading=Reading("latin-1", "tree"),
+        is_bytes=True,
+    )
+    read = text.codes_N.tobytes() if limit == 1 else text.encode()
+    assert read == b"stra\xc3\x9fe\nbl\xc3\xa9"
+
+
 @pytest.mark.parametrize("separate", [False, True])
 def test_long_and_short_texts_give_the_same_bytes_and_are_cut_between_characters(tmp_path, monkeypatch, separate):
     (tmp_path / "text").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
@@ -103,6 +121,7 @@ def test_long_and_short_texts_give_the_same_bytes_and_are_cut_between_characters
         assert (len(list((tmp_path / "cache").rglob("codes"))) > 0) == (limit == 10)
     assert results[0] == results[1]
     provenance, ids, sizes, prompt, excerpts = results[0]
+    assert provenance["odd_symbols"] == {}  # the byte 0x9f of "ß" is not the control character U+009F
     if separate:
         assert bytes(ids["train"]) == raw
         assert bytes(ids["validation"]).decode() == "ß世" * 9
