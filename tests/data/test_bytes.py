@@ -1,5 +1,6 @@
 """Tests of `vocab.source=bytes`. The expected bytes and texts come from Python's own UTF-8 encoder and decoder."""
 
+import itertools
 import json
 
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 from conftest import TINY
 from faults.checks import read_rows
 from faults.runs import make_text
+from hypothesis import given, settings, strategies
 
 import charlm
 from charlm.compare import reading
 from charlm.config import load
 from charlm.data import batches, corpora
+from charlm.data.textfiles import Reading
 from charlm.data.vocab import BYTES, EOS, PAD, Vocab
 from charlm.errors import UserError
 from charlm.rundir.run import Run
@@ -57,6 +60,14 @@ def test_broken_sequences_become_the_replacement_character_however_the_bytes_arr
     assert DOCUMENTS.decode([2 + 0xC3, 1, 2 + 0xA9]) == f"\ufffd{EOS}\ufffd"
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(raw=strategies.binary(max_size=40), cuts=strategies.lists(strategies.integers(0, 40), max_size=5))
+def test_any_bytes_decode_as_python_decodes_them_in_any_pieces(raw, cuts):
+    decode = Vocab.all_bytes().decoder()
+    pieces = [decode(raw[start:end], False) for start, end in itertools.pairwise([0, *sorted(cuts), len(raw)])]
+    assert "".join([*pieces, decode((), True)]) == raw.decode("utf-8", "replace")
+
+
 def test_half_characters_have_no_bytes_and_are_refused():
     assert Vocab.all_bytes().missing("a\ud83db") == ["\ud83d"]
     with pytest.raises(UserError, match=r"^the text has half a character \(\\ud83d\), which has no bytes in UTF-8: remove it"):
@@ -67,6 +78,23 @@ def test_half_characters_have_no_bytes_and_are_refused():
 def test_a_damaged_vocabulary_of_bytes_is_refused(damage):
     with pytest.raises(ValueError, match="its symbols are not the 256 bytes"):
         Vocab.from_dict(Vocab.all_bytes().to_dict() | damage)
+
+
+@pytest.mark.parametrize("limit", [10**9, 1])
+def test_files_in_another_encoding_become_the_bytes_of_their_text_in_utf8(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(corpora, "LONG_TEXT_BYTES", limit)
+    (tmp_path / "text" / "folder").mkdir(parents=True)
+    (tmp_path / "text" / "2.txt").write_bytes("straße".encode("latin-1"))
+    (tmp_path / "text" / "folder" / "10.txt").write_bytes("blé".encode("utf-16"))
+    text, _ = corpora.read(
+        str(tmp_path / "text"),
+        corpora.Normalisation(newlines=True, lowercase=False, keep=""),
+        folder=tmp_path / "cache",
+        reading=Reading("latin-1", "tree"),
+        is_bytes=True,
+    )
+    read = text.codes_N.tobytes() if limit == 1 else text.encode()
+    assert read == b"stra\xc3\x9fe\nbl\xc3\xa9"
 
 
 @pytest.mark.parametrize("separate", [False, True])
@@ -93,6 +121,7 @@ def test_long_and_short_texts_give_the_same_bytes_and_are_cut_between_characters
         assert (len(list((tmp_path / "cache").rglob("codes"))) > 0) == (limit == 10)
     assert results[0] == results[1]
     provenance, ids, sizes, prompt, excerpts = results[0]
+    assert provenance["odd_symbols"] == {}  # the byte 0x9f of "ß" is not the control character U+009F
     if separate:
         assert bytes(ids["train"]) == raw
         assert bytes(ids["validation"]).decode() == "ß世" * 9
