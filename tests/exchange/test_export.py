@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from conftest import ROOT, assert_same, final_params
-from faults.runs import as_flags
+from conftest import ROOT, TINY, assert_same, final_params
 
 import charlm
 from charlm.config import load
@@ -30,7 +29,9 @@ from charlm.exchange import weights as weights_module
 from charlm.models import stack
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
+from configs import base
 
+KERAS_FILE = ROOT / "tests" / "data" / "lstm.keras"
 TEXT = "abc<é\n中>" * 200
 FORMATS = {"safetensors": "safetensors", "npz": "npz", "torch": "pt", "keras": "keras"}
 
@@ -41,7 +42,7 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     (folder / "text").write_text(TEXT, encoding="utf-8")
     overrides = {"corpus.path": os.fspath(folder / "text"), "model.input": request.param, "model.embedding": 5}
-    config = load.load("configs/tiny.py", overrides | {"model.hidden": 6, "model.layers": 2})
+    config = load.load(TINY, overrides | {"model.hidden": 6, "model.layers": 2})
     vocab = Vocab.of(TEXT, unknown=False)
     abstract = jax.eval_shape(stack.functions(config, len(vocab)).init, jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -49,8 +50,13 @@ def run(request, tmp_path_factory):
     params["lstm_0"]["bias"][3] = -0.0
     arrays = weights_module.of_params(params, config, vocab, torch_weights.LAYOUT, "random")
     weights_module.write_run(config, os.fspath(folder / "run"), arrays)
-    assert_same(final_params(folder / "run"), params)
+    assert_bits_equal(final_params(folder / "run"), params)
     return folder / "run"
+
+
+def assert_bits_equal(left, right):
+    assert_same(left, right)
+    assert_same(*(jax.tree.map(np.signbit, params) for params in (left, right)))  # 0.0 and -0.0 compare as equal
 
 
 @pytest.fixture
@@ -127,9 +133,7 @@ def test_export_and_import_change_no_bit(run, export, tmp_path, kind):
     assert weights.symbols == sorted(set(TEXT))
     config = Run(run).config()
     weights_module.write_run(config, os.fspath(tmp_path / "again"), weights)
-    before, after = final_params(run), final_params(tmp_path / "again")
-    assert_same(before, after)
-    assert_same(*(jax.tree.map(np.signbit, params) for params in (before, after)))  # 0.0 and -0.0 compare as equal
+    assert_bits_equal(final_params(run), final_params(tmp_path / "again"))
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
@@ -198,6 +202,36 @@ def test_the_lines_in_the_readme_make_a_keras_model_with_the_logits_of_charlm(ru
     assert names["symbols"] == sorted(set(TEXT))
 
 
+def test_an_exported_keras_file_is_like_the_file_that_keras_saves(tmp_path):
+    """Keras 3.15.1 saved tests/data/lstm.keras. Its config.json says more, but nothing else, about every exported layer."""
+    config = base.get_config()
+    config.model.update({"input": "onehot", "hidden": 4, "layers": 2})
+    weights = keras_weights.read(os.fspath(KERAS_FILE))._replace(file="model.keras", symbols=list("abcde"))
+    (tmp_path / "model.keras").write_bytes(keras_weights.encoded(weights, config))
+    (ours, our_arrays), (saved, saved_arrays) = map(opened_keras, (tmp_path / "model.keras", KERAS_FILE))
+    assert_same(our_arrays, {name: value for name, value in saved_arrays.items() if name.startswith("layers/")})
+    assert (ours["module"], ours["class_name"]) == (saved["module"], saved["class_name"])
+    saved_layers = [layer for layer in saved["config"]["layers"] if layer["class_name"] != "Dropout"]
+    for layer, saved_layer in zip(ours["config"]["layers"], saved_layers, strict=True):
+        assert (layer["module"], layer["class_name"]) == (saved_layer["module"], saved_layer["class_name"])
+        shared = {name: saved_layer["config"][name] for name in layer["config"]}
+        assert layer["config"] == shared
+
+
+def opened_keras(file) -> tuple[dict, dict[str, np.ndarray]]:
+    """The config.json of a .keras file, and the arrays of its weights."""
+    arrays = {}
+    with zipfile.ZipFile(file) as archive, archive.open("model.weights.h5") as member, h5py.File(member) as h5:
+        h5.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+        return json.loads(archive.read("config.json")), arrays
+
+
+def test_a_pickle_in_an_npz_file_is_not_loaded(tmp_path):
+    np.savez(tmp_path / "a.npz", **{"head.weight": np.array([{}], dtype=object)})
+    with pytest.raises(UserError, match=r"a\.npz can't be read \(ValueError: Object arrays cannot be loaded"):
+        torch_weights.read(os.fspath(tmp_path / "a.npz"))
+
+
 def test_wrong_flags_are_refused_before_anything_is_written(run, export, tmp_path):
     for values, message in (
         ({"format": "keras", "output": "a.h5"}, r"--output=.*a\.h5: the name must end in \.keras"),
@@ -237,24 +271,21 @@ def test_a_wrong_vocabulary_in_a_file_is_refused(run, export, tmp_path, symbols)
     with pytest.raises(UserError, match=r"wrong\.npz"):
         torch_weights.read(os.fspath(tmp_path / "wrong.npz"))
     with zipfile.ZipFile(tmp_path / "wrong.keras", "w") as archive:
-        archive.write(ROOT / "tests" / "data" / "lstm.keras", "unused")
-        archive.writestr("model.weights.h5", zipfile.ZipFile(ROOT / "tests" / "data" / "lstm.keras").read("model.weights.h5"))
+        archive.writestr("model.weights.h5", zipfile.ZipFile(KERAS_FILE).read("model.weights.h5"))
         archive.writestr("charlm.json", f'{{"symbols": {symbols}}}')
     with pytest.raises(UserError, match=r"wrong\.keras"):
         keras_weights.read(os.fspath(tmp_path / "wrong.keras"))
 
 
-def test_the_exported_checkpoint_is_the_one_that_was_asked_for(script, corpus_file, tmp_path):
-    flags = {"corpus.path": corpus_file, "model.hidden": 8, "train.steps": 4, "train.eval_every": 2, "sample.length": 0}
-    script("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={tmp_path / 'run'}", *as_flags(flags))
-    heads = []
-    checkpoints = Checkpoints(Run(tmp_path / "run").checkpoints, read_only=True)
+def test_the_exported_checkpoint_is_the_one_that_was_asked_for(export, corpus_file, tmp_path):
+    overrides = {"corpus.path": os.fspath(corpus_file), "model.hidden": 8, "train.steps": 4, "train.eval_every": 2}
+    workdir, heads = tmp_path / "run", []
+    charlm.train(load.load(TINY, overrides | {"sample.length": 0, "cache_dir": ""}), workdir)
+    checkpoints, functions = Checkpoints(Run(workdir).checkpoints, read_only=True), charlm.load(workdir).trained.functions
     for step in (2, 4):
         file = tmp_path / f"{step}.safetensors"
-        export_flags = [f"--workdir={tmp_path / 'run'}", "--format=safetensors", f"--output={file}", f"--checkpoint={step}"]
-        assert f"step {step} of " in script("export", *export_flags).stdout
+        assert f"step {step} of " in export(workdir=workdir, format="safetensors", output=file, checkpoint=step)
         heads.append(safetensors.numpy.load_file(file)["head.weight"])
-        functions = stack.functions(Run(tmp_path / "run").config(), len(Run(tmp_path / "run").vocab()))
         params = checkpoints.restore_params(step, jax.eval_shape(functions.init, jax.random.key(0)))
         np.testing.assert_array_equal(heads[-1].T, params["head_kernel"])
     assert not np.array_equal(*heads)
