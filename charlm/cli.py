@@ -32,8 +32,10 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
     """
     overrides: dict[str, str] = {}
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal can't encode
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal gets the encoding of its locale, and characters that it can't show are escaped. Files and pipes are
+            # always UTF-8, so that the same command writes the same bytes on every machine.
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
     def parse(argv: list[str]) -> list[str]:
         try:

@@ -6,6 +6,7 @@
 - `evaluate` scores a text.
 - `protocol` defines how a text is read for scoring.
 - `sample` draws text.
+- `session` draws text after prompts that are typed one after another, and keeps the state between them.
 
 This folder imports nothing from `charlm/training`.
 """
