@@ -170,6 +170,20 @@ def test_train_reports_a_finished_run_and_refuses_another_config(script, run, co
     assert sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*")) == before
 
 
+def test_a_flag_file_may_set_config_keys(script, tmp_path):
+    (tmp_path / "inner").write_text("--config.batch.size=7\n")
+    (tmp_path / "flags").write_text(f"# a comment\n{TINY}\n--config.train.steps=1e3\n--flagfile={tmp_path / 'inner'}\n")
+    command = script("sweep", f"--flagfile={tmp_path / 'flags'}", f"--root={tmp_path / 'root'}", "--dry_run").stdout
+    assert "--config.train.steps=1000\n" in command
+    assert "--config.batch.size=7 " in command
+    (tmp_path / "wrong").write_text("--config.model.hiden=3\n")
+    assert "'model.hiden'" in script.fails("train", TINY, f"--flagfile={tmp_path / 'wrong'}")
+    (tmp_path / "binary").write_bytes(b"\xff\n")
+    assert "--flagfile names is not text" in script.fails("train", TINY, f"--flagfile={tmp_path / 'binary'}")
+    message = script.fails("train", TINY, "--flagfile", f"{tmp_path / 'missing'}")
+    assert message == f"error: --flagfile: No such file or directory: '{tmp_path / 'missing'}'."
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate", "sample", "import_torch", "import_keras"])
 def test_help_describes_the_script_and_its_flags(script, name):
     result = script(name, "--help")

@@ -42,7 +42,10 @@ class Session:
         self._top_k, self._top_p = top_k, top_p
         self._window = Framing.of(model.config).window if window is None else window
         self._turn = -1  # counts the texts, so that each text is drawn with its own noise
-        self._forget()
+        self._rest = ""  # the end of the last text, which is not in the state yet
+        self._carry: Any = None  # the state after the last text without its end; None: the zero state
+        self._stopped_by = ""
+        self._at_end = False  # whether the last text ended with the end of a document
 
     def answer(self, line: str) -> Iterator[str]:
         """The text of one turn, piece by piece: what the model reads now, followed by what it draws.
@@ -111,5 +114,4 @@ class Session:
             self._rest = self._rest[read:]
 
     def _forget(self) -> None:
-        self._rest, self._stopped_by, self._at_end = "", "", False
-        self._carry: Any = None
+        self._rest, self._stopped_by, self._at_end, self._carry = "", "", False, None
