@@ -32,12 +32,14 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
     """
     overrides: dict[str, str] = {}
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal can't encode
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal gets the encoding of its locale, and characters that it can't show are escaped. Files and pipes are
+            # always UTF-8, so that the same command writes the same bytes on every machine.
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            plain = _take_overrides(argv, overrides)
+            plain = _take_overrides([*argv[:1], *_with_flag_files(argv[1:])], overrides)
             if {"--help", "-help", "-h", "--h"} & set(plain[1:]):
                 _print(_help_of(main.__module__, with_keys=help_keys is not None))
                 sys.exit(0)
@@ -85,6 +87,19 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
 
     logging.set_verbosity(logging.WARNING)  # hide messages of libraries about their set-up
     app.run(run_main, flags_parser=parse)
+
+
+def _with_flag_files(arguments: list[str]) -> list[str]:
+    """Replaces each --flagfile=FILE by the flags in the file.
+
+    absl would do this too, but only after `_take_overrides`, so that --config.KEY=VALUE in a file would be an unknown flag.
+    """
+    try:
+        return flags.FLAGS.read_flags_from_files(arguments)
+    except UnicodeDecodeError as error:
+        raise UserError(f"a file that --flagfile names is not text: {error}.") from error
+    except flags.CantOpenFlagFileError as error:
+        raise UserError(f"--flagfile: {str(error).partition('] ')[2] or error}.") from error
 
 
 def _take_overrides(argv: list[str], overrides: dict[str, str]) -> list[str]:

@@ -142,6 +142,25 @@ def test_unknown_symbols_of_a_prompt_file_are_an_error_unless_unknown_is_skip(sc
     assert "the prompt is empty" in script.fails("sample", f"--workdir={run}", "--prompt=É", "--unknown=skip")
 
 
+def test_sample_reads_standard_input_and_writes_utf_8_whatever_the_locale(script, run, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # the encoding of standard input and output
+    flags = [f"--workdir={run}", "--length=50", "--unknown=skip"]
+    from_pipe = script("sample", *flags, "--prompt_file=-", "--stop=e", input="abç d\n")
+    assert from_pipe.stderr == "note: dropped from the prompt: 'ç' (U+00E7)\n"
+    drawn = script("sample", *flags, "--prompt=ab d\n").stdout.removeprefix("ab d\n")
+    assert "e" in drawn
+    assert from_pipe.stdout == f"ab d\n{drawn.partition('e')[0]}\n"
+
+
+def test_interactive_sample_answers_each_line_of_standard_input(script, run):
+    flags = [f"--workdir={run}", "--temperature=0"]
+    result = script("sample", *flags, "--length=20", "--interactive", input="abc\n/continue\nQ\n")
+    assert result.stdout.replace("\n", "") == script("sample", *flags, "--length=40", "--prompt=abc").stdout.replace("\n", "")
+    assert result.stderr == (
+        "error: the prompt has 'Q' (U+0051), outside the run's vocabulary: --unknown=skip drops such symbols.\n"
+    )
+
+
 def test_train_reports_a_finished_run_and_refuses_another_config(script, run, corpus_file):
     flags = as_flags({"corpus.path": corpus_file, "model.hidden": 16, "train.steps": 30, "train.eval_every": 10})
     assert "is done at step 30" in script("train", TINY, f"--workdir={run}", *flags).stdout
@@ -149,6 +168,20 @@ def test_train_reports_a_finished_run_and_refuses_another_config(script, run, co
     message = script.fails("train", TINY, f"--workdir={run}", *flags, "--config.model.layers=2", "--config.optim.beta1=0.8")
     assert "model.layers (1 saved, 2 given), optim.beta1 (0.9 saved, 0.8 given)" in message
     assert sorted((file, file.stat().st_mtime_ns) for file in run.rglob("*")) == before
+
+
+def test_a_flag_file_may_set_config_keys(script, tmp_path):
+    (tmp_path / "inner").write_text("--config.batch.size=7\n")
+    (tmp_path / "flags").write_text(f"# a comment\n{TINY}\n--config.train.steps=1e3\n--flagfile={tmp_path / 'inner'}\n")
+    command = script("sweep", f"--flagfile={tmp_path / 'flags'}", f"--root={tmp_path / 'root'}", "--dry_run").stdout
+    assert "--config.train.steps=1000\n" in command
+    assert "--config.batch.size=7 " in command
+    (tmp_path / "wrong").write_text("--config.model.hiden=3\n")
+    assert "'model.hiden'" in script.fails("train", TINY, f"--flagfile={tmp_path / 'wrong'}")
+    (tmp_path / "binary").write_bytes(b"\xff\n")
+    assert "--flagfile names is not text" in script.fails("train", TINY, f"--flagfile={tmp_path / 'binary'}")
+    message = script.fails("train", TINY, "--flagfile", f"{tmp_path / 'missing'}")
+    assert message == f"error: --flagfile: No such file or directory: '{tmp_path / 'missing'}'."
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "sample", "import_torch", "import_keras"])
@@ -234,6 +267,9 @@ def test_train_refuses_wrong_paths(script, tmp_path, corpus_file):
             "--prompt, --prompt_file and --prompt_from: give only one of them.",
         ),
         ("sample", ["--prompt_from=test"], "--prompt_from=test is not one of this run's splits: train, validation"),
+        ("sample", ["--prompt=a", "--stop=Q"], "--stop='Q' has 'Q' (U+0051), outside the run's vocabulary"),
+        ("sample", ["--prompt=a\\nb"], "write $'A:\\nB' in the shell"),
+        ("sample", ["--prompt_file=-", "--num=2", "--interactive"], "leave out --prompt_file and --num"),
         ("sample", ["--prompt=a", "--window=-1"], "--window=-1: must be from 0 to 2147483647"),
         ("sample", ["--prompt=a", "--checkpoint=beast"], "--checkpoint=beast: must be best, latest or a step"),
         ("evaluate", ["--framing=tiles"], "flag --framing=tiles: value should be one of <stream|chunks|windows|documents>"),

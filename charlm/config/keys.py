@@ -6,6 +6,7 @@ To add a key, add one line to TABLE and read the key in one place as `config.SEC
 
 import ast
 import codecs
+import decimal
 import difflib
 import math
 import shutil
@@ -341,12 +342,25 @@ def typed(text: str, kind: type) -> object:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if kind is tuple:
             literal = ast.literal_eval(text)
-            return literal if isinstance(literal, tuple) else (literal,)
+            return tuple(literal) if isinstance(literal, list | tuple) else (literal,)
+        if kind is int:
+            return _integer(text)
         if kind is str:
             return None if text == "None" else text
         return kind(text)
-    except (TypeError, SyntaxError, KeyError, RecursionError, MemoryError) as error:
+    except (TypeError, SyntaxError, KeyError, RecursionError, MemoryError, ArithmeticError) as error:
         raise ValueError(f"{text!r} is not {TYPES[kind]}") from error
+
+
+def _integer(text: str) -> int:
+    """Converts text such as `1000`, `1e3` or `1000.0` to an integer. Raises an exception if the number is not whole."""
+    try:
+        return int(text)
+    except ValueError:
+        number = decimal.Decimal(text)  # exact, unlike a float
+        if not number.is_finite() or number.adjusted() > 18 or number != number.to_integral_value():
+            raise
+        return int(number)
 
 
 def parsed(name: str, text: str) -> object:

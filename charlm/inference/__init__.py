@@ -8,6 +8,7 @@
 - `pieces` scores each character of lines, documents or a text.
 - `per_char` writes these scores as a table or as an HTML page.
 - `sample` draws text.
+- `session` draws text after prompts that are typed one after another, and keeps the state between them.
 
 This folder imports nothing from `charlm/training`.
 """

@@ -27,6 +27,7 @@ UNKNOWN = ("error", "skip")  # what to do with symbols of a prompt that are outs
 UNKNOWN_IN_TEXT = ("error", "skip", "unk")  # what to do with such symbols of a text to score
 DTYPES = ("float32", "bfloat16")
 EMPTY = "give at least one character of the run's vocabulary."
+LINE_BREAK_HINT = " If \\n stands for a line break, write $'A:\\nB' in the shell."
 
 
 class Number(NamedTuple):
@@ -255,6 +256,24 @@ def typed_prompt(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str = "
     return _in_vocabulary(corpora.prompt(prompt, config), vocab, unknown)
 
 
+def stop_texts(stop: str | Sequence[str], config: ConfigDict, vocab: Vocab) -> list[str]:
+    """The texts at which a sample ends, normalised like a prompt. A string is one text.
+
+    Raises:
+      UserError: a text is empty, or has symbols outside the vocabulary. No sample can contain such symbols.
+    """
+    texts = [corpora.prompt(text, config) for text in ([stop] if isinstance(stop, str) else stop)]
+    for text in texts:
+        if not text:
+            raise UserError("--stop=: must be a text of at least one character.")
+        if missing := vocab.missing(text):
+            raise UserError(
+                f"--stop={text!r} has {shown(missing)}, outside the run's vocabulary: no sample can contain this text."
+                f"{_line_break_hint(text, missing)}"
+            )
+    return texts
+
+
 def own_prompt(run: Run, config: ConfigDict, vocab: Vocab, unknown: str = "error") -> str:
     """The prompt of the samples that are drawn during training; see `corpora.sample_prompt`."""
     return _checked_run_prompt(corpora.sample_prompt(config, run.splits), vocab, unknown)
@@ -282,13 +301,19 @@ def _checked_run_prompt(prompt: str, vocab: Vocab, unknown: str) -> str:
 
 def _in_vocabulary(prompt: str, vocab: Vocab, unknown: str) -> str:
     unknown_symbols = vocab.missing(prompt)
+    hint = _line_break_hint(prompt, unknown_symbols)
     if unknown_symbols and unknown == "error":
         raise UserError(
-            f"the prompt has {shown(unknown_symbols)}, outside the run's vocabulary: --unknown=skip drops such symbols."
+            f"the prompt has {shown(unknown_symbols)}, outside the run's vocabulary: --unknown=skip drops such symbols.{hint}"
         )
     prompt = "".join(symbol for symbol in prompt if symbol not in unknown_symbols)
     if not prompt:
         raise UserError(f"the prompt is empty: {EMPTY}")
     if unknown_symbols:
-        warn(f"dropped from the prompt: {shown(unknown_symbols)}")
+        warn(f"dropped from the prompt: {shown(unknown_symbols)}{f'.{hint}' if hint else ''}")
     return prompt
+
+
+def _line_break_hint(text: str, missing: Sequence[str]) -> str:
+    """Says how to write a line break in the shell. Empty unless the text has a backslash and an n in place of a line break."""
+    return LINE_BREAK_HINT if "\\" in missing and "\\n" in text else ""

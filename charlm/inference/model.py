@@ -255,6 +255,7 @@ class Model:
         top_p: float = 1.0,
         window: int | None = None,
         unknown: str = "error",
+        stop: str | Sequence[str] = (),
     ) -> str | list[str]:
         """Draws text that continues a prompt. `scripts/sample.py` draws the same text with flags of the same names.
 
@@ -272,12 +273,13 @@ class Model:
           window: before each draw, the model starts from the zero state and reads the last `window` characters. With 0, the
             state is carried from character to character instead. The default is the window that the model was trained with.
           unknown: `error` refuses a prompt with symbols outside the vocabulary; `skip` drops such symbols.
+          stop: a text, or several texts. Each sample ends before the first of these texts that it draws.
 
         Returns:
           The prompt followed by the drawn text, or a list of such texts if `num` is given.
 
         Raises:
-          UserError: an argument is wrong, or the prompt is empty or has symbols outside the vocabulary.
+          UserError: an argument is wrong, the prompt is empty, or the prompt or `stop` has symbols outside the vocabulary.
         """
         inputs.check_sampling(length=length, temperature=temperature, top_k=top_k, top_p=top_p)
         inputs.check_sampling(num=num, window=window, seed=seed)
@@ -286,7 +288,8 @@ class Model:
             prompt = inputs.own_prompt(self.run, self.config, self.vocab, unknown)
         else:
             prompt = inputs.typed_prompt(prompt, self.config, self.vocab, unknown)
-        pieces = self.draw(prompt, length, temperature, seed, num=num or 1, top_k=top_k, top_p=top_p, window=window)
+        stops = inputs.stop_texts(stop, self.config, self.vocab)
+        pieces = self.draw(prompt, length, temperature, seed, num=num or 1, top_k=top_k, top_p=top_p, window=window, stop=stops)
         texts = [prompt + drawn for drawn in joined(pieces, num or 1)]
         return texts[0] if num is None else texts
 
@@ -302,6 +305,9 @@ class Model:
         top_p: float,
         window: int | None,
         cell: int = 0,
+        stop: Sequence[str] = (),
+        ended: dict[int, str | None] | None = None,
+        carry: Any = None,
     ) -> Iterator[list[str]]:
         """Draws several texts after one prompt. Yields the texts piece by piece, without the prompt.
 
@@ -311,7 +317,30 @@ class Model:
         Args:
           cell: an index that changes the noise of the draws. A caller that draws for several pairs of prompt and temperature
             gives each pair its own index.
+          stop: see `sample`; the result of `inputs.stop_texts`.
+          ended: an empty dict that receives the number of each text that has ended early, and its stop text. The stop text is
+            None if the end of a document ended the text.
+          carry: the state before the prompt. None is the zero state. A model with a window ignores it.
         """
+        ended = {} if ended is None else ended
+        pieces = self._draw(prompt, length, temperature, seed, num, top_k, top_p, window, cell, ended, carry)
+        return sample.until_stop(pieces, stop, ended)
+
+    def _draw(
+        self,
+        prompt: str,
+        length: int | None,
+        temperature: float | None,
+        seed: int,
+        num: int,
+        top_k: int | None,
+        top_p: float,
+        window: int | None,
+        cell: int,
+        ended: dict[int, str | None],
+        carry: Any,
+    ) -> Iterator[list[str]]:
+        """Draws the texts of `draw`, without stop texts. Ends early if all texts are in `ended`."""
         config = self.config.sample
         length = (config.length or defaults().sample.length) if length is None else length
         temperature = config.temperature if temperature is None else temperature
@@ -322,13 +351,12 @@ class Model:
         generate = self._sampler(top_k, top_p, window, devices.mesh(rows, devices.wanted(self.config)))
         key = jax.random.fold_in(jax.random.key(seed), cell)
         decoders = [self.vocab.decoder() for _ in range(num)]
-        ended: set[int] = set()  # rows that have drawn the end of their document
-        for ids_BN in generate(self.params, self.vocab.encode(prompt), num, length, temperature, key):
+        for ids_BN in generate(self.params, self.vocab.encode(prompt), num, length, temperature, key, carry):
             texts = []
             for row, ids_N in enumerate(ids_BN):
                 drawn_N = ids_N[:0] if row in ended else sample.until_end(ids_N, self.vocab)
                 if len(drawn_N) < len(ids_N):
-                    ended.add(row)
+                    ended.setdefault(row, None)
                 texts.append(decoders[row](drawn_N, row in ended))
             yield texts
             if len(ended) == num:
@@ -336,6 +364,16 @@ class Model:
         rest = [decode((), True) for decode in decoders]  # bytes of a character that is not complete
         if any(rest):
             yield rest
+
+    def carry_after(self, ids_N: np.ndarray, carry: Any = None) -> Any:
+        """The state after these ids, which begins at `carry`, or at the zero state if `carry` is None.
+
+        N must be a multiple of SHORT, because a program is compiled for windows of SHORT ids only.
+        """
+        carry = self._zero_carry() if carry is None else carry
+        for start in range(0, len(ids_N), SHORT):
+            carry, _ = self._step_window(self._step_weights, ids_N[start : start + SHORT].astype(np.int32), carry)
+        return carry
 
     def _encoded(self, text: str) -> np.ndarray:
         """(N,) ids of the normalised text."""

@@ -8,7 +8,7 @@ Shape letters: B rows, N steps of a chunk, V vocabulary, W symbols of a window.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,12 +40,14 @@ class Decoding(NamedTuple):
 def sampler(
     model: Functions, vocab: Vocab, top_k: int = 0, top_p: float = 1.0, window: int = 0, mesh: Mesh | None = None
 ) -> Callable:
-    """Makes a function (params, prompt_ids, rows, length, temperature, key) → iterator of (B, n) arrays of drawn ids.
+    """Makes a function (params, prompt_ids, rows, length, temperature, key, carry) → iterator of (B, n) arrays of drawn ids.
 
     The arrays do not include the prompt. The loop also reads the prompt, so one compiled program handles every prompt length
     and every temperature. The random noise of a draw depends only on the key, the row and the position. A longer sample
     therefore begins with the characters of a shorter sample from the same key. `<pad>` and `<unk>` are never drawn. Drawing
     ends when every row has drawn `<eos>`, even if the rows are then shorter than `length`.
+
+    `carry` is the state before the prompt, or None for the zero state. A sampler with a window ignores it.
 
     Args:
       model: the model as pure functions.
@@ -108,7 +110,7 @@ def sampler(
     chunk, stepwise = jax.jit(chunk, donate_argnums=1), jax.jit(model.stepwise, static_argnums=1)
 
     def generate(
-        params: Any, prompt_ids: np.ndarray, rows: int, length: int, temperature: float, key: jax.Array
+        params: Any, prompt_ids: np.ndarray, rows: int, length: int, temperature: float, key: jax.Array, carry: Any = None
     ) -> Iterator[np.ndarray]:
         rows_each = rows // mesh.size if mesh is not None else rows  # the rows of one device
         prompt_ids, weights = prompt_ids.astype(np.int32), place(stepwise(params, rows_each))
@@ -118,7 +120,9 @@ def sampler(
             state = (np.repeat(seen_W[None, :], rows, axis=0), np.full(rows, missing, np.int32))
         else:
             given = len(prompt_ids) - 1  # the number of steps whose next character comes from the prompt
-            state = (model.zero_carry(rows), np.full(rows, prompt_ids[0], np.int32))
+            # The first chunk donates its state, so it must not get the caller's own arrays.
+            carry = model.zero_carry(rows) if carry is None else jax.tree.map(jnp.copy, carry)
+            state = (carry, np.full(rows, prompt_ids[0], np.int32))
         # A chunk returns a state that is placed on certain devices. The first state is placed on the devices in the same way.
         # Otherwise the program would be compiled twice: for the first chunk, and for all other chunks.
         state = jax.device_put(state, output_sharding or jax.tree.leaves(weights)[0].sharding)
@@ -151,6 +155,43 @@ def until_end(ids_N: np.ndarray, vocab: Vocab) -> np.ndarray:
         return ids_N
     ends = np.flatnonzero(ids_N == end)
     return ids_N[: ends[0]] if len(ends) else ids_N
+
+
+def until_stop(pieces: Iterator[list[str]], stop: Sequence[str], ended: dict[int, str | None]) -> Iterator[list[str]]:
+    """Ends each text before the first of the stop texts. Yields the texts piece by piece.
+
+    The first stop text is the one whose last character is drawn first. If two of them end with the same character, the longer
+    one counts. The end of a piece is kept back while it could be the beginning of a stop text. The result therefore does not
+    depend on how a text is divided into pieces.
+
+    Args:
+      pieces: lists with one piece of each text.
+      stop: the stop texts. None of them is empty.
+      ended: text number → the stop text that ended it. This function adds entries. The caller may read this dict between two
+        pieces, and end `pieces` when all texts have ended. None as a value says that something else has ended the text.
+    """
+    held: list[str] = []
+    for texts in pieces:
+        held = held or [""] * len(texts)
+        shown = []
+        for row, text in enumerate(texts):
+            text = "" if ended.get(row) is not None else held[row] + text
+            matches = [(start + len(each), start, each) for each in stop if (start := text.find(each)) >= 0]
+            if matches:
+                _, keep, ended[row] = min(matches)
+                held[row] = ""
+            else:
+                keep = len(text) - max((_overlap(text, each) for each in stop), default=0)
+                held[row] = text[keep:]
+            shown.append(text[:keep])
+        yield shown
+    if any(held):
+        yield held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of the text that is a beginning of the stop text, but not the whole stop text."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 def pick(logits_BV: jax.Array, noise_BV: jax.Array, decoding: Decoding) -> jax.Array:

@@ -4,6 +4,8 @@
         [--num=4] [--seed=1]
     scripts/sample.py --workdir=runs/ag_news --prompt='Today ' --prompt='On ' --temperature=0.3,0.8,1.3
     scripts/sample.py --workdir=runs/sonnets_keras --prompt_from=train
+    scripts/sample.py --workdir=runs/names --prompt=A --num=20 --stop=$'\\n'
+    scripts/sample.py --workdir=runs/quickstart --interactive
 
 If you leave out the prompt, --length, --temperature or --top_k, its value comes from the `sample` section of the run's config.
 
@@ -13,12 +15,19 @@ Values that are the same for all samples are left out of the line. The same seed
 
 A model that was trained with batch.framing=documents stops when it draws the end of a document. A model that was trained with
 batch.framing=windows reads only the last characters before each draw: see --window.
+
+With --interactive, each line of standard input is a prompt. The program draws text after each prompt, until standard input ends
+(Ctrl-D). `/continue` continues the last text, with the state that the model had there. `/continue TEXT` adds TEXT to the last
+text first. Ctrl-C ends only the text that is being drawn.
 """
 
+import contextlib
 import functools
 import itertools
 import pathlib
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -31,11 +40,16 @@ from charlm.hardware import devices
 from charlm.inference import inputs
 from charlm.rundir.run import Run, check_checkpoint_name
 
+if TYPE_CHECKING:
+    from charlm.inference.session import Session
+
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (chosen by train.best), latest, or a step")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "text that the sample continues")
 _PROMPT_FILE = flags.DEFINE_string(
-    "prompt_file", None, "UTF-8 file whose whole text, including the last line break, is the prompt"
+    "prompt_file",
+    None,
+    "UTF-8 file whose whole text, including the last line break, is the prompt; -: standard input",
 )
 _PROMPT_FROM = flags.DEFINE_string(
     "prompt_from", None, "the prompt is a piece of this split of the run's corpus; --seed chooses the piece"
@@ -72,6 +86,10 @@ _UNKNOWN = flags.DEFINE_enum(
     inputs.UNKNOWN,
     "prompt characters outside the vocabulary; error: stop with a message; skip: drop them",
 )
+_STOP = flags.DEFINE_multi_string("stop", [], "end each sample before this text; several texts: before the first one drawn")
+_INTERACTIVE = flags.DEFINE_bool(
+    "interactive", False, "read prompts from standard input, one a line, until Ctrl-D; /continue continues the last text"
+)
 _VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 
 
@@ -84,7 +102,8 @@ def main(overrides: dict[str, str]) -> None:
     temperatures = _checked_flags()
     run = Run(_WORKDIR.value)
     vocab, config = run.vocab(), run.config()
-    prompts = _prompts(run, config, vocab)
+    stop = inputs.stop_texts(_STOP.value, config, vocab)
+    prompts = [] if _INTERACTIVE.value else _prompts(run, config, vocab)
 
     from charlm.models import stack
 
@@ -97,17 +116,25 @@ def main(overrides: dict[str, str]) -> None:
     from charlm.inference import model
 
     trained = model.load(_WORKDIR.value, _CHECKPOINT.value, _DTYPE.value)
-    draw = functools.partial(
-        trained.draw, num=_NUM.value, top_k=_TOP_K.value, top_p=_TOP_P.value, window=_WINDOW.value, seed=_SEED.value
-    )
+    choices: dict[str, Any] = {"top_k": _TOP_K.value, "top_p": _TOP_P.value, "window": _WINDOW.value, "stop": stop}
+    if _INTERACTIVE.value:
+        from charlm.inference.session import Session
+
+        check = functools.partial(inputs.typed_prompt, config=config, vocab=vocab, unknown=_UNKNOWN.value)
+        _talk(Session(trained, check, _LENGTH.value, temperatures[0], _SEED.value, **choices))
+        return
+
+    def draw(prompt: str, temperature: float | None, cell: int = 0) -> Iterator[list[str]]:
+        return trained.draw(prompt, _LENGTH.value, temperature, _SEED.value, num=_NUM.value, cell=cell, **choices)
+
     if len(prompts) * len(temperatures) * _NUM.value == 1:
         _write(prompts[0])
-        for (text,) in draw(prompts[0], _LENGTH.value, temperatures[0]):
+        for (text,) in draw(prompts[0], temperatures[0]):
             _write(text)
         _write("\n")
         return
     for cell, (temperature, prompt) in enumerate(itertools.product(temperatures, prompts)):
-        pieces = draw(prompt, _LENGTH.value, temperature, cell=cell)
+        pieces = draw(prompt, temperature, cell)
         for number, text in enumerate(model.joined(pieces, _NUM.value), start=1):
             named = [f"sample {number}"] if _NUM.value > 1 else []
             named += [f"temperature {temperature:g}"] if len(temperatures) > 1 else []
@@ -139,6 +166,12 @@ def _checked_flags() -> list[float | None]:
     )
     if sum((bool(_PROMPT.value), _PROMPT_FILE.value is not None, _PROMPT_FROM.value is not None)) > 1:
         raise UserError("--prompt, --prompt_file and --prompt_from: give only one of them.")
+    if _INTERACTIVE.value:
+        given = [f"--{flag.name}" for flag in (_PROMPT, _PROMPT_FILE, _PROMPT_FROM) if flag.value]
+        given += ["--num"] if _NUM.value > 1 else []
+        given += ["several values of --temperature"] if len(temperatures) > 1 else []
+        if given:
+            raise UserError(f"--interactive draws one text after each prompt that you type: leave out {' and '.join(given)}.")
     check_checkpoint_name(_CHECKPOINT.value)
     return temperatures
 
@@ -155,11 +188,38 @@ def _prompts(run: Run, config: ConfigDict, vocab: Vocab) -> list[str]:
 
 def _prompt_of_file(path: str) -> str:
     try:
-        return pathlib.Path(path).read_bytes().decode("utf-8")
+        content = sys.stdin.buffer.read() if path == "-" else pathlib.Path(path).read_bytes()
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt_file={path} is not UTF-8: byte at offset {error.start}.") from error
     except OSError as error:
         raise UserError(f"--prompt_file={path} can't be read: {error.strerror}.") from error
+
+
+def _talk(session: "Session") -> None:
+    """Answers the lines of standard input until it ends."""
+    for line in _typed_lines():
+        try:
+            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends this text; the next line is read as usual
+                for text in session.answer(line):
+                    _write(text)
+            _write("\n")
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def _typed_lines() -> Iterator[str]:
+    """The lines of standard input, without line breaks. On a terminal, a mark shows that a line is expected."""
+    if not sys.stdin.isatty():
+        for content in sys.stdin.buffer:
+            yield content.decode("utf-8", "backslashreplace").removesuffix("\n").removesuffix("\r")
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # input() then keeps a history of the lines
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input("> ")
+    _write("\n")
 
 
 def _write(text: str) -> None:

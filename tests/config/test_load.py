@@ -50,6 +50,12 @@ def test_every_command_in_a_recipe_has_only_valid_flags(file):
         ("model.hidden.units", "3", "unknown config key 'model.hidden.units': the nearest key is 'model.hidden'."),
         ("model.hidden", "wide", "model.hidden='wide': must be an integer."),
         ("model.hidden", "2.5", "model.hidden='2.5': must be an integer."),
+        ("model.hidden", "25e-1", "model.hidden='25e-1': must be an integer."),
+        ("model.hidden", "1e999999999", "model.hidden='1e999999999': must be an integer."),
+        ("model.hidden", "nan", "model.hidden='nan': must be an integer."),
+        ("model.hidden", "-inf", "model.hidden='-inf': must be an integer."),
+        ("model.hidden", "1e10", "model.hidden=10000000000: must be below 2147483648."),
+        ("corpus.split", "[0.9,", "corpus.split='[0.9,': must be a tuple such as (0.9,0.1)."),
         ("model.hidden", 2.5, "model.hidden=2.5: must be an integer."),
         ("model.hidden", True, "model.hidden=True: must be an integer."),
         ("model.hidden", None, "model.hidden=None: must be an integer."),
@@ -120,6 +126,13 @@ def test_values_are_converted_to_the_type_of_their_key():
     config = load.load(TINY, overrides)
     assert (config.model.dropout, config.vocab.unknown, config.corpus.split) == (0.25, True, (0.8, 0.1, 0.1))
     assert config.corpus.path is None
+    for text in ("[0.8,0.1,0.1]", "(0.8,0.1,0.1)", " [0.8, 0.1, 0.1]"):
+        assert load.load(TINY, {"corpus.split": text}).corpus.split == (0.8, 0.1, 0.1)
+    for text in ("1000", "1e3", "1E+3", "10.00e2", "1000.0"):
+        hidden = load.load(TINY, {"model.hidden": text}).model.hidden
+        assert hidden == 1000
+        assert isinstance(hidden, int)
+    assert load.load(TINY, {"seed": "4.294967295e9"}).seed == 4294967295
     for value in ("1", 1):
         rate = load.load(TINY, {"optim.learning_rate": value}).optim.learning_rate
         assert rate == 1.0

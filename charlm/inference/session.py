@@ -1,0 +1,117 @@
+"""A conversation with a model: draws text after prompts that a user types one after another."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from charlm.data.batches import Framing
+from charlm.errors import UserError
+from charlm.inference.model import SHORT, Model
+
+CONTINUE = "/continue"
+
+
+class Session:
+    """Draws one text after another, and keeps the state of the model after each of them.
+
+    All texts are drawn by the same compiled program. To continue a text, the session does not read the text again from its
+    beginning: it keeps the state after most of the text, and reads at most SHORT characters again.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        check: Callable[[str], str],
+        length: int | None,
+        temperature: float | None,
+        seed: int,
+        *,
+        top_k: int | None,
+        top_p: float,
+        window: int | None,
+        stop: Sequence[str],
+    ):
+        """The arguments after `check` are arguments of `Model.draw`.
+
+        Args:
+          check: returns a prompt as the model reads it, or raises a UserError.
+        """
+        self._model, self._check, self._stop = model, check, stop
+        self._length, self._temperature, self._seed = length, temperature, seed
+        self._top_k, self._top_p = top_k, top_p
+        self._window = Framing.of(model.config).window if window is None else window
+        self._turn = -1  # counts the texts, so that each text is drawn with its own noise
+        self._rest = ""  # the end of the last text, which is not in the state yet
+        self._carry: Any = None  # the state after the last text without its end; None: the zero state
+        self._stopped_by = ""
+        self._at_end = False  # whether the last text ended with the end of a document
+
+    def answer(self, line: str) -> Iterator[str]:
+        """The text of one turn, piece by piece: what the model reads now, followed by what it draws.
+
+        A line is a prompt, which the model reads from the zero state. `/continue` continues the last text, and
+        `/continue TEXT` adds TEXT to it first. If a stop text ended the last text, the stop text is added before that.
+
+        The two characters `\\n` stand for a line break, because a line can't contain one. If the vocabulary has a backslash,
+        they stand for themselves.
+
+        Raises:
+          UserError: the prompt is wrong, or there is no text to continue.
+        """
+        command, _, text = line.partition(" ")
+        is_continued = command == CONTINUE
+        text = text if is_continued else line
+        if self._model.vocab.missing("\\"):
+            text = text.replace("\\n", "\n")
+        text = self._check(text) if text or not is_continued else ""
+        if is_continued:
+            if not self._rest:
+                raise UserError(f"{CONTINUE}: there is no text to continue; type a prompt first.")
+            if self._at_end:
+                raise UserError(f"{CONTINUE}: the document has ended; type a new prompt.")
+            text = self._stopped_by + text
+        else:
+            self._forget()
+        self._turn += 1
+        return self._pieces(text)
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        before, self._rest, self._stopped_by = self._rest + text, self._rest + text, ""
+        if text:
+            yield text
+        ended: dict[int, str | None] = {}
+        drawn = self._model.draw(
+            before,
+            self._length,
+            self._temperature,
+            self._seed,
+            num=1,
+            top_k=self._top_k,
+            top_p=self._top_p,
+            window=self._window,
+            cell=self._turn,
+            stop=self._stop,
+            ended=ended,
+            carry=self._carry,
+        )
+        for (piece,) in drawn:
+            self._rest += piece  # before the yield: after Ctrl-C, the session continues from the text that was printed
+            yield piece
+        self._at_end = 0 in ended and ended[0] is None
+        self._stopped_by = ended.get(0) or ""
+        self._advance()
+
+    def _advance(self) -> None:
+        """Reads most of the text into the state. At least one character is left, because a draw needs a prompt."""
+        if self._window:
+            self._rest = self._rest[-self._window :]
+            return
+        ids_N = self._model.vocab.encode(self._rest)
+        read = (len(ids_N) - 1) // SHORT * SHORT
+        if read and len(ids_N) == len(self._rest):
+            self._carry = self._model.carry_after(np.asarray(ids_N[:read]), self._carry)
+            self._rest = self._rest[read:]
+
+    def _forget(self) -> None:
+        self._rest, self._stopped_by, self._at_end, self._carry = "", "", False, None
