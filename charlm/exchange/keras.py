@@ -109,7 +109,7 @@ def encoded(weights: Weights, config: ConfigDict) -> bytes:
         arrays["layers/embedding/vars/0"] = weights.embedding_VE
     for index, of_layer in enumerate(weights.layers):
         name = f"{kind}_{index}" if index else kind
-        layers.append(_layer(layer_class, name, {"units": config.model.hidden, "return_sequences": True}))
+        layers.append(_layer(layer_class, name, {"units": len(weights.head_kernel_HV), "return_sequences": True}))
         arrays |= {f"layers/{name}/cell/vars/{place}": of_layer[array] for place, array in enumerate(ARRAYS)}
     layers.append(_layer("Dense", "dense", {"units": len(weights.head_bias_V)}))
     arrays |= {"layers/dense/vars/0": weights.head_kernel_HV, "layers/dense/vars/1": weights.head_bias_V}

@@ -81,7 +81,7 @@ def _state_dict(path: pathlib.Path) -> tuple[Arrays, list[str] | None]:
         arrays, texts = read_file(path, lambda: _opened_safetensors(path, safetensors))
         return arrays, _symbols(texts, path)
     if path.suffix == ".npz":
-        arrays = read_file(path, lambda: dict(np.load(path, allow_pickle=False)))
+        arrays = read_file(path, lambda: dict(np.load(path)))
         return arrays, _symbols({name: str(arrays.pop(name)) for name in TEXTS if name in arrays}, path)
     torch = library(
         "torch", path, "PyTorch (pip install torch); or save the state_dict as .safetensors, and its symbols for --symbols"

@@ -148,7 +148,7 @@ def of_params(params: Params, config: ConfigDict, vocab: Vocab, layout: Layout, 
             f"{layout.inverse}."
         )
     params = jax.tree.map(np.asarray, params)
-    layers = [convert(params[f"{name}_{index}"]) for index in range(config.model.layers)]
+    layers = [convert(params[f"{name}_{index}"]) for index in range(sum(key.startswith(f"{name}_") for key in params))]
     head_HV, head_bias_V = params["head_kernel"], params["head_bias"]
     return Weights(file, layout, layers, head_HV, head_bias_V, params.get("embedding"), list(vocab.names))
 

@@ -216,7 +216,7 @@ class Model:
         """
         if not lines:
             return []
-        rows = min(self.config.eval.rows, len(lines))
+        rows = min(Protocol.of_run(self.config).rows, len(lines))
         mesh = devices.mesh(rows, devices.wanted(self.config))
         found: list[dict[str, Any]] = [{}] * len(lines)
         ids = pieces.encoded(self.vocab, lines, "the text")
@@ -239,7 +239,7 @@ class Model:
           UserError: a text has unknown symbols and the vocabulary has no `<unk>`.
         """
         ids = pieces.encoded(self.vocab, texts, "the text")
-        scored = pieces.score(self.trained.functions, self.params, ids, self.config.eval.rows, alternatives=alternatives)
+        scored = pieces.score(self.trained.functions, self.params, ids, Protocol.of_run(self.config).rows, alternatives=alternatives)
         by_index = dict(scored)
         return [(ids[index], by_index[index]) for index in range(len(ids))]
 

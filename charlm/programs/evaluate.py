@@ -142,7 +142,7 @@ def _score_details(run: Run) -> None:
             f"--per_char={path}: {where} has {length:,} chars, but a page shows at most {MOST_ON_PAGE:,}: give a .tsv file."
         )
     config = run.config()
-    rows = min(config.eval.rows, len(texts)) if _PER_LINE.value else 1
+    rows = min(Protocol.of_run(config).rows, len(texts)) if _PER_LINE.value else 1
     settings = devices.prepare_cpu(config, rows)
     if _VERBOSE.value:
         print("".join(f"{setting}\n" for setting in settings), end="", file=sys.stderr)

@@ -22,7 +22,7 @@ from charlm.inference import evaluate
 from charlm.models import stack
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
-from charlm.training import feeding, judging, setup, signals, train
+from charlm.training import feeding, judging, opening, setup, signals, train
 
 
 @pytest.fixture(autouse=True)
@@ -352,7 +352,7 @@ def test_a_run_with_the_old_default_of_vocab_source_resumes_if_the_vocabulary_is
 def test_describe_lists_odd_symbols_with_their_counts(small, corpus_file, tmp_path, capsys):
     text = tmp_path / "text"
     text.write_text("\ufeff" + corpus_file.read_text() + "\x07\ufeff\ue000\x07\u00a0\x07\ufeff", encoding="utf-8")
-    describe = lambda path: setup.describe_only(load.load(TINY, small | {"corpus.path": str(path)}), f"{tmp_path}/n.dot", 1)  # noqa: E731
+    describe = lambda path: opening.describe_only(load.load(TINY, small | {"corpus.path": str(path)}), f"{tmp_path}/n.dot", 1)  # noqa: E731
     assert describe(text) == 0
     line = "odd symbols: U+0007 3, U+FEFF ZERO WIDTH NO-BREAK SPACE 2, U+00A0 NO-BREAK SPACE 1, U+E000 1"
     assert line in capsys.readouterr().out.splitlines()
