@@ -163,7 +163,8 @@ def load(
     Args:
       files: text files, plain, .gz or .xz.
       reading: how the files are decoded and joined.
-      normalise: applied to each file in blocks. The result is the same as for one call with the whole file.
+      normalise: the function that normalises a text. It is called with blocks of a file instead of the whole file, so it
+        must give the same result for both; `corpora.Normalisation` does.
       settings: the settings of `normalise` as JSON values. The name of the encoding depends on these settings.
       folder: the folder that holds the encodings.
       is_bytes: whether to encode the text as bytes, not as characters.

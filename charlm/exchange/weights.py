@@ -175,7 +175,7 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
     else:
         weights = _reordered(weights, symbols, list(setup.vocab.names), symbols_file or weights.file)
     _write(config, workdir, setup, params_of(weights, config), weights.file)
-    print(f"made {workdir} from {weights.file}: evaluate and sample read it with --checkpoint=latest.")
+    print(f"made {workdir} from {weights.file}: to evaluate or sample it, give --checkpoint=latest.")
 
 
 def _write(config: ConfigDict, workdir: str, setup: Setup, params: Params, file: str) -> None:

@@ -6,8 +6,8 @@ A CharRNN is a recurrent network that predicts the next character. To evaluate o
     scripts/import_torch.py --weights=rnn.pt --config=configs/anna_pytorch.py --workdir=runs/imported
 
 --weights names a .pt, .pth or .net file (needs PyTorch), a .safetensors file (needs safetensors) or an .npz file. The file must
-hold a state_dict. A .pt, .pth or .net file may instead hold a dict with `state_dict` and `tokens`, as Udacity's notebook saves
-it.
+hold a state_dict. A .pt, .pth or .net file may instead hold a dict with `state_dict` and `tokens`. The CharRNN notebook of
+Udacity, which configs/anna_pytorch.py rebuilds, saves such a dict.
 
 The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
 

@@ -37,7 +37,7 @@ MAX_NAME_LENGTH = 100  # in characters; file systems allow names of 255 bytes
 
 
 # Do not rename Choice, Interval or their fields. sweep.json records each range of a search as the text of repr(range), which
-# contains these names. A search that was started before the change could not continue.
+# contains these names. A search that was started with the old names could not continue.
 
 
 class Choice(NamedTuple):

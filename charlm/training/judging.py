@@ -61,8 +61,8 @@ def evaluation_rows(
     """The metrics rows of one evaluation, or None if a signal arrived during the evaluation.
 
     One row holds the average training loss since the previous evaluation. If the corpus has a validation split, another row
-    holds the validation loss. The row that decides which checkpoint is the best comes
-    last. The config key `train.best` chooses between the training loss and the validation loss.
+    holds the validation loss. The last row decides which
+    checkpoint is the best. `train.best` chooses between the training loss and the validation loss.
     """
     rows = [{**_place(setup, progress, "train_mean"), **progress.epoch.measures(), "seconds": progress.seconds}]
     if "validation" in setup.encoded:

@@ -101,8 +101,7 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     The updates are for a learning rate of 1. The training step multiplies the updates by the learning rate.
 
     Weight decay acts on matrices only, unless `optim.decay_biases` is set. `adamw` adds decoupled weight decay after the rule.
-    The other rules add the decay to the gradient before the rule (L2 regularisation), as the published systems do that the
-    recipes rebuild.
+    The other rules add the decay to the gradient before the rule (L2 regularisation).
 
     `optim.eps_form` says where eps is added. Here g is the gradient, m is the running mean of g, and v is the running mean of
     g squared:
