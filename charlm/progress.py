@@ -44,7 +44,9 @@ class Reporter:
             self._bar.update(self._task, completed=step, text=text)
 
     def row(self, row: dict, seconds_left: float = 0.0, note: str = "") -> None:
-        """Prints a row of metrics. If a bar is shown, rows of the split `train` are not printed: the bar shows this loss."""
+        """Prints a row of metrics. If a progress bar is shown, a row of the split `train` is not printed, because the
+        bar already shows the training loss.
+        """
         step = f"step {row['step']:>{len(str(self._total))}}/{self._total}"
         nats = f"{row['split']} {row['nats']:.4f} nats"
         if row["split"] != "train":

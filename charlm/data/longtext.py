@@ -43,7 +43,7 @@ class LongText:
     Attributes:
       symbols: the distinct characters of the whole text, sorted. A slice has the same `symbols`, even if some of these
         characters do not occur in the slice.
-      codes_N: the index of each character in `symbols`, as unsigned integers mapped from disk.
+      codes_N: for each character of the text, its index in `symbols`. The indices are unsigned integers, mapped from disk.
       sha256: the hash of the whole text as UTF-8; None for a slice.
     """
 
@@ -121,7 +121,8 @@ def load(files: list[pathlib.Path], normalise: Callable[[str], str], settings: d
 
     Args:
       files: UTF-8 text files, plain, .gz or .xz.
-      normalise: applied to each file in blocks. The result is the same as for one call with the whole file.
+      normalise: the function that normalises a text. It is called with blocks of a file instead of the whole file, so it
+        must give the same result for both; `corpora.Normalisation` does.
       settings: the settings of `normalise` as JSON values. The name of the encoding depends on these settings.
       folder: the folder that holds the encodings.
 
@@ -231,7 +232,7 @@ def _protected(text: str) -> str:
     """Doubles U+FEFF at the start of a block that is not the first block of its file.
 
     At the start of a file, U+FEFF is a byte-order mark. At the start of a later block, U+FEFF is a character of the text.
-    Normalising removes one U+FEFF from the start of every block, so the character of the text is left.
+    The normalisation removes one U+FEFF from the start of every block. The other U+FEFF then remains as the character.
     """
     return "\ufeff" + text if text.startswith("\ufeff") else text
 

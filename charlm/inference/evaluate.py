@@ -1,5 +1,5 @@
-"""Scores a whole text in order. Each character is scored once. The nats of all characters are summed before a caller divides
-the sum by the number of characters.
+"""Scores a whole text in order. Each character is scored once. The functions return the sum of the nats and the number
+of characters. The loss is one division of these two numbers, not an average of the averages of windows.
 
 The last letters of an array name are its axes: B rows of the batch, T time, S scored positions, V vocabulary.
 """

@@ -1,6 +1,6 @@
 """Makes a run directory with one checkpoint from the weights of a Keras 3 model.
 
-The programs evaluate and sample read this checkpoint with --checkpoint=latest.
+To evaluate the model or to draw samples from it, use --checkpoint=latest.
 
     scripts/import_keras.py --weights=model.keras --config=configs/ag_news_keras.py --workdir=runs/imported
 

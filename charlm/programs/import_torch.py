@@ -1,19 +1,19 @@
 """Makes a run directory with one checkpoint from the weights of a PyTorch CharRNN.
 
-A CharRNN is a recurrent network that predicts the next character. The programs evaluate and sample read this checkpoint with
+A CharRNN is a recurrent network that predicts the next character. To evaluate or sample from this checkpoint, use
 --checkpoint=latest.
 
     scripts/import_torch.py --weights=rnn.pt --config=configs/anna_pytorch.py --workdir=runs/imported
 
 --weights names a .pt, .pth or .net file (needs PyTorch), a .safetensors file (needs safetensors) or an .npz file. The file must
-hold a state_dict. A .pt, .pth or .net file may instead hold a dict with `state_dict` and `tokens`, as Udacity's notebook saves
-it.
+hold a state_dict. A .pt, .pth or .net file may instead hold a dict with `state_dict` and `tokens`. The CharRNN notebook of
+Udacity, which configs/anna_pytorch.py rebuilds, saves such a dict.
 
 The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
 
---symbols names a JSON file with a list of symbols in the order of their ids. Without --symbols, the symbols in the file
-are used: its `tokens`, or the vocabulary that the program export stored. If the file has neither, the symbols of the ids are
-assumed to be the sorted symbols of the corpus.
+--symbols names a JSON file with a list of symbols in the order of their ids. Without --symbols, the list is read from the file
+of weights: its `tokens`, or the vocabulary that the program export stored there. If the file has neither, the symbols of the
+corpus are sorted, and id 0 is assumed to be the first of these symbols.
 """
 
 from absl import flags

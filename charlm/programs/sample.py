@@ -7,9 +7,9 @@
 
 If you leave out the prompt, --length, --temperature or --top_k, its value comes from the `sample` section of the run's config.
 
-For each pair of a prompt and a temperature, --num samples are drawn. A single sample is written while it is drawn. If there are
-several samples, a line above each sample names its number, temperature and prompt, if these differ between the samples. The
-same seed gives the same text.
+For each pair of a prompt and a temperature, --num samples are drawn. A single sample is written while it is drawn. Several
+samples are printed with a line above each sample. This line has the number, the temperature and the prompt of the sample.
+Values that are the same for all samples are left out of the line. The same seed gives the same text.
 
 A model that was trained with batch.framing=documents stops when it draws the end of a document. A model that was trained with
 batch.framing=windows reads only the last characters before each draw: see --window.
@@ -43,7 +43,8 @@ _PROMPT_FROM = flags.DEFINE_string(
 _PROMPT_LENGTH = flags.DEFINE_integer(
     "prompt_length",
     100,
-    "length of the prompt from --prompt_from, in characters; at most half of a document",
+    "length in characters of the prompt that --prompt_from takes from a split. In a corpus of documents, the prompt is the "
+    "start of one document and at most half of the document",
 )
 _LENGTH = flags.DEFINE_integer("length", None, "number of characters to draw after the prompt; default: sample.length")
 _TEMPERATURE = flags.DEFINE_list(
@@ -56,12 +57,12 @@ _TOP_K = flags.DEFINE_integer(
     "top_k", None, "draw from the k most probable characters; 0: from all characters; default: sample.top_k"
 )
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest characters whose probabilities sum to at least p; 0 < p <= 1")
-_NUM = flags.DEFINE_integer("num", 1, "number of samples for each prompt and temperature; these samples are drawn at once")
+_NUM = flags.DEFINE_integer("num", 1, "number of samples for each prompt and temperature; these samples are drawn in parallel")
 _WINDOW = flags.DEFINE_integer(
     "window",
     None,
-    "number of previous characters that the model reads before each draw; the model starts to read with a zero state. With 0, "
-    "the model carries its state over all characters. Default: as in training",
+    "number of previous characters that the model reads again before each draw. Before it reads them, its state is set to "
+    "zero. --window=0 keeps the state from draw to draw instead. Default: as in training",
 )
 _DTYPE = flags.DEFINE_enum("dtype", None, inputs.DTYPES, "number type of matrix products; default: as in training")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the random draws")

@@ -48,7 +48,9 @@ _ONLY = flags.DEFINE_multi_string("only", [], "run only trials that meet this co
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the state and the command of each trial, without starting any trial")
 _RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "also resume failed trials")
 _PARALLEL = flags.DEFINE_integer(
-    "parallel", 1, "number of trials that run at the same time; local trials divide the cores and GPUs evenly among them"
+    "parallel",
+    1,
+    "number of trials that run at the same time. On this machine, each trial gets an equal part of the cores and GPUs",
 )
 _LAUNCHER = flags.DEFINE_enum(
     "launcher", "local", ("local", "slurm"), "local: trials are processes on this machine; slurm: trials are SLURM jobs"

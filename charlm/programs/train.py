@@ -50,7 +50,7 @@ _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "with several processes: index of this process; process 0 writes the run directory"
 )
 _GRAPH = flags.DEFINE_string("graph", "network.dot", "with --describe: file for the drawing of the network")
-_GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "with --describe: number of characters in the drawing")
+_GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "with --describe: number of time steps in the drawing")
 
 
 def run() -> None:

@@ -1,6 +1,6 @@
 """Reads and writes the files of a run directory.
 
-The programs evaluate, sample and compare read everything that they need to know about a run from these files:
+The programs `evaluate`, `sample` and `compare` get all their information about a run from these files:
 
 config.json        every key of the config           samples/STEP.txt   text sampled at each evaluation
 vocab.json         symbols in the order of ids       checkpoints/STEP   the best and the two latest checkpoints
@@ -69,8 +69,9 @@ class Run:
     def config_fields(self) -> dict[str, object]:
         """Returns a dict from dotted config keys to the values in config.json.
 
-        The values are not validated. Runs of other charlm versions can therefore be compared too. An older version of charlm
-        may not have had a key. The dict then has the value of this key that matches the behaviour of the older version.
+        The values are not validated. Runs of other charlm versions can therefore be compared too. If the run is older than
+        a config key, config.json does not contain this key. The function then takes the value of the key from
+        `keys.before_keys_existed`.
         """
         return keys.before_keys_existed() | load.flatten(self._json("config.json"))
 
@@ -82,7 +83,10 @@ class Run:
             raise UserError(f"{self.workdir / 'vocab.json'} is damaged ({error}): restore it from a copy.") from error
 
     def corpus(self) -> dict[str, Any]:
-        """Where the corpus came from, as a dict. `sha256` is its digest. `splits` maps split names to numbers of characters."""
+        """Where the corpus came from, as a dict.
+
+        `sha256` is the digest of the text. `splits` maps split names to numbers of characters.
+        """
         corpus = self._json("corpus.json")
         if not isinstance(corpus.get("splits"), dict) or not isinstance(corpus.get("sha256"), str):
             raise UserError(f"{self.workdir / 'corpus.json'} is damaged (it has no splits and sha256): restore it from a copy.")
@@ -210,8 +214,8 @@ class Run:
         """Yields a function that adds a row to metrics.jsonl and logs the scalars of the row to TensorBoard.
 
         Args:
-          step: the step at which this start of the run begins or resumes. TensorBoard hides the scalars of later steps that
-            an earlier start of the same run logged.
+          step: the step at which the training begins or resumes. A resumed training goes back to its last checkpoint, so
+            scalars of steps after `step` may already be logged. TensorBoard hides these scalars.
         """
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -240,7 +244,8 @@ class Run:
         try:
             yield log
         finally:
-            # If the disk is full, `append` has already raised the error. metrics.jsonl has the same rows.
+            # An error here is ignored: metrics.jsonl has the same rows as TensorBoard, and if the disk is full, `append` has
+            # already raised an error.
             with contextlib.suppress(OSError):
                 writer.close()
 

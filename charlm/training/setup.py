@@ -23,8 +23,8 @@ from charlm.inference.protocol import Protocol
 from charlm.models import drawing, stack
 from charlm.training import optim
 
-# The numbers of steps that one call may have, in the order in which they are tried. The first number is used with which a call
-# needs at most MAX_OPERATIONS.
+# The numbers of steps that one call may make, largest first. The largest number is used that keeps the operations of a call at
+# or below MAX_OPERATIONS.
 STEPS_PER_CALL = (10, 5, 2)
 # The largest allowed number of floating-point operations in a call of several steps. A call with this many operations takes 3 s
 # on two cores. During a call, the training can't respond to a signal.

@@ -24,7 +24,7 @@ from charlm.training.step import TrainState
 def params_to_evaluate(state: TrainState) -> Any:
     """The parameters that evaluations and samples use, and that a checkpoint offers to other programs.
 
-    No other code chooses these parameters.
+    To evaluate other parameters, such as averaged ones, change only this function.
     """
     return state.params
 
