@@ -239,7 +239,9 @@ class Model:
           UserError: a text has unknown symbols and the vocabulary has no `<unk>`.
         """
         ids = pieces.encoded(self.vocab, texts, "the text")
-        scored = pieces.score(self.trained.functions, self.params, ids, Protocol.of_run(self.config).rows, alternatives=alternatives)
+        scored = pieces.score(
+            self.trained.functions, self.params, ids, Protocol.of_run(self.config).rows, alternatives=alternatives
+        )
         by_index = dict(scored)
         return [(ids[index], by_index[index]) for index in range(len(ids))]
 
