@@ -51,6 +51,7 @@ def runs(*paths: str | os.PathLike) -> list[dict]:
       state: incomplete, running, done, diverged, failed, or unknown.
       best: the lowest loss on the validation split, in nats per character. Without validation, the lowest mean training loss.
       best_step: the step of `best`.
+      bits_per_byte: `best` in bits per byte of the scored UTF-8 text. It can be compared between vocabularies.
       last: the latest loss of the same kind as `best`, in nats per character.
       test: the loss that evaluate.py measured on the test split, in nats per character.
       train: the latest mean training loss, in nats per character.

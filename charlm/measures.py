@@ -25,6 +25,24 @@ def of_nats(nats: float) -> dict[str, float]:
     return {"nats": nats, "bits": bits(nats), "perplexity": perplexity(nats)}
 
 
+def of_text(nats: float, chars: int, size: int, unknown: int) -> dict[str, float]:
+    """Returns the measures of a scored text, in the order that all logs use.
+
+    Bits per byte can be compared between models with different vocabularies. Losses per character can't.
+
+    Args:
+      nats: the sum over all scored characters.
+      chars: the number of scored characters. An `<eos>` counts as a character.
+      size: the number of bytes of the scored characters in UTF-8. An `<eos>` has no bytes, so the size may be 0. Bits per byte
+        are then infinite.
+      unknown: the number of scored characters that the model reads as `<unk>`. The result has the key `unknown` only if this
+        number is not 0.
+    """
+    per_byte = bits(nats) / size if size else math.inf
+    measures = {**of_nats(nats / chars), "chars": chars, "bytes": size, "bits_per_byte": per_byte}
+    return measures | ({"unknown": unknown} if unknown else {})
+
+
 def best_in_words(best: dict) -> str:
     """Describes the best evaluation in words. `best` is the field `best` of status.json."""
     return f"best {best['split']} {best['nats']:.4f} nats/char, perplexity {perplexity(best['nats']):.4f}"

@@ -50,7 +50,8 @@ class Reporter:
         step = f"step {row['step']:>{len(str(self._total))}}/{self._total}"
         nats = f"{row['split']} {row['nats']:.4f} nats"
         if row["split"] != "train":
-            self.say(f"{step}  {nats} (perplexity {measures.perplexity(row['nats']):.4f}){note}")
+            unknown = f", {row['unknown']:,} of {counted(row['chars'], 'char')} <unk>" if "unknown" in row else ""
+            self.say(f"{step}  {nats} (perplexity {measures.perplexity(row['nats']):.4f}{unknown}){note}")
         elif not self._bar:
             self.say(
                 f"{step}  epoch {row['epoch']:.2f}  {nats}  lr {row['learning_rate']:.1e}  grad {row['grad_norm']:.2f}  "

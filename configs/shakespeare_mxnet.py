@@ -27,6 +27,7 @@ def get_config(arg: str | None = None):
     if arg not in (None, "original"):
         raise UserError(f"--config=shakespeare_mxnet:{arg}: the argument must be original, or left out.")
     config = base.get_config()
+    config.vocab.source = "train"
     config.vocab.unknown = True
     config.batch.framing = "chunks"
     config.batch.size = 32

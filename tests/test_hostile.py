@@ -21,7 +21,8 @@ from hypothesis import strategies
 
 from charlm.compare import reading
 from charlm.config import keys, load
-from charlm.data import batches, corpora, sources
+from charlm.data import batches, corpora, sources, textfiles
+from charlm.data.textfiles import Reading
 from charlm.data.vocab import Vocab, symbols_of
 from charlm.errors import Failure, UserError
 from charlm.exchange import keras, torch
@@ -81,6 +82,9 @@ ODD_VALUES = strategies.one_of(
             "sgd",
             "lines",
             "csv:a",
+            "blank",
+            "separator:a",
+            "bytes",
             "corpus",
             "train",
             "adamw",
@@ -156,12 +160,12 @@ def test_random_overrides_give_a_config_or_an_error_that_names_a_key(overrides):
 
 @pytest.mark.parametrize("examples", [5, pytest.param(1000, marks=pytest.mark.slow)])
 def test_training_with_random_overrides_succeeds_or_gives_a_clear_error(examples, corpus_file, tmp_path_factory):
-    # Hypothesis derives its examples from the source of `check`. After an edit of `check`, the five examples
-    # change, and charlm may refuse all of them. The last assertion then fails, although charlm has no fault.
     seen = {"trained": 0, "refused": 0}
 
     @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @hypothesis.given(overrides=OVERRIDES)
+    @hypothesis.example(overrides={"model.hidden": "5"})  # charlm may refuse all of five random examples
+    @hypothesis.example(overrides={"model.hidden": "-5"})
     def check(overrides):
         result = two_steps(overrides, corpus_file, tmp_path_factory.mktemp("hostile") / "run")
         assert result == "trained" or is_a_sentence(result)
@@ -179,21 +183,64 @@ def read(path, **options) -> str:
 
 @hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
 @hypothesis.given(content=strategies.binary(max_size=60) | strategies.text(max_size=60).map(lambda text: text.encode()))
+@hypothesis.example(content=b"\xff\xfea\0b\0\r\0\n\0")
+@hypothesis.example(content=b"\xff\xfea\0b")
+@hypothesis.example(content=b"\xff\xfe\0\0a\0\0\0\x0d\0\0\0")
+@hypothesis.example(content=b"a\0" * 8)
 def test_any_bytes_are_read_without_loss_or_refused_as_not_utf8(content, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "any_bytes.txt"
     file.write_bytes(content)
+    # These codecs of Python remove the byte-order mark and obey it.
+    marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+    encoding = next((codec for mark, codec in marks.items() if content.startswith(mark)), "utf-8-sig")
     try:
         text = read(file)
     except UserError as error:
         assert is_a_sentence(str(error))  # noqa: PT017
-        assert "not UTF-8" in str(error)  # noqa: PT017
+        if "full of NULs" in str(error):
+            assert content.count(0) >= 8
+            return
+        assert {"utf-8-sig": "not UTF-8"}.get(encoding, f"not {encoding}") in str(error)  # noqa: PT017
         with pytest.raises(UnicodeDecodeError):
-            content.decode()
+            content.decode(encoding)
         return
-    assert text == content.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    assert text == content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     if text:
         vocab = Vocab.of(symbols_of(text), unknown=False)
         assert vocab.decode(vocab.encode(text)) == text
+
+
+ODD_TEXTS = strategies.text(strategies.sampled_from("ab \n\r\0\x07\ufeff\u2028é中\U0001f600"), max_size=12)
+ENCODINGS = strategies.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "gb18030", "latin-1", "shift_jis"])
+
+
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+@hypothesis.given(
+    texts=strategies.lists(strategies.tuples(ODD_TEXTS, ENCODINGS), min_size=1, max_size=4),
+    encoding=ENCODINGS,
+    folder=strategies.sampled_from(["tree", "flat"]),
+    newlines=strategies.booleans(),
+    block=strategies.integers(1, 8),
+)
+def test_any_folder_gives_the_same_text_or_error_in_memory_and_on_disk(
+    texts, encoding, folder, newlines, block, tmp_path_factory
+):
+    path = tmp_path_factory.mktemp("folder")
+    for number, (text, encoding_of_text) in enumerate(texts):
+        (path / ("sub" if number % 2 else "")).mkdir(exist_ok=True)
+        (path / ("sub" if number % 2 else "") / f"{number}.txt").write_bytes(text.encode(encoding_of_text, "ignore"))
+    normalise, results = corpora.Normalisation(newlines, lowercase=False, keep=""), []
+    for long_text_bytes, read_block in ((10**9, 1 << 22), (0, block)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(corpora, "LONG_TEXT_BYTES", long_text_bytes)
+            patch.setattr(textfiles, "BLOCK", read_block)
+            try:
+                text, _ = corpora.read(os.fspath(path), normalise, "", path / ".cache", Reading(encoding, folder))
+                results.append(str(text))
+            except UserError as error:
+                assert is_a_sentence(str(error))  # noqa: PT017
+                results.append(error.args)
+    assert results[0] == results[1]
 
 
 MANY_SYMBOLS = "".join(chr(code) for code in range(0x20, 0x20 + 61_000) if not 0xD800 <= code < 0xE000)
@@ -235,7 +282,9 @@ def test_circular_links_and_pipes_and_devices_and_long_names_are_refused(tmp_pat
     for path in (tmp_path / "loop", tmp_path / "fifo", pathlib.Path("/dev/zero"), tmp_path / ("x" * 300)):
         with pytest.raises(UserError, match="is not a file or folder"):
             read(path)
-    with pytest.raises(UserError, match="has no files"):
+    with pytest.raises(
+        UserError, match=r"has no text files .*; skipped fifo \(not a regular file\), loop \(not a regular file\)"
+    ):
         read(tmp_path)  # the folder contains no regular file
 
 

@@ -251,7 +251,7 @@ def test_the_number_of_documents_that_are_cut_is_reported(script, texts, tmp_pat
         (
             "ag_news_keras",
             {"corpus.documents": "xml"},
-            "corpus.documents='xml': must be empty, lines, csv:COLUMN or jsonl:FIELD.",
+            "corpus.documents='xml': must be empty, lines, blank, files, separator:TEXT, csv:COLUMN or jsonl:FIELD.",
         ),
         ("alice_axon", {"train.best": "validation"}, "train.best=validation: corpus.split leaves no validation text"),
         ("anna_pytorch", {"eval.framing": "documents"}, "needs a corpus of documents"),

@@ -312,3 +312,16 @@ def test_shell_scripts_refuse_an_old_or_missing_python(tmp_path, name):
         result = subprocess.run(command, env={**os.environ, "PYTHON": python}, capture_output=True, text=True, cwd=tmp_path)
         assert (result.returncode, result.stderr, result.stdout) == (2, message, "")
     assert not (tmp_path / "repo" / ".venv").exists()
+
+
+def test_a_text_in_another_encoding_is_trained_on_and_scored(script, tmp_path):
+    (tmp_path / "text").write_bytes("\u6625\u6765\u96e8\u843d\uff0c\u98ce\u843d\u6c34\u591c\u3002\n".encode("gb18030") * 60)
+    flags = ["--config=tiny", f"--config.corpus.path={tmp_path / 'text'}", f"--workdir={tmp_path / 'run'}"]
+    flags += ["--config.batch.size=4", "--config.train.steps=2", "--config.sample.length=0"]
+    message = script.fails("train", *flags)
+    assert message.startswith(f"error: {tmp_path / 'text'} is not UTF-8: byte 0xb4 at offset 0; the file looks like gb18030: ")
+    assert not (tmp_path / "run").exists()
+    printed = script("train", *flags, "--config.corpus.encoding=gb18030").stdout
+    assert "data: text: train 594, validation 66 chars, vocabulary of 10" in printed
+    score = json.loads(script("evaluate", f"--workdir={tmp_path / 'run'}", f"--text={tmp_path / 'text'}").stdout)
+    assert score["chars"] == 659

@@ -31,6 +31,7 @@ def listed(paths: Sequence[str | os.PathLike]) -> list[dict]:
     return [
         {"name": record.name, "path": os.fspath(record.path), "state": record.state}
         | {figure: record.figure(figure) for figure in FIGURES}
+        | {"bits_per_byte": record.bits_per_byte("best")}
         | {column: tables.protocol_in_words(record.protocols[metric]) for column, metric in PROTOCOLS.items()}
         | {key: record.config.get(key) for key in keys}
         | {"rows": reading.all_rows(record.path), "problems": list(record.problems)}

@@ -34,6 +34,10 @@ class Record(NamedTuple):
       train: the latest mean training loss between two evaluations, in nats/char.
       protocols: metric (`best`, `last`, `test`, `train`) → the protocol of its value: which text was scored, and how it was
         read. Two values are comparable only if their protocols are equal.
+      chars_per_byte: metric (`best`, `last`, `test`) → the number of scored characters per byte of the scored text, or None if
+        the run did not record this number. Bits per character times this number are bits per byte.
+      unknown: metric (`best`, `last`, `test`) → the number of scored characters that were `<unk>`. A metric without a scored
+        `<unk>` is missing.
       steps: the number of steps done.
       parameters: the number of parameters of the model.
       chars_per_second: the median speed of training.
@@ -51,6 +55,8 @@ class Record(NamedTuple):
     test: float | None
     train: float | None
     protocols: dict[str, dict]
+    chars_per_byte: dict[str, float | None]
+    unknown: dict[str, int]
     steps: int
     parameters: int | None
     chars_per_second: float | None
@@ -60,6 +66,11 @@ class Record(NamedTuple):
     def figure(self, metric: str) -> float | None:
         """The nats/char of a metric: `best`, `last`, `test` or `train`."""
         return getattr(self, metric)
+
+    def bits_per_byte(self, metric: str) -> float | None:
+        """The loss of a metric in bits per byte of the scored text. None if the run did not record the number of bytes."""
+        nats, chars_per_byte = self.figure(metric), self.chars_per_byte.get(metric)
+        return None if nats is None or chars_per_byte is None else measures.bits(nats) * chars_per_byte
 
 
 def find(paths: Sequence[str]) -> list[pathlib.Path]:
@@ -128,6 +139,7 @@ def read_run(path: pathlib.Path, name: str) -> Record:
 
     best = min(ranked_rows, key=lambda row: row["nats"]) if ranked_rows else None
     test = evaluations.get("test", {"nats": None, "protocol": NOT_EVALUATED})
+    scored = {"best": best, "last": ranked_rows[-1] if ranked_rows else None, "test": test}
     speeds = sorted(row["chars_per_second"] for row in rows if is_number(row.get("chars_per_second")))
     return Record(
         name=name,
@@ -140,6 +152,8 @@ def read_run(path: pathlib.Path, name: str) -> Record:
         test=test["nats"],
         train=mean_rows[-1]["nats"] if mean_rows else None,
         protocols={"best": protocol, "last": protocol, "test": test["protocol"], "train": train_protocol},
+        chars_per_byte={metric: _chars_per_byte(row) for metric, row in scored.items()},
+        unknown={metric: row["unknown"] for metric, row in scored.items() if row and type(row.get("unknown")) is int},
         steps=max((row["step"] for row in rows), default=0),
         parameters=parameters,
         chars_per_second=statistics.median(speeds) if speeds else None,
@@ -290,6 +304,12 @@ def _rows(file: pathlib.Path, expected_rows: object, problems: list[str]) -> Ite
             yield row
         elif index < len(lines) - 1:  # the last line may be half-written
             problems.append(f"metrics.jsonl line {index + 1} is not a row of metrics and is ignored")
+
+
+def _chars_per_byte(row: dict | None) -> float | None:
+    """Scored characters per byte in a result. None if there is no result, or if a run of an older version recorded no bytes."""
+    chars, size = (None, None) if row is None else (row.get("chars"), row.get("bytes"))
+    return chars / size if type(chars) is int and type(size) is int and size > 0 else None
 
 
 def _train_protocol(run: Run, config: dict[str, object]) -> dict:

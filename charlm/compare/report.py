@@ -61,6 +61,8 @@ def content(records: Sequence[reading.Record]) -> dict:
                     "config": {key: _finite(value) for key, value in record.config.items()},
                     "protocol": len(protocols),
                     **results,
+                    "bits_per_byte": _finite(record.bits_per_byte("best")),
+                    "unknown": record.unknown.get("best"),
                     "curves": {split: _thinned(curve) for split, curve in reading.series(record).items()},
                     "samples": _samples(record),
                 }
@@ -106,6 +108,8 @@ def _group(group: tables.Group, number_of: dict[pathlib.Path, int], protocol: in
         "protocol": protocol,
         **dict.fromkeys(FIGURES),
         **{name: _finite(value) for name, value in figures.items()},
+        "bits_per_byte": _finite(group.bits_per_byte("best")),
+        "unknown": group.unknown("best"),
         "error": tables.mean_and_error([record.best for record in group.averaged])[1],
         "curves": {split: _mean_curve([each[split] for each in series]) for split in series[0]},
     }

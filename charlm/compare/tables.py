@@ -54,6 +54,21 @@ class Group(NamedTuple):
             return None
         return mean_and_error([record.figure(metric) for record in self.averaged])[0]
 
+    def bits_per_byte(self, metric: str) -> float | None:
+        """The mean of the metric in bits per byte. None if the mean is None, or if no averaged run recorded the bytes.
+
+        The averaged runs share a protocol, so each run scored the same characters. The number of characters per byte is
+        therefore the same for all of these runs, and one run that recorded it is enough.
+        """
+        nats = self.figure(metric)
+        ratios = [record.chars_per_byte.get(metric) for record in self.averaged]
+        ratio = next((ratio for ratio in ratios if ratio is not None), None)
+        return None if nats is None or ratio is None else measures.bits(nats) * ratio
+
+    def unknown(self, metric: str) -> int | None:
+        """The number of scored `<unk>`. None if no averaged run has any. If the averaged runs differ, the largest number."""
+        return max((record.unknown[metric] for record in self.averaged if metric in record.unknown), default=None)
+
 
 def mean_and_error(values: Sequence[float | None]) -> tuple[float | None, float | None, int]:
     """The mean of the values that are not None, the standard error of this mean, and the number of these values.
@@ -155,7 +170,8 @@ class Column(NamedTuple):
 def columns_of(groups: Sequence[Group], metric: str, each: bool) -> list[Column]:
     """The columns of a table of these groups: the config keys that differ, then the figures that at least one group has.
 
-    The perplexity and the bits of a group are computed from its mean nats.
+    The perplexity, the bits and the bits per byte of a group are computed from its mean nats. The column `unknown` has the
+    number of scored `<unk>`, the characters outside the vocabulary.
 
     Args:
       metric: the metric that ranks the groups.
@@ -167,6 +183,8 @@ def columns_of(groups: Sequence[Group], metric: str, each: bool) -> list[Column]
         Column("perplexity", _perplexity_of(metric), lambda group: _with_error(group, metric, as_perplexity=True)),
         Column("nats", _figure_of(metric), lambda group: _with_error(group, metric)),
         _column("bits", lambda group: _bits(group.figure(metric)), _four_decimals),
+        _column("bits/byte", lambda group: group.bits_per_byte(metric), _four_decimals),
+        _column("unknown", lambda group: group.unknown(metric), _integer),
         _column("n", lambda group: len(group.averaged), str),
         _column("at step", _mean_of("best_step"), _integer),
         _column("best", _perplexity_of("best"), _four_decimals),
@@ -213,8 +231,8 @@ def filtered(records: Sequence[Record], conditions: Sequence[str]) -> list[Recor
     """The runs that meet all conditions.
 
     Args:
-      conditions: strings such as `model.hidden>=256`. A condition names a config key, a field of Record, or nats, bits or
-        perplexity. The last three names are units. They mean the metric `best` in this unit.
+      conditions: strings such as `model.hidden>=256`. A condition names a config key, a field of Record, or nats, bits,
+        bits_per_byte or perplexity. The last four names are units. They mean the metric `best` in this unit.
 
     Raises:
       UserError: a string is not a condition, or its key is unknown.
@@ -235,6 +253,8 @@ def _record_value(name: str) -> Callable[[Record], object]:
     }
     if name in of_best:
         return lambda record: None if record.best is None else of_best[name](record.best)
+    if name == "bits_per_byte":
+        return lambda record: record.bits_per_byte("best")
     if name in Record._fields:
         return lambda record: getattr(record, name)
     key = config_keys.known(name)

@@ -5,6 +5,7 @@ To add a key, add one line to TABLE and read the key in one place as `config.SEC
 """
 
 import ast
+import codecs
 import decimal
 import difflib
 import math
@@ -20,6 +21,7 @@ from charlm.errors import UserError
 
 MOST = 3e38  # just below the largest float32
 FRAMINGS = ("stream", "chunks", "windows", "documents")
+ENCODINGS_OF_NAMES = ("idna", "punycode")  # codecs for the names of internet hosts, which have no decoder for blocks
 SAME = object()  # a Key with before=SAME uses its default value for older runs too
 
 
@@ -49,6 +51,8 @@ class Key(NamedTuple):
       changes_results: False if the key changes only time or memory. A run may then be resumed with another value of the key.
       is_path: True if the value is a path. Relative paths are converted to absolute paths.
       before: the value to assume for runs that were made before the key existed. SAME stands for the key's default.
+      is_seen_in_data: True if a new default changes only the text or the vocabulary. A run with the value of `before` may then
+        be resumed with the default, because a resumed run compares the text and the vocabulary themselves.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Key(NamedTuple):
     changes_results: bool = True
     is_path: bool = False
     before: object = SAME
+    is_seen_in_data: bool = False
 
     @property
     def type(self) -> type:
@@ -75,8 +80,16 @@ def _are_fractions(value: tuple) -> bool:
 
 
 def _is_document_form(value: str) -> bool:
-    form, _, field = value.partition(":")
-    return value in ("", "lines") or (form in ("csv", "jsonl") and field != "")
+    form, _, argument = value.partition(":")
+    return value in ("", "lines", "blank", "files") or (form in ("separator", "csv", "jsonl") and argument != "")
+
+
+def _is_text_encoding(value: str) -> bool:
+    try:
+        "a".encode(value)  # raises a LookupError for an unknown codec and for a codec that is not for text
+        return codecs.lookup(value).name not in ENCODINGS_OF_NAMES
+    except (LookupError, ValueError):
+        return False
 
 
 ANY = Rule(lambda value: True, "")
@@ -89,7 +102,8 @@ FROM_0_TO_1 = Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
 FACTOR = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
 SPLIT = Rule(_are_fractions, "one to three positive fractions that sum to 1, such as (0.9,0.1)")
 DATASET = Rule(lambda value: value.count(":") == 1, "DATASET:FEATURE, such as ag_news_subset:title")
-DOCUMENTS = Rule(_is_document_form, "empty, lines, csv:COLUMN or jsonl:FIELD")
+ENCODING = Rule(_is_text_encoding, "a text encoding of Python, such as utf-8, utf-16-le, latin-1 or gb18030")
+DOCUMENTS = Rule(_is_document_form, "empty, lines, blank, files, separator:TEXT, csv:COLUMN or jsonl:FIELD")
 
 INITS = one_of("orthogonal", "glorot", "axon", "pytorch", "uniform")
 DTYPES = one_of("float32", "bfloat16")
@@ -112,21 +126,32 @@ TABLE = (
     # the text
     Key("corpus.name", "tiny_shakespeare", ANY, "name of a corpus that charlm can fetch; used if corpus.path is None"),
     _path("corpus.path",
-        "UTF-8 text file (plain, .gz or .xz), or a folder of such files; a folder's files are joined in sorted order"),
+        "text file (plain, .gz or .xz), or a folder of such files; corpus.folder says how a folder is read"),
     _path("corpus.validation_path", "path of a separate validation text; all text of corpus.path is then training text"),
     _path("corpus.test_path", "path of a separate test text; needs corpus.validation_path"),
     _path("corpus.data_dir",
         "folder of TensorFlow Datasets (TFDS); None: $TFDS_DATA_DIR if set, otherwise ~/tensorflow_datasets"),
+    Key("corpus.folder", "tree", one_of("tree", "flat"),
+        "how a folder is read; tree: the text files in it and in its subfolders, in natural order (2.txt before 10.txt), each "
+        "ended by a line break; hidden and binary files are skipped; flat: the files directly in it, sorted by name, with "
+        "nothing between them, as older versions of charlm read them",
+        before="flat", is_seen_in_data=True),
+    Key("corpus.encoding", "utf-8", ENCODING,
+        "encoding of the text files; a file that begins with a byte-order mark is read in the encoding of that mark"),
     Key("corpus.split", (0.9, 0.1), SPLIT,
         "fractions of the characters or documents in each split: train[, validation[, test]]; each split is contiguous"),
     Key("corpus.tfds", None, DATASET, "dataset and text feature in TFDS; each example is one document"),
-    Key("corpus.documents", "", DOCUMENTS, "format of the documents in corpus.path; empty: corpus.path is running text"),
+    Key("corpus.documents", "", DOCUMENTS,
+        "how corpus.path has its documents; blank: separated by blank lines; separator: separated by TEXT; "
+        "files: each file is a document; empty: corpus.path is running text"),
     Key("corpus.lowercase", False, ANY, "convert the text to lower case"),
     Key("corpus.keep", "", ANY, "characters to keep; all other characters are deleted; empty: keep all characters"),
     Key("corpus.newlines", True, ANY, "convert CRLF and CR to LF"),
     # symbols and ids
-    Key("vocab.source", "train", one_of("train", "corpus"),
-        "which symbols have ids; train: the symbols of the training split; corpus: the symbols of all splits"),
+    Key("vocab.source", "corpus", one_of("train", "corpus", "bytes"),
+        "which symbols have ids; train: the symbols of the training split; corpus: the symbols of all splits; "
+        "bytes: the 256 bytes, the text is read as UTF-8 bytes and lengths count bytes",
+        before="train", is_seen_in_data=True),
     Key("vocab.unknown", False, ANY, "map symbols outside the vocabulary to <unk>; False: such symbols are an error"),
     # how text becomes batches, on which devices
     Key("devices", 0, NOT_NEGATIVE,
@@ -235,6 +260,8 @@ CONFLICTS = (("corpus.path", "corpus.tfds"), ("corpus.documents", "corpus.tfds")
 
 KEYS = {key.name: key for key in TABLE}
 CHANGE_NO_RESULT = frozenset(key.name for key in TABLE if not key.changes_results)
+# Keys with `is_seen_in_data`: name → the value in older runs, and the default.
+NEW_DEFAULTS = {key.name: (key.before, key.default) for key in TABLE if key.is_seen_in_data}
 SECTIONS = frozenset(key.name.rpartition(".")[0] for key in TABLE) - {""}
 TYPES = {
     bool: "true or false",
@@ -413,7 +440,7 @@ def _default_text(default: object) -> str:
 
 
 def _allowed_values(key: Key) -> str:
-    if key.type in (bool, tuple) or key.rule.options or key.rule in (DATASET, DOCUMENTS):
+    if key.type in (bool, tuple) or key.rule.options or key.rule in (DATASET, DOCUMENTS, ENCODING):
         words = key.rule.words or TYPES[key.type]
     else:
         kind = "path" if key.is_path else {int: "integer", float: "number", str: "text"}[key.type]

@@ -144,7 +144,8 @@ def differences(saved: Mapping, given: Mapping) -> dict[str, tuple]:
     """Dotted key → (saved value, given value), for the keys in which two configs differ.
 
     Keys that do not change results are left out. If a config was saved before a key existed, the config is compared with the
-    value that the key table defines for older runs.
+    value that the key table defines for older runs. If the saved value is the one of older runs and the given value is the new
+    default, keys with `is_seen_in_data` are left out too.
 
     Args:
       saved: config of an existing run, as a nested or flat dict.
@@ -152,7 +153,8 @@ def differences(saved: Mapping, given: Mapping) -> dict[str, tuple]:
     """
     old, new = (keys.before_keys_existed() | flatten(fields) for fields in (saved, given))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name) and name not in keys.CHANGE_NO_RESULT]
-    return {name: (old.get(name), new.get(name)) for name in sorted(names)}
+    changed = {name: (old.get(name), new.get(name)) for name in sorted(names)}
+    return {name: values for name, values in changed.items() if values != keys.NEW_DEFAULTS.get(name)}
 
 
 def in_words(different: Mapping[str, tuple]) -> str:

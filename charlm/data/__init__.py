@@ -2,6 +2,8 @@
 
 - `sources` has the named corpora. To add a corpus, add an entry to `SOURCES`.
 - `corpora` reads a corpus and cuts it into splits.
+- `textfiles` finds the files of a corpus and decodes them. `encodings` recognises encodings and binary files.
+- `documents` divides the text of a file into documents.
 - `longtext` encodes a text that is too long for memory.
 - `vocab` maps symbols to ids.
 - `batches` has the framings. To add a framing, add a class.

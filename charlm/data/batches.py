@@ -12,6 +12,7 @@ With several processes, each process builds only its own rows of a batch. The ar
 Shape letters: B rows of a batch, T time, S scored positions, N characters of the corpus, D documents.
 """
 
+import bisect
 import dataclasses
 import hashlib
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
-from charlm.data.longtext import Ids, LongText
-from charlm.data.vocab import EOS, Vocab
+from charlm.data.longtext import Ids, LongText, Translated
+from charlm.data.vocab import EOS, UNK, Vocab, utf8_sizes
 from charlm.errors import UserError
 from charlm.progress import counted
 
@@ -57,11 +58,14 @@ class Encoded(NamedTuple):
       starts_D1: int64 (D + 1,), the position in `ids_N` at which each document starts. The last item is N. None for a running
         text.
       name: the name of the split in error messages.
+      sizes_N: the number of bytes of each character in UTF-8. `<eos>` has no bytes. `<unk>` has the bytes of the character that
+        it stands for. None if the bytes are not needed.
     """
 
     ids_N: Ids
     starts_D1: np.ndarray | None = None
     name: str = "the text"
+    sizes_N: Ids | None = None
 
     @property
     def lengths_D(self) -> np.ndarray:
@@ -385,17 +389,51 @@ def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encod
       UserError: the split has characters outside the vocabulary, and the vocabulary has no `<unk>`.
     """
     if isinstance(split, LongText):
-        return Encoded(split.encode(vocab, where), name=where)
+        return Encoded(split.encode(vocab, where), None, where, split.sizes_N)
+    has_unknown = UNK in vocab.specials  # the sizes of unknown characters are lost in the ids
     if isinstance(split, str):
-        return Encoded(vocab.encode(split, where), name=where)
-    starts_D1 = np.cumsum([0, *(len(document) + 1 for document in split)])
+        ids_N = vocab.encode(split, where)
+        return Encoded(ids_N, None, where, utf8_sizes(split) if has_unknown else Translated(ids_N, vocab.sizes_V))
+    starts_D1 = np.cumsum([0, *(vocab.length_of(document) + 1 for document in split)])
     texts_N = vocab.encode("".join(split), where)
     # Fill the array with <eos>. Then write the characters at all positions except the last position of each document.
     ids_N = np.full(starts_D1[-1], vocab.id_of(EOS), texts_N.dtype)
     is_text_N = np.ones(len(ids_N), bool)
     is_text_N[starts_D1[1:] - 1] = False
     ids_N[is_text_N] = texts_N
-    return Encoded(ids_N, starts_D1, where)
+    if not has_unknown:
+        return Encoded(ids_N, starts_D1, where, Translated(ids_N, vocab.sizes_V))
+    sizes_N = np.zeros(len(ids_N), np.uint8)
+    sizes_N[is_text_N] = utf8_sizes("".join(split))
+    return Encoded(ids_N, starts_D1, where, sizes_N)
+
+
+def cut_in_words(lengths_D: np.ndarray, limit: int) -> str:
+    """Says how much of the documents is lost because `batch.length` cuts them. Empty if no document is cut.
+
+    Args:
+      lengths_D: the number of characters of each document.
+      limit: the value of `batch.length`.
+    """
+
+    def lost(length: int) -> float:
+        """The share of the characters that is not read with this `batch.length`."""
+        return float(np.maximum(lengths_D - length, 0).sum() / lengths_D.sum())
+
+    cut, longest = int((lengths_D > limit).sum()), int(lengths_D.max(initial=0))
+    if not cut:
+        return ""
+    # One very long document would make batch.length very large, so the length that keeps nearly all text is named too.
+    most = bisect.bisect_left(range(longest), True, key=lambda length: lost(length) <= 0.01)
+    nearly = f", and batch.length={most} keeps 99%" if limit < most < longest // 2 else ""
+    return (
+        f"batch.length={limit} cuts {cut:,} of {counted(len(lengths_D), 'document')}, and {_percent(lost(limit))} of the text "
+        f"is lost: batch.length={longest} keeps all of it{nearly}."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
 
 
 def training_batches(framing: Framing, encoded: Encoded, seed: int) -> Batches:
@@ -425,7 +463,7 @@ def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Ch
     if framing.is_of_documents:
         if encoded.starts_D1 is None:
             raise UserError(
-                "the framing 'documents' needs a corpus of documents: set corpus.documents to lines, csv:COLUMN or jsonl:FIELD."
+                "the framing 'documents' needs a corpus of documents: set corpus.documents, for example to lines or blank."
             )
         return Documents(encoded, rows, length, framing.bucket, framing.padding, order)
     if len(ids_N) < length + 1:

@@ -5,12 +5,10 @@ A corpus is either one running text or a list of documents. Its provenance descr
 Named corpora and TFDS datasets come from `sources`. All other corpora are files or folders of the user.
 """
 
-import csv
+import collections
 import dataclasses
 import fractions
 import hashlib
-import io
-import json
 import os
 import pathlib
 import re
@@ -18,10 +16,11 @@ from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
 
-from charlm.data import longtext, sources
+from charlm.data import documents, longtext, sources, textfiles
 from charlm.data.batches import Framing
 from charlm.data.longtext import LongText
-from charlm.data.vocab import symbols_of
+from charlm.data.textfiles import Reading
+from charlm.data.vocab import Vocab, counts_of, is_odd, symbols_of
 from charlm.errors import UserError
 from charlm.hardware import cache
 from charlm.progress import counted
@@ -39,8 +38,9 @@ class Corpus:
     Attributes:
       splits: split name → text (a `LongText` for large files) or list of documents, in the order train[, validation[, test]].
       provenance: a description of the corpus, as JSON values. It has the name, source, files, licence and normalisation. It
-        also has the sha256 of the normalised text, the number of chars, the number of distinct symbols, and the number of chars
-        in each split. For a corpus of documents, it also has the number of documents in each split.
+        also has the sha256 of the normalised text, the number of chars, the number of distinct symbols, the number of each odd
+        symbol (see `vocab.is_odd`), and the number of chars in each split. For a corpus of documents, it also has the number of
+        documents in each split.
     """
 
     splits: dict[str, Split]
@@ -85,11 +85,14 @@ def load(config: ConfigDict) -> Corpus:
     """The corpus that the config names, cut into its splits.
 
     Raises:
-      UserError: the corpus is missing, unreadable, not UTF-8 or empty, or a split would have fewer than 2 chars.
+      UserError: the corpus is missing, unreadable, in another encoding or empty, or a split would have fewer than 2 chars.
     """
     normalise, shares = Normalisation.of(config), config.corpus.split
     splits, provenance = _load_source(config, normalise)
     splits, empty_documents = _without_empty_documents(splits)
+    is_bytes = has_bytes(config)
+    if is_bytes:  # the bytes are cut and counted, not the characters
+        splits = {name: LongText.of_bytes(split) if isinstance(split, str) else split for name, split in splits.items()}
     _check_text(splits["train"], provenance["name"], empty_documents)
     if len(splits) > 1 and len(shares) == 3:
         raise UserError(
@@ -102,6 +105,8 @@ def load(config: ConfigDict) -> Corpus:
     if "validation" not in splits:
         splits = cut(splits.pop("train"), shares) | splits  # the source may have a test split of its own
     texts = {name: joined(split) for name, split in splits.items()}
+    if is_bytes:
+        texts = {name: LongText.of_bytes(text) if isinstance(text, str) else text for name, text in texts.items()}
     for name, text in texts.items():
         if len(text) < 2:
             raise UserError(
@@ -112,6 +117,7 @@ def load(config: ConfigDict) -> Corpus:
         "sha256": known_sha256 or sha256(texts.values()),
         "chars": sum(map(len, texts.values())),
         "symbols": len(symbols_of("".join(map(symbols_in, texts.values())))),
+        "odd_symbols": odd_symbols(texts.values()),
         "splits": {name: len(text) for name, text in texts.items()},
         "normalisation": dataclasses.asdict(normalise),
     }
@@ -120,24 +126,47 @@ def load(config: ConfigDict) -> Corpus:
     return Corpus(splits, provenance)
 
 
+def has_bytes(config: ConfigDict) -> bool:
+    """Whether the symbols of the vocabulary are bytes, not characters."""
+    return config.vocab.source == "bytes"
+
+
+def vocabulary(config: ConfigDict, corpus: Corpus) -> Vocab:
+    """The vocabulary of a corpus.
+
+    Raises:
+      UserError: `vocab.unknown` is set, but the symbols are bytes.
+    """
+    source, unknown = config.vocab.source, config.vocab.unknown
+    if has_bytes(config):
+        if unknown:
+            raise UserError("vocab.unknown=True: must be False with vocab.source=bytes, because no byte is unknown.")
+        return Vocab.all_bytes(documents=not corpus.is_text)
+    names = {"train": ["train"], "corpus": list(corpus.splits)}[source]
+    symbols = "".join(symbols_in(joined(corpus.splits[name])) for name in names)
+    return Vocab.of(symbols, unknown, documents=not corpus.is_text)
+
+
 def _load_source(config: ConfigDict, normalise: Normalisation) -> tuple[dict[str, Split], dict]:
     """The normalised splits of the source, and its provenance. The split `train` always exists."""
     path, dataset, form = config.corpus.path, config.corpus.tfds, form_of(config)
     data_dir = sources.data_dir_of(config.corpus.data_dir)
     if dataset is not None:
         documents_of, provenance = sources.of_tfds(dataset, data_dir)
-        return {name: [normalise(document) for document in documents] for name, documents in documents_of.items()}, provenance
+        return {name: [normalise(document) for document in texts] for name, texts in documents_of.items()}, provenance
     if path is None and form:
         raise UserError(f"corpus.documents={form!r} is set, but corpus.path is not: set it to the file of the documents.")
     if path is None:
         text, provenance = sources.named(config.corpus.name, data_dir)
         return {"train": normalise(text)}, provenance
-    folder = cache.folder_of(config)
-    train, provenance = read(path, normalise, form, folder)
+    folder, reading, is_bytes = cache.folder_of(config), Reading.of(config), has_bytes(config)
+    train, provenance = read(path, normalise, form, folder, reading, is_bytes)
+    if form and len(train) == 1:
+        documents.check_several(form, path)
     splits = {"train": train}
     for name, split_path in (("validation", config.corpus.validation_path), ("test", config.corpus.test_path)):
         if split_path is not None:
-            splits[name], split_provenance = read(split_path, normalise, form, folder)
+            splits[name], split_provenance = read(split_path, normalise, form, folder, reading, is_bytes)
             provenance["files"] += split_provenance["files"]
     return splits, provenance
 
@@ -175,6 +204,21 @@ def symbols_in(text: str | LongText) -> str:
     return text.symbols_used if isinstance(text, LongText) else symbols_of(text)
 
 
+def odd_symbols(texts: Iterable[str | LongText]) -> dict[str, int]:
+    """Odd symbol → how often it occurs in the texts, sorted by symbol; see `vocab.is_odd`.
+
+    A text of bytes counts nothing, because a byte alone is not a character.
+    """
+    total: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        if isinstance(text, LongText) and text.is_bytes:
+            continue
+        odd = [symbol for symbol in symbols_in(text) if is_odd(symbol)]
+        counts = text.counts if isinstance(text, LongText) else counts_of(text, odd)
+        total.update({symbol: counts[symbol] for symbol in odd})
+    return dict(sorted(total.items()))
+
+
 def prompt(text: str, config: ConfigDict) -> str:
     """A prompt, normalised like the corpus except that no character is deleted.
 
@@ -196,7 +240,13 @@ def sample_prompt(config: ConfigDict, splits: Callable[[], dict[str, Split]]) ->
         return prompt(config.sample.prompt, config)
     texts = splits()
     text = joined(texts["validation" if "validation" in texts else "train"])
-    return str(text[: Framing.of(config).window or 1])
+    length = Framing.of(config).window or 1
+    return _beginning(text, length)
+
+
+def _beginning(text: str | LongText, length: int) -> str:
+    """The first characters of a text, at most `length`."""
+    return str(text[: 4 * length])[:length]  # a character has at most 4 bytes, if the text is indexed by bytes
 
 
 def excerpt(split: Split, length: int, seed: int) -> str:
@@ -210,34 +260,45 @@ def excerpt(split: Split, length: int, seed: int) -> str:
         document = split[number % len(split)]
         return document[: min(length, (len(document) + 1) // 2)]
     start = number % max(1, len(split) - length + 1)
-    return str(split[start : start + length])
+    if isinstance(split, LongText):
+        start = split.start_of_character(start)
+    return _beginning(split[start:], length)
 
 
 def form_of(config: ConfigDict) -> str:
-    """How the user's file stores documents, such as `lines` for one document per line. The result is "" for a running text."""
+    """How the user's files store documents, such as `lines` for one document per line. The result is "" for a running text."""
     return config.corpus.documents
 
 
-def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Path | None = None) -> tuple[Split, dict]:
+def read(
+    path: str,
+    normalise: Normalisation,
+    form: str = "",
+    folder: pathlib.Path | None = None,
+    reading: Reading = textfiles.DEFAULT,
+    is_bytes: bool = False,
+) -> tuple[Split, dict]:
     """The normalised text or documents of a file or folder, and its provenance: name, source, files and licence.
 
     Args:
-      path: a UTF-8 text file (plain, .gz or .xz), or a folder of such files, which are sorted by name and joined.
+      path: a text file (plain, .gz or .xz), or a folder of such files.
       normalise: applied to each file, or to each document.
-      form: the value of `corpus.documents`: lines, csv:COLUMN or jsonl:FIELD; empty for a running text.
+      form: the value of `corpus.documents`, one of the forms in `documents`; empty for a running text.
       folder: the cache folder, in which a long text is stored in encoded form. If None, even a long text is held in memory.
+      reading: how files are decoded, and how the files of a folder are found and joined.
+      is_bytes: whether a long text is stored as bytes, not as characters.
 
     Raises:
-      UserError: a file is missing, unreadable or not UTF-8, or does not have the given form.
+      UserError: a file is missing, unreadable or in another encoding, or does not have the given form.
     """
-    files = _files(pathlib.Path(path))
+    files = textfiles.listed(pathlib.Path(path), reading)
     text: Split
     if form:
-        text = [normalise(document) for file in files for document in _documents(file, form)]
+        text = [normalise(document) for file in files for document in _documents(file, form, reading)]
     elif folder is not None and sum(file.stat().st_size for file in files) >= LONG_TEXT_BYTES:
-        text = longtext.load(files, normalise, dataclasses.asdict(normalise), folder / "corpora")
+        text = longtext.load(files, reading, normalise, dataclasses.asdict(normalise), folder / "corpora", is_bytes)
     else:
-        text = "".join(normalise(_decoded(file)) for file in files)
+        text = "".join(normalise("".join(blocks)) for blocks in textfiles.texts_of(files, reading))
     return text, {
         "name": pathlib.Path(path).name,
         "source": os.path.abspath(path),
@@ -246,66 +307,8 @@ def read(path: str, normalise: Normalisation, form: str = "", folder: pathlib.Pa
     }
 
 
-def _documents(file: pathlib.Path, form: str) -> list[str]:
-    text = _decoded(file).removeprefix("\ufeff")
-    kind, _, field = form.partition(":")
-    if kind == "lines":
-        return lines(text)
-    if kind == "csv":
-        return _csv_column(file, text, field)
-    return [_json_field(file, number, line, field) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-
-
-def lines(text: str) -> list[str]:
-    """The lines of a text. Each CRLF, CR or LF ends a line."""
-    found = re.split("\r\n|\r|\n", text)
-    return found if found[-1] else found[:-1]  # a line break at the end of the text starts no new line
-
-
-def _csv_column(file: pathlib.Path, text: str, field: str) -> list[str]:
-    """The values of one CSV column.
-
-    Args:
-      field: the name of the column, which the first row of the file must contain. If the file has no row of names, `field` is
-        the number of the column, counted from 0.
-    """
-    csv.field_size_limit(2**31 - 1)
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    except csv.Error as error:
-        raise UserError(f"{file} is not a CSV file: {error}.") from error
-    names = rows[0] if rows else []
-    if field.isascii() and field.isdigit() and len(field) < 10:
-        column = int(field)
-    elif field in names:
-        column, rows = names.index(field), rows[1:]
-    else:
-        raise UserError(
-            f"{file} has no column {field!r}: its first row has {', '.join(map(repr, names)) or 'nothing'}; for a file without "
-            "column names, give the column's number, counted from 0."
-        )
-    for number, row in enumerate(rows, start=1):
-        if column >= len(row):
-            raise UserError(f"{file} row {number} has no column {field}: it has {counted(len(row), 'column')}, counted from 0.")
-    return [row[column] for row in rows]
-
-
-def _json_field(file: pathlib.Path, number: int, line: str, field: str) -> str:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} line {number} is not JSON ({error}): each line must be one JSON object.") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{file} line {number} has no field {field!r}: it is not a JSON object.")
-    if field not in fields:
-        raise UserError(f"{file} line {number} has no field {field!r}: it has {', '.join(map(repr, fields)) or 'none'}.")
-    if not isinstance(fields[field], str):
-        raise UserError(f"{file} line {number}: field {field!r} is {fields[field]!r}, but must be a string.")
-    if surrogate := re.search("[\ud800-\udfff]", fields[field]):
-        raise UserError(
-            f"{file} line {number}: field {field!r} has half a character (\\u{ord(surrogate[0]):04x}): correct that line."
-        )
-    return fields[field]
+def _documents(file: pathlib.Path, form: str, reading: Reading) -> list[str]:
+    return documents.in_file(textfiles.text_of(file, reading).removeprefix("\ufeff"), form, file)
 
 
 def cut(text: Split, shares: tuple[float, ...]) -> dict[str, Split]:
@@ -314,31 +317,14 @@ def cut(text: Split, shares: tuple[float, ...]) -> dict[str, Split]:
     Args:
       text: the text, or the documents.
       shares: the fractions of train[, validation[, test]]. The position of each cut is rounded down. For example, (0.9, 0.1)
-        cuts 1,115,394 chars into 1,003,854 and 111,540.
+        cuts 1,115,394 chars into 1,003,854 and 111,540. A text of bytes is cut at the start of a character.
     """
     # Decimal fractions are exact. In binary floating point, 0.9 + 0.05 is not 0.95.
     exact = [fractions.Fraction(str(share)) for share in shares]
     ends = [int(sum(exact[: k + 1]) * len(text)) for k in range(len(exact) - 1)] + [len(text)]
+    if isinstance(text, LongText):
+        ends = [text.start_of_character(end) for end in ends]
     return {name: text[begin:end] for name, begin, end in zip(SPLIT_NAMES, [0, *ends], ends, strict=False)}
-
-
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # unlike the methods of pathlib, these functions never raise
-    if is_file:
-        return [path]
-    if is_folder:
-        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        if not files:
-            raise UserError(f"folder {path} has no files: put UTF-8 text files there (plain, .gz or .xz).")
-        return files
-    raise UserError(f"{path} is not a file or folder: give the path of a UTF-8 text file or of a folder of text files.")
-
-
-def _decoded(file: pathlib.Path) -> str:
-    try:
-        return b"".join(longtext.raw(file)).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise longtext.not_utf8(file, error) from error
 
 
 def sha256(texts: Iterable[str | LongText]) -> str:

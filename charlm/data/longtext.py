@@ -4,36 +4,36 @@ The text is encoded once into a file. The file holds one code per character. A c
 sorted symbols of the text. The codes have the smallest unsigned integer type that can hold all indices. The file is mapped into
 memory, so only the parts of the file that are read use memory.
 
+For a vocabulary of bytes, the file holds the bytes of the text in UTF-8. A short text of bytes has the same class, but stays in
+memory, so that short and long texts are cut and counted in the same way.
+
 An encoding is a folder in the cache. The folder's name is a hash of the contents of the text files and of the settings of the
 normalisation, so a changed text gets a new encoding.
 
 In names of arrays, N is the number of characters of a text.
 """
 
-import codecs
 import dataclasses
 import fcntl
 import functools
-import gzip
 import hashlib
 import json
-import lzma
 import os
 import pathlib
 import shutil
-import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from charlm import files as charlm_files
 from charlm import progress
-from charlm.data.vocab import NUM_CODE_POINTS, Vocab, code_points
+from charlm.data import textfiles
+from charlm.data.textfiles import Reading
+from charlm.data.vocab import BYTES, NUM_CODE_POINTS, Vocab, code_points, utf8_sizes
 from charlm.errors import UserError
 
 LAYOUT = 2  # version of the encoding's files; encodings of other versions are not used
-BLOCK = 1 << 22  # the number of bytes or characters that are processed at a time
+BLOCK = 1 << 22  # the number of characters that are processed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,37 +44,62 @@ class LongText:
       symbols: the distinct characters of the whole text, sorted. A slice has the same `symbols`, even if some of these
         characters do not occur in the slice.
       codes_N: the index of each character in `symbols`, as unsigned integers mapped from disk.
-      sha256: the hash of the whole text as UTF-8; None for a slice.
+      sha256: the hash of the whole text as UTF-8; None for a slice, or if the hash is not known.
+      is_bytes: whether the codes are the bytes of the text in UTF-8, and `symbols` is `vocab.BYTES`. Positions, lengths and
+        slices then count bytes.
     """
 
     symbols: str
     codes_N: np.ndarray
     sha256: str | None
+    is_bytes: bool = False
+
+    @classmethod
+    def of_bytes(cls, text: str) -> "LongText":
+        """The bytes of a text that is in memory."""
+        return cls(BYTES, np.frombuffer(text.encode("utf-8"), np.uint8), None, is_bytes=True)
 
     def __len__(self) -> int:
         return len(self.codes_N)
 
     def __getitem__(self, part: slice) -> "LongText":
-        return LongText(self.symbols, self.codes_N[part], None)
+        return LongText(self.symbols, self.codes_N[part], None, self.is_bytes)
 
     def __str__(self) -> str:
+        """The text. A slice of bytes may begin or end inside a character; such a character is left out."""
+        if self.is_bytes:
+            return self.codes_N.tobytes().decode("utf-8", "ignore")
         return "".join(self.symbols[code] for code in self.codes_N)
 
+    def start_of_character(self, position: int) -> int:
+        """The position at which the character at this position starts. If the codes are characters, it is the same position."""
+        while self.is_bytes and 0 < position < len(self) and 0x80 <= self.codes_N[position] < 0xC0:  # not a first byte
+            position -= 1
+        return position
+
     @functools.cached_property
-    def symbols_used(self) -> str:
-        """The distinct characters that occur in this text or slice, sorted.
+    def counts(self) -> dict[str, int]:
+        """Symbol → how often it occurs in this text or slice, sorted by symbol. Each count is at least 1.
 
         The property is cached, because it reads the whole text or slice.
         """
         counts = np.zeros(len(self.symbols), np.int64)
         for block in self._blocks():
             counts += np.bincount(block, minlength=len(self.symbols))
-        return "".join(self.symbols[code] for code in np.flatnonzero(counts))
+        return {self.symbols[code]: int(counts[code]) for code in np.flatnonzero(counts)}
+
+    @property
+    def symbols_used(self) -> str:
+        """The distinct symbols that occur in this text or slice, sorted."""
+        return "".join(self.counts)
 
     def utf8(self) -> Iterator[bytes]:
         """The text as UTF-8, block by block."""
         code_points_of_symbols = code_points(self.symbols)
         for block in self._blocks():
+            if self.is_bytes:
+                yield block.tobytes()
+                continue
             yield code_points_of_symbols[block].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8")
 
     def encode(self, vocab: Vocab, where: str) -> "Ids":
@@ -87,6 +112,10 @@ class LongText:
         Raises:
           UserError: the text has characters outside the vocabulary, and the vocabulary has no `<unk>`.
         """
+        assert vocab.of_bytes == self.is_bytes
+        if self.is_bytes:
+            assert not vocab.specials  # running text needs no special symbols, so the ids are the bytes
+            return self.codes_N
         used = set(self.symbols_used)
         # Symbols that do not occur in this slice may be outside the vocabulary. These symbols get an arbitrary id. This id is
         # never used.
@@ -94,6 +123,11 @@ class LongText:
         if np.array_equal(table, np.arange(len(self.symbols))):
             return self.codes_N
         return Translated(self.codes_N, table)
+
+    @property
+    def sizes_N(self) -> "Translated":
+        """The number of bytes of each symbol of the text in UTF-8."""
+        return Translated(self.codes_N, np.ones(256, np.uint8) if self.is_bytes else utf8_sizes(self.symbols))
 
     def _blocks(self) -> Iterator[np.ndarray]:
         return (self.codes_N[start : start + BLOCK] for start in range(0, len(self.codes_N), BLOCK))
@@ -116,24 +150,35 @@ class Translated:
 Ids = np.ndarray | Translated  # (N,) ids that can be indexed with an array of positions
 
 
-def load(files: list[pathlib.Path], normalise: Callable[[str], str], settings: dict, folder: pathlib.Path) -> LongText:
+def load(
+    files: list[pathlib.Path],
+    reading: Reading,
+    normalise: Callable[[str], str],
+    settings: dict,
+    folder: pathlib.Path,
+    is_bytes: bool = False,
+) -> LongText:
     """The text of one or more files, joined. If the cache has no encoding of the text, this function adds the encoding.
 
     Args:
-      files: UTF-8 text files, plain, .gz or .xz.
+      files: text files, plain, .gz or .xz.
+      reading: how the files are decoded and joined.
       normalise: applied to each file in blocks. The result is the same as for one call with the whole file.
       settings: the settings of `normalise` as JSON values. The name of the encoding depends on these settings.
       folder: the folder that holds the encodings.
+      is_bytes: whether to encode the text as bytes, not as characters.
 
     Raises:
-      UserError: a file can't be read, is not UTF-8 or changes during reading, or the encoding can't be written.
+      UserError: a file can't be read, is in another encoding or changes during reading, or the encoding can't be written.
     """
+    if is_bytes:
+        settings = settings | {"bytes": True}
     hashes = [hashlib.sha256() for _ in files]
     for file, digest in zip(files, hashes, strict=True):
-        for block in raw(file):
+        for block in textfiles.raw(file):
             digest.update(block)
     file_hashes = [digest.hexdigest() for digest in hashes]
-    encoding = folder / hashlib.sha256(json.dumps([LAYOUT, settings, file_hashes]).encode()).hexdigest()[:32]
+    encoding = folder / hashlib.sha256(json.dumps([LAYOUT, settings, reading, file_hashes]).encode()).hexdigest()[:32]
     about = _read_about(encoding)
     if about is None:
         if encoding.exists():
@@ -142,13 +187,13 @@ def load(files: list[pathlib.Path], normalise: Callable[[str], str], settings: d
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / f"{encoding.name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # a second process that needs the encoding waits here
-                about = _read_about(encoding) or _encode(files, file_hashes, normalise, encoding)
+                about = _read_about(encoding) or _encode(files, file_hashes, reading, normalise, encoding, is_bytes)
         except OSError as error:
             raise UserError(
                 f"the encoding of {files[0]} can't be written to {folder} ({error}): set cache_dir to another folder."
             ) from error
     codes_N = np.memmap(encoding / "codes", np.dtype(about["dtype"]), "r") if about["chars"] else np.zeros(0, np.uint8)
-    return LongText(about["symbols"], codes_N, about["sha256"])
+    return LongText(about["symbols"], codes_N, about["sha256"], is_bytes)
 
 
 def _read_about(encoding: pathlib.Path) -> dict | None:
@@ -164,7 +209,14 @@ def _read_about(encoding: pathlib.Path) -> dict | None:
     return None
 
 
-def _encode(files: list[pathlib.Path], file_hashes: list[str], normalise: Callable[[str], str], encoding: pathlib.Path) -> dict:
+def _encode(
+    files: list[pathlib.Path],
+    file_hashes: list[str],
+    reading: Reading,
+    normalise: Callable[[str], str],
+    encoding: pathlib.Path,
+    is_bytes: bool,
+) -> dict:
     """Writes an encoding and returns the contents of its about.json.
 
     The files are read twice: first for the symbols, then for the codes. The encoding is written under a temporary name and
@@ -174,7 +226,7 @@ def _encode(files: list[pathlib.Path], file_hashes: list[str], normalise: Callab
       file_hashes: the expected sha256 of each file's bytes.
 
     Raises:
-      UserError: a file has changed, so that its sha256 is no longer the expected one, or a file is not UTF-8.
+      UserError: a file has changed, so that its sha256 is no longer the expected one, or a file is in another encoding.
     """
     new = encoding.with_name(f"{encoding.name}.new")
     shutil.rmtree(new, ignore_errors=True)  # a process that died while encoding may have left this folder
@@ -183,18 +235,19 @@ def _encode(files: list[pathlib.Path], file_hashes: list[str], normalise: Callab
     try:
         with progress.megabytes(f"encoding {files[0]} (once)", 2 * sum(file.stat().st_size for file in files)) as advance:
             seen, digest, chars = np.zeros(NUM_CODE_POINTS, bool), hashlib.sha256(), 0
-            for text in _normalised_blocks(files, file_hashes, normalise, advance):
+            for text in _normalised_blocks(files, file_hashes, reading, normalise, advance):
                 seen[code_points(text)] = True
-                digest.update(text.encode("utf-8"))
-                chars += len(text)
-            symbols = "".join(map(chr, np.flatnonzero(seen)))
+                utf8 = text.encode("utf-8")
+                digest.update(utf8)
+                chars += len(utf8) if is_bytes else len(text)
+            symbols = BYTES if is_bytes else "".join(map(chr, np.flatnonzero(seen)))
             dtype = np.min_scalar_type(max(0, len(symbols) - 1))
             table = np.zeros(NUM_CODE_POINTS, dtype)
             table[code_points(symbols)] = np.arange(len(symbols), dtype=dtype)
             with (new / "codes").open("wb") as codes:
                 codes_digest = hashlib.sha256()
-                for text in _normalised_blocks(files, file_hashes, normalise, advance):
-                    block = table[code_points(text)].tobytes()
+                for text in _normalised_blocks(files, file_hashes, reading, normalise, advance):
+                    block = text.encode("utf-8") if is_bytes else table[code_points(text)].tobytes()
                     codes.write(block)
                     codes_digest.update(block)
                 codes.flush()
@@ -209,16 +262,21 @@ def _encode(files: list[pathlib.Path], file_hashes: list[str], normalise: Callab
 
 
 def _normalised_blocks(
-    files: list[pathlib.Path], file_hashes: list[str], normalise: Callable[[str], str], advance: Callable[[int], None]
+    files: list[pathlib.Path],
+    file_hashes: list[str],
+    reading: Reading,
+    normalise: Callable[[str], str],
+    advance: Callable[[int], None],
 ) -> Iterator[str]:
     """The normalised text of the files, in blocks.
 
     A block ends after a line feed or a space. Cutting the text there does not change the result, because the normalised text
     after a line feed or a space does not depend on the text before it. A file without line feeds and spaces is one block.
     """
-    for file, sha256 in zip(files, file_hashes, strict=True):
+    expected = dict(zip(files, file_hashes, strict=True))
+    for blocks in textfiles.texts_of(files, reading, lambda file: _checked_bytes(file, expected[file], advance)):
         rest, is_first = "", True
-        for text in _decoded_blocks(file, sha256, advance):
+        for text in blocks:
             rest += text
             end = max(rest.rfind("\n"), rest.rfind(" ")) + 1
             if end:
@@ -236,45 +294,12 @@ def _protected(text: str) -> str:
     return "\ufeff" + text if text.startswith("\ufeff") else text
 
 
-def _decoded_blocks(file: pathlib.Path, sha256: str, advance: Callable[[int], None]) -> Iterator[str]:
-    decoder, offset, digest = codecs.getincrementaldecoder("utf-8")(), 0, hashlib.sha256()
-    try:
-        for block in raw(file):
-            pending = len(decoder.getstate()[0])  # the number of bytes of a character that began in the previous block
-            yield decoder.decode(block)
-            offset += len(block)
-            digest.update(block)
-            advance(len(block))
-        pending = len(decoder.getstate()[0])
-        yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise not_utf8(file, error, offset - pending) from error
+def _checked_bytes(file: pathlib.Path, sha256: str, advance: Callable[[int], None]) -> Iterator[bytes]:
+    """The bytes of a file, block by block. Raises a UserError at the end if their sha256 is not the expected one."""
+    digest = hashlib.sha256()
+    for block in textfiles.raw(file):
+        digest.update(block)
+        advance(len(block))
+        yield block
     if digest.hexdigest() != sha256:
         raise UserError(f"{file} changed while it was read: start again once it is complete.")
-
-
-def raw(file: pathlib.Path) -> Iterator[bytes]:
-    """The bytes of a file, block by block. Files whose names end in .gz or .xz are decompressed.
-
-    Raises:
-      UserError: the file can't be read.
-    """
-    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
-    open_file = openers.get(file.suffix, open)
-    try:
-        with open_file(file, "rb") as stream:
-            while block := stream.read(BLOCK):
-                yield block
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{file} can't be read: {error}.") from error
-
-
-def not_utf8(file: pathlib.Path, error: UnicodeDecodeError, offset: int = 0) -> UserError:
-    """The error for a file that is not UTF-8.
-
-    Args:
-      error: what the decoder raised.
-      offset: where the decoder started to read, in bytes from the start of the file.
-    """
-    byte, position = error.object[error.start], offset + error.start
-    return UserError(f"{file} is not UTF-8: byte 0x{byte:02x} at offset {position:,}; convert it, for example with iconv.")

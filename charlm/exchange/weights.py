@@ -144,7 +144,7 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
     if symbols is None:
         progress.tell("note: without --symbols, charlm assumes that the ids follow the sorted symbols of the corpus.")
     else:
-        weights = _reordered(weights, symbols, [*setup.vocab.specials, *setup.vocab.symbols], symbols_file or weights.file)
+        weights = _reordered(weights, symbols, list(setup.vocab.names), symbols_file or weights.file)
     _write(config, workdir, setup, params_of(weights, config), weights.file)
     print(f"made {workdir} from {weights.file}: evaluate and sample read it with --checkpoint=latest.")
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from charlm.config.keys import MOST
-from charlm.data import batches, corpora
+from charlm.data import batches, corpora, documents
+from charlm.data.textfiles import Reading
 from charlm.data.vocab import UNK, Vocab, shown
 from charlm.errors import UserError
 from charlm.hardware import cache
@@ -108,7 +109,7 @@ def split_to_score(run: Run, split: str | None) -> ScoredText:
 
 
 def file_to_score(run: Run, path: str) -> ScoredText:
-    """The text of a file or folder, normalised and divided into documents like the run's corpus.
+    """The text of a file or folder, decoded, normalised and divided into documents like the run's corpus.
 
     If the run's corpus came from TFDS, each line is a document.
 
@@ -120,14 +121,16 @@ def file_to_score(run: Run, path: str) -> ScoredText:
     config, form = run.config(), ""
     if "documents" in run.corpus():
         form = corpora.form_of(config) or "lines"
-    text, _ = corpora.read(path, corpora.Normalisation.of(config), form, cache.folder_of(config))
+    normalise, folder = corpora.Normalisation.of(config), cache.folder_of(config)
+    text, _ = corpora.read(path, normalise, form, folder, Reading.of(config), corpora.has_bytes(config))
     return _checked_text(text, f"text {path}", f"--text={path}")
 
 
 def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:
     """A string, or a sequence of documents, normalised like the run's corpus.
 
-    If the run's corpus has documents, each line of a string is a document.
+    If the run's corpus has documents, a string is divided into documents like a file of the corpus. If the corpus came from
+    TFDS, a CSV file or a JSON Lines file, each line of the string is a document.
 
     Raises:
       UserError: the text has fewer than 2 characters, or is a sequence although the run's corpus is one running text.
@@ -135,7 +138,8 @@ def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:
     normalise, has_documents = corpora.Normalisation.of(run.config()), "documents" in run.corpus()
     normalised: corpora.Split
     if has_documents:
-        normalised = [normalise(document) for document in (corpora.lines(text) if isinstance(text, str) else text)]
+        form = corpora.form_of(run.config()) or "lines"
+        normalised = [normalise(document) for document in (documents.in_string(text, form) if isinstance(text, str) else text)]
     elif isinstance(text, str):
         normalised = normalise(text)
     else:
@@ -146,8 +150,8 @@ def string_to_score(run: Run, text: str | Sequence[str]) -> ScoredText:
 def _checked_text(text: corpora.Split, split: str, where: str) -> ScoredText:
     empty = 0
     if isinstance(text, list):
-        documents = [document for document in text if document]
-        empty, text = len(text) - len(documents), documents
+        not_empty = [document for document in text if document]
+        empty, text = len(text) - len(not_empty), not_empty
     joined = corpora.joined(text)
     if len(joined) < 2:
         raise UserError(f"{where} has {counted(len(joined), 'char')}, but scoring needs at least 2.")
@@ -228,7 +232,7 @@ def _in_vocabulary(prompt: str, vocab: Vocab, unknown: str) -> str:
         raise UserError(
             f"the prompt has {shown(unknown_symbols)}, outside the run's vocabulary: --unknown=skip drops such symbols.{hint}"
         )
-    prompt = "".join(symbol for symbol in prompt if symbol in vocab.symbols)
+    prompt = "".join(symbol for symbol in prompt if symbol not in unknown_symbols)
     if not prompt:
         raise UserError(f"the prompt is empty: {EMPTY}")
     if unknown_symbols:

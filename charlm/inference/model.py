@@ -1,7 +1,7 @@
 """The class `Model`: a trained model, for notebooks and for the programs evaluate and sample.
 
 Letters in the names and shapes of arrays: N characters of a text, T characters of a window, B rows, V vocabulary, H hidden
-units.
+units. If the vocabulary has bytes as symbols, N and T count bytes: the bytes of the text in UTF-8.
 """
 
 import dataclasses
@@ -145,13 +145,19 @@ class Model:
         """Measures how well the model predicts a text. `scripts/evaluate.py --text` gives the same values.
 
         Args:
-          text: a string. For a model of documents, each line of the string is a document. Such a model also accepts a sequence
-            of strings, in which each string is a document.
+          text: a string. For a model of documents, the string is divided into documents as `corpus.documents` says; with a
+            corpus from CSV, JSON Lines or TFDS, each line is a document. Such a model also accepts a sequence of strings, in
+            which each string is a document.
           framing: `stream`, `chunks`, `windows` or `documents`. The default is the framing of the run's evaluation.
 
         Returns:
           nats, bits, perplexity: the mean loss of a scored character in nats and in bits, and the perplexity per character.
-          chars: the number of scored characters.
+          chars: the number of scored characters. An `<eos>` counts as a character.
+          bytes: the number of bytes of the scored characters in UTF-8. An `<eos>` has no bytes.
+          bits_per_byte: the bits of all scored characters, divided by `bytes`. It can be compared between models with different
+            vocabularies. It is inf if no byte is scored.
+          unknown: the number of scored characters that are outside the vocabulary and count as `<unk>`. Absent if there are
+            none.
           step: the step of the checkpoint.
           seconds: the time that scoring took.
           protocol: how the text was read. Losses can be compared only if their protocols are the same.
@@ -183,8 +189,7 @@ class Model:
         mesh = devices.mesh(protocol.rows_at_once, devices.wanted(self.config))
         nats, chars = self._evaluator(mesh, lengths)(self.params, encoded, protocol)
         return {
-            **measures.of_nats(nats / chars),
-            "chars": chars,
+            **measures.of_text(nats, chars, *protocol.counts(encoded, self.vocab)),
             "step": self.step,
             "seconds": round(time.perf_counter() - begin, 3),
             "protocol": protocol.named(scored.sha256, scored.split, chars),
@@ -210,7 +215,8 @@ class Model:
 
         Args:
           prompt: the text to continue. It is normalised like the run's corpus.
-          length: the number of characters to draw after the prompt. A model of documents stops at the end of a document.
+          length: the number of characters, or of bytes if the model reads bytes, to draw after the prompt. A model of documents
+            stops at the end of a document. Drawn bytes that are not valid UTF-8 become U+FFFD.
           temperature: 0 always takes the most probable character; 1 leaves the model's probabilities unchanged.
           seed: the same seed gives the same text.
           num: None returns one text; a number returns a list of that many texts.
@@ -296,16 +302,20 @@ class Model:
         rows = devices.rows_to_share(self.config, weights, num, self.config.model.dtype)
         generate = self._sampler(top_k, top_p, window, devices.mesh(rows, devices.wanted(self.config)))
         key = jax.random.fold_in(jax.random.key(seed), cell)
+        decoders = [self.vocab.decoder() for _ in range(num)]
         for ids_BN in generate(self.params, self.vocab.encode(prompt), num, length, temperature, key, carry):
             texts = []
             for row, ids_N in enumerate(ids_BN):
                 drawn_N = ids_N[:0] if row in ended else sample.until_end(ids_N, self.vocab)
                 if len(drawn_N) < len(ids_N):
-                    ended[row] = None
-                texts.append(self.vocab.decode(drawn_N))
+                    ended.setdefault(row, None)
+                texts.append(decoders[row](drawn_N, row in ended))
             yield texts
             if len(ended) == num:
                 return
+        rest = [decode((), True) for decode in decoders]  # bytes of a character that is not complete
+        if any(rest):
+            yield rest
 
     def carry_after(self, ids_N: np.ndarray, carry: Any = None) -> Any:
         """The state after these ids, which begins at `carry`, or at the zero state if `carry` is None.

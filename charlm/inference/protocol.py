@@ -6,9 +6,23 @@ This module must not import JAX.
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from charlm.data.batches import Batch, Encoded, Framing, evaluation_batches
+from charlm.data.vocab import UNK, Vocab
+
+
+class Counts(NamedTuple):
+    """What a protocol scores of a text.
+
+    Attributes:
+      size: the number of bytes of the scored characters in UTF-8.
+      unknown: the number of scored characters that are `<unk>`.
+    """
+
+    size: int
+    unknown: int
 
 
 class Protocol(NamedTuple):
@@ -67,6 +81,24 @@ class Protocol(NamedTuple):
           UserError: the text does not fit the protocol.
         """
         return evaluation_batches(self.framing, encoded, self.rows, self.length, self.lanes, self.burn_in)
+
+    def counts(self, encoded: Encoded, vocab: Vocab) -> Counts:
+        """Counts the scored bytes and the scored `<unk>` of a text. The text must have sizes.
+
+        The sizes are arranged into batches in the same way as the ids. Therefore, exactly the sizes of the scored characters
+        are summed, whatever the framing.
+
+        Raises:
+          UserError: the text does not fit the protocol.
+        """
+        assert encoded.sizes_N is not None
+        size, unknown, unknown_id = 0.0, 0, vocab.id_of(UNK)
+        sizes = self.batches(encoded._replace(ids_N=encoded.sizes_N))
+        for batch, batch_of_sizes in zip(self.batches(encoded), sizes, strict=True):
+            size += float(np.sum(batch_of_sizes.targets_BS * batch_of_sizes.weights_BS, dtype=np.float64))
+            if unknown_id is not None:
+                unknown += int(np.count_nonzero((batch.targets_BS == unknown_id) & (batch.weights_BS > 0)))
+        return Counts(round(size), unknown)
 
     @property
     def rows_at_once(self) -> int:

@@ -3,7 +3,8 @@
     scripts/evaluate.py --workdir=runs/quickstart --split=validation [--checkpoint=best|latest|STEP] [--framing=stream]
     scripts/evaluate.py --workdir=runs/quickstart --text=FILE
 
-The last line on stdout is one JSON object. In it, nats, bits and perplexity are per character.
+The last line on stdout is one JSON object. In it, nats, bits and perplexity are per character. bits_per_byte is the loss per
+byte of the scored text in UTF-8, and can be compared between models with different vocabularies.
 
 A framing says how the text is read: as one stream, or as chunks, windows or documents. In a stream, the recurrent state is
 carried from the first character to the last, and all characters except the first are scored. Each chunk, window or document
@@ -21,19 +22,19 @@ from absl import flags
 
 from charlm import cli, measures
 from charlm.config.keys import FRAMINGS
-from charlm.data.batches import Encoded
+from charlm.data.batches import Encoded, cut_in_words
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import inputs
 from charlm.inference.protocol import Protocol
-from charlm.progress import counted
+from charlm.progress import counted, warn
 from charlm.rundir.run import Run, check_checkpoint_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _SPLIT = flags.DEFINE_string(
     "split", None, "train, validation or test; default: validation, or train if the corpus has no validation split"
 )
-_TEXT = flags.DEFINE_string("text", None, "UTF-8 text file or folder to score instead of a split")
+_TEXT = flags.DEFINE_string("text", None, "text file or folder to score instead of a split, read like the run's corpus")
 _FRAMING = flags.DEFINE_enum(
     "framing",
     None,
@@ -79,6 +80,8 @@ def main(overrides: dict[str, str]) -> None:
     protocol.check(encoded)
     print(f"evaluating step {trained.step} on {_size(scored, encoded, protocol)} …", file=sys.stderr, flush=True)
     result = trained.evaluate(scored, encoded, protocol)
+    if "unknown" in result:
+        warn(f"{result['unknown']:,} of the {counted(result['chars'], 'scored char')} are outside the vocabulary: <unk>.")
     run.note_evaluation(result)
     print(json.dumps(measures.finite(result)))
 
@@ -87,6 +90,8 @@ def _size(scored: inputs.ScoredText, encoded: Encoded, protocol: Protocol) -> st
     if not protocol.framing.is_of_documents:
         return counted(len(encoded.ids_N), "char")
     lengths_D, limit = encoded.lengths_D, protocol.framing.length
+    if _TEXT.value is not None and (cut := cut_in_words(lengths_D, limit)):
+        warn(cut)
     skipped = "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "  # for a split, training printed it
     cut = f"{(lengths_D > limit).sum():,} cut to batch.length={limit}"
     return f"{counted(int(lengths_D.sum()), 'char')} of {counted(len(lengths_D), 'document')} ({skipped}{cut})"

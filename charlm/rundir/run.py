@@ -35,7 +35,15 @@ from charlm.errors import Broken, UserError
 from charlm.files import opened, sealed
 from charlm.progress import warn
 
-SCALARS = {"nats", "bits", "perplexity", "learning_rate", "grad_norm", "chars_per_second"}  # shown in TensorBoard
+SCALARS = {  # shown in TensorBoard
+    "nats",
+    "bits",
+    "perplexity",
+    "bits_per_byte",
+    "learning_rate",
+    "grad_norm",
+    "chars_per_second",
+}
 STATES = ("incomplete", "done", "diverged", "failed")
 FIRST_FILES = {"lock", "vocab.json", "corpus.json", "config.json", "status.json"}  # files that a new run writes first
 PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -195,7 +203,8 @@ class Run:
         self._check_same(corpus)
         if self.vocab() != vocab:
             raise UserError(
-                f"{self.workdir / 'vocab.json'} is not the vocabulary of this run's corpus: restore it from a copy."
+                f"{self.workdir / 'vocab.json'} is not the vocabulary of this run's corpus: restore it from a copy, or set "
+                f"vocab.source={self.config_fields()['vocab.source']} as in the run."
             )
 
     def _check_same(self, corpus: dict[str, Any]) -> None:

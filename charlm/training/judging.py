@@ -73,7 +73,7 @@ def evaluation_rows(
             return None
         nats, chars = sums
         protocol = setup.protocol.named(setup.provenance["sha256"], "validation", chars)
-        result = {**measures.of_nats(nats / chars), "chars": chars, "protocol": protocol}
+        result = {**measures.of_text(nats, chars, *setup.validation_counts), "protocol": protocol}
         rows.append({**_place(setup, progress, "validation"), **result})
     return rows if setup.best_by == "validation" else rows[::-1]
 

@@ -4,6 +4,8 @@ This module writes no files, except the picture of the network for --describe.
 """
 
 import dataclasses
+import functools
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +21,11 @@ from charlm.data.vocab import PAD, Vocab
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import sample
-from charlm.inference.protocol import Protocol
+from charlm.inference.protocol import Counts, Protocol
 from charlm.models import drawing, stack
 from charlm.training import optim
 
+LISTED = 20  # the maximum number of odd symbols that are listed
 # The numbers of steps that one call may make, largest first. The largest number is used that keeps the operations of a call at
 # or below MAX_OPERATIONS.
 STEPS_PER_CALL = (10, 5, 2)
@@ -68,6 +71,11 @@ class Setup:
         """The id of `<pad>`, or None if the corpus has no documents."""
         return self.vocab.id_of(PAD)
 
+    @functools.cached_property
+    def validation_counts(self) -> Counts:
+        """What an evaluation scores of the validation split. All evaluations of a run score the same characters."""
+        return self.protocol.counts(self.encoded["validation"], self.vocab)
+
 
 def set_up(config: ConfigDict) -> Setup:
     """Loads the corpus, and makes the model and the optimiser.
@@ -78,7 +86,7 @@ def set_up(config: ConfigDict) -> Setup:
     seed, best_by = config.seed, config.train.best
     framing = batches.Framing.of(config)
     corpus = corpora.load(config)
-    vocab = _vocabulary(config, corpus)
+    vocab = corpora.vocabulary(config, corpus)
     encoded = {split: batches.encode(vocab, text, f"the {split} split") for split, text in corpus.splits.items()}
     training = batches.training_batches(framing, encoded["train"], seed)
     for key in stack.unread_keys(config):
@@ -134,18 +142,22 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
 
     Args:
       params: the parameters, or their shapes.
-      verbose: whether to print every array of the parameters.
+      verbose: whether to print every array of the parameters, and the odd symbols of the corpus.
     """
     shape, parameters = setup.functions.shape, stack.parameter_count(params)
     layers = progress.counted(shape.layers, f"{shape.cell} layer")
     model = f"model: {layers} of {shape.hidden}, {shape.encoding} input, {parameters:,} parameters"
-    lines = [*_data_lines(setup), model, *(stack.parameter_lines(params) if verbose else ())]
+    lines = [*_data_lines(setup), model]
+    if verbose:
+        lines = [*_data_lines(setup), *_odd_symbol_lines(setup), model, *stack.parameter_lines(params)]
     steps, epoch = setup.total_steps, setup.batches.steps_per_epoch
     rows, number = setup.batches.rows, setup.mesh.size
     where = f"{rows} rows on {progress.counted(number, f'{jax.default_backend()} device')}"
     where += f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     length = f"{progress.counted(steps, 'step')}, {steps / epoch:.2f} epochs of {progress.counted(epoch, 'step')}"
     progress.tell("\n".join([*lines, f"training: {length}; {where}"]))
+    if cut := batches.cut_in_words(_lengths_of_cut_splits(setup), setup.protocol.framing.length):
+        progress.warn(cut)
 
 
 def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
@@ -159,23 +171,33 @@ def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
 
 def _data_lines(setup: Setup) -> list[str]:
     splits = ", ".join(f"{split} {count:,}" for split, count in setup.provenance["splits"].items())
-    lines = [f"data: {setup.provenance['name']}: {splits} chars, vocabulary of {len(setup.vocab)}"]
+    unit = "bytes" if setup.vocab.of_bytes else "chars"
+    lines = [f"data: {setup.provenance['name']}: {splits} {unit}, vocabulary of {len(setup.vocab)}"]
     if documents := setup.provenance.get("documents"):
         counts = ", ".join(f"{split} {count:,}" for split, count in documents["splits"].items())
-        limit = setup.protocol.framing.length
-        # Training and evaluation may have different framings. Only the framing `documents` cuts documents to batch.length.
-        cuts = {"train": isinstance(setup.batches, batches.Documents)}
-        evaluation_cuts = setup.protocol.framing.is_of_documents
-        lengths = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, evaluation_cuts)]
-        cut = f", {sum((lengths_D > limit).sum() for lengths_D in lengths):,} cut to batch.length={limit}" if lengths else ""
+        limit, lengths_D = setup.protocol.framing.length, _lengths_of_cut_splits(setup)
+        cut = f", {(lengths_D > limit).sum():,} cut to batch.length={limit}" if len(lengths_D) else ""
         lines.append(f"documents: {counts}; {documents['empty']:,} empty skipped{cut}")
     return lines
 
 
-def _vocabulary(config: ConfigDict, corpus: corpora.Corpus) -> Vocab:
-    names = {"train": ["train"], "corpus": list(corpus.splits)}[config.vocab.source]
-    symbols = "".join(corpora.symbols_in(corpora.joined(corpus.splits[name])) for name in names)
-    return Vocab.of(symbols, config.vocab.unknown, documents=not corpus.is_text)
+def _odd_symbol_lines(setup: Setup) -> list[str]:
+    """A line that lists odd symbols and their numbers, if the corpus has any."""
+    odd = sorted(setup.provenance["odd_symbols"].items(), key=lambda item: -item[1])
+    names = [f"U+{ord(symbol):04X} {unicodedata.name(symbol, '')}".strip() + f" {count:,}" for symbol, count in odd]
+    more = f", and {len(odd) - LISTED:,} more" if len(odd) > LISTED else ""
+    return [f"odd symbols: {', '.join(names[:LISTED])}{more}"] if odd else []
+
+
+def _lengths_of_cut_splits(setup: Setup) -> np.ndarray:
+    """The lengths of all documents of the splits whose documents are cut to `batch.length`, in characters.
+
+    Training and evaluation may have different framings. Only the framing `documents` cuts documents.
+    """
+    cuts = {"train": isinstance(setup.batches, batches.Documents)}
+    evaluation_cuts = setup.protocol.framing.is_of_documents
+    lengths = [encoded.lengths_D for split, encoded in setup.encoded.items() if cuts.get(split, evaluation_cuts)]
+    return np.concatenate([np.zeros(0, np.int64), *lengths])
 
 
 def _mesh(rows: int, wanted: int) -> Mesh:

@@ -5,6 +5,7 @@ HTML with a script.
 """
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -108,6 +109,8 @@ def page(request, browser, tmp_path):
         state="failed",
     )
     make_run(folder / "other_protocol", protocol={**PROTOCOL, "state": "zero"})
+    metrics = folder / "run0" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"chars": 1000,', '"chars": 1000, "bytes": 1250, "unknown": 7,'))
     file = report.write(os.fspath(tmp_path / "page.html"), records_below(folder))
     page = browser.new_page(viewport={"width": request.param, "height": 900})
     messages = []
@@ -140,6 +143,14 @@ def test_clicking_a_heading_sorts_the_table(page):
     page.click("#table th[data-column='model.hidden'] button")
     assert column(page, "model.hidden") == ["32", "32", "64", "64", "128"]
     assert page.get_attribute("#table th[data-column='model.hidden']", "aria-sort") == "ascending"
+
+
+def test_bits_per_byte_and_unknown_symbols_are_shown_for_runs_that_recorded_them(page):
+    bits_per_byte = 1.5 / math.log(2) * 1000 / 1250
+    assert column(page, "bits/byte") == [f"{bits_per_byte:.4f}", "", "", "", ""]
+    assert column(page, "unknown") == ["7", "", "", "", ""]
+    page.fill("#filter", "bits/byte<2")
+    assert column(page, "run") == ["run0"]
 
 
 def test_the_filter_selects_runs_by_condition_and_text(page):

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
-from charlm.compare import reading
+from charlm.compare import reading, report
 from charlm.compare.plots import readable_on
 from charlm.config import load
 from charlm.errors import UserError
@@ -160,6 +161,23 @@ def test_rows_are_ordered_by_metric_or_sort_and_selected_by_where(script, tmp_pa
     assert order("--where=model.hidden>8") == "cb"
     assert order("--where=model.hidden>8", "--where=state!=incomplete") == "c"
     assert order("--where=best<1.2") == "a"
+
+
+def test_runs_that_recorded_no_bytes_are_compared_with_runs_that_did(script, tmp_path):
+    for seed, nats in enumerate([1.0, 2.0]):
+        make_run(tmp_path / f"run{seed}", {"seed": seed}, nats=(nats,))
+    make_run(tmp_path / "other", {"model.hidden": 24}, nats=(3.0,))
+    metrics = tmp_path / "run0" / "metrics.jsonl"  # an older version wrote the metrics of the two other runs
+    metrics.write_text(metrics.read_text().replace('"chars": 1000, "protocol"', '"chars": 1000, "bytes": 1250, "protocol"'))
+    first, second = table(script, tmp_path)
+    # The two seeds have the same protocol, so the bytes of one of them are also the bytes of the other.
+    assert (first["n"], second["n"]) == ("2", "1")
+    assert float(first["bits/byte"]) == pytest.approx(1.5 / np.log(2) / 1.25)
+    assert second["bits/byte"] == ""
+    assert "unknown" not in first
+    records, _ = reading.read(reading.find([str(tmp_path)]))
+    page = {run["name"]: run["bits_per_byte"] for run in report.content(records)["runs"]}
+    assert page == {"run0": pytest.approx(1.0 / np.log(2) / 1.25), "run1": None, "other": None}
 
 
 def test_runs_that_are_training_now_can_be_read(tmp_path):

@@ -28,6 +28,7 @@ VALUES = {
     "corpus.test_path": "/another/file",
     "corpus.data_dir": "/proc/another folder",
     "corpus.tfds": "no_such_dataset:text",
+    "corpus.encoding": "cp037",
     "corpus.documents": "lines",
     "corpus.split": (0.8, 0.2),
     "corpus.keep": "abcdefghij\n",
@@ -49,6 +50,7 @@ LINES = {"corpus.documents": "lines", "batch.framing": "documents", "batch.lengt
 CONTEXT = {
     "devices": {"batch.size": 3},
     "corpus.tfds": NAMED,
+    "corpus.folder": {"corpus.path": "the folder"},
     "batch.stride": {"batch.framing": "windows"},
     "batch.shuffle": {"batch.framing": "chunks"},
     "batch.bucket": LINES | {"batch.padding": "counted"},
@@ -99,9 +101,14 @@ def another(key: keys.Key, value: object) -> object:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """A corpus file. It has capital letters and CRLF, so that each config key for normalising text changes it."""
+    """A corpus file. It has capital letters and CRLF, so that each config key for normalising text changes it.
+
+    The file is in a folder that has a second text in a subfolder.
+    """
     file = tmp_path_factory.mktemp("words") / "words.txt"
     file.write_bytes((make_text(6000) + "ABC\r\n" + make_text(700, seed=1) + "Z").encode())
+    (file.parent / "more").mkdir()
+    (file.parent / "more" / "words.txt").write_text(make_text(500, seed=2))
     return file
 
 
@@ -136,7 +143,8 @@ def _config(overrides, words):
         "sample.length": 0,
         "vocab.source": "corpus",
     }
-    overrides = {key: str(words) if value == "the corpus" else value for key, value in overrides.items()}
+    paths = {"the corpus": str(words), "the folder": str(words.parent)}
+    overrides = {key: paths.get(value, value) if isinstance(value, str) else value for key, value in overrides.items()}
     return load.load(TINY, fixed | overrides)
 
 
@@ -230,6 +238,20 @@ def test_a_config_saved_before_a_key_existed_gets_the_default_or_the_earlier_beh
     assert load.load(TINY).model.peephole is True
     different = load.differences(fields, load.to_dict(load.load(TINY)))
     assert load.in_words(different) == "model.peephole (False saved, True given)"
+
+
+def test_older_runs_keep_their_vocabulary_and_their_way_to_read_a_folder():
+    fields = load.to_dict(load.load(TINY))
+    assert (fields["vocab"]["source"], fields["corpus"]["folder"]) == ("corpus", "tree")
+    old = json.loads(json.dumps(fields))
+    del old["vocab"]["source"], old["corpus"]["folder"]
+    config = load.from_dict(old)
+    assert (config.vocab.source, config.corpus.folder) == ("train", "flat")
+    # The old run can be resumed with the new defaults, because the text and the vocabulary are compared when a run resumes.
+    assert load.differences(load.to_dict(config), fields) == {}
+    # A new run can't be resumed with the old values.
+    different = load.differences(fields, load.to_dict(config))
+    assert different == {"corpus.folder": ("tree", "flat"), "vocab.source": ("corpus", "train")}
 
 
 @pytest.mark.parametrize("columns", [70, 80, 150])

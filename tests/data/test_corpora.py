@@ -48,16 +48,16 @@ def test_splits_are_contiguous_and_have_the_published_sizes(split, counts):
 
 
 def test_the_files_of_a_folder_are_sorted_decompressed_and_joined(tmp_path):
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"second ", mtime=0))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"second\n", mtime=0))
     (tmp_path / "c.txt.xz").write_bytes(lzma.compress("third é".encode()))
-    (tmp_path / "a.txt").write_text("first ", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("first", encoding="utf-8")
     (tmp_path / ".hidden").write_text("never", encoding="utf-8")
     corpus = corpora.load(config_of(tmp_path, split=(0.5, 0.5)))
-    assert "".join(corpus.splits.values()) == "first second third é"
+    assert "".join(corpus.splits.values()) == "first\nsecond\nthird é"
     assert [os.path.basename(file) for file in corpus.provenance["files"]] == ["a.txt", "b.txt.gz", "c.txt.xz"]
-    assert corpus.provenance["sha256"] == hashlib.sha256("first second third é".encode()).hexdigest()
+    assert corpus.provenance["sha256"] == hashlib.sha256("first\nsecond\nthird é".encode()).hexdigest()
     assert corpus.provenance["chars"] == 20
-    assert corpus.provenance["symbols"] == len(set("first second third é"))
+    assert corpus.provenance["symbols"] == len(set("first\nsecond\nthird é"))
 
 
 def test_each_split_may_come_from_a_separate_file(tmp_path):
@@ -112,7 +112,7 @@ def test_damaged_archives_are_refused(tmp_path, name, content):
 def test_missing_file_empty_folder_and_unknown_name_are_refused(tmp_path):
     with pytest.raises(UserError, match="missing is not a file or folder: give the path"):
         corpora.load(config_of(tmp_path / "missing"))
-    with pytest.raises(UserError, match="has no files"):
+    with pytest.raises(UserError, match="has no text files"):
         corpora.load(config_of(tmp_path))
     config = base.get_config()
     config.corpus.name = "shakespear"

@@ -9,7 +9,7 @@ import pytest
 from faults.runs import make_text
 
 from charlm.config import load as config
-from charlm.data import batches, corpora, longtext
+from charlm.data import batches, corpora, longtext, textfiles
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 
@@ -34,6 +34,7 @@ def load_both_ways(path, tmp_path, monkeypatch, block=7, **keys):
     in_memory = corpora.load(loaded)
     monkeypatch.setattr(corpora, "LONG_TEXT_BYTES", 0)
     monkeypatch.setattr(longtext, "BLOCK", block)
+    monkeypatch.setattr(textfiles, "BLOCK", block)
     return in_memory, corpora.load(loaded)
 
 
@@ -42,12 +43,94 @@ def load_both_ways(path, tmp_path, monkeypatch, block=7, **keys):
 def test_text_and_provenance_are_the_same_as_in_memory(tmp_path, monkeypatch, keys, block):
     folder = tmp_path / "texts"
     folder.mkdir()
-    (folder / "a.txt").write_bytes(AWKWARD.encode())
+    (folder / "a.txt").write_bytes(AWKWARD.encode() + b"\x07\x07")
     (folder / "b.txt.gz").write_bytes(gzip.compress(AWKWARD[::-1].encode(), mtime=0))
     in_memory, on_disk = load_both_ways(folder, tmp_path, monkeypatch, block, split=(0.7, 0.2, 0.1), **keys)
     assert {name: str(split) for name, split in on_disk.splits.items()} == in_memory.splits
     assert on_disk.provenance == in_memory.provenance
+    if keys == {}:
+        assert on_disk.provenance["odd_symbols"] == {"\x07": 2, "\ufeff": 7}  # the mark at the start of a.txt is no symbol
     assert all(isinstance(split, longtext.LongText) for split in on_disk.splits.values())
+
+
+@pytest.mark.parametrize("block", [1, 7, 10_000])
+@pytest.mark.parametrize("keys", [{}, {"newlines": False}, {"lowercase": True}, {"keep": "abcdeß\n\ufeff "}], ids=str)
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-16-le", "shift_jis"])
+def test_texts_in_other_encodings_are_the_same_as_in_memory(tmp_path, monkeypatch, encoding, keys, block):
+    text = "Größe, \u4e2d\u6587\r\nstra\u03a3\ufeffe\rabc \ufeff" * 30
+    file = tmp_path / "text"
+    file.write_bytes(text.encode(encoding, "ignore"))
+    in_memory, on_disk = load_both_ways(file, tmp_path, monkeypatch, block, encoding=encoding, **keys)
+    assert {name: str(split) for name, split in on_disk.splits.items()} == in_memory.splits
+    assert on_disk.provenance == in_memory.provenance
+    if keys == {"newlines": False}:
+        assert "".join(in_memory.splits.values()) == text.encode(encoding, "ignore").decode(encoding).removeprefix("\ufeff")
+
+
+@pytest.mark.parametrize("block", [1, 7, 10_000])
+@pytest.mark.parametrize("keys", [{}, {"newlines": False}, {"keep": "abcdeß "}, {"folder": "flat"}], ids=str)
+def test_folders_are_the_same_as_in_memory(tmp_path, monkeypatch, capsys, keys, block):
+    folder = tmp_path / "texts"
+    (folder / "more").mkdir(parents=True)
+    contents = {
+        "10.txt": "ten\r",
+        "2.txt": "two",
+        "3.txt": "",
+        "4.txt": "\ufeff",
+        "5.txt": "\n",
+        "6.txt": "\ufeff\ufeffsix \u2028",
+        "more/1": "é",
+        "z": "last",
+    }
+    for name, text in contents.items():
+        (folder / name).write_bytes(text.encode())
+    if "folder" not in keys:
+        (folder / "more/0").write_bytes(b"\xff\xfec\0a\0f\0\xe9\0")  # UTF-16 with a byte-order mark
+        (folder / "more/picture").write_bytes(bytes(range(256)))
+    in_memory, on_disk = load_both_ways(folder, tmp_path, monkeypatch, block, split=(0.5, 0.5), **keys)
+    assert {name: str(split) for name, split in on_disk.splits.items()} == in_memory.splits
+    assert on_disk.provenance == in_memory.provenance
+    notes = [line for line in capsys.readouterr().err.splitlines() if "encoding" not in line]
+    assert len(notes) == (0 if "folder" in keys else 2)
+    assert len(set(notes)) <= 1
+    if not keys:
+        text = "".join(in_memory.splits.values())
+        assert text == "two\n\n\ufeffsix \u2028\nten\ncafé\né\nlast"
+
+
+def test_another_encoding_or_another_way_to_join_files_is_another_entry_of_the_cache(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "texts" / name).write_bytes(b"\xc3\xa4" * 20)
+    texts = set()
+    for keys in ({"encoding": "utf-8"}, {"encoding": "latin-1"}, {"encoding": "latin-1", "folder": "flat"}):
+        in_memory, on_disk = load_both_ways(tmp_path / "texts", tmp_path, monkeypatch, **keys)
+        assert "".join(map(str, on_disk.splits.values())) == "".join(map(str, in_memory.splits.values()))
+        texts.add("".join(map(str, on_disk.splits.values())))
+    assert texts == {"ä" * 20 + "\n" + "ä" * 20, "Ã¤" * 20 + "\n" + "Ã¤" * 20, "Ã¤" * 40}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Grüße aus Köln\n".encode("latin-1"), "is not UTF-8: byte 0xfc at offset 2; the file looks like latin-1"),
+        ("plain text\n".encode("utf-16-le") * 20, r"is full of NULs \(220 of 440 characters\), as UTF-16"),
+        ("x" * 25 + "a\0b\0" * 30, "is full of NULs"),
+    ],
+)
+def test_wrong_encodings_give_the_same_error_as_in_memory(tmp_path, monkeypatch, content, message):
+    file = tmp_path / "text"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    loaded = config.load("configs/base.py", {"corpus.path": str(file), "cache_dir": f"{tmp_path}/cache"})
+    messages = set()
+    for long_text_bytes in (corpora.LONG_TEXT_BYTES, 0):
+        for block in (1, 7, 10_000):
+            monkeypatch.setattr(corpora, "LONG_TEXT_BYTES", long_text_bytes)
+            monkeypatch.setattr(textfiles, "BLOCK", block)
+            with pytest.raises(UserError, match=message) as error:
+                corpora.load(loaded)
+            messages.add(str(error.value))
+    assert len(messages) == 1
 
 
 def test_a_text_with_700_symbols_is_the_same_as_in_memory(tmp_path, monkeypatch):
@@ -135,6 +218,7 @@ def test_a_byte_that_is_not_utf8_is_reported_with_its_offset(tmp_path, monkeypat
     for long_text_bytes, block in ((corpora.LONG_TEXT_BYTES, 7), (0, 1), (0, 4), (0, 1000)):
         monkeypatch.setattr(corpora, "LONG_TEXT_BYTES", long_text_bytes)
         monkeypatch.setattr(longtext, "BLOCK", block)
+        monkeypatch.setattr(textfiles, "BLOCK", block)
         with pytest.raises(UserError, match="not UTF-8") as error:
             corpora.load(loaded)
         messages.add(str(error.value))
@@ -147,7 +231,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     file.write_text("One text.\n" * 20, encoding="utf-8")
     loaded = config.load("configs/base.py", {"corpus.path": str(file), "cache_dir": f"{tmp_path}/cache"})
     monkeypatch.setattr(corpora, "LONG_TEXT_BYTES", 0)
-    reads, original_raw = [], longtext.raw
+    reads, original_raw = [], textfiles.raw
 
     def raw_of_a_growing_file(path):
         reads.append(path)
@@ -155,7 +239,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
             path.write_text("One text.\n" * 20 + "Z", encoding="utf-8")
         return original_raw(path)
 
-    monkeypatch.setattr(longtext, "raw", raw_of_a_growing_file)
+    monkeypatch.setattr(textfiles, "raw", raw_of_a_growing_file)
     with pytest.raises(UserError, match=r"growing\.txt changed while it was read: start again once it is complete"):
         corpora.load(loaded)
     assert not [path for path in (tmp_path / "cache/corpora").iterdir() if path.is_dir()]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from charlm.data.vocab import BLOCK, Vocab, symbols_of
+from charlm.data.vocab import BLOCK, Vocab, counts_of, is_odd, symbols_of
 from charlm.errors import UserError
 
 
@@ -60,3 +60,18 @@ def test_fields_that_are_not_a_vocabulary_are_refused(fields):
         ValueError, match=r"^it has no symbols$|^it has no list of specials$|^its symbols are not sorted and distinct$"
     ):
         Vocab.from_dict(fields)
+
+
+def test_odd_symbols_are_those_that_a_reader_does_not_see_or_know():
+    odd = "\0\x07\r\x7f\x85\xa0\xad\u200b\u200e\u2028\ufeff\ufffd\ue000\uffff\U000e0001"
+    assert all(map(is_odd, odd))
+    ordinary = "aZ0 .\n\té\u0301\u0915\u093f\u0e33\u3000\u4e2d\U0001f600\u0645\u20ac"  # with combining marks of three scripts
+    assert not any(map(is_odd, ordinary))
+
+
+def test_symbols_are_counted(monkeypatch):
+    text = "a\0b\0\U0001f600a" * 7 + "c"
+    for block in (BLOCK, 3, 1):
+        monkeypatch.setattr("charlm.data.vocab.BLOCK", block)
+        assert counts_of(text, "\0\U0001f600cx") == {symbol: text.count(symbol) for symbol in "\0\U0001f600cx"}
+    assert counts_of(text, "") == {}

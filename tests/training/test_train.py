@@ -304,16 +304,72 @@ def test_the_error_for_a_short_corpus_names_the_number_of_chars_needed(small, tm
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
-def test_validation_symbols_that_the_training_split_lacks_are_an_error_by_default(small, corpus_file, tmp_path):
+def test_symbols_that_only_the_validation_split_has_are_in_the_vocabulary_unless_vocab_source_is_train(
+    small, corpus_file, tmp_path
+):
     text = tmp_path / "text"
     text.write_text(corpus_file.read_text() + "Q?", encoding="utf-8")
-    overrides = small | {"corpus.path": str(text)}
+    overrides = small | {"corpus.path": str(text), "train.steps": 2, "sample.length": 0}
+    assert train.train(load.load(TINY, overrides), tmp_path / "corpus") == 0
+    vocab = Run(tmp_path / "corpus").vocab()
+    assert vocab.symbols == "".join(sorted({*text.read_text()}))
+    assert vocab.specials == ()
+    documents = {"corpus.documents": "lines", "batch.framing": "documents"}
+    assert train.train(load.load(TINY, overrides | documents), tmp_path / "documents") == 0
+    assert set(Run(tmp_path / "documents").vocab().symbols) == {*text.read_text()} - {"\n"}
+    only_train = overrides | {"vocab.source": "train"}
     with pytest.raises(UserError, match=r"the validation split has symbols .* '\?' \(U\+003F\), 'Q' \(U\+0051\)"):
-        train.train(load.load(TINY, overrides), tmp_path / "run")
+        train.train(load.load(TINY, only_train), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert train.train(load.load(TINY, overrides | {"vocab.unknown": True}), tmp_path / "unk") == 0
-    assert train.train(load.load(TINY, overrides | {"vocab.source": "corpus"}), tmp_path / "corpus") == 0
+    assert train.train(load.load(TINY, only_train | {"vocab.unknown": True}), tmp_path / "unk") == 0
+    assert Run(tmp_path / "unk").vocab().symbols == "".join(sorted({*corpus_file.read_text()}))
+
+
+def test_a_run_with_the_old_default_of_vocab_source_resumes_if_the_vocabulary_is_the_same(small, corpus_file, tmp_path):
+    with_q = tmp_path / "with_q"
+    with_q.write_text(corpus_file.read_text() + "Q?", encoding="utf-8")
+    for text, name in ((corpus_file, "same"), (with_q, "other")):
+        overrides = small | {"corpus.path": str(text), "vocab.unknown": True, "train.steps": 4, "sample.length": 0}
+        old = load.load(TINY, overrides | {"vocab.source": "train"})
+        workdir = tmp_path / name
+        assert train.train(old, workdir) == 0
+        Run(workdir).write_status("incomplete", 4, None)
+        if name == "same":
+            assert train.train(load.load(TINY, overrides), workdir) == 0
+            assert Run(workdir).config().vocab.source == "train"
+        else:
+            before = {file: file.read_bytes() for file in workdir.glob("*.json")}
+            with pytest.raises(UserError, match=r"vocab\.json is not the vocabulary .* or set vocab\.source=train as in"):
+                train.train(load.load(TINY, overrides), workdir)
+            assert {file: file.read_bytes() for file in workdir.glob("*.json")} == before
+            assert train.train(old, workdir) == 0
+    Run(tmp_path / "same").write_status("incomplete", 4, None)
+    other = load.load(TINY, small | {"vocab.unknown": True, "train.steps": 4, "sample.length": 0, "model.hidden": 9})
+    with pytest.raises(UserError, match=r"holds a run with another config: model\.hidden \(8 saved, 9 given\); choose"):
+        train.train(other, tmp_path / "same")
+
+
+def test_describe_lists_odd_symbols_with_their_counts(small, corpus_file, tmp_path, capsys):
+    text = tmp_path / "text"
+    text.write_text("\ufeff" + corpus_file.read_text() + "\x07\ufeff\ue000\x07\u00a0\x07\ufeff", encoding="utf-8")
+    describe = lambda path: setup.describe_only(load.load(TINY, small | {"corpus.path": str(path)}), f"{tmp_path}/n.dot", 1)  # noqa: E731
+    assert describe(text) == 0
+    line = "odd symbols: U+0007 3, U+FEFF ZERO WIDTH NO-BREAK SPACE 2, U+00A0 NO-BREAK SPACE 1, U+E000 1"
+    assert line in capsys.readouterr().out.splitlines()
+    assert describe(corpus_file) == 0
+    assert "odd symbols" not in capsys.readouterr().out
+    text.write_text(corpus_file.read_text() + "".join(map(chr, range(0xE000, 0xE019))), encoding="utf-8")
+    assert describe(text) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("U+E013 1, and 5 more")
+
+
+def test_a_text_of_300_characters_is_trained_on_with_finite_losses(small, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("Sun men sang ran a past and mill. River " * 8, encoding="utf-8")
+    assert train.train(load.load(TINY, small | {"corpus.path": str(text), "train.steps": 2}), tmp_path / "run") == 0
+    rows = Run(tmp_path / "run").rows()
+    assert [row["split"] for row in rows] == ["train", "train_mean", "validation"]
+    assert all(0 < row["nats"] < 20 for row in rows)
 
 
 def test_the_tensorboard_file_contains_the_metrics(small, tmp_path):
