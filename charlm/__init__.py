@@ -61,6 +61,8 @@ def runs(*paths: str | os.PathLike) -> list[dict]:
       seconds: the time spent on training and evaluating.
       chars_per_second: the median training speed.
       parameters: the number of parameters.
+      parent: the run directory and the step whose parameters the run began with (`train.init_from`), or None.
+      extended: the changes of the run by `train.py --extend`, in words, or None.
       model.hidden and all other config keys: the value of the key.
       rows: the rows of metrics.jsonl, as a list of dicts.
       problems: descriptions of data that could not be read, as a list of sentences.
@@ -75,7 +77,7 @@ def runs(*paths: str | os.PathLike) -> list[dict]:
     return listing.listed(paths)
 
 
-def train(config: "ConfigDict", workdir: str | os.PathLike) -> dict[str, Any]:
+def train(config: "ConfigDict", workdir: str | os.PathLike, extend: bool = False) -> dict[str, Any]:
     """Trains a model in a run directory, or resumes the run in this directory.
 
     The function makes the same checks as train.py, and uses the same devices and the same cache.
@@ -85,6 +87,11 @@ def train(config: "ConfigDict", workdir: str | os.PathLike) -> dict[str, Any]:
 
     On a CPU, charlm makes up to one JAX device per core. These devices must be set up before JAX starts. Therefore, call this
     function before other JAX code. Otherwise, fewer devices are used and a note is printed.
+
+    Args:
+      config: the config.
+      workdir: the run directory.
+      extend: whether the config may change the run in this directory, as train.py does with --extend.
 
     Returns:
       The status of the run. `state` is "done". `step` is the last step. `best` is a dict with the step, nats and split of the
@@ -98,4 +105,4 @@ def train(config: "ConfigDict", workdir: str | os.PathLike) -> dict[str, Any]:
     """
     from charlm.training import start
 
-    return start.train(config, workdir)
+    return start.train(config, workdir, extend)

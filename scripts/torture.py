@@ -22,13 +22,22 @@ import tempfile
 import time
 
 from absl import flags
-from faults import damage, disk, diverge, kill, load, stop, two
+from faults import damage, disk, diverge, going_on, kill, load, stop, two
 from faults.runs import Runs
 
 from charlm import cli
 from charlm.errors import UserError
 
-FAULTS = {"kill": kill, "stop": stop, "disk": disk, "damage": damage, "diverge": diverge, "two": two, "load": load}
+FAULTS = {
+    "kill": kill,
+    "stop": stop,
+    "going_on": going_on,
+    "disk": disk,
+    "damage": damage,
+    "diverge": diverge,
+    "two": two,
+    "load": load,
+}
 
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the random numbers that choose when and where faults happen")
 _KILLS = flags.DEFINE_integer("kills", 100, "number of kills for each framing")

@@ -7,10 +7,11 @@ import math
 import os
 import pathlib
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from charlm import measures
+from charlm.config import keys
 from charlm.errors import UserError
 from charlm.files import opened
 from charlm.rundir.run import Run
@@ -43,6 +44,8 @@ class Record(NamedTuple):
       chars_per_second: the median speed of training.
       seconds: the time spent on training and evaluating.
       problems: one sentence for each file or line that could not be read.
+      parent: the run whose parameters this run began with, as in parent.json, or None.
+      extensions: the changes of the run by `train.py --extend`, as in extensions.json.
     """
 
     name: str
@@ -62,6 +65,8 @@ class Record(NamedTuple):
     chars_per_second: float | None
     seconds: float | None
     problems: tuple[str, ...]
+    parent: dict | None
+    extensions: tuple[dict, ...]
 
     def figure(self, metric: str) -> float | None:
         """The nats/char of a metric: `best`, `last`, `test` or `train`."""
@@ -71,6 +76,18 @@ class Record(NamedTuple):
         """The loss of a metric in bits per byte of the scored text. None if the run did not record the number of bytes."""
         nats, chars_per_byte = self.figure(metric), self.chars_per_byte.get(metric)
         return None if nats is None or chars_per_byte is None else measures.bits(nats) * chars_per_byte
+
+    def parent_in_words(self) -> str | None:
+        """The run directory and the step of the parent, or None."""
+        return None if self.parent is None else f"{self.parent['path']} step {self.parent['step']}"
+
+    def extensions_in_words(self) -> str | None:
+        """The changes by --extend with their steps, or None, such as `at 100: steps 100 → 200`."""
+        changes = [
+            (entry["step"], [f"{keys.short(name)} {entry['before'].get(name)} → {now}" for name, now in entry["after"].items()])
+            for entry in self.extensions
+        ]
+        return "; ".join(f"at {step}: {', '.join(changed)}" for step, changed in changes) or None
 
 
 def find(paths: Sequence[str]) -> list[pathlib.Path]:
@@ -120,6 +137,7 @@ def read_run(path: pathlib.Path, name: str) -> Record:
     config = run.config_fields()
     state, expected_rows = _state(run, problems)
     parameters = _parameters(run, problems)
+    parent, extensions = _checked(run.parent, None, problems), _checked(run.extensions, [], problems)
     rows = list(_rows(path / "metrics.jsonl", expected_rows, problems))
     evaluations = _evaluations(path / "evaluations.jsonl", problems)
 
@@ -127,6 +145,8 @@ def read_run(path: pathlib.Path, name: str) -> Record:
     train_protocol = _train_protocol(run, config) if mean_rows else NOT_EVALUATED
     ranked_rows = [row for row in rows if row["split"] == "validation"]
     if ranked_rows:
+        # If --extend changed the protocol, only the evaluations since then are compared.
+        ranked_rows = [row for row in ranked_rows if row.get("protocol") == ranked_rows[-1].get("protocol")]
         protocol = ranked_rows[-1].get("protocol")
         if not isinstance(protocol, dict):
             protocol = {"split": "validation", "why": "no protocol was recorded"}
@@ -159,6 +179,8 @@ def read_run(path: pathlib.Path, name: str) -> Record:
         chars_per_second=statistics.median(speeds) if speeds else None,
         seconds=max((row["seconds"] for row in rows if is_number(row.get("seconds"))), default=None),
         problems=tuple(problems),
+        parent=parent,
+        extensions=tuple(extensions),
     )
 
 
@@ -272,6 +294,15 @@ def _parameters(run: Run, problems: list[str]) -> int | None:
         return None
     parameters = starts[-1].get("parameters") if starts else None
     return parameters if type(parameters) is int else None
+
+
+def _checked(read: Callable[[], Any], default: Any, problems: list[str]) -> Any:
+    """The result of `read`. If the file is damaged, this is a problem and the result is `default`."""
+    try:
+        return read()
+    except UserError as error:
+        problems.append(str(error))
+        return default
 
 
 def _rows(file: pathlib.Path, expected_rows: object, problems: list[str]) -> Iterator[dict]:

@@ -58,6 +58,8 @@ def content(records: Sequence[reading.Record]) -> dict:
                 {
                     "name": record.name,
                     "state": record.state,
+                    "parent": record.parent_in_words(),
+                    "extended": record.extensions_in_words(),
                     "config": {key: _finite(value) for key, value in record.config.items()},
                     "protocol": len(protocols),
                     **results,
@@ -104,6 +106,8 @@ def _group(group: tables.Group, number_of: dict[pathlib.Path, int], protocol: in
         "n": len(group.averaged),
         "name": group.name,
         "state": tables.states_in_words(group),
+        "parent": group.records[0].parent_in_words(),
+        "extended": group.records[0].extensions_in_words(),
         "config": {key: _finite(value) for key, value in group.config.items() if key != "seed"},
         "protocol": protocol,
         **dict.fromkeys(FIGURES),

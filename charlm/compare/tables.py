@@ -131,7 +131,8 @@ def groups_of(records: Sequence[Record], each: bool = False) -> list[Group]:
     """Groups the runs that differ only in their seed.
 
     Runs with the same seed are never in one group, because a repeated run is not a new sample. Imported weights are never
-    grouped with trained runs, because the config of imported weights does not describe their training.
+    grouped with trained runs, because the config of imported weights does not describe their training. Runs that began with
+    different parameters of the same other run, or that --extend changed differently, are not grouped either.
 
     Args:
       each: whether each run is its own group.
@@ -142,7 +143,8 @@ def groups_of(records: Sequence[Record], each: bool = False) -> list[Group]:
             key: value for key, value in record.config.items() if key != "seed" and key not in config_keys.CHANGE_NO_RESULT
         }
         is_imported = record.state == "done" and record.steps == 0
-        key = str(record.path) if each else json.dumps([config, is_imported], sort_keys=True)
+        began_with, extensions = record.parent and record.parent["digest"], record.extensions_in_words()
+        key = str(record.path) if each else json.dumps([config, is_imported, began_with, extensions], sort_keys=True)
         same_config = groups.setdefault(key, [])
         for group in same_config:
             if all(member.config.get("seed") != record.config.get("seed") for member in group):
@@ -194,6 +196,8 @@ def columns_of(groups: Sequence[Group], metric: str, each: bool) -> list[Column]
         _column("parameters", _mean_of("parameters"), _integer),
         _column("chars/s", _mean_of("chars_per_second"), _integer),
         _column("time", _mean_of("seconds"), _duration),
+        _column("parent", lambda group: group.records[0].parent_in_words(), lambda words: words or ""),
+        _column("extended", lambda group: group.records[0].extensions_in_words(), lambda words: words or ""),
         Column("state", states_in_words, states_in_words),
         Column("run", lambda group: group.name, lambda group: group.name),
     ]

@@ -200,10 +200,16 @@ TABLE = (
     Key("optim.warmup_steps", 0, NOT_NEGATIVE, "steps of linear warm-up from 0"),
     Key("optim.final_fraction", 0.01, FROM_0_TO_1, "cosine, trapezoid: final learning rate as a fraction of the peak"),
     Key("optim.decay_rate", 0.5, FACTOR,
-        "exponential, step: the learning rate is multiplied by this factor every optim.decay_steps steps"),
+        "exponential, step: the learning rate is multiplied by this factor every optim.decay_steps steps, "
+        "or every optim.decay_epochs epochs"),
     Key("optim.decay_steps", 1000, POSITIVE,
         "exponential, step: number of steps in which the learning rate is multiplied once by optim.decay_rate; "
-        "trapezoid: length of the final decay in steps"),
+        "trapezoid: length of the final decay in steps; used if optim.decay_epochs is 0"),
+    Key("optim.decay_epochs", 0.0, NOT_NEGATIVE,
+        "replaces optim.decay_steps by a number of epochs; optim.decay_after is then also in epochs; 0.0: both are in steps"),
+    Key("optim.decay_after", 0.0, NOT_NEGATIVE,
+        "exponential, step: the learning rate is constant for this number of steps (epochs if optim.decay_epochs is set) after "
+        "the warm-up; step: the first multiplication follows at once; 0.0: the schedule begins after the warm-up"),
     Key("optim.beta1", 0.9, FRACTION, "adam, adamw: decay rate of the running mean of the gradient"),
     Key("optim.beta2", 0.999, FRACTION, "adam, adamw, rmsprop: decay rate of the running mean of the squared gradient"),
     Key("optim.eps", 1e-8, POSITIVE, "adam, adamw, rmsprop: constant added to the root of the mean squared gradient"),
@@ -216,7 +222,10 @@ TABLE = (
     Key("optim.weight_decay", 0.0, NOT_NEGATIVE,
         "weight decay; adamw: decoupled from the gradient; adam, rmsprop, sgd: L2 regularisation"),
     Key("optim.decay_biases", False, ANY, "apply weight decay to biases too, as in MXNet; False: only to matrices"),
-    # length, logging, evaluations and checkpoints
+    # first parameters, length, logging, evaluations and checkpoints
+    _path("train.init_from",
+        "run whose parameters this run begins with, as RUN or RUN:CHECKPOINT; CHECKPOINT is best (if left out), latest or "
+        "a step; None: random initial parameters"),
     Key("train.epochs", 3.0, POSITIVE, "length of the training in epochs; used if train.steps is 0"),
     Key("train.steps", 0, NOT_NEGATIVE, "length of the training in steps; 0: train.epochs sets the length"),
     Key("train.steps_per_call", 0, NOT_NEGATIVE,
@@ -259,6 +268,15 @@ NEEDS = (("corpus.test_path", "corpus.validation_path"), ("corpus.validation_pat
 CONFLICTS = (("corpus.path", "corpus.tfds"), ("corpus.documents", "corpus.tfds"))
 
 KEYS = {key.name: key for key in TABLE}
+# The keys that --extend may change: the length of the training, the learning rate, evaluations, checkpoints and samples.
+EXTENDABLE = frozenset(
+    key.name
+    for key in TABLE
+    if key.name.partition(".")[0] in ("eval", "sample")
+    or (key.name.startswith("train.") and key.name not in ("train.init_from", "train.best"))
+    or key.name.removeprefix("optim.") in ("learning_rate", "schedule", "warmup_steps", "final_fraction")
+    or (key.name.startswith("optim.decay_") and key.name != "optim.decay_biases")
+)
 CHANGE_NO_RESULT = frozenset(key.name for key in TABLE if not key.changes_results)
 # Keys with `is_seen_in_data`: name → the value in older runs, and the default.
 NEW_DEFAULTS = {key.name: (key.before, key.default) for key in TABLE if key.is_seen_in_data}

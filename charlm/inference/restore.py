@@ -39,7 +39,7 @@ class Trained(NamedTuple):
     step: int
 
 
-def load(workdir: str | os.PathLike, which: str, dtype: str | None = None) -> Trained:
+def load(workdir: str | os.PathLike, which: str, dtype: str | None = None, given_as: str | None = None) -> Trained:
     """Reads a run and one of its checkpoints.
 
     If the best checkpoint can't be read, the second best checkpoint is read, and so on. If the latest checkpoint can't be read,
@@ -51,11 +51,13 @@ def load(workdir: str | os.PathLike, which: str, dtype: str | None = None) -> Tr
       which: `best`, `latest` or a step. `best` is the checkpoint with the lowest validation loss or
         training loss; `train.best` says which of the two losses.
       dtype: the type of the operands of matrix products. None stands for the type that the training used.
+      given_as: how messages name the run and the checkpoint. None stands for the flags --workdir and --checkpoint.
 
     Raises:
       UserError: the directory has no run, or the run has no checkpoint `which`.
       Failure: the checkpoint can't be read, and no other checkpoint can be read instead.
     """
+    run_text, checkpoint_text = (given_as, given_as) if given_as else (f"--workdir={workdir}", f"--checkpoint={which}")
     run = Run(workdir)
     run.status()
     config, vocab, corpus = run.config(), run.vocab(), run.corpus()
@@ -64,19 +66,19 @@ def load(workdir: str | os.PathLike, which: str, dtype: str | None = None) -> Tr
     functions = stack.functions(config, len(vocab))
     abstract = jax.eval_shape(functions.init, jax.random.key(0))
     if not run.checkpoints.is_dir():
-        raise UserError(f"--workdir={workdir} has no checkpoint yet: train it for longer.")
+        raise UserError(f"{run_text} has no checkpoint yet: train it for longer.")
     with contextlib.closing(Checkpoints(run.checkpoints, read_only=True)) as checkpoints:
         for _ in range(ATTEMPTS):
             try:
                 status = run.status()
-                candidates = _candidates(checkpoints, which, status["best"])
+                candidates = _candidates(checkpoints, which, status["best"], checkpoint_text)
                 for step in candidates:
                     with _skipping_unreadable(checkpoints, step):
                         params = checkpoints.restore_params(step, abstract)
                         named = _named_step(checkpoints, which, status)
                         if step != named and named is not None and not run.is_training():
                             reason = "can't be read" if named in checkpoints.steps() else "does not exist"
-                            warn(f"--checkpoint={which}: using step {step}, because step {named} {reason}.")
+                            warn(f"{checkpoint_text}: using step {step}, because step {named} {reason}.")
                         return Trained(config, vocab, corpus, functions, params, step)
                 if candidates or not run.is_training():
                     break
@@ -85,8 +87,8 @@ def load(workdir: str | os.PathLike, which: str, dtype: str | None = None) -> Tr
             time.sleep(0.01)
             checkpoints.reload()
         if not checkpoints.steps():
-            raise UserError(f"--workdir={workdir} has no checkpoint yet: train it for longer.")
-    raise Failure(f"--checkpoint={which}: no such checkpoint of {workdir} can be read; train again or name another one.")
+            raise UserError(f"{run_text} has no checkpoint yet: train it for longer.")
+    raise Failure(f"{checkpoint_text}: no such checkpoint of {workdir} can be read; train again or name another one.")
 
 
 class _Deleted(Exception):
@@ -114,11 +116,12 @@ def _named_step(checkpoints: Checkpoints, which: str, status: dict) -> int | Non
     return int(which)
 
 
-def _candidates(checkpoints: Checkpoints, which: str, best: dict | None) -> list[int]:
+def _candidates(checkpoints: Checkpoints, which: str, best: dict | None, checkpoint_text: str) -> list[int]:
     """The steps of the checkpoints that `load` should try to read, the preferred step first.
 
     Args:
       best: the run's best evaluation, from status.json. None if the run has no evaluation yet.
+      checkpoint_text: how messages name the checkpoint.
     """
     steps = checkpoints.steps()
     if which == "latest":
@@ -135,8 +138,10 @@ def _candidates(checkpoints: Checkpoints, which: str, best: dict | None) -> list
                     nats[step] = evaluated
         if unevaluated and not nats and best is None:
             warn("no checkpoint has been evaluated yet: using the latest checkpoint.")
-        return [*sorted(nats, key=nats.__getitem__), *reversed(unevaluated)] or steps[::-1]
+        # After --extend, losses of another protocol may be lower than the best loss.
+        ranked = sorted(nats, key=lambda step: (best is None or step != best["step"], nats[step]))
+        return [*ranked, *reversed(unevaluated)] or steps[::-1]
     if which.isdecimal() and int(which) in steps:
         return [int(which)]
     listed = ", ".join(map(str, steps)) or "none yet"
-    raise UserError(f"--checkpoint={which}: no such checkpoint; must be best, latest or one of the run's steps ({listed}).")
+    raise UserError(f"{checkpoint_text}: no such checkpoint; must be best, latest or one of the run's steps ({listed}).")

@@ -1,6 +1,7 @@
 """Trains the model of a config, and saves the run in a run directory. Also resumes a run.
 
     scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.model.hidden=512 ...]
+    scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart --extend --config.train.epochs=4
     scripts/train.py --config=configs/quickstart.py --describe [--graph=network.dot] [--graph_steps=3]
     scripts/train.py --helpkeys
 
@@ -8,6 +9,9 @@
 
 If the run was stopped or killed, give the same command again: it resumes the run. If the run is done, the command only prints
 the result. After Ctrl-C, the program saves a checkpoint and ends.
+
+With --extend, the config may differ from the config of a run that is done or was stopped. The length, the learning rate and
+its schedule, evaluations, checkpoints and samples may differ. The run is trained on from its latest checkpoint.
 
 With --describe, the program does not train. It prints a description of the data, the parameters and the length of the training.
 It also draws the unrolled network as a Graphviz dot file. If Graphviz is installed, it draws an SVG file too.
@@ -37,6 +41,7 @@ _CONFIG = flags.DEFINE_string(
     required=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; if the directory has a run, the run is resumed")
+_EXTEND = flags.DEFINE_bool("extend", False, "change and lengthen the run in --workdir, and train on")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "describe the training and draw the network, without training")
 _VERBOSE = flags.DEFINE_bool(
     "verbose", False, "print the name and shape of every parameter, and the settings of XLA and the C library"
@@ -69,13 +74,15 @@ def main(overrides: dict[str, str]) -> int:
     workdir = _WORKDIR.value
     if not _DESCRIBE.value and workdir is None:
         raise UserError("--workdir is not given: see --help.")
+    if _EXTEND.value and _DESCRIBE.value:
+        raise UserError("--extend and --describe are given together: give only one of them.")
     spec = processes.spec_from_flags(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     start.check_rows(config, spec.num_processes)
     devices.use_huge_pages()
     start.prepare(config, spec, _VERBOSE.value)  # imports JAX, which takes a second; do this only after the checks
-    from charlm.training import setup, train
+    from charlm.training import opening, train
 
     processes.join(spec)
     if _DESCRIBE.value:
-        return setup.describe_only(config, _GRAPH.value, _GRAPH_STEPS.value)
-    return train.train(config, str(workdir), _VERBOSE.value)
+        return opening.describe_only(config, _GRAPH.value, _GRAPH_STEPS.value)
+    return train.train(config, str(workdir), _VERBOSE.value, _EXTEND.value)

@@ -275,17 +275,17 @@ class _LeftoverErrorFilter:
 
 
 def _digests(progress: dict[str, Any], trees: dict[str, Any]) -> dict[str, str]:
-    return {"progress": files.digest(json.dumps(progress)), **{name: _digest(tree) for name, tree in trees.items()}}
+    return {"progress": files.digest(json.dumps(progress)), **{name: digest(tree) for name, tree in trees.items()}}
 
 
-def _digest(tree: Any) -> str:
+def digest(tree: Any) -> str:
     """SHA-256 of the names, types, shapes and values of all arrays in a tree."""
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.data.cast("B") if array.size else b"")
-    return digest.hexdigest()
+        hashed.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        hashed.update(array.data.cast("B") if array.size else b"")
+    return hashed.hexdigest()
 
 
 def _on_first_device(abstract: Any) -> Any:

@@ -7,6 +7,8 @@ vocab.json         symbols in the order of ids       checkpoints/STEP   the best
 corpus.json        the source of the text            unreadable/        checkpoints that could not be read
 environment.json   one entry for each start          tensorboard/       scalars of the metrics, and the config
 status.json        state, step, best                 lock               locked while a process trains this run
+extensions.json    one entry for each change by `train.py --extend`
+parent.json        with `train.init_from`: the run whose parameters this run began with
 metrics.jsonl      one row for each log interval and each evaluation
 evaluations.jsonl  results of the program evaluate
 """
@@ -45,7 +47,8 @@ SCALARS = {  # shown in TensorBoard
     "chars_per_second",
 }
 STATES = ("incomplete", "done", "diverged", "failed")
-FIRST_FILES = {"lock", "vocab.json", "corpus.json", "config.json", "status.json"}  # files that a new run writes first
+# The files that a new run writes first.
+FIRST_FILES = {"lock", "vocab.json", "corpus.json", "parent.json", "config.json", "status.json"}
 PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -96,6 +99,56 @@ class Run:
         if not isinstance(corpus.get("splits"), dict) or not isinstance(corpus.get("sha256"), str):
             raise UserError(f"{self.workdir / 'corpus.json'} is damaged (it has no splits and sha256): restore it from a copy.")
         return corpus
+
+    def parent(self) -> dict[str, Any] | None:
+        """The run whose parameters this run began with, or None.
+
+        `path` is the run directory, `step` and `digest` are the step and the digest of the parameters. `new_symbols` and
+        `dropped_symbols` list the symbols that only this run has, and the symbols that only the other run has.
+        """
+        if not (self.workdir / "parent.json").exists():
+            return None
+        parent = self._json("parent.json")
+        types = {"path": str, "step": int, "digest": str, "new_symbols": list, "dropped_symbols": list}
+        if wrong := [name for name, kind in types.items() if not isinstance(parent.get(name), kind)]:
+            raise UserError(f"{self.workdir / 'parent.json'} is damaged (it has no {wrong[0]}): restore it from a copy.")
+        return parent
+
+    def extensions(self) -> list[dict[str, Any]]:
+        """The changes that `train.py --extend` made, oldest first.
+
+        `step` and `rows` are the numbers of steps and of metrics rows before the change. `before` and `after` map the changed
+        keys to their values. `resets_best` says whether evaluations before and after the change have different protocols.
+        """
+        if not (self.workdir / "extensions.json").exists():
+            return []
+        entries = self._json("extensions.json").get("extensions")
+        types = {"step": int, "rows": int, "before": dict, "after": dict, "resets_best": bool}
+        is_right = isinstance(entries, list) and all(
+            isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in types.items())
+            for entry in entries
+        )
+        if not is_right:
+            raise UserError(
+                f"{self.workdir / 'extensions.json'} is damaged (it has no list of changes): restore it from a copy."
+            )
+        assert isinstance(entries, list)
+        config = self.config_fields()
+        # `extend` writes config.json last. If the process was killed before that, the last change was not made.
+        if entries and any(config.get(name) != value for name, value in entries[-1]["after"].items()):
+            return entries[:-1]
+        return entries
+
+    def extend(self, entry: dict[str, Any], config: ConfigDict) -> None:
+        """Changes the config of the run and adds an entry for `extensions`.
+
+        config.json is written last. If the process is killed before that, the run keeps its old config and can be resumed with
+        it, and the next call replaces the entry.
+        """
+        status = self.status()
+        self._write("extensions.json", {"extensions": [*self.extensions(), entry]})
+        self.write_status("incomplete", status["step"], status["best"], rows=status["rows"])
+        self._write("config.json", load.to_dict(config))
 
     def status(self) -> dict[str, Any]:
         """The contents of status.json: `state`, `step`, `best`, `message` and `rows`. `write_status` explains these keys."""
@@ -178,13 +231,18 @@ class Run:
         with contextlib.suppress(FileNotFoundError), self._metrics.open("rb") as file:
             os.fsync(file.fileno())
 
-    def begin(self, config: ConfigDict, vocab: Vocab, corpus: dict[str, Any]) -> None:
+    def begin(self, config: ConfigDict, vocab: Vocab, corpus: dict[str, Any], parent: dict[str, Any] | None = None) -> None:
         """Writes the first files of a new run.
 
         status.json is written last, because `exists` recognises the directory of a run by this file.
+
+        Args:
+          parent: what `parent` returns; None if the run begins with random parameters.
         """
         self._write("vocab.json", vocab.to_dict())
         self._write("corpus.json", corpus)
+        if parent is not None:
+            self._write("parent.json", parent)
         self._write("config.json", load.to_dict(config))
         self.write_status("incomplete", 0, None)
 
@@ -390,8 +448,11 @@ def check_checkpoint_name(which: str) -> None:
         raise UserError(f"--checkpoint={which}: must be best, latest or a step.")
 
 
-def exists(workdir: str | os.PathLike, config: ConfigDict) -> bool:
+def exists(workdir: str | os.PathLike, config: ConfigDict, extend: bool = False) -> bool:
     """Whether the directory already holds a run with this config. Writes nothing.
+
+    Args:
+      extend: whether the config may differ from the config of the run in the keys that --extend may change.
 
     Raises:
       UserError: the directory holds other files, holds a run with another config, or can't be written.
@@ -418,9 +479,14 @@ def exists(workdir: str | os.PathLike, config: ConfigDict) -> bool:
     run = Run(path)
     run.status()
     different = load.differences(load.to_dict(run.config()), load.to_dict(config))
-    if different:
-        listed = load.in_words(different)
-        raise UserError(f"--workdir={workdir} holds a run with another config: {listed}; choose another directory.")
+    refused = {name: values for name, values in different.items() if name not in keys.EXTENDABLE}
+    if refused and extend:
+        raise UserError(
+            f"--extend can't change {load.in_words(refused)} of the run in --workdir={workdir}: leave them as saved."
+        )
+    if different and not extend:
+        advice = "choose another directory" if refused else "choose another directory, or add --extend to change the run"
+        raise UserError(f"--workdir={workdir} holds a run with another config: {load.in_words(different)}; {advice}.")
     return True
 
 

@@ -1,4 +1,4 @@
-"""Opens the run directory of a training, goes back to a checkpoint after a divergence, and records a failure."""
+"""Describes a training, opens its run directory, goes back to a checkpoint after a divergence, and records a failure."""
 
 import contextlib
 import functools
@@ -9,32 +9,55 @@ from ml_collections import ConfigDict
 
 from charlm import progress as messages
 from charlm.config import keys, load
-from charlm.errors import Failure
+from charlm.data.batches import Framing
+from charlm.errors import Failure, UserError
 from charlm.hardware import processes
-from charlm.models import stack
+from charlm.models import drawing, stack
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
+from charlm.training import extending, inheriting
 from charlm.training.judging import Diverged, best_in_words
-from charlm.training.setup import Setup, set_up
+from charlm.training.setup import Setup, describe, set_up
 from charlm.training.state import Progress, TrainState, resumed
 
 
-def has_ended(run: Run, config: ConfigDict) -> bool:
+def has_ended(run: Run, config: ConfigDict, extend: bool = False) -> bool:
     """Whether the directory holds a finished run of this config. If so, prints the result of the run.
+
+    Args:
+      extend: whether the config may change the run. The run has then ended only if the config changes nothing.
 
     Raises:
       UserError: the directory can't be used.
       Failure: the run in the directory has diverged.
     """
-    if not run_module.exists(str(run.workdir), config):
+    if not run_module.exists(str(run.workdir), config, extend):
+        if extend:
+            raise UserError(f"--extend: --workdir={run.workdir} holds no run: leave out --extend to begin one.")
         return False
     status = run.status()
     if status["state"] == "diverged":
         raise Failure(f"{run.workdir} has diverged ({status['message']}): change the config and train into another directory.")
+    if load.differences(load.to_dict(run.config()), load.to_dict(config)):
+        return False
     if status["state"] == "done":
+        if extend:
+            messages.warn("--extend changes nothing, because the run already has this config.")
         messages.tell(f"{run.workdir} is done at step {status['step']}: {best_in_words(status['best'])}.")
     return status["state"] == "done"
+
+
+def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
+    """Prints the description of a config and all parameters, and writes a picture of the network. Returns the exit status."""
+    setup = set_up(config)
+    inheritance = inheriting.read(config, setup)
+    describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)), verbose=True)
+    if inheritance:
+        inheriting.tell(inheritance.parent)
+    dot = drawing.unrolled(*setup.functions.shape, graph_steps, last_only=Framing.of(config).window > 0)
+    print(f"written: {', '.join(drawing.write(dot, graph))}")
+    return 0
 
 
 def identical_setup(config: ConfigDict) -> Setup:
@@ -42,17 +65,22 @@ def identical_setup(config: ConfigDict) -> Setup:
     return processes.make_identical(lambda: set_up(config), functools.partial(_fingerprint, config))
 
 
-def open_run(run: Run, config: ConfigDict, setup: Setup, stack_of_contexts: contextlib.ExitStack) -> bool:
+def open_run(run: Run, config: ConfigDict, setup: Setup, stack_of_contexts: contextlib.ExitStack, extend: bool) -> bool:
     """Locks the directory, and begins a run if the directory holds none. Returns whether the run is already finished.
 
     Args:
       stack_of_contexts: holds the lock. Closing the stack releases the lock.
+      extend: whether the config may change the run that the directory holds.
     """
+    extension = extending.plan(run, config, setup) if extend else None
+    inheritance = inheriting.for_run(run, config, setup)
     run_module.make(str(run.workdir))
     stack_of_contexts.enter_context(run.locked())
     # Check again, because another process could begin or end the run before this process held the lock.
+    if extension:
+        extending.apply(run, extension)
     if not run_module.exists(str(run.workdir), config):
-        run.begin(config, setup.vocab, setup.provenance)
+        run.begin(config, setup.vocab, setup.provenance, inheritance and inheritance.parent)
     elif has_ended(run, config):
         return True
     run.check_data(setup.vocab, setup.provenance)
@@ -61,6 +89,8 @@ def open_run(run: Run, config: ConfigDict, setup: Setup, stack_of_contexts: cont
         parameters=stack.parameter_count(jax.eval_shape(setup.functions.init, jax.random.key(0))),
         total_steps=setup.total_steps,
     )
+    if inheritance:
+        inheriting.save(run, inheritance)
     return False
 
 

@@ -41,19 +41,20 @@ RULES = {
     "sgd": Rule(lambda config: optax.trace(config.optim.momentum) if config.optim.momentum > 0 else optax.identity()),
 }
 
-# Each function takes the config and the number of steps after the warm-up. It returns the schedule of these steps.
-SCHEDULES: dict[str, Callable[[ConfigDict, int], optax.Schedule]] = {
-    "constant": lambda config, steps: optax.constant_schedule(config.optim.learning_rate),
-    "cosine": lambda config, steps: optax.cosine_decay_schedule(
+# Each function takes the config, the number of steps after the warm-up, and the number of steps of an epoch. It returns the
+# schedule of the steps after the warm-up.
+SCHEDULES: dict[str, Callable[[ConfigDict, int, int], optax.Schedule]] = {
+    "constant": lambda config, steps, epoch: optax.constant_schedule(config.optim.learning_rate),
+    "cosine": lambda config, steps, epoch: optax.cosine_decay_schedule(
         config.optim.learning_rate, max(1, steps), config.optim.final_fraction
     ),
-    "trapezoid": lambda config, steps: _trapezoid(config, steps),
-    "exponential": lambda config, steps: _exponential(config, staircase=False),
-    "step": lambda config, steps: _exponential(config, staircase=True),
+    "trapezoid": lambda config, steps, epoch: _trapezoid(config, steps, epoch),
+    "exponential": lambda config, steps, epoch: _exponential(config, epoch, staircase=False),
+    "step": lambda config, steps, epoch: _exponential(config, epoch, staircase=True),
 }
 
 
-def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
+def schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
     """The learning rate by step: a linear warm-up from 0, then the schedule that `optim.schedule` names.
 
     `constant` keeps the peak rate. `cosine` falls along half a cosine from the peak rate. `trapezoid` is constant and then
@@ -62,9 +63,14 @@ def schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
 
     `exponential` and `step` multiply the rate by `optim.decay_rate` every `optim.decay_steps` steps. `exponential` lowers
     the rate a little at every step. `step` keeps the rate constant between two multiplications.
+
+    With `optim.decay_after`, `exponential` and `step` are first constant for this time. Then `exponential` begins, and `step`
+    makes its first multiplication. `optim.decay_epochs=1` with `optim.decay_after=10` and `optim.decay_rate=0.97` is the
+    schedule of char-rnn (Karpathy 2015): 10 epochs at the peak rate, and the rate of each later epoch is 0.97 times the rate of
+    the epoch before it. Times in epochs are rounded to whole steps.
     """
     warmup = config.optim.warmup_steps
-    after = SCHEDULES[config.optim.schedule](config, total_steps - warmup)
+    after = SCHEDULES[config.optim.schedule](config, total_steps - warmup, steps_per_epoch)
     if warmup == 0:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, config.optim.learning_rate, warmup), after], [warmup])
@@ -125,15 +131,27 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def _trapezoid(config: ConfigDict, steps: int) -> optax.Schedule:
-    peak, falling = config.optim.learning_rate, max(1, min(config.optim.decay_steps, steps))
+def _decay_steps(config: ConfigDict, steps_per_epoch: int) -> tuple[int, int]:
+    """`optim.decay_steps` or `optim.decay_epochs` in steps, at least 1, and `optim.decay_after` in steps."""
+    if epochs := config.optim.decay_epochs:
+        return max(1, round(epochs * steps_per_epoch)), round(config.optim.decay_after * steps_per_epoch)
+    return config.optim.decay_steps, round(config.optim.decay_after)
+
+
+def _trapezoid(config: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    decay_steps, _ = _decay_steps(config, steps_per_epoch)
+    peak, falling = config.optim.learning_rate, max(1, min(decay_steps, steps))
     fall = optax.linear_schedule(peak, peak * config.optim.final_fraction, falling)
     return optax.join_schedules([optax.constant_schedule(peak), fall], [steps - falling])
 
 
-def _exponential(config: ConfigDict, staircase: bool) -> optax.Schedule:
-    peak, every, factor = config.optim.learning_rate, config.optim.decay_steps, config.optim.decay_rate
-    return optax.exponential_decay(peak, every, factor, staircase=staircase)
+def _exponential(config: ConfigDict, steps_per_epoch: int, staircase: bool) -> optax.Schedule:
+    every, after = _decay_steps(config, steps_per_epoch)
+    decay = optax.exponential_decay(config.optim.learning_rate, every, config.optim.decay_rate, staircase=staircase)
+    if after == 0:
+        return decay
+    begin = after - every if staircase else after  # a staircase makes its first multiplication `every` steps after its begin
+    return lambda step: decay(jnp.maximum(step - begin, 0) * (step >= after))
 
 
 def _has_keras_eps(config: ConfigDict) -> bool:

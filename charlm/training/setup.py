@@ -1,6 +1,6 @@
 """Makes from a config what a training needs: the data, the functions of the model, and numbers such as the number of steps.
 
-This module writes no files, except the picture of the network for --describe.
+This module writes no files.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import sample
 from charlm.inference.protocol import Counts, Protocol
-from charlm.models import drawing, stack
+from charlm.models import stack
 from charlm.training import optim
 
 LISTED = 20  # the maximum number of odd symbols that are listed
@@ -97,7 +97,7 @@ def set_up(config: ConfigDict) -> Setup:
         protocol.check(encoded["validation"])  # reports an error now instead of after the first epoch
     elif best_by == "validation":
         raise UserError("train.best=validation: corpus.split leaves no validation text, so train.best must be train.")
-    total_steps = config.train.steps or max(1, round(config.train.epochs * training.steps_per_epoch))
+    total_steps = length(config, training.steps_per_epoch)
     return Setup(
         vocab=vocab,
         provenance=corpus.provenance,
@@ -107,7 +107,7 @@ def set_up(config: ConfigDict) -> Setup:
         mesh=_mesh(training.rows, devices.wanted(config)),
         total_steps=total_steps,
         steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions),
-        rates=optim.rates(optim.schedule(config, total_steps)),
+        rates=learning_rates(config, training.steps_per_epoch),
         optimizer=optim.optimizer(config),
         log_every=config.train.log_every,
         eval_every=config.train.eval_every or training.steps_per_epoch,
@@ -119,6 +119,16 @@ def set_up(config: ConfigDict) -> Setup:
         draw_sample=_sample_drawer(config, functions, vocab, seed, framing, corpus.splits),
         seed=seed,
     )
+
+
+def length(config: ConfigDict, steps_per_epoch: int) -> int:
+    """The number of steps of the whole training."""
+    return config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
+
+
+def learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable[[int, int], np.ndarray]:
+    """The `rates` of a Setup."""
+    return optim.rates(optim.schedule(config, length(config, steps_per_epoch), steps_per_epoch))
 
 
 def steps_per_call(wanted: int, framing: batches.Framing, functions: stack.Functions) -> int:
@@ -158,15 +168,6 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
     progress.tell("\n".join([*lines, f"training: {length}; {where}"]))
     if cut := batches.cut_in_words(_lengths_of_cut_splits(setup), setup.protocol.framing.length):
         progress.warn(cut)
-
-
-def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
-    """Prints the description of a config and all parameters, and writes a picture of the network. Returns the exit status."""
-    setup = set_up(config)
-    describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)), verbose=True)
-    dot = drawing.unrolled(*setup.functions.shape, graph_steps, last_only=batches.Framing.of(config).window > 0)
-    print(f"written: {', '.join(drawing.write(dot, graph))}")
-    return 0
 
 
 def _data_lines(setup: Setup) -> list[str]:

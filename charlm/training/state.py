@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,14 @@ def initial_state(functions: stack.Functions, optimizer: optax.GradientTransform
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), functions.zero_carry(rows))
 
 
+def initial_state_maker(setup: Setup) -> Callable[[np.uint32], TrainState]:
+    """Returns a compiled function, seed → the state before the first step.
+
+    The seed is an argument, so that one compiled program serves all seeds.
+    """
+    return jax.jit(functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows))
+
+
 def placed(state: TrainState, mesh: Mesh) -> TrainState:
     """Puts the state on the devices of the mesh.
 
@@ -148,14 +157,12 @@ def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[Tr
       checkpoints: None in every process except the first process. The first process sends the state and the progress to the
         other processes.
     """
-    initial = jax.jit(functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows))
-    seed = np.uint32(setup.seed)  # an argument of `initial`, so that one compiled program serves all seeds
-    abstract = jax.eval_shape(initial, seed)
+    initial, seed = initial_state_maker(setup), np.uint32(setup.seed)
     restored: list[TrainState] = []
 
     def latest() -> dict | None:
         assert checkpoints is not None
-        found = _latest(setup, run, checkpoints, abstract)
+        found = _latest(setup, run, checkpoints)
         if found is None:
             return None
         restored.append(found[0])
@@ -164,33 +171,79 @@ def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[Tr
     saved = processes.run_on_first_process(latest)
     if saved is None:
         return placed(initial(seed), setup.mesh), Progress()
-    arrays = restored[0] if restored else jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
+    arrays = (
+        restored[0] if restored else jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(initial, seed))
+    )
     return placed(TrainState(*processes.broadcast_from_first(arrays)), setup.mesh), Progress.from_dict(saved)
 
 
-def _latest(setup: Setup, run: Run, checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState, dict] | None:
-    """The state and progress in the latest readable checkpoint, or None. Deletes the metrics rows of later steps."""
-    steps, unreadable = checkpoints.steps(), []
-    for step in reversed(steps):
+class Latest(NamedTuple):
+    """The latest readable checkpoint.
+
+    Attributes:
+      params, rest, progress: what `Checkpoints.restore` returns.
+      unreadable: the steps of the later checkpoints, which can't be read.
+    """
+
+    step: int
+    params: Any
+    rest: tuple
+    progress: dict
+    unreadable: list[int]
+
+
+def latest_checkpoint(setup: Setup, checkpoints: Checkpoints) -> Latest | None:
+    """Reads the latest readable checkpoint. A warning names the later ones. Returns None if no checkpoint can be read."""
+    abstract = jax.eval_shape(lambda: initial_state(setup.functions, setup.optimizer, setup.batches.rows, 0))
+    unreadable: list[int] = []
+    for step in reversed(checkpoints.steps()):
         try:
-            params, rest, saved = checkpoints.restore(step, *to_checkpoint(abstract))
+            return Latest(step, *checkpoints.restore(step, *to_checkpoint(abstract)), unreadable)
         except Failure as error:
             messages.warn(f"{error}: going back to the checkpoint before it.")
             unreadable.append(step)
-            continue
+    return None
+
+
+def forget_best(progress: Progress) -> None:
+    """Forgets the best evaluation, because later evaluations can't be compared with it."""
+    progress.best, progress.since_best = None, 0
+
+
+def _latest(setup: Setup, run: Run, checkpoints: Checkpoints) -> tuple[TrainState, dict] | None:
+    """The state and progress in the latest readable checkpoint, or None. Deletes the metrics rows of later steps."""
+    if found := latest_checkpoint(setup, checkpoints):
+        step, params, rest, saved, unreadable = found
         for later in unreadable:
             checkpoints.set_aside(later)
+        _note_extensions(run, step, saved)
         run.write_status("incomplete", step, saved["best"], rows=saved.get("rows", 0))
         kept, dropped = run.rewind(step, evaluated=saved["evaluated"] is not None)
         if kept < saved.get("rows", 0):
             messages.warn(f"{run.workdir / 'metrics.jsonl'} has {kept} of its {saved['rows']} rows: the others are lost.")
         later_rows = f" ({messages.counted(dropped, 'later row')} of metrics dropped)" if dropped else ""
-        messages.tell(f"resuming at step {step} of {setup.total_steps}{later_rows}.")
+        if step > 0:  # a run that begins with the parameters of another run has a checkpoint of step 0
+            messages.tell(f"resuming at step {step} of {setup.total_steps}{later_rows}.")
         return from_checkpoint(step, params, rest), saved
-    if steps:
+    if checkpoints.steps():
         raise Failure(f"no checkpoint of {run.workdir} can be read: restore one from a copy, or train into another directory.")
     if (reached := run.status()["step"]) > 0:
         messages.warn(f"{run.workdir} has no checkpoint, although it had reached step {reached}: it starts again.")
         run.write_status("incomplete", 0, None)
     run.rewind(0, evaluated=False)
     return None
+
+
+def _note_extensions(run: Run, step: int, saved: dict) -> None:
+    """Forgets in a saved progress the best evaluation if an extension of the run has changed the protocol since then.
+
+    Warns if an extension began after this step, because the steps in between are then trained with the changed config.
+    """
+    for extension in run.extensions():
+        if extension["resets_best"] and saved.get("rows", 0) <= extension["rows"]:
+            saved |= {"best": None, "since_best": 0}
+        if step < extension["step"]:
+            messages.warn(
+                f"{run.workdir} was extended at step {extension['step']}, but resumes at step {step}: the steps in between are "
+                "trained with the changed config."
+            )

@@ -13,7 +13,7 @@ from charlm.hardware import devices, processes
 from charlm.inference import evaluate
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
-from charlm.training import judging, opening, signals
+from charlm.training import inheriting, judging, opening, signals
 from charlm.training.feeding import arguments_maker, steps_at_once
 from charlm.training.judging import Diverged
 from charlm.training.record import Clock, NoRecord, Record
@@ -22,7 +22,7 @@ from charlm.training.state import Progress, Sums, TrainState, params_to_evaluate
 from charlm.training.step import make_train_step, several
 
 
-def train(config: ConfigDict, workdir: str, verbose: bool = False) -> int:
+def train(config: ConfigDict, workdir: str, verbose: bool = False, extend: bool = False) -> int:
     """Trains a model, or resumes the run in the run directory. Returns the exit status.
 
     With several processes, every process calls this function. Only the first process reads and writes the run directory.
@@ -31,6 +31,8 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False) -> int:
       config: a config that has been checked, for example by `load.load`.
       workdir: the run directory.
       verbose: whether to print the name and shape of every parameter.
+      extend: whether the config may change the length, the learning rate, the evaluations and the samples of the run in the
+        run directory.
 
     Raises:
       UserError: the run directory or the corpus can't be used.
@@ -39,17 +41,19 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False) -> int:
     """
     run = run_module.Run(workdir)
     with processes.detect_process_loss(), contextlib.ExitStack() as stack:
-        if processes.run_on_first_process(opening.has_ended, run, config):
+        if processes.run_on_first_process(opening.has_ended, run, config, extend):
             return 0
         setup = opening.identical_setup(config)
         stack.enter_context(run.writing())
-        if processes.run_on_first_process(opening.open_run, run, config, setup, stack):
+        if processes.run_on_first_process(opening.open_run, run, config, setup, stack, extend):
             return 0
         is_first = processes.is_first()
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints))) if is_first else None
         state, progress = resumed(setup, run, checkpoints)
         if is_first:
             describe(setup, state.params, verbose)
+            if progress.step == 0 and (parent := run.parent()):
+                inheriting.tell(parent)
         received, stopped_by = stack.enter_context(signals.caught()), None
         while stopped_by is None:
             try:

@@ -113,7 +113,7 @@ def our_steps(recipe, vocab: Vocab, params, steps) -> list[step_module.StepMetri
     rows = len(steps[0].reset_B)
     state = step_module.TrainState(jax.numpy.zeros((), "int32"), params, optimizer.init(params), functions.zero_carry(rows))
     step = jax.jit(step_module.make_train_step(functions, optimizer, mesh, vocab.id_of(PAD)))
-    rates, metrics = optim.rates(optim.schedule(recipe, len(steps)))(0, len(steps)), []
+    rates, metrics = optim.rates(optim.schedule(recipe, len(steps), len(steps)))(0, len(steps)), []
     for batch, rate in zip(steps, rates, strict=True):
         state, of_step = step(state, batch, rate, 0)
         metrics.append(step_module.StepMetrics(*(float(value) for value in of_step if value is not None)))

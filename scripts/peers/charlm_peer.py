@@ -65,7 +65,7 @@ def train(job: dict, config) -> None:
     mesh = devices.mesh(data.rows, devices.wanted(config))
     step = jax.jit(several(make_train_step(functions, optimizer, mesh)), donate_argnums=0)
     together = setup.steps_per_call(config.train.steps_per_call, framing, functions)
-    rates = optim.rates(optim.schedule(config, 1_000_000))
+    rates = optim.rates(optim.schedule(config, 1_000_000, data.steps_per_epoch))
     initial = jax.jit(lambda: state_module.initial_state(functions, optimizer, data.rows, 0))
     state, done = state_module.placed(initial(), mesh), 0
 

@@ -108,6 +108,8 @@ def page(request, browser, tmp_path):
         samples=[(100, HOSTILE)],
         state="failed",
     )
+    parent = {"path": "/runs/parent", "step": 40, "digest": "0", "new_symbols": [], "dropped_symbols": []}
+    (folder / "run1" / "parent.json").write_text(json.dumps(parent))
     make_run(folder / "other_protocol", protocol={**PROTOCOL, "state": "zero"})
     metrics = folder / "run0" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"chars": 1000,', '"chars": 1000, "bytes": 1250, "unknown": 7,'))
@@ -138,6 +140,7 @@ def test_clicking_a_heading_sorts_the_table(page):
     assert len(perplexities) == 5
     assert perplexities == sorted(perplexities, key=float)
     assert column(page, "nats")[0] == "1.5000"
+    assert column(page, "parent") == ["", "/runs/parent step 40", "", "", ""]
     page.click("#table th[data-column=perplexity] button")
     assert column(page, "perplexity") == perplexities[::-1]
     page.click("#table th[data-column='model.hidden'] button")

@@ -45,18 +45,41 @@ def updates(grads=GRADS, steps=1, **keys):
         ),
         ({"schedule": "step", "decay_rate": 0.5, "decay_steps": 30}, {29: 0.1, 30: 0.05, 59: 0.05, 60: 0.025}),
         ({"schedule": "exponential", "decay_rate": 0.5, "decay_steps": 30}, {0: 0.1, 15: 0.1 * 0.5**0.5, 30: 0.05}),
+        ({"schedule": "step", "decay_steps": 30, "decay_after": 10}, {9: 0.1, 10: 0.05, 39: 0.05, 40: 0.025, 70: 0.0125}),
+        ({"schedule": "step", "decay_steps": 10, "decay_after": 50}, {49: 0.1, 50: 0.05, 59: 0.05, 60: 0.025, 70: 0.0125}),
+        ({"schedule": "step", "decay_epochs": 1.5, "decay_after": 2.0}, {39: 0.1, 40: 0.05, 69: 0.05, 70: 0.025}),
+        ({"schedule": "step", "decay_epochs": 2.0}, {39: 0.1, 40: 0.05, 79: 0.05, 80: 0.025}),
+        ({"schedule": "step", "decay_epochs": 1.0, "decay_after": 1.0, "warmup_steps": 10}, {5: 0.05, 29: 0.1, 30: 0.05}),
+        (
+            {"schedule": "exponential", "decay_epochs": 1.0, "decay_after": 2.0},
+            {0: 0.1, 40: 0.1, 50: 0.1 * 0.5**0.5, 60: 0.05, 80: 0.025},
+        ),
+        ({"schedule": "trapezoid", "decay_epochs": 2.0, "final_fraction": 0.2}, {60: 0.1, 80: 0.06, 100: 0.02}),
     ],
 )
 def test_schedules(keys, by_step):
-    schedule = optim.schedule(config_of(**keys), total_steps=100)
+    schedule = optim.schedule(config_of(**keys), total_steps=100, steps_per_epoch=20)
     for step, expected in by_step.items():
         assert float(schedule(step)) == pytest.approx(expected, abs=1e-8)
         assert optim.rates(schedule)(step, 1) == pytest.approx([expected], abs=1e-8)
 
 
+def test_the_schedule_of_char_rnn():
+    """Compares with the loop of char-rnn's train.lua, whose iterations count from 1 and change the rate after an iteration."""
+    steps_per_epoch, decay, decay_after = 7, 0.97, 10
+    rate, expected = 2e-3, []
+    for i in range(1, 15 * steps_per_epoch + 1):
+        expected.append(rate)
+        if i % steps_per_epoch == 0 and i / steps_per_epoch >= decay_after:
+            rate *= decay
+    keys = {"learning_rate": 2e-3, "schedule": "step", "decay_rate": decay, "decay_epochs": 1.0, "decay_after": decay_after}
+    schedule = optim.schedule(config_of(**keys), len(expected), steps_per_epoch)
+    np.testing.assert_allclose(optim.rates(schedule)(0, len(expected)), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("keys", [{"schedule": "constant"}, {"schedule": "cosine", "warmup_steps": 1000}])
 def test_the_rate_of_a_step_is_the_same_in_every_call_that_returns_it(keys):
-    schedule = optim.schedule(config_of(**keys), total_steps=4000)
+    schedule = optim.schedule(config_of(**keys), total_steps=4000, steps_per_epoch=20)
     rates = optim.rates(schedule)
     whole = rates(0, 3000)
     assert whole.dtype == np.float32

@@ -18,7 +18,7 @@ from charlm.inference.protocol import Protocol
 from charlm.models import cells, stack
 from charlm.models.initializers import initializers
 from charlm.rundir.run import Run
-from charlm.training import setup, train
+from charlm.training import opening, train
 from configs import base
 
 GRU = "plain_gru"
@@ -202,7 +202,7 @@ def test_a_new_cell_trains_resumes_evaluates_and_samples(small, tmp_path, monkey
         len(np.concatenate(list(windowed(trained.params, trained.vocab.encode("ab"), 1, 5, 0.0, jax.random.key(0))), 1)[0]) == 5
     )
 
-    assert setup.describe_only(config, str(tmp_path / "net.dot"), 2) == 0
+    assert opening.describe_only(config, str(tmp_path / "net.dot"), 2) == 0
     assert 'label="GRU 2' in (tmp_path / "net.dot").read_text()
     assert "LSTM" not in (tmp_path / "net.dot").read_text()
     assert json.loads((uninterrupted / "config.json").read_text())["model"]["cell"] == GRU
