@@ -2,6 +2,7 @@
 
 - `reading` reads the losses, other results and learning curves of runs.
 - `tables` makes the tables, as text, Markdown or CSV.
+- `curves` computes the mean curve of several seeds.
 - `plots` draws the plots.
 - `report` writes the HTML page; `report.html` is its template.
 - `listing` lists runs as dicts, for `charlm.runs`.

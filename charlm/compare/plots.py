@@ -21,6 +21,7 @@ from matplotlib.ticker import FuncFormatter
 
 from charlm import files
 from charlm.compare import reading, tables
+from charlm.compare.curves import Curve, curve_of
 from charlm.config import keys as config_keys
 from charlm.errors import UserError
 
@@ -28,22 +29,6 @@ MAX_NAMED_CURVES = 10  # if a plot has more curves, its legend names only the MA
 X_LABELS = {"step": "steps", "chars": "characters trained on", "seconds": "seconds"}
 MAX_TICKS = 12  # on the x axis for a numeric key, each value has its own tick if there are at most this many values
 LOG_RATIO = 30.0  # the x axis of learning curves is logarithmic if its largest value exceeds LOG_RATIO times its smallest value
-
-
-class Curve(NamedTuple):
-    """The learning curve of a group of runs that differ only in their seed.
-
-    Attributes:
-      x: the position of each point on the x axis, in steps, characters or seconds, (points,).
-      mean: the mean over the seeds at each point, in nats/char, (points,).
-      low: the minimum over the seeds at each point, in nats/char, (points,).
-      high: the maximum over the seeds at each point, in nats/char, (points,).
-    """
-
-    x: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
 
 
 class _Plot(NamedTuple):
@@ -81,7 +66,7 @@ def write(file: str, comparable: Sequence[tuple[dict, Sequence[tables.Group]]], 
     ]
     if not comparable:
         raise UserError(f"--plot={file}: none of these runs has a figure for --metric={metric} yet.")
-    plots = [_Plot(protocol, groups, *(("", []) if by else _curves(groups, metric, x))) for protocol, groups in comparable]
+    plots = [_Plot(protocol, groups, *(("", []) if by else _curves(groups, metric))) for protocol, groups in comparable]
     plots = [plot for plot in plots if by or plot.curves]
     if not plots:
         raise UserError(f"--plot={file}: these runs have no curves: they have written no metrics.")
@@ -104,29 +89,7 @@ def write(file: str, comparable: Sequence[tuple[dict, Sequence[tables.Group]]], 
     return file
 
 
-def curve_of(series: Sequence[dict[str, list]], x: str) -> Curve | None:
-    """The curve of a group, with a point for each step at which all its runs have a value. None if there is no such step.
-
-    Args:
-      series: the curve of each run, for one split, as in the result of `reading.series`.
-      x: what the x axis shows: step, chars or seconds.
-    """
-    seeds = [reading.plottable(each) for each in series]
-    steps = sorted(set.intersection(*(set(seed["step"]) for seed in seeds))) if seeds else []
-    if not steps:
-        return None
-    index_of = [{step: index for index, step in enumerate(seed["step"])} for seed in seeds]
-
-    def at_steps(name: str) -> np.ndarray:
-        """The values of this name as an array of the shape (seeds, steps)."""
-        rows = [[seed[name][index[step]] for step in steps] for seed, index in zip(seeds, index_of, strict=True)]
-        return np.array(rows, float)
-
-    nats = at_steps("nats")
-    return Curve(at_steps(x).mean(0), nats.mean(0), nats.min(0), nats.max(0))
-
-
-def _curves(groups: Sequence[tables.Group], metric: str, x: str) -> tuple[str, list[tuple[tables.Group, Curve]]]:
+def _curves(groups: Sequence[tables.Group], metric: str) -> tuple[str, list[tuple[tables.Group, Curve]]]:
     """The split to plot, and the groups with their curves. The best group comes first. Groups without a curve are left out.
 
     All groups are plotted for the same split. This split is `train` if the metric is `train` or if no run has been evaluated,
@@ -141,7 +104,7 @@ def _curves(groups: Sequence[tables.Group], metric: str, x: str) -> tuple[str, l
     series = [[reading.series(record) for record in group.averaged] for group in ranked]
     evaluated = any(each["validation"]["step"] for seeds in series for each in seeds)
     split = "validation" if evaluated and metric != "train" else "train"
-    curves = [(group, curve_of([each[split] for each in seeds], x)) for group, seeds in zip(ranked, series, strict=True)]
+    curves = [(group, curve_of([each[split] for each in seeds])) for group, seeds in zip(ranked, series, strict=True)]
     return split, [(group, curve) for group, curve in curves if curve is not None]
 
 
@@ -156,15 +119,16 @@ def _draw_curves(axis: Axes, split: str, curves: Sequence[tuple[tables.Group, Cu
         named = not many or rank < MAX_NAMED_CURVES // 2
         style: dict[str, Any] = {"linewidth": 1.8, "alpha": 1.0} if named else {"linewidth": 0.7, "alpha": 0.6}
         label = _label(group, keys) if named else None
-        marker = "o" if len(curve.x) <= 30 and not many else None
-        axis.plot(curve.x, np.exp(curve.mean), color=colours[rank], label=label, marker=marker, markersize=3, **style)
+        xs = getattr(curve, x)
+        marker = "o" if len(xs) <= 30 and not many else None
+        axis.plot(xs, np.exp(curve.mean), color=colours[rank], label=label, marker=marker, markersize=3, **style)
         if len(group.averaged) > 1:
-            axis.fill_between(curve.x, np.exp(curve.low), np.exp(curve.high), color=colours[rank], alpha=0.2, linewidth=0)
+            axis.fill_between(xs, np.exp(curve.low), np.exp(curve.high), color=colours[rank], alpha=0.2, linewidth=0)
     axis.set_xlabel(X_LABELS[x])
     axis.set_ylabel(f"{split} perplexity" if split == "validation" else "training perplexity")
     axis.set_yscale("log")
     _plain_ticks(axis.yaxis)
-    xs = np.concatenate([curve.x for _, curve in curves])
+    xs = np.concatenate([getattr(curve, x) for _, curve in curves])
     if xs.min() > 0 and xs.max() / xs.min() > LOG_RATIO:
         axis.set_xscale("log")
     axis.grid(True, which="both", alpha=0.15)

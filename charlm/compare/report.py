@@ -1,5 +1,7 @@
 """Writes one HTML page that compares runs. The page has a table, curves, the differences of the configs, and samples.
 
+As in the table of the program compare, runs that differ only in their seed are one row. A switch on the page shows single runs.
+
 The page contains its data and needs no network. It shows texts from runs, such as names and samples, as text, never as HTML.
 """
 
@@ -12,10 +14,12 @@ from collections.abc import Sequence
 
 from charlm import files
 from charlm.compare import reading, tables
+from charlm.compare.curves import curve_of
 from charlm.config import keys as config_keys
 from charlm.errors import UserError
 
 MAX_POINTS = 400  # per curve
+FIGURES = ("best", "best_step", "last", "test", "train", "steps", "parameters", "chars_per_second", "seconds")
 MAX_SAMPLES = 12  # per run; the page contains the latest samples
 
 
@@ -40,16 +44,16 @@ def content(records: Sequence[reading.Record]) -> dict:
     most runs comes first.
     """
     runs: list[dict] = []
+    groups: list[dict] = []
     protocols: list[str] = []
     for protocol, members in tables.by_protocol(records, "best"):
         # The page can sort runs by any of its columns. If the test losses of these runs have different protocols, they can't be
         # compared. In that case the page contains no test losses.
         hidden = set() if tables.share_protocol(members, "test") else {"test"}
+        number_of = {record.path: number for number, record in enumerate(members, start=len(runs))}
+        groups += [_group(group, number_of, len(protocols), hidden) for group in tables.groups_of(members)]
         for record in members:
-            results = {
-                name: None if name in hidden else _finite(getattr(record, name))
-                for name in ("best", "best_step", "last", "test", "train", "steps", "parameters", "chars_per_second", "seconds")
-            }
+            results = {name: None if name in hidden else _finite(getattr(record, name)) for name in FIGURES}
             runs.append(
                 {
                     "name": record.name,
@@ -70,11 +74,58 @@ def content(records: Sequence[reading.Record]) -> dict:
     keys = tables.differing_keys(records)
     return {
         "runs": runs,
+        "groups": groups,
         "protocols": protocols,
         "keys": keys,
         "short": {key: config_keys.short(key) for key in keys},
         "read": read,
     }
+
+
+def _group(group: tables.Group, number_of: dict[pathlib.Path, int], protocol: int, hidden: set[str]) -> dict:
+    """The data of a row of the table. A single run needs only its number, because the page has the data of the run.
+
+    Args:
+      number_of: path of a run → the number of the run on the page.
+      protocol: the number of the protocol.
+      hidden: the metrics that the page does not show.
+    """
+    numbers = [number_of[record.path] for record in group.records]
+    if len(numbers) == 1:
+        return {"runs": numbers}
+    figures = {
+        name: group.figure(name)
+        if name in tables.METRICS
+        else tables.mean_and_error([getattr(record, name) for record in group.averaged])[0]
+        for name in FIGURES
+        if name not in hidden
+    }
+    series = [reading.series(record) for record in group.averaged]
+    return {
+        "runs": numbers,
+        "n": len(group.averaged),
+        "name": group.name,
+        "state": tables.states_in_words(group),
+        "parent": group.records[0].parent_in_words(),
+        "extended": group.records[0].extensions_in_words(),
+        "config": {key: _finite(value) for key, value in group.config.items() if key != "seed"},
+        "protocol": protocol,
+        **dict.fromkeys(FIGURES),
+        **{name: _finite(value) for name, value in figures.items()},
+        "bits_per_byte": _finite(group.bits_per_byte("best")),
+        "unknown": group.unknown("best"),
+        "error": tables.mean_and_error([record.best for record in group.averaged])[1],
+        "curves": {split: _mean_curve([each[split] for each in series]) for split in series[0]},
+    }
+
+
+def _mean_curve(series: Sequence[dict[str, list]]) -> dict[str, list]:
+    """The mean curve of several runs, and the lowest and the highest value of these runs at each point."""
+    curve = curve_of(series)
+    if curve is None:
+        return {name: [] for name in ("step", "chars", "seconds", "nats", "low", "high")}
+    values = {"nats" if name == "mean" else name: array.tolist() for name, array in curve._asdict().items()}
+    return _thinned(values | {"step": [round(step) for step in values["step"]]})
 
 
 def embedded(values: object) -> str:

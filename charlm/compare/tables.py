@@ -198,7 +198,7 @@ def columns_of(groups: Sequence[Group], metric: str, each: bool) -> list[Column]
         _column("time", _mean_of("seconds"), _duration),
         _column("parent", lambda group: group.records[0].parent_in_words(), lambda words: words or ""),
         _column("extended", lambda group: group.records[0].extensions_in_words(), lambda words: words or ""),
-        Column("state", _states, _states),
+        Column("state", states_in_words, states_in_words),
         Column("run", lambda group: group.name, lambda group: group.name),
     ]
     left_out = {metric}  # the column perplexity shows this metric
@@ -376,7 +376,8 @@ def _with_error(group: Group, metric: str, as_perplexity: bool = False) -> str:
     return _four_decimals(value) + (f" ± {error * slope:.4f}" if error is not None else "")
 
 
-def _states(group: Group) -> str:
+def states_in_words(group: Group) -> str:
+    """The states of the runs of a group, such as `done` or `2 done, 1 failed`."""
     states = [record.state for record in group.records]
     if len(set(states)) == 1:
         return states[0]

@@ -1,22 +1,22 @@
 """A conversation with a model: draws text after prompts that a user types one after another."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-import numpy as np
 
 from charlm.data.batches import Framing
 from charlm.errors import UserError
 from charlm.inference.model import SHORT, Model
 
 CONTINUE = "/continue"
+BROKEN = "\ufffd"  # stands for bytes that are no character
 
 
 class Session:
     """Draws one text after another, and keeps the state of the model after each of them.
 
     All texts are drawn by the same compiled program. To continue a text, the session does not read the text again from its
-    beginning: it keeps the state after most of the text, and reads at most SHORT characters again.
+    beginning: it keeps the state after most of the text, and reads only the rest again.
     """
 
     def __init__(
@@ -95,9 +95,13 @@ class Session:
             ended=ended,
             carry=self._carry,
         )
+        broken = ""
         for (piece,) in drawn:
-            self._rest += piece  # before the yield: after Ctrl-C, the session continues from the text that was printed
-            yield piece
+            # With bytes, a text may end within a character. This end is left out, so that `/continue` draws all of it.
+            shown = (broken + piece).rstrip(BROKEN if self._model.vocab.of_bytes else "")
+            broken = (broken + piece)[len(shown) :]
+            self._rest += shown  # before the yield: after Ctrl-C, the session continues from the text that was printed
+            yield shown
         self._at_end = 0 in ended and ended[0] is None
         self._stopped_by = ended.get(0) or ""
         self._advance()
@@ -107,10 +111,11 @@ class Session:
         if self._window:
             self._rest = self._rest[-self._window :]
             return
-        ids_N = self._model.vocab.encode(self._rest)
-        read = (len(ids_N) - 1) // SHORT * SHORT
-        if read and len(ids_N) == len(self._rest):
-            self._carry = self._model.carry_after(np.asarray(ids_N[:read]), self._carry)
+        vocab = self._model.vocab
+        ends = enumerate(itertools.accumulate(map(vocab.length_of, self._rest[:-1])), start=1)  # a character may be several ids
+        read = max((count for count, ids in ends if ids % SHORT == 0), default=0)
+        if read:
+            self._carry = self._model.carry_after(vocab.encode(self._rest[:read]), self._carry)
             self._rest = self._rest[read:]
 
     def _forget(self) -> None:

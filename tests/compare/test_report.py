@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import shutil
+import statistics
 
 import pytest
 from test_tables import PROTOCOL, make_run
@@ -47,6 +48,32 @@ def test_long_curves_get_fewer_points_and_keep_their_last_point(tmp_path):
     curve = report.content(records_below(tmp_path))["runs"][0]["curves"]["train"]
     assert len(curve["step"]) <= report.MAX_POINTS
     assert curve["step"][-1] == 5000
+
+
+SEEDS = ((2.0, 1.5), (2.2, 1.6), (2.1, 1.8))  # the validation losses of three runs that differ only in their seed
+
+
+def make_seeds(folder):
+    for seed, nats in enumerate(SEEDS):
+        make_run(folder / f"seed{seed}", {"model.hidden": 64, "seed": seed}, nats=nats, samples=[(100, f"words {seed}")])
+    make_run(folder / "alone", {"model.hidden": 32}, nats=(2.4, 1.9))
+
+
+def test_runs_that_differ_only_in_their_seed_are_one_row_with_the_figures_of_the_table(tmp_path):
+    make_seeds(tmp_path / "runs")
+    make_run(tmp_path / "runs" / "stopped", {"model.hidden": 64, "seed": 9}, nats=(9.0,), state="incomplete")
+    data = report.content(records_below(tmp_path / "runs"))
+    names = [[data["runs"][number]["name"] for number in group["runs"]] for group in data["groups"]]
+    assert sorted(names) == [["alone"], ["seed0", "seed1", "seed2", "stopped"]]
+    group = next(group for group in data["groups"] if len(group["runs"]) > 1)
+    assert group["best"] == pytest.approx((1.5 + 1.6 + 1.8) / 3)  # a run that is not done is not averaged
+    assert group["error"] == pytest.approx(statistics.stdev([1.5, 1.6, 1.8]) / 3**0.5)
+    assert (group["n"], group["state"], group["config"]["model.hidden"]) == (3, "3 done, 1 incomplete", 64)
+    curve = group["curves"]["validation"]
+    assert curve["step"] == [100, 200]
+    assert curve["nats"] == pytest.approx([2.1, 4.9 / 3], rel=1e-5)
+    assert (curve["low"], curve["high"]) == ([2.0, 1.5], [2.2, 1.8])
+    assert len(group["curves"]["train"]["low"]) == 20
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +218,8 @@ def test_two_runs_side_by_side_show_samples_and_config_differences(page):
 
 
 def test_runs_of_another_protocol_are_shown_separately(page):
-    assert page.inner_text("#why") == "5 runs; the menu above has the runs evaluated under other protocols"
+    # A phone has no room for all columns, so more text may follow.
+    assert page.inner_text("#why").startswith("5 runs; the menu above has the runs evaluated under other protocols")
     assert "other_protocol" not in page.inner_text("#table")
     page.select_option("#protocol", "1")
     assert column(page, "run") == ["other_protocol"]
@@ -199,3 +227,48 @@ def test_runs_of_another_protocol_are_shown_separately(page):
 
 def test_the_page_is_not_wider_than_the_screen(page):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.fixture
+def page_of_seeds(browser, tmp_path):
+    make_seeds(tmp_path / "runs")
+    file = report.write(os.fspath(tmp_path / "page.html"), records_below(tmp_path / "runs"))
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.goto(f"file://{file}")
+    yield page
+    page.close()
+
+
+def test_the_page_shows_means_over_seeds_and_a_switch_shows_single_runs(page_of_seeds):
+    page = page_of_seeds
+    assert column(page, "nats") == ["1.6333 ± 0.0882", "1.9000"]
+    assert column(page, "perplexity") == ["5.1209 ± 0.4516", "6.6859"]
+    assert column(page, "n") == ["3", "1"]
+    assert column(page, "run") == ["seed0 and 2 more", "alone"]
+    assert column(page, "seed") == []
+    assert page.inner_text("#why") == "2 rows of 4 runs; runs that differ only in their seed are one row"
+    assert (page.locator("#chart path.curve").count(), page.locator("#chart path.band").count()) == (2, 1)
+    assert page.is_visible("#band_note")
+    options = page.eval_on_selector_all("#left option", "all => all.map((each) => each.textContent)")
+    assert options == ["seed0", "seed1", "seed2", "alone"]
+    page.check("#single")
+    assert column(page, "nats") == ["1.5000", "1.6000", "1.8000", "1.9000"]
+    assert column(page, "seed") == ["0", "1", "2", "0"]
+    assert (page.locator("#chart path.curve").count(), page.locator("#chart path.band").count()) == (4, 0)
+    assert page.inner_text("#why") == "4 runs"
+    assert not page.is_visible("#band_note")
+    page.click("#table tbody .swatch >> nth=0")
+    page.uncheck("#single")
+    assert page.locator("#chart path.curve").count() == 2
+
+
+def test_a_narrow_page_leaves_out_columns_and_names_them(page_of_seeds):
+    page = page_of_seeds
+    fits = "document.querySelector('.wide').scrollWidth <= document.querySelector('.wide').clientWidth"
+    assert column(page, "bits")
+    page.set_viewport_size({"width": 900, "height": 900})
+    page.wait_for_function("document.getElementById('why').textContent.includes('left out')")
+    assert column(page, "bits") == []
+    assert "bits" in page.inner_text("#why").partition("too narrow: ")[2]
+    assert len(column(page, "run")) == len(column(page, "state")) == 2
+    assert page.evaluate(fits)

@@ -51,14 +51,18 @@ def test_a_text_is_shown_at_once_except_for_the_beginning_of_a_stop_text():
     ]
 
 
+def trained(folder, text, **overrides):
+    (folder / "text").write_text(text, encoding="utf-8")
+    overrides |= {"corpus.path": os.fspath(folder / "text"), "model.hidden": 16, "sample.length": 0}
+    charlm.train(load.load(os.fspath(ROOT / TINY), {"train.steps": 60, **overrides}), folder / "run")
+    return charlm.load(folder / "run")
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("session")
     # The text has no backslash. Its lines differ, so that a greedy sample does not repeat itself at once.
-    (folder / "text").write_text("".join(f"{number} {number * number}, so on.\n" for number in range(900)))
-    overrides = {"corpus.path": os.fspath(folder / "text"), "model.hidden": 16, "train.steps": 60, "sample.length": 0}
-    charlm.train(load.load(os.fspath(ROOT / TINY), overrides), folder / "run")
-    return charlm.load(folder / "run")
+    text = "".join(f"{number} {number * number}, so on.\n" for number in range(900))
+    return trained(tmp_path_factory.mktemp("session"), text)
 
 
 def session_of(model, length, temperature=0.0, window=None, stop=(), top_k=0):
@@ -83,6 +87,15 @@ def test_a_continued_text_equals_one_long_sample(model, window):
     text += said(session, "/continue 77 ")
     assert text.endswith(model.sample(text[: 3 + 4 * length] + "77 ", length=length, temperature=0, window=window)[-length:])
     assert said(session, "12 ") == model.sample("12 ", length=length, temperature=0, window=window)  # forgets the last text
+
+
+def test_a_session_with_a_model_of_bytes_leaves_out_a_character_that_is_not_complete(tmp_path):
+    model = trained(tmp_path, "äöü €\n" * 900, **{"vocab.source": "bytes", "train.steps": 250})
+    session = session_of(model, 6 * SHORT)
+    text = said(session, "ä") + said(session, "/continue") + said(session, "/continue")
+    assert set(text) == set("äöü €\n")
+    assert model.sample("ä", length=18 * SHORT, temperature=0).startswith(text)
+    assert len(text.encode()) > 18 * SHORT - 9  # each of the three turns may have lost a part of a character
 
 
 def test_short_turns_keep_the_state_too(model):
@@ -125,6 +138,14 @@ def test_lines_of_a_session(model):
     with pytest.raises(UserError, match="the prompt is empty"):
         session.answer("")
     assert len(said(session, "/continue")) == 4  # a refused line does not end the text
+
+
+def test_a_stop_text_stays_known_while_other_texts_are_drawn(model):
+    ended = {}
+    pieces = model.draw("1", 400, 1.0, 0, num=8, top_k=0, top_p=1.0, window=0, stop=["so"], ended=ended)
+    list(pieces)
+    assert set(ended.values()) == {"so"}
+    assert len(ended) > 1
 
 
 def test_stop_texts_in_python(model):
