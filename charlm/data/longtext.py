@@ -163,8 +163,8 @@ def load(
     Args:
       files: text files, plain, .gz or .xz.
       reading: how the files are decoded and joined.
-      normalise: the function that normalises a text. It is called with blocks of a file instead of the whole file, so it
-        must give the same result for both; `corpora.Normalisation` does.
+      normalise: the function that normalises a text. It is called with one block of a file after the other. The joined
+        results must equal the result for the whole file.
       settings: the settings of `normalise` as JSON values. The name of the encoding depends on these settings.
       folder: the folder that holds the encodings.
       is_bytes: whether to encode the text as bytes, not as characters.

@@ -58,7 +58,7 @@ _PROMPT_LENGTH = flags.DEFINE_integer(
     "prompt_length",
     100,
     "length in characters of the prompt that --prompt_from takes from a split. In a corpus of documents, the prompt is the "
-    "start of one document and at most half of the document",
+    "start of one document, and has at most half of its length",
 )
 _LENGTH = flags.DEFINE_integer("length", None, "number of characters to draw after the prompt; default: sample.length")
 _TEMPERATURE = flags.DEFINE_list(
