@@ -324,25 +324,6 @@ class Model:
             None if the end of a document ended the text.
           carry: the state before the prompt. None is the zero state. A model with a window ignores it.
         """
-        ended = {} if ended is None else ended
-        pieces = self._draw(prompt, length, temperature, seed, num, top_k, top_p, window, cell, ended, carry)
-        return sample.until_stop(pieces, stop, ended)
-
-    def _draw(
-        self,
-        prompt: str,
-        length: int | None,
-        temperature: float | None,
-        seed: int,
-        num: int,
-        top_k: int | None,
-        top_p: float,
-        window: int | None,
-        cell: int,
-        ended: dict[int, str | None],
-        carry: Any,
-    ) -> Iterator[list[str]]:
-        """Draws the texts of `draw`, without stop texts. Ends early if all texts are in `ended`."""
         config = self.config.sample
         length = (config.length or defaults().sample.length) if length is None else length
         temperature = config.temperature if temperature is None else temperature
@@ -352,20 +333,25 @@ class Model:
         rows = devices.rows_to_share(self.config, weights, num, self.config.model.dtype)
         generate = self._sampler(top_k, top_p, window, devices.mesh(rows, devices.wanted(self.config)))
         key = jax.random.fold_in(jax.random.key(seed), cell)
-        decoders = [self.vocab.decoder() for _ in range(num)]
-        for ids_BN in generate(self.params, self.vocab.encode(prompt), num, length, temperature, key, carry):
-            texts = []
-            for row, ids_N in enumerate(ids_BN):
-                drawn_N = ids_N[:0] if row in ended else sample.until_end(ids_N, self.vocab)
-                if len(drawn_N) < len(ids_N):
-                    ended.setdefault(row, None)
-                texts.append(decoders[row](drawn_N, row in ended))
-            yield texts
-            if len(ended) == num:
-                return
-        rest = [decode((), True) for decode in decoders]  # bytes of a character that is not complete
-        if any(rest):
-            yield rest
+        texts_ended: dict[int, str | None] = {} if ended is None else ended
+
+        def pieces() -> Iterator[list[str]]:  # without stop texts; ends early if all texts have ended
+            decoders = [self.vocab.decoder() for _ in range(num)]
+            for ids_BN in generate(self.params, self.vocab.encode(prompt), num, length, temperature, key, carry):
+                texts = []
+                for row, ids_N in enumerate(ids_BN):
+                    drawn_N = ids_N[:0] if row in texts_ended else sample.until_end(ids_N, self.vocab)
+                    if len(drawn_N) < len(ids_N):
+                        texts_ended.setdefault(row, None)
+                    texts.append(decoders[row](drawn_N, row in texts_ended))
+                yield texts
+                if len(texts_ended) == num:
+                    return
+            rest = [decode((), True) for decode in decoders]  # bytes of a character that is not complete
+            if any(rest):
+                yield rest
+
+        return sample.until_stop(pieces(), stop, texts_ended)
 
     def carry_after(self, ids_N: np.ndarray, carry: Any = None) -> Any:
         """The state after these ids, which begins at `carry`, or at the zero state if `carry` is None.

@@ -31,6 +31,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from charlm import cli, files, measures
 from charlm.config.keys import FRAMINGS
@@ -102,17 +103,10 @@ def main(overrides: dict[str, str]) -> None:
     if _PER_LINE.value or _PER_CHAR.value is not None:
         _score_details(run)
         return
-    file = _TEXT.value
-    scored = inputs.split_to_score(run, _SPLIT.value) if file is None else inputs.file_to_score(run, file, _UNKNOWN.value)
+    scored = _scored_text(run)
     config = run.config()
     protocol = Protocol.of_run(config, _FRAMING.value, _LANES.value)
-    settings = devices.prepare_cpu(config, protocol.rows_at_once)
-    if _VERBOSE.value:
-        print("".join(f"{setting}\n" for setting in settings), end="", file=sys.stderr)
-
-    from charlm.inference import model
-
-    trained = model.load(_WORKDIR.value, _CHECKPOINT.value)
+    trained = _load_model(config, protocol.rows_at_once)
     encoded = scored.encoded(trained.vocab)
     protocol.check(encoded)
     print(f"evaluating step {trained.step} on {_size(scored, encoded, protocol)} …", file=sys.stderr, flush=True)
@@ -123,6 +117,24 @@ def main(overrides: dict[str, str]) -> None:
         result["skipped"] = scored.skipped
     run.note_evaluation(result)
     print(json.dumps(measures.finite(result)))
+
+
+def _scored_text(run: Run) -> inputs.ScoredText:
+    """The split or the text that the flags name."""
+    if _TEXT.value is None:
+        return inputs.split_to_score(run, _SPLIT.value)
+    return inputs.file_to_score(run, _TEXT.value, _UNKNOWN.value)
+
+
+def _load_model(config: ConfigDict, rows: int) -> "Model":
+    """Prepares the devices for this number of rows before JAX starts, and reads the checkpoint that the flags name."""
+    settings = devices.prepare_cpu(config, rows)
+    if _VERBOSE.value:
+        print("".join(f"{setting}\n" for setting in settings), end="", file=sys.stderr)
+
+    from charlm.inference import model
+
+    return model.load(_WORKDIR.value, _CHECKPOINT.value)
 
 
 def _score_details(run: Run) -> None:
@@ -143,13 +155,7 @@ def _score_details(run: Run) -> None:
         )
     config = run.config()
     rows = min(Protocol.of_run(config).rows, len(texts)) if _PER_LINE.value else 1
-    settings = devices.prepare_cpu(config, rows)
-    if _VERBOSE.value:
-        print("".join(f"{setting}\n" for setting in settings), end="", file=sys.stderr)
-
-    from charlm.inference import model
-
-    trained = model.load(_WORKDIR.value, _CHECKPOINT.value)
+    trained = _load_model(config, rows)
     size = f"{counted(length, 'char')} of {where}"
     print(f"evaluating step {trained.step} on {size} …", file=sys.stderr, flush=True)
     if _PER_LINE.value:
@@ -180,8 +186,7 @@ def _texts(run: Run) -> tuple[list[str], str]:
     if _TEXT.value is not None and _PER_LINE.value:
         texts, where = inputs.lines_of_file(run, _TEXT.value, _UNKNOWN.value), f"--text={_TEXT.value}"
     else:
-        file = _TEXT.value
-        scored = inputs.split_to_score(run, _SPLIT.value) if file is None else inputs.file_to_score(run, file, _UNKNOWN.value)
+        scored = _scored_text(run)
         text = scored.text
         texts = inputs.lines_of(text) if _PER_LINE.value or isinstance(text, list) else [str(text)]
         where = scored.where
