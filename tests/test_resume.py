@@ -76,8 +76,7 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_result(script, uninterrupt
     assert status["state"] == "incomplete"
     steps = [int(name) for name in os.listdir(workdir / "checkpoints")]
     assert status["step"] == max(steps) >= 100
-    resumed = subprocess.run(command(script, corpus_file, workdir), env=script.env(), capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = script("train", f"--workdir={workdir}")  # without --config, the run's own config is used
     assert f"resuming at step {status['step']} of {STEPS}" in resumed.stdout
     assert differences(workdir, uninterrupted) == []
 

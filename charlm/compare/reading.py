@@ -45,7 +45,7 @@ class Record(NamedTuple):
       seconds: the time spent on training and evaluating.
       problems: one sentence for each file or line that could not be read.
       parent: the run whose parameters this run began with, as in parent.json, or None.
-      extensions: the changes of the run by `train.py --extend`, as in extensions.json.
+      extensions: the changes of the run's config, as in extensions.json.
     """
 
     name: str
@@ -82,10 +82,14 @@ class Record(NamedTuple):
         return None if self.parent is None else f"{self.parent['path']} step {self.parent['step']}"
 
     def extensions_in_words(self) -> str | None:
-        """The changes by --extend with their steps, or None, such as `at 100: steps 100 → 200`."""
+        """The changes by --extend with their steps, or None, such as `at 100: steps 100 → 200`.
+
+        Keys that may differ on resume are left out, because they change no parameter.
+        """
         changes = [
-            (entry["step"], [f"{keys.short(name)} {entry['before'].get(name)} → {now}" for name, now in entry["after"].items()])
+            (entry["step"], [f"{keys.short(name)} {entry['before'].get(name)} → {entry['after'][name]}" for name in names])
             for entry in self.extensions
+            if (names := [name for name in entry["after"] if name not in keys.RESUMABLE])
         ]
         return "; ".join(f"at {step}: {', '.join(changed)}" for step, changed in changes) or None
 
@@ -145,7 +149,7 @@ def read_run(path: pathlib.Path, name: str) -> Record:
     train_protocol = _train_protocol(run, config) if mean_rows else NOT_EVALUATED
     ranked_rows = [row for row in rows if row["split"] == "validation"]
     if ranked_rows:
-        # If --extend changed the protocol, only the evaluations since then are compared.
+        # If the protocol was changed, only the evaluations since then are compared.
         ranked_rows = [row for row in ranked_rows if row.get("protocol") == ranked_rows[-1].get("protocol")]
         protocol = ranked_rows[-1].get("protocol")
         if not isinstance(protocol, dict):

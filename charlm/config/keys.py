@@ -277,6 +277,14 @@ EXTENDABLE = frozenset(
     or key.name.removeprefix("optim.") in ("learning_rate", "schedule", "warmup_steps", "final_fraction")
     or (key.name.startswith("optim.decay_") and key.name != "optim.decay_biases")
 )
+# The keys that may differ when a run is resumed, because they change no parameter: when to log, evaluate and save, and how to
+# evaluate and sample.
+RESUMABLE = frozenset(
+    key.name
+    for key in TABLE
+    if key.name.partition(".")[0] in ("eval", "sample")
+    or key.name in ("train.log_every", "train.eval_every", "train.checkpoint_every")
+)
 CHANGE_NO_RESULT = frozenset(key.name for key in TABLE if not key.changes_results)
 # Keys with `is_seen_in_data`: name → the value in older runs, and the default.
 NEW_DEFAULTS = {key.name: (key.before, key.default) for key in TABLE if key.is_seen_in_data}

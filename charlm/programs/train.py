@@ -1,17 +1,21 @@
 """Trains the model of a config, and saves the run in a run directory. Also resumes a run.
 
     scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.model.hidden=512 ...]
-    scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart --extend --config.train.epochs=4
+    scripts/train.py --workdir=runs/quickstart
+    scripts/train.py --workdir=runs/quickstart --extend --config.train.epochs=4
     scripts/train.py --config=configs/quickstart.py --describe [--graph=network.dot] [--graph_steps=3]
     scripts/train.py --helpkeys
 
 --config.KEY=VALUE sets a key of the config. --helpkeys lists all keys.
 
-If the run was stopped or killed, give the same command again: it resumes the run. If the run is done, the command only prints
-the result. After Ctrl-C, the program saves a checkpoint and ends.
+If the run was stopped or killed, give the same command again, or only --workdir: it resumes the run. If the run is done, the
+command only prints the result. After Ctrl-C, the program saves a checkpoint and ends.
 
-With --extend, the config may differ from the config of a run that is done or was stopped. The length, the learning rate and
-its schedule, evaluations, checkpoints and samples may differ. The run is trained on from its latest checkpoint.
+Without --config, the program takes the config of the run in --workdir. A resumed run may log, evaluate, save and sample in
+another way than before.
+
+With --extend, the length, the learning rate and its schedule may also differ, and the run may be done. The run is trained on
+from its latest checkpoint.
 
 With --describe, the program does not train. It prints a description of the data, the parameters and the length of the training.
 It also draws the unrolled network as a Graphviz dot file. If Graphviz is installed, it draws an SVG file too.
@@ -24,21 +28,24 @@ Exit status:
     130, 143: a signal stopped the run, and the same command resumes the run
 """
 
+import os
 import signal
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from charlm import cli
 from charlm.config import keys, load
 from charlm.errors import UserError
 from charlm.hardware import devices, processes
+from charlm.rundir.run import Run
 from charlm.training import start
 
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "recipe or config file, as NAME or FILE.py; if the config takes an argument, NAME:ARG or FILE.py:ARG",
-    required=True,
+    "recipe or config file, as NAME or FILE.py; if the config takes an argument, NAME:ARG or FILE.py:ARG; "
+    "default: the config of the run in --workdir",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; if the directory has a run, the run is resumed")
 _EXTEND = flags.DEFINE_bool("extend", False, "change and lengthen the run in --workdir, and train on")
@@ -68,7 +75,7 @@ def main(overrides: dict[str, str]) -> int:
     # JAX may ignore a KeyboardInterrupt while JAX starts. With the system's default handler, Ctrl-C ends the program at once.
     # Later, the training installs its own signal handler.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    config = load.load(_CONFIG.value, overrides)
+    config = load.load(_CONFIG.value, overrides) if _CONFIG.value else _config_of_run(_WORKDIR.value, overrides)
     if _GRAPH_STEPS.value < 1:
         raise UserError(f"--graph_steps={_GRAPH_STEPS.value}: must be 1 or more.")
     workdir = _WORKDIR.value
@@ -86,3 +93,15 @@ def main(overrides: dict[str, str]) -> int:
     if _DESCRIBE.value:
         return opening.describe_only(config, _GRAPH.value, _GRAPH_STEPS.value)
     return train.train(config, str(workdir), _VERBOSE.value, _EXTEND.value)
+
+
+def _config_of_run(workdir: str | None, overrides: dict[str, str]) -> ConfigDict:
+    """The config of the run in the run directory, with overrides."""
+    if workdir is None:
+        raise UserError("--config is not given: give --config, or --workdir with the directory of a run.")
+    if not os.path.exists(os.path.join(workdir, "status.json")):
+        raise UserError(f"--config is not given, and --workdir={workdir} holds no run to resume: give --config to begin one.")
+    config = Run(workdir).config()
+    for name, value in overrides.items():
+        load.override(config, name, value)
+    return load.checked(config)

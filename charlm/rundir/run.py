@@ -7,7 +7,7 @@ vocab.json         symbols in the order of ids       checkpoints/STEP   the best
 corpus.json        the source of the text            unreadable/        checkpoints that could not be read
 environment.json   one entry for each start          tensorboard/       scalars of the metrics, and the config
 status.json        state, step, best                 lock               locked while a process trains this run
-extensions.json    one entry for each change by `train.py --extend`
+extensions.json    one entry for each change of the config, by `train.py --extend` or on resume
 parent.json        with `train.init_from`: the run whose parameters this run began with
 metrics.jsonl      one row for each log interval and each evaluation
 evaluations.jsonl  results of the program evaluate
@@ -21,6 +21,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from charlm import files, measures
+from charlm import cli, files, measures
 from charlm.config import keys, load
 from charlm.data import corpora
 from charlm.data.vocab import Vocab
@@ -118,7 +119,7 @@ class Run:
         return parent
 
     def extensions(self) -> list[dict[str, Any]]:
-        """The changes that `train.py --extend` made, oldest first.
+        """The changes of the run's config, oldest first. `train.py --extend` made them, or they were made on resume.
 
         `step` and `rows` are the numbers of steps and of metrics rows before the change. `before` and `after` map the changed
         keys to their values. `resets_best` says whether evaluations before and after the change have different protocols.
@@ -368,6 +369,15 @@ class Run:
         )
         self._write("environment.json", {"starts": starts})
 
+    def started_by(self) -> str:
+        """The latest recorded command of the program `train` for a message, such as ` (started by: COMMAND)`, or no text."""
+        try:
+            command = self.starts()[-1]["command"]
+            is_of_train = any(argument.startswith("--workdir") for argument in command)
+        except (UserError, IndexError, KeyError, TypeError, AttributeError):
+            return ""
+        return f" (started by: {shlex.join(command)})" if is_of_train else ""
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Locks the directory for one training process.
@@ -454,8 +464,10 @@ def check_checkpoint_name(which: str) -> None:
 def exists(workdir: str | os.PathLike, config: ConfigDict, extend: bool = False) -> bool:
     """Whether the directory already holds a run with this config. Writes nothing.
 
+    The config may differ from the config of the run in the keys of `keys.RESUMABLE`.
+
     Args:
-      extend: whether the config may differ from the config of the run in the keys that --extend may change.
+      extend: whether the config may also differ in the keys that --extend may change.
 
     Raises:
       UserError: the directory holds other files, holds a run with another config, or can't be written.
@@ -482,14 +494,16 @@ def exists(workdir: str | os.PathLike, config: ConfigDict, extend: bool = False)
     run = Run(path)
     run.status()
     different = load.differences(load.to_dict(run.config()), load.to_dict(config))
-    refused = {name: values for name, values in different.items() if name not in keys.EXTENDABLE}
-    if refused and extend:
+    fixed = {name: values for name, values in different.items() if name not in keys.EXTENDABLE}
+    if fixed and extend:
+        raise UserError(f"--extend can't change {load.in_words(fixed)} of the run in --workdir={workdir}: leave them as saved.")
+    refused = {name: values for name, values in different.items() if name not in keys.RESUMABLE}
+    if refused and not extend:
+        advice = "choose another directory" if fixed else "choose another directory, add --extend to change the run"
         raise UserError(
-            f"--extend can't change {load.in_words(refused)} of the run in --workdir={workdir}: leave them as saved."
+            f"--workdir={workdir} holds a run with another config: {load.in_words(refused)}; {advice}, "
+            f"or resume the run with its own config: {cli.command('train')} --workdir={workdir}{run.started_by()}."
         )
-    if different and not extend:
-        advice = "choose another directory" if refused else "choose another directory, or add --extend to change the run"
-        raise UserError(f"--workdir={workdir} holds a run with another config: {load.in_words(different)}; {advice}.")
     return True
 
 

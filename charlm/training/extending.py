@@ -1,7 +1,8 @@
-"""Extends a run with --extend: changes keys of a run that is done or was stopped, and trains on from its latest checkpoint.
+"""Changes the config of a run that is done or was stopped. The run is then trained on from its latest checkpoint.
 
-Only the keys in `keys.EXTENDABLE` may change. The change is kept in extensions.json. A change is either made as a whole or not
-at all, even if the process is killed in between; see `Run.extend`.
+With --extend, the keys in `keys.EXTENDABLE` may change. When a run is resumed without --extend, only the keys in
+`keys.RESUMABLE` may change. The change is kept in extensions.json. A change is either made as a whole or not at all, even if
+the process is killed in between; see `Run.extend`.
 """
 
 import contextlib
@@ -10,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from charlm import cli
 from charlm import progress as messages
-from charlm.config import load
+from charlm.config import keys, load
 from charlm.data.batches import Framing
-from charlm.errors import UserError
+from charlm.errors import Failure, UserError
 from charlm.inference.protocol import Protocol
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
@@ -38,14 +40,15 @@ class Extension(NamedTuple):
     words: list[str]
 
 
-def plan(run: Run, config: ConfigDict, made: Setup) -> Extension | None:
+def plan(run: Run, config: ConfigDict, made: Setup, extend: bool) -> Extension | None:
     """Checks the change from the run's config to `config`. Returns None if the configs are equal. Writes nothing.
 
     Args:
       made: the setup of `config`.
+      extend: whether --extend is given.
 
     Raises:
-      UserError: the corpus has changed, a process is training the run, the run has no checkpoint, or nothing is left to train.
+      UserError: the corpus has changed, a process is training the run, or nothing is left to train.
       Failure: no checkpoint can be read.
     """
     old_config = run.config()
@@ -53,7 +56,7 @@ def plan(run: Run, config: ConfigDict, made: Setup) -> Extension | None:
     if not changes:
         return None
     if run.is_training():
-        raise UserError(f"--extend: a process is training {run.workdir}: wait for it or stop it first.")
+        raise UserError(f"a process is training {run.workdir}: wait for it or stop it before you change {next(iter(changes))}.")
     run.check_data(made.vocab, made.provenance)
     progress = _latest_progress(run, made)
     old_protocol = Protocol.of(old_config, Framing.of(old_config))
@@ -67,11 +70,14 @@ def plan(run: Run, config: ConfigDict, made: Setup) -> Extension | None:
     }
     if resets_best:
         state.forget_best(progress)
-    if judging.is_finished(made, progress):
-        raise UserError(_nothing_left(run, made, progress))
+    if judging.is_finished(made, progress) or (extend and progress.step >= made.total_steps):
+        raise UserError(_nothing_left(run, made, progress, extend))
     listed = ", ".join(f"{name} {before} → {after}" for name, (before, after) in changes.items())
-    words = [f"extends {run.workdir} from step {progress.step} on, to {made.total_steps} steps: {listed}."]
-    words.append(_rates_in_words(old_config, config, made, progress))
+    if changes.keys() <= keys.RESUMABLE:
+        words = [f"changes {run.workdir} from step {progress.step} on: {listed}."]
+    else:
+        words = [f"extends {run.workdir} from step {progress.step} on, to {made.total_steps} steps: {listed}."]
+        words.append(_rates_in_words(old_config, config, made, progress))
     if resets_best:
         words.append("evaluations have another protocol now: the best checkpoint is chosen among the evaluations from now on.")
     return Extension(config, entry, run.status(), words)
@@ -85,24 +91,29 @@ def apply(run: Run, extension: Extension) -> None:
     """
     before = load.flatten(load.to_dict(run.config()))
     if run.status() != extension.status or any(before[name] != value for name, value in extension.entry["before"].items()):
-        raise UserError(f"--extend: another process has changed {run.workdir} just now: give the command again.")
+        raise UserError(f"another process has changed {run.workdir} just now: give the command again.")
     run.extend(extension.entry, extension.config)
     for line in extension.words:
         messages.tell(line)
 
 
 def _latest_progress(run: Run, made: Setup) -> Progress:
-    """The progress at the checkpoint from which the run will go on."""
+    """The progress at the checkpoint from which the run will go on. A run without a checkpoint begins again at step 0."""
     if not run.checkpoints.is_dir():
-        raise UserError(f"--extend: {run.workdir} has no checkpoint yet: train it for longer without --extend.")
+        return Progress()
     with contextlib.closing(Checkpoints(run.checkpoints, read_only=True)) as checkpoints:
+        if not checkpoints.steps():
+            return Progress()
         found = state.latest_checkpoint(made, checkpoints)
         if found is None:
-            raise UserError(f"--extend: {run.workdir} has no checkpoint that can be read: restore one from a copy.")
+            raise Failure(f"no checkpoint of {run.workdir} can be read: restore one from a copy.")
     return Progress.from_dict(found.progress)
 
 
-def _nothing_left(run: Run, made: Setup, progress: Progress) -> str:
+def _nothing_left(run: Run, made: Setup, progress: Progress, extend: bool) -> str:
+    if not extend:
+        own = f"{cli.command('train')} --workdir={run.workdir}"
+        return f"{run.workdir} has no step left to train: resume it with its own config ({own}), or lengthen it with --extend."
     if progress.step >= made.total_steps:
         return (
             f"--extend: {run.workdir} is at step {progress.step}, and this config ends at step {made.total_steps}: set "

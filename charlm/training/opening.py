@@ -39,9 +39,12 @@ def has_ended(run: Run, config: ConfigDict, extend: bool = False) -> bool:
     status = run.status()
     if status["state"] == "diverged":
         raise Failure(f"{run.workdir} has diverged ({status['message']}): change the config and train into another directory.")
-    if load.differences(load.to_dict(run.config()), load.to_dict(config)):
+    different = load.differences(load.to_dict(run.config()), load.to_dict(config))
+    if extend and different:
         return False
     if status["state"] == "done":
+        if different:
+            messages.warn(f"{load.in_words(different)}: nothing changes, because the run is done; --extend trains it further.")
         if extend:
             messages.warn("--extend changes nothing, because the run already has this config.")
         messages.tell(f"{run.workdir} is done at step {status['step']}: {best_in_words(status['best'])}.")
@@ -72,7 +75,8 @@ def open_run(run: Run, config: ConfigDict, setup: Setup, stack_of_contexts: cont
       stack_of_contexts: holds the lock. Closing the stack releases the lock.
       extend: whether the config may change the run that the directory holds.
     """
-    extension = extending.plan(run, config, setup) if extend else None
+    begun = run_module.exists(str(run.workdir), config, extend)
+    extension = extending.plan(run, config, setup, extend) if begun else None
     inheritance = inheriting.for_run(run, config, setup)
     run_module.make(str(run.workdir))
     stack_of_contexts.enter_context(run.locked())
@@ -83,6 +87,8 @@ def open_run(run: Run, config: ConfigDict, setup: Setup, stack_of_contexts: cont
         run.begin(config, setup.vocab, setup.provenance, inheritance and inheritance.parent)
     elif has_ended(run, config):
         return True
+    elif load.differences(load.to_dict(run.config()), load.to_dict(config)):
+        raise UserError(f"another process has changed {run.workdir} just now: give the command again.")
     run.check_data(setup.vocab, setup.provenance)
     run.note_start(
         device=f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}",

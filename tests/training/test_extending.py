@@ -144,7 +144,7 @@ def test_a_changed_corpus_or_a_running_training_refuses_the_change(done, tmp_pat
 def test_without_the_flag_another_length_is_refused_with_a_hint(done, tmp_path, capsys):
     workdir, small = done
     longer = config_of(small, **{"train.steps": 9})
-    with pytest.raises(UserError, match=r"train.steps \(6 saved, 9 given\); choose another directory, or add --extend"):
+    with pytest.raises(UserError, match=r"train.steps \(6 saved, 9 given\); choose another directory, add --extend"):
         train.train(longer, str(workdir))
     with pytest.raises(UserError, match=r"--extend: --workdir=.* holds no run: leave out --extend"):
         train.train(longer, str(tmp_path / "run"), extend=True)
@@ -224,7 +224,7 @@ def test_an_older_checkpoint_than_the_change_gives_a_warning(done, tmp_path, cap
     workdir, small = done
     shutil.copytree(workdir, tmp_path / "run")
     run, longer = Run(tmp_path / "run"), config_of(small, **{"train.steps": 9})
-    run.extend(extending.plan(run, longer, train.opening.set_up(longer)).entry, longer)
+    run.extend(extending.plan(run, longer, train.opening.set_up(longer), True).entry, longer)
     shutil.rmtree(tmp_path / "run/checkpoints/6")
     train_to(longer, tmp_path / "run")
     assert "was extended at step 6, but resumes at step 4: the steps in between" in capsys.readouterr().err

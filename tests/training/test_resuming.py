@@ -1,0 +1,147 @@
+"""Runs that are resumed with keys that change no parameter, or without --config."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+from conftest import ROOT, assert_same, final_params
+from faults.checks import read_rows
+
+from charlm.compare import reading, tables
+from charlm.config import keys, load
+from charlm.errors import UserError
+from charlm.rundir.run import Run
+from charlm.training import judging, train
+
+TINY = str(ROOT / "configs" / "tiny.py")
+STOPPED_AT = 3
+OTHER = {"train.log_every": 2, "train.eval_every": 5, "train.checkpoint_every": 0, "sample.length": 3}
+
+
+@pytest.fixture(scope="module")
+def small(corpus_file):
+    shapes = {"batch.size": 4, "batch.length": 16, "model.hidden": 8, "model.layers": 1, "model.embedding": 6}
+    lengths = {"train.steps": 8, "train.steps_per_call": 1, "train.log_every": 1, "train.eval_every": 4, "sample.length": 9}
+    return {"corpus.path": os.fspath(corpus_file), "eval.length": 128} | shapes | lengths
+
+
+@pytest.fixture(scope="module")
+def straight(small, tmp_path_factory):
+    """A run that was never stopped."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    assert train.train(load.load(TINY, small), str(workdir)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(small, tmp_path_factory):
+    """A run that a signal stopped at step 3."""
+    workdir, real = tmp_path_factory.mktemp("stopped") / "run", judging.add_metrics
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judging, "add_metrics", lambda progress, metrics: real(progress, metrics) or progress.step >= STOPPED_AT)
+        assert train.train(load.load(TINY, small), str(workdir)) == 128 + signal.SIGTERM
+    assert Run(workdir).status()["step"] == STOPPED_AT
+    return workdir
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_other_intervals_and_samples_on_resume_change_no_parameter(small, straight, copy, capsys):
+    """The rows are worked out by hand: one per step up to step 3, then one per two steps; evaluations at 5 and 8."""
+    assert train.train(load.load(TINY, small | OTHER), str(copy)) == 0
+    assert_same(final_params(copy), final_params(straight))
+    rows = read_rows(copy)
+    assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3, 4, 6, 8]
+    assert [row["step"] for row in rows if row["split"] == "validation"] == [5, 8]
+    assert len((copy / "samples/00000008.txt").read_text()) == 1 + OTHER["sample.length"]
+    out = capsys.readouterr().out
+    assert f"changes {copy} from step 3 on: sample.length 9 → 3, train.checkpoint_every 500 → 0, " in out
+    (entry,) = Run(copy).extensions()
+    assert (entry["step"], entry["after"], entry["resets_best"]) == (STOPPED_AT, OTHER, False)
+    assert Run(copy).config().train.log_every == 2
+    before = contents(copy)
+    assert train.train(load.load(TINY, small), str(copy)) == 0  # the run is done, and stays as it is
+    assert contents(copy) == before
+    said = capsys.readouterr()
+    assert "train.log_every (2 saved, 1 given): nothing changes, because the run is done" in said.err
+    assert f"{copy} is done at step 8" in said.out
+
+
+def test_another_protocol_on_resume_gives_the_best_of_the_new_evaluations(small, straight, copy):
+    """In the run that was never stopped, evaluations use one lane. The parameters are the same."""
+    changed = {"eval.lanes": 3, "eval.burn_in": 5}
+    assert train.train(load.load(TINY, small | changed), str(copy)) == 0
+    assert_same(final_params(copy), final_params(straight))
+    best, other = Run(copy).status()["best"], Run(straight).status()["best"]
+    assert best["step"] == other["step"] == 8
+    assert best["nats"] == pytest.approx(other["nats"], abs=0.05)
+    assert best["nats"] != other["nats"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_takes_the_new_keys_too(small, straight, tmp_path):
+    """The killed run is made by hand: the first files are written, and no step was trained."""
+    run, config = Run(tmp_path / "run"), load.load(TINY, small)
+    setup = train.opening.set_up(config)
+    run.workdir.mkdir()
+    with run.locked():
+        run.begin(config, setup.vocab, setup.provenance)
+    assert train.train(load.load(TINY, small | OTHER), str(run.workdir)) == 0
+    assert_same(final_params(run.workdir), final_params(straight))
+    assert [(entry["step"], entry["after"]) for entry in run.extensions()] == [(0, OTHER)]
+
+
+def test_compare_takes_a_run_with_other_intervals_as_no_other_kind_of_run(small, copy, tmp_path):
+    """Only --extend makes a run that has no equal among runs that were trained straight through."""
+    assert train.train(load.load(TINY, small | {"sample.length": 3}), str(copy)) == 0
+    assert train.train(load.load(TINY, small | {"sample.length": 3, "seed": 1}), str(tmp_path / "other_seed")) == 0
+    records = [reading.read_run(tmp_path / name, name) for name in ("run", "other_seed")]
+    assert len(records[0].extensions) == 1
+    assert records[0].extensions_in_words() is None
+    (group,) = tables.groups_of(records)
+    assert len(group.records) == 2
+
+
+def test_a_key_that_changes_parameters_is_refused_with_the_recorded_command(small, copy, tmp_path):
+    environment = json.loads((copy / "environment.json").read_text())
+    environment["starts"][-1]["command"] = ["python", "scripts/train.py", "--config=tiny", "--workdir=my runs/a"]
+    environment.pop("seal")
+    (copy / "environment.json").write_text(json.dumps(environment))
+    before = contents(copy)
+    with pytest.raises(UserError) as error:
+        train.train(load.load(TINY, small | {"model.hidden": 9, "train.log_every": 2}), str(copy))
+    message = str(error.value)
+    assert "holds a run with another config: model.hidden (8 saved, 9 given); choose another directory, or resume" in message
+    assert f"--workdir={copy} (started by: python scripts/train.py --config=tiny '--workdir=my runs/a')" in message
+    assert contents(copy) == before
+
+
+def test_without_config_the_command_takes_the_config_of_the_run(script, straight, tmp_path):
+    before = contents(straight)
+    assert "is done at step 8" in script("train", f"--workdir={straight}").stdout
+    refused = script("train", f"--workdir={straight}", "--config.model.hidden=9", status=2).stderr
+    assert "holds a run with another config: model.hidden (8 saved, 9 given)" in refused
+    nothing = script("train", f"--workdir={tmp_path / 'new'}", status=2).stderr
+    assert f"--config is not given, and --workdir={tmp_path / 'new'} holds no run to resume" in nothing
+    assert "--config is not given: give --config, or --workdir" in script("train", status=2).stderr
+    assert contents(straight) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_only_keys_that_change_no_parameter_may_differ_on_resume():
+    """Every other key of the sections train and optim acts on the parameters, on the length or on the choice of the best."""
+    assert {key for key in keys.RESUMABLE if key.startswith("train.")} == {
+        "train.log_every",
+        "train.eval_every",
+        "train.checkpoint_every",
+    }
+    assert {key.partition(".")[0] for key in keys.RESUMABLE} == {"eval", "sample", "train"}
+    assert keys.RESUMABLE < keys.EXTENDABLE
