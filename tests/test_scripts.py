@@ -239,7 +239,7 @@ def test_train_refuses_wrong_paths(script, tmp_path, corpus_file):
     assert "not the directory of a run" in script.fails("train", TINY, flag, f"--workdir={tmp_path / 'letters'}")
     assert "can't be written" in script.fails("train", TINY, flag, "--workdir=/proc/run")
     assert "no such file in" in script.fails("train", "--config=configs/none.py", f"--workdir={tmp_path / 'run'}")
-    assert script.fails("train", f"--workdir={tmp_path / 'run'}") == "error: --config is not given: see --help."
+    assert "holds no run to resume: give --config to begin one" in script.fails("train", f"--workdir={tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize(

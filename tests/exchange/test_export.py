@@ -5,6 +5,7 @@ lines of Python in scripts/README.md that load a file, and compare the logits wi
 the formulas in their documentation are computed with NumPy instead.
 """
 
+import importlib
 import json
 import os
 import re
@@ -122,6 +123,13 @@ def lines_in_readme(name: str) -> str:
     return block
 
 
+def first_line(name: str) -> str:
+    """The line of Python in README.md that loads the weights from the file `name`."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (line,) = (line for block in blocks for line in block.splitlines() if f'"{name}"' in line)
+    return line
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_export_and_import_change_no_bit(run, export, tmp_path, kind):
     if kind == "torch":
@@ -146,6 +154,10 @@ def test_the_documented_formulas_of_pytorch_give_the_logits_of_charlm(run, expor
     np.testing.assert_allclose(documented_logits(names["state"], ids, features_of(run, names["state"])), logits, atol=1e-5)
     assert names["symbols"] == sorted(set(TEXT))
     assert names["config"] == load.to_dict(Run(run).config())
+    if kind == "npz":
+        state = names["state"]
+        exec(first_line("first.npz"), names)
+        assert_same({name: names["state"][name] for name in state}, state)
 
 
 def test_the_documented_formulas_of_keras_give_the_logits_of_charlm(run, export, tmp_path):
@@ -174,7 +186,11 @@ def test_the_lines_in_the_readme_make_a_pytorch_model_with_the_logits_of_charlm(
     export(workdir=run, format=kind, output=f"first.{FORMATS[kind]}", checkpoint="latest")
     ids, logits = logits_of(run)
     names = {"torch": torch, "json": json, "safetensors": safetensors, "ids": torch.tensor(ids)[None]}
+    importlib.import_module("safetensors.torch")
+    exec(first_line(f"first.{FORMATS[kind]}"), names)
+    short = names["state"]
     exec(lines_in_readme(f"first.{FORMATS[kind]}"), names)
+    assert_same(*({name: value.numpy() for name, value in state.items()} for state in (short, names["state"])))
     if "embedding.weight" in names["state"]:
         exec(lines_in_readme("load_state_dict"), names)
         result = names["logits"][0]
@@ -195,9 +211,13 @@ def test_the_lines_in_the_readme_make_a_keras_model_with_the_logits_of_charlm(ru
     ids, logits = logits_of(run)
     names = {"keras": keras, "json": json, "zipfile": zipfile}
     with jax.numpy_rank_promotion("allow"):
+        exec(first_line("first.keras"), names)
+        short = names["model"]
         exec(lines_in_readme("first.keras"), names)
         features = features_of(run, {"embedding.weight": None})
-        result = names["model"].predict(ids[None] if features is None else features[ids].astype(np.float32)[None], verbose=0)
+        inputs = ids[None] if features is None else features[ids].astype(np.float32)[None]
+        result = names["model"].predict(inputs, verbose=0)
+        np.testing.assert_array_equal(short.predict(inputs, verbose=0), result)
     np.testing.assert_allclose(result[0], logits, atol=1e-5)
     assert names["symbols"] == sorted(set(TEXT))
 
