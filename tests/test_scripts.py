@@ -218,7 +218,8 @@ def test_train_refuses_wrong_flags_and_writes_nothing(script, tmp_path, flags, m
         (b"to be or not\xff", "not UTF-8: byte 0xff at offset 12"),
         (
             b"short " * 20,
-            "the train split has 108 chars, but one batch of batch.size=16 lanes times batch.length=32 needs 513",
+            "the train split has 108 chars, but one batch of batch.size=16 lanes times batch.length=32 needs 513: "
+            "give a longer corpus or set batch.size=3.",
         ),
     ],
 )

@@ -445,10 +445,12 @@ def training_batches(framing: Framing, encoded: Encoded, seed: int) -> Batches:
     if not framing.carries_state:
         return in_pieces(framing, encoded, framing.rows, Order(framing.shuffle, seed))
     needed = framing.rows * framing.length + 1
-    if len(encoded.ids_N) < needed:
+    if (chars := len(encoded.ids_N)) < needed:
+        rows = (chars - 1) // framing.length
+        smaller = f"batch.size={rows}" if rows > 0 else f"batch.size=1 and batch.length={max(chars - 1, 1)}"
         raise UserError(
-            f"{encoded.name} has {counted(len(encoded.ids_N), 'char')}, but one batch of batch.size={framing.rows} lanes times "
-            f"batch.length={framing.length} needs {needed:,}: give a longer corpus or a smaller batch."
+            f"{encoded.name} has {counted(chars, 'char')}, but one batch of batch.size={framing.rows} lanes times "
+            f"batch.length={framing.length} needs {needed:,}: give a longer corpus or set {smaller}."
         )
     return Stream(encoded.ids_N, framing.rows, framing.length, framing.shift, seed)
 

@@ -249,3 +249,16 @@ def test_a_corpus_that_is_too_short_or_has_no_documents_is_refused(kind, length,
     framing = Framing(kind, rows=2, length=length, shift=True, stride=1, shuffle=True, bucket=16, padding="masked")
     with pytest.raises(UserError, match=message):
         training_batches(framing, Encoded(IDS), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("chars", "advice"), [(108, "batch.size=3"), (33, "batch.size=1"), (20, "batch.size=1 and batch.length=19")]
+)
+def test_the_smaller_batch_that_a_short_text_needs_is_named_and_works(chars, advice):
+    framing = Framing("stream", rows=16, length=32, shift=True, stride=1, shuffle=True, bucket=1, padding="masked")
+    text = batches.Encoded(np.zeros(chars, np.uint8), None, "the text", np.ones(chars, np.uint8))
+    with pytest.raises(UserError, match=f"or set {advice}\\.$"):
+        batches.training_batches(framing, text, 0)
+    values = dict(part.split("=") for part in advice.replace("batch.", "").split(" and "))
+    smaller = framing._replace(rows=int(values["size"]), length=int(values.get("length", 32)))
+    assert batches.training_batches(smaller, text, 0).steps_per_epoch == 1
