@@ -328,6 +328,20 @@ def known(name: str) -> str:
     return name
 
 
+def full_name(name: str) -> str:
+    """The key that a user means by its name or by an ending of its name, such as `model.hidden` for `hidden`.
+
+    Raises:
+      UserError: no key has this ending, or several keys have it. The message names these keys, or the nearest key.
+    """
+    candidates = [key for key in KEYS if f".{key}".endswith(f".{name}")]
+    if name in KEYS or not candidates:
+        return known(name)
+    if len(candidates) > 1:
+        raise UserError(f"config key {name!r} is ambiguous: write {', '.join(candidates[:-1])} or {candidates[-1]}.")
+    return candidates[0]
+
+
 def short(name: str) -> str:
     """The shortest unique ending of a key, such as `hidden` or `optim.name`. An unknown key is returned unchanged."""
     parts = name.split(".")
