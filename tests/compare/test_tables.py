@@ -217,6 +217,17 @@ def test_runs_that_are_training_now_can_be_read(tmp_path):
     assert problems == []
 
 
+def test_a_run_that_a_search_stopped_early_is_pruned(tmp_path):
+    for name, state in (("a", "incomplete"), ("b", "incomplete"), ("c", "done")):
+        make_run(tmp_path / name, state=state)
+    states = {}
+    for content in ('{"trials": {}, "pruned": ["a", "c"]}', '{"trials": {}}', "[3]", '{"pruned": 3}', "{"):
+        (tmp_path / "sweep.json").write_text(content)
+        states[content] = [record.state for record in reading.read(reading.find([os.fspath(tmp_path)]))[0]]
+    assert states.pop('{"trials": {}, "pruned": ["a", "c"]}') == ["pruned", "incomplete", "done"]
+    assert set(map(tuple, states.values())) == {("incomplete", "incomplete", "done")}
+
+
 def test_damaged_runs_are_reported_and_all_other_runs_are_shown(script, tmp_path):
     make_run(tmp_path / "good", nats=(1.0,))
     for name, file, content in (
