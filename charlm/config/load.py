@@ -8,6 +8,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import json
 import operator
 import os
 import pathlib
@@ -155,6 +156,16 @@ def differences(saved: Mapping, given: Mapping) -> dict[str, tuple]:
     names = [name for name in {**old, **new} if old.get(name) != new.get(name) and name not in keys.CHANGE_NO_RESULT]
     changed = {name: (old.get(name), new.get(name)) for name in sorted(names)}
     return {name: values for name, values in changed.items() if values != keys.NEW_DEFAULTS.get(name)}
+
+
+def results_config(fields: Mapping) -> str:
+    """The keys of a config that change results, as text. Equal text means equal results.
+
+    Args:
+      fields: a config as a nested or flat dict of JSON values, perhaps saved before some keys existed.
+    """
+    values = keys.before_keys_existed() | flatten(fields)
+    return json.dumps({name: value for name, value in values.items() if name not in keys.CHANGE_NO_RESULT}, sort_keys=True)
 
 
 def in_words(different: Mapping[str, tuple]) -> str:

@@ -104,8 +104,10 @@ def main(common: dict[str, str]) -> int:
 
 
 def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> int:
-    trials = sweep.load_trials(_CONFIG.value, common)
+    by_overrides = sweep.load_trials(_CONFIG.value, common)
+    trials = root.with_existing_names(by_overrides)
     removed = root.check(_CONFIG.value, trials)
+    renamed = {new.name: old.name for old, new in zip(by_overrides, trials, strict=True) if old.name != new.name}
     trials = [trial for trial in trials if _is_chosen(trial)]
     if not trials:
         raise UserError(f"--only={_ONLY.value[-1]}: no trial of {_CONFIG.value} meets this condition.")
@@ -113,6 +115,9 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
     skipped_states = ("done", "diverged") if _RETRY_FAILED.value else ("done", "diverged", "failed")
     to_start = [trial for trial in trials if statuses[trial.name].state not in skipped_states]
     _announce(statuses, removed)
+    if renamed := {name: renamed[name] for name in renamed.keys() & statuses.keys()}:
+        listed = ", ".join(f"{old} as {new}" for new, old in sorted(renamed.items()))
+        print(f"taken as trials that exist, because their configs are equal: {listed}")
     if _DRY_RUN.value:
         for trial in trials:
             print(f"{statuses[trial.name].state:<10} {trial.name}\n           {shlex.join(command_of(trial))}")

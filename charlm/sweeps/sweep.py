@@ -227,14 +227,16 @@ def trial_name(overrides: Overrides) -> str:
     """The name of a trial's directory, such as `hidden=128,learning_rate=0.002,seed=1`.
 
     The keys are in the order of `charlm/config/keys.py`, except that the seed is last. Each key is shortened to the
-    shortest ending that no other key has. Characters that are unsafe in paths are replaced by `_`, and long names are cut. If a
-    name was changed in this way, a hash is added at its end, so that the name is unique.
+    shortest ending that no other key has. Of a path, the name has only the last part. Characters that are unsafe in paths are
+    replaced by `_`, and long names are cut. If a name was changed in this way, a hash is added at its end, so that the name is
+    unique.
     """
     keys = sorted((key for key in config_keys.KEYS if key in overrides), key=lambda key: key == "seed")
     values = {key: _value_text(overrides[key]) for key in keys}
+    shown = {key: _last_part(values[key]) if config_keys.KEYS[key].is_path else values[key] for key in keys}
     # In strings, `+` is also replaced, because `+` separates the values of a tuple.
     unsafe = {key: r"[^A-Za-z0-9._-]" if isinstance(overrides[key], str) else r"[^A-Za-z0-9._+-]" for key in keys}
-    safe = {key: re.sub(unsafe[key], "_", values[key]) for key in keys}
+    safe = {key: re.sub(unsafe[key], "_", shown[key]) for key in keys}
     name = ",".join(f"{config_keys.short(key)}={safe[key]}" for key in keys) or "base"
     if safe == values and len(name) <= MAX_NAME_LENGTH:
         return name
@@ -271,6 +273,29 @@ class Root:
     def log(self, trial: Trial) -> pathlib.Path:
         """The file with the output of a trial."""
         return self.path / "logs" / f"{trial.name}.log"
+
+    def with_existing_names(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials, where a trial gets the name of a run in the folder that has the same config. Writes nothing.
+
+        The name of a trial lists the swept keys. If a key is added to a sweep, the trials with the key's default therefore get
+        other names than before, but their configs stay the same.
+        """
+        if not self._record_file.exists():
+            return list(trials)
+        names = {trial.name for trial in trials}
+        existing: dict[str, str] = {}  # config → name of the run
+        for name in self._read_record()["trials"]:
+            if name not in names:
+                with contextlib.suppress(UserError):  # the trial has no run yet, or its run is damaged
+                    fields = run_module.Run(self.path / name).config_fields()
+                    existing.setdefault(load.results_config(fields), name)
+        named = []
+        for trial in trials:
+            if not (self.path / trial.name).exists():
+                # `pop`, so that two trials never share a run: they may differ in a key that changes no result
+                trial = trial._replace(name=existing.pop(load.results_config(load.to_dict(trial.config)), trial.name))
+            named.append(trial)
+        return named
 
     def check(self, file_and_arg: str, trials: Sequence[Trial]) -> list[str]:
         """Checks that the folder is new or belongs to this sweep. Writes nothing.
@@ -388,6 +413,10 @@ def _value_text(value: object) -> str:
     if isinstance(value, tuple | list):
         return "+".join(map(_value_text, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _last_part(path: str) -> str:
+    return pathlib.PurePath(path).name or path
 
 
 def _identity(file_and_arg: str) -> str:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -14,7 +15,10 @@ import time
 import pytest
 from conftest import ROOT
 from faults.checks import read_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from charlm.config import keys, load
 from charlm.errors import UserError
 from charlm.rundir import run as run_module
 from charlm.rundir.run import Run
@@ -120,6 +124,7 @@ def test_wrong_sweeps_are_refused(build, message):
 
 def test_trial_names_are_short_stable_unique_and_safe_as_file_names():
     name = sweep.trial_name
+    assert re.fullmatch(r"init_from=seed_1-[0-9a-f]{8}", name({"train.init_from": "/home/me/runs/plays/seed=1"}))
     assert name({"optim.learning_rate": 0.003, "model.hidden": 128, "seed": 1}) == "hidden=128,learning_rate=0.003,seed=1"
     assert name({"seed": 1, "model.hidden": 128}) == name({"model.hidden": 128, "seed": 1})
     # Here the last parts of the keys are equal, so the trial name has the full keys.
@@ -303,6 +308,66 @@ def test_the_reason_is_shown_if_a_trial_cannot_start(script, write_config, tmp_p
     result = run_sweep(script, file, tmp_path / "root", status=1)
     assert "/no/such/text is not a file or folder" in result.stdout
     assert "1 failed of 1 trial." in result.stdout
+
+
+def test_a_trial_with_the_config_of_an_existing_run_is_this_run(script, write_config, tmp_path):
+    """A key is added to the sweep. The trials with the key's default have the configs of the runs that exist."""
+    root, hidden = tmp_path / "root", {"model.hidden": [8, 12]}
+    run_sweep(script, write_config(f"product({hidden})", steps=5), root)
+    before = {file: file.read_bytes() for file in root.glob("hidden=*/metrics.jsonl")}
+    assert len(before) == 2
+    added = write_config(f"product({hidden | {'model.dropout': [0.0, 0.2], 'seed': [0]}})", steps=5)
+    result = run_sweep(script, added, root)
+    assert "4 trials in" in result.stdout
+    assert "2 done, 2 new" in result.stdout
+    names = [f"hidden={hidden},dropout=0.0,seed=0 as hidden={hidden}" for hidden in (12, 8)]
+    assert f"taken as trials that exist, because their configs are equal: {', '.join(names)}\n" in result.stdout
+    assert "4 done of 4 trials." in result.stdout
+    assert before == {file: file.read_bytes() for file in before}
+    assert {file.parent.name for file in root.glob("*/config.json")} == {
+        "hidden=8",
+        "hidden=12",
+        "hidden=8,dropout=0.2,seed=0",
+        "hidden=12,dropout=0.2,seed=0",
+    }
+    again = run_sweep(script, added, root)
+    assert "4 done" in again.stdout
+    assert "no longer in the sweep" not in again.stdout
+
+
+def test_two_trials_are_never_taken_as_one_run(write_config, tmp_path):
+    """The two trials differ only in a key that changes no result."""
+    file, root = write_config('product({"model.hidden": [8]})'), sweep.Root(tmp_path / "root")
+    (trial,) = sweep.load_trials(file, {})
+    with root.locked():
+        root.record(file, [trial])
+    root.run(trial).workdir.mkdir()
+    (root.run(trial).workdir / "config.json").write_text(json.dumps(load.to_dict(trial.config)))
+    trials = sweep.load_trials(write_config('product({"model.hidden": [8], "train.steps_per_call": [1, 2]})'), {})
+    assert [each.name for each in root.with_existing_names(trials)] == ["hidden=8", "hidden=8,steps_per_call=2"]
+    other = sweep.load_trials(write_config('product({"model.hidden": [8], "model.dropout": [0.1]})'), {})
+    assert root.with_existing_names(other) == other
+
+
+VALUES = {
+    str: st.sampled_from(["a", "/a/b", "/c/b", "a b", "a_b", "ü", "", "a,b", "a=b", "a+b", "x" * 120, "x" * 121]),
+    int: st.integers(0, 2),
+    float: st.sampled_from([0.1, 0.5, 1e-12]),
+    bool: st.booleans(),
+    tuple: st.sampled_from([(0.9, 0.1), (0.5, 0.5), (0.8, 0.1, 0.1)]),
+}
+PAIRS = st.sampled_from(list(keys.TABLE)).flatmap(lambda key: st.tuples(st.just(key.name), VALUES[key.type]))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.lists(PAIRS, max_size=5).map(dict), max_size=6))
+def test_different_overrides_have_different_names_that_are_file_names(many):
+    different = {json.dumps(overrides, sort_keys=True) for overrides in many}
+    names = {sweep.trial_name(overrides) for overrides in many}
+    assert len(names) == len(different)
+    for name in names:
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._,=+-]*", name)
+        assert len(name) <= sweep.MAX_NAME_LENGTH
 
 
 @pytest.mark.slow
