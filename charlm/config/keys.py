@@ -53,6 +53,7 @@ class Key(NamedTuple):
       before: the value to assume for runs that were made before the key existed. SAME stands for the key's default.
       is_seen_in_data: True if a new default changes only the text or the vocabulary. A run with the value of `before` may then
         be resumed with the default, because a resumed run compares the text and the vocabulary themselves.
+      only_with: names of other keys. The key has an effect only if one of them is set. Empty if the key always has an effect.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Key(NamedTuple):
     is_path: bool = False
     before: object = SAME
     is_seen_in_data: bool = False
+    only_with: tuple[str, ...] = ()
 
     @property
     def type(self) -> type:
@@ -174,6 +176,10 @@ TABLE = (
         "so that JAX compiles programs for only a few lengths"),
     Key("batch.padding", "masked", one_of("masked", "counted"),
         "documents; masked: padding follows the text and has weight 0; counted: padding precedes the text and has weight 1"),
+    Key("batch.start_symbol", True, ANY,
+        "documents: read <eos> before each document, so that the model learns how documents begin and can write one from "
+        "nothing; no effect with batch.padding=counted",
+        before=False, only_with=("corpus.documents", "corpus.tfds")),
     # the network
     Key("model.cell", "lstm", one_of("lstm"), "recurrent cell; each cell is a file in charlm/models/cells"),
     Key("model.input", "embedding", one_of("embedding", "onehot", "scalar"),
@@ -255,7 +261,8 @@ TABLE = (
         "stream: each piece except the first starts this many characters early; they warm up the state and are not scored"),
     # samples during training, and the defaults of `charlm sample`
     Key("sample.prompt", None, NOT_EMPTY,
-        "prompt of samples; None: the start of the validation split, or of the training split if there is no validation split"),
+        "prompt of samples; None: the start of the validation split, or of the training split if there is no validation split; "
+        "for a model of documents with batch.start_symbol, no prompt"),
     Key("sample.length", 300, NOT_NEGATIVE,
         "characters in each sample, also for `charlm sample`; 0: no samples during training"),
     Key("sample.temperature", 0.8, NOT_NEGATIVE, "sampling temperature; 0.0: always choose the most probable character"),
@@ -314,6 +321,20 @@ def before_keys_existed() -> dict[str, object]:
     """
     values = {key.name: key.default if key.before is SAME else key.before for key in TABLE}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def effective(saved: Mapping[str, object]) -> dict[str, object]:
+    """The values of all keys for a saved config, for comparisons of configs.
+
+    Keys that did not exist when the config was saved get their value for older runs. Keys that have no effect, because no key
+    of `only_with` is set, get their default.
+
+    Args:
+      saved: dotted key → JSON value.
+    """
+    values = before_keys_existed() | dict(saved)
+    idle = [key for key in TABLE if key.only_with and not any(values.get(other) for other in key.only_with)]
+    return values | {key.name: key.default for key in idle}
 
 
 def known(name: str) -> str:

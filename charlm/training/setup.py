@@ -216,7 +216,8 @@ def _sample_drawer(
     if length == 0:
         return None
     prompt = corpora.sample_prompt(config, lambda: splits)
-    prompt_ids = vocab.encode(prompt, "sample.prompt")
+    encoded = vocab.encode(prompt, "sample.prompt")
+    prompt_ids = np.concatenate([np.array(batches.start_ids(config, vocab), encoded.dtype), encoded])
     generate = sample.sampler(functions, vocab, config.sample.top_k, window=framing.window)
 
     def draw(params: Any, step: int) -> str:
