@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from charlm.errors import UserError
+from charlm.files import is_address
 
 MOST = 3e38  # just below the largest float32
 FRAMINGS = ("stream", "chunks", "windows", "documents")
@@ -99,6 +100,11 @@ POSITIVE = Rule(lambda value: value > 0, "positive")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "0 or more")
 FRACTION = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
 NOT_EMPTY = Rule(lambda value: value != "", "at least one character")
+LOCAL = Rule(
+    lambda value: value != "" and not is_address(value),
+    "a file or folder on this machine, not an internet address: download the text first, for example with curl -LO ADDRESS, or "
+    "set corpus.name to a corpus that charlm can fetch, such as tiny_shakespeare",
+)
 SEED = Rule(lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
 FROM_0_TO_1 = Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
 FACTOR = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
@@ -112,8 +118,8 @@ DTYPES = one_of("float32", "bfloat16")
 SCHEDULES = one_of("constant", "cosine", "trapezoid", "exponential", "step")
 
 
-def _path(name: str, meaning: str) -> Key:
-    return Key(name, None, NOT_EMPTY, meaning, is_path=True)
+def _path(name: str, meaning: str, rule: Rule = NOT_EMPTY) -> Key:
+    return Key(name, None, rule, meaning, is_path=True)
 
 
 # Each key takes one line, or more if its meaning is long. Comparisons and trial names list keys in this order.
@@ -128,9 +134,10 @@ TABLE = (
     # the text
     Key("corpus.name", "tiny_shakespeare", ANY, "name of a corpus that charlm can fetch; used if corpus.path is None"),
     _path("corpus.path",
-        "text file (plain, .gz or .xz), or a folder of such files; corpus.folder says how a folder is read"),
-    _path("corpus.validation_path", "path of a separate validation text; all text of corpus.path is then training text"),
-    _path("corpus.test_path", "path of a separate test text; needs corpus.validation_path"),
+        "text file (plain, .gz or .xz), or a folder of such files; corpus.folder says how a folder is read", LOCAL),
+    _path("corpus.validation_path", "path of a separate validation text; all text of corpus.path is then training text",
+        LOCAL),
+    _path("corpus.test_path", "path of a separate test text; needs corpus.validation_path", LOCAL),
     _path("corpus.data_dir",
         "folder of TensorFlow Datasets (TFDS); None: $TFDS_DATA_DIR if set, otherwise ~/tensorflow_datasets"),
     Key("corpus.folder", "tree", one_of("tree", "flat"),

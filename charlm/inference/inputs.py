@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from charlm import files
 from charlm.config.keys import MOST
 from charlm.data import batches, corpora, documents
 from charlm.data.textfiles import Reading
@@ -154,6 +155,8 @@ def _text_of_file(run: Run, path: str, unknown: str | None) -> tuple[corpora.Spl
     """The text of a file, and the number of characters that were dropped from it."""
     if not path:
         raise UserError("--text=: must be a file or folder.")
+    if files.is_address(path):
+        raise UserError(f"--text={path}: must be a file or folder on this machine: download the text first.")
     if path == "-":
         with _standard_input() as file:
             return _known(_read(run, file, unknown), run.vocab(), unknown, f"--text={path}")
