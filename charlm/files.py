@@ -8,11 +8,17 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 
 from charlm.errors import UserError
 
 MARK = '"seal": "'
+
+
+def is_address(path: str) -> bool:
+    """Whether the text is an internet address, such as https://example.com/text.txt, and not the path of a file."""
+    return re.match("[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
 def check_output(flag: str, file: str, suffixes: Sequence[str]) -> pathlib.Path:

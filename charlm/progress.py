@@ -16,10 +16,15 @@ class Reporter:
     """Shows the progress of a training: a bar on a terminal, and one line for each printed row of metrics.
 
     Use the reporter as a context manager. When the context ends, the bar is removed from the terminal.
+
+    Args:
+      total_steps: the length of the training.
+      first_step: the step at which the training begins or resumes.
+      all_rows: whether a terminal also shows the rows of the split `train`.
     """
 
-    def __init__(self, total_steps: int, first_step: int):
-        self._total = total_steps
+    def __init__(self, total_steps: int, first_step: int, all_rows: bool = False):
+        self._total, self._all_rows = total_steps, all_rows
         self._bar = None
         console = Console()
         if console.is_terminal:
@@ -44,15 +49,15 @@ class Reporter:
             self._bar.update(self._task, completed=step, text=text)
 
     def row(self, row: dict, seconds_left: float = 0.0, note: str = "") -> None:
-        """Prints a row of metrics. If a progress bar is shown, a row of the split `train` is not printed, because the
-        bar already shows the training loss.
+        """Prints a row of metrics. If a progress bar is shown, a row of the split `train` is printed only with `all_rows`,
+        because the bar already shows the training loss.
         """
         step = f"step {row['step']:>{len(str(self._total))}}/{self._total}"
         nats = f"{row['split']} {row['nats']:.4f} nats"
         if row["split"] != "train":
             unknown = f", {row['unknown']:,} of {counted(row['chars'], 'char')} <unk>" if "unknown" in row else ""
             self.say(f"{step}  {nats} (perplexity {measures.perplexity(row['nats']):.4f}{unknown}){note}")
-        elif not self._bar:
+        elif self._all_rows or not self._bar:
             self.say(
                 f"{step}  epoch {row['epoch']:.2f}  {nats}  lr {row['learning_rate']:.1e}  grad {row['grad_norm']:.2f}  "
                 f"{row['chars_per_second']:,.0f} chars/s  {duration(seconds_left)} left"

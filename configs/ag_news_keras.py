@@ -35,6 +35,7 @@ def get_config(arg: str | None = None):
     config.batch.framing = "documents"
     config.batch.size = 8
     config.batch.length = 256
+    config.batch.start_symbol = False
     config.model.input = "onehot"
     config.model.layers = 1
     config.model.hidden = 128

@@ -251,15 +251,15 @@ def test_model_trained_on_documents_agrees_with_the_scripts(script, folder):
     model = charlm.load(run)
     text = "ROMEO:\n\nBut soft Q!\nwhat light through yonder window breaks"
     expected, file = evaluated(script, run, text, folder)
-    # The empty second line is left out. In the first and the third line, all characters except the first are scored, and so is
-    # <eos> after the line. The last line is longer than batch.length, so it is cut after 20 scored characters.
-    assert expected["chars"] == 5 + 1 + 10 + 1 + 20
+    # The empty second line is left out. In the first and the third line, all characters are scored, and so is <eos> after the
+    # line. The last line is longer than batch.length, so only the start symbol and 20 characters are read.
+    assert expected["chars"] == 6 + 1 + 11 + 1 + 21
     assert_same_evaluation(model.score(text), expected, file)
     assert model.score(["ROMEO:", "", *text.split("\n")[2:]])["nats"] == model.score(text)["nats"]
     # `score` includes the nats of <eos>, which ends the document. `surprisal` has no value for <eos>.
     surprisal, logits = model.surprisal("ROMEO:"), model.logits("ROMEO:")
     end = nats_by_hand(logits[-1:], [model.vocab.id_of("<eos>")])
-    assert (np.nansum(surprisal) + end[0]) / 6 == pytest.approx(model.score("ROMEO:")["nats"], rel=1e-5)
+    assert (surprisal.sum() + end[0]) / 7 == pytest.approx(model.score("ROMEO:")["nats"], rel=1e-5)
     unknown = nats_by_hand(model.logits("a"), [model.vocab.id_of("<unk>")])
     np.testing.assert_allclose(model.surprisal("aQ")[1:], unknown, atol=1e-5)
     assert script("sample", f"--workdir={run}", "--prompt=Bu", "--num=2").stdout == "".join(

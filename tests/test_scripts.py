@@ -249,6 +249,11 @@ def test_train_refuses_wrong_paths(script, tmp_path, corpus_file):
         ("evaluate", ["--split=holdout"], "--split=holdout is not one of this run's splits: train, validation"),
         ("evaluate", ["--split=test"], "--split=test is not one of this run's splits"),
         ("evaluate", ["--text=/no/such"], "/no/such is not a file or folder"),
+        (
+            "evaluate",
+            ["--text=http://a.b/c"],
+            "--text=http://a.b/c: must be a file or folder on this machine: download the text",
+        ),
         ("evaluate", ["--checkpoint=7"], "--checkpoint=7: no such checkpoint; must be best, latest or one of the run's steps"),
         ("evaluate", ["--config.model.hidden=3"], "this program takes no config"),
         ("evaluate", ["--split=train", "--text=x"], "--split and --text are given together: give only one of them."),

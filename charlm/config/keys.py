@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from charlm.errors import UserError
+from charlm.files import is_address
 
 MOST = 3e38  # just below the largest float32
 FRAMINGS = ("stream", "chunks", "windows", "documents")
@@ -53,6 +54,7 @@ class Key(NamedTuple):
       before: the value to assume for runs that were made before the key existed. SAME stands for the key's default.
       is_seen_in_data: True if a new default changes only the text or the vocabulary. A run with the value of `before` may then
         be resumed with the default, because a resumed run compares the text and the vocabulary themselves.
+      only_with: names of other keys. The key has an effect only if one of them is set. Empty if the key always has an effect.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Key(NamedTuple):
     is_path: bool = False
     before: object = SAME
     is_seen_in_data: bool = False
+    only_with: tuple[str, ...] = ()
 
     @property
     def type(self) -> type:
@@ -97,6 +100,11 @@ POSITIVE = Rule(lambda value: value > 0, "positive")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "0 or more")
 FRACTION = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
 NOT_EMPTY = Rule(lambda value: value != "", "at least one character")
+LOCAL = Rule(
+    lambda value: value != "" and not is_address(value),
+    "a file or folder on this machine, not an internet address: download the text first, for example with curl -LO ADDRESS, or "
+    "set corpus.name to a corpus that charlm can fetch, such as tiny_shakespeare",
+)
 SEED = Rule(lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
 FROM_0_TO_1 = Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
 FACTOR = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
@@ -110,8 +118,8 @@ DTYPES = one_of("float32", "bfloat16")
 SCHEDULES = one_of("constant", "cosine", "trapezoid", "exponential", "step")
 
 
-def _path(name: str, meaning: str) -> Key:
-    return Key(name, None, NOT_EMPTY, meaning, is_path=True)
+def _path(name: str, meaning: str, rule: Rule = NOT_EMPTY) -> Key:
+    return Key(name, None, rule, meaning, is_path=True)
 
 
 # Each key takes one line, or more if its meaning is long. Comparisons and trial names list keys in this order.
@@ -126,9 +134,10 @@ TABLE = (
     # the text
     Key("corpus.name", "tiny_shakespeare", ANY, "name of a corpus that charlm can fetch; used if corpus.path is None"),
     _path("corpus.path",
-        "text file (plain, .gz or .xz), or a folder of such files; corpus.folder says how a folder is read"),
-    _path("corpus.validation_path", "path of a separate validation text; all text of corpus.path is then training text"),
-    _path("corpus.test_path", "path of a separate test text; needs corpus.validation_path"),
+        "text file (plain, .gz or .xz), or a folder of such files; corpus.folder says how a folder is read", LOCAL),
+    _path("corpus.validation_path", "path of a separate validation text; all text of corpus.path is then training text",
+        LOCAL),
+    _path("corpus.test_path", "path of a separate test text; needs corpus.validation_path", LOCAL),
     _path("corpus.data_dir",
         "folder of TensorFlow Datasets (TFDS); None: $TFDS_DATA_DIR if set, otherwise ~/tensorflow_datasets"),
     Key("corpus.folder", "tree", one_of("tree", "flat"),
@@ -174,6 +183,10 @@ TABLE = (
         "so that JAX compiles programs for only a few lengths"),
     Key("batch.padding", "masked", one_of("masked", "counted"),
         "documents; masked: padding follows the text and has weight 0; counted: padding precedes the text and has weight 1"),
+    Key("batch.start_symbol", True, ANY,
+        "documents: read <eos> before each document, so that the model learns how documents begin and can write one from "
+        "nothing; no effect with batch.padding=counted",
+        before=False, only_with=("corpus.documents", "corpus.tfds")),
     # the network
     Key("model.cell", "lstm", one_of("lstm"), "recurrent cell; each cell is a file in charlm/models/cells"),
     Key("model.input", "embedding", one_of("embedding", "onehot", "scalar"),
@@ -255,7 +268,8 @@ TABLE = (
         "stream: each piece except the first starts this many characters early; they warm up the state and are not scored"),
     # samples during training, and the defaults of `charlm sample`
     Key("sample.prompt", None, NOT_EMPTY,
-        "prompt of samples; None: the start of the validation split, or of the training split if there is no validation split"),
+        "prompt of samples; None: the start of the validation split, or of the training split if there is no validation split; "
+        "for a model of documents with batch.start_symbol, no prompt"),
     Key("sample.length", 300, NOT_NEGATIVE,
         "characters in each sample, also for `charlm sample`; 0: no samples during training"),
     Key("sample.temperature", 0.8, NOT_NEGATIVE, "sampling temperature; 0.0: always choose the most probable character"),
@@ -322,6 +336,20 @@ def before_keys_existed() -> dict[str, object]:
     """
     values = {key.name: key.default if key.before is SAME else key.before for key in TABLE}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def effective(saved: Mapping[str, object]) -> dict[str, object]:
+    """The values of all keys for a saved config, for comparisons of configs.
+
+    Keys that did not exist when the config was saved get their value for older runs. Keys that have no effect, because no key
+    of `only_with` is set, get their default.
+
+    Args:
+      saved: dotted key → JSON value.
+    """
+    values = before_keys_existed() | dict(saved)
+    idle = [key for key in TABLE if key.only_with and not any(values.get(other) for other in key.only_with)]
+    return values | {key.name: key.default for key in idle}
 
 
 def known(name: str) -> str:

@@ -144,15 +144,15 @@ def flatten(fields: Mapping | ConfigDict, prefix: str = "") -> dict[str, object]
 def differences(saved: Mapping, given: Mapping) -> dict[str, tuple]:
     """Dotted key → (saved value, given value), for the keys in which two configs differ.
 
-    Keys that do not change results are left out. If a config was saved before a key existed, the config is compared with the
-    value that the key table defines for older runs. If the saved value is the one of older runs and the given value is the new
-    default, keys with `is_seen_in_data` are left out too.
+    Keys that do not change results are left out, and so are keys that have no effect in both configs. If a config was saved
+    before a key existed, the config is compared with the value that the key table defines for older runs. If the saved value is
+    the one of older runs and the given value is the new default, keys with `is_seen_in_data` are left out too.
 
     Args:
       saved: config of an existing run, as a nested or flat dict.
       given: the other config, as a nested or flat dict.
     """
-    old, new = (keys.before_keys_existed() | flatten(fields) for fields in (saved, given))
+    old, new = (keys.effective(flatten(fields)) for fields in (saved, given))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name) and name not in keys.CHANGE_NO_RESULT]
     changed = {name: (old.get(name), new.get(name)) for name in sorted(names)}
     return {name: values for name, values in changed.items() if values != keys.NEW_DEFAULTS.get(name)}
@@ -164,7 +164,7 @@ def results_config(fields: Mapping) -> str:
     Args:
       fields: a config as a nested or flat dict of JSON values, perhaps saved before some keys existed.
     """
-    values = keys.before_keys_existed() | flatten(fields)
+    values = keys.effective(flatten(fields))
     return json.dumps({name: value for name, value in values.items() if name not in keys.CHANGE_NO_RESULT}, sort_keys=True)
 
 

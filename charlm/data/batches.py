@@ -89,6 +89,7 @@ class Framing(NamedTuple):
     shuffle: bool
     bucket: int
     padding: str
+    start_symbol: bool = False
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Framing":
@@ -101,6 +102,8 @@ class Framing(NamedTuple):
             shuffle=config.batch.shuffle,
             bucket=config.batch.bucket,
             padding=config.batch.padding,
+            # Counted padding comes before the text. The model predicts the first character from this padding.
+            start_symbol=config.batch.start_symbol and config.batch.padding == "masked",
         )
 
     @property
@@ -134,7 +137,8 @@ class Framing(NamedTuple):
             case "windows":
                 return f"zero at every window of {self.length}, one every {self.stride}, its next char scored"
             case "documents":
-                return f"zero at every document, of which the first {self.length} chars"
+                start = ", read after <eos>" if self.start_symbol else ""
+                return f"zero at every document{start}, of which the first {self.length} chars"
         raise UserError(f"the framing {self.kind!r} is unknown: it must be stream, chunks, windows or documents.")
 
     @property
@@ -273,8 +277,12 @@ class Windows:
 class Documents:
     """One document per row. Each row starts from the zero state, and the last target of a document is `<eos>`.
 
-    Of a document with more than T characters, only the first T inputs and targets are used. The length of a batch is the length
-    of its longest document, rounded up to a multiple of `bucket`, but at most T. XLA compiles a program for each length, so the
+    With `start_symbol`, the first input of a row is also `<eos>`, and its target is the first character of the document.
+    Otherwise, the first character is only an input.
+
+    Of a document with more than `length` characters, the model reads only the first `length` characters, and the last of them
+    predicts one more character. The length of a batch is the number of inputs of its longest document, rounded up to a multiple
+    of `bucket`, but at most `length` (with `start_symbol`, one more). XLA compiles a program for each length, so the
     rounding reduces the number of programs. `padding` is one of:
 
     - `masked`: padding follows the text and has weight 0.
@@ -288,6 +296,7 @@ class Documents:
     bucket: int
     padding: str
     order: "Order"
+    start_symbol: bool = False
 
     @property
     def starts_D1(self) -> np.ndarray:
@@ -306,20 +315,21 @@ class Documents:
         documents_B, valid_B = self.order.at(step, self.rows, self.num_documents)
         starts_B = self.starts_D1[documents_B]
         lengths_B = np.minimum(self.starts_D1[documents_B + 1] - starts_B - 1, self.length)
+        first = -1 if self.start_symbol else 0  # the index of the first input within the document
         # The length is computed from all rows of the batch, not only from the rows in `part`, because all processes need the
         # same length.
-        length = min(-(-int(lengths_B.max()) // self.bucket) * self.bucket, self.length)
+        length = min(-(-int(lengths_B.max() - first) // self.bucket) * self.bucket, self.length - first)
         starts_B, lengths_B, valid_B = starts_B[part], lengths_B[part], valid_B[part]
         padding_before_B = length - lengths_B if self.padding == "counted" else np.zeros_like(lengths_B)
-        char_BT = np.arange(length)[None, :] - padding_before_B[:, None]  # index within the document; negative before it
-        inside_BT = (char_BT >= 0) & (char_BT < lengths_B[:, None])
+        char_BT = first + np.arange(length)[None, :] - padding_before_B[:, None]  # index in the document; negative before it
+        inside_BT = (char_BT >= first) & (char_BT < lengths_B[:, None])
         ids_N, last = self.encoded.ids_N, len(self.encoded.ids_N) - 1
-
-        def ids_at(offset: int) -> np.ndarray:
-            return ids_N[np.clip(starts_B[:, None] + char_BT + offset, 0, last)].astype(np.int32)
-
-        inputs_BT = np.where(inside_BT, ids_at(0), PAD_ID)
-        targets_BS = np.where(inside_BT | (char_BT == -1), ids_at(1), PAD_ID)
+        positions_BT = starts_B[:, None] + char_BT
+        # The last id of the split is `<eos>`, so it is the start symbol.
+        inputs_BT = ids_N[np.where(char_BT == -1, last, np.clip(positions_BT, 0, last))].astype(np.int32)
+        targets_BS = ids_N[np.clip(positions_BT + 1, 0, last)].astype(np.int32)
+        inputs_BT = np.where(inside_BT, inputs_BT, PAD_ID)
+        targets_BS = np.where(inside_BT | (char_BT == -1), targets_BS, PAD_ID)
         scored_BS = inside_BT if self.padding == "masked" else np.ones_like(inside_BT)
         return Batch(
             inputs_BT=inputs_BT,
@@ -408,6 +418,15 @@ def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encod
     return Encoded(ids_N, starts_D1, where, sizes_N)
 
 
+def start_ids(config: ConfigDict, vocab: Vocab) -> list[int]:
+    """The ids that the model reads before the first character of a text: `<eos>` or nothing.
+
+    The model reads `<eos>` if its corpus has documents and `batch.start_symbol` is set. The model then knows how texts begin.
+    """
+    end = vocab.id_of(EOS)
+    return [] if end is None or not Framing.of(config).start_symbol else [end]
+
+
 def cut_in_words(lengths_D: np.ndarray, limit: int) -> str:
     """Says how much of the documents is lost because `batch.length` cuts them. Empty if no document is cut.
 
@@ -467,7 +486,7 @@ def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Ch
             raise UserError(
                 "the framing 'documents' needs a corpus of documents: set corpus.documents, for example to lines or blank."
             )
-        return Documents(encoded, rows, length, framing.bucket, framing.padding, order)
+        return Documents(encoded, rows, length, framing.bucket, framing.padding, order, framing.start_symbol)
     if len(ids_N) < length + 1:
         raise UserError(
             f"{encoded.name} has {counted(len(ids_N), 'char')}, but {framing.kind} of batch.length={length} need at least "

@@ -230,14 +230,18 @@ def prompt(text: str, config: ConfigDict) -> str:
 def sample_prompt(config: ConfigDict, splits: Callable[[], dict[str, Split]]) -> str:
     """The prompt of the samples during training: `sample.prompt`, or the opening of the corpus if `sample.prompt` is not set.
 
-    If the framing is `windows`, the opening is the first window of the validation split. With other framings, the opening is
-    the first char of the validation split. If there is no validation split, the opening comes from the training split.
+    If the model learns how documents begin (see `batch.start_symbol`), the prompt is empty. Otherwise, the opening is the first
+    char of the validation split. With the framing `windows`, it is the first window. If there is no validation split, the
+    opening comes from the training split.
 
     Args:
       splits: returns the splits. It is called only if the prompt comes from the corpus.
     """
     if config.sample.prompt is not None:
         return prompt(config.sample.prompt, config)
+    has_documents = form_of(config) or config.corpus.tfds is not None
+    if has_documents and Framing.of(config).start_symbol:
+        return ""
     texts = splits()
     text = joined(texts["validation" if "validation" in texts else "train"])
     length = Framing.of(config).window or 1

@@ -3,6 +3,7 @@
 - `model` has the class `Model`, through which notebooks and programs use the other files.
 - `restore` reads a model from a run directory.
 - `inputs` checks the texts, prompts and numbers that the user gives.
+- `windows` cuts a text into windows of two lengths.
 - `evaluate` scores a text.
 - `protocol` defines how a text is read for scoring.
 - `pieces` scores each character of lines, documents or a text.

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from charlm import files
 from charlm.config.keys import MOST
 from charlm.data import batches, corpora, documents
 from charlm.data.textfiles import Reading
-from charlm.data.vocab import UNK, Vocab, shown
+from charlm.data.vocab import EOS, UNK, Vocab, shown
 from charlm.errors import UserError
 from charlm.hardware import cache
 from charlm.progress import counted, warn
@@ -27,6 +28,10 @@ UNKNOWN = ("error", "skip")  # what to do with symbols of a prompt that are outs
 UNKNOWN_IN_TEXT = ("error", "skip", "unk")  # what to do with such symbols of a text to score
 DTYPES = ("float32", "bfloat16")
 EMPTY = "give at least one character of the run's vocabulary."
+UNKNOWN_BEGINNING = (
+    "this model has not learned how documents begin: give at least one character, or train a new model with "
+    "batch.start_symbol=True and batch.padding=masked."
+)
 LINE_BREAK_HINT = " If \\n stands for a line break, write $'A:\\nB' in the shell."
 
 
@@ -150,6 +155,8 @@ def _text_of_file(run: Run, path: str, unknown: str | None) -> tuple[corpora.Spl
     """The text of a file, and the number of characters that were dropped from it."""
     if not path:
         raise UserError("--text=: must be a file or folder.")
+    if files.is_address(path):
+        raise UserError(f"--text={path}: must be a file or folder on this machine: download the text first.")
     if path == "-":
         with _standard_input() as file:
             return _known(_read(run, file, unknown), run.vocab(), unknown, f"--text={path}")
@@ -251,9 +258,10 @@ def typed_prompt(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str = "
         a note on stderr.
 
     Raises:
-      UserError: the prompt is empty, or `unknown` is `error` and the prompt has symbols outside the vocabulary.
+      UserError: `unknown` is `error` and the prompt has symbols outside the vocabulary; or the prompt is empty, and the model
+        has not learned how texts begin.
     """
-    return _in_vocabulary(corpora.prompt(prompt, config), vocab, unknown)
+    return _in_vocabulary(corpora.prompt(prompt, config), config, vocab, unknown)
 
 
 def stop_texts(stop: str | Sequence[str], config: ConfigDict, vocab: Vocab) -> list[str]:
@@ -276,7 +284,7 @@ def stop_texts(stop: str | Sequence[str], config: ConfigDict, vocab: Vocab) -> l
 
 def own_prompt(run: Run, config: ConfigDict, vocab: Vocab, unknown: str = "error") -> str:
     """The prompt of the samples that are drawn during training; see `corpora.sample_prompt`."""
-    return _checked_run_prompt(corpora.sample_prompt(config, run.splits), vocab, unknown)
+    return _checked_run_prompt(corpora.sample_prompt(config, run.splits), config, vocab, unknown)
 
 
 def excerpt_prompt(run: Run, split: str, length: int, seed: int, vocab: Vocab, unknown: str = "error") -> str:
@@ -286,20 +294,20 @@ def excerpt_prompt(run: Run, split: str, length: int, seed: int, vocab: Vocab, u
       UserError: the split does not exist, or the corpus can't be read or has changed.
     """
     check_split(run, "prompt_from", split)
-    return _checked_run_prompt(corpora.excerpt(run.splits()[split], length, seed), vocab, unknown)
+    return _checked_run_prompt(corpora.excerpt(run.splits()[split], length, seed), run.config(), vocab, unknown)
 
 
-def _checked_run_prompt(prompt: str, vocab: Vocab, unknown: str) -> str:
+def _checked_run_prompt(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str) -> str:
     """Checks a prompt that comes from the run's config or corpus, and returns the prompt.
 
     If the vocabulary has `<unk>` and `unknown` is `error`, all symbols are allowed, because unknown symbols become `<unk>`.
     """
     if vocab.id_of(UNK) is not None and unknown == "error":
         return prompt
-    return _in_vocabulary(prompt, vocab, unknown)
+    return _in_vocabulary(prompt, config, vocab, unknown)
 
 
-def _in_vocabulary(prompt: str, vocab: Vocab, unknown: str) -> str:
+def _in_vocabulary(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str) -> str:
     unknown_symbols = vocab.missing(prompt)
     hint = _line_break_hint(prompt, unknown_symbols)
     if unknown_symbols and unknown == "error":
@@ -307,8 +315,9 @@ def _in_vocabulary(prompt: str, vocab: Vocab, unknown: str) -> str:
             f"the prompt has {shown(unknown_symbols)}, outside the run's vocabulary: --unknown=skip drops such symbols.{hint}"
         )
     prompt = "".join(symbol for symbol in prompt if symbol not in unknown_symbols)
-    if not prompt:
-        raise UserError(f"the prompt is empty: {EMPTY}")
+    if not prompt and not batches.start_ids(config, vocab):
+        has_documents = vocab.id_of(EOS) is not None
+        raise UserError(f"the prompt is empty{f', and {UNKNOWN_BEGINNING}' if has_documents else f': {EMPTY}'}")
     if unknown_symbols:
         warn(f"dropped from the prompt: {shown(unknown_symbols)}{f'.{hint}' if hint else ''}")
     return prompt

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from charlm import measures
 from charlm.config.keys import FRAMINGS, defaults
-from charlm.data.batches import Batch, Encoded, Framing
+from charlm.data.batches import Batch, Encoded, Framing, start_ids
 from charlm.data.corpora import Normalisation
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
@@ -28,12 +28,9 @@ from charlm.inference import inputs, pieces, restore, sample
 from charlm.inference.evaluate import evaluator
 from charlm.inference.inputs import ScoredText
 from charlm.inference.protocol import Protocol
+from charlm.inference.windows import LONG, SHORT, windows
 from charlm.models import stack
 from charlm.rundir.run import Run, check_checkpoint_name
-
-# The numbers of characters in a short and in a long window. A text is read in long windows. The rest, which is shorter than a
-# long window, is read in short windows. Programs are therefore compiled for only two lengths.
-SHORT, LONG = 64, 1024
 
 
 def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str | None = None) -> "Model":
@@ -97,6 +94,7 @@ class Model:
 
         Row i is computed from characters 0 to i and predicts character i + 1. The state is zero before the first character and
         is carried to the last character, whatever framing (stream, chunks, windows or documents) the model was trained with.
+        A model of documents with `batch.start_symbol` reads `<eos>` before the first character.
 
         Returns:
           float32 (N, V), for the N characters of `normalise(text)`. Columns are ids of `vocab`.
@@ -104,15 +102,19 @@ class Model:
         Raises:
           UserError: the text is empty, or has unknown symbols and the vocabulary has no `<unk>`.
         """
-        return np.concatenate([np.asarray(logits_TV)[:count] for count, logits_TV, _ in self._read(text)])
+        rows = np.concatenate([np.asarray(logits_TV)[:count] for count, logits_TV, _ in self._read(text)])
+        return rows[len(self._start) :]
 
     def surprisal(self, text: str) -> np.ndarray:
         """The nats of each character given the characters before it: -ln p(character | text before it).
 
         The first value is nan, because no character comes before the first character, and the model has not learned how texts
-        begin. The state is carried as in `logits`, so the mean of the other values is `score(text, framing="stream")["nats"]`.
-        For a model trained on a stream, the mean is also `score(text)["nats"]`. For a model trained on documents, the mean
-        differs from `score(text)["nats"]`, because `score` also scores the prediction that a document ends.
+        begin. Only a model of documents with `batch.start_symbol` has learned this, and its first value is a number.
+
+        The state is carried as in `logits`. Without a start symbol, the mean of the values except the first is therefore
+        `score(text, framing="stream")["nats"]`. For a model trained on a stream, the mean is also `score(text)["nats"]`. For a
+        model trained on documents, the mean differs from `score(text)["nats"]`, because `score` also scores the prediction that
+        a document ends.
 
         Returns:
           float32 (N,), for the N characters of `normalise(text)`. A character outside the vocabulary counts as `<unk>`.
@@ -121,7 +123,7 @@ class Model:
           UserError: in the same cases as `logits`.
         """
         next_nats = np.concatenate([np.asarray(nats_T)[:count] for count, _, nats_T in self._read(text)])
-        return np.concatenate([np.full(1, np.nan, np.float32), next_nats[:-1]])
+        return next_nats[:-1] if self._start else np.concatenate([np.full(1, np.nan, np.float32), next_nats[:-1]])
 
     def states(self, text: str) -> tuple:
         """The state of every layer after each character.
@@ -135,11 +137,11 @@ class Model:
         Raises:
           UserError: in the same cases as `logits`.
         """
-        carry, windows = self._zero_carry(), []
-        for count, ids_T1 in _windows(self._encoded(text)):
+        carry, parts = self._zero_carry(), []
+        for count, ids_T1 in windows(self._encoded(text)):
             carry, states = self._step_window(self._step_weights, ids_T1[:-1], carry)
-            windows.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count, 0], states))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *windows)
+            parts.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count, 0], states))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[len(self._start) :], *parts)
 
     def score(self, text: str | Sequence[str], framing: str | None = None) -> dict[str, Any]:
         """Measures how well the model predicts a text. `scripts/evaluate.py --text` gives the same values.
@@ -198,7 +200,8 @@ class Model:
     def score_lines(self, lines: Sequence[str]) -> list[dict[str, Any]]:
         """Scores each line alone, from the zero state. `scripts/evaluate.py --per_line` prints the same dicts.
 
-        The first character of a line is not scored. If the vocabulary has `<eos>`, the end of the line is scored.
+        The first character of a line is scored only by a model of documents with `batch.start_symbol`. If the vocabulary has
+        `<eos>`, the end of the line is scored.
 
         Args:
           lines: the lines without line breaks, normalised as `normalise` does.
@@ -219,7 +222,7 @@ class Model:
         rows = min(Protocol.of_run(self.config).rows, len(lines))
         mesh = devices.mesh(rows, devices.wanted(self.config))
         found: list[dict[str, Any]] = [{}] * len(lines)
-        ids = pieces.encoded(self.vocab, lines, "the text")
+        ids = pieces.encoded(self.vocab, lines, "the text", self._start)
         for index, scores in pieces.score(self.trained.functions, self.params, ids, rows, mesh):
             nats, chars = float(scores.nats_M.sum(dtype=np.float64)), len(scores.nats_M)
             bits = measures.bits(nats / chars) if chars else None
@@ -229,7 +232,8 @@ class Model:
     def score_chars(self, texts: Sequence[str], alternatives: int) -> list[tuple[np.ndarray, pieces.Scores]]:
         """The ids of each text, and the scores of its characters with the likeliest alternatives; see `pieces.Scores`.
 
-        Each text is read from the zero state. If the vocabulary has `<eos>`, `<eos>` follows each text.
+        Each text is read from the zero state. If the vocabulary has `<eos>`, `<eos>` follows each text. The first character has
+        a score only if the model reads a start symbol before it.
 
         Args:
           texts: the texts, normalised as `normalise` does.
@@ -238,12 +242,12 @@ class Model:
         Raises:
           UserError: a text has unknown symbols and the vocabulary has no `<unk>`.
         """
-        ids = pieces.encoded(self.vocab, texts, "the text")
+        ids = pieces.encoded(self.vocab, texts, "the text", self._start)
         scored = pieces.score(
             self.trained.functions, self.params, ids, Protocol.of_run(self.config).rows, alternatives=alternatives
         )
         by_index = dict(scored)
-        return [(ids[index], by_index[index]) for index in range(len(ids))]
+        return [(ids[index][len(self._start) :], by_index[index]) for index in range(len(ids))]
 
     def sample(
         self,
@@ -264,7 +268,8 @@ class Model:
         If prompt, length, temperature or top_k is None, its value comes from the section `sample` of the run's config.
 
         Args:
-          prompt: the text to continue. It is normalised like the run's corpus.
+          prompt: the text to continue. It is normalised like the run's corpus. It may be empty for a model of documents with
+            `batch.start_symbol`, which then writes a whole document.
           length: the number of characters, or of bytes if the model reads bytes, to draw after the prompt. A model of documents
             stops at the end of a document. Drawn bytes that are not valid UTF-8 become U+FFFD.
           temperature: 0 always takes the most probable character; 1 leaves the model's probabilities unchanged.
@@ -334,10 +339,11 @@ class Model:
         generate = self._sampler(top_k, top_p, window, devices.mesh(rows, devices.wanted(self.config)))
         key = jax.random.fold_in(jax.random.key(seed), cell)
         texts_ended: dict[int, str | None] = {} if ended is None else ended
+        prompt_N = self.encoded_from_start(prompt) if carry is None else self.vocab.encode(prompt)
 
         def pieces() -> Iterator[list[str]]:  # without stop texts; ends early if all texts have ended
             decoders = [self.vocab.decoder() for _ in range(num)]
-            for ids_BN in generate(self.params, self.vocab.encode(prompt), num, length, temperature, key, carry):
+            for ids_BN in generate(self.params, prompt_N, num, length, temperature, key, carry):
                 texts = []
                 for row, ids_N in enumerate(ids_BN):
                     drawn_N = ids_N[:0] if row in texts_ended else sample.until_end(ids_N, self.vocab)
@@ -363,21 +369,30 @@ class Model:
             carry, _ = self._step_window(self._step_weights, ids_N[start : start + SHORT].astype(np.int32), carry)
         return carry
 
+    def encoded_from_start(self, text: str) -> np.ndarray:
+        """The ids that the model reads for a normalised text: the start symbol, if the model has one, and the characters."""
+        ids_N = self.vocab.encode(text)
+        return np.concatenate([np.array(self._start, ids_N.dtype), ids_N])
+
+    @functools.cached_property
+    def _start(self) -> list[int]:
+        return start_ids(self.config, self.vocab)
+
     def _encoded(self, text: str) -> np.ndarray:
-        """(N,) ids of the normalised text."""
+        """The ids of the text after it is normalised, as `encoded_from_start` gives them."""
         normalised = self.normalise(text)
         if not normalised:
             raise UserError(f"the text is empty: {inputs.EMPTY}")
-        return self.vocab.encode(normalised)
+        return self.encoded_from_start(normalised)
 
     def _read(self, text: str) -> Iterator[tuple[int, jax.Array, jax.Array]]:
-        """Reads a text window by window. Yields the number of characters of a window, logits_TV and nats_T.
+        """Reads a text window by window. Yields the number of ids of a window, logits_TV and nats_T.
 
-        nats_T holds the loss of each next character. T may be larger than the number of characters, because short windows are
+        nats_T holds the loss of each next id. T may be larger than the number of ids, because short windows are
         padded at the end.
         """
         carry = self._zero_carry()
-        for count, ids_T1 in _windows(self._encoded(text)):
+        for count, ids_T1 in windows(self._encoded(text)):
             logits_TV, nats_T, carry = self._apply_window(self.params, ids_T1, carry)
             yield count, logits_TV, nats_T
 
@@ -432,19 +447,3 @@ class Model:
 def joined(pieces: Iterator[list[str]], num: int) -> list[str]:
     """The `num` texts that `Model.draw` yields piece by piece."""
     return ["".join(row) for row in zip(*pieces, strict=True)] or [""] * num
-
-
-def _windows(ids_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Cuts the ids into long windows, and the rest into short windows. Yields the number of ids of a window, and ids_T1.
-
-    ids_T1 is an int32 array of T + 1 ids, because it includes the id after the window. Positions after the end of the text are
-    filled with zeros.
-    """
-    start, total = 0, len(ids_N)
-    while start < total:
-        length = LONG if total - start >= LONG else SHORT
-        ids_T1 = np.zeros(length + 1, np.int32)
-        piece = ids_N[start : start + length + 1]
-        ids_T1[: len(piece)] = piece
-        yield min(length, total - start), ids_T1
-        start += length

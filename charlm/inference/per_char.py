@@ -16,30 +16,31 @@ ALTERNATIVES = 5
 MOST_BITS = 8.0  # characters with this surprisal or more have the strongest colour
 SHADES = 20
 
-Scored = tuple[np.ndarray, Scores]  # the ids of a piece, and its scores
+Scored = tuple[np.ndarray, Scores]  # the ids of a piece, and the scores of all of them, or of all except the first
 
 
 def table(scored: Sequence[Scored], vocab: Vocab) -> Iterator[str]:
     """The lines of a table with one row for each character, with line breaks.
 
     The columns are separated by tabs. `document` and `position` count from 1. `nats` and `bits` are the surprisal of the
-    character, and are empty for the first character of a document, which nothing predicts. Then come the likeliest characters
-    and their probabilities. Tabs, line breaks, backslashes and characters that can't be printed are written as escapes, such as
-    `\\t`.
+    character. They are empty for the first character of a text that the model does not read after a start symbol, because
+    nothing predicts this character. Then come the likeliest characters and their probabilities. Tabs, line breaks, backslashes
+    and characters that can't be printed are written as escapes, such as `\\t`.
     """
     names = [_escaped(name) for name in vocab.names]
     count = min(ALTERNATIVES, len(vocab))
     columns = [f"{kind}_{number}" for number in range(1, count + 1) for kind in ("likeliest", "p")]
     yield "\t".join(["document", "position", "char", "nats", "bits", *columns]) + "\n"
     for document, (ids_N, scores) in enumerate(scored, start=1):
+        unscored = len(ids_N) - len(scores.nats_M)
         for position, index in enumerate(ids_N, start=1):
-            cells = [str(document), str(position), names[index]]
-            if position == 1:
+            cells, row = [str(document), str(position), names[index]], position - 1 - unscored
+            if row < 0:
                 cells += ["", "", *([""] * 2 * count)]
             else:
-                nats = float(scores.nats_M[position - 2])
+                nats = float(scores.nats_M[row])
                 cells += [f"{nats:.6f}", f"{measures.bits(nats):.6f}"]
-                for likely, p in zip(scores.likeliest_MK[position - 2], scores.probabilities_MK[position - 2], strict=True):
+                for likely, p in zip(scores.likeliest_MK[row], scores.probabilities_MK[row], strict=True):
                     cells += [names[likely], f"{p:.6f}"]
             yield "\t".join(cells) + "\n"
 
@@ -71,16 +72,16 @@ def _scored_chars(scored: Sequence[Scored]) -> int:
 
 
 def _characters(ids_N: np.ndarray, scores: Scores, names: Sequence[str], labels: Sequence[str]) -> Iterator[str]:
-    for position, index in enumerate(ids_N):
+    for row, index in enumerate(ids_N, start=len(scores.nats_M) - len(ids_N)):
         name = names[index]
         shown = "↵\n" if name == "\n" else html.escape(name if name.isprintable() or name == "\t" else labels[index])
-        if position == 0:
+        if row < 0:
             yield f'<i data-t="the first character has no prediction">{shown}</i>'
             continue
-        nats = float(scores.nats_M[position - 1])
+        nats = float(scores.nats_M[row])
         bits = measures.bits(nats)
         lines = [f"{labels[index]}   {bits:.2f} bits, {math.exp(-nats):.1%}", ""]
-        for likely, p in zip(scores.likeliest_MK[position - 1], scores.probabilities_MK[position - 1], strict=True):
+        for likely, p in zip(scores.likeliest_MK[row], scores.probabilities_MK[row], strict=True):
             lines.append(f"{labels[likely]}   {p:.1%}")
         tip = html.escape("\n".join(lines)).replace("\n", "&#10;")
         shade = round(min(bits, MOST_BITS) / MOST_BITS * SHADES)

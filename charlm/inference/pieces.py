@@ -24,6 +24,8 @@ LENGTHS = (32, 64, 128, 256)  # the lengths of windows, for each of which a prog
 class Scores(NamedTuple):
     """The scores of a piece. Row m belongs to the prediction of id m + 1, because nothing predicts the first id.
 
+    The first id may be the start symbol `<eos>`. All characters of the piece then have scores.
+
     Attributes:
       nats_M: float32, -ln p(id).
       likeliest_MK: the ids with the highest probabilities, in descending order.
@@ -35,16 +37,19 @@ class Scores(NamedTuple):
     probabilities_MK: Array
 
 
-def encoded(vocab: Vocab, texts: Sequence[str], where: str) -> list[np.ndarray]:
+def encoded(vocab: Vocab, texts: Sequence[str], where: str, start: Sequence[int] = ()) -> list[np.ndarray]:
     """The ids of each text. If the vocabulary has `<eos>`, it follows each text, as in training.
+
+    Args:
+      start: the ids that come before each text; see `batches.start_ids`.
 
     Raises:
       UserError: a text has characters outside the vocabulary, and the vocabulary has no `<unk>`.
     """
     ids_N = vocab.encode("".join(texts), where)  # one call, because each call prepares a table of all characters
     pieces = np.split(ids_N, np.cumsum([vocab.length_of(text) for text in texts])[:-1])
-    end = vocab.id_of(EOS)
-    return pieces if end is None else [np.append(ids, np.array(end, ids.dtype)) for ids in pieces]
+    end = [] if vocab.id_of(EOS) is None else [vocab.id_of(EOS)]
+    return [np.concatenate([np.array(start, ids.dtype), ids, np.array(end, ids.dtype)]) for ids in pieces]
 
 
 def score(

@@ -42,10 +42,10 @@ def sampler(
 ) -> Callable:
     """Makes a function (params, prompt_ids, rows, length, temperature, key, carry) → iterator of (B, n) arrays of drawn ids.
 
-    The arrays do not include the prompt. The loop also reads the prompt, so one compiled program handles every prompt length
-    and every temperature. The random noise of a draw depends only on the key, the row and the position. A longer sample
-    therefore begins with the characters of a shorter sample from the same key. `<pad>` and `<unk>` are never drawn. Drawing
-    ends when every row has drawn `<eos>`, even if the rows are then shorter than `length`.
+    The arrays do not include the prompt, which needs at least one id. The loop also reads the prompt, so one compiled program
+    handles every prompt length and every temperature. The random noise of a draw depends only on the key, the row and the
+    position. A longer sample therefore begins with the characters of a shorter sample from the same key. `<pad>` and `<unk>`
+    are never drawn. Drawing ends when every row has drawn `<eos>`, even if the rows are then shorter than `length`.
 
     `carry` is the state before the prompt, or None for the zero state. A sampler with a window ignores it.
 

@@ -66,10 +66,10 @@ class Session:
             text = text.replace("\\n", "\n")
         text = self._check(text) if text or not is_continued else ""
         if is_continued:
-            if not self._rest:
-                raise UserError(f"{CONTINUE}: there is no text to continue; type a prompt first.")
             if self._at_end:
                 raise UserError(f"{CONTINUE}: the document has ended; type a new prompt.")
+            if not self._rest:
+                raise UserError(f"{CONTINUE}: there is no text to continue; type a prompt first.")
             text = self._stopped_by + text
         else:
             self._forget()
@@ -107,15 +107,19 @@ class Session:
         self._advance()
 
     def _advance(self) -> None:
-        """Reads most of the text into the state. At least one character is left, because a draw needs a prompt."""
+        """Reads most of the text into the state. At least one character is left, because a draw needs a prompt.
+
+        The first part of a text is read after the start symbol, if the model has one.
+        """
         if self._window:
             self._rest = self._rest[-self._window :]
             return
-        vocab = self._model.vocab
-        ends = enumerate(itertools.accumulate(map(vocab.length_of, self._rest[:-1])), start=1)  # a character may be several ids
+        encode = self._model.encoded_from_start if self._carry is None else self._model.vocab.encode
+        lengths = map(self._model.vocab.length_of, self._rest[:-1])  # a character may be several ids
+        ends = enumerate(itertools.accumulate(lengths, initial=len(encode(""))))
         read = max((count for count, ids in ends if ids % SHORT == 0), default=0)
         if read:
-            self._carry = self._model.carry_after(vocab.encode(self._rest[:read]), self._carry)
+            self._carry = self._model.carry_after(encode(self._rest[:read]), self._carry)
             self._rest = self._rest[read:]
 
     def _forget(self) -> None:

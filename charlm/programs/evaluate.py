@@ -19,7 +19,8 @@ same way. If the run's corpus came from TensorFlow Datasets, each line of your t
 --per_line prints one JSON object for each line of the text, in the order of the lines: `line` (its number, from 1), `text`,
 `nats` (the sum over its scored characters), `chars` (the number of scored characters) and `bits_per_char` (null if there are
 none). Each line is scored alone: the state is zero before its first character, which is not scored. If the run's corpus has
-documents, each document is scored instead of each line, and its end is scored too.
+documents, each document is scored instead of each line. Its end is scored too, and with batch.start_symbol also its first
+character.
 
 --per_char writes the surprisal of each character and the five likeliest characters at its place. The state is carried from the
 first character to the last. If the run's corpus has documents, the state is zero before each document.

@@ -8,6 +8,7 @@
     scripts/sample.py --workdir=runs/quickstart --interactive
 
 If you leave out the prompt, --length, --temperature or --top_k, its value comes from the `sample` section of the run's config.
+A model of documents that was trained with batch.start_symbol needs no prompt: --prompt='' writes a whole document.
 
 For each pair of a prompt and a temperature, --num samples are drawn. A single sample is written while it is drawn. Several
 samples are printed with a line above each sample. This line has the number, the temperature and the prompt of the sample.
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (chosen by train.best), latest, or a step")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "text that the sample continues")
+_PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "text that the sample continues; empty: a new document (see batch.start_symbol)"
+)
 _PROMPT_FILE = flags.DEFINE_string(
     "prompt_file",
     None,

@@ -53,6 +53,9 @@ _DESCRIBE = flags.DEFINE_bool("describe", False, "describe the training and draw
 _VERBOSE = flags.DEFINE_bool(
     "verbose", False, "print the name and shape of every parameter, and the settings of XLA and the C library"
 )
+_ROWS = flags.DEFINE_bool(
+    "rows", False, "on a terminal, also print the training loss every train.log_every steps, as in a file or a pipe"
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "train one model together with the other tasks of this SLURM step")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "with several processes: HOST:PORT of process 0")
 _NUM_PROCESSES = flags.DEFINE_integer(
@@ -92,7 +95,7 @@ def main(overrides: dict[str, str]) -> int:
     processes.join(spec)
     if _DESCRIBE.value:
         return opening.describe_only(config, _GRAPH.value, _GRAPH_STEPS.value)
-    return train.train(config, str(workdir), _VERBOSE.value, _EXTEND.value)
+    return train.train(config, str(workdir), _VERBOSE.value, _EXTEND.value, _ROWS.value)
 
 
 def _config_of_run(workdir: str | None, overrides: dict[str, str]) -> ConfigDict:

@@ -83,9 +83,9 @@ class Run:
 
         The values are not validated. Runs of other charlm versions can therefore be compared too. If the run is older than
         a config key, config.json does not contain this key. The function then takes the value of the key from
-        `keys.before_keys_existed`.
+        `keys.effective`.
         """
-        return keys.before_keys_existed() | load.flatten(self._json("config.json"))
+        return keys.effective(load.flatten(self._json("config.json")))
 
     def vocab(self) -> Vocab:
         """The vocabulary of the run."""

@@ -101,7 +101,7 @@ def check_loss(nats: float, what: str) -> None:
     if not math.isfinite(nats):
         raise Diverged(f"{what} is not finite")
     if nats > measures.MOST_NATS:
-        raise Diverged(f"{what} is {nats:,.1f} nats per character; {measures.MOST_NATS:.0f} is the limit")
+        raise Diverged(f"{what} is {nats:,.4f} nats per character; {measures.MOST_NATS:.0f} is the limit")
 
 
 def check_params(params: Any, step: int) -> None:
@@ -115,6 +115,12 @@ def is_evaluation_due(setup: Setup, progress: Progress) -> bool:
     if progress.step == 0 or progress.evaluated is not None:
         return False
     return progress.step >= setup.total_steps or progress.step % setup.eval_every == 0
+
+
+def is_evaluation_shown(setup: Setup, progress: Progress) -> bool:
+    """Whether the evaluation at this step is printed: the last one, and the first one of each `shown_every` steps."""
+    before, now = (step // setup.shown_every for step in (progress.step - setup.eval_every, progress.step))
+    return progress.step >= setup.total_steps or now > before
 
 
 def is_log_due(setup: Setup, progress: Progress) -> bool:

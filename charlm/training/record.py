@@ -10,6 +10,7 @@ from charlm import progress as messages
 from charlm.inference import evaluate
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
+from charlm.training.judging import is_evaluation_shown
 from charlm.training.setup import Setup
 from charlm.training.state import Progress, to_checkpoint
 from charlm.training.step import TrainState
@@ -47,16 +48,19 @@ class Record:
     """Writes the results of one training process.
 
     Use this class in a `with` statement, which closes the progress bar and TensorBoard's file even after an error.
+
+    Args:
+      all_rows: whether a terminal also shows the rows of log intervals.
     """
 
-    def __init__(self, setup: Setup, run: Run, checkpoints: Checkpoints, progress: Progress):
+    def __init__(self, setup: Setup, run: Run, checkpoints: Checkpoints, progress: Progress, all_rows: bool = False):
         self._setup, self._run, self._checkpoints = setup, run, checkpoints
         self._progress, self._first_step = progress, progress.step
-        self._best_saved = _best_step(progress)
+        self._best_saved, self._all_rows = _best_step(progress), all_rows
 
     def __enter__(self) -> "Record":
         with contextlib.ExitStack() as stack:
-            self._reporter = stack.enter_context(messages.Reporter(self._setup.total_steps, self._first_step))
+            self._reporter = stack.enter_context(messages.Reporter(self._setup.total_steps, self._first_step, self._all_rows))
             self._log: Callable[[dict], None] = stack.enter_context(self._run.metric_logger(self._first_step))
             self._stack = stack.pop_all()
         return self
@@ -75,13 +79,15 @@ class Record:
         self._reporter.row(row, clock.pace(self._setup.total_steps)[1])
 
     def evaluation(self, progress: Progress, rows: list[dict[str, Any]], params: Any) -> None:
-        """Writes and shows the rows of an evaluation, and writes a sample.
+        """Writes the rows of an evaluation and a sample, and shows the rows if `judging.is_evaluation_shown`.
 
         The last row holds the loss that `train.best` names.
         """
+        is_shown = is_evaluation_shown(self._setup, progress)
         for row in rows:
             self._append(row)
-            self._reporter.row(row, note="  best so far" if row is rows[-1] and progress.since_best == 0 else "")
+            if is_shown:
+                self._reporter.row(row, note="  best so far" if row is rows[-1] and progress.since_best == 0 else "")
         if self._setup.draw_sample:
             text = self._setup.draw_sample(evaluate.on_one_device(params), progress.step)
             self._run.write_sample(progress.step, text)

@@ -26,6 +26,7 @@ from charlm.models import stack
 from charlm.training import optim
 
 LISTED = 20  # the maximum number of odd symbols that are listed
+MOST_SHOWN = 20  # the maximum number of evaluations that a run with short epochs prints
 # The numbers of steps that one call may make, largest first. The largest number is used that keeps the operations of a call at
 # or below MAX_OPERATIONS.
 STEPS_PER_CALL = (10, 5, 2)
@@ -42,6 +43,7 @@ class Setup:
       encoded: the splits as ids.
       mesh: the devices among which the rows of a batch are divided.
       rates: (step, count) → the schedule's learning rates of `count` steps, starting at `step`: float32 (count,).
+      shown_every: the steps between two printed evaluations. All evaluations are written to metrics.jsonl.
       best_by: the loss that chooses the best checkpoint, `validation` or `train`.
       draw_sample: (params, step) → text; None if `sample.length` is 0.
     """
@@ -58,6 +60,7 @@ class Setup:
     optimizer: optax.GradientTransformation
     log_every: int
     eval_every: int
+    shown_every: int
     checkpoint_every: int
     patience: int
     halvings: int
@@ -111,6 +114,7 @@ def set_up(config: ConfigDict) -> Setup:
         optimizer=optim.optimizer(config),
         log_every=config.train.log_every,
         eval_every=config.train.eval_every or training.steps_per_epoch,
+        shown_every=shown_every(config, training.steps_per_epoch),
         checkpoint_every=config.train.checkpoint_every,
         patience=config.train.patience,
         halvings=config.train.halvings,
@@ -124,6 +128,17 @@ def set_up(config: ConfigDict) -> Setup:
 def length(config: ConfigDict, steps_per_epoch: int) -> int:
     """The number of steps of the whole training."""
     return config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
+
+
+def shown_every(config: ConfigDict, steps_per_epoch: int) -> int:
+    """The `shown_every` of a Setup.
+
+    A small text has epochs of few steps. One evaluation per epoch would then fill the terminal, so only MOST_SHOWN are printed.
+    If epochs are not shorter than log intervals, or if `train.eval_every` is set, all evaluations are printed.
+    """
+    if config.train.eval_every or steps_per_epoch >= config.train.log_every:
+        return 1
+    return -(-length(config, steps_per_epoch) // MOST_SHOWN)
 
 
 def learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable[[int, int], np.ndarray]:
@@ -165,7 +180,13 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
     where = f"{rows} rows on {progress.counted(number, f'{jax.default_backend()} device')}"
     where += f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     length = f"{progress.counted(steps, 'step')}, {steps / epoch:.2f} epochs of {progress.counted(epoch, 'step')}"
-    progress.tell("\n".join([*lines, f"training: {length}; {where}"]))
+    lines.append(f"training: {length}; {where}")
+    if setup.shown_every > setup.eval_every:
+        evaluations = progress.counted(-(-steps // setup.eval_every), "evaluation")
+        lines.append(
+            f"{evaluations}, one every {setup.eval_every} steps; at most {MOST_SHOWN} are printed, metrics.jsonl has all"
+        )
+    progress.tell("\n".join(lines))
     if cut := batches.cut_in_words(_lengths_of_cut_splits(setup), setup.protocol.framing.length):
         progress.warn(cut)
 
@@ -216,7 +237,8 @@ def _sample_drawer(
     if length == 0:
         return None
     prompt = corpora.sample_prompt(config, lambda: splits)
-    prompt_ids = vocab.encode(prompt, "sample.prompt")
+    encoded = vocab.encode(prompt, "sample.prompt")
+    prompt_ids = np.concatenate([np.array(batches.start_ids(config, vocab), encoded.dtype), encoded])
     generate = sample.sampler(functions, vocab, config.sample.top_k, window=framing.window)
 
     def draw(params: Any, step: int) -> str:

@@ -22,7 +22,7 @@ from charlm.training.state import Progress, Sums, TrainState, params_to_evaluate
 from charlm.training.step import make_train_step, several
 
 
-def train(config: ConfigDict, workdir: str, verbose: bool = False, extend: bool = False) -> int:
+def train(config: ConfigDict, workdir: str, verbose: bool = False, extend: bool = False, all_rows: bool = False) -> int:
     """Trains a model, or resumes the run in the run directory. Returns the exit status.
 
     With several processes, every process calls this function. Only the first process reads and writes the run directory.
@@ -33,6 +33,7 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False, extend: bool 
       verbose: whether to print the name and shape of every parameter.
       extend: whether the config may change the length, the learning rate, the evaluations and the samples of the run in the
         run directory.
+      all_rows: whether a terminal also shows the rows of log intervals.
 
     Raises:
       UserError: the run directory or the corpus can't be used.
@@ -57,7 +58,7 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False, extend: bool 
         received, stopped_by = stack.enter_context(signals.caught()), None
         while stopped_by is None:
             try:
-                with Record(setup, run, checkpoints, progress) if checkpoints else NoRecord() as record:
+                with Record(setup, run, checkpoints, progress, all_rows) if checkpoints else NoRecord() as record:
                     stopped_by = loop(setup, record, state, progress, received)
             except Diverged as error:
                 state, progress = opening.go_back(error, setup, run, checkpoints, progress)

@@ -37,7 +37,7 @@ OURS = {
     "eval.lanes": 8,
     "vocab.source": "corpus",
 }
-OF_DOCUMENTS = {"batch.framing": "documents", "batch.size": 32, "batch.length": 256}
+OF_DOCUMENTS = {"batch.framing": "documents", "batch.size": 32, "batch.length": 256, "batch.start_symbol": False}
 
 
 def train(flags: list[str], workdir: pathlib.Path, seconds: float) -> None:

@@ -57,6 +57,7 @@ CONTEXT = {
     "batch.shuffle": {"batch.framing": "chunks"},
     "batch.bucket": LINES | {"batch.padding": "counted"},
     "batch.padding": LINES,
+    "batch.start_symbol": LINES,
     "model.init_scale": {"model.init": "uniform"},
     "optim.decay_biases": {"optim.weight_decay": 0.5, "model.init": "pytorch"},
     "optim.eps_form": {"optim.eps": 1e-2},
@@ -268,6 +269,14 @@ def test_older_runs_keep_their_vocabulary_and_their_way_to_read_a_folder():
     assert (config.vocab.source, config.corpus.folder) == ("train", "flat")
     # The old run can be resumed with the new defaults, because the text and the vocabulary are compared when a run resumes.
     assert load.differences(load.to_dict(config), fields) == {}
+    # An older run of documents has no start symbol, so the new default would change its training.
+    del old["batch"]["start_symbol"]
+    assert load.from_dict(old).batch.start_symbol is False
+    assert load.differences(old, fields) == {}  # the corpus has no documents, so the key has no effect
+    assert keys.effective(load.flatten(old))["batch.start_symbol"] is True
+    old["corpus"]["documents"] = "lines"
+    documents = fields | {"corpus": fields["corpus"] | {"documents": "lines"}}
+    assert load.differences(old, documents) == {"batch.start_symbol": (False, True)}
     # A new run can't be resumed with the old values.
     different = load.differences(fields, load.to_dict(config))
     assert different == {"corpus.folder": ("tree", "flat"), "vocab.source": ("corpus", "train")}

@@ -98,9 +98,19 @@ def test_wrong_overrides_are_refused_in_one_sentence(key, value, message):
         load.load(TINY, {key: value})
 
 
-def test_a_section_name_is_refused_as_a_key():
+@pytest.mark.parametrize("value", ["3", "{'hidden': 64}", {"hidden": 64}])
+def test_a_section_name_is_refused_as_a_key(value):
     with pytest.raises(UserError, match=r"^config key 'model' is a section: set its keys, such as model\.cell\.$"):
-        load.load(TINY, {"model": "3"})
+        load.load(TINY, {"model": value})
+
+
+@pytest.mark.parametrize("key", ["corpus.path", "corpus.validation_path", "corpus.test_path"])
+def test_an_address_is_refused_as_the_path_of_a_text(key, tmp_path):
+    for address in ("https://example.com/a.txt", "s3://bucket/a.txt"):
+        expected = f"{key}={address!r}: must be a file or folder on this machine, not an internet address: download the text "
+        with pytest.raises(UserError, match=f"^{re.escape(expected)}.*curl -LO .* or set corpus.name to a corpus"):
+            load.load(TINY, {key: address})
+    load.load(TINY, {"corpus.path": "a:b//c"})  # this can be the name of a file
 
 
 def test_unknown_keys_in_a_config_of_another_version_are_named():

@@ -7,7 +7,9 @@ import math
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
+from charlm.config import load
 from charlm.data import batches
 from charlm.data.batches import (
     Chunks,
@@ -24,6 +26,7 @@ from charlm.data.batches import (
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 
+TINY = str(ROOT / "configs" / "tiny.py")
 IDS = np.arange(1000, dtype=np.uint16)  # each id equals its position, so a batch shows the positions of its characters
 
 
@@ -155,6 +158,25 @@ def test_documents_are_padded_and_end_in_eos():
     assert first.reset_B.all()
 
 
+def test_with_a_start_symbol_eos_comes_before_each_document_and_predicts_its_first_character():
+    framing = Documents(ENCODED, 3, length=6, bucket=4, padding="masked", order=Order(shuffle=False), start_symbol=True)
+    first, second = batches_of_epoch(framing)
+    # The third document has 8 chars. Its first 6 chars are read, and the start symbol comes on top of these 6.
+    assert [as_text(row) for row in first.inputs_BT] == ["$abc___", "$d_____", "$efghij"]
+    assert [as_text(row) for row in first.targets_BS] == ["abc$___", "d$_____", "efghijk"]
+    assert first.weights_BS.tolist() == [[1] * 4 + [0] * 3, [1] * 2 + [0] * 5, [1] * 7]
+    assert [as_text(row) for row in second.inputs_BT[:1]] == ["$mn_"]  # 3 ids, rounded up to the bucket size, 4
+    assert [as_text(row) for row in second.targets_BS[:1]] == ["mn$_"]
+    assert second.weights_BS.tolist() == [[1, 1, 1, 0], [0] * 4, [0] * 4]
+
+
+def test_counted_padding_takes_the_place_of_the_start_symbol():
+    config = load.load(TINY, {"corpus.documents": "lines", "batch.framing": "documents"})
+    assert Framing.of(config).start_symbol
+    config.batch.padding = "counted"
+    assert not Framing.of(config).start_symbol
+
+
 def test_counted_padding_precedes_the_text_and_is_scored():
     # The batches are as in Microsoft's Keras lesson on AG News. The padding consists of zeros before the text. The targets are
     # the inputs without the first id, followed by <eos>. Every position is scored.
@@ -217,10 +239,12 @@ def test_chunk_window_and_document_batches_depend_only_on_the_step():
         ("chunks", 2, 3, 999, "zero at every chunk of 10"),
         ("windows", 2, 3, 198, "zero at every window of 10, one every 5, its next char scored"),
         ("documents", 2, 3, 3 + 1 + 8 + 2, "zero at every document, of which the first 10 chars"),
+        ("documents with start", 2, 3, 4 + 2 + 9 + 3, "zero at every document, read after <eos>, of which the first 10 chars"),
     ],
 )
 def test_evaluation_batches_and_the_description_of_the_state_follow_the_framing(kind, lanes, rows_of_batch, scored, state):
-    framing = Framing(kind, rows=7, length=10, shift=True, stride=5, shuffle=True, bucket=1, padding="masked")
+    kind, _, start = kind.partition(" ")
+    framing = Framing(kind, 7, 10, shift=True, stride=5, shuffle=True, bucket=1, padding="masked", start_symbol=bool(start))
     encoded = ENCODED if kind == "documents" else Encoded(IDS)
     found = list(batches.evaluation_batches(framing, encoded, rows=3, length=64, lanes=lanes, burn_in=5))
     assert {len(batch.reset_B) for batch in found} == {rows_of_batch}

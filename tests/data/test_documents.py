@@ -120,5 +120,5 @@ def test_training_and_evaluation_name_the_text_that_is_lost(tmp_path, small, scr
     result = script("evaluate", f"--workdir={tmp_path / 'run'}", f"--text={tmp_path / 'three'}")
     assert "note: batch.length=16 cuts 2 of 3 documents, and 33% of the text is lost" in result.stderr
     scored = charlm.load(tmp_path / "run").score("<|end|>".join(stories[1:4]))
-    assert scored["chars"] == json.loads(result.stdout)["chars"] == 3 * 16
+    assert scored["chars"] == json.loads(result.stdout)["chars"] == 3 * (1 + 16)  # each document has a start symbol
     assert scored["nats"] == pytest.approx(json.loads(result.stdout)["nats"], rel=1e-5)

@@ -17,6 +17,7 @@ from charlm.config import load
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.inference import inputs, per_char, pieces
+from charlm.inference.model import Model
 from charlm.models import stack
 from charlm.rundir.run import Run
 from configs import base
@@ -52,6 +53,7 @@ def run_with_unk(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_of_documents(tmp_path_factory):
     of_documents = {"corpus.documents": "lines", "batch.framing": "documents"}
+    of_documents |= {"sample.length": 5, "model.layers": 2, "model.hidden": 12}  # the sizes of `numpy_nats`
     return trained_run(tmp_path_factory.mktemp("documents"), "abc\nabcabc\n" * 50, **of_documents)
 
 
@@ -97,14 +99,66 @@ def test_a_line_is_scored_as_if_it_were_the_whole_text(run):
     assert model.score_lines([]) == []
 
 
-def test_the_end_of_a_document_is_scored(run_of_documents):
+def without_start_symbol(model):
+    """The same parameters as a model that was trained before `batch.start_symbol` existed."""
+    config = model.config.copy_and_resolve_references()
+    config.batch.start_symbol = False
+    return Model(model.run, model.trained._replace(config=config))
+
+
+@pytest.mark.parametrize("has_start", [True, False])
+def test_the_end_of_a_document_is_scored_and_its_first_character_after_a_start_symbol(run_of_documents, has_start):
     model = charlm.load(run_of_documents)
-    scored = model.score_lines(["abc", "a", ""])
-    assert [each["chars"] for each in scored] == [3, 1, 0]
-    assert scored[0]["nats"] / 3 == pytest.approx(model.score(["abc"])["nats"], rel=1e-5)
+    model, start = (model, ["<eos>"]) if has_start else (without_start_symbol(model), [])
+    ids = model.vocab.names.index
+
+    def by_hand(text):
+        """The nats of a document, and the number of its scored symbols."""
+        read = [*start, *text, "<eos>"]
+        return numpy_nats(model.params, [ids(name) for name in read]), len(read) - 1
+
+    texts = ["abc", "a", ""]
+    scored = model.score_lines(texts)
+    assert [each["chars"] for each in scored] == ([4, 2, 1] if has_start else [3, 1, 0])
+    for text, each in zip(texts, scored, strict=True):
+        assert (each["nats"], each["chars"]) == pytest.approx(by_hand(text), rel=1e-5)
+    total, chars = np.sum([by_hand("abc"), by_hand("a")], axis=0)
+    found = model.score(["abc", "a"])
+    assert (found["chars"], found["bytes"]) == (chars, 4 if has_start else 2)
+    assert found["perplexity"] == pytest.approx(math.exp(total / chars), rel=1e-5)
+    state = ", read after <eos>" if has_start else ""
+    assert found["protocol"]["state"] == f"zero at every document{state}, of which the first 8 chars"
     ((ids_N, scores),) = model.score_chars(["abc"], 2)
     assert model.vocab.decode(ids_N) == "abc<eos>"
     assert scores.nats_M.sum() == pytest.approx(scored[0]["nats"], rel=1e-5)
+    _, *rows = table_of("".join(per_char.table([(ids_N, scores)], model.vocab)))
+    assert [row[3] == "" for row in rows] == [not has_start, False, False, False]
+    assert f"{3 + has_start} characters scored" in per_char.page([(ids_N, scores)], model.vocab, "run")
+    surprisal = model.surprisal("abc")
+    assert np.isnan(surprisal).tolist() == [not has_start, False, False]
+    np.testing.assert_allclose(surprisal[not has_start :], scores.nats_M[:-1], rtol=1e-5)
+    logits, (c_NH, _) = model.logits("abc"), model.states("abc")[0]
+    assert logits.shape == (3, len(model.vocab))
+    assert c_NH.shape == (3, 12)
+    nats = np.log(np.exp(logits[-1]).sum()) - logits[-1, ids("<eos>")]
+    assert nats == pytest.approx(scores.nats_M[-1], rel=1e-5)
+
+
+def test_a_document_is_drawn_from_nothing(run_of_documents):
+    model = charlm.load(run_of_documents)
+    names = model.vocab.names
+    nats = {name: numpy_nats(model.params, [names.index("<eos>"), names.index(name)]) for name in ("<eos>", *"abc")}
+    drawn = model.sample("", length=1, temperature=1, num=600)
+    assert set(drawn) <= {"", *"abc"}
+    allowed = sum(math.exp(-each) for each in nats.values())  # <pad> is never drawn
+    for name, each in nats.items():
+        share = drawn.count("" if name == "<eos>" else name) / len(drawn)
+        assert share == pytest.approx(math.exp(-each) / allowed, abs=0.08)  # four standard errors
+    assert model.sample(None, num=3) == model.sample("", num=3)  # the default prompt
+    (sample,) = Run(run_of_documents).workdir.glob("samples/*")
+    assert set(sample.read_text()) <= set("abc")
+    with pytest.raises(UserError, match=r"the prompt is empty, and this model has not learned how documents begin: .*=True"):
+        without_start_symbol(model).sample("")
 
 
 def table_of(text) -> list[list[str]]:

@@ -140,6 +140,20 @@ def test_lines_of_a_session(model):
     assert len(said(session, "/continue")) == 4  # a refused line does not end the text
 
 
+def test_a_session_begins_a_document_from_nothing_and_continues_it(tmp_path):
+    stories = "".join(" ".join(f"{number} and {number}" for number in range(start, start + 40)) + "\n" for start in range(90))
+    of_documents = {"corpus.documents": "lines", "batch.framing": "documents", "batch.length": 500}
+    model = trained(tmp_path, stories, **of_documents)
+    length = SHORT - 1  # with the start symbol, the first text fills one window
+    session = session_of(model, length)
+    text = said(session, "")
+    assert len(text) == length
+    text += "".join(said(session, "/continue") for _ in range(2))
+    assert text == model.sample("", length=3 * length, temperature=0)
+    session = session_of(model, 400, temperature=1.0, stop=["8"])
+    assert said(session, "") != said(session, "")
+
+
 def test_a_stop_text_stays_known_while_other_texts_are_drawn(model):
     ended = {}
     pieces = model.draw("1", 400, 1.0, 0, num=8, top_k=0, top_p=1.0, window=0, stop=["so"], ended=ended)

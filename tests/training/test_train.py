@@ -1,9 +1,11 @@
 """Tests the training loop: learning, logging, checkpoints, signals and divergence."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, assert_same, final_params
 from faults.checks import read_rows
+from faults.runs import as_flags
 
 from charlm.config import load
 from charlm.data import batches
@@ -22,7 +25,7 @@ from charlm.inference import evaluate
 from charlm.models import stack
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
-from charlm.training import feeding, judging, opening, setup, signals, train
+from charlm.training import feeding, judging, opening, setup, signals, state, train
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +201,68 @@ def test_after_a_signal_training_stops_when_the_calls_in_progress_end(small, tmp
     monkeypatch.setattr(judging, "add_metrics", added)
     assert train.train(config, tmp_path / "run") == 128 + signal.SIGTERM
     assert Run(tmp_path / "run").status()["step"] <= seen[2] + 10
+
+
+def test_the_message_about_a_divergence_has_the_figure_of_the_row(small, tmp_path):
+    overrides = small | {"optim.name": "sgd", "optim.learning_rate": 1000.0, "optim.clip_norm": 0.0, "train.log_every": 1}
+    with pytest.raises(Failure) as error:
+        train.train(load.load(TINY, overrides), tmp_path / "run")
+    found = re.match(r"the mean loss up to step (\d+) is ([\d.,]+) nats per character; 25 is the limit: ", str(error.value))
+    row = read_rows(tmp_path / "run")[-1]
+    assert (row["step"], f"{row['nats']:,.4f}") == (int(found[1]), found[2])
+    assert row["nats"] > 25
+    # A loss just above the limit is not rounded to the limit.
+    with pytest.raises(judging.Diverged, match=r"^the loss is 25\.0400 nats per character; 25 is the limit$"):
+        judging.check_loss(25.04, "the loss")
+    judging.check_loss(25.0, "the loss")
+
+
+def test_a_run_with_short_epochs_prints_a_part_of_its_evaluations_and_writes_all(small, tmp_path, capsys, monkeypatch):
+    text = tmp_path / "text"
+    text.write_text("abc def ghi " * 25, encoding="utf-8")  # epochs of 4 steps
+    overrides = small | {"corpus.path": str(text), "train.eval_every": 0, "train.log_every": 50, "train.steps": 200}
+    overrides |= {"train.checkpoint_every": 0, "sample.length": 0}
+
+    def shown(**changed):
+        made = setup.set_up(load.load(TINY, overrides | changed))
+        return [step for step in range(4, 201, 4) if judging.is_evaluation_shown(made, state.Progress(step=step))]
+
+    # 200 steps in 20 parts of 10 steps: the first evaluation at or after each multiple of 10
+    assert shown() == [12, 20, 32, 40, 52, 60, 72, 80, 92, 100, 112, 120, 132, 140, 152, 160, 172, 180, 192, 200]
+    assert len(shown(**{"train.log_every": 4})) == len(shown(**{"train.eval_every": 4})) == 50
+    capsys.readouterr()
+    monkeypatch.setattr(setup, "MOST_SHOWN", 2)
+    train.train(load.load(TINY, overrides | {"train.steps": 20}), tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "5 evaluations, one every 4 steps; at most 2 are printed, metrics.jsonl has all" in printed
+    assert re.findall(r"step (..)/20  validation", printed) == ["12", "20"]
+    assert [row["step"] for row in read_rows(tmp_path / "run") if row["split"] == "validation"] == [4, 8, 12, 16, 20]
+
+
+def test_a_terminal_shows_the_training_rows_only_with_rows(small, tmp_path, script):
+    """Runs the program on a pseudo-terminal and reads what the terminal gets."""
+    flags = as_flags(small | {"train.eval_every": 6, "sample.length": 0})
+
+    def on_terminal(*more):
+        master, slave = pty.openpty()
+        command = script.command("train", f"--config={TINY}", f"--workdir={tmp_path / '-'.join(['run', *more])}", *flags, *more)
+        env = script.env() | {"TERM": "xterm", "COLUMNS": "150"}
+        process = subprocess.Popen(command, stdout=slave, stderr=subprocess.DEVNULL, env=env)
+        os.close(slave)
+        written = b""
+        with contextlib.suppress(OSError):  # Linux raises EIO at the end of a pseudo-terminal
+            while piece := os.read(master, 1 << 16):
+                written += piece
+        os.close(master)
+        assert process.wait() == 0
+        return written.decode()
+
+    rows = r"step (\d)/6  epoch [\d.]+  train [\d.]+ nats  lr"
+    assert re.findall(rows, on_terminal("--rows")) == ["2", "4", "6"]
+    without = on_terminal()
+    assert re.findall(rows, without) == []
+    assert "step 6/6  validation" in without
+    assert "chars/s" in without  # the bar
 
 
 def test_a_resumed_run_repeats_the_evaluation_that_a_signal_stopped(small, tmp_path, monkeypatch):
