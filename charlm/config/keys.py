@@ -22,7 +22,8 @@ from charlm.files import is_address
 
 MOST = 3e38  # just below the largest float32
 FRAMINGS = ("stream", "chunks", "windows", "documents")
-ENCODINGS_OF_NAMES = ("idna", "punycode")  # codecs for the names of internet hosts, which have no decoder for blocks
+# Codecs of Python that are not for files: names of internet hosts, and string literals. Their decoders can't read in blocks.
+NO_ENCODINGS_OF_FILES = ("idna", "punycode", "unicode-escape")
 SAME = object()  # a Key with before=SAME uses its default value for older runs too
 
 
@@ -90,7 +91,7 @@ def _is_document_form(value: str) -> bool:
 def _is_text_encoding(value: str) -> bool:
     try:
         "a".encode(value)  # raises a LookupError for an unknown codec and for a codec that is not for text
-        return codecs.lookup(value).name not in ENCODINGS_OF_NAMES
+        return codecs.lookup(value).name not in NO_ENCODINGS_OF_FILES
     except (LookupError, ValueError):
         return False
 

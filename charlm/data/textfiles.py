@@ -21,7 +21,8 @@ BLOCK = 1 << 22  # the number of bytes that are read at a time
 HEAD = 1 << 16  # the number of bytes from which a file is recognised as binary
 WINDOW = 1 << 15  # the number of bytes before and after a wrong byte from which the encoding is guessed
 LISTED = 10  # the maximum number of files that a note lists
-MAY_GIVE_SURROGATES = ("utf-7", "unicode-escape", "raw-unicode-escape")  # encodings that can express half a character
+NEED_A_MARK = ("utf-16", "utf-32")  # encodings that do not fix the order of bytes
+MAY_GIVE_SURROGATES = ("utf-7", "raw-unicode-escape")  # encodings that can express half a character
 
 
 class Reading(NamedTuple):
@@ -168,8 +169,11 @@ def decoded(file: pathlib.Path, encoding: str, blocks: Iterable[bytes] | None = 
         head += block
     mark = encodings.marked(head)
     encoding = mark or encoding
-    decoder, offset, nuls = codecs.getincrementaldecoder(encoding)(), 0, encodings.Nuls()
-    has_halves = codecs.lookup(encoding).name in MAY_GIVE_SURROGATES
+    codec = codecs.lookup(encoding)
+    if head and not mark and codec.name in NEED_A_MARK:
+        raise _without_mark(file, codec.name)
+    decoder, offset, nuls = codec.incrementaldecoder(), 0, encodings.Nuls()
+    has_halves = codec.name in MAY_GIVE_SURROGATES
     end: list[bytes | None] = [None]
     for piece in itertools.chain([head], remaining, end):
         pending = len(decoder.getstate()[0])  # the number of bytes of a character that began in the previous block
@@ -177,6 +181,8 @@ def decoded(file: pathlib.Path, encoding: str, blocks: Iterable[bytes] | None = 
             text = decoder.decode(piece or b"", final=piece is None)
         except UnicodeDecodeError as error:
             raise _not_decoded(file, encoding, mark is not None, error, offset - pending) from error
+        except UnicodeError as error:  # some codecs do not say which byte is wrong
+            raise UserError(f"{file} is not {encoding} ({error}): set corpus.encoding to the encoding of the file.") from error
         if has_halves and (half := re.search("[\ud800-\udfff]", text)):
             raise UserError(f"{file} has half a character (\\u{ord(half[0]):04x}): correct the file.")
         offset += len(piece or b"")
@@ -213,6 +219,12 @@ def _not_decoded(
     if likely:
         return UserError(f"{what}; the file looks like {likely}: set corpus.encoding={likely}, or convert the file to {name}.")
     return UserError(f"{what}: set corpus.encoding to the encoding of the file, or convert the file to {name}.")
+
+
+def _without_mark(file: pathlib.Path, encoding: str) -> UserError:
+    """The error for a file without a byte-order mark if `encoding` is one of NEED_A_MARK."""
+    likely = encodings.guess(_part(file, 0, WINDOW)) or f"{encoding}-le, {encoding}-be or the encoding of the file"
+    return UserError(f"{file} has no byte-order mark, which corpus.encoding={encoding} needs: set corpus.encoding={likely}.")
 
 
 def _name(encoding: str) -> str:

@@ -110,12 +110,15 @@ class Run:
         `path` is the run directory, `step` and `digest` are the step and the digest of the parameters. `new_symbols` and
         `dropped_symbols` list the symbols that only this run has, and the symbols that only the other run has.
         """
-        if not (self.workdir / "parent.json").exists():
+        path = self.workdir / "parent.json"
+        if not path.exists():
+            if self.config_fields()["train.init_from"] is not None:
+                raise UserError(f"{path} is missing, although the run has train.init_from: restore it from a copy.")
             return None
         parent = self._json("parent.json")
         types = {"path": str, "step": int, "digest": str, "new_symbols": list, "dropped_symbols": list}
         if wrong := [name for name, kind in types.items() if not isinstance(parent.get(name), kind)]:
-            raise UserError(f"{self.workdir / 'parent.json'} is damaged (it has no {wrong[0]}): restore it from a copy.")
+            raise UserError(f"{path} is damaged (it has no {wrong[0]}): restore it from a copy.")
         return parent
 
     def extensions(self) -> list[dict[str, Any]]:
@@ -124,7 +127,10 @@ class Run:
         `step` and `rows` are the numbers of steps and of metrics rows before the change. `before` and `after` map the changed
         keys to their values. `resets_best` says whether evaluations before and after the change have different protocols.
         """
-        if not (self.workdir / "extensions.json").exists():
+        path = self.workdir / "extensions.json"
+        if not path.exists():
+            if self._noted_extensions():
+                raise UserError(f"{path} is missing, although the config of the run was changed: restore it from a copy.")
             return []
         entries = self._json("extensions.json").get("extensions")
         types = {"step": int, "rows": int, "before": dict, "after": dict, "resets_best": bool}
@@ -133,9 +139,7 @@ class Run:
             for entry in entries
         )
         if not is_right:
-            raise UserError(
-                f"{self.workdir / 'extensions.json'} is damaged (it has no list of changes): restore it from a copy."
-            )
+            raise UserError(f"{path} is damaged (it has no list of changes): restore it from a copy.")
         assert isinstance(entries, list)
         config = self.config_fields()
         # `extend` writes config.json last. If the process was killed before that, the last change was not made.
@@ -247,6 +251,8 @@ class Run:
         self._write("corpus.json", corpus)
         if parent is not None:
             self._write("parent.json", parent)
+        else:  # a start that was killed before it wrote status.json may have left this file
+            (self.workdir / "parent.json").unlink(missing_ok=True)
         self._write("config.json", load.to_dict(config))
         self.write_status("incomplete", 0, None)
 
@@ -339,7 +345,8 @@ class Run:
     def note_start(self, device: str, parameters: int, total_steps: int) -> None:
         """Adds an entry for this start of the training to environment.json.
 
-        The entry includes the command, the commit, the versions of packages, the machine and the arguments of this method.
+        The entry includes the command, the commit, the versions of packages, the machine, the arguments of this method and the
+        number of `extensions`. With this number, a missing extensions.json is noticed.
 
         Args:
           device: description of the devices that train.
@@ -365,9 +372,17 @@ class Run:
                 "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
                 "parameters": parameters,
                 "total_steps": total_steps,
+                "extensions": len(self.extensions()),
             }
         )
         self._write("environment.json", {"starts": starts})
+
+    def _noted_extensions(self) -> int:
+        """The largest number of extensions that an entry of environment.json has. 0 if environment.json can't be read."""
+        with contextlib.suppress(UserError):
+            numbers = [start.get("extensions", 0) for start in self.starts()]
+            return max((number for number in numbers if isinstance(number, int)), default=0)
+        return 0
 
     def started_by(self) -> str:
         """The latest recorded command of the program `train` for a message, such as ` (started by: COMMAND)`, or no text."""

@@ -82,14 +82,17 @@ def read(config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = Non
     return Inheritance(state._replace(params=params), parent)
 
 
-def for_run(run: Run, config: ConfigDict, setup: Setup) -> Inheritance | None:
+def for_run(run: Run, config: ConfigDict, setup: Setup, begun: bool) -> Inheritance | None:
     """What the run must begin with. None if the run has a checkpoint, or if `train.init_from` is not set. Writes nothing.
 
     A run that was killed before it saved its first checkpoint begins again with the parameters that it recorded. Raises the
     same errors as `read`.
+
+    Args:
+      begun: whether the directory holds a run. If not, a parent.json in it is left over from a killed start of another config.
     """
     has_checkpoint = run.checkpoints.is_dir() and any(path.name.isdecimal() for path in run.checkpoints.iterdir())
-    return None if has_checkpoint else read(config, setup, run.parent())
+    return None if has_checkpoint else read(config, setup, run.parent() if begun else None)
 
 
 def save(run: Run, inheritance: Inheritance) -> None:

@@ -77,7 +77,7 @@ def open_run(run: Run, config: ConfigDict, setup: Setup, stack_of_contexts: cont
     """
     begun = run_module.exists(str(run.workdir), config, extend)
     extension = extending.plan(run, config, setup, extend) if begun else None
-    inheritance = inheriting.for_run(run, config, setup)
+    inheritance = inheriting.for_run(run, config, setup, begun)
     run_module.make(str(run.workdir))
     stack_of_contexts.enter_context(run.locked())
     # Check again, because another process could begin or end the run before this process held the lock.

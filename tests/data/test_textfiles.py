@@ -108,7 +108,7 @@ def test_natural_order_compares_numbers_by_value():
 
 
 TEXT = "Łódź, größer, 中文。\n日本語 テスト\r\nПривет, мир 1\rnaïve €\n" * 3
-ENCODINGS = ["utf-8", "utf-8-sig", "utf-7", "utf-16", "utf-16-be", "utf-32-le", "gb18030", "unicode_escape"]
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-7", "utf-16", "utf-16-be", "utf-32-le", "gb18030", "raw_unicode_escape"]
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 1 << 22])
@@ -165,7 +165,10 @@ def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding, configured):
         ("plain text, twice\n".encode("utf-16-le"), "utf-8", r"NULs \(18 of 36 characters\), as UTF-16 .*encoding=utf-16-le"),
         ("plain text, twice\n".encode("utf-16-be"), "latin-1", r"corpus.encoding=utf-16-be instead of latin-1"),
         (b"padded" + bytes(90), "utf-8", "text is no text: 90 of 96 characters are NULs"),
-        (b"half: \\ud83d\n", "unicode_escape", r"has half a character \(\\ud83d\): correct the file"),
+        ("plain text, twice\n".encode("utf-16-be"), "utf-16", r"has no byte-order mark, .*utf-16 needs: set .*=utf-16-be\."),
+        (b"plain text", "utf-32", r"=utf-32 needs: set corpus.encoding=utf-32-le, utf-32-be or the encoding of the file\."),
+        (b"ab\x1b$$$$$$$$$$$$$", "iso2022_kr", r"is not iso2022_kr \(pending buffer overflow\): set corpus.encoding to"),
+        (b"half: \\ud83d\n", "raw_unicode_escape", r"has half a character \(\\ud83d\): correct the file"),
     ],
 )
 def test_a_wrong_encoding_is_refused_with_a_hint(tmp_path, monkeypatch, content, encoding, message):

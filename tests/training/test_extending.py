@@ -50,6 +50,13 @@ def test_a_lengthened_run_equals_a_run_that_had_this_length_from_the_start(small
     assert (status["state"], status["step"]) == ("done", 20)
     (entry,) = Run(tmp_path / "run").extensions()
     assert (entry["step"], entry["before"], entry["after"]) == (8, {"train.steps": 8}, {"train.steps": 20})
+    (tmp_path / "run/extensions.json").unlink()
+    before = contents(tmp_path / "run")
+    with pytest.raises(UserError, match=r"extensions.json is missing, although the config of the run was changed: restore"):
+        train.train(config_of(small, **CONSTANT, **{"train.steps": 30}), str(tmp_path / "run"), extend=True)
+    assert contents(tmp_path / "run") == before
+    _, problems = reading.read([tmp_path / "run"])
+    assert any("extensions.json is missing" in problem for problem in problems)
 
 
 def test_the_changed_keys_act_from_the_first_step_after_the_change(small, tmp_path, capsys):

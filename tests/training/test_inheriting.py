@@ -120,6 +120,12 @@ def test_the_run_records_its_parent_and_compare_shows_it(parent, texts, tmp_path
     rows = json.loads(script("compare", str(tmp_path), "--json").stdout)
     assert sorted(str(row.get("parent")) for row in rows) == sorted(["None", words])
     assert [run["parent"] for run in charlm.runs(tmp_path)] == [None, words]
+    (tmp_path / "run/parent.json").unlink()
+    with pytest.raises(UserError, match=r"parent.json is missing, although the run has train.init_from: restore"):
+        Run(tmp_path / "run").parent()
+    records, problems = reading.read([tmp_path / "run"])
+    assert len(records) == 1
+    assert any("parent.json is missing" in problem for problem in problems)
 
 
 def test_seeds_of_different_parents_are_not_averaged(parent, texts, tmp_path):
@@ -203,6 +209,32 @@ def test_a_child_killed_before_its_first_checkpoint_begins_with_the_same_paramet
     with pytest.raises(UserError, match="the parameters of step 6 have changed since this run began"):
         train.train(child, str(tmp_path / "run"))
     assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("other_parent", [True, False])
+def test_a_start_killed_before_the_run_exists_leaves_no_parent_to_another_config(
+    texts, tmp_path, small, monkeypatch, other_parent
+):
+    """The start is killed after it wrote parent.json. The next start has another parent, or none."""
+    for name, seed in (("first", 0), ("second", 1)):
+        assert train.train(config_of(small, texts / "first.txt", seed=seed), str(tmp_path / name)) == 0
+
+    def killed(self, *arguments, **options):
+        raise KeyboardInterrupt
+
+    child = {"train.init_from": f"{tmp_path / 'first'}:latest"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write_status", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config_of(small, texts / "first.txt", **child), str(tmp_path / "run"))
+    assert (tmp_path / "run/parent.json").exists()
+    child = {"train.init_from": f"{tmp_path / 'second'}:latest"} if other_parent else {}
+    child |= {"sample.length": 20}
+    for name in ("run", "straight"):
+        assert train.train(config_of(small, texts / "first.txt", **child), str(tmp_path / name)) == 0
+    assert Run(tmp_path / "run").parent() == Run(tmp_path / "straight").parent()
+    assert (Run(tmp_path / "run").parent() is not None) == other_parent
+    assert differences(tmp_path / "run", tmp_path / "straight") == []
 
 
 def test_a_killed_child_resumes_bit_for_bit_without_its_parent(script, texts, tmp_path, small):
