@@ -211,30 +211,30 @@ def test_a_child_killed_before_its_first_checkpoint_begins_with_the_same_paramet
     assert contents(tmp_path / "run") == before
 
 
-@pytest.mark.parametrize("other_parent", [True, False])
-def test_a_start_killed_before_the_run_exists_leaves_no_parent_to_another_config(
-    texts, tmp_path, small, monkeypatch, other_parent
-):
+def test_a_start_killed_before_the_run_exists_leaves_no_parent_to_another_config(parent, texts, tmp_path, monkeypatch):
     """The start is killed after it wrote parent.json. The next start has another parent, or none."""
-    for name, seed in (("first", 0), ("second", 1)):
-        assert train.train(config_of(small, texts / "first.txt", seed=seed), str(tmp_path / name)) == 0
+    workdir, small = parent
+    shutil.copytree(workdir, tmp_path / "other")
+    shutil.rmtree(tmp_path / "other/checkpoints/6")  # its latest parameters are those of step 4
 
     def killed(self, *arguments, **options):
         raise KeyboardInterrupt
 
-    child = {"train.init_from": f"{tmp_path / 'first'}:latest"}
+    def child(folder, **init_from):
+        config = config_of(small | {"train.steps": 1} | init_from, texts / "first.txt")
+        return train.train(config, str(tmp_path / folder))
+
     with monkeypatch.context() as patch:
         patch.setattr(Run, "write_status", killed)
         with pytest.raises(KeyboardInterrupt):
-            train.train(config_of(small, texts / "first.txt", **child), str(tmp_path / "run"))
+            child("run", **{"train.init_from": f"{workdir}:latest"})
     assert (tmp_path / "run/parent.json").exists()
-    child = {"train.init_from": f"{tmp_path / 'second'}:latest"} if other_parent else {}
-    child |= {"sample.length": 20}
-    for name in ("run", "straight"):
-        assert train.train(config_of(small, texts / "first.txt", **child), str(tmp_path / name)) == 0
-    assert Run(tmp_path / "run").parent() == Run(tmp_path / "straight").parent()
-    assert (Run(tmp_path / "run").parent() is not None) == other_parent
-    assert differences(tmp_path / "run", tmp_path / "straight") == []
+    shutil.copytree(tmp_path / "run", tmp_path / "run without parent")
+    assert child("run", **{"train.init_from": f"{tmp_path / 'other'}:latest"}) == 0
+    assert Run(tmp_path / "run").parent()["path"] == str(tmp_path / "other")
+    assert_same(restore.load(tmp_path / "run", "0").params, restore.load(workdir, "4").params)
+    assert child("run without parent") == 0
+    assert Run(tmp_path / "run without parent").parent() is None
 
 
 def test_a_killed_child_resumes_bit_for_bit_without_its_parent(script, texts, tmp_path, small):
