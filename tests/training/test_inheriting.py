@@ -171,6 +171,26 @@ def test_mistakes_are_reported_before_anything_is_written(parent, texts, tmp_pat
     assert contents(workdir) == before
 
 
+def test_bytes_are_matched_with_bytes_and_with_ascii_characters(texts, tmp_path, small, capsys):
+    """The text `second.txt` has Ä, which is two bytes. In the vocabulary of the parent, the id of a byte is its value."""
+    small, of_bytes = {**small, "train.steps": 1}, {"vocab.source": "bytes"}
+    assert train.train(config_of(small, texts / "first.txt", **of_bytes), str(tmp_path / "parent")) == 0
+    old = final_params(tmp_path / "parent")
+    child = {**small, "train.init_from": str(tmp_path / "parent")}
+    assert_same(step_0(tmp_path / "bytes", config_of(child, texts / "second.txt", **of_bytes)), old)
+    characters = step_0(tmp_path / "characters", config_of(child, texts / "second.txt"))
+    symbols = json.loads((tmp_path / "characters/vocab.json").read_text())["symbols"]
+    for place, symbol in enumerate(symbols):
+        if symbol != "Ä":
+            np.testing.assert_array_equal(characters["embedding"][place], old["embedding"][ord(symbol)])
+            np.testing.assert_array_equal(characters["head_kernel"][:, place], old["head_kernel"][:, ord(symbol)])
+    parent = Run(tmp_path / "characters").parent()
+    assert parent["new_symbols"] == ["Ä"]
+    assert len(parent["dropped_symbols"]) == 256 - (len(symbols) - 1)
+    assert "<0xC3>" in parent["dropped_symbols"]
+    assert "'\\x14' (U+0014) and 223 more.\n" in capsys.readouterr().out
+
+
 def test_scalar_input_needs_the_same_vocabulary(texts, tmp_path, small):
     scalar = {**small, "model.input": "scalar", "train.steps": 1}
     assert train.train(config_of(scalar, texts / "first.txt"), str(tmp_path / "parent")) == 0
