@@ -22,7 +22,7 @@ import tempfile
 import time
 
 from absl import flags
-from faults import damage, disk, diverge, going_on, kill, load, stop, two
+from faults import damage, disk, diverge, going_on, inputs, kill, load, stop, two
 from faults.runs import Runs
 
 from charlm import cli
@@ -34,6 +34,7 @@ FAULTS = {
     "going_on": going_on,
     "disk": disk,
     "damage": damage,
+    "inputs": inputs,
     "diverge": diverge,
     "two": two,
     "load": load,

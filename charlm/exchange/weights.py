@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charlm import progress
-from charlm.data.vocab import Vocab
+from charlm.data.vocab import EOS, PAD, UNK, Vocab
 from charlm.errors import UserError
 from charlm.models import stack
 from charlm.rundir import run as run_module
@@ -160,35 +160,81 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
       symbols_file: a JSON list of the symbols in the order of the ids. If it is None, the symbols in the weight file are used.
         If the weight file has no symbols, charlm assumes that the ids follow the sorted symbols of the config's corpus.
 
+    The run has the vocabulary of these symbols, even if the corpus has other symbols. A note then tells the difference.
+
     Raises:
-      UserError: the run directory already holds a run, or the weights have other shapes or other symbols than the config and
-        its corpus need. The message names the difference.
+      UserError: the run directory already holds a run, the weights have other shapes than the config needs, or the symbols
+        can't be a vocabulary for the config. The message names the difference.
     """
     if run_module.exists(workdir, config):
         raise UserError(f"--workdir={workdir} already holds a run: choose another directory.")
     symbols = weights.symbols if symbols_file is None else symbols_in(symbols_file)
-    setup = set_up(config)
-    state = jax.eval_shape(lambda: initial_state(setup.functions, setup.optimizer, setup.batches.rows, 0))
+    setup, where = set_up(config), symbols_file or weights.file
+    vocab = setup.vocab if symbols is None else _vocabulary(symbols, setup.vocab, where)
+    if symbols is not None and len(symbols) != len(weights.head_bias_V):
+        raise UserError(
+            f"{where} has {len(symbols)} symbols, but {weights.file} has a head for {len(weights.head_bias_V)}: the list must "
+            "have one symbol for each id."
+        )
+    functions = stack.functions(config, len(vocab))
+    state = jax.eval_shape(lambda: initial_state(functions, setup.optimizer, setup.batches.rows, 0))
     _check_shapes(params_of(weights, config), state.params, weights.file)
     if symbols is None:
         progress.tell("note: without --symbols, charlm assumes that the ids follow the sorted symbols of the corpus.")
     else:
-        weights = _reordered(weights, symbols, list(setup.vocab.names), symbols_file or weights.file)
-    _write(config, workdir, setup, params_of(weights, config), weights.file)
+        weights = _reordered(weights, symbols, list(vocab.names), where)
+        _tell_differences(vocab, setup.vocab, where)
+    _write(config, workdir, setup, vocab, params_of(weights, config), weights.file)
     print(f"made {workdir} from {weights.file}: to evaluate or sample it, give --checkpoint=latest.")
 
 
-def _write(config: ConfigDict, workdir: str, setup: Setup, params: Params, file: str) -> None:
+def _write(config: ConfigDict, workdir: str, setup: Setup, vocab: Vocab, params: Params, file: str) -> None:
     run_module.make(workdir)
     run = run_module.Run(workdir)
     with run.locked(), contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
-        run.begin(config, setup.vocab, setup.provenance)
+        run.begin(config, vocab, setup.provenance)
         run.note_start(f"imported from {file}", stack.parameter_count(params), setup.total_steps)
         params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, jax.numpy.float32), params)
         rest = (setup.optimizer.init(params), setup.functions.zero_carry(setup.batches.rows))
         checkpoints.save(0, params, rest, dataclasses.asdict(Progress()))
         checkpoints.wait()
         run.write_status("done", 0, None, f"imported from {file}")
+
+
+def _vocabulary(symbols: list[str], of_corpus: Vocab, where: str) -> Vocab:
+    """The vocabulary that has these symbols. The order of the symbols may be any.
+
+    Args:
+      of_corpus: the vocabulary of the config's corpus. It says whether the symbols are bytes and whether the model is of
+        documents.
+      where: the file of the symbols, for messages.
+    """
+    if set(symbols) == set(of_corpus.names):
+        return of_corpus
+    specials = {name for name in (PAD, EOS, UNK) if name in symbols}
+    if of_corpus.of_bytes:
+        raise UserError(f"{where} has other symbols than the 256 bytes of vocab.source=bytes: set vocab.source=corpus.")
+    for name in (PAD, EOS):
+        if name in of_corpus.specials and name not in specials:
+            raise UserError(f"{where} has no symbol {name}, which a model of documents needs: leave out corpus.documents.")
+        if name in specials and name not in of_corpus.specials:
+            raise UserError(f"{where} has the symbol {name}, which only a model of documents has: set corpus.documents.")
+    characters = [symbol for symbol in symbols if symbol not in specials]
+    if several := [symbol for symbol in characters if len(symbol) != 1]:
+        raise UserError(f"{where} has the symbols {_listed(several)}: each symbol must be one character.")
+    if not characters:
+        raise UserError(f"{where} has no characters: it must list the symbols in the order of the ids.")
+    return Vocab.of("".join(characters), UNK in specials, documents=EOS in specials)
+
+
+def _tell_differences(vocab: Vocab, of_corpus: Vocab, where: str) -> None:
+    only_here = [symbol for symbol in vocab.names if symbol not in of_corpus.names]
+    only_corpus = [symbol for symbol in of_corpus.names if symbol not in vocab.names]
+    if only_here or only_corpus:
+        progress.warn(
+            f"the run has the {len(vocab)} symbols of {where}, the corpus has {len(of_corpus)}: "
+            f"{_listed(only_here)} only in the run, {_listed(only_corpus)} only in the corpus."
+        )
 
 
 def _check_shapes(params: Params, expected: Params, file: str) -> None:
@@ -202,15 +248,12 @@ def _check_shapes(params: Params, expected: Params, file: str) -> None:
 
 
 def _reordered(weights: Weights, symbols: list[str], wanted: list[str], file: str) -> Weights:
-    """The weights in another order: the rows and columns that belong to `symbols` are moved to the order of `wanted`."""
+    """The weights in another order: the rows and columns that belong to `symbols` are moved to the order of `wanted`.
+
+    Both lists have the same symbols.
+    """
     if symbols == wanted:
         return weights
-    if sorted(symbols) != sorted(wanted):
-        only_file, only_corpus = sorted(set(symbols) - set(wanted)), sorted(set(wanted) - set(symbols))
-        raise UserError(
-            f"{file} has a vocabulary of {len(symbols)} symbols, the corpus a vocabulary of {len(wanted)}: "
-            f"{_listed(only_file)} only in the file, {_listed(only_corpus)} only in the corpus."
-        )
     order = [symbols.index(symbol) for symbol in wanted]
     name, axis = weights.layout.input_array, weights.layout.input_axis
     first, *others = weights.layers

@@ -271,8 +271,9 @@ class Run:
         self._check_same(corpus)
         if self.vocab() != vocab:
             raise UserError(
-                f"{self.workdir / 'vocab.json'} is not the vocabulary of this run's corpus: restore it from a copy, or set "
-                f"vocab.source={self.config_fields()['vocab.source']} as in the run."
+                f"{self.workdir / 'vocab.json'} is not the vocabulary of this run's corpus: restore it from a copy, set "
+                f"vocab.source={self.config_fields()['vocab.source']} as in the run, or begin another run with "
+                f"train.init_from={self.workdir}."
             )
 
     def _check_same(self, corpus: dict[str, Any]) -> None:

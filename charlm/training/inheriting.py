@@ -25,6 +25,7 @@ from charlm.rundir.run import Run
 from charlm.training.setup import Setup
 from charlm.training.state import Progress, TrainState, initial_state_maker, to_checkpoint
 
+LISTED = 20  # the maximum number of symbols that `tell` lists
 Params = dict[str, Any]
 
 
@@ -130,9 +131,8 @@ def tell(parent: dict[str, Any]) -> None:
     lines = [f"begins with the parameters of {parent['path']} at step {parent['step']:,}"]
     for name, what in (("new_symbols", "new, with random initial parameters"), ("dropped_symbols", "dropped")):
         if symbols := parent[name]:
-            specials = [symbol for symbol in symbols if len(symbol) > 1]
-            characters = shown([symbol for symbol in symbols if len(symbol) == 1])
-            listed = ", ".join([*specials, *([characters] if characters else [])])
+            names = [symbol if len(symbol) > 1 else shown(symbol) for symbol in symbols]
+            listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
             lines.append(f"{progress.counted(len(symbols), 'symbol')} {what}: {listed}")
     progress.tell("; ".join(lines) + ".")
 

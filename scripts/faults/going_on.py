@@ -1,18 +1,24 @@
 """Kills runs that begin with the parameters of another run, and runs that --extend lengthens. Also tries changes to refuse.
 
-Each run is killed by `kill -9` at random moments and started again by the same command until it is done.
+Each run is killed by `kill -9` at random moments and started again by the same command until it is done. Further runs are
+killed while they write the first files and the checkpoint of step 0, or while --extend writes its change.
 """
 
 import pathlib
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 
 from faults import checks
 from faults.runs import MOMENTS, STEPS, Result, Runs, finish, make_text, saved_step, start, succeed, wait_for_moment
 
 KILLS = 12  # for each kind of run
+BEGINNINGS = 6  # runs that are killed once at their beginning, for each kind of run
 SECONDS = 6.0  # about the duration of a run
+# The files that the beginning of a run, or --extend, writes one after another, and about how long the writing takes in seconds.
+WRITTEN = {"init_from": ("vocab.json", 0.3), "extend": ("extensions.json", 0.01)}
 LONGER = {"train.steps": STEPS + 150, "optim.schedule": "step", "optim.decay_epochs": 1, "optim.decay_after": 2}
 # Changes that --extend must refuse, and the key that the error must name.
 REFUSED = (
@@ -32,9 +38,17 @@ def results(runs: Runs) -> list[Result]:
     def copied(workdir: pathlib.Path) -> None:
         shutil.copytree(done, workdir)
 
+    def begin(workdir: pathlib.Path) -> list[str]:
+        return runs.train(workdir, "stream", **child)
+
+    def extend(workdir: pathlib.Path) -> list[str]:
+        return [*runs.train(workdir, "stream", **LONGER), "--extend"]
+
     return [
-        _kill(runs, "init_from", lambda workdir: runs.train(workdir, "stream", **child), lambda workdir: None),
-        _kill(runs, "extend", lambda workdir: [*runs.train(workdir, "stream", **LONGER), "--extend"], copied),
+        _kill(runs, "init_from", begin, lambda workdir: None),
+        _kill_at_the_beginning(runs, "init_from", begin, lambda workdir: None),
+        _kill(runs, "extend", extend, copied),
+        _kill_at_the_beginning(runs, "extend", extend, copied),
         _refuse(runs, done),
     ]
 
@@ -68,6 +82,36 @@ def _kill(
         failures += checks.survival(workdir, straight)
         number += 1
     return Result(f"kill -9, {name}", killed, failures, f"{number} runs")
+
+
+def _kill_at_the_beginning(
+    runs: Runs,
+    name: str,
+    command: Callable[[pathlib.Path], list[str]],
+    prepare: Callable[[pathlib.Path], None],
+) -> Result:
+    """Kills each run once, at a random time while its first files are written, or while --extend writes its change."""
+    rng, failures, unsaved = runs.random(name, "beginning"), [], 0
+    file, seconds = WRITTEN[name]
+    for number in range(BEGINNINGS):
+        workdir = runs.folder / f"{name}_beginning_{number}"
+        prepare(workdir)
+        process = start(command(workdir))
+        _wait_for_file(process, workdir, file)
+        time.sleep(rng.uniform(0, seconds))
+        process.kill()
+        finish(process)
+        unsaved += not list(workdir.glob("checkpoints/[0-9]*[0-9]"))
+        succeed(command(workdir))
+        failures += checks.survival(workdir, runs.folder / f"{name}_straight")
+    note = f"{unsaved} before the checkpoint of step 0" if name == "init_from" else "while the change is written"
+    return Result(f"kill -9 at the beginning, {name}", BEGINNINGS, failures, note)
+
+
+def _wait_for_file(process: subprocess.Popen, workdir: pathlib.Path, name: str) -> None:
+    """Waits until the process has begun to write a file, which is first written under a temporary name, or has ended."""
+    while process.poll() is None and not list(workdir.glob(f"{name}*")):
+        time.sleep(0.0002)
 
 
 def _refuse(runs: Runs, done: pathlib.Path) -> Result:

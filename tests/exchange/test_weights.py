@@ -21,13 +21,16 @@ from safetensors.numpy import save_file
 
 from charlm.config import load
 from charlm.data.batches import Batch
+from charlm.data.vocab import UNK
 from charlm.errors import UserError
 from charlm.exchange import keras as keras_weights
 from charlm.exchange import torch as torch_weights
 from charlm.exchange import weights as weights_module
+from charlm.inference import restore
 from charlm.models import objective, stack
 from charlm.models.cells import lstm
 from charlm.rundir.run import Run
+from charlm.training import train
 from configs import base
 
 HIDDEN, LAYERS = 8, 2
@@ -126,9 +129,16 @@ def test_the_error_message_names_wrong_shapes_and_wrong_symbols(script, corpus_f
 
     with pytest.raises(UserError, match="has nothing for lstm_2/bias"):
         write_run({"model.layers": 3})
-    (tmp_path / "symbols.json").write_text(json.dumps([*symbols[1:], "Q"]))
-    with pytest.raises(UserError, match=re.escape(f"['Q'] only in the file, [{symbols[0]!r}] only in the corpus")):
-        write_run({}, os.fspath(tmp_path / "symbols.json"))
+    for listed, message in (
+        (symbols[1:], f"has {len(symbols) - 1} symbols, but {file} has a head for {len(symbols)}: the list must have one"),
+        ([*symbols[1:], "the"], "has the symbols ['the']: each symbol must be one character."),
+        ([*symbols[1:], "<eos>"], "has the symbol <eos>, which only a model of documents has: set corpus.documents."),
+    ):
+        (tmp_path / "symbols.json").write_text(json.dumps(listed))
+        with pytest.raises(UserError, match=re.escape(message)):
+            write_run({}, os.fspath(tmp_path / "symbols.json"))
+    with pytest.raises(UserError, match=r"has other symbols than the 256 bytes of vocab.source=bytes: set vocab.source=corpus"):
+        write_run({"vocab.source": "bytes"}, os.fspath(tmp_path / "symbols.json"))
     assert not (tmp_path / "run").exists()
     assert (
         "note: without --symbols, charlm assumes that the ids follow the sorted symbols of the corpus."
@@ -193,6 +203,40 @@ def test_keras_models_with_unsupported_layers_or_without_recurrent_layers_are_re
             h5[extra] = np.zeros((5, 5))
     with pytest.raises(UserError, match=message):
         keras_weights.read(str(tmp_path / "a.weights.h5"))
+
+
+def test_an_imported_run_keeps_its_vocabulary_and_can_be_trained_on(corpus_file, tmp_path, capsys):
+    """The list of symbols has Q, which the corpus lacks, and lacks the line feed. Its order is arbitrary."""
+    ours = sorted(set(corpus_file.read_text()))
+    theirs = [symbol for symbol in ours if symbol != "\n"] + ["Q", UNK]
+    theirs = list(np.random.default_rng(1).permutation(theirs))
+    state = torch_state(len(theirs))
+    save_file(state, tmp_path / "rnn.safetensors")
+    (tmp_path / "symbols.json").write_text(json.dumps(theirs))
+    overrides = config_overrides(os.fspath(corpus_file)) | {"train.steps": 1, "sample.length": 0}
+    weights = torch_weights.read(os.fspath(tmp_path / "rnn.safetensors"))
+    config = load.load(TINY, overrides)
+    weights_module.write_run(config, os.fspath(tmp_path / "run"), weights, os.fspath(tmp_path / "symbols.json"))
+    assert "['<unk>', 'Q'] only in the run, ['\\n'] only in the corpus." in capsys.readouterr().err
+    vocab = Run(tmp_path / "run").vocab()
+    assert list(vocab.names) == [UNK, *sorted(set(theirs) - {UNK})]
+    imported = final_params(tmp_path / "run")
+    for place, symbol in enumerate(vocab.names):
+        np.testing.assert_array_equal(imported["head_kernel"][:, place], state["fc.weight"][theirs.index(symbol)])
+        np.testing.assert_array_equal(
+            imported["lstm_0"]["input_kernel"][place], state["lstm.weight_ih_l0"][:, theirs.index(symbol)]
+        )
+    with pytest.raises(UserError, match=r"not the vocabulary of this run's corpus: .* begin another run with train.init_from="):
+        train.train(load.load(TINY, overrides | {"train.steps": 9}), os.fspath(tmp_path / "run"), extend=True)
+    child = load.load(TINY, overrides | {"train.init_from": os.fspath(tmp_path / "run")})
+    assert train.train(child, os.fspath(tmp_path / "child")) == 0
+    parent = Run(tmp_path / "child").parent()
+    assert (parent["step"], parent["new_symbols"], parent["dropped_symbols"]) == (0, ["\n"], [UNK, "Q"])
+    begun = restore.load(tmp_path / "child", "0").params
+    for place, symbol in enumerate(ours):
+        if symbol != "\n":
+            np.testing.assert_array_equal(begun["head_bias"][place], state["fc.bias"][theirs.index(symbol)])
+    np.testing.assert_array_equal(begun["lstm_1"]["recurrent_kernel"], state["lstm.weight_hh_l1"].T)
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from charlm.data import batches
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.hardware import processes
+from charlm.inference import restore
+from charlm.rundir.run import Run
 
 OVERRIDES = {
     "batch.size": 8,
@@ -32,10 +34,10 @@ OVERRIDES = {
 }
 
 
-def start(script, corpus_file, workdir, number, **overrides) -> list[subprocess.Popen]:
+def start(script, corpus_file, workdir, number, *more_flags, **overrides) -> list[subprocess.Popen]:
     """Starts `number` processes that train one model together. Each process has one device."""
     port = free_port()
-    flags = [f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}"]
+    flags = [f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}", *more_flags]
     flags += as_flags(OVERRIDES | {"corpus.path": corpus_file} | overrides)
     joining = [[f"--coordinator=127.0.0.1:{port}", f"--num_processes={number}", f"--process_id={i}"] for i in range(number)]
     return [
@@ -134,6 +136,32 @@ def test_a_signal_to_one_process_stops_both_processes_and_one_or_four_processes_
     assert_close(workdir, run_of_two)
     finish(start(script, corpus_file, tmp_path / "four", 4, **overrides))
     assert_close(tmp_path / "four", run_of_two)
+
+
+@pytest.mark.slow
+def test_init_from_and_extend_with_two_processes_give_the_same_run_as_with_one_process(
+    script, corpus_file, run_of_two, tmp_path
+):
+    """The child begins with the parameters of a run of two processes, and has other symbols."""
+    text = tmp_path / "text"
+    text.write_text(corpus_file.read_text().translate(str.maketrans("ab", "ÄB")))
+    child = {"train.init_from": run_of_two, "optim.schedule": "constant", "train.steps": 30}
+    longer = child | {"train.steps": 50, "optim.learning_rate": 0.003}
+    for name, number in (("one", 1), ("two", 2)):
+        finish(start(script, text, tmp_path / name, number, **child))
+    assert_same(restore.load(tmp_path / "one", "0").params, restore.load(tmp_path / "two", "0").params)
+    assert Run(tmp_path / "one").parent() == Run(tmp_path / "two").parent()
+    for name, number in (("one", 1), ("two", 2)):
+        results = finish(start(script, text, tmp_path / name, number, "--extend", **longer))
+        assert "from step 30 on, to 50 steps" in results[0][0]
+        assert all("extends" not in output for output, _ in results[1:])
+    assert_close(tmp_path / "two", tmp_path / "one")
+    assert Run(tmp_path / "one").extensions() == Run(tmp_path / "two").extensions()
+    before = {path: path.read_bytes() for path in (tmp_path / "two").rglob("*") if path.is_file()}
+    for _, errors in finish(start(script, text, tmp_path / "two", 2, "--extend", **longer, **{"seed": 3}), status=2):
+        assert "--extend can't change seed (0 saved, 3 given)" in errors
+        assert len(errors.splitlines()) == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "two").rglob("*") if path.is_file()} == before
 
 
 def test_wrong_values_end_every_process_with_an_error_of_one_sentence(script, corpus_file, tmp_path):

@@ -171,6 +171,26 @@ def test_mistakes_are_reported_before_anything_is_written(parent, texts, tmp_pat
     assert contents(workdir) == before
 
 
+def test_bytes_are_matched_with_bytes_and_with_ascii_characters(texts, tmp_path, small, capsys):
+    """The text `second.txt` has Ä, which is two bytes. In the vocabulary of the parent, the id of a byte is its value."""
+    small, of_bytes = {**small, "train.steps": 1}, {"vocab.source": "bytes"}
+    assert train.train(config_of(small, texts / "first.txt", **of_bytes), str(tmp_path / "parent")) == 0
+    old = final_params(tmp_path / "parent")
+    child = {**small, "train.init_from": str(tmp_path / "parent")}
+    assert_same(step_0(tmp_path / "bytes", config_of(child, texts / "second.txt", **of_bytes)), old)
+    characters = step_0(tmp_path / "characters", config_of(child, texts / "second.txt"))
+    symbols = json.loads((tmp_path / "characters/vocab.json").read_text())["symbols"]
+    for place, symbol in enumerate(symbols):
+        if symbol != "Ä":
+            np.testing.assert_array_equal(characters["embedding"][place], old["embedding"][ord(symbol)])
+            np.testing.assert_array_equal(characters["head_kernel"][:, place], old["head_kernel"][:, ord(symbol)])
+    parent = Run(tmp_path / "characters").parent()
+    assert parent["new_symbols"] == ["Ä"]
+    assert len(parent["dropped_symbols"]) == 256 - (len(symbols) - 1)
+    assert "<0xC3>" in parent["dropped_symbols"]
+    assert "'\\x14' (U+0014) and 223 more.\n" in capsys.readouterr().out
+
+
 def test_scalar_input_needs_the_same_vocabulary(texts, tmp_path, small):
     scalar = {**small, "model.input": "scalar", "train.steps": 1}
     assert train.train(config_of(scalar, texts / "first.txt"), str(tmp_path / "parent")) == 0
@@ -211,30 +231,30 @@ def test_a_child_killed_before_its_first_checkpoint_begins_with_the_same_paramet
     assert contents(tmp_path / "run") == before
 
 
-@pytest.mark.parametrize("other_parent", [True, False])
-def test_a_start_killed_before_the_run_exists_leaves_no_parent_to_another_config(
-    texts, tmp_path, small, monkeypatch, other_parent
-):
+def test_a_start_killed_before_the_run_exists_leaves_no_parent_to_another_config(parent, texts, tmp_path, monkeypatch):
     """The start is killed after it wrote parent.json. The next start has another parent, or none."""
-    for name, seed in (("first", 0), ("second", 1)):
-        assert train.train(config_of(small, texts / "first.txt", seed=seed), str(tmp_path / name)) == 0
+    workdir, small = parent
+    shutil.copytree(workdir, tmp_path / "other")
+    shutil.rmtree(tmp_path / "other/checkpoints/6")  # its latest parameters are those of step 4
 
     def killed(self, *arguments, **options):
         raise KeyboardInterrupt
 
-    child = {"train.init_from": f"{tmp_path / 'first'}:latest"}
+    def child(folder, **init_from):
+        config = config_of(small | {"train.steps": 1} | init_from, texts / "first.txt")
+        return train.train(config, str(tmp_path / folder))
+
     with monkeypatch.context() as patch:
         patch.setattr(Run, "write_status", killed)
         with pytest.raises(KeyboardInterrupt):
-            train.train(config_of(small, texts / "first.txt", **child), str(tmp_path / "run"))
+            child("run", **{"train.init_from": f"{workdir}:latest"})
     assert (tmp_path / "run/parent.json").exists()
-    child = {"train.init_from": f"{tmp_path / 'second'}:latest"} if other_parent else {}
-    child |= {"sample.length": 20}
-    for name in ("run", "straight"):
-        assert train.train(config_of(small, texts / "first.txt", **child), str(tmp_path / name)) == 0
-    assert Run(tmp_path / "run").parent() == Run(tmp_path / "straight").parent()
-    assert (Run(tmp_path / "run").parent() is not None) == other_parent
-    assert differences(tmp_path / "run", tmp_path / "straight") == []
+    shutil.copytree(tmp_path / "run", tmp_path / "run without parent")
+    assert child("run", **{"train.init_from": f"{tmp_path / 'other'}:latest"}) == 0
+    assert Run(tmp_path / "run").parent()["path"] == str(tmp_path / "other")
+    assert_same(restore.load(tmp_path / "run", "0").params, restore.load(workdir, "4").params)
+    assert child("run without parent") == 0
+    assert Run(tmp_path / "run without parent").parent() is None
 
 
 def test_a_killed_child_resumes_bit_for_bit_without_its_parent(script, texts, tmp_path, small):

@@ -1,0 +1,119 @@
+"""Gives texts in wrong encodings, damaged texts and binary files to train. Also changes a folder of texts before a resume.
+
+A text is made in some encoding, with or without a byte-order mark. It is then truncated, or one bit is flipped, and it is read
+in the same encoding or in another one. The training must succeed or end with one sentence that names the file. It must not
+leave a run directory if it is refused.
+
+A folder of texts is changed after a run was stopped. The resume must be refused. After the folder is restored, the resumed run
+must equal a run without a fault.
+"""
+
+import pathlib
+import random
+import shutil
+import signal
+from collections.abc import Callable
+
+from faults import checks
+from faults.runs import Result, Runs, finish, harm, make_text, start, succeed, wait_for_step
+
+TRIES = 16
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "gb18030", "shift_jis", "latin-1", "iso2022_kr", "utf-7")
+BEYOND_ASCII = "äé中日の한😀\ufeff\x07\u2028"
+
+
+def results(runs: Runs) -> list[Result]:
+    return [_texts(runs), _folders(runs)]
+
+
+def _texts(runs: Runs) -> Result:
+    rng, failures, trained = runs.random("inputs"), [], 0
+    folder = runs.folder / "inputs"
+    folder.mkdir()
+    for number in range(TRIES):
+        file, workdir = folder / f"{number}.txt", runs.folder / f"inputs_{number}"
+        how, encoding = _write_text(file, rng)
+        command = runs.train(
+            workdir, "stream", **{"corpus.path": file, "corpus.encoding": encoding, "train.steps": 2, "devices": 1}
+        )
+        status, _, errors = checks.outcome(command)
+        what = f"{file}: {how}, read as {encoding}"
+        if status:
+            failures += checks.refusal(status, errors, (str(file),), what)
+            if workdir.exists():
+                failures.append(f"{what}: the refused training made {workdir}")
+        trained += not status
+    return Result("texts in wrong encodings, damaged or binary", TRIES, failures, f"{trained} trained, the others refused")
+
+
+def _write_text(file: pathlib.Path, rng: random.Random) -> tuple[str, str]:
+    """Writes a text or binary file. Returns what it is, and the encoding in which to read it."""
+    written, read = rng.choice(ENCODINGS), rng.choice(ENCODINGS)
+    if rng.random() < 0.15:
+        file.write_bytes(rng.randbytes(3000))
+        return "random bytes", read
+    text = "".join(rng.choice(BEYOND_ASCII) if rng.random() < 0.2 else symbol for symbol in make_text(3000, rng.randrange(99)))
+    file.write_bytes(text.encode(written, "ignore"))
+    how = rng.choice(("whole", "truncated", "flipped"))
+    if how != "whole":
+        harm(file, how, rng.random(), rng.randrange(8))
+    return f"{written}, {how}", rng.choice((written, read))
+
+
+def _add(folder: pathlib.Path) -> None:
+    (folder / "2b.txt").write_text("a new file\n")
+
+
+def _remove(folder: pathlib.Path) -> None:
+    (folder / "2.txt").unlink()
+
+
+def _change(folder: pathlib.Path) -> None:
+    text = (folder / "2.txt").read_text()
+    (folder / "2.txt").write_text(text.swapcase())
+
+
+def _cut(folder: pathlib.Path) -> None:
+    """Truncates the last file within a character."""
+    (folder / "10.txt").write_bytes((folder / "10.txt").read_bytes()[:-1])
+
+
+def _rename(folder: pathlib.Path) -> None:
+    (folder / "10.txt").rename(folder / "1b.txt")  # the text then has another order
+
+
+CHANGES: dict[str, Callable[[pathlib.Path], None]] = {
+    "added": _add,
+    "removed": _remove,
+    "changed": _change,
+    "cut within a character": _cut,
+    "renamed": _rename,
+}
+
+
+def _folders(runs: Runs) -> Result:
+    """The texts are a folder with three files."""
+    texts, failures = runs.folder / "texts", []
+    texts.mkdir()
+    for seed, name in enumerate(("1.txt", "2.txt", "10.txt")):
+        (texts / name).write_text(make_text(6000, seed) + "é", encoding="utf-8")
+    straight, stopped = runs.folder / "folder_straight", runs.folder / "folder_stopped"
+    intact = runs.folder / "texts_intact"
+    shutil.copytree(texts, intact)
+    command = runs.train(straight, "stream", **{"corpus.path": texts})
+    succeed(command)
+    command = runs.train(stopped, "stream", **{"corpus.path": texts})
+    process = start(command)
+    wait_for_step(stopped, 60, process)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    for what, change in CHANGES.items():
+        change(texts)
+        status, _, errors = checks.outcome(command)
+        words = ("has changed since the run", "10.txt is not UTF-8")
+        failures += checks.refusal(status, errors, words, f"a resume after a file was {what}")
+        shutil.rmtree(texts)
+        shutil.copytree(intact, texts)
+    succeed(command)
+    failures += checks.survival(stopped, straight)
+    return Result("folder of texts changed before a resume", len(CHANGES), failures, "refused, and resumed once restored")
