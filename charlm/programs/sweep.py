@@ -68,6 +68,7 @@ _TASKS = flags.DEFINE_integer(
 )
 _MEMORY = flags.DEFINE_integer("memory", None, "SLURM: gigabytes of memory that a trial uses on each node")
 
+LISTED = 3  # maximum number of trials that are listed as taken for existing trials
 # With -P, Python does not import a folder named charlm from the current directory.
 TRAIN = [sys.executable, "-P", "-m", "charlm", "train"]
 CommandOf = Callable[[sweep.Trial], list[str]]  # returns the command that trains a trial
@@ -115,9 +116,9 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
     skipped_states = ("done", "diverged") if _RETRY_FAILED.value else ("done", "diverged", "failed")
     to_start = [trial for trial in trials if statuses[trial.name].state not in skipped_states]
     _announce(statuses, removed)
-    if renamed := {name: renamed[name] for name in renamed.keys() & statuses.keys()}:
-        listed = ", ".join(f"{old} as {new}" for new, old in sorted(renamed.items()))
-        print(f"taken as trials that exist, because their configs are equal: {listed}")
+    if same := [f"{renamed[name]} as {name}" for name in statuses if name in renamed]:
+        more = f", and {len(same) - LISTED} more" if len(same) > LISTED else ""
+        print(f"taken as trials that exist, because their configs are equal: {', '.join(same[:LISTED])}{more}")
     if _DRY_RUN.value:
         for trial in trials:
             print(f"{statuses[trial.name].state:<10} {trial.name}\n           {shlex.join(command_of(trial))}")
