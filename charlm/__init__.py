@@ -48,7 +48,7 @@ def runs(*paths: str | os.PathLike) -> list[dict]:
 
       name: the run's path, relative to the folder that contains all these runs.
       path: the absolute path of the run directory.
-      state: incomplete, running, done, diverged, failed, or unknown.
+      state: incomplete, running, done, diverged, failed, pruned, or unknown.
       best: the lowest loss on the validation split, in nats per character. Without validation, the lowest mean training loss.
       best_step: the step of `best`.
       bits_per_byte: `best` in bits per byte of the scored UTF-8 text. It can be compared between vocabularies.

@@ -32,7 +32,10 @@ def listed(paths: Sequence[str | os.PathLike]) -> list[dict]:
         {"name": record.name, "path": os.fspath(record.path), "state": record.state}
         | {figure: record.figure(figure) for figure in FIGURES}
         | {"bits_per_byte": record.bits_per_byte("best")}
-        | {column: tables.protocol_in_words(record.protocols[metric]) for column, metric in PROTOCOLS.items()}
+        | {
+            column: tables.protocol_in_words(tables.named_protocol(record.protocols[metric], [record]))
+            for column, metric in PROTOCOLS.items()
+        }
         | {key: record.config.get(key) for key in keys}
         | {"parent": record.parent_in_words(), "extended": record.extensions_in_words()}
         | {"rows": reading.all_rows(record.path), "problems": list(record.problems)}

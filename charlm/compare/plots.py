@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from charlm import files
-from charlm.compare import reading, tables
+from charlm.compare import marginals, reading, tables
 from charlm.compare.curves import Curve, curve_of
 from charlm.config import keys as config_keys
 from charlm.errors import UserError
@@ -140,30 +140,27 @@ def _draw_curves(axis: Axes, split: str, curves: Sequence[tuple[tables.Group, Cu
 
 
 def _draw_key(axis: Axes, groups: Sequence[tables.Group], key: str, metric: str) -> None:
-    """Draws a dot for each group, and a line through the mean for each value of the key.
+    """Draws a dot for each config, and a line through the mean for each value of the key.
 
-    The error bars show the standard errors of these means.
+    An error bar shows the standard deviation over the configs. If there is only one config, the error bar shows the standard
+    error over its seeds. See `marginals.Marginal`.
     """
-    marginals = tables.marginals(groups, [key], metric)
-    values = [marginal.value[0] for marginal in marginals]
+    means = marginals.marginals([record for group in groups for record in group.records], [key], metric)
+    values = [mean.value[0] for mean in means]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     x_of = {repr(value): value if numeric else index for index, value in enumerate(values)}  # repr, as lists can't be dict keys
-    dots = [
-        (x_of[repr(group.config.get(key))], group.figure(metric))
-        for group in tables.finished(groups)
-        if group.figure(metric) is not None
-    ]
-    xs, figures = zip(*dots, strict=True)
-    axis.scatter(xs, figures, s=14, color="0.6", label="each configuration", zorder=2)
-    axis.errorbar(
-        [x_of[repr(value)] for value in values],
-        [marginal.nats for marginal in marginals],
-        yerr=[marginal.error or 0.0 for marginal in marginals],
-        marker="o",
-        capsize=4,
-        label="mean ± standard error",
-        zorder=3,
-    )
+    dots = [(x_of[repr(mean.value[0])], figure) for mean in means for figure in mean.figures]
+    dot_xs, dot_figures = zip(*dots, strict=True)
+    axis.scatter(dot_xs, dot_figures, s=14, color="0.6", label="each configuration", zorder=2)
+    axis.plot([x_of[repr(value)] for value in values], [mean.nats for mean in means], marker="o", color="C0", label="mean")
+    for label, error_of, colour in (
+        ("± standard deviation over configurations", lambda mean: mean.spread, "C0"),
+        ("± standard error over seeds", lambda mean: mean.error, "C1"),
+    ):
+        bars = [(x_of[repr(mean.value[0])], mean.nats, error_of(mean)) for mean in means if error_of(mean) is not None]
+        if bars:
+            xs, figures, errors = zip(*bars, strict=True)
+            axis.errorbar(xs, figures, yerr=errors, linestyle="none", capsize=4, color=colour, label=label, zorder=3)
     if numeric and min(values) > 0 and max(values) / min(values) >= 4:
         axis.set_xscale("log")
     if len(values) <= MAX_TICKS or not numeric:
@@ -180,12 +177,12 @@ def _draw_map(figure: Figure, axis: Axes, groups: Sequence[tables.Group], keys: 
 
     Each row of the map is a value of the first key. Each column is a value of the second key.
     """
-    marginals = tables.marginals(groups, keys, metric)
-    rows, columns = _distinct_values(marginals, 0), _distinct_values(marginals, 1)
+    means = marginals.marginals([record for group in groups for record in group.records], keys, metric)
+    rows, columns = _distinct_values(means, 0), _distinct_values(means, 1)
     table = np.full((len(rows), len(columns)), np.nan)
-    for marginal in marginals:
-        row, column = (list(values).index(repr(value)) for values, value in zip((rows, columns), marginal.value, strict=True))
-        table[row, column] = marginal.nats
+    for mean in means:
+        row, column = (list(values).index(repr(value)) for values, value in zip((rows, columns), mean.value, strict=True))
+        table[row, column] = mean.nats
     image = axis.imshow(table, cmap="viridis_r", aspect="auto")
     for row, column in np.argwhere(np.isfinite(table)):
         colour = readable_on(image.cmap(image.norm(table[row, column])))
@@ -207,7 +204,7 @@ def readable_on(colour: Sequence[float] | np.ndarray) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
-def _distinct_values(marginals: Sequence[tables.Marginal], position: int) -> dict[str, Any]:
+def _distinct_values(means: Sequence[marginals.Marginal], position: int) -> dict[str, Any]:
     """The different values of one key, sorted, as a dict from the repr of a value to the value.
 
     The keys of the dict are reprs, because a list such as the value of corpus.split can't be a key of a dict.
@@ -215,7 +212,7 @@ def _distinct_values(marginals: Sequence[tables.Marginal], position: int) -> dic
     Args:
       position: the position of the config key in `Marginal.value`.
     """
-    ordered = sorted((marginal.value[position] for marginal in marginals), key=tables.sort_key)
+    ordered = sorted((mean.value[position] for mean in means), key=tables.sort_key)
     return {repr(value): value for value in ordered}
 
 

@@ -3,6 +3,7 @@
 A run may still be training, or its files may be damaged or half-written. Data that can't be read is reported and left out.
 """
 
+import json
 import math
 import os
 import pathlib
@@ -27,7 +28,8 @@ class Record(NamedTuple):
       name: the run's path, relative to the folder that contains all compared runs.
       path: the run directory, absolute.
       config: dotted key → value.
-      state: one of run.STATES, `running` if a process is training the run now, or `unknown` if status.json can't be read.
+      state: one of run.STATES, `running` if a process is training the run now, `pruned` if a search has stopped the run early,
+        or `unknown` if status.json can't be read.
       best: the lowest nats/char on the validation split. Without a validation split, the lowest mean training loss instead.
       best_step: the step of `best`.
       last: the latest value of the loss whose lowest value is `best`.
@@ -285,8 +287,18 @@ def _state(run: Run, problems: list[str]) -> tuple[str, object]:
     except UserError as error:
         problems.append(str(error))
         return "unknown", 0
-    is_running = status["state"] == "incomplete" and run.is_training()
-    return "running" if is_running else status["state"], status.get("rows", 0)
+    state = status["state"]
+    if state == "incomplete":
+        state = "running" if run.is_training() else "pruned" if _is_pruned(run.workdir) else state
+    return state, status.get("rows", 0)
+
+
+def _is_pruned(path: pathlib.Path) -> bool:
+    """Whether the sweep.json beside the run directory says that a search has pruned this run."""
+    try:
+        return path.name in json.loads((path.parent / "sweep.json").read_text(encoding="utf-8"))["pruned"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no search, an older search, or a damaged file
+        return False
 
 
 def _parameters(run: Run, problems: list[str]) -> int | None:
@@ -354,7 +366,7 @@ def _train_protocol(run: Run, config: dict[str, object]) -> dict:
     except UserError:
         corpus = None
     framing = f"{config.get('batch.framing')} of {config.get('batch.length')}"
-    why = f"mean training loss between two evaluations, {framing}, corpus {str(corpus)[:8]}"
+    why = f"mean training loss between two evaluations, {framing}"
     return {"corpus": corpus, "split": "train", "why": why}
 
 

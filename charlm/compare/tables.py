@@ -1,6 +1,6 @@
 """Makes tables from runs. A table has the config keys in which the runs differ, and the figures of each run.
 
-Another kind of table has the mean figure for each value of a config key.
+`marginals` has the mean figure for each value of a config key, and `layout` prints a table.
 
 A figure is a loss in nats/char. A metric names one of the figures of a run: `best`, `last`, `test` or `train` (see `Record`).
 A protocol says how a figure was measured. Figures that were measured under different protocols are never ranked together.
@@ -8,6 +8,7 @@ A protocol says how a figure was measured. Figures that were measured under diff
 
 import json
 import math
+import pathlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,20 @@ from charlm.compare.reading import Record, is_number
 from charlm.config import keys as config_keys
 from charlm.config import load
 
-METRICS = ("best", "last", "test", "train")
+# The metrics, and what they measure, in words that follow "perplexity".
+METRICS = {
+    "best": "at the evaluation with the lowest loss",
+    "last": "at the latest evaluation",
+    "test": "on the test split, as evaluate.py measured it",
+    "train": "of the training loss, averaged between the last two evaluations",
+}
+
+
+# The columns besides config keys. If a terminal is too narrow for all columns, the last of these are left out first.
+COLUMNS = (
+    *("perplexity", "state", "nats", "n", "bits/byte", "test", "best", "run", "parent", "extended", "at step", "last"),
+    *("unknown", "train", "parameters", "time", "bits", "chars/s"),
+)
 
 
 class Group(NamedTuple):
@@ -80,17 +94,41 @@ def mean_and_error(values: Sequence[float | None]) -> tuple[float | None, float 
         return None, None, 0
     has_error = len(present) > 1 and all(map(math.isfinite, present))
     error = statistics.stdev(present) / math.sqrt(len(present)) if has_error else None
-    mean = present[0] if len(set(present)) == 1 else statistics.fmean(present)  # the mean of equal integers stays an integer
-    return mean, error, len(present)
+    return mean(present), error, len(present)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of at least one value. The mean of equal values is exactly this value, and an integer if it is one."""
+    return values[0] if len(set(values)) == 1 else statistics.fmean(values)
 
 
 def by_protocol(records: Sequence[Record], metric: str) -> list[tuple[dict, list[Record]]]:
-    """Groups the runs by the protocol of this metric. The protocol with the most runs comes first."""
+    """Groups the runs by the protocol of this metric. The protocol with the most runs comes first.
+
+    The returned protocols also have the name of the corpus, see `named_protocol`.
+    """
     found: dict[str, tuple[dict, list[Record]]] = {}
     for record in records:
         protocol = record.protocols[metric]
         found.setdefault(json.dumps(protocol, sort_keys=True), (protocol, []))[1].append(record)
-    return sorted(found.values(), key=lambda item: -len(item[1]))
+    named = [(named_protocol(protocol, members), members) for protocol, members in found.values()]
+    return sorted(named, key=lambda item: -len(item[1]))
+
+
+def named_protocol(protocol: dict, records: Sequence[Record]) -> dict:
+    """The protocol with the additional field `corpus_name`, the name that these runs give to the corpus.
+
+    A protocol identifies the corpus by a hash, because files with the same name may have different texts. If the runs have
+    several names for the same text, the field has all of them.
+    """
+    names = dict.fromkeys(_corpus_name(record.config) for record in records)
+    return {**protocol, "corpus_name": " and ".join(names)} if protocol.get("corpus") else protocol
+
+
+def _corpus_name(config: Mapping[str, object]) -> str:
+    """The file name of the corpus, or the name of a corpus that charlm fetches."""
+    path = config.get("corpus.path")
+    return pathlib.PurePath(str(path)).name if path else str(config.get("corpus.tfds") or config.get("corpus.name"))
 
 
 def share_protocol(records: Sequence[Record], metric: str) -> bool:
@@ -100,13 +138,15 @@ def share_protocol(records: Sequence[Record], metric: str) -> bool:
 
 def protocol_in_words(protocol: Mapping) -> str:
     """A protocol in one line, as the heading of a table."""
+    digest, name = str(protocol.get("corpus") or "unknown")[:8], protocol.get("corpus_name")
+    corpus = f"corpus {value_text(name)} ({digest})" if name else f"corpus {digest}"
     if "why" in protocol:
-        return str(protocol["why"])
+        return f"{protocol['why']}, {corpus}" if "corpus" in protocol else str(protocol["why"])
     chars: Any = protocol.get("chars")
     return ", ".join(
         [
             f"{protocol.get('split')} split",
-            f"corpus {str(protocol.get('corpus'))[:8]}",
+            corpus,
             f"state {protocol.get('state')}",
             f"{progress.counted(chars, 'char')} scored" if is_number(chars) else "chars unknown",
         ]
@@ -139,12 +179,7 @@ def groups_of(records: Sequence[Record], each: bool = False) -> list[Group]:
     """
     groups: dict[str, list[list[Record]]] = {}
     for record in records:
-        config = {
-            key: value for key, value in record.config.items() if key != "seed" and key not in config_keys.CHANGE_NO_RESULT
-        }
-        is_imported = record.state == "done" and record.steps == 0
-        began_with, extensions = record.parent and record.parent["digest"], record.extensions_in_words()
-        key = str(record.path) if each else json.dumps([config, is_imported, began_with, extensions], sort_keys=True)
+        key = str(record.path) if each else without_seed(record)
         same_config = groups.setdefault(key, [])
         for group in same_config:
             if all(member.config.get("seed") != record.config.get("seed") for member in group):
@@ -153,6 +188,17 @@ def groups_of(records: Sequence[Record], each: bool = False) -> list[Group]:
         else:
             same_config.append([record])
     return [Group.of(members) for same_config in groups.values() for members in same_config]
+
+
+def without_seed(record: Record) -> str:
+    """A text that is the same for two runs if they differ only in their seed, or in nothing.
+
+    See `groups_of`. The text includes everything besides the seed that affects the result of a run.
+    """
+    config = {key: value for key, value in record.config.items() if key != "seed" and key not in config_keys.CHANGE_NO_RESULT}
+    is_imported = record.state == "done" and record.steps == 0
+    began_with = record.parent and record.parent["digest"]
+    return json.dumps([config, is_imported, began_with, record.extensions_in_words()], sort_keys=True)
 
 
 class Column(NamedTuple):
@@ -169,46 +215,64 @@ class Column(NamedTuple):
     text: Callable[[Group], str]
 
 
-def columns_of(groups: Sequence[Group], metric: str, each: bool) -> list[Column]:
-    """The columns of a table of these groups: the config keys that differ, then the figures that at least one group has.
+def columns_of(groups: Sequence[Group], metric: str, keys: Sequence[str]) -> list[Column]:
+    """The columns of a table of these groups: the config keys, then the figures that at least one group has.
 
     The perplexity, the bits and the bits per byte of a group are computed from its mean nats. The column `unknown` has the
     number of scored `<unk>`, the characters outside the vocabulary.
 
     Args:
       metric: the metric that ranks the groups.
-      each: whether each run is its own group. In that case the seed can be a column.
+      keys: the config keys in which the runs of all tables differ. Each table has the same keys as columns, so that its rows
+        are complete if they are read together with the rows of other tables.
     """
     records = [record for group in groups for record in group.records]
-    keys = differing_keys(records, besides=() if each else ("seed",))
     figures = [
         Column("perplexity", _perplexity_of(metric), lambda group: _with_error(group, metric, as_perplexity=True)),
         Column("nats", _figure_of(metric), lambda group: _with_error(group, metric)),
-        _column("bits", lambda group: _bits(group.figure(metric)), _four_decimals),
-        _column("bits/byte", lambda group: group.bits_per_byte(metric), _four_decimals),
+        _column("bits", lambda group: _bits(group.figure(metric)), four_decimals),
+        _column("bits/byte", lambda group: group.bits_per_byte(metric), four_decimals),
         _column("unknown", lambda group: group.unknown(metric), _integer),
         _column("n", lambda group: len(group.averaged), str),
         _column("at step", _mean_of("best_step"), _integer),
-        _column("best", _perplexity_of("best"), _four_decimals),
-        _column("test", _perplexity_of("test"), _four_decimals),
-        _column("last", _perplexity_of("last"), _four_decimals),
-        _column("train", _perplexity_of("train"), _four_decimals),
+        _column("best", _perplexity_of("best"), four_decimals),
+        _column("test", _perplexity_of("test"), four_decimals),
+        _column("last", _perplexity_of("last"), four_decimals),
+        _column("train", _perplexity_of("train"), four_decimals),
         _column("parameters", _mean_of("parameters"), _integer),
         _column("chars/s", _mean_of("chars_per_second"), _integer),
         _column("time", _mean_of("seconds"), _duration),
         _column("parent", lambda group: group.records[0].parent_in_words(), lambda words: words or ""),
         _column("extended", lambda group: group.records[0].extensions_in_words(), lambda words: words or ""),
         Column("state", states_in_words, states_in_words),
-        Column("run", lambda group: group.name, lambda group: group.name),
+        Column("run", lambda group: group.name, lambda group: value_text(group.name)),
     ]
     left_out = {metric}  # the column perplexity shows this metric
     if len(groups) == len(records):
         left_out.add("n")
     if metric != "best":
         left_out.add("at step")
-    return [_column(key, _config_value(key), value_text) for key in keys] + [
+    return [Column(key, _config_value(key), _config_text(key)) for key in keys] + [
         column for column in figures if column.name not in left_out and any(column.value(group) is not None for group in groups)
     ]
+
+
+def by_importance(columns: Sequence[Column], groups: Sequence[Group], sort: str) -> list[str]:
+    """The names of the columns, the most important one first, for a terminal that is too narrow for all columns.
+
+    Args:
+      columns: the columns of the table.
+      groups: the rows of the table.
+      sort: the name of the column that the rows are sorted by; empty for the default.
+    """
+    names = [column.name for column in columns]
+    values = [{column.name: repr(column.value(group)) for column in columns} for group in groups]
+    keys = [name for name in names if name not in COLUMNS]
+    varying = [key for key in keys if len({row[key] for row in values}) > 1]
+    # If no two rows have the same values of the keys, these values name the runs, and the column `run` is less important.
+    is_named_by_keys = len({tuple(row[key] for key in varying) for row in values}) == len(values)
+    first = ["perplexity", sort, "state", *([] if is_named_by_keys else ["run"]), *varying, "nats", "n", *keys]
+    return [name for name in dict.fromkeys([*first, *COLUMNS]) if name in names]
 
 
 def _column(name: str, value: Callable[[Group], Any], text: Callable[[Any], str]) -> Column:
@@ -217,6 +281,10 @@ def _column(name: str, value: Callable[[Group], Any], text: Callable[[Any], str]
 
 def _config_value(key: str) -> Callable[[Group], object]:
     return lambda group: group.config.get(key)
+
+
+def _config_text(key: str) -> Callable[[Group], str]:
+    return lambda group: config_text(group.config, key)
 
 
 def _figure_of(metric: str) -> Callable[[Group], float | None]:
@@ -235,11 +303,12 @@ def filtered(records: Sequence[Record], conditions: Sequence[str]) -> list[Recor
     """The runs that meet all conditions.
 
     Args:
-      conditions: strings such as `model.hidden>=256`. A condition names a config key, a field of Record, or nats, bits,
-        bits_per_byte or perplexity. The last four names are units. They mean the metric `best` in this unit.
+      conditions: strings such as `model.hidden>=256`. A condition names a config key, a field of Record, or nats,
+        bits, bits_per_byte or perplexity. The last four names are units. They mean the metric `best` in this unit. A key can
+        be shortened as in `config.keys.full_name`.
 
     Raises:
-      UserError: a string is not a condition, or its key is unknown.
+      UserError: a string is not a condition, or its key is unknown or ambiguous.
     """
     kept = list(records)
     for text in conditions:
@@ -261,7 +330,7 @@ def _record_value(name: str) -> Callable[[Record], object]:
         return lambda record: record.bits_per_byte("best")
     if name in Record._fields:
         return lambda record: getattr(record, name)
-    key = config_keys.known(name)
+    key = config_keys.full_name(name)
     return lambda record: record.config.get(key)
 
 
@@ -285,59 +354,6 @@ def sorted_groups(groups: Sequence[Group], columns: Sequence[Column], metric: st
     return sorted(present, key=lambda group: sort_key(value(group)), reverse=descending) + missing
 
 
-class Marginal(NamedTuple):
-    """The mean over all groups that have the same value of a key, or the same values of several keys.
-
-    Attributes:
-      value: the values that these groups have in common, one for each key.
-      nats: the mean of the groups' figures, in nats/char.
-      error: the standard error of that mean; None if there is only one group or if a figure is infinite.
-      best: the lowest figure.
-      n: the number of groups.
-    """
-
-    value: tuple
-    nats: float
-    error: float | None
-    best: float
-    n: int
-
-
-def finished(groups: Sequence[Group]) -> list[Group]:
-    """The groups whose averaged runs are all done, or all groups if there are no such groups.
-
-    The figure of an unfinished run depends on its number of steps, so a mean over groups must not include that figure.
-    """
-    done = [group for group in groups if all(record.state == "done" for record in group.averaged)]
-    return done or list(groups)
-
-
-def marginals(groups: Sequence[Group], keys: Sequence[str], metric: str) -> list[Marginal]:
-    """The mean figure for each value of a key, or for each combination of values of several keys.
-
-    The groups of one mean have the same value of this key, and differ in other keys. Only the groups that `finished` returns
-    are used. The means are comparable only if each value was tried with the same values of the other keys. Means with different
-    `n` are therefore not comparable.
-
-    Raises:
-      UserError: a key is unknown.
-    """
-    for key in keys:
-        config_keys.known(key)
-    figures: dict[str, tuple[tuple, list[float]]] = {}  # keyed by repr, because lists such as corpus.split can't be dict keys
-    for group in finished(groups):
-        figure = group.figure(metric)
-        if figure is not None:
-            value = tuple(group.config.get(key) for key in keys)
-            figures.setdefault(repr(value), (value, []))[1].append(figure)
-    result = []
-    for value, nats in figures.values():
-        mean, error, number = mean_and_error(nats)
-        assert mean is not None
-        result.append(Marginal(value, mean, error, min(nats), number))
-    return sorted(result, key=lambda marginal: tuple(sort_key(part) for part in marginal.value))
-
-
 def perplexity(nats: float | None) -> float | None:
     """The perplexity of a loss in nats/char. None if the loss is None."""
     return None if nats is None else measures.perplexity(nats)
@@ -351,11 +367,35 @@ def value_text(value: object) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
+def config_text(config: Mapping[str, object], key: str) -> str:
+    """The value of a key as text for people.
+
+    Of train.steps and train.epochs only one sets the length of a training. For the other one, the text says so.
+    """
+    if key == "train.steps" and config.get(key) == 0:
+        return "by epochs"
+    if key == "train.epochs" and config.get("train.steps"):
+        return "by steps"
+    return value_text(config.get(key))
+
+
 def sort_key(value: object) -> tuple:
     """A key that sorts values of any type: numbers first, then texts, then None."""
     if isinstance(value, bool | int | float):
         return (0, value, "")
     return (2, 0, "") if value is None else (1, 0, str(value))
+
+
+def captions(names: Sequence[str], metric: str) -> dict[str, str]:
+    """What the columns with these names show, for each column whose name does not say it."""
+    meanings = {
+        "perplexity": METRICS[metric],
+        "at step": "the step of the evaluation with the lowest loss",
+        "n": "number of runs that are averaged",
+        **{name: f"perplexity {METRICS[name]}" for name in ("best", "test", "last", "train")},
+        "unknown": "number of scored characters outside the vocabulary",
+    }
+    return {name: meaning for name, meaning in meanings.items() if name in names}
 
 
 def _bits(nats: float | None) -> float | None:
@@ -373,7 +413,7 @@ def _with_error(group: Group, metric: str, as_perplexity: bool = False) -> str:
     if nats is None:
         return ""
     value, slope = (measures.perplexity(nats), measures.perplexity(nats)) if as_perplexity else (nats, 1.0)
-    return _four_decimals(value) + (f" ± {error * slope:.4f}" if error is not None else "")
+    return four_decimals(value) + (f" ± {error * slope:.4f}" if error is not None else "")
 
 
 def states_in_words(group: Group) -> str:
@@ -384,7 +424,8 @@ def states_in_words(group: Group) -> str:
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
-def _four_decimals(value: float | None) -> str:
+def four_decimals(value: float | None) -> str:
+    """A number with four decimals as text. An empty text for None."""
     return "" if value is None else f"{value:.4f}"
 
 

@@ -336,11 +336,30 @@ def known(name: str) -> str:
     return name
 
 
+def ending_in(name: str) -> list[str]:
+    """The keys whose name is this name, or ends with it after a dot."""
+    return [key for key in KEYS if f".{key}".endswith(f".{name}")]
+
+
+def full_name(name: str) -> str:
+    """The key that a user means by its name or by an ending of its name, such as `model.hidden` for `hidden`.
+
+    Raises:
+      UserError: no key has this ending, or several keys have it. The message names these keys, or the nearest key.
+    """
+    candidates = ending_in(name)
+    if name in KEYS or not candidates:
+        return known(name)
+    if len(candidates) > 1:
+        raise UserError(f"config key {name!r} is ambiguous: write {', '.join(candidates[:-1])} or {candidates[-1]}.")
+    return candidates[0]
+
+
 def short(name: str) -> str:
     """The shortest unique ending of a key, such as `hidden` or `optim.name`. An unknown key is returned unchanged."""
     parts = name.split(".")
     endings = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-    return next((ending for ending in endings if sum(f".{key}".endswith(f".{ending}") for key in KEYS) == 1), name)
+    return next((ending for ending in endings if len(ending_in(ending)) == 1), name)
 
 
 def typed(text: str, kind: type) -> object:

@@ -20,7 +20,6 @@ Exit status:
     130, 143: a signal stopped the program
 """
 
-import collections
 import os
 import shlex
 import sys
@@ -28,11 +27,11 @@ from collections.abc import Callable
 
 from absl import flags
 
-from charlm import cli, measures, progress
+from charlm import cli, progress
 from charlm.config import keys, load
 from charlm.errors import UserError
 from charlm.rundir.run import Run
-from charlm.sweeps import launch, search, slurm, sweep
+from charlm.sweeps import conclusion, launch, search, slurm, sweep
 
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -145,6 +144,7 @@ def _search(root: sweep.Root, common: dict[str, str], command_of: CommandOf, met
     with root.locked():
         root.record(_CONFIG.value, [], search=current_search.description())
         current_search.open()
+        root.record(_CONFIG.value, [], pruned=sorted(current_search.pruned()))
         stopped_by = launch.run_local(
             root,
             current_search.trials(),
@@ -183,12 +183,14 @@ def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of: CommandOf
 def _is_chosen(trial: sweep.Trial) -> bool:
     flat = load.flatten(trial.config)
     conditions = [load.condition(text) for text in _ONLY.value]
-    return all(holds(flat[keys.known(key)]) for key, holds in conditions)
+    return all(holds(flat[keys.full_name(key)]) for key, holds in conditions)
 
 
 def _announce(statuses: dict[str, launch.TrialStatus], removed: list[str]) -> None:
     """Prints the number of trials in each state, the trials removed from the sweep, and why trials failed or diverged."""
-    print(f"{progress.counted(len(statuses), 'trial')} in {_ROOT.value}: {_count_states(statuses, incomplete='to resume')}")
+    print(
+        f"{progress.counted(len(statuses), 'trial')} in {_ROOT.value}: {conclusion.count_states(statuses, incomplete='to resume')}"
+    )
     for name in removed:
         print(f"{name} is no longer in the sweep: its run directory is not changed")
     _print_reasons(statuses, ("failed", "diverged"))
@@ -198,13 +200,11 @@ def _conclude(statuses: dict[str, launch.TrialStatus], display: launch.Display, 
     """Prints how the sweep ended. Returns the exit status."""
     if display.is_live:  # the live table did not show the reasons
         _print_reasons(statuses, ("failed", "diverged", "stopped"))
-    print(f"{_count_states(statuses, new='not started')} of {progress.counted(len(statuses), 'trial')}.")
-    done = {name: status.best for name, status in statuses.items() if status.state == "done" and status.best}
-    if done:
-        name = min(done, key=lambda name: done[name]["nats"])
-        print(f"best: {name}: {measures.best_in_words(done[name])}; compare all with: {cli.command('compare')} {_ROOT.value}")
+    print(f"{conclusion.count_states(statuses, new='not started')} of {progress.counted(len(statuses), 'trial')}.")
+    if best := conclusion.best_in_words(statuses):
+        print(f"best: {best}; compare all with: {cli.command('compare')} {_ROOT.value}")
     if stopped_by:
-        print("stopped: the same command resumes the sweep.")
+        print("The sweep was stopped: the same command resumes it.")
         return 128 + stopped_by
     return 0 if {status.state for status in statuses.values()} <= {"done", "pruned"} else 1
 
@@ -213,14 +213,4 @@ def _print_reasons(statuses: dict[str, launch.TrialStatus], states: tuple[str, .
     """Prints a line for each trial in one of these states. The line says why the trial is in this state, if this is known."""
     for name, status in statuses.items():
         if status.state in states:
-            print(f"{status.state}: {name}" + (f": {status.message}" if status.message else ""))
-
-
-def _count_states(statuses: dict[str, launch.TrialStatus], **words: str) -> str:
-    """Returns the number of trials in each state, such as `1 done, 2 to resume`.
-
-    Args:
-      words: state → the text that is printed instead of the state's name.
-    """
-    counts = collections.Counter(words.get(status.state, status.state) for status in statuses.values())
-    return ", ".join(f"{number} {state}" for state, number in counts.items()) or "none"
+            print(conclusion.ended_in_words(name, status))

@@ -256,8 +256,8 @@ def train_flags(config: ConfigDict) -> list[str]:
 class Root:
     """The folder of a sweep or a search. It contains a run directory for each trial, logs/ and sweep.json.
 
-    sweep.json records the config file and the trials. For a search, it also records the method and the ranges of
-    the space.
+    sweep.json records the config file and the trials. For a search, it also records the method, the ranges of the space, and
+    the names of the pruned trials.
     """
 
     def __init__(self, path: str | os.PathLike):

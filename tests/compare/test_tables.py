@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from charlm.compare import reading, report
+from charlm.compare import reading, report, tables
 from charlm.compare.plots import readable_on
 from charlm.config import load
 from charlm.errors import UserError
@@ -130,17 +130,39 @@ def test_runs_under_different_protocols_are_never_ranked_together(script, runs):
     assert "6 tables" in script("compare", runs).stdout
 
 
-def test_marginal_means_equal_means_computed_by_hand(script, tmp_path):
-    nats = {(32, 1e-2): 2.0, (32, 3e-2): 2.4, (64, 1e-2): 1.6, (64, 3e-2): 2.2}
-    for (hidden, rate), value in nats.items():
-        make_run(tmp_path / f"{hidden}{rate}", {"model.hidden": hidden, "optim.learning_rate": rate}, nats=(value,))
-    by_hidden = json.loads(script("compare", tmp_path, "--by=model.hidden", "--json").stdout)
-    assert [(row["model.hidden"], row["configs"]) for row in by_hidden] == [(32, 2), (64, 2)]
-    assert [row["nats"] for row in by_hidden] == pytest.approx([2.2, 1.9])
-    assert [row["best nats"] for row in by_hidden] == [2.0, 1.6]
-    assert by_hidden[0]["standard error"] == pytest.approx(statistics.stdev([2.0, 2.4]) / math.sqrt(2))
-    both = json.loads(script("compare", tmp_path, "--by=model.hidden,optim.learning_rate", "--json").stdout)
-    assert {(row["model.hidden"], row["optim.learning_rate"]): row["nats"] for row in both} == nats
+def test_every_key_that_differs_is_a_column_of_every_table_and_protocols_name_the_corpus(script, tmp_path):
+    for name, overrides, digest in (
+        ("a", {"corpus.path": "/texts/alpha.txt", "model.hidden": 8}, "1"),
+        ("b", {"corpus.path": "/texts/alpha.txt", "model.hidden": 16}, "1"),
+        ("c", {"corpus.path": "/texts/beta.txt", "model.layers": 2}, "2"),
+        ("d", {"corpus.path": "/copies/beta2.txt", "model.layers": 2}, "2"),
+    ):
+        make_run(tmp_path / name, overrides, protocol={**PROTOCOL, "corpus": digest * 64})
+    plot = tmp_path / "curves.svg"
+    rows = {row["run"]: row for row in table(script, tmp_path, f"--plot={plot}")}
+    found = {name: (row["model.hidden"], row["model.layers"], row["corpus.path"]) for name, row in rows.items()}
+    assert found == {
+        "a": ("8", "1", "/texts/alpha.txt"),
+        "b": ("16", "1", "/texts/alpha.txt"),
+        "c": ("32", "2", "/texts/beta.txt"),
+        "d": ("32", "2", "/copies/beta2.txt"),
+    }
+    for name, words in (("a", "corpus alpha.txt (11111111)"), ("d", "corpus beta.txt and beta2.txt (22222222)")):
+        assert words in rows[name]["protocol"]
+        assert words in plot.read_text()
+    assert "corpus tiny_shakespeare (c0ffee00)" in tables.protocol_in_words(
+        tables.named_protocol(PROTOCOL, reading.read([make_run(tmp_path / "other" / "run")])[0])
+    )
+
+
+def test_the_length_of_a_training_is_said_in_words():
+    def words(steps, epochs):
+        return [
+            tables.config_text({"train.steps": steps, "train.epochs": epochs}, key) for key in ("train.steps", "train.epochs")
+        ]
+
+    assert words(0, 2.5) == ["by epochs", "2.5"]
+    assert words(100, 2.5) == ["100", "by steps"]
 
 
 def test_rows_are_ordered_by_metric_or_sort_and_selected_by_where(script, tmp_path):
@@ -158,7 +180,8 @@ def test_rows_are_ordered_by_metric_or_sort_and_selected_by_where(script, tmp_pa
     assert order("--sort=model.hidden") == "abc"
     assert order("--sort=-model.hidden") == "cba"
     assert order("--sort=run") == "abc"
-    assert order("--where=model.hidden>8") == "cb"
+    assert order("--sort=-hidden") == "cba"
+    assert order("--where=hidden>8") == "cb"
     assert order("--where=model.hidden>8", "--where=state!=incomplete") == "c"
     assert order("--where=best<1.2") == "a"
 
@@ -192,6 +215,17 @@ def test_runs_that_are_training_now_can_be_read(tmp_path):
     records, problems = reading.read(reading.find([os.fspath(tmp_path)]))
     assert {record.name: record.best for record in records} == {"run": 1.5, "young": None}
     assert problems == []
+
+
+def test_a_run_that_a_search_stopped_early_is_pruned(tmp_path):
+    for name, state in (("a", "incomplete"), ("b", "incomplete"), ("c", "done")):
+        make_run(tmp_path / name, state=state)
+    states = {}
+    for content in ('{"trials": {}, "pruned": ["a", "c"]}', '{"trials": {}}', "[3]", '{"pruned": 3}', "{"):
+        (tmp_path / "sweep.json").write_text(content)
+        states[content] = [record.state for record in reading.read(reading.find([os.fspath(tmp_path)]))[0]]
+    assert states.pop('{"trials": {}, "pruned": ["a", "c"]}') == ["pruned", "incomplete", "done"]
+    assert set(map(tuple, states.values())) == {("incomplete", "incomplete", "done")}
 
 
 def test_damaged_runs_are_reported_and_all_other_runs_are_shown(script, tmp_path):
@@ -245,8 +279,12 @@ def test_infinite_nats_are_read_but_never_count_as_the_best(tmp_path):
         (["{runs}", "--where=model.hidden>x"], "model.hidden must be compared with a number, not 'x'."),
         (["{runs}", "--where=model.hidden>1000"], "--where=model.hidden>1000: no run meets this condition"),
         (["{runs}", "--sort=colour"], "--sort=colour is not a column or a config key: the columns are "),
+        (["{runs}", "--sort=length"], "'length' is ambiguous: write batch.length, eval.length or sample.length."),
+        (["{runs}", "--where=name=x", "--where=length>3"], "config key 'length' is ambiguous"),
         (["{runs}", "--by=model.hiden"], "nearest key is 'model.hidden'"),
-        (["{runs}", "--by=seed,model.hidden,model.layers"], "has 3 keys: give one or two"),
+        (["{runs}", "--by=hidden", "--by=model.hidden"], "--by=hidden,model.hidden has model.hidden twice"),
+        (["{runs}", "--by=seed,hidden", "--by=layers"], "--by=seed,hidden,layers has 3 keys: give one or two"),
+        (["{runs}", "--by=seed", "--each"], "--each and --by are given together"),
         (["{runs}", "--csv", "--json"], "--csv and --json are given together: give only one of them"),
         (["{runs}", "--plot=curves.gif"], "must end in .png or .svg"),
         (["{runs}", "--plot=/no/such/folder.png"], "can't be written"),
@@ -341,14 +379,6 @@ def test_runs_with_the_same_seed_are_not_averaged(script, tmp_path):
         make_run(tmp_path / name, {"seed": seed}, nats=(nats,))
     rows = table(script, tmp_path)
     assert sorted((row["n"], float(row["nats"])) for row in rows) == [("1", 1.0), ("2", 2.0)]
-
-
-def test_marginal_means_leave_out_runs_that_are_not_done(script, tmp_path):
-    make_run(tmp_path / "done", {"model.hidden": 8}, nats=(2.0,))
-    make_run(tmp_path / "stopped", {"model.hidden": 8, "model.layers": 2}, nats=(9.0,), state="incomplete")
-    result = script("compare", tmp_path, "--by=model.hidden", "--json")
-    assert [(row["nats"], row["configs"]) for row in json.loads(result.stdout)] == [(2.0, 1)]
-    assert result.stderr == "note: the means leave out 1 of 2 configs, because only configs with a finished run are averaged.\n"
 
 
 def test_losses_of_the_test_split_under_different_protocols_are_not_ranked_together(script, tmp_path):

@@ -225,6 +225,21 @@ def test_short_names_leave_out_the_section_if_the_rest_is_still_unique():
     assert keys.short("model.of_another_version") == "model.of_another_version"
 
 
+def test_each_key_is_found_by_its_short_name_and_an_ambiguous_name_is_refused():
+    assert [keys.full_name(keys.short(key)) for key in keys.KEYS] == list(keys.KEYS)
+    assert [keys.full_name(name) for name in ("hidden", "optim.name", "seed")] == ["model.hidden", "optim.name", "seed"]
+    for name, message in (
+        ("name", r"config key 'name' is ambiguous: write corpus\.name or optim\.name\."),
+        ("length", r"'length' is ambiguous: write batch\.length, eval\.length or sample\.length\."),
+        ("hiden", "unknown config key 'hiden': the nearest key is 'model.hidden'"),
+        ("idden", "unknown config key 'idden': the nearest key is 'model.hidden'"),
+        ("model", "'model' is a section"),
+        ("", "unknown config key ''"),
+    ):
+        with pytest.raises(UserError, match=message):
+            keys.full_name(name)
+
+
 def test_a_config_saved_before_a_key_existed_gets_the_default_or_the_earlier_behaviour(monkeypatch):
     fields = load.to_dict(load.load(TINY))
     for key in keys.KEYS:

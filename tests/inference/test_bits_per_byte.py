@@ -116,7 +116,7 @@ def test_every_evaluation_of_a_run_has_bits_per_byte_and_the_number_of_unknown_s
     record = reading.read_run(run, "run")
     (group,) = tables.groups_of([record])
     for metric, expected in (("best", rows[-1]), ("test", row)):
-        values = {column.name: column.value(group) for column in tables.columns_of([group], metric, each=False)}
+        values = {column.name: column.value(group) for column in tables.columns_of([group], metric, [])}
         assert values["bits/byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-9)
         assert values.get("unknown") == expected.get("unknown")
     (listed,) = charlm.runs(run)

@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from test_sweep import CONFIG, trainings, wait_for_steps
 
+from charlm.compare import reading
+
 pytest.importorskip("optuna", reason="optuna is not installed. Run pip install -e '.[search]'")
 
 SPACE = """
@@ -81,6 +83,8 @@ def test_asha_prunes_the_worse_trials(script, write_config, tmp_path):
     assert all(len(validation_losses(root / name / "metrics.jsonl")) < 40 for name in pruned)
     best = min(min(validation_losses(root / name / "metrics.jsonl")) for name in states)
     assert best == min(min(validation_losses(root / name / "metrics.jsonl")) for name in done)
+    shown = {record.name: record.state for record in reading.read(reading.find([str(root)]))[0]}
+    assert shown == dict.fromkeys(done, "done") | dict.fromkeys(pruned, "pruned")
 
 
 @pytest.mark.slow

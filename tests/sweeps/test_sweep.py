@@ -18,7 +18,7 @@ from faults.checks import read_rows
 from charlm.errors import UserError
 from charlm.rundir import run as run_module
 from charlm.rundir.run import Run
-from charlm.sweeps import launch, slurm, sweep
+from charlm.sweeps import conclusion, launch, slurm, sweep
 
 CONFIG = """
 from charlm.sweeps.sweep import *
@@ -195,8 +195,25 @@ def test_the_same_command_leaves_finished_trials_unchanged(script, uninterrupted
     assert "4 trials" in result.stdout
     assert "4 done" in result.stdout
     best = min((json.loads((file.parent / "status.json").read_text())["best"]["nats"], file.parent.name) for file in before)
-    assert f"best: {best[1]}: best validation {best[0]:.4f} nats/char, perplexity {math.exp(best[0]):.4f}" in result.stdout
+    assert (
+        f"best: {best[1]} (done): best validation {best[0]:.4f} nats/char, perplexity {math.exp(best[0]):.4f}" in result.stdout
+    )
     assert before == {file: file.stat().st_mtime_ns for file in (uninterrupted / "root").glob("*/metrics.jsonl")}
+
+
+def test_the_best_trial_is_named_with_its_state_and_a_stopped_trial_with_its_step():
+    def status(state, nats, **more):
+        return launch.TrialStatus(state, best=nats and {"step": 5, "nats": nats, "split": "validation"}, **more)
+
+    statuses = {"a": status("done", 2.0), "b": status("stopped", 1.5, step=5, total_steps=60), "c": status("failed", None)}
+    words = f"b (stopped): best validation 1.5000 nats/char, perplexity {math.exp(1.5):.4f}"
+    assert conclusion.best_in_words(statuses) == words
+    assert conclusion.best_in_words({"c": statuses["c"]}) is None
+    assert conclusion.ended_in_words("b", statuses["b"]) == "b was stopped at step 5 of 60."
+    assert conclusion.ended_in_words("d", status("stopped", None, message="killed by SIGKILL")) == (
+        "d was stopped at step 0 (killed by SIGKILL)."
+    )
+    assert conclusion.ended_in_words("c", status("failed", None, message="no disk")) == "failed: c: no disk"
 
 
 def wait_for_steps(root, step, trials, process):
@@ -235,7 +252,8 @@ def test_a_killed_training_and_ctrl_c_do_not_change_the_results(script, uninterr
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, output + errors
     assert "killed by SIGKILL" in output
-    assert "stopped: the same command resumes the sweep." in output
+    assert "The sweep was stopped: the same command resumes it." in output
+    assert not any(line.endswith(":") for line in output.splitlines())
     assert trainings(root) == []
     states = [json.loads(file.read_text())["state"] for file in root.glob("*/status.json")]
     assert set(states) <= {"incomplete", "done"}
@@ -306,7 +324,7 @@ def test_dry_run_prints_commands_and_writes_nothing(script, write_config, tmp_pa
         write_config(FOUR_TRIALS),
         tmp_path / "root",
         "--dry_run",
-        "--only=model.hidden=12",
+        "--only=hidden=12",
         "--only=optim.learning_rate<5e-3",
     )
     assert "1 trial in" in result.stdout
@@ -345,6 +363,7 @@ def test_commands_of_dry_run_can_be_pasted_into_a_shell(script, write_config, tm
         ('[{}, {"model.hidden": 8}]', [], "trials 1 and 2 of {file} are the same, hidden=8"),
         ('[{"model.hidden": 3}]', ["--only=model.hiden=3"], "nearest key is 'model.hidden'"),
         ('[{"model.hidden": 3}]', ["--only=model.hidden=4"], "no trial of {file} meets this condition"),
+        ('[{"model.hidden": 3}]', ["--only=length=3"], "config key 'length' is ambiguous: write batch.length, eval.length or"),
         ('[{"model.hidden": 3}]', ["--only=hidden"], "'hidden' is not a condition"),
         ('[{"model.hidden": 3}]', ["--config.model.hidden=4"], "--config.model.hidden: the sweep sets this key too"),
         ('[{"model.hidden": 3}]', ["--parallel=0"], "--parallel=0: must be 1 or more."),
