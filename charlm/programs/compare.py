@@ -24,6 +24,7 @@ Keys can be shortened if the short name is unique, as in --by=hidden.
 
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -246,7 +247,7 @@ def _print(shown: list[_Table]) -> None:
         _print_for_machines(shown)
         return
     is_fitted = sys.stdout.isatty() and not _MARKDOWN.value
-    width = Console().width if is_fitted else 0
+    width = shutil.get_terminal_size().columns if is_fitted else 0
     if len(shown) > 1:
         words = f"These runs were evaluated under different protocols, so they are shown in {len(shown)} tables:"
         _print_wrapped(words, width)

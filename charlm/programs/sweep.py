@@ -188,9 +188,8 @@ def _is_chosen(trial: sweep.Trial) -> bool:
 
 def _announce(statuses: dict[str, launch.TrialStatus], removed: list[str]) -> None:
     """Prints the number of trials in each state, the trials removed from the sweep, and why trials failed or diverged."""
-    print(
-        f"{progress.counted(len(statuses), 'trial')} in {_ROOT.value}: {conclusion.count_states(statuses, incomplete='to resume')}"
-    )
+    states = conclusion.count_states(statuses, incomplete="to resume")
+    print(f"{progress.counted(len(statuses), 'trial')} in {_ROOT.value}: {states}")
     for name in removed:
         print(f"{name} is no longer in the sweep: its run directory is not changed")
     _print_reasons(statuses, ("failed", "diverged"))
