@@ -201,7 +201,7 @@ def series(record: Record) -> dict[str, dict[str, list]]:
         split: {name: [] for name in ("step", "chars", "seconds", "nats")} for split in ("train", "validation")
     }
     rows = all_rows(record.path)
-    # Rows of the splits `train` and `train_mean` contain chars and seconds. Validation rows do not, so their chars and seconds
+    # Validation rows do not have the number of characters trained on, and in runs of older versions they have no seconds. Both
     # come from the `train_mean` row of the same step.
     for split, source in (("train", "train"), ("validation", "train_mean")):
         totals = _totals(rows, source)

@@ -10,7 +10,7 @@ import importlib.resources
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from charlm import files
 from charlm.compare import reading, tables
@@ -20,6 +20,7 @@ from charlm.errors import UserError
 
 MAX_POINTS = 400  # per curve
 FIGURES = ("best", "best_step", "last", "test", "train", "steps", "parameters", "chars_per_second", "seconds")
+ALWAYS_SHOWN = ("run", "state", "perplexity")  # columns that are also shown if the page is narrow
 MAX_SAMPLES = 12  # per run; the page contains the latest samples
 
 
@@ -61,6 +62,7 @@ def content(records: Sequence[reading.Record]) -> dict:
                     "parent": record.parent_in_words(),
                     "extended": record.extensions_in_words(),
                     "config": {key: _finite(value) for key, value in record.config.items()},
+                    "texts": _texts(record.config),
                     "protocol": len(protocols),
                     **results,
                     "bits_per_byte": _finite(record.bits_per_byte("best")),
@@ -78,6 +80,8 @@ def content(records: Sequence[reading.Record]) -> dict:
         "protocols": protocols,
         "keys": keys,
         "short": {key: config_keys.short(key) for key in keys},
+        "paths": [key for key in keys if key in config_keys.KEYS and config_keys.KEYS[key].is_path],
+        "least_important": [name for name in reversed(tables.COLUMNS) if name not in ALWAYS_SHOWN],
         "read": read,
     }
 
@@ -109,6 +113,7 @@ def _group(group: tables.Group, number_of: dict[pathlib.Path, int], protocol: in
         "parent": group.records[0].parent_in_words(),
         "extended": group.records[0].extensions_in_words(),
         "config": {key: _finite(value) for key, value in group.config.items() if key != "seed"},
+        "texts": _texts(group.config),
         "protocol": protocol,
         **dict.fromkeys(FIGURES),
         **{name: _finite(value) for name, value in figures.items()},
@@ -147,6 +152,12 @@ def _thinned(curve: dict[str, list]) -> dict[str, list]:
 
 def _rounded(value: float) -> float:
     return value if isinstance(value, int) else float(f"{value:.6g}")
+
+
+def _texts(config: Mapping[str, object]) -> dict[str, str]:
+    """The texts of the values that the table describes in words, such as `by epochs`."""
+    texts = {key: tables.config_text(config, key) for key in config}
+    return {key: text for key, text in texts.items() if text != tables.value_text(config[key])}
 
 
 def _finite(value: object) -> object:

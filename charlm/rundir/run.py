@@ -5,8 +5,8 @@ The programs `evaluate`, `sample` and `compare` get all their information about 
 config.json        every key of the config           samples/STEP.txt   text sampled at each evaluation
 vocab.json         symbols in the order of ids       checkpoints/STEP   the best and the two latest checkpoints
 corpus.json        the source of the text            unreadable/        checkpoints that could not be read
-environment.json   one entry for each start          tensorboard/       scalars of the metrics, and the config
-status.json        state, step, best                 lock               locked while a process trains this run
+environment.json   one entry for each start          lock               locked while a process trains this run
+status.json        state, step, best                 events.*           metrics, config and samples for TensorBoard
 extensions.json    one entry for each change of the config, by `train.py --extend` or on resume
 parent.json        with `train.init_from`: the run whose parameters this run began with
 metrics.jsonl      one row for each log interval and each evaluation
@@ -17,7 +17,6 @@ import contextlib
 import datetime
 import fcntl
 import importlib.metadata
-import math
 import os
 import pathlib
 import platform
@@ -25,7 +24,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -38,15 +37,6 @@ from charlm.errors import Broken, UserError
 from charlm.files import opened, sealed
 from charlm.progress import warn
 
-SCALARS = {  # shown in TensorBoard
-    "nats",
-    "bits",
-    "perplexity",
-    "bits_per_byte",
-    "learning_rate",
-    "grad_norm",
-    "chars_per_second",
-}
 STATES = ("incomplete", "done", "diverged", "failed")
 # The files that a new run writes first.
 FIRST_FILES = {"lock", "vocab.json", "corpus.json", "parent.json", "config.json", "status.json"}
@@ -59,7 +49,6 @@ class Run:
     Attributes:
       workdir: the run directory.
       checkpoints: the folder of the checkpoints.
-      tensorboard: the folder of TensorBoard's event files.
 
     A method that reads a file raises a UserError if the file is missing, unreadable or damaged.
     """
@@ -67,7 +56,6 @@ class Run:
     def __init__(self, workdir: str | os.PathLike):
         self.workdir = pathlib.Path(workdir)
         self.checkpoints = self.workdir / "checkpoints"
-        self.tensorboard = self.workdir / "tensorboard"
         self._metrics = self.workdir / "metrics.jsonl"
 
     def config(self) -> ConfigDict:
@@ -283,46 +271,6 @@ class Run:
                 f"corpus {corpus['name']} has changed since the run in --workdir={self.workdir} began "
                 f"(sha256 {recorded.get('sha256')} then, {corpus['sha256']} now): restore the text or choose another directory."
             )
-
-    @contextlib.contextmanager
-    def metric_logger(self, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """Yields a function that adds a row to metrics.jsonl and logs the scalars of the row to TensorBoard.
-
-        Args:
-          step: the step at which the training begins or resumes. A resumed training goes back to its last checkpoint, so
-            scalars of steps after `step` may already be logged. TensorBoard hides these scalars.
-        """
-        from tensorboardX import event_file_writer, summary
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        # SummaryWriter is not used, because its thread hangs when the disk is full.
-        self.tensorboard.mkdir(exist_ok=True)
-        writer = event_file_writer.EventsWriter(os.fspath(self.tensorboard / "events"), f".{os.getpid()}.{time.time_ns()}")
-
-        def write(**content: Any) -> None:
-            writer.write_event(Event(wall_time=time.time(), **content))
-
-        write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-        hparams = load.flatten(self._json("config.json"))
-        plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in hparams.items()}
-        for hparams_summary in summary.hparams(plain, {"validation/nats": 0.0, "validation/perplexity": 0.0}):
-            write(summary=hparams_summary)
-
-        def log(row: dict[str, Any]) -> None:
-            self.append(row)
-            for name in SCALARS & row.keys():
-                if math.isfinite(row[name]):
-                    write(summary=summary.scalar(f"{row['split']}/{name}", row[name]), step=row["step"])
-            if row["split"] != "train":
-                writer.flush()
-
-        try:
-            yield log
-        finally:
-            # An error here is ignored: metrics.jsonl has the same rows as TensorBoard, and if the disk is full, `append` has
-            # already raised an error.
-            with contextlib.suppress(OSError):
-                writer.close()
 
     def note_evaluation(self, result: dict[str, Any]) -> None:
         """Adds a result of evaluate.py to evaluations.jsonl. Warns if the file can't be written."""

@@ -1,6 +1,7 @@
 """Makes the metrics rows of a training, keeps its best evaluation, detects divergence, and decides when the training ends."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -61,9 +62,13 @@ def evaluation_rows(
     """The metrics rows of one evaluation, or None if a signal arrived during the evaluation.
 
     One row holds the average training loss since the previous evaluation. If the corpus has a validation split, another row
-    holds the validation loss. The last row decides which
-    checkpoint is the best. `train.best` chooses between the training loss and the validation loss.
+    holds the validation loss. The last row decides which checkpoint is the best. `train.best` chooses between the training loss
+    and the validation loss.
+
+    `seconds` is the time of the whole run until a loss was known. The evaluation itself therefore took the difference between
+    the two rows.
     """
+    begin = time.perf_counter()
     rows = [{**_place(setup, progress, "train_mean"), **progress.epoch.measures(), "seconds": progress.seconds}]
     if "validation" in setup.encoded:
         if processes.count() > 1:
@@ -74,7 +79,8 @@ def evaluation_rows(
         nats, chars = sums
         protocol = setup.protocol.named(setup.provenance["sha256"], "validation", chars)
         result = {**measures.of_text(nats, chars, *setup.validation_counts), "protocol": protocol}
-        rows.append({**_place(setup, progress, "validation"), **result})
+        seconds = progress.seconds + time.perf_counter() - begin
+        rows.append({**_place(setup, progress, "validation"), **result, "seconds": seconds})
     return rows if setup.best_by == "validation" else rows[::-1]
 
 

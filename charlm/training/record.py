@@ -8,6 +8,7 @@ from typing import Any
 
 from charlm import progress as messages
 from charlm.inference import evaluate
+from charlm.rundir import events
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
 from charlm.training.judging import is_evaluation_shown
@@ -61,7 +62,8 @@ class Record:
     def __enter__(self) -> "Record":
         with contextlib.ExitStack() as stack:
             self._reporter = stack.enter_context(messages.Reporter(self._setup.total_steps, self._first_step, self._all_rows))
-            self._log: Callable[[dict], None] = stack.enter_context(self._run.metric_logger(self._first_step))
+            opened = events.opened(self._run.workdir, self._first_step, self._run.config_fields())
+            self._events = stack.enter_context(opened)
             self._stack = stack.pop_all()
         return self
 
@@ -91,6 +93,7 @@ class Record:
         if self._setup.draw_sample:
             text = self._setup.draw_sample(evaluate.on_one_device(params), progress.step)
             self._run.write_sample(progress.step, text)
+            self._events.sample(progress.step, text)
 
     def save(self, progress: Progress, state: TrainState) -> None:
         """Starts to save a checkpoint of this step, and deletes older checkpoints that are no longer needed.
@@ -113,7 +116,8 @@ class Record:
         self._run.write_status("done" if finished else "incomplete", progress.step, progress.best, rows=progress.rows)
 
     def _append(self, row: dict[str, Any]) -> None:
-        self._log(row)
+        self._run.append(row)
+        self._events.row(row)
         self._progress.rows += 1
 
 

@@ -51,9 +51,13 @@ def survival(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
 
 
 def _names(workdir: pathlib.Path) -> set[str]:
-    """The names of a run's files. Array files and TensorBoard files have varying names, so only their folders are returned."""
+    """The names of a run's files.
+
+    Array files and TensorBoard files have varying names. Of the former, only their folders are returned, and the latter all
+    have the name `events`.
+    """
     names = {str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file()}
-    names = {re.sub(r"(tensorboard/|checkpoints/\d+/\w+/).*", r"\1", name) for name in names}
+    names = {re.sub(r"(^events|checkpoints/\d+/\w+/).*", r"\1", name) for name in names}
     return {name for name in names if name != "evaluations.jsonl" and not name.startswith("unreadable/")}
 
 

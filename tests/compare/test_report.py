@@ -74,6 +74,17 @@ def test_runs_that_differ_only_in_their_seed_are_one_row_with_the_figures_of_the
     assert curve["nats"] == pytest.approx([2.1, 4.9 / 3], rel=1e-5)
     assert (curve["low"], curve["high"]) == ([2.0, 1.5], [2.2, 1.8])
     assert len(group["curves"]["train"]["low"]) == 20
+    assert group["bits_per_byte"] is None
+
+
+def test_bits_per_byte_of_seeds_of_which_only_one_recorded_them(tmp_path):
+    make_seeds(tmp_path)
+    metrics = tmp_path / "seed1" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"chars": 1000,', '"chars": 1000, "bytes": 1600,'))
+    data = report.content(records_below(tmp_path))
+    group = next(group for group in data["groups"] if len(group["runs"]) > 1)
+    assert group["bits_per_byte"] == pytest.approx((1.5 + 1.6 + 1.8) / 3 / math.log(2) * 1000 / 1600)
+    assert [run["bits_per_byte"] is None for run in data["runs"] if run["name"] in ("seed1", "alone")] == [True, False]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +151,8 @@ def test_clicking_a_heading_sorts_the_table(page):
     assert len(perplexities) == 5
     assert perplexities == sorted(perplexities, key=float)
     assert column(page, "nats")[0] == "1.5000"
-    assert column(page, "parent") == ["", "/runs/parent step 40", "", "", ""]
+    assert column(page, "parent") == ["", "parent step 40", "", "", ""]
+    assert page.locator("#table td[title='/runs/parent step 40']").count() == 1
     page.click("#table th[data-column=perplexity] button")
     assert column(page, "perplexity") == perplexities[::-1]
     page.click("#table th[data-column='model.hidden'] button")
@@ -194,8 +206,10 @@ def test_axes_and_smoothing_change_the_curves(page):
     assert rough != before
     page.evaluate("const range = document.getElementById('smooth'); range.value = 0.9; range.dispatchEvent(new Event('input'))")
     assert page.get_attribute("#chart path.curve >> nth=0", "d") != rough
-    page.check("#logx")
+    page.get_by_label("logarithmic x axis").check()
     assert page.locator("#chart path.curve").count() == 5
+    ticks = page.eval_on_selector_all("#chart text[text-anchor=middle]", "all => all.map((each) => each.textContent)")
+    assert ticks[0] == "10"  # the first row of the training loss; a linear axis begins at 0
 
 
 def test_two_runs_side_by_side_show_samples_and_config_differences(page):
@@ -248,7 +262,7 @@ def test_the_page_shows_means_over_seeds_and_a_switch_shows_single_runs(page_of_
     assert column(page, "seed") == []
     assert page.inner_text("#why") == "2 rows of 4 runs; runs that differ only in their seed are one row"
     assert (page.locator("#chart path.curve").count(), page.locator("#chart path.band").count()) == (2, 1)
-    assert page.is_visible("#band_note")
+    assert "± is the standard error over the seeds." in page.inner_text("#band_note")
     options = page.eval_on_selector_all("#left option", "all => all.map((each) => each.textContent)")
     assert options == ["seed0", "seed1", "seed2", "alone"]
     page.check("#single")
@@ -275,3 +289,77 @@ def test_a_narrow_page_leaves_out_columns_and_names_them(page_of_seeds):
     assert "bits" in page.inner_text("#why").partition("too narrow: ")[2]
     assert len(column(page, "run")) == len(column(page, "state")) == 2
     assert page.evaluate(fits)
+
+
+RATES = (0.0003, 0.00278255940220712)
+
+
+@pytest.fixture(scope="module")
+def wide_table(tmp_path_factory):
+    """The page of runs with five columns of keys and long names. A run is pruned, one is extended, and one has a parent."""
+    folder = tmp_path_factory.mktemp("wide") / "sweep_with_a_long_name"
+    number = 0
+    for hidden in (32, 1024):
+        for rate in RATES:
+            for seed in range(2 if hidden == 32 else 1):
+                overrides = {
+                    "model.hidden": hidden,
+                    "optim.learning_rate": rate,
+                    "optim.weight_decay": rate / 3,
+                    "batch.length": 32 if rate < 1e-3 else 64,
+                    "corpus.path": f"/home/somebody/texts/with_a_long_name/{hidden}.txt",
+                    "seed": seed,
+                }
+                name = ",".join(f"{key}={value}" for key, value in overrides.items()).replace("/", "_")
+                state = "incomplete" if (hidden, rate) == (1024, RATES[0]) else "done"
+                run = make_run(folder / name, overrides, nats=(2.0, 1.5 + number / 10), state=state, test=1.7)
+                if state == "incomplete":
+                    (folder / "sweep.json").write_text(json.dumps({"pruned": [name]}))
+                number += 1
+    config = json.loads((run / "config.json").read_text())
+    entry = {"step": 100, "rows": 12, "before": {"train.epochs": 1.5}, "after": {"train.epochs": config["train"]["epochs"]}}
+    (run / "extensions.json").write_text(json.dumps({"extensions": [{**entry, "resets_best": False}]}))
+    return report.write(os.fspath(folder / "page.html"), records_below(folder))
+
+
+@pytest.mark.parametrize("width", [1300, 1000, 700])
+def test_a_table_with_many_keys_shows_state_and_run_and_whole_numbers(browser, wide_table, width):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(f"file://{wide_table}")
+    assert column(page, "state") == ["done", "done", "pruned", "done"]
+    assert [name.startswith("model.hidden=") for name in column(page, "run")] == [True] * 4
+    assert column(page, "model.hidden") == ["32", "32", "1024", "1024"]
+    assert column(page, "optim.learning_rate") == ["0.0003", "0.002783"] * 2
+    assert column(page, "optim.weight_decay") == ["0.0001", "0.0009275"] * 2
+    assert column(page, "corpus.path") == ["32.txt", "32.txt", "1024.txt", "1024.txt"]
+    right = page.locator("#table").locator("xpath=..").bounding_box()
+    cut = page.eval_on_selector_all(
+        "#table th, #table td:not(.text)",
+        f"cells => cells.filter((cell) => cell.scrollWidth > cell.clientWidth || "
+        f"cell.getBoundingClientRect().right > {right['x'] + right['width']}).map((cell) => cell.textContent)",
+    )
+    assert cut == []
+    heights = page.eval_on_selector_all("#table tbody tr", "rows => rows.map((row) => row.offsetHeight)")
+    assert max(heights) < 40  # a cell with two lines is higher
+    titles = page.eval_on_selector_all("#table td", "cells => cells.map((cell) => cell.title)")
+    assert "0.00278255940220712" in titles
+    page.close()
+
+
+def test_numbers_that_differ_in_late_digits_are_not_rounded_to_the_same_text(browser, tmp_path):
+    rates = (0.12345678, 0.12345679)
+    for rate in rates:
+        make_run(tmp_path / "runs" / str(rate), {"optim.learning_rate": rate})
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.goto(f"file://{report.write(os.fspath(tmp_path / 'page.html'), records_below(tmp_path / 'runs'))}")
+    assert column(page, "optim.learning_rate") == ["0.12345678", "0.12345679"]
+    page.close()
+
+
+def test_the_page_shows_extensions_and_names_of_corpora(browser, wide_table):
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto(f"file://{wide_table}")
+    protocol = "validation split, corpus 1024.txt and 32.txt (c0ffee00), state carried, 1,000 chars scored"
+    assert page.inner_text("#protocol option") == protocol
+    assert column(page, "extended") == ["", "", "", "at 100: epochs 1.5 → 3.0"]
+    page.close()

@@ -437,22 +437,6 @@ def test_a_text_of_300_characters_is_trained_on_with_finite_losses(small, tmp_pa
     assert all(0 < row["nats"] < 20 for row in rows)
 
 
-def test_the_tensorboard_file_contains_the_metrics(small, tmp_path):
-    train.train(load.load(TINY, small), tmp_path / "run")
-    from tensorboardX.proto.event_pb2 import Event
-
-    (file,) = (tmp_path / "run" / "tensorboard").iterdir()
-    raw, events = file.read_bytes(), []
-    while raw:  # a TFRecord is 8 bytes of length, 4 bytes of checksum, the event, and 4 bytes of checksum
-        size = int.from_bytes(raw[:8], "little")
-        events.append(Event.FromString(raw[12 : 12 + size]))
-        raw = raw[16 + size :]
-    seen = {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
-    for row in Run(tmp_path / "run").rows():
-        assert seen[f"{row['split']}/nats", row["step"]] == pytest.approx(row["nats"], rel=1e-6)
-    assert any(tag.startswith("_hparams_") for tag, _ in seen)
-
-
 # The handlers of SIGINT before a training: train.py sets SIG_DFL, and a notebook has default_int_handler.
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.default_int_handler])
 def test_only_the_first_signal_is_caught(handler):
