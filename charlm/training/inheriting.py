@@ -98,8 +98,10 @@ def for_run(run: Run, config: ConfigDict, setup: Setup, begun: bool) -> Inherita
 
 def save(run: Run, inheritance: Inheritance) -> None:
     """Saves the first state as the checkpoint of step 0. Afterwards, the run no longer needs its parent."""
+    # With several processes, a checkpoint can't be saved from arrays on the devices of one process.
+    params, rest = jax.tree.map(np.asarray, to_checkpoint(inheritance.state))
     with contextlib.closing(checkpoint.Checkpoints(run.checkpoints)) as checkpoints:
-        checkpoints.save(0, *to_checkpoint(inheritance.state), dataclasses.asdict(Progress()))
+        checkpoints.save(0, params, rest, dataclasses.asdict(Progress()))
         checkpoints.wait()
 
 
