@@ -93,13 +93,16 @@ def for_run(run: Run, config: ConfigDict, setup: Setup, begun: bool) -> Inherita
       begun: whether the directory holds a run. If not, a parent.json in it is left over from a killed start of another config.
     """
     has_checkpoint = run.checkpoints.is_dir() and any(path.name.isdecimal() for path in run.checkpoints.iterdir())
-    return None if has_checkpoint else read(config, setup, run.parent() if begun else None)
+    recorded = run.parent() if begun else None  # read even if it is not needed, so that a missing parent.json is noticed
+    return None if has_checkpoint else read(config, setup, recorded)
 
 
 def save(run: Run, inheritance: Inheritance) -> None:
     """Saves the first state as the checkpoint of step 0. Afterwards, the run no longer needs its parent."""
+    # With several processes, a checkpoint can't be saved from arrays on the devices of one process.
+    params, rest = jax.tree.map(np.asarray, to_checkpoint(inheritance.state))
     with contextlib.closing(checkpoint.Checkpoints(run.checkpoints)) as checkpoints:
-        checkpoints.save(0, *to_checkpoint(inheritance.state), dataclasses.asdict(Progress()))
+        checkpoints.save(0, params, rest, dataclasses.asdict(Progress()))
         checkpoints.wait()
 
 

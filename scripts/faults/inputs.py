@@ -8,6 +8,7 @@ A folder of texts is changed after a run was stopped. The resume must be refused
 must equal a run without a fault.
 """
 
+import concurrent.futures
 import pathlib
 import random
 import shutil
@@ -27,23 +28,28 @@ def results(runs: Runs) -> list[Result]:
 
 
 def _texts(runs: Runs) -> Result:
-    rng, failures, trained = runs.random("inputs"), [], 0
-    folder = runs.folder / "inputs"
+    rng, folder = runs.random("inputs"), runs.folder / "inputs"
     folder.mkdir()
-    for number in range(TRIES):
-        file, workdir = folder / f"{number}.txt", runs.folder / f"inputs_{number}"
-        how, encoding = _write_text(file, rng)
-        command = runs.train(
-            workdir, "stream", **{"corpus.path": file, "corpus.encoding": encoding, "train.steps": 2, "devices": 1}
-        )
-        status, _, errors = checks.outcome(command)
-        what = f"{file}: {how}, read as {encoding}"
-        if status:
-            failures += checks.refusal(status, errors, (str(file),), what)
-            if workdir.exists():
-                failures.append(f"{what}: the refused training made {workdir}")
-        trained += not status
-    return Result("texts in wrong encodings, damaged or binary", TRIES, failures, f"{trained} trained, the others refused")
+    files = [folder / f"{number}.txt" for number in range(TRIES)]
+    written = [_write_text(file, rng) for file in files]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        tried = list(pool.map(lambda file, how: _train(runs, file, *how), files, written))
+    trained = sum(is_trained for is_trained, _ in tried)
+    failures = [line for _, lines in tried for line in lines]
+    note = f"{trained} trained, {TRIES - trained} refused"
+    return Result("texts in wrong encodings, damaged or binary", TRIES, failures, note)
+
+
+def _train(runs: Runs, file: pathlib.Path, how: str, encoding: str) -> tuple[bool, list[str]]:
+    """Trains two steps. Returns whether the training succeeded, and one line for each failure."""
+    workdir = runs.folder / f"inputs_{file.stem}"
+    overrides = {"corpus.path": file, "corpus.encoding": encoding, "train.steps": 2, "devices": 1}
+    status, _, errors = checks.outcome(runs.train(workdir, "stream", **overrides))
+    if status == 0:
+        return True, []
+    what = f"{file}: {how}, read as {encoding}"
+    failures = checks.refusal(status, errors, (str(file),), what)
+    return False, [*failures, *([f"{what}: the refused training made {workdir}"] if workdir.exists() else [])]
 
 
 def _write_text(file: pathlib.Path, rng: random.Random) -> tuple[str, str]:

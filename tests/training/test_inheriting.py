@@ -121,8 +121,13 @@ def test_the_run_records_its_parent_and_compare_shows_it(parent, texts, tmp_path
     assert sorted(str(row.get("parent")) for row in rows) == sorted(["None", words])
     assert [run["parent"] for run in charlm.runs(tmp_path)] == [None, words]
     (tmp_path / "run/parent.json").unlink()
+    status = json.loads((tmp_path / "run/status.json").read_text()) | {"state": "incomplete"}
+    status.pop("seal")
+    (tmp_path / "run/status.json").write_text(json.dumps(status))
+    before = contents(tmp_path / "run")
     with pytest.raises(UserError, match=r"parent.json is missing, although the run has train.init_from: restore"):
-        Run(tmp_path / "run").parent()
+        train.train(child, str(tmp_path / "run"))
+    assert contents(tmp_path / "run") == before
     records, problems = reading.read([tmp_path / "run"])
     assert len(records) == 1
     assert any("parent.json is missing" in problem for problem in problems)
