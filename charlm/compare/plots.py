@@ -218,9 +218,15 @@ def _distinct_values(means: Sequence[marginals.Marginal], position: int) -> dict
 
 def _label(group: tables.Group, keys: Sequence[str]) -> str:
     """A short text for the legend: the values of these config keys in the group, and the number of seeds."""
-    text = ", ".join(f"{config_keys.short(key)} {tables.value_text(group.config.get(key))}" for key in keys) or group.name
+    text = ", ".join(f"{config_keys.short(key)} {_value_label(key, group.config.get(key))}" for key in keys) or group.name
     seeds = f" ({len(group.averaged)} seeds)" if len(group.averaged) > 1 else ""
     return (text if len(text) <= 60 else text[:57] + "…").replace("$", r"\$") + seeds
+
+
+def _value_label(key: str, value: object) -> str:
+    """The text of a value. Of a path, the last two parts, because the end of a path says more than its beginning."""
+    is_path = key in config_keys.KEYS and config_keys.KEYS[key].is_path and value
+    return "/".join(pathlib.PurePath(str(value)).parts[-2:]) if is_path else tables.value_text(value)
 
 
 def _plain_ticks(axis: Axis) -> None:
