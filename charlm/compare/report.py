@@ -30,9 +30,11 @@ def write(file: str, records: Sequence[reading.Record]) -> str:
     Raises:
       UserError: the file can't be written.
     """
-    template = importlib.resources.files("charlm.compare").joinpath("report.html").read_text(encoding="utf-8")
+    folder = importlib.resources.files("charlm.compare")
+    template, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("report.html", "report.js"))
+    page = template.replace("__SCRIPT__", script).replace("__DATA__", embedded(content(records)))
     try:
-        files.write(pathlib.Path(file), template.replace("__DATA__", embedded(content(records))))
+        files.write(pathlib.Path(file), page)
     except OSError as error:
         raise UserError(f"--html={file} can't be written ({error.strerror}): choose another file.") from error
     return file

@@ -37,6 +37,7 @@ def test_the_page_contains_all_data_and_needs_no_network(tmp_path):
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in page
     assert "__DATA__" not in page
+    assert "__SCRIPT__" not in page
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert [run["name"] for run in data["runs"]] == ["one"]
     assert data["runs"][0]["best"] == 1.5
@@ -347,12 +348,12 @@ def test_a_table_with_many_keys_shows_state_and_run_and_whole_numbers(browser, w
 
 
 def test_numbers_that_differ_in_late_digits_are_not_rounded_to_the_same_text(browser, tmp_path):
-    rates = (0.12345678, 0.12345679)
-    for rate in rates:
-        make_run(tmp_path / "runs" / str(rate), {"optim.learning_rate": rate})
+    for rate, steps in ((0.12345678, 0), (0.12345679, 50)):
+        make_run(tmp_path / "runs" / str(rate), {"optim.learning_rate": rate, "train.steps": steps})
     page = browser.new_page(viewport={"width": 1300, "height": 900})
     page.goto(f"file://{report.write(os.fspath(tmp_path / 'page.html'), records_below(tmp_path / 'runs'))}")
     assert column(page, "optim.learning_rate") == ["0.12345678", "0.12345679"]
+    assert column(page, "train.steps") == ["by epochs", "50"]  # as in the printed table
     page.close()
 
 
