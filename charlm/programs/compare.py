@@ -112,7 +112,8 @@ def main(overrides: dict[str, str], paths: list[str]) -> int:
     ]
     _check_sort(comparable, sort, differing)
     if by:
-        _print([_marginal_table(protocol, groups, by) for protocol, groups in comparable])
+        means = [_marginal_table(protocol, groups, by) for protocol, groups in comparable]
+        _print([table for table in means if table.texts] or means[:1])  # runs without an evaluation have no means
     else:
         _print([_run_table(protocol, groups, differing, sort) for protocol, groups in comparable])
     if _PLOT.value:

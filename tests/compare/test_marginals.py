@@ -53,6 +53,8 @@ def test_marginal_means_have_a_standard_error_only_over_seeds_and_count_a_repeat
 def test_marginal_means_leave_out_runs_that_are_not_done(script, tmp_path):
     make_run(tmp_path / "done", {"model.hidden": 8}, nats=(2.0,))
     make_run(tmp_path / "stopped", {"model.hidden": 8, "model.layers": 2}, nats=(9.0,), state="incomplete")
+    make_run(tmp_path / "not_evaluated", {"model.hidden": 16}, nats=(), state="incomplete")
     result = script("compare", tmp_path, "--by=model.hidden", "--json")
     assert [(row["nats"], row["configs"]) for row in json.loads(result.stdout)] == [(2.0, 1)]
     assert result.stderr == "note: the means leave out 1 of 2 configs, because only configs with a finished run are averaged.\n"
+    assert script("compare", tmp_path, "--by=model.hidden").stdout.count("perplexity  ") == 1  # no table without rows
