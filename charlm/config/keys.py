@@ -227,8 +227,8 @@ TABLE = (
         "used, and optim.decay_after is in steps"),
     Key("optim.decay_after", 0.0, NOT_NEGATIVE,
         "exponential, step: after the warm-up, the learning rate is constant for this number of steps (epochs if "
-        "optim.decay_epochs is set); step: it is first multiplied at the end of this time; 0.0: the schedule begins right "
-        "after the warm-up"),
+        "optim.decay_epochs is set); step: the rate is multiplied for the first time when this time ends; 0.0: the "
+        "schedule begins right after the warm-up"),
     Key("optim.beta1", 0.9, FRACTION, "adam, adamw: decay rate of the running mean of the gradient"),
     Key("optim.beta2", 0.999, FRACTION, "adam, adamw, rmsprop: decay rate of the running mean of the squared gradient"),
     Key("optim.eps", 1e-8, POSITIVE, "adam, adamw, rmsprop: constant added to the root of the mean squared gradient"),

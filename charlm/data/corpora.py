@@ -231,9 +231,10 @@ def prompt(text: str, config: ConfigDict) -> str:
 def sample_prompt(config: ConfigDict, splits: Callable[[], dict[str, Split]]) -> str:
     """The prompt of the samples during training: `sample.prompt`, or the opening of the corpus if `sample.prompt` is not set.
 
-    If the model learns how documents begin (see `batch.start_symbol`), the prompt is empty instead of the opening. The opening
-    is the first char of the validation split. With the framing `windows`, the opening is the first window instead. If there is
-    no validation split, the opening comes from the training split.
+    If the model learns how documents begin (see `batch.start_symbol`), the prompt is not the opening, but empty.
+
+    The opening is the first char of the validation split. With the framing `windows`, the opening is the first window instead.
+    If there is no validation split, the opening comes from the training split.
 
     Args:
       splits: returns the splits. It is called only if the prompt comes from the corpus.

@@ -23,7 +23,7 @@ UTF16_NULS = 0.05  # a text can be wrongly decoded UTF-16 or UTF-32 if at least 
 SAME_PARITY = 0.95  # a text is UTF-16 if at least this fraction of the NULs are at odd positions, or at even positions
 MOSTLY_NULS = 0.5  # a file is no text if at least this fraction of its characters are NULs
 BINARY_CONTROLS = 0.1  # a file that can be decoded is binary if more than this fraction are control characters
-BINARY_CONTROLS_UNDECODED = 0.01  # the same limit for a file that can't be decoded
+BINARY_CONTROLS_UNDECODED = 0.01  # the same fraction, for a file that can't be decoded
 LIKELY = 0.8  # an encoding is guessed if at least this fraction of the characters beyond ASCII are common in its languages
 DAMAGED = 0.75  # a text is damaged UTF-8 if more than this fraction of the characters beyond ASCII are valid UTF-8
 LATIN = ("latin-1", "cp1252", "iso-8859-2", "cp1250", "cp1254")  # encodings of languages that use mostly the letters of ASCII
@@ -197,7 +197,7 @@ def _candidates() -> dict[str, Callable[[str], bool]]:
 
 
 def _characters(encoding: str, first_bytes: range, second_bytes: range = range(0xA1, 0xFF)) -> set[str]:
-    """The characters of an encoding whose first byte is in `first_bytes` and whose second byte is in `second_bytes`.
+    """The characters that a two-byte encoding writes as a byte of `first_bytes` and then a byte of `second_bytes`.
 
     The ranges in `_candidates` give the more common Chinese characters.
     """
