@@ -51,7 +51,7 @@ def runs(*paths: str | os.PathLike) -> list[dict]:
       state: incomplete, running, done, diverged, failed, pruned, or unknown.
       best: the lowest loss on the validation split, in nats per character. Without validation, the lowest mean training loss.
       best_step: the step of `best`.
-      bits_per_byte: `best` in bits per byte of the scored UTF-8 text. It can be compared between vocabularies.
+      bits_per_byte: `best` in bits per byte of the scored UTF-8 text. Runs with different vocabularies can be compared by it.
       last: the latest loss of the same kind as `best`, in nats per character.
       test: the loss that evaluate.py measured on the test split, in nats per character.
       train: the latest mean training loss, in nats per character.
@@ -61,8 +61,8 @@ def runs(*paths: str | os.PathLike) -> list[dict]:
       seconds: the time spent on training and evaluating.
       chars_per_second: the median training speed.
       parameters: the number of parameters.
-      parent: the run directory and the step whose parameters the run began with (`train.init_from`), or None.
-      extended: the changes of the run by `train.py --extend`, in words, or None.
+      parent: the run directory and the step of the checkpoint whose parameters the run began with (`train.init_from`), or None.
+      extended: the changes that `train.py --extend` made to the config of the run, in words, or None.
       model.hidden and all other config keys: the value of the key.
       rows: the rows of metrics.jsonl, as a list of dicts.
       problems: descriptions of data that could not be read, as a list of sentences.
@@ -91,7 +91,8 @@ def train(config: "ConfigDict", workdir: str | os.PathLike, extend: bool = False
     Args:
       config: the config.
       workdir: the run directory.
-      extend: whether the config may change the run in this directory, as train.py does with --extend.
+      extend: whether `config` may differ from the config of the run in this directory. If so, the config of the run is changed,
+        and the run is trained on, as with `train.py --extend`.
 
     Returns:
       The status of the run. `state` is "done". `step` is the last step. `best` is a dict with the step, nats and split of the

@@ -33,8 +33,8 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
     overrides: dict[str, str] = {}
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal gets the encoding of its locale, and characters that it can't show are escaped. Files and pipes are
-            # always UTF-8, so that the same command writes the same bytes on every machine.
+            # Output to a terminal keeps the encoding of the locale. Output to files and pipes is always UTF-8, so that the same
+            # command writes the same bytes on every machine. Characters that an encoding does not have are escaped.
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
     def parse(argv: list[str]) -> list[str]:

@@ -28,13 +28,13 @@ def of_nats(nats: float) -> dict[str, float]:
 def of_text(nats: float, chars: int, size: int, unknown: int) -> dict[str, float]:
     """Returns the measures of a scored text, in the order that all logs use.
 
-    Bits per byte can be compared between models with different vocabularies. Losses per character can't.
+    Models with different vocabularies can be compared by their bits per byte, but not by their losses per character.
 
     Args:
-      nats: the sum over all scored characters.
-      chars: the number of scored characters. An `<eos>` counts as a character.
-      size: the number of bytes of the scored characters in UTF-8. An `<eos>` has no bytes, so the size may be 0. Bits per byte
-        are then infinite.
+      nats: the sum of the losses of all scored characters.
+      chars: the number of scored characters. An `<eos>` is counted as one character.
+      size: the number of bytes that the scored characters have in UTF-8. An `<eos>` has no bytes, so `size` may be 0. The bits
+        per byte are then infinite.
       unknown: the number of scored characters that the model reads as `<unk>`. The result has the key `unknown` only if this
         number is not 0.
     """

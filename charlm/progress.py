@@ -20,7 +20,7 @@ class Reporter:
     Args:
       total_steps: the length of the training.
       first_step: the step at which the training begins or resumes.
-      all_rows: whether a terminal also shows the rows of the split `train`.
+      all_rows: whether the rows of the split `train` are printed even if a terminal shows the bar.
     """
 
     def __init__(self, total_steps: int, first_step: int, all_rows: bool = False):

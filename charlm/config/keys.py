@@ -22,7 +22,8 @@ from charlm.files import is_address
 
 MOST = 3e38  # just below the largest float32
 FRAMINGS = ("stream", "chunks", "windows", "documents")
-# Codecs of Python that are not for files: names of internet hosts, and string literals. Their decoders can't read in blocks.
+# These codecs of Python are not for text files. The codecs idna and punycode encode names of internet hosts, and unicode-escape
+# encodes string literals. Their decoders can't decode a file block by block.
 NO_ENCODINGS_OF_FILES = ("idna", "punycode", "unicode-escape")
 SAME = object()  # a Key with before=SAME uses its default value for older runs too
 
@@ -53,9 +54,11 @@ class Key(NamedTuple):
       changes_results: False if the key changes only time or memory. A run may then be resumed with another value of the key.
       is_path: True if the value is a path. Relative paths are converted to absolute paths.
       before: the value to assume for runs that were made before the key existed. SAME stands for the key's default.
-      is_seen_in_data: True if a new default changes only the text or the vocabulary. A run with the value of `before` may then
-        be resumed with the default, because a resumed run compares the text and the vocabulary themselves.
-      only_with: names of other keys. The key has an effect only if one of them is set. Empty if the key always has an effect.
+      is_seen_in_data: True if a change of the value changes only the text or the vocabulary. A run with the value of `before`
+        may then be resumed with the default. No result can change unnoticed, because every resume checks that the text and the
+        vocabulary are the same as before.
+      only_with: names of other keys. This key has an effect only if at least one of the named keys is set. Empty if this key
+        always has an effect.
     """
 
     name: str
@@ -152,7 +155,7 @@ TABLE = (
         "fractions of the characters or documents in each split: train[, validation[, test]]; each split is contiguous"),
     Key("corpus.tfds", None, DATASET, "dataset and text feature in TFDS; each example is one document"),
     Key("corpus.documents", "", DOCUMENTS,
-        "how corpus.path has its documents; blank: separated by blank lines; separator: separated by TEXT; "
+        "how the documents are stored in corpus.path; blank: separated by blank lines; separator: separated by TEXT; "
         "files: each file is a document; empty: corpus.path is running text"),
     Key("corpus.lowercase", False, ANY, "convert the text to lower case"),
     Key("corpus.keep", "", ANY, "characters to keep; all other characters are deleted; empty: keep all characters"),
@@ -160,7 +163,7 @@ TABLE = (
     # symbols and ids
     Key("vocab.source", "corpus", one_of("train", "corpus", "bytes"),
         "which symbols have ids; train: the symbols of the training split; corpus: the symbols of all splits; "
-        "bytes: the 256 bytes, the text is read as UTF-8 bytes and lengths count bytes",
+        "bytes: the 256 bytes; the text is read as UTF-8 bytes, and all lengths are in bytes",
         before="train", is_seen_in_data=True),
     Key("vocab.unknown", False, ANY, "map symbols outside the vocabulary to <unk>; False: such symbols are an error"),
     # how text becomes batches, on which devices
@@ -185,8 +188,8 @@ TABLE = (
     Key("batch.padding", "masked", one_of("masked", "counted"),
         "documents; masked: padding follows the text and has weight 0; counted: padding precedes the text and has weight 1"),
     Key("batch.start_symbol", True, ANY,
-        "documents: read <eos> before each document, so that the model learns how documents begin and can write one from "
-        "nothing; no effect with batch.padding=counted",
+        "documents: read <eos> before each document, so that the model learns how documents begin and can write a document "
+        "without a prompt; no effect with batch.padding=counted",
         before=False, only_with=("corpus.documents", "corpus.tfds")),
     # the network
     Key("model.cell", "lstm", one_of("lstm"), "recurrent cell; each cell is a file in charlm/models/cells"),
@@ -220,10 +223,12 @@ TABLE = (
         "exponential, step: number of steps in which the learning rate is multiplied once by optim.decay_rate; "
         "trapezoid: length of the final decay in steps; used if optim.decay_epochs is 0"),
     Key("optim.decay_epochs", 0.0, NOT_NEGATIVE,
-        "replaces optim.decay_steps by a number of epochs; optim.decay_after is then also in epochs; 0.0: both are in steps"),
+        "replaces optim.decay_steps by a number of epochs; optim.decay_after is then also in epochs; 0.0: optim.decay_steps is "
+        "used, and optim.decay_after is in steps"),
     Key("optim.decay_after", 0.0, NOT_NEGATIVE,
-        "exponential, step: the learning rate is constant for this number of steps (epochs if optim.decay_epochs is set) after "
-        "the warm-up; step: the first multiplication follows at once; 0.0: the schedule begins after the warm-up"),
+        "exponential, step: after the warm-up, the learning rate is constant for this number of steps (epochs if "
+        "optim.decay_epochs is set); step: the rate is multiplied for the first time when this time ends; 0.0: the "
+        "schedule begins right after the warm-up"),
     Key("optim.beta1", 0.9, FRACTION, "adam, adamw: decay rate of the running mean of the gradient"),
     Key("optim.beta2", 0.999, FRACTION, "adam, adamw, rmsprop: decay rate of the running mean of the squared gradient"),
     Key("optim.eps", 1e-8, POSITIVE, "adam, adamw, rmsprop: constant added to the root of the mean squared gradient"),
@@ -238,8 +243,8 @@ TABLE = (
     Key("optim.decay_biases", False, ANY, "apply weight decay to biases too, as in MXNet; False: only to matrices"),
     # first parameters, length, logging, evaluations and checkpoints
     _path("train.init_from",
-        "run whose parameters this run begins with, as RUN or RUN:CHECKPOINT; CHECKPOINT is best (if left out), latest or "
-        "a step; None: random initial parameters"),
+        "another run, written as RUN or RUN:CHECKPOINT; the new run begins with the parameters of this checkpoint; CHECKPOINT "
+        "is best (the default), latest or a step; None: random initial parameters"),
     Key("train.epochs", 3.0, POSITIVE, "length of the training in epochs; used if train.steps is 0"),
     Key("train.steps", 0, NOT_NEGATIVE, "length of the training in steps; 0: train.epochs sets the length"),
     Key("train.steps_per_call", 0, NOT_NEGATIVE,
@@ -270,7 +275,7 @@ TABLE = (
     # samples during training, and the defaults of `charlm sample`
     Key("sample.prompt", None, NOT_EMPTY,
         "prompt of samples; None: the start of the validation split, or of the training split if there is no validation split; "
-        "for a model of documents with batch.start_symbol, no prompt"),
+        "with batch.start_symbol and documents, None is an empty prompt"),
     Key("sample.length", 300, NOT_NEGATIVE,
         "characters in each sample, also for `charlm sample`; 0: no samples during training"),
     Key("sample.temperature", 0.8, NOT_NEGATIVE, "sampling temperature; 0.0: always choose the most probable character"),
@@ -292,8 +297,8 @@ EXTENDABLE = frozenset(
     or key.name.removeprefix("optim.") in ("learning_rate", "schedule", "warmup_steps", "final_fraction")
     or (key.name.startswith("optim.decay_") and key.name != "optim.decay_biases")
 )
-# The keys that may differ when a run is resumed, because they change no parameter: when to log, evaluate and save, and how to
-# evaluate and sample.
+# The keys that may differ when a run is resumed, because they do not change the parameters of the model. These keys set when
+# charlm logs, evaluates and saves, and how it evaluates and samples.
 RESUMABLE = frozenset(
     key.name
     for key in TABLE
@@ -301,7 +306,7 @@ RESUMABLE = frozenset(
     or key.name in ("train.log_every", "train.eval_every", "train.checkpoint_every")
 )
 CHANGE_NO_RESULT = frozenset(key.name for key in TABLE if not key.changes_results)
-# Keys with `is_seen_in_data`: name → the value in older runs, and the default.
+# For the keys with `is_seen_in_data`: name → (value for older runs, default).
 NEW_DEFAULTS = {key.name: (key.before, key.default) for key in TABLE if key.is_seen_in_data}
 SECTIONS = frozenset(key.name.rpartition(".")[0] for key in TABLE) - {""}
 TYPES = {
@@ -340,10 +345,10 @@ def before_keys_existed() -> dict[str, object]:
 
 
 def effective(saved: Mapping[str, object]) -> dict[str, object]:
-    """The values of all keys for a saved config, for comparisons of configs.
+    """Completes a saved config, so that it can be compared with other configs. Returns the values of all keys.
 
-    Keys that did not exist when the config was saved get their value for older runs. Keys that have no effect, because no key
-    of `only_with` is set, get their default.
+    A key that did not exist when the config was saved gets its value for older runs. A key that has no effect, because no key
+    in its `only_with` is set, gets its default.
 
     Args:
       saved: dotted key → JSON value.
@@ -366,7 +371,7 @@ def known(name: str) -> str:
 
 
 def ending_in(name: str) -> list[str]:
-    """The keys whose name is this name, or ends with it after a dot."""
+    """The keys that are equal to `name`, and the keys that end with a dot and `name`, such as `model.hidden` for `hidden`."""
     return [key for key in KEYS if f".{key}".endswith(f".{name}")]
 
 
@@ -374,7 +379,8 @@ def full_name(name: str) -> str:
     """The key that a user means by its name or by an ending of its name, such as `model.hidden` for `hidden`.
 
     Raises:
-      UserError: no key has this ending, or several keys have it. The message names these keys, or the nearest key.
+      UserError: no key has this ending, and the message names the nearest key. Or several keys have this ending, and the
+        message names these keys.
     """
     candidates = ending_in(name)
     if name in KEYS or not candidates:
@@ -409,7 +415,7 @@ def typed(text: str, kind: type) -> object:
 
 
 def _integer(text: str) -> int:
-    """Converts text such as `1000`, `1e3` or `1000.0` to an integer. Raises an exception if the number is not whole."""
+    """Converts text such as `1000`, `1e3` or `1000.0` to an integer. Raises an exception if the number is not an integer."""
     try:
         return int(text)
     except ValueError:

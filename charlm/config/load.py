@@ -144,9 +144,9 @@ def flatten(fields: Mapping | ConfigDict, prefix: str = "") -> dict[str, object]
 def differences(saved: Mapping, given: Mapping) -> dict[str, tuple]:
     """Dotted key → (saved value, given value), for the keys in which two configs differ.
 
-    Keys that do not change results are left out, and so are keys that have no effect in both configs. If a config was saved
-    before a key existed, the config is compared with the value that the key table defines for older runs. If the saved value is
-    the one of older runs and the given value is the new default, keys with `is_seen_in_data` are left out too.
+    Keys that do not change results are left out. Keys that have no effect in both configs are left out too. If a config was
+    saved before a key existed, the config is compared with the value that the key table defines for older runs. A key with
+    `is_seen_in_data` is also left out if its saved value is its value for older runs, and its given value is its default.
 
     Args:
       saved: config of an existing run, as a nested or flat dict.
@@ -159,7 +159,7 @@ def differences(saved: Mapping, given: Mapping) -> dict[str, tuple]:
 
 
 def results_config(fields: Mapping) -> str:
-    """The keys of a config that change results, as text. Equal text means equal results.
+    """The keys of a config that change results, with their values, as JSON text. Configs with equal texts have equal results.
 
     Args:
       fields: a config as a nested or flat dict of JSON values, perhaps saved before some keys existed.

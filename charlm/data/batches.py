@@ -102,7 +102,8 @@ class Framing(NamedTuple):
             shuffle=config.batch.shuffle,
             bucket=config.batch.bucket,
             padding=config.batch.padding,
-            # Counted padding comes before the text. The model predicts the first character from this padding.
+            # With batch.padding=counted, the padding comes before the text, and the model predicts the first character from it.
+            # A start symbol is then not needed.
             start_symbol=config.batch.start_symbol and config.batch.padding == "masked",
         )
 
@@ -280,10 +281,10 @@ class Documents:
     With `start_symbol`, the first input of a row is also `<eos>`, and its target is the first character of the document.
     Otherwise, the first character is only an input.
 
-    Of a document with more than `length` characters, the model reads only the first `length` characters, and the last of them
-    predicts one more character. The length of a batch is the number of inputs of its longest document, rounded up to a multiple
-    of `bucket`, but at most `length` (with `start_symbol`, one more). XLA compiles a program for each length, so the
-    rounding reduces the number of programs. `padding` is one of:
+    Of a document with more than `length` characters, the model reads only the first `length` characters. From the last of these
+    characters, it predicts one more character. The length of a batch is the number of inputs of its longest document, rounded
+    up to a multiple of `bucket`. This length is at most `length`, or `length` + 1 with `start_symbol`. XLA compiles a program
+    for each length, so the rounding reduces the number of programs. `padding` is one of:
 
     - `masked`: padding follows the text and has weight 0.
     - `counted`: padding precedes the text and has weight 1, as in Microsoft's Keras lesson on AG News. The network then reads
@@ -325,7 +326,7 @@ class Documents:
         inside_BT = (char_BT >= first) & (char_BT < lengths_B[:, None])
         ids_N, last = self.encoded.ids_N, len(self.encoded.ids_N) - 1
         positions_BT = starts_B[:, None] + char_BT
-        # The last id of the split is `<eos>`, so it is the start symbol.
+        # The index -1 in a document stands for the start symbol `<eos>`. The last id of the split is always `<eos>`.
         inputs_BT = ids_N[np.where(char_BT == -1, last, np.clip(positions_BT, 0, last))].astype(np.int32)
         targets_BS = ids_N[np.clip(positions_BT + 1, 0, last)].astype(np.int32)
         inputs_BT = np.where(inside_BT, inputs_BT, PAD_ID)
@@ -400,7 +401,7 @@ def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encod
     """
     if isinstance(split, LongText):
         return Encoded(split.encode(vocab, where), None, where, split.sizes_N)
-    has_unknown = UNK in vocab.specials  # the sizes of unknown characters are lost in the ids
+    has_unknown = UNK in vocab.specials  # the id of `<unk>` does not tell how many bytes a character has
     if isinstance(split, str):
         ids_N = vocab.encode(split, where)
         return Encoded(ids_N, None, where, utf8_sizes(split) if has_unknown else Translated(ids_N, vocab.sizes_V))
@@ -428,7 +429,7 @@ def start_ids(config: ConfigDict, vocab: Vocab) -> list[int]:
 
 
 def cut_in_words(lengths_D: np.ndarray, limit: int) -> str:
-    """Says how much of the documents is lost because `batch.length` cuts them. Empty if no document is cut.
+    """Says how much of the text is lost because `batch.length` cuts the documents. Empty if no document is cut.
 
     Args:
       lengths_D: the number of characters of each document.
@@ -436,13 +437,14 @@ def cut_in_words(lengths_D: np.ndarray, limit: int) -> str:
     """
 
     def lost(length: int) -> float:
-        """The share of the characters that is not read with this `batch.length`."""
+        """The fraction of the characters that the model does not read with this `batch.length`."""
         return float(np.maximum(lengths_D - length, 0).sum() / lengths_D.sum())
 
     cut, longest = int((lengths_D > limit).sum()), int(lengths_D.max(initial=0))
     if not cut:
         return ""
-    # One very long document would make batch.length very large, so the length that keeps nearly all text is named too.
+    # If one document is very long, keeping all text needs a very large batch.length. The message then also names the smallest
+    # batch.length that keeps 99% of the text.
     most = bisect.bisect_left(range(longest), True, key=lambda length: lost(length) <= 0.01)
     nearly = f", and batch.length={most} keeps 99%" if limit < most < longest // 2 else ""
     return (

@@ -85,13 +85,14 @@ def load(config: ConfigDict) -> Corpus:
     """The corpus that the config names, cut into its splits.
 
     Raises:
-      UserError: the corpus is missing, unreadable, in another encoding or empty, or a split would have fewer than 2 chars.
+      UserError: the corpus is missing, unreadable, not in its expected encoding, or empty. Or a split would have fewer than
+        2 chars.
     """
     normalise, shares = Normalisation.of(config), config.corpus.split
     splits, provenance = _load_source(config, normalise)
     splits, empty_documents = _without_empty_documents(splits)
     is_bytes = has_bytes(config)
-    if is_bytes:  # the bytes are cut and counted, not the characters
+    if is_bytes:  # the splits are cut at positions of bytes, and their lengths are numbers of bytes
         splits = {name: LongText.of_bytes(split) if isinstance(split, str) else split for name, split in splits.items()}
     _check_text(splits["train"], provenance["name"], empty_documents)
     if len(splits) > 1 and len(shares) == 3:
@@ -205,9 +206,9 @@ def symbols_in(text: str | LongText) -> str:
 
 
 def odd_symbols(texts: Iterable[str | LongText]) -> dict[str, int]:
-    """Odd symbol → how often it occurs in the texts, sorted by symbol; see `vocab.is_odd`.
+    """Odd symbol → how often the symbol occurs in the texts, sorted by symbol. `vocab.is_odd` says which symbols are odd.
 
-    A text of bytes counts nothing, because a byte alone is not a character.
+    A text of bytes is skipped, because a single byte is not a character.
     """
     total: collections.Counter[str] = collections.Counter()
     for text in texts:
@@ -230,9 +231,10 @@ def prompt(text: str, config: ConfigDict) -> str:
 def sample_prompt(config: ConfigDict, splits: Callable[[], dict[str, Split]]) -> str:
     """The prompt of the samples during training: `sample.prompt`, or the opening of the corpus if `sample.prompt` is not set.
 
-    If the model learns how documents begin (see `batch.start_symbol`), the prompt is empty. Otherwise, the opening is the first
-    char of the validation split. With the framing `windows`, it is the first window. If there is no validation split, the
-    opening comes from the training split.
+    If the model learns how documents begin (see `batch.start_symbol`), the prompt is not the opening, but empty.
+
+    The opening is the first char of the validation split. With the framing `windows`, the opening is the first window instead.
+    If there is no validation split, the opening comes from the training split.
 
     Args:
       splits: returns the splits. It is called only if the prompt comes from the corpus.
@@ -250,7 +252,8 @@ def sample_prompt(config: ConfigDict, splits: Callable[[], dict[str, Split]]) ->
 
 def _beginning(text: str | LongText, length: int) -> str:
     """The first characters of a text, at most `length`."""
-    return str(text[: 4 * length])[:length]  # a character has at most 4 bytes, if the text is indexed by bytes
+    # If the text is indexed by bytes, the first `length` characters have at most 4 * length bytes.
+    return str(text[: 4 * length])[:length]
 
 
 def excerpt(split: Split, length: int, seed: int) -> str:
@@ -287,13 +290,13 @@ def read(
     Args:
       path: a text file (plain, .gz or .xz), or a folder of such files.
       normalise: applied to each file, or to each document.
-      form: the value of `corpus.documents`, one of the forms in `documents`; empty for a running text.
+      form: the value of `corpus.documents`; empty for a running text. The module `documents` lists the possible values.
       folder: the cache folder, in which a long text is stored in encoded form. If None, even a long text is held in memory.
       reading: how files are decoded, and how the files of a folder are found and joined.
       is_bytes: whether a long text is stored as bytes, not as characters.
 
     Raises:
-      UserError: a file is missing, unreadable or in another encoding, or does not have the given form.
+      UserError: a file is missing, unreadable or not in its expected encoding, or does not have the given form.
     """
     files = textfiles.listed(pathlib.Path(path), reading)
     text: Split

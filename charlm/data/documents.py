@@ -21,7 +21,7 @@ import re
 from charlm.errors import UserError
 from charlm.progress import counted
 
-LINE_BREAK = "(?>\r\n|\r|\n)"  # atomic, so that the CR and the LF of a CRLF are never taken for two line breaks
+LINE_BREAK = "(?>\r\n|\r|\n)"  # an atomic group: the CR and LF of a CRLF never match as two line breaks
 
 
 def in_file(text: str, form: str, file: str | os.PathLike) -> list[str]:
@@ -54,12 +54,17 @@ def in_file(text: str, form: str, file: str | os.PathLike) -> list[str]:
 
 
 def in_string(text: str, form: str) -> list[str]:
-    """The documents of a string, divided like a file of this form. With the forms csv and jsonl, each line is a document."""
+    """The documents of a string. The string is divided in the same way as a file of this form.
+
+    The forms csv and jsonl are exceptions: each line of the string is then a document.
+    """
     return lines(text) if form.startswith(("csv:", "jsonl:")) else in_file(text, form, "the text")
 
 
 def check_several(form: str, path: str) -> None:
-    """Raises a UserError that says why a corpus has only one document, if its form should give several documents.
+    """Called for a corpus that has only one document. Raises a UserError with the reason if the form needs several documents.
+
+    These forms are blank, separator and files.
 
     Args:
       form: the value of `corpus.documents`.
@@ -84,8 +89,8 @@ def blocks(text: str) -> list[str]:
 def separated(text: str, separator: str) -> list[str]:
     """The pieces of a text between the occurrences of a separator.
 
-    A line break in the separator stands for CRLF, CR and LF. Line breaks at the start and the end of a piece are left out, so
-    the separator may stand on a line of its own.
+    A line break in the separator matches CRLF, CR and LF in the text. Line breaks at the start and the end of a piece are left
+    out, so the separator may stand on a line of its own.
     """
     pattern = LINE_BREAK.join(map(re.escape, re.split(LINE_BREAK, separator)))
     found = [_without_outer_breaks(piece) for piece in re.split(pattern, text)]

@@ -18,19 +18,21 @@ MARKS = (
 MARK_BYTES = max(len(mark) for mark, _ in MARKS)
 CONTROLS_OF_TEXT = "\b\t\n\v\f\r\x1b"  # control characters that text files have: white space, and the codes of terminals
 TAR, PDF = b"ustar", b"%PDF-"  # the signatures of two binary formats that can consist of readable characters only
-# Thresholds, as fractions: of the characters that are NULs, of the NULs at even or odd positions, of the characters that are
-# control characters (if the bytes can and can't be decoded), of the guessed encoding's characters that are common in its
-# languages, and of the sequences beyond ASCII that are right in UTF-8.
-UTF16_NULS, SAME_PARITY, MOSTLY_NULS = 0.05, 0.95, 0.5
-BINARY_CONTROLS, BINARY_CONTROLS_UNDECODED = 0.1, 0.01
-LIKELY, DAMAGED = 0.8, 0.75
+# In the comments below, "beyond ASCII" describes a byte or a character of at least 0x80. Each of these numbers is a fraction.
+UTF16_NULS = 0.05  # a text can be wrongly decoded UTF-16 or UTF-32 if at least this fraction of its characters are NULs
+SAME_PARITY = 0.95  # a text is UTF-16 if at least this fraction of the NULs are at odd positions, or at even positions
+MOSTLY_NULS = 0.5  # a file is no text if at least this fraction of its characters are NULs
+BINARY_CONTROLS = 0.1  # a file that can be decoded is binary if more than this fraction are control characters
+BINARY_CONTROLS_UNDECODED = 0.01  # the same fraction, for a file that can't be decoded
+LIKELY = 0.8  # an encoding is guessed if at least this fraction of the characters beyond ASCII are common in its languages
+DAMAGED = 0.75  # a text is damaged UTF-8 if more than this fraction of the characters beyond ASCII are valid UTF-8
 LATIN = ("latin-1", "cp1252", "iso-8859-2", "cp1250", "cp1254")  # encodings of languages that use mostly the letters of ASCII
-FEWEST_BYTES = 4  # an encoding of another script is only guessed from at least this number of bytes beyond ASCII
-FEWEST_NULS = 8  # a text with fewer NULs is never taken for UTF-16
+FEWEST_BYTES = 4  # to guess any other encoding, at least this number of bytes beyond ASCII is needed
+FEWEST_NULS = 8  # a text with fewer NULs is never taken for UTF-16 or UTF-32
 
 
 def marked(head: bytes) -> str | None:
-    """The encoding that the byte-order mark at the start of a file names. None if the file has no mark.
+    """The encoding of a file according to the byte-order mark at its start. None if the file has no mark.
 
     Args:
       head: the first bytes of the file, at least `MARK_BYTES` bytes unless the file is shorter.
@@ -42,7 +44,7 @@ class Nuls:
     """Counts the NUL characters of a text, separately at the positions 0, 1, 2 and 3 modulo 4. The text is added in blocks.
 
     If UTF-16 is read as UTF-8 or Latin-1, each Latin letter and each space is followed or preceded by a NUL, so that all NULs
-    are at odd positions or all are at even positions. If UTF-32 is read so, two of the four positions have only NULs.
+    are at odd positions or all are at even positions. If UTF-32 is read in this way, two of the four positions have only NULs.
     """
 
     def __init__(self) -> None:
@@ -63,7 +65,10 @@ class Nuls:
         return self.number >= max(FEWEST_NULS, MOSTLY_NULS * self.chars)
 
     def encoding(self) -> str | None:
-        """`utf-16-le` or the like if the positions of the NULs show that the text was read in a wrong encoding, else None."""
+        """The true encoding of a text that was read in a wrong encoding, such as `utf-16-le`.
+
+        The positions of the NULs show this encoding. The result is None if they show no other encoding.
+        """
         if self.number < max(FEWEST_NULS, UTF16_NULS * self.chars):
             return None
         odd, even = self.at[1] + self.at[3], self.at[0] + self.at[2]
@@ -78,11 +83,12 @@ class Nuls:
 def is_binary(head: bytes, encoding: str) -> bool:
     """Whether a file is not a text.
 
-    A text in another encoding than `encoding` counts as a text, so that the user learns of it and no text is lost.
+    The result is also False for a text that is not in `encoding`. Such a text is then read, and its wrong encoding is reported
+    to the user. If it were called binary, it would be skipped.
 
     Args:
-      head: the first bytes of the file, some ten thousand.
-      encoding: the expected encoding if the file is a text.
+      head: the first bytes of the file, several ten thousand bytes.
+      encoding: the encoding that a text without a byte-order mark should have.
     """
     if marked(head):
         return False
@@ -101,15 +107,17 @@ def is_binary(head: bytes, encoding: str) -> bool:
 
 
 def guess(window: bytes, is_start: bool = True) -> str | None:
-    """The likely encoding of a text, or None. The result `utf-8` means that a UTF-8 text has a few damaged bytes.
+    """The likely encoding of a text whose encoding is not known. None if no encoding is likely.
+
+    The result `utf-8` means that the text is UTF-8 in which a few bytes are damaged.
 
     Each candidate is tried. The score of a candidate is the fraction of the characters beyond ASCII that are common in the
     languages for which the encoding is used.
 
     Args:
       window: a part of the file.
-      is_start: whether `window` is the start of the file. Otherwise, its first line is left out, because the window may begin
-        within a character.
+      is_start: whether `window` is the start of the file. Otherwise, the first line of the window is left out, because the
+        window may begin in the middle of a character.
     """
     nuls = Nuls()
     nuls.add(window.decode("latin-1"))
@@ -150,9 +158,9 @@ def _decoded(sample: bytes, encoding: str) -> str | None:
 
 
 def _candidates() -> dict[str, Callable[[str], bool]]:
-    """Encoding → whether a character is common in the languages for which this encoding is used.
+    """Encoding → a function that says whether a character is common in the languages for which this encoding is used.
 
-    If two encodings have the same score, the first one is chosen.
+    If two encodings have the same score in `guess`, the encoding that comes first in this dict is chosen.
     """
     western = set("àáâãäåæçèéêëìíîïñòóôõöøùúûüßÀÁÂÄÅÇÈÉÊÍÑÓÔÖØÚÛÜ«»¿¡°§·º")
     central = set("ąćęłńóśźżáčďéěíňřšťúůýžőűöüäôľĺŕăâîşţŁŚŻŹČŘŠŽ")
@@ -189,5 +197,8 @@ def _candidates() -> dict[str, Callable[[str], bool]]:
 
 
 def _characters(encoding: str, first_bytes: range, second_bytes: range = range(0xA1, 0xFF)) -> set[str]:
-    """The characters of a two-byte encoding whose bytes are in the two ranges. These are the more common Chinese characters."""
+    """The characters that a two-byte encoding writes as a byte of `first_bytes` and then a byte of `second_bytes`.
+
+    The ranges in `_candidates` give the more common Chinese characters.
+    """
     return {symbol for a in first_bytes for b in second_bytes for symbol in bytes((a, b)).decode(encoding, "ignore")}

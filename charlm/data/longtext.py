@@ -4,8 +4,8 @@ The text is encoded once into a file. The file holds one code per character. A c
 sorted symbols of the text. The codes have the smallest unsigned integer type that can hold all indices. The file is mapped into
 memory, so only the parts of the file that are read use memory.
 
-For a vocabulary of bytes, the file holds the bytes of the text in UTF-8. A short text of bytes has the same class, but stays in
-memory, so that short and long texts are cut and counted in the same way.
+If the vocabulary is of bytes, the file holds the bytes of the text in UTF-8 instead. A short text is then a `LongText` too, but
+its bytes stay in memory. Short and long texts of bytes are therefore cut and counted in the same way.
 
 An encoding is a folder in the cache. The folder's name is a hash of the contents of the text files and of the settings of the
 normalisation, so a changed text gets a new encoding.
@@ -45,8 +45,8 @@ class LongText:
         characters do not occur in the slice.
       codes_N: for each character of the text, its index in `symbols`. The indices are unsigned integers, mapped from disk.
       sha256: the hash of the whole text as UTF-8; None for a slice, or if the hash is not known.
-      is_bytes: whether the codes are the bytes of the text in UTF-8, and `symbols` is `vocab.BYTES`. Positions, lengths and
-        slices then count bytes.
+      is_bytes: whether the codes are the bytes of the text in UTF-8. `symbols` is then `vocab.BYTES`. All positions and lengths
+        are then in bytes, also those of slices.
     """
 
     symbols: str
@@ -72,7 +72,10 @@ class LongText:
         return "".join(self.symbols[code] for code in self.codes_N)
 
     def start_of_character(self, position: int) -> int:
-        """The position at which the character at this position starts. If the codes are characters, it is the same position."""
+        """The position of the first byte of the character to which the byte at `position` belongs.
+
+        If the text is not of bytes, the result is `position`.
+        """
         while self.is_bytes and 0 < position < len(self) and 0x80 <= self.codes_N[position] < 0xC0:  # not a first byte
             position -= 1
         return position
@@ -126,7 +129,7 @@ class LongText:
 
     @property
     def sizes_N(self) -> "Translated":
-        """The number of bytes of each symbol of the text in UTF-8."""
+        """For each position of the text, the number of bytes that the symbol at this position has in UTF-8."""
         return Translated(self.codes_N, np.ones(256, np.uint8) if self.is_bytes else utf8_sizes(self.symbols))
 
     def _blocks(self) -> Iterator[np.ndarray]:
@@ -170,7 +173,7 @@ def load(
       is_bytes: whether to encode the text as bytes, not as characters.
 
     Raises:
-      UserError: a file can't be read, is in another encoding or changes during reading, or the encoding can't be written.
+      UserError: a file can't be read, can't be decoded, or changes during reading. Or the encoding can't be written.
     """
     if is_bytes:
         settings = settings | {"bytes": True}
@@ -227,7 +230,7 @@ def _encode(
       file_hashes: the expected sha256 of each file's bytes.
 
     Raises:
-      UserError: a file has changed, so that its sha256 is no longer the expected one, or a file is in another encoding.
+      UserError: a file has changed, so that its sha256 is no longer the expected one, or a file can't be decoded.
     """
     new = encoding.with_name(f"{encoding.name}.new")
     shutil.rmtree(new, ignore_errors=True)  # a process that died while encoding may have left this folder
@@ -296,7 +299,7 @@ def _protected(text: str) -> str:
 
 
 def _checked_bytes(file: pathlib.Path, sha256: str, advance: Callable[[int], None]) -> Iterator[bytes]:
-    """The bytes of a file, block by block. Raises a UserError at the end if their sha256 is not the expected one."""
+    """The bytes of a file, block by block. Raises a UserError at the end if the hash of these bytes is not `sha256`."""
     digest = hashlib.sha256()
     for block in textfiles.raw(file):
         digest.update(block)

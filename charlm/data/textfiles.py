@@ -18,11 +18,11 @@ from charlm.errors import UserError
 from charlm.progress import counted, warn
 
 BLOCK = 1 << 22  # the number of bytes that are read at a time
-HEAD = 1 << 16  # the number of bytes from which a file is recognised as binary
-WINDOW = 1 << 15  # the number of bytes before and after a wrong byte from which the encoding is guessed
+HEAD = 1 << 16  # the number of bytes at the start of a file that are tested to see whether the file is binary
+WINDOW = 1 << 15  # the encoding is guessed from this number of bytes before a wrong byte and after it
 LISTED = 10  # the maximum number of files that a note lists
-NEED_A_MARK = ("utf-16", "utf-32")  # encodings that do not fix the order of bytes
-MAY_GIVE_SURROGATES = ("utf-7", "raw-unicode-escape")  # encodings that can express half a character
+NEED_A_MARK = ("utf-16", "utf-32")  # without a byte-order mark, these encodings do not say in which order the bytes are
+MAY_GIVE_SURROGATES = ("utf-7", "raw-unicode-escape")  # encodings that can encode a lone surrogate, which is half a character
 
 
 class Reading(NamedTuple):
@@ -45,7 +45,9 @@ DEFAULT = Reading()
 
 
 def listed(path: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
-    """The files of a path in the order in which they are read. A note on stderr tells how a folder was read.
+    """The files of a path in the order in which they are read. If the path is a folder, a note on stderr lists its files.
+
+    With `reading.folder=flat`, there is no such note.
 
     Raises:
       UserError: the path is no file or folder, the folder has no text files, or a folder or file can't be read.
@@ -67,12 +69,16 @@ def listed(path: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
 
 def _flat(folder: pathlib.Path, encoding: str) -> tuple[list[pathlib.Path], list[str]]:
     """The files directly in a folder, sorted by name. Hidden files are left out without a note."""
-    del encoding  # a file that is no text is refused when it is decoded
+    del encoding  # not needed: files are not checked here, and decoding a file that is no text raises an error later
     return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")), []
 
 
 def _tree(folder: pathlib.Path, encoding: str) -> tuple[list[pathlib.Path], list[str]]:
-    """The text files in a folder and its subfolders in natural order. Also the skipped files and folders, with the reasons."""
+    """Returns (files, skipped) of a folder.
+
+    `files` are the text files in the folder and its subfolders, in natural order. `skipped` has the name
+    of each skipped file or folder, followed by the reason.
+    """
     files: list[pathlib.Path] = []
     skipped: list[tuple[pathlib.Path, str]] = []
     visited = set()
@@ -84,7 +90,7 @@ def _tree(folder: pathlib.Path, encoding: str) -> tuple[list[pathlib.Path], list
             entries = sorted(current.iterdir())
         except OSError as error:
             raise UserError(f"{current} can't be read: {error}.") from error
-        if (status.st_dev, status.st_ino) in visited:  # a link to this folder was followed
+        if (status.st_dev, status.st_ino) in visited:  # a symbolic link leads to a folder that was read already
             continue
         visited.add((status.st_dev, status.st_ino))
         for entry in entries:
@@ -111,7 +117,7 @@ def _reason_to_skip(entry: pathlib.Path, encoding: str) -> str:
 
 
 def natural_order(path: pathlib.PurePath) -> tuple:
-    """A sort key for paths in which numbers are compared by value, such as `2.txt` before `10.txt`."""
+    """A sort key for paths. Numbers in the names are compared by value, so `2.txt` comes before `10.txt`."""
     pieces = [re.split("([0-9]+)", part) for part in path.parts]
     # re.split returns text and digits in turn, so that text is only compared with text and a number with a number.
     numbers = tuple(tuple(int(piece) if index % 2 else piece for index, piece in enumerate(part)) for part in pieces)
@@ -161,7 +167,7 @@ def decoded(file: pathlib.Path, encoding: str, blocks: Iterable[bytes] | None = 
       blocks: the bytes of the file. None stands for `raw(file)`.
 
     Raises:
-      UserError: the file can't be read, or is not in this encoding.
+      UserError: the file can't be read, is no text, or is not in its expected encoding.
     """
     remaining = iter(blocks if blocks is not None else raw(file))
     head = b""
@@ -193,8 +199,8 @@ def decoded(file: pathlib.Path, encoding: str, blocks: Iterable[bytes] | None = 
         raise UserError(f"{file} is no text: {nuls.number:,} of {nuls.chars:,} characters are NULs.")
     if likely:
         raise UserError(
-            f"{file} is full of NULs ({nuls.number:,} of {nuls.chars:,} characters), as UTF-16 or UTF-32 read in another "
-            f"encoding: set corpus.encoding={likely} instead of {encoding}, or convert the file to {_name(encoding)}."
+            f"{file} is full of NULs ({nuls.number:,} of {nuls.chars:,} characters), like UTF-16 or UTF-32 that is read in "
+            f"another encoding: set corpus.encoding={likely} instead of {encoding}, or convert the file to {_name(encoding)}."
         )
 
 
@@ -215,14 +221,16 @@ def _not_decoded(
     start = max(0, position - WINDOW) // 2 * 2
     likely = encodings.guess(_part(file, start, position + WINDOW), start == 0)
     if likely == "utf-8" == encoding:
-        return UserError(f"{what}, but the text near it is: the file is damaged there, or parts of it have another encoding.")
+        return UserError(
+            f"{what}, but the text near this byte is UTF-8: the file is damaged, or parts of it have another encoding."
+        )
     if likely:
         return UserError(f"{what}; the file looks like {likely}: set corpus.encoding={likely}, or convert the file to {name}.")
     return UserError(f"{what}: set corpus.encoding to the encoding of the file, or convert the file to {name}.")
 
 
 def _without_mark(file: pathlib.Path, encoding: str) -> UserError:
-    """The error for a file without a byte-order mark if `encoding` is one of NEED_A_MARK."""
+    """The error for a file that has no byte-order mark, although `encoding` needs this mark (see NEED_A_MARK)."""
     likely = encodings.guess(_part(file, 0, WINDOW)) or f"{encoding}-le, {encoding}-be or the encoding of the file"
     return UserError(f"{file} has no byte-order mark, which corpus.encoding={encoding} needs: set corpus.encoding={likely}.")
 

@@ -18,17 +18,9 @@ from charlm.errors import UserError
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 NUM_CODE_POINTS = 0x110000
 HINT = "train with vocab.unknown=true to map them to <unk>, or with vocab.source=corpus to include the symbols of all splits."
-ODD_CATEGORIES = (
-    "Cc",
-    "Cf",
-    "Cn",
-    "Co",
-    "Cs",
-    "Zl",
-    "Zp",
-    "Zs",
-)  # controls, marks, private use, spaces
-ORDINARY = " \t\n\u3000"  # characters of these categories that texts commonly have; U+3000 is the space of Chinese
+# The Unicode categories of odd characters: controls, invisible marks, undefined, private use, surrogates, and spaces.
+ODD_CATEGORIES = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs")
+ORDINARY = " \t\n\u3000"  # characters in ODD_CATEGORIES that are common in texts; U+3000 is the space of Chinese
 BYTES = "".join(map(chr, range(256)))  # the symbols of a vocabulary of bytes; the character U+00XX stands for the byte XX
 BLOCK = 1 << 22  # the number of characters that are processed at a time; this saves memory for a large text
 
@@ -142,8 +134,8 @@ class Vocab:
     def decoder(self) -> Callable[[Iterable[int], bool], str]:
         """Returns a function that decodes a text piece by piece: (ids, is_last) → the text of these ids.
 
-        If the ids of a piece end with some bytes of a character, the function keeps these bytes for the next piece. If
-        `is_last` is true, no further piece follows, and such bytes become U+FFFD.
+        If a piece ends in the middle of a character, the function keeps the first bytes of this character until the next piece.
+        If `is_last` is true, no further piece follows, and these bytes become U+FFFD.
         """
         if not self.of_bytes:
             pieces = self.names
@@ -217,7 +209,7 @@ def symbols_of(text: str) -> str:
 
 
 def counts_of(text: str, symbols: Iterable[str]) -> dict[str, int]:
-    """Symbol → how often it occurs in the text."""
+    """Symbol → how often this symbol occurs in the text."""
     symbols = list(symbols)
     if not symbols:
         return {}
@@ -231,8 +223,8 @@ def counts_of(text: str, symbols: Iterable[str]) -> dict[str, int]:
 def is_odd(symbol: str) -> bool:
     """Whether a character in a text is likely to be a mistake, because a reader does not see it or does not know its meaning.
 
-    These are control characters (except tab and line feed), marks such as U+FEFF, rare spaces such as U+00A0, characters for
-    private use, characters that Unicode does not define, and U+FFFD, which replaces wrong bytes.
+    Such characters are control characters (except tab and line feed), marks such as U+FEFF, rare spaces such as U+00A0,
+    characters for private use, characters that Unicode does not define, and U+FFFD, which replaces wrong bytes.
     """
     return symbol == "\ufffd" or (unicodedata.category(symbol) in ODD_CATEGORIES and symbol not in ORDINARY)
 

@@ -29,14 +29,15 @@ class Events:
     """An event file. The function `opened` opens it and closes it."""
 
     def __init__(self, workdir: pathlib.Path):
-        # Runs of older versions have their event files in this folder. If such a run is resumed, all its events stay together.
+        # Runs of older versions of charlm have their event files in the folder `tensorboard`. If such a run is resumed, the new
+        # event file is put there too, so that all events of the run stay together.
         old = workdir / "tensorboard"
         prefix = (old if old.is_dir() else workdir) / "events"
         # SummaryWriter is not used, because its thread hangs when the disk is full.
         self._writer = event_file_writer.EventsWriter(os.fspath(prefix), f".{os.getpid()}.{time.time_ns()}")
 
     def start(self, step: int, config: Mapping[str, object]) -> None:
-        """Writes the step at which the training begins or resumes, and the config, which the tab HParams shows."""
+        """Writes the step at which the training begins or resumes. Also writes the config, for the tab HParams."""
         self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
         plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in config.items()}
         for hparams_summary in summary.hparams(plain, {"validation/nats": 0.0, "validation/perplexity": 0.0}):
@@ -51,9 +52,9 @@ class Events:
             self._writer.flush()
 
     def sample(self, step: int, text: str) -> None:
-        """Writes a sampled text, which the tab Text shows.
+        """Writes a sampled text, which TensorBoard shows in its tab Text.
 
-        The tab shows Markdown. With four spaces before each line, Markdown shows the text as it is, like code.
+        This tab reads the text as Markdown. Four spaces before each line make Markdown show the text unchanged, like code.
         """
         lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         self._write(summary=summary.text("sample", "\n".join(f"    {line}" for line in lines)), step=step)
@@ -77,8 +78,8 @@ def opened(workdir: pathlib.Path, step: int, config: Mapping[str, object]) -> It
     """Opens a new event file in a run directory.
 
     Args:
-      step: the step at which the training begins or resumes. A resumed training goes back to its last checkpoint, so events of
-        later steps may already be in other files. TensorBoard hides these events.
+      step: the step at which the training begins or resumes. A resumed training goes back to its last checkpoint. Before, it
+        may have written events of later steps to other files. TensorBoard hides these events.
       config: dotted key → value.
     """
     events = Events(workdir)

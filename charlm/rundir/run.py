@@ -95,8 +95,9 @@ class Run:
     def parent(self) -> dict[str, Any] | None:
         """The run whose parameters this run began with, or None.
 
-        `path` is the run directory, `step` and `digest` are the step and the digest of the parameters. `new_symbols` and
-        `dropped_symbols` list the symbols that only this run has, and the symbols that only the other run has.
+        `path` is the directory of the other run. `step` is the step of the checkpoint with these parameters, and `digest` is
+        the digest of the parameters. `new_symbols` lists the symbols that only the vocabulary of this run has.
+        `dropped_symbols` lists the symbols that only the vocabulary of the other run has.
         """
         path = self.workdir / "parent.json"
         if not path.exists():
@@ -110,10 +111,13 @@ class Run:
         return parent
 
     def extensions(self) -> list[dict[str, Any]]:
-        """The changes of the run's config, oldest first. `train.py --extend` made them, or they were made on resume.
+        """The changes of the run's config, oldest first.
 
-        `step` and `rows` are the numbers of steps and of metrics rows before the change. `before` and `after` map the changed
-        keys to their values. `resets_best` says whether evaluations before and after the change have different protocols.
+        A change was made by `train.py --extend`, or when the run was resumed with another value of a key in `keys.RESUMABLE`.
+        Each change is a dict. `step` is the number of steps that were trained before the change. `rows` is the number of rows
+        that metrics.jsonl had before the change. `before` and `after` map the changed keys to their values. `resets_best` says
+        whether evaluations before and after the change have different protocols. If so, only evaluations after the change can
+        be the best evaluation.
         """
         path = self.workdir / "extensions.json"
         if not path.exists():
@@ -130,16 +134,16 @@ class Run:
             raise UserError(f"{path} is damaged (it has no list of changes): restore it from a copy.")
         assert isinstance(entries, list)
         config = self.config_fields()
-        # `extend` writes config.json last. If the process was killed before that, the last change was not made.
+        # `extend` writes config.json last. If the process was killed before it wrote config.json, the last change was not made.
         if entries and any(config.get(name) != value for name, value in entries[-1]["after"].items()):
             return entries[:-1]
         return entries
 
     def extend(self, entry: dict[str, Any], config: ConfigDict) -> None:
-        """Changes the config of the run and adds an entry for `extensions`.
+        """Changes the config of the run and adds an entry to extensions.json.
 
-        config.json is written last. If the process is killed before that, the run keeps its old config and can be resumed with
-        it, and the next call replaces the entry.
+        config.json is written last. If the process is killed before it writes config.json, the run keeps its old config and can
+        be resumed with the old config. The next call then replaces the entry.
         """
         status = self.status()
         self._write("extensions.json", {"extensions": [*self.extensions(), entry]})
@@ -233,7 +237,7 @@ class Run:
         status.json is written last, because `exists` recognises the directory of a run by this file.
 
         Args:
-          parent: what `parent` returns; None if the run begins with random parameters.
+          parent: the dict that the method `parent` will return; None if the run begins with random parameters.
         """
         self._write("vocab.json", vocab.to_dict())
         self._write("corpus.json", corpus)
@@ -295,7 +299,7 @@ class Run:
         """Adds an entry for this start of the training to environment.json.
 
         The entry includes the command, the commit, the versions of packages, the machine, the arguments of this method and the
-        number of `extensions`. With this number, a missing extensions.json is noticed.
+        number of `extensions`. If extensions.json is deleted later, this number shows that it is missing.
 
         Args:
           device: description of the devices that train.
@@ -327,14 +331,17 @@ class Run:
         self._write("environment.json", {"starts": starts})
 
     def _noted_extensions(self) -> int:
-        """The largest number of extensions that an entry of environment.json has. 0 if environment.json can't be read."""
+        """The largest number of extensions in the entries of environment.json. 0 if environment.json can't be read."""
         with contextlib.suppress(UserError):
             numbers = [start.get("extensions", 0) for start in self.starts()]
             return max((number for number in numbers if isinstance(number, int)), default=0)
         return 0
 
     def started_by(self) -> str:
-        """The latest recorded command of the program `train` for a message, such as ` (started by: COMMAND)`, or no text."""
+        """The command of the latest start, as ` (started by: COMMAND)` for a message.
+
+        The result is empty if the command is not known, or if it is not a command of the program `train`.
+        """
         try:
             command = self.starts()[-1]["command"]
             is_of_train = any(argument.startswith("--workdir") for argument in command)

@@ -114,7 +114,7 @@ def test_another_encoding_or_another_way_to_join_files_is_another_entry_of_the_c
     ("content", "message"),
     [
         ("Grüße aus Köln\n".encode("latin-1"), "is not UTF-8: byte 0xfc at offset 2; the file looks like latin-1"),
-        ("plain text\n".encode("utf-16-le") * 20, r"is full of NULs \(220 of 440 characters\), as UTF-16"),
+        ("plain text\n".encode("utf-16-le") * 20, r"is full of NULs \(220 of 440 characters\), like UTF-16"),
         ("x" * 25 + "a\0b\0" * 30, "is full of NULs"),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding, configured):
         (
             "Größe, Übermut, süß\n".encode() + b"\xff",
             "utf-8",
-            "byte 0xff at offset 25, but the text near it is: the file is",
+            "byte 0xff at offset 25, but the text near this byte is UTF-8: the file is",
         ),
         (b"abc\xff", "utf-8", "is not UTF-8: byte 0xff at offset 3: set corpus.encoding to the encoding of the file, or"),
         (

@@ -45,9 +45,9 @@ class Cell(NamedTuple):
       operations: (inputs, hidden) → the number of multiply-adds of a layer for one character.
       from_torch, from_keras: (arrays) → params. `arrays` maps the framework's names to the arrays of one layer. None if the
         framework has no such layer.
-      to_torch, to_keras: (params) → arrays. `from_torch(to_torch(params))` equals `params` bit for bit, and so do the functions
-        for Keras. None if the framework has no such layer.
-      keras_layer: name of the layer's class in Keras. Cells with `to_keras` have it.
+      to_torch, to_keras: (params) → arrays, the inverses of `from_torch` and `from_keras`. `from_torch(to_torch(params))` and
+        `from_keras(to_keras(params))` equal `params` bit for bit. None if the framework has no such layer.
+      keras_layer: name of the layer's class in Keras. Empty if the cell has no `to_keras`.
 
     `dtype` is the dtype of the operands of matrix products. The parameters, the state and the results of matrix products are
     float32.

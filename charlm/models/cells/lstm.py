@@ -150,7 +150,10 @@ def from_keras(arrays: dict[str, jax.Array]) -> Params:
 
 
 def to_torch(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`. `bias_hh` is -0.0, because x + (-0.0) is x for every x, but -0.0 + 0.0 would be 0.0."""
+    """The inverse of `from_torch`, which adds the two biases.
+
+    `bias_hh` is -0.0, because every number x stays the same in x + (-0.0). With 0.0, a bias of -0.0 would become 0.0.
+    """
     return {
         "weight_ih": params["input_kernel"].T,
         "weight_hh": params["recurrent_kernel"].T,
