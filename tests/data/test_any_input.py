@@ -126,7 +126,7 @@ def test_a_text_is_read_back_from_every_encoding_with_and_without_a_byte_order_m
     if mark:
         content = mark[0] + text.encode(mark[1])
     else:
-        # An encoding may lack some symbols, and may read other symbols back differently. Expects the text that Python reads.
+        # An encoding may lack some symbols or read them back as other symbols. The test expects the text that Python reads.
         try:
             content = text.encode(encoding, "ignore")
             text = content.decode(encoding)

@@ -38,7 +38,8 @@ def test_the_encoding_of_a_text_is_guessed(encoding):
     with pytest.raises(UnicodeDecodeError):
         content.decode("utf-8")
     assert encodings.guess(content) == encoding
-    if not encoding.startswith("utf-16"):  # the guess may see only a part of a file, which can begin and end inside a character
+    # The guess may see only a part of a file. This part can begin and end inside a character.
+    if not encoding.startswith("utf-16"):
         assert encodings.guess(content[1:] + content[:-1] * 2, is_start=False) == encoding
 
 
@@ -61,9 +62,8 @@ def test_nuls_of_utf16_and_utf32_are_distinguished_from_nuls_in_a_text(block):
     english = "The quick brown fox jumps.\n"
     for encoding in ("utf-16-le", "utf-16-be"):
         assert likely(english.encode(encoding)) == encoding
-        assert (
-            likely((RUSSIAN * 3).encode(encoding)) == encoding
-        )  # in Russian, only spaces, line breaks and punctuation have NULs
+        # In a Russian text, only the spaces, the line breaks and the punctuation have NULs.
+        assert likely((RUSSIAN * 3).encode(encoding)) == encoding
     for encoding in ("utf-32-le", "utf-32-be"):
         assert likely(english.encode(encoding)) == encoding
         assert likely(RUSSIAN.encode(encoding)) == encoding
@@ -88,9 +88,8 @@ def test_binary_files_are_recognised_in_every_encoding():
     for encoding, text in TEXTS.items():
         assert not encodings.is_binary(text.encode(encoding), encoding)
         if text != JAPANESE or not encoding.startswith("utf-16"):
-            assert not encodings.is_binary(text.encode(encoding), "utf-8"), (
-                encoding
-            )  # the file is refused later, and the error guesses its encoding
+            # This file is refused later, and the error guesses its encoding.
+            assert not encodings.is_binary(text.encode(encoding), "utf-8"), encoding
     for text in ("", "A form feed\f\n", "An old end-of-file mark of DOS.\n\x1a", "\x1b[1mbold\x1b[0m", RUSSIAN):
         assert not encodings.is_binary(text.encode(), "utf-8")
     assert not encodings.is_binary("\ufeffText".encode("utf-16"), "utf-8")

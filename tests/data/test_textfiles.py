@@ -52,9 +52,8 @@ def test_a_folder_is_read_with_its_subfolders_in_natural_order(folder, capsys):
         "chapter 2/empty.txt, chapter 2/mark.txt, chapter 10/a.txt, zuletzt.txt.gz; "
         "skipped .git (hidden), .hidden (hidden), picture.png (not text)."
     )
-    assert (
-        text_of(folder, keep="abcdefghijklmnopqrstuvwxyz ") == "twotenone aone bten alast"
-    )  # `keep` also removes the line breaks that charlm adds between files
+    # `keep` also removes the line breaks that charlm adds between files.
+    assert text_of(folder, keep="abcdefghijklmnopqrstuvwxyz ") == "twotenone aone bten alast"
     assert text_of(folder, newlines=False) == "two\nten\none a\none b\r\nten a\rlast"
 
 

@@ -87,9 +87,8 @@ def test_the_likeliest_symbols_are_those_with_the_lowest_loss_in_numpy(functions
         order = np.argsort(nats)[:5]
         np.testing.assert_array_equal(scores.likeliest_MK[count - 1], order)
         np.testing.assert_allclose(scores.probabilities_MK[count - 1], np.exp(-np.array(nats)[order]), rtol=1e-4)
-    ((_, scores),) = pieces.score(
-        functions, params, [IDS[:4]], 1, alternatives=99
-    )  # more alternatives than the vocabulary has symbols
+    # 99 alternatives are more than the vocabulary has symbols, so the probabilities of all symbols are returned.
+    ((_, scores),) = pieces.score(functions, params, [IDS[:4]], 1, alternatives=99)
     np.testing.assert_allclose(scores.probabilities_MK.sum(1), 1, rtol=1e-5)
 
 
@@ -225,9 +224,8 @@ def test_the_page_shows_symbols_as_text():
     assert f"{len(SYMBOLS)} characters scored, 2.0000 bits per character" in page
     shown = re.findall(r'<i class="q(\d+)" data-t="([^"]*)">([^<]*)</i>', page.split("<pre>")[1])
     assert len(shown) == len(SYMBOLS)
-    assert {shade for shade, _, _ in shown} == {
-        "5"
-    }  # a surprisal of 8 bits or more has the shade 20, so 2 bits have the shade 5
+    # A surprisal of 8 bits or more has the shade 20, so 2 bits have the shade 5.
+    assert {shade for shade, _, _ in shown} == {"5"}
     expected = ["↵\n", r"\r", *" <\"'&\\", "x", "中", r"\u200b", "_", "T", "<unk>"]
     assert [html.unescape(text) for _, _, text in shown] == expected
     assert html.unescape(shown[3][1]).split("\n") == ["<   2.00 bits, 25.0%", "", "<   25.0%", "<   12.5%"]

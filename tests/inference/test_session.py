@@ -92,9 +92,8 @@ def test_a_continued_text_equals_one_long_sample(model, window):
     assert text == model.sample("12 ", length=4 * length, temperature=0, window=window)
     text += said(session, "/continue 77 ")
     assert text.endswith(model.sample(text[: 3 + 4 * length] + "77 ", length=length, temperature=0, window=window)[-length:])
-    assert said(session, "12 ") == model.sample(
-        "12 ", length=length, temperature=0, window=window
-    )  # a new prompt begins a new text
+    # A new prompt begins a new text.
+    assert said(session, "12 ") == model.sample("12 ", length=length, temperature=0, window=window)
 
 
 def test_a_session_with_a_model_of_bytes_leaves_out_a_character_that_is_not_complete(tmp_path):

@@ -1,4 +1,4 @@
-"""Tests how `train.init_from` matches the symbols of any two vocabularies. A plain loop over the symbols does the same."""
+"""Tests how `train.init_from` matches the symbols of any two vocabularies. A plain loop over the symbols gives the expected result."""
 
 import functools
 
