@@ -55,7 +55,8 @@ def test_a_table_in_a_terminal_fits_the_width_and_names_the_columns_that_are_lef
     assert "perplexity" in shown
     names = shown if width >= 136 else [short.get(name, name) for name in shown]
     assert lines[0].split() == names
-    # All columns together are 136 characters wide. With short names of keys, and file names in place of paths, 117.
+    # All columns together are 136 characters wide. With short names of keys, and with file names in place of paths, all
+    # columns together are 117 characters wide.
     assert left_out == {160: [], 120: [], 100: ["best", "run"]}.get(width, left_out)
     assert (len(left_out) > 0) == (width <= 100)
 

@@ -1,4 +1,7 @@
-"""Tests how `train.init_from` matches the symbols of any two vocabularies. A plain loop over the symbols gives the expected result."""
+"""Tests how `train.init_from` matches the symbols of any two vocabularies.
+
+A plain loop over the symbols gives the expected parameters.
+"""
 
 import functools
 
