@@ -164,7 +164,7 @@ def test_training_with_random_overrides_succeeds_or_gives_a_clear_error(examples
 
     @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @hypothesis.given(overrides=OVERRIDES)
-    @hypothesis.example(overrides={"model.hidden": "5"})  # charlm may refuse all of five random examples
+    @hypothesis.example(overrides={"model.hidden": "5"})  # can be trained; the random examples may all be refused
     @hypothesis.example(overrides={"model.hidden": "-5"})
     def check(overrides):
         result = two_steps(overrides, corpus_file, tmp_path_factory.mktemp("hostile") / "run")
@@ -190,7 +190,7 @@ def read(path, **options) -> str:
 def test_any_bytes_are_read_without_loss_or_refused_as_not_utf8(content, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "any_bytes.txt"
     file.write_bytes(content)
-    # These codecs of Python remove the byte-order mark and obey it.
+    # These codecs of Python read the byte-order mark and leave it out of the text.
     marks = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
     encoding = next((codec for mark, codec in marks.items() if content.startswith(mark)), "utf-8-sig")
     try:

@@ -69,7 +69,7 @@ def test_the_resumed_run_has_the_metrics_of_the_old_version(resumed, expected):
     rows = read_rows(resumed)
     assert len(rows) == len(expected["rows"])
     for row, other in zip(rows, expected["rows"], strict=True):
-        # The rows after step 17 are of this version. Their evaluations have two new fields. Each character has one byte.
+        # This version wrote the rows after step 17. Their evaluations have two new fields. Each character has one byte.
         new = {"bytes": row["chars"], "bits_per_byte": row["bits"]} if row["split"] == "validation" and row["step"] > 17 else {}
         assert_close(row, other | new)
 

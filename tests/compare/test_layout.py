@@ -55,7 +55,8 @@ def test_a_table_in_a_terminal_fits_the_width_and_names_the_columns_that_are_lef
     assert "perplexity" in shown
     names = shown if width >= 136 else [short.get(name, name) for name in shown]
     assert lines[0].split() == names
-    # All columns are 136 characters wide, and 117 with short names of keys and with file names.
+    # All columns together are 136 characters wide. With short names of keys, and with file names in place of paths, all
+    # columns together are 117 characters wide.
     assert left_out == {160: [], 120: [], 100: ["best", "run"]}.get(width, left_out)
     assert (len(left_out) > 0) == (width <= 100)
 
@@ -71,7 +72,7 @@ def test_compare_fits_the_terminal_and_prints_all_columns_in_a_pipe(script, tmp_
     process = subprocess.Popen(script.command("compare", tmp_path), stdout=terminal, stderr=subprocess.PIPE, env=env)
     os.close(terminal)
     output = b""
-    with contextlib.suppress(OSError):  # the end of the output of a terminal is an error
+    with contextlib.suppress(OSError):  # Linux raises EIO at the end of a pseudo-terminal
         while part := os.read(main, 2**16):
             output += part
     os.close(main)
@@ -79,7 +80,7 @@ def test_compare_fits_the_terminal_and_prints_all_columns_in_a_pipe(script, tmp_
     process.stderr.close()
     text = re.sub(r"\[[0-9;]*m", "", output.decode())
     assert max(map(len, text.splitlines())) <= 60
-    header, *rows = (line.split() for line in text.splitlines()[2:5])  # the protocol takes two lines
+    header, *rows = (line.split() for line in text.splitlines()[2:5])  # the two lines above describe the protocol
     assert header[:4] == ["hidden", "learning_rate", "perplexity", "nats"]
     assert [row[:4] for row in rows] == [[h, r, "4.4817", "1.5000"] for h, r in (("16", "0.0625"), ("8", "0.125"))]
     left_out = " ".join(text.split()).partition("left out, because the terminal is too narrow: ")[2]

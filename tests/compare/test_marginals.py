@@ -1,4 +1,4 @@
-"""Tests the means for each value of a config key, which `compare --by=KEY` shows, and their errors."""
+"""Tests `compare --by=KEY`, which shows a mean for each value of a config key, and the standard error of each mean."""
 
 import json
 import math
@@ -39,7 +39,8 @@ def test_marginal_means_have_a_standard_error_only_over_seeds_and_count_a_repeat
     rows = json.loads(script("compare", tmp_path, "--by=model.hidden", "--json").stdout)
     assert [(row["configs"], row["runs"]) for row in rows] == [(1, 3), (1, 1)]
     assert rows[0]["nats"] == pytest.approx((2.05 + 2.4) / 2)
-    assert rows[0]["standard error"] == pytest.approx((2.4 - 2.05) / 2)  # for two values, half of their difference
+    # The standard error of two values is half of their difference.
+    assert rows[0]["standard error"] == pytest.approx((2.4 - 2.05) / 2)
     assert (rows[0]["spread"], rows[1]["standard error"]) == (None, None)
     assert "± standard error over seeds" in plot.read_text()  # Matplotlib writes the texts as comments
     assert "standard deviation" not in plot.read_text()

@@ -60,7 +60,7 @@ def make_seeds(folder):
     make_run(folder / "alone", {"model.hidden": 32}, nats=(2.4, 1.9))
 
 
-def test_runs_that_differ_only_in_their_seed_are_one_row_with_the_figures_of_the_table(tmp_path):
+def test_runs_that_differ_only_in_their_seed_are_one_row_with_their_mean_and_standard_error(tmp_path):
     make_seeds(tmp_path / "runs")
     make_run(tmp_path / "runs" / "stopped", {"model.hidden": 64, "seed": 9}, nats=(9.0,), state="incomplete")
     data = report.content(records_below(tmp_path / "runs"))
@@ -78,7 +78,7 @@ def test_runs_that_differ_only_in_their_seed_are_one_row_with_the_figures_of_the
     assert group["bits_per_byte"] is None
 
 
-def test_bits_per_byte_of_seeds_of_which_only_one_recorded_them(tmp_path):
+def test_a_row_of_several_seeds_has_bits_per_byte_if_one_of_its_runs_recorded_bytes(tmp_path):
     make_seeds(tmp_path)
     metrics = tmp_path / "seed1" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"chars": 1000,', '"chars": 1000, "bytes": 1600,'))
@@ -210,7 +210,7 @@ def test_axes_and_smoothing_change_the_curves(page):
     page.get_by_label("logarithmic x axis").check()
     assert page.locator("#chart path.curve").count() == 5
     ticks = page.eval_on_selector_all("#chart text[text-anchor=middle]", "all => all.map((each) => each.textContent)")
-    assert ticks[0] == "10"  # the first row of the training loss; a linear axis begins at 0
+    assert ticks[0] == "10"  # step 10 has the first training loss; a linear axis would begin at 0
 
 
 def test_two_runs_side_by_side_show_samples_and_config_differences(page):
@@ -233,7 +233,7 @@ def test_two_runs_side_by_side_show_samples_and_config_differences(page):
 
 
 def test_runs_of_another_protocol_are_shown_separately(page):
-    # A phone has no room for all columns, so more text may follow.
+    # A phone has no room for all columns, so this text may go on with the names of the columns that are left out.
     assert page.inner_text("#why").startswith("5 runs; the menu above has the runs evaluated under other protocols")
     assert "other_protocol" not in page.inner_text("#table")
     page.select_option("#protocol", "1")
@@ -297,7 +297,7 @@ RATES = (0.0003, 0.00278255940220712)
 
 @pytest.fixture(scope="module")
 def wide_table(tmp_path_factory):
-    """The page of runs with five columns of keys and long names. A run is pruned, one is extended, and one has a parent."""
+    """The page of runs with long names and five columns of keys. One run is pruned, and another run is extended."""
     folder = tmp_path_factory.mktemp("wide") / "sweep_with_a_long_name"
     number = 0
     for hidden in (32, 1024):
@@ -324,7 +324,7 @@ def wide_table(tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", [1300, 1000, 700])
-def test_a_table_with_many_keys_shows_state_and_run_and_whole_numbers(browser, wide_table, width):
+def test_a_table_with_many_keys_shows_state_and_run_and_cuts_no_number(browser, wide_table, width):
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.goto(f"file://{wide_table}")
     assert column(page, "state") == ["done", "done", "pruned", "done"]

@@ -190,10 +190,10 @@ def test_runs_that_recorded_no_bytes_are_compared_with_runs_that_did(script, tmp
     for seed, nats in enumerate([1.0, 2.0]):
         make_run(tmp_path / f"run{seed}", {"seed": seed}, nats=(nats,))
     make_run(tmp_path / "other", {"model.hidden": 24}, nats=(3.0,))
-    metrics = tmp_path / "run0" / "metrics.jsonl"  # an older version wrote the metrics of the two other runs
+    metrics = tmp_path / "run0" / "metrics.jsonl"  # only run0 has bytes, as if an older version had trained the two other runs
     metrics.write_text(metrics.read_text().replace('"chars": 1000, "protocol"', '"chars": 1000, "bytes": 1250, "protocol"'))
     first, second = table(script, tmp_path)
-    # The two seeds have the same protocol, so the bytes of one of them are also the bytes of the other.
+    # The two runs that differ only in their seed have the same protocol, so both were scored on the same number of bytes.
     assert (first["n"], second["n"]) == ("2", "1")
     assert float(first["bits/byte"]) == pytest.approx(1.5 / np.log(2) / 1.25)
     assert second["bits/byte"] == ""

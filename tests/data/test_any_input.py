@@ -1,4 +1,4 @@
-"""Any bytes in any encoding are read as Python reads them, or refused with one sentence. Hypothesis makes the inputs."""
+"""Tests that a file of any bytes is read as Python reads it, or refused with one sentence. Hypothesis makes the inputs."""
 
 import codecs
 import contextlib
@@ -19,7 +19,7 @@ def is_allowed(encoding: str) -> bool:
     return keys.KEYS["corpus.encoding"].rule.is_right(encoding)
 
 
-# The codecs of this Python, among them those that are not for text.
+# All codecs of this Python, including codecs that are not for text.
 CODECS = sorted(
     {
         *aliases.values(),
@@ -76,7 +76,7 @@ def test_only_codecs_that_read_files_are_allowed():
 
 @pytest.mark.parametrize("examples", [100, pytest.param(3000, marks=pytest.mark.slow)])
 def test_any_bytes_in_any_encoding_are_read_or_refused_with_one_sentence(examples, tmp_path):
-    """The text in memory and the text on disk agree with each other and with Python's decoder for whole files."""
+    """The text in memory and the text on disk must equal the text that Python decodes from the whole file."""
 
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @given(content=CONTENTS, encoding=strategies.sampled_from(ENCODINGS), block=strategies.integers(1, 7))
@@ -91,7 +91,7 @@ def test_any_bytes_in_any_encoding_are_read_or_refused_with_one_sentence(example
         if results[0] is not None:
             assert results[0] == content.decode(used).removeprefix("\ufeff")
         elif codecs.lookup(used).name not in textfiles.NEED_A_MARK:
-            with contextlib.suppress(UnicodeError):  # Python refuses the bytes too, or charlm has one of its other reasons
+            with contextlib.suppress(UnicodeError):  # charlm may refuse bytes that Python accepts
                 text = content.decode(used)
                 assert text.count("\0") >= 8 or any("\ud800" <= symbol <= "\udfff" for symbol in text)
 
@@ -117,20 +117,23 @@ def text_or_none(file, *arguments) -> str | None:
     mark=strategies.none() | MARKS,
     block=strategies.integers(1, 7),
 )
-def test_a_text_is_read_back_from_every_encoding_with_and_without_a_mark(text, encoding, mark, block, tmp_path_factory):
-    """The short path and the long path give the same text, the same vocabulary and the same ids."""
+def test_a_text_is_read_back_from_every_encoding_with_and_without_a_byte_order_mark(
+    text, encoding, mark, block, tmp_path_factory
+):
+    """A text in memory and a text on disk have the same characters, the same vocabulary and the same ids."""
     folder = tmp_path_factory.getbasetemp() / "round_trip"
     folder.mkdir(exist_ok=True)
     if mark:
         content = mark[0] + text.encode(mark[1])
-    else:  # the text that Python reads back, since an encoding lacks some symbols and reads others as other symbols
+    else:
+        # An encoding may lack some symbols or read them back as other symbols. The test expects the text that Python reads.
         try:
             content = text.encode(encoding, "ignore")
             text = content.decode(encoding)
         except UnicodeError:  # the codec can't read what it wrote
             return
     if text.count("\0") >= 8 or encodings.marked(content[:4]) != (mark and mark[1]):
-        return  # may be taken for UTF-16, or begins by chance with a mark
+        return  # charlm may take the bytes for UTF-16, or the bytes begin by chance with a byte-order mark
     (folder / "text").write_bytes(content)
     expected = text if mark else text.removeprefix("\ufeff")
     short = read(folder / "text", encoding)

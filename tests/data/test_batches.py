@@ -170,7 +170,7 @@ def test_with_a_start_symbol_eos_comes_before_each_document_and_predicts_its_fir
     assert second.weights_BS.tolist() == [[1, 1, 1, 0], [0] * 4, [0] * 4]
 
 
-def test_counted_padding_takes_the_place_of_the_start_symbol():
+def test_with_counted_padding_documents_have_no_start_symbol():
     config = load.load(TINY, {"corpus.documents": "lines", "batch.framing": "documents"})
     assert Framing.of(config).start_symbol
     config.batch.padding = "counted"

@@ -49,7 +49,7 @@ def test_ids_are_the_bytes_of_the_text():
 
 
 @pytest.mark.parametrize("raw", [b"a\xc3", b"\xc3a", b"\xa9\xa9b", b"\xe2\x82", b"\xf0\x9f\x98\x80\xff", bytes(range(256))])
-def test_broken_sequences_become_the_replacement_character_however_the_bytes_arrive(raw):
+def test_broken_sequences_become_the_replacement_character_for_pieces_of_any_size(raw):
     expected = raw.decode("utf-8", "replace")
     vocab = Vocab.all_bytes()
     assert vocab.decode(raw) == expected
@@ -62,13 +62,13 @@ def test_broken_sequences_become_the_replacement_character_however_the_bytes_arr
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(raw=strategies.binary(max_size=40), cuts=strategies.lists(strategies.integers(0, 40), max_size=5))
-def test_any_bytes_decode_as_python_decodes_them_in_any_pieces(raw, cuts):
+def test_any_bytes_in_any_pieces_are_decoded_as_by_python(raw, cuts):
     decode = Vocab.all_bytes().decoder()
     pieces = [decode(raw[start:end], False) for start, end in itertools.pairwise([0, *sorted(cuts), len(raw)])]
     assert "".join([*pieces, decode((), True)]) == raw.decode("utf-8", "replace")
 
 
-def test_half_characters_have_no_bytes_and_are_refused():
+def test_surrogates_have_no_bytes_in_utf8_and_are_refused():
     assert Vocab.all_bytes().missing("a\ud83db") == ["\ud83d"]
     with pytest.raises(UserError, match=r"^the text has half a character \(\\ud83d\), which has no bytes in UTF-8: remove it"):
         Vocab.all_bytes().encode("a\ud83d")
@@ -127,7 +127,7 @@ def test_long_and_short_texts_give_the_same_bytes_and_are_cut_between_characters
         assert bytes(ids["validation"]).decode() == "ß世" * 9
         assert prompt == "ß"
     else:
-        # The cuts are at 50% and 80% of the bytes, or at most 3 bytes before, where a character starts.
+        # The text is cut at 50% and at 80% of its bytes. If this place is inside a character, the cut is before the character.
         assert bytes(ids["train"] + ids["validation"] + ids["test"]) == raw
         for end, share in ((len(ids["train"]), 0.5), (len(ids["train"]) + len(ids["validation"]), 0.8)):
             assert end == len(raw[: int(share * len(raw))].decode("utf-8", "ignore").encode())
@@ -151,7 +151,7 @@ def test_documents_are_counted_and_framed_in_bytes(tmp_path):
     assert DOCUMENTS.decode(encoded.ids_N) == "".join(f"{document}{EOS}" for document in documents)
 
 
-def test_unknown_symbols_and_bytes_are_refused_together(tmp_path):
+def test_vocab_unknown_is_refused_with_a_vocabulary_of_bytes(tmp_path):
     (tmp_path / "text").write_text(TEXT, encoding="utf-8")
     config = config_of(tmp_path / "text")
     config.vocab.unknown = True

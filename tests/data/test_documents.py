@@ -41,7 +41,7 @@ def test_documents_are_separated_by_blank_lines_or_by_a_text(tmp_path, form, tex
     assert corpus.provenance["documents"]["empty"] == 0
     unchanged = load_corpus(tmp_path / "file", form, newlines=False)
     assert unchanged.splits["train"] == [story.replace("\n", line_break) for story in STORIES[:2]]
-    assert documents.in_string(text, form) == STORIES  # as in charlm.load(run).score(text)
+    assert documents.in_string(text, form) == STORIES  # charlm.load(run).score(text) divides a text in this way
 
 
 def test_two_separators_in_a_row_enclose_an_empty_document():
@@ -83,10 +83,10 @@ def test_wrong_forms_are_refused(form):
         load.load(TINY, {"corpus.documents": form})
 
 
-def test_the_note_about_cut_documents_names_the_lost_share_and_the_length_that_keeps_all():
+def test_the_note_about_cut_documents_gives_the_lost_percentage_and_the_length_that_loses_nothing():
     assert batches.cut_in_words(np.array([3, 8]), 8) == ""
     assert batches.cut_in_words(np.zeros(0, int), 8) == ""
-    assert batches.cut_in_words(np.array([4, 10, 20]), 8) == (  # 2 + 12 of 34 chars
+    assert batches.cut_in_words(np.array([4, 10, 20]), 8) == (  # 2 + 12 of 34 chars are lost
         "batch.length=8 cuts 2 of 3 documents, and 41% of the text is lost: batch.length=20 keeps all of it."
     )
     # With a length of 10, only 90 of 10,090 chars are lost, which is less than 1%.
@@ -115,7 +115,7 @@ def test_training_and_evaluation_name_the_text_that_is_lost(tmp_path, small, scr
     assert expected in capsys.readouterr().err
     train.train(load.load(TINY, overrides | {"batch.length": longest}), str(tmp_path / "longer"))
     assert "batch.length" not in capsys.readouterr().err
-    # The same text scored through evaluate and in Python.
+    # The program evaluate and a call in Python score the same text.
     (tmp_path / "three").write_text("\n<|end|>\n".join(stories[1:4]), encoding="utf-8")
     result = script("evaluate", f"--workdir={tmp_path / 'run'}", f"--text={tmp_path / 'three'}")
     assert "note: batch.length=16 cuts 2 of 3 documents, and 33% of the text is lost" in result.stderr

@@ -1,4 +1,4 @@
-"""Tests that encodings are recognised, and that binary files are told from texts. Python's codecs make the bytes."""
+"""Tests that encodings are recognised, and that binary files are distinguished from texts. Python's codecs make the bytes."""
 # ruff: noqa: RUF001
 
 import random
@@ -38,7 +38,8 @@ def test_the_encoding_of_a_text_is_guessed(encoding):
     with pytest.raises(UnicodeDecodeError):
         content.decode("utf-8")
     assert encodings.guess(content) == encoding
-    if not encoding.startswith("utf-16"):  # a window may begin within a character and end within a character
+    # The guess may see only a part of a file. This part can begin and end inside a character.
+    if not encoding.startswith("utf-16"):
         assert encodings.guess(content[1:] + content[:-1] * 2, is_start=False) == encoding
 
 
@@ -50,7 +51,7 @@ def test_a_damaged_utf8_text_and_random_bytes_are_not_guessed_as_another_encodin
 
 
 @pytest.mark.parametrize("block", [1, 3, 1000])
-def test_nuls_of_utf16_and_utf32_are_told_from_nuls_in_a_text(block):
+def test_nuls_of_utf16_and_utf32_are_distinguished_from_nuls_in_a_text(block):
     def likely(content: bytes) -> str | None:
         text, nuls = content.decode("latin-1"), encodings.Nuls()
         for start in range(0, len(text), block):
@@ -61,7 +62,8 @@ def test_nuls_of_utf16_and_utf32_are_told_from_nuls_in_a_text(block):
     english = "The quick brown fox jumps.\n"
     for encoding in ("utf-16-le", "utf-16-be"):
         assert likely(english.encode(encoding)) == encoding
-        assert likely((RUSSIAN * 3).encode(encoding)) == encoding  # only the spaces and the punctuation have NULs
+        # In a Russian text, only the spaces, the line breaks and the punctuation have NULs.
+        assert likely((RUSSIAN * 3).encode(encoding)) == encoding
     for encoding in ("utf-32-le", "utf-32-be"):
         assert likely(english.encode(encoding)) == encoding
         assert likely(RUSSIAN.encode(encoding)) == encoding
@@ -86,7 +88,8 @@ def test_binary_files_are_recognised_in_every_encoding():
     for encoding, text in TEXTS.items():
         assert not encodings.is_binary(text.encode(encoding), encoding)
         if text != JAPANESE or not encoding.startswith("utf-16"):
-            assert not encodings.is_binary(text.encode(encoding), "utf-8"), encoding  # is refused later, with a guess
+            # This file is refused later, and the error guesses its encoding.
+            assert not encodings.is_binary(text.encode(encoding), "utf-8"), encoding
     for text in ("", "A form feed\f\n", "An old end-of-file mark of DOS.\n\x1a", "\x1b[1mbold\x1b[0m", RUSSIAN):
         assert not encodings.is_binary(text.encode(), "utf-8")
     assert not encodings.is_binary("\ufeffText".encode("utf-16"), "utf-8")

@@ -49,7 +49,7 @@ def test_text_and_provenance_are_the_same_as_in_memory(tmp_path, monkeypatch, ke
     assert {name: str(split) for name, split in on_disk.splits.items()} == in_memory.splits
     assert on_disk.provenance == in_memory.provenance
     if keys == {}:
-        assert on_disk.provenance["odd_symbols"] == {"\x07": 2, "\ufeff": 7}  # the mark at the start of a.txt is no symbol
+        assert on_disk.provenance["odd_symbols"] == {"\x07": 2, "\ufeff": 7}  # without the byte-order mark of a.txt
     assert all(isinstance(split, longtext.LongText) for split in on_disk.splits.values())
 
 

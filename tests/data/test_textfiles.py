@@ -1,4 +1,4 @@
-"""Tests that files are found in order and decoded. Python's own `open` decodes the same files for comparison."""
+"""Tests that the files of a folder are read in order and decoded. Python's own `open` decodes the files for comparison."""
 # ruff: noqa: RUF001
 
 import gzip
@@ -16,7 +16,7 @@ BASE = "configs/base.py"
 
 
 def text_of(path, **keys) -> str:
-    """The text of a file or folder, with values of config keys in the section `corpus`."""
+    """The text of a file or folder. `keys` has values for config keys of the section `corpus`."""
     overrides = {f"corpus.{key}": value for key, value in keys.items()}
     corpus = corpora.load(load.load(BASE, {"corpus.path": os.fspath(path), "corpus.split": (0.5, 0.5)} | overrides))
     return "".join(corpus.splits.values())
@@ -24,7 +24,7 @@ def text_of(path, **keys) -> str:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of texts as people have them: with subfolders, hidden and binary files, and texts without a final line break."""
+    """A typical folder of texts. It has subfolders, hidden files, a binary file, and texts without a final line break."""
     tree = tmp_path / "book"
     for name, content in {
         "10.txt": b"ten",
@@ -52,11 +52,12 @@ def test_a_folder_is_read_with_its_subfolders_in_natural_order(folder, capsys):
         "chapter 2/empty.txt, chapter 2/mark.txt, chapter 10/a.txt, zuletzt.txt.gz; "
         "skipped .git (hidden), .hidden (hidden), picture.png (not text)."
     )
-    assert text_of(folder, keep="abcdefghijklmnopqrstuvwxyz ") == "twotenone aone bten alast"  # as for all other line breaks
+    # `keep` also removes the line breaks that charlm adds between files.
+    assert text_of(folder, keep="abcdefghijklmnopqrstuvwxyz ") == "twotenone aone bten alast"
     assert text_of(folder, newlines=False) == "two\nten\none a\none b\r\nten a\rlast"
 
 
-def test_with_folder_flat_a_folder_is_read_as_older_versions_read_it(folder, capsys):
+def test_with_folder_flat_a_folder_is_read_as_by_older_versions(folder, capsys):
     with pytest.raises(UserError, match=r"picture\.png is not UTF-8: byte 0x89 at offset 0"):
         text_of(folder, folder="flat")
     (folder / "picture.png").unlink()
@@ -64,7 +65,7 @@ def test_with_folder_flat_a_folder_is_read_as_older_versions_read_it(folder, cap
     assert capsys.readouterr().err == ""
 
 
-def test_documents_in_a_folder_are_read_in_the_same_order(folder):
+def test_documents_in_a_folder_are_read_in_natural_order(folder):
     corpus = corpora.load(
         load.load(
             BASE, {"corpus.path": str(folder), "corpus.documents": "lines", "corpus.split": (1.0,), "vocab.source": "corpus"}
@@ -86,7 +87,7 @@ def test_links_to_folders_are_followed_once(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "more.txt").write_text("more")
     (folder / "a link").symlink_to(tmp_path / "elsewhere")
-    (folder / "chapter 1" / "back").symlink_to(folder)  # a circle
+    (folder / "chapter 1" / "back").symlink_to(folder)  # this link inside the folder leads back to the folder
     assert text_of(folder) == "two\nten\nmore\none a\none b\nten a\nlast"
 
 
@@ -124,7 +125,7 @@ def test_every_encoding_is_read_as_python_reads_it(tmp_path, monkeypatch, encodi
 @pytest.mark.parametrize("configured", ["utf-8", "gb18030", "utf-16-be"])
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding, configured):
-    (tmp_path / "text").write_bytes("Ünïcode \ufeff inside\n".encode(encoding))  # these codecs write a mark
+    (tmp_path / "text").write_bytes("Ünïcode \ufeff inside\n".encode(encoding))  # these codecs write a byte-order mark
     assert text_of(tmp_path / "text", encoding=configured) == "Ünïcode \ufeff inside\n"
     other = "\ufeffÜ 中\n".encode("utf-32-be"), "\ufeffÜ 中\n".encode("utf-16-be")
     for content in other:

@@ -1,8 +1,8 @@
-"""The program export: weights of a run in files for PyTorch, Keras and NumPy.
+"""Tests of the program export, which writes the weights of a run to files for PyTorch, Keras and NumPy.
 
 One test reads every format back with charlm's own import. The parameters must then be equal bit for bit. Other tests run the
-lines of Python in scripts/README.md that load a file, and compare the logits with those of charlm. Without PyTorch and Keras,
-the formulas in their documentation are computed with NumPy instead.
+lines of Python in scripts/README.md that load a file, and compare the logits of the loaded model with the logits of charlm.
+Some tests need neither PyTorch nor Keras: NumPy computes the formulas from the documentation of PyTorch.
 """
 
 import importlib
@@ -57,7 +57,7 @@ def run(request, tmp_path_factory):
 
 def assert_bits_equal(left, right):
     assert_same(left, right)
-    assert_same(*(jax.tree.map(np.signbit, params) for params in (left, right)))  # 0.0 and -0.0 compare as equal
+    assert_same(*(jax.tree.map(np.signbit, params) for params in (left, right)))  # needed because 0.0 == -0.0
 
 
 @pytest.fixture
@@ -84,12 +84,12 @@ def logits_of(run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def documented_logits(state, ids, features) -> np.ndarray:
-    """The logits in float64, by the formulas of nn.LSTM and nn.Linear in PyTorch's documentation.
+    """Computes the logits in float64 with the formulas of nn.LSTM and nn.Linear in PyTorch's documentation.
 
     Args:
       state: the state_dict.
       ids: the ids of a text.
-      features: (V, I), the input of the first layer for each id.
+      features: an array of shape (V, I). Row v is the input of the first layer for the id v.
     """
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
     state = {name: value.astype(np.float64) for name, value in state.items()}
@@ -161,7 +161,7 @@ def test_the_documented_formulas_of_pytorch_give_the_logits_of_charlm(run, expor
 
 
 def test_the_documented_formulas_of_keras_give_the_logits_of_charlm(run, export, tmp_path):
-    """Keras multiplies rows by its kernels, so its kernels are the transposed matrices of PyTorch."""
+    """Keras multiplies an input by a kernel from the right, so each kernel is the transposed weight matrix of PyTorch."""
     file = tmp_path / "first.keras"
     export(workdir=run, format="keras", output=file, checkpoint="latest")
     state = {}
@@ -223,7 +223,11 @@ def test_the_lines_in_the_readme_make_a_keras_model_with_the_logits_of_charlm(ru
 
 
 def test_an_exported_keras_file_is_like_the_file_that_keras_saves(tmp_path):
-    """Keras 3.15.1 saved tests/data/lstm.keras. Its config.json says more, but nothing else, about every exported layer."""
+    """Keras 3.15.1 saved tests/data/lstm.keras.
+
+    For each exported layer, every setting in charlm's config.json must have the same value in the config.json of Keras. The
+    config.json of Keras may have more settings.
+    """
     config = base.get_config()
     config.model.update({"input": "onehot", "hidden": 4, "layers": 2})
     weights = keras_weights.read(os.fspath(KERAS_FILE))._replace(file="model.keras", symbols=list("abcde"))
@@ -297,7 +301,7 @@ def test_a_wrong_vocabulary_in_a_file_is_refused(run, export, tmp_path, symbols)
         keras_weights.read(os.fspath(tmp_path / "wrong.keras"))
 
 
-def test_the_exported_checkpoint_is_the_one_that_was_asked_for(export, corpus_file, tmp_path):
+def test_the_exported_checkpoint_is_the_requested_checkpoint(export, corpus_file, tmp_path):
     overrides = {"corpus.path": os.fspath(corpus_file), "model.hidden": 8, "train.steps": 4, "train.eval_every": 2}
     workdir, heads = tmp_path / "run", []
     charlm.train(load.load(TINY, overrides | {"sample.length": 0, "cache_dir": ""}), workdir)

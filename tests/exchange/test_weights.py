@@ -206,7 +206,10 @@ def test_keras_models_with_unsupported_layers_or_without_recurrent_layers_are_re
 
 
 def test_an_imported_run_keeps_its_vocabulary_and_can_be_trained_on(corpus_file, tmp_path, capsys):
-    """The list of symbols has Q, which the corpus lacks, and lacks the line feed. Its order is arbitrary."""
+    """The symbols of the imported model are in an arbitrary order.
+
+    They include Q, which is not in the corpus. They do not include the line feed, which is in the corpus.
+    """
     ours = sorted(set(corpus_file.read_text()))
     theirs = [symbol for symbol in ours if symbol != "\n"] + ["Q", UNK]
     theirs = list(np.random.default_rng(1).permutation(theirs))

@@ -28,7 +28,7 @@ STORY = make_text(4000).replace("e", "é") + make_text(400, seed=1).replace("a",
 
 
 def scored_pieces(kind, text):
-    """The scored characters of a text for a length of 8 and a stride of 3."""
+    """The characters of `text` that are scored with batch.length=8 and batch.stride=3."""
     return {
         "stream": [text[1:]],
         "chunks": [text[1:]],
@@ -67,8 +67,8 @@ def test_the_end_of_a_document_has_no_bytes_and_cut_characters_are_not_counted(u
     documents = ["é", "a€b", "😀" * 20, "ab"]
     vocab = Vocab.of("aé😀" if unknown else "abé€😀", unknown, documents=True)
     counts = protocol("documents").counts(batches.encode(vocab, documents, "the text"), vocab)
-    # The first character of a document is not scored. Of the third document, the model reads 8 characters and predicts the 8
-    # characters after its first character.
+    # The first character of a document is not scored. The third document is cut: the model reads its first 8 characters, so
+    # the characters from the second to the ninth are scored.
     assert counts == (0 + len("€b".encode()) + 8 * 4 + 1, 3 if unknown else 0)
 
 

@@ -1,4 +1,7 @@
-"""Scores of single lines and characters: `evaluate --per_line` and `--per_char`, and the treatment of unknown characters."""
+"""Tests of `evaluate --per_line` and `--per_char`, which score single lines and single characters.
+
+The tests also score texts with unknown characters, and sample documents from an empty prompt.
+"""
 
 import html
 import json
@@ -53,13 +56,16 @@ def run_with_unk(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_of_documents(tmp_path_factory):
     of_documents = {"corpus.documents": "lines", "batch.framing": "documents"}
-    of_documents |= {"sample.length": 5, "model.layers": 2, "model.hidden": 12}  # the sizes of `numpy_nats`
+    of_documents |= {"sample.length": 5, "model.layers": 2, "model.hidden": 12}  # the sizes that `numpy_nats` expects
     return trained_run(tmp_path_factory.mktemp("documents"), "abc\nabcabc\n" * 50, **of_documents)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 64])
 def test_the_scores_of_each_piece_equal_numpy_in_float64(functions, rows):
-    """The pieces have lengths below, at and above the lengths of the windows. Their order is not the order of their lengths."""
+    """A piece is a text that is scored on its own. The pieces are not sorted by length.
+
+    Some pieces are shorter than a window, some have exactly the length of a window, and some are longer.
+    """
     params, _ = make_model()
     lengths = [33, 0, 1, 2, 257, 32, 600, 5, 34]
     texts = [IDS[start : start + length] for start, length in enumerate(lengths)]
@@ -81,7 +87,8 @@ def test_the_likeliest_symbols_are_those_with_the_lowest_loss_in_numpy(functions
         order = np.argsort(nats)[:5]
         np.testing.assert_array_equal(scores.likeliest_MK[count - 1], order)
         np.testing.assert_allclose(scores.probabilities_MK[count - 1], np.exp(-np.array(nats)[order]), rtol=1e-4)
-    ((_, scores),) = pieces.score(functions, params, [IDS[:4]], 1, alternatives=99)  # more than the vocabulary has
+    # 99 alternatives are more than the vocabulary has symbols, so the probabilities of all symbols are returned.
+    ((_, scores),) = pieces.score(functions, params, [IDS[:4]], 1, alternatives=99)
     np.testing.assert_allclose(scores.probabilities_MK.sum(1), 1, rtol=1e-5)
 
 
@@ -107,7 +114,7 @@ def without_start_symbol(model):
 
 
 @pytest.mark.parametrize("has_start", [True, False])
-def test_the_end_of_a_document_is_scored_and_its_first_character_after_a_start_symbol(run_of_documents, has_start):
+def test_the_end_of_a_document_is_scored_and_with_a_start_symbol_also_its_first_character(run_of_documents, has_start):
     model = charlm.load(run_of_documents)
     model, start = (model, ["<eos>"]) if has_start else (without_start_symbol(model), [])
     ids = model.vocab.names.index
@@ -144,7 +151,7 @@ def test_the_end_of_a_document_is_scored_and_its_first_character_after_a_start_s
     assert nats == pytest.approx(scores.nats_M[-1], rel=1e-5)
 
 
-def test_a_document_is_drawn_from_nothing(run_of_documents):
+def test_an_empty_prompt_draws_a_document_from_its_beginning(run_of_documents):
     model = charlm.load(run_of_documents)
     names = model.vocab.names
     nats = {name: numpy_nats(model.params, [names.index("<eos>"), names.index(name)]) for name in ("<eos>", *"abc")}
@@ -153,8 +160,8 @@ def test_a_document_is_drawn_from_nothing(run_of_documents):
     allowed = sum(math.exp(-each) for each in nats.values())  # <pad> is never drawn
     for name, each in nats.items():
         share = drawn.count("" if name == "<eos>" else name) / len(drawn)
-        assert share == pytest.approx(math.exp(-each) / allowed, abs=0.08)  # four standard errors
-    assert model.sample(None, num=3) == model.sample("", num=3)  # the default prompt
+        assert share == pytest.approx(math.exp(-each) / allowed, abs=0.08)  # 0.08 is four standard errors
+    assert model.sample(None, num=3) == model.sample("", num=3)  # without a prompt, this model begins with an empty prompt
     (sample,) = Run(run_of_documents).workdir.glob("samples/*")
     assert set(sample.read_text()) <= set("abc")
     with pytest.raises(UserError, match=r"the prompt is empty, and this model has not learned how documents begin: .*=True"):
@@ -189,7 +196,10 @@ SYMBOLS = "\t\n\r <\"'&\\x中\u200b_T"
 
 
 def hand_made() -> tuple[list[per_char.Scored], Vocab]:
-    """Every symbol once, each with a surprisal of 2 bits. The symbol itself is the first alternative, `<` the second."""
+    """Scores of a text that has every symbol once. Each scored symbol has a surprisal of 2 bits.
+
+    The first alternative is the scored symbol itself. The second alternative is `<`.
+    """
     vocab = Vocab.of(SYMBOLS, unknown=True)
     ids_N = np.concatenate([vocab.encode(SYMBOLS), [0]])
     count = len(ids_N) - 1
@@ -214,14 +224,15 @@ def test_the_page_shows_symbols_as_text():
     assert f"{len(SYMBOLS)} characters scored, 2.0000 bits per character" in page
     shown = re.findall(r'<i class="q(\d+)" data-t="([^"]*)">([^<]*)</i>', page.split("<pre>")[1])
     assert len(shown) == len(SYMBOLS)
-    assert {shade for shade, _, _ in shown} == {"5"}  # 2 of at most 8 bits are 5 of 20 shades
+    # A surprisal of 8 bits or more has the shade 20, so 2 bits have the shade 5.
+    assert {shade for shade, _, _ in shown} == {"5"}
     expected = ["↵\n", r"\r", *" <\"'&\\", "x", "中", r"\u200b", "_", "T", "<unk>"]
     assert [html.unescape(text) for _, _, text in shown] == expected
     assert html.unescape(shown[3][1]).split("\n") == ["<   2.00 bits, 25.0%", "", "<   25.0%", "<   12.5%"]
     assert "http" not in page
 
 
-def test_the_pointer_shows_the_likeliest_characters(tmp_path):
+def test_the_page_shows_the_likeliest_characters_at_the_mouse_pointer(tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:

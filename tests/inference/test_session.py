@@ -1,4 +1,7 @@
-"""Compares stop texts with a search in the whole text, and an interactive session with one long sample."""
+"""Tests of stop texts and of interactive sessions.
+
+A sample that ends at a stop text is compared with a search in the whole text. A session is compared with one long sample.
+"""
 
 import os
 import re
@@ -20,7 +23,10 @@ LETTERS = st.text("ab", max_size=12)
 
 
 def cut(text: str, stop: list[str]) -> str:
-    """The text before the stop text that is complete first. Of those that are complete together, the longest counts."""
+    """The part of `text` before the stop text that ends first.
+
+    If several stop texts end at the same place, the part before the longest of these stop texts is returned.
+    """
     for end in range(1, len(text) + 1):
         found = [len(each) for each in stop if text[:end].endswith(each)]
         if found:
@@ -29,7 +35,7 @@ def cut(text: str, stop: list[str]) -> str:
 
 
 @given(pieces=st.lists(st.tuples(LETTERS, LETTERS), max_size=6), stop=st.lists(st.text("ab", min_size=1, max_size=4)))
-def test_each_text_ends_before_the_first_stop_text_however_it_is_divided(pieces, stop):
+def test_each_text_ends_before_the_first_stop_text_for_pieces_of_any_size(pieces, stop):
     ended = {}
     shown = list(sample.until_stop((list(piece) for piece in pieces), stop, ended))
     for row in (0, 1):
@@ -86,7 +92,8 @@ def test_a_continued_text_equals_one_long_sample(model, window):
     assert text == model.sample("12 ", length=4 * length, temperature=0, window=window)
     text += said(session, "/continue 77 ")
     assert text.endswith(model.sample(text[: 3 + 4 * length] + "77 ", length=length, temperature=0, window=window)[-length:])
-    assert said(session, "12 ") == model.sample("12 ", length=length, temperature=0, window=window)  # forgets the last text
+    # A new prompt begins a new text.
+    assert said(session, "12 ") == model.sample("12 ", length=length, temperature=0, window=window)
 
 
 def test_a_session_with_a_model_of_bytes_leaves_out_a_character_that_is_not_complete(tmp_path):
@@ -98,7 +105,7 @@ def test_a_session_with_a_model_of_bytes_leaves_out_a_character_that_is_not_comp
     assert len(text.encode()) > 18 * SHORT - 9  # each of the three turns may have lost a part of a character
 
 
-def test_short_turns_keep_the_state_too(model):
+def test_a_text_continued_in_short_turns_equals_one_long_sample(model):
     session = session_of(model, 5)
     text = said(session, "3 ") + "".join(said(session, "/continue") for _ in range(2 * SHORT // 5))
     assert text == model.sample("3 ", length=len(text) - 2, temperature=0)
@@ -128,7 +135,7 @@ def test_a_session_goes_on_after_a_stop_text(model):
     assert whole.startswith(first + again)
 
 
-def test_lines_of_a_session(model):
+def test_a_session_reads_escapes_and_refuses_wrong_lines(model):
     session = session_of(model, 4)
     with pytest.raises(UserError, match="there is no text to continue"):
         session.answer("/continue")
@@ -137,10 +144,10 @@ def test_lines_of_a_session(model):
         session.answer("Q")
     with pytest.raises(UserError, match="the prompt is empty"):
         session.answer("")
-    assert len(said(session, "/continue")) == 4  # a refused line does not end the text
+    assert len(said(session, "/continue")) == 4  # after the refused lines, the last text can still be continued
 
 
-def test_a_session_begins_a_document_from_nothing_and_continues_it(tmp_path):
+def test_a_session_begins_a_document_with_an_empty_line_and_continues_it(tmp_path):
     stories = "".join(" ".join(f"{number} and {number}" for number in range(start, start + 40)) + "\n" for start in range(90))
     of_documents = {"corpus.documents": "lines", "batch.framing": "documents", "batch.length": 500}
     model = trained(tmp_path, stories, **of_documents)
@@ -154,7 +161,7 @@ def test_a_session_begins_a_document_from_nothing_and_continues_it(tmp_path):
     assert said(session, "") != said(session, "")
 
 
-def test_a_stop_text_stays_known_while_other_texts_are_drawn(model):
+def test_the_stop_text_of_an_ended_text_is_kept_while_other_texts_are_drawn(model):
     ended = {}
     pieces = model.draw("1", 400, 1.0, 0, num=8, top_k=0, top_p=1.0, window=0, stop=["so"], ended=ended)
     list(pieces)

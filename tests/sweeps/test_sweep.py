@@ -310,8 +310,8 @@ def test_the_reason_is_shown_if_a_trial_cannot_start(script, write_config, tmp_p
     assert "1 failed of 1 trial." in result.stdout
 
 
-def test_a_trial_with_the_config_of_an_existing_run_is_this_run(script, write_config, tmp_path):
-    """A key is added to the sweep. The trials with the key's default have the configs of the runs that exist."""
+def test_a_trial_with_the_config_of_an_existing_run_uses_this_run(script, write_config, tmp_path):
+    """A key is added to the sweep. The trials with the default of this key have the same configs as the existing runs."""
     root, hidden = tmp_path / "root", {"model.hidden": [8, 12]}
     run_sweep(script, write_config(f"product({hidden})", steps=5), root)
     before = {file: file.read_bytes() for file in root.glob("hidden=*/metrics.jsonl")}
@@ -335,7 +335,7 @@ def test_a_trial_with_the_config_of_an_existing_run_is_this_run(script, write_co
     assert "no longer in the sweep" not in again.stdout
 
 
-def test_two_trials_are_never_taken_as_one_run(write_config, tmp_path):
+def test_two_trials_never_use_the_same_run(write_config, tmp_path):
     """The two trials differ only in a key that changes no result."""
     file, root = write_config('product({"model.hidden": [8]})'), sweep.Root(tmp_path / "root")
     (trial,) = sweep.load_trials(file, {})

@@ -20,12 +20,12 @@ def read_events(file) -> list[Event]:
 
 
 def values_of(file) -> dict:
-    """(tag, step) → value."""
+    """A dict that maps each (tag, step) to its value."""
     return {(value.tag, event.step): value for event in read_events(file) for value in event.summary.value}
 
 
 def text_of(value) -> str:
-    """The text that TensorBoard shows for a value. Markdown shows a line that is indented by four spaces as it is."""
+    """The text that TensorBoard shows for a value. Four spaces before a line make Markdown show it unchanged."""
     assert value.metadata.plugin_data.plugin_name == "text"
     lines = value.tensor.string_val[0].decode().split("\n")
     assert all(line.startswith("    ") for line in lines)
@@ -44,7 +44,7 @@ def test_a_training_writes_its_metrics_samples_and_config(small, tmp_path):
     samples = {int(sample.stem): sample.read_text(encoding="utf-8") for sample in (workdir / "samples").iterdir()}
     assert sorted(samples) == [4, 8, 10]
     assert {step: text_of(value) for (tag, step), value in seen.items() if tag == "sample/text_summary"} == samples
-    # The field seconds has the time of the whole run in all rows, also in validation rows.
+    # In all rows, also in validation rows, the field `seconds` counts the time of the whole run up to this row.
     rows = Run(workdir).rows()
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
     before, after = (
@@ -64,7 +64,8 @@ def test_a_resumed_run_of_an_older_version_keeps_its_folder_of_event_files(tmp_p
         files = sorted((tmp_path / name).rglob("*tfevents*"), key=lambda file: file.stat().st_mtime_ns)
         assert [file.parent for file in files] == [tmp_path / name / folder] * 2
         for file, step in zip(files, (0, 40), strict=True):
-            # TensorBoard hides the events of other files from this step on, because training went back to the step before.
+            # Training begins again at `step`. The START event makes TensorBoard hide the events that an earlier file has for
+            # the steps from step + 1 on.
             starts = [event.step for event in read_events(file) if event.session_log.status == SessionLog.START]
             assert starts == [step + 1]
             seen = values_of(file)

@@ -1,4 +1,4 @@
-"""Runs that --extend changes and lengthens."""
+"""Tests of --extend, which changes the config of a run and trains the run further."""
 
 import json
 import os
@@ -38,15 +38,15 @@ def train_to(config, workdir, extend=False):
 
 
 def test_a_lengthened_run_equals_a_run_that_had_this_length_from_the_start(small, tmp_path):
-    """With a constant learning rate, the length of a run changes no step. Both runs evaluate at multiples of 4."""
+    """With a constant learning rate, no step depends on train.steps. Both runs evaluate at multiples of 4."""
     short, long = (config_of(small, **CONSTANT, **{"train.steps": steps}) for steps in (8, 20))
     train_to(short, tmp_path / "run")
     train_to(long, tmp_path / "run", extend=True)
-    train_to(long, tmp_path / "straight")
-    assert read_rows(tmp_path / "run") == read_rows(tmp_path / "straight")
-    assert_same(final_params(tmp_path / "run"), final_params(tmp_path / "straight"))
-    status, straight = (Run(tmp_path / name).status() for name in ("run", "straight"))
-    assert status == straight
+    train_to(long, tmp_path / "uninterrupted")
+    assert read_rows(tmp_path / "run") == read_rows(tmp_path / "uninterrupted")
+    assert_same(final_params(tmp_path / "run"), final_params(tmp_path / "uninterrupted"))
+    status, uninterrupted = (Run(tmp_path / name).status() for name in ("run", "uninterrupted"))
+    assert status == uninterrupted
     assert (status["state"], status["step"]) == ("done", 20)
     (entry,) = Run(tmp_path / "run").extensions()
     assert (entry["step"], entry["before"], entry["after"]) == (8, {"train.steps": 8}, {"train.steps": 20})
@@ -60,7 +60,10 @@ def test_a_lengthened_run_equals_a_run_that_had_this_length_from_the_start(small
 
 
 def test_the_changed_keys_act_from_the_first_step_after_the_change(small, tmp_path, capsys):
-    """The rates of the cosine schedule are computed by hand: 0.5 (1 + cos(pi t / T)) of the peak, here down to 0."""
+    """The learning rates of the cosine schedule are computed by hand.
+
+    The final fraction is 0, so the learning rate at step t of T steps is peak * 0.5 * (1 + cos(pi * t / T)).
+    """
     overrides = {"optim.schedule": "cosine", "optim.final_fraction": 0.0, "optim.learning_rate": 0.1, "train.log_every": 1}
     train_to(config_of(small, **overrides, **{"train.steps": 6}), tmp_path / "run")
     capsys.readouterr()
@@ -81,7 +84,7 @@ def test_the_changed_keys_act_from_the_first_step_after_the_change(small, tmp_pa
     )
 
 
-def test_compare_shows_the_change_and_averages_no_extended_runs_with_others(small, tmp_path, script):
+def test_compare_shows_the_change_and_does_not_average_extended_runs_with_other_runs(small, tmp_path, script):
     for name, seed, step in (("run0", 0, 4), ("run1", 1, 8)):
         long = config_of(small, **CONSTANT, **{"train.steps": 8, "seed": seed})
         train_to(config_of(small, **CONSTANT, **{"train.steps": step, "seed": seed}), tmp_path / name)
@@ -122,7 +125,7 @@ def done(corpus_file, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED)
-def test_a_refused_change_leaves_every_byte_of_the_run(done, change, message):
+def test_a_refused_change_changes_no_byte_of_the_run(done, change, message):
     workdir, small = done
     before = contents(workdir)
     with pytest.raises(UserError) as error:
@@ -131,7 +134,7 @@ def test_a_refused_change_leaves_every_byte_of_the_run(done, change, message):
     assert contents(workdir) == before
 
 
-def test_a_changed_corpus_or_a_running_training_refuses_the_change(done, tmp_path):
+def test_a_change_is_refused_if_the_corpus_has_changed_or_a_process_is_training(done, tmp_path):
     workdir, small = done
     shutil.copytree(workdir, tmp_path / "run")
     with Run(tmp_path / "run").locked():
@@ -163,8 +166,8 @@ def test_without_the_flag_another_length_is_refused_with_a_hint(done, tmp_path, 
 
 
 @pytest.mark.parametrize("written", [1, 2])
-def test_a_change_killed_while_it_is_written_was_not_made_and_can_be_repeated(done, tmp_path, monkeypatch, written):
-    """`Run.extend` writes three files. The process is killed after `written` of them."""
+def test_a_change_killed_while_it_is_written_has_no_effect_and_can_be_repeated(done, tmp_path, monkeypatch, written):
+    """`Run.extend` writes three files. The process is killed when it has written `written` of these files."""
     workdir, small = done
     shutil.copytree(workdir, tmp_path / "run")
     run, write, calls = Run(tmp_path / "run"), Run._write, []
@@ -187,19 +190,22 @@ def test_a_change_killed_while_it_is_written_was_not_made_and_can_be_repeated(do
     assert Run(tmp_path / "as_before").status() == Run(workdir).status()
     train_to(longer, run.workdir, extend=True)
     assert [entry["step"] for entry in run.extensions()] == [6]
-    shutil.copytree(workdir, tmp_path / "straight")
-    train_to(longer, tmp_path / "straight", extend=True)
-    assert differences(run.workdir, tmp_path / "straight") == []
+    shutil.copytree(workdir, tmp_path / "uninterrupted")
+    train_to(longer, tmp_path / "uninterrupted", extend=True)
+    assert differences(run.workdir, tmp_path / "uninterrupted") == []
 
 
 def test_another_protocol_begins_a_new_best(done, tmp_path, monkeypatch):
-    """With another protocol, an older and lower loss is neither the best of the run nor compared with the new losses."""
+    """The change gives the run another protocol. Then only losses under the new protocol can be the best of the run.
+
+    An older loss is not the best of the run, even if it is lower than all new losses.
+    """
     workdir, small = done
     shutil.copytree(workdir, tmp_path / "run")
     lanes = config_of(small, **{"train.steps": 16, "eval.lanes": 4, "eval.burn_in": 3})
     real = judging.evaluation_rows
 
-    def worse(setup, progress, *arguments):  # the new protocol gives higher losses than any loss before
+    def worse(setup, progress, *arguments):  # makes each loss under the new protocol higher than all older losses
         made = real(setup, progress, *arguments)
         made[-1]["nats"] += 10
         return made
@@ -212,11 +218,11 @@ def test_another_protocol_begins_a_new_best(done, tmp_path, monkeypatch):
     assert restore.load(tmp_path / "run", "best").step == best["step"]
     record = reading.read_run(tmp_path / "run", "run")
     assert (record.best, record.best_step) == (best["nats"], best["step"])
-    train_to(lanes, tmp_path / "run", extend=True)  # done now; the best is kept
+    train_to(lanes, tmp_path / "run", extend=True)  # the run is done, so nothing is trained and the best stays the same
     assert Run(tmp_path / "run").status()["best"] == best
 
 
-def test_a_run_that_patience_ended_goes_on_only_with_more_patience(small, tmp_path):
+def test_a_run_that_train_patience_ended_is_not_extended_with_the_same_train_patience(small, tmp_path):
     overrides = {"optim.learning_rate": 5.0, "train.eval_every": 1, "train.patience": 2, "train.steps": 40, "sample.length": 0}
     train_to(config_of(small, **overrides), tmp_path / "run")
     step = Run(tmp_path / "run").status()["step"]
@@ -227,7 +233,7 @@ def test_a_run_that_patience_ended_goes_on_only_with_more_patience(small, tmp_pa
     assert Run(tmp_path / "run").status()["step"] == 40
 
 
-def test_an_older_checkpoint_than_the_change_gives_a_warning(done, tmp_path, capsys):
+def test_a_resume_from_a_checkpoint_before_the_change_gives_a_warning(done, tmp_path, capsys):
     workdir, small = done
     shutil.copytree(workdir, tmp_path / "run")
     run, longer = Run(tmp_path / "run"), config_of(small, **{"train.steps": 9})
@@ -253,22 +259,22 @@ def test_a_lengthened_run_that_is_killed_resumes_bit_for_bit(script, small, tmp_
         return process.returncode
 
     assert stopped_by(signal.SIGTERM, 300, overrides) == 128 + signal.SIGTERM
-    shutil.copytree(tmp_path / "run", tmp_path / "straight")
+    shutil.copytree(tmp_path / "run", tmp_path / "uninterrupted")
     step = Run(tmp_path / "run").status()["step"]
     extended = overrides | changes
-    straight = subprocess.run(
-        command("straight", extended, "--extend"), check=True, env=script.env(), capture_output=True, text=True
+    uninterrupted = subprocess.run(
+        command("uninterrupted", extended, "--extend"), check=True, env=script.env(), capture_output=True, text=True
     )
-    assert re.search(rf"extends .* from step {step} on, to 3500 steps: optim.decay_after 0.0 → 2.0", straight.stdout)
+    assert re.search(rf"extends .* from step {step} on, to 3500 steps: optim.decay_after 0.0 → 2.0", uninterrupted.stdout)
     assert stopped_by(signal.SIGKILL, step + 400, extended, "--extend") == -signal.SIGKILL
     resumed = subprocess.run(command("run", extended, "--extend"), check=True, env=script.env(), capture_output=True, text=True)
     assert "resuming at step" in resumed.stdout
     assert "extends" not in resumed.stdout
-    assert differences(tmp_path / "run", tmp_path / "straight") == []
+    assert differences(tmp_path / "run", tmp_path / "uninterrupted") == []
     assert [entry["step"] for entry in Run(tmp_path / "run").extensions()] == [step]
 
 
-def test_the_keys_that_may_change_are_the_keys_of_length_rate_evaluation_and_samples():
+def test_extend_may_change_keys_of_length_learning_rate_evaluation_and_samples():
     refused = {"train.init_from", "train.best"}
     assert {key for key in keys.KEYS if key.startswith(("train.", "eval.", "sample."))} - refused <= keys.EXTENDABLE
     assert {key for key in keys.EXTENDABLE if key.startswith("optim.")} == {

@@ -50,7 +50,7 @@ def parent(request, texts, tmp_path_factory):
 
 
 def step_0(workdir, config):
-    """The parameters with which a run of this config begins, from its checkpoint of step 0."""
+    """Trains a run with this config. Returns the parameters of its checkpoint of step 0, with which the run began."""
     assert train.train(config, str(workdir)) == 0
     return jax.tree.map(np.asarray, restore.load(workdir, "0").params)
 
@@ -59,14 +59,17 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_with_the_same_symbols_all_parameters_are_those_of_the_parent(parent, texts, tmp_path):
+def test_with_the_same_symbols_a_run_begins_with_all_parameters_of_its_parent(parent, texts, tmp_path):
     workdir, small = parent
     child = {**small, "train.init_from": f"{workdir}:latest", "train.steps": 1}
     assert_same(step_0(tmp_path / "run", config_of(child, texts / "first.txt")), final_params(workdir))
 
 
-def test_symbols_are_matched_by_what_they_are(parent, texts, tmp_path, capsys):
-    """Compares rows and columns of each symbol with those in the parent, found by the symbol's place in the two vocab.json."""
+def test_symbols_are_matched_by_their_characters_and_not_by_their_ids(parent, texts, tmp_path, capsys):
+    """Compares the rows and columns of each symbol in the child with the rows and columns of this symbol in the parent.
+
+    The vocab.json of each run gives the id of the symbol in this run.
+    """
     workdir, small = parent
     before = contents(workdir)
     config = config_of(small | {"train.steps": 1}, texts / "second.txt")
@@ -75,7 +78,7 @@ def test_symbols_are_matched_by_what_they_are(parent, texts, tmp_path, capsys):
     child, old = step_0(tmp_path / "run", config), final_params(workdir)
     theirs, ours = (json.loads((path / "vocab.json").read_text())["symbols"] for path in (workdir, tmp_path / "run"))
     assert (set(theirs) - set(ours), set(ours) - set(theirs)) == ({"a", "b"}, {"Ä", "B"})
-    assert theirs.index("c") != ours.index("c")  # matching by position would be wrong
+    assert theirs.index("c") != ours.index("c")  # the ids differ, so matching by id would be wrong
     assert theirs.index("j") == ours.index("j") + 1
     rows = [("embedding",)] if small["model.input"] == "embedding" else [("lstm_0", "input_kernel")]
 
@@ -133,7 +136,7 @@ def test_the_run_records_its_parent_and_compare_shows_it(parent, texts, tmp_path
     assert any("parent.json is missing" in problem for problem in problems)
 
 
-def test_seeds_of_different_parents_are_not_averaged(parent, texts, tmp_path):
+def test_runs_with_different_parents_are_not_averaged_over_seeds(parent, texts, tmp_path):
     workdir, _ = parent
     for name, seed, step in (("run0", 0, 4), ("run1", 1, 4), ("run2", 2, 6)):
         shutil.copytree(workdir, tmp_path / name)
@@ -177,7 +180,7 @@ def test_mistakes_are_reported_before_anything_is_written(parent, texts, tmp_pat
 
 
 def test_bytes_are_matched_with_bytes_and_with_ascii_characters(texts, tmp_path, small, capsys):
-    """The text `second.txt` has Ä, which is two bytes. In the vocabulary of the parent, the id of a byte is its value."""
+    """The text `second.txt` has Ä, which is two bytes. In the vocabulary of the parent, the id of each byte is its value."""
     small, of_bytes = {**small, "train.steps": 1}, {"vocab.source": "bytes"}
     assert train.train(config_of(small, texts / "first.txt", **of_bytes), str(tmp_path / "parent")) == 0
     old = final_params(tmp_path / "parent")
@@ -205,13 +208,13 @@ def test_scalar_input_needs_the_same_vocabulary(texts, tmp_path, small):
     assert_same(step_0(tmp_path / "run", config_of(child, texts / "first.txt")), final_params(tmp_path / "parent"))
 
 
-def test_a_child_killed_before_its_first_checkpoint_begins_with_the_same_parameters(texts, tmp_path, small, monkeypatch):
-    """The parent trains on in the meantime, so that `latest` is another checkpoint when the child begins again."""
+def test_a_child_killed_before_its_first_checkpoint_begins_again_with_the_same_parameters(texts, tmp_path, small, monkeypatch):
+    """Before the child begins again, the parent gets a later checkpoint, so `latest` is now another checkpoint."""
     parent = config_of(small, texts / "first.txt")
     assert train.train(parent, str(tmp_path / "parent")) == 0
     overrides = {"train.init_from": f"{tmp_path / 'parent'}:latest", "sample.length": 20}
     child = config_of(small, texts / "second.txt", **overrides)
-    assert train.train(child, str(tmp_path / "straight")) == 0
+    assert train.train(child, str(tmp_path / "uninterrupted")) == 0
 
     def killed(run, inheritance):
         raise KeyboardInterrupt
@@ -223,8 +226,8 @@ def test_a_child_killed_before_its_first_checkpoint_begins_with_the_same_paramet
     later, original = tmp_path / "parent/checkpoints/8", tmp_path / "parent/checkpoints/6"
     shutil.copytree(tmp_path / "parent/checkpoints/4", later)
     assert train.train(child, str(tmp_path / "run")) == 0
-    assert differences(tmp_path / "run", tmp_path / "straight") == []
-    shutil.rmtree(tmp_path / "run/checkpoints")  # begins again with its parent
+    assert differences(tmp_path / "run", tmp_path / "uninterrupted") == []
+    shutil.rmtree(tmp_path / "run/checkpoints")  # without checkpoints, the child must read the parameters of its parent again
     status = json.loads((tmp_path / "run/status.json").read_text()) | {"state": "incomplete", "seal": None}
     status.pop("seal")
     (tmp_path / "run/status.json").write_text(json.dumps(status))
@@ -236,8 +239,13 @@ def test_a_child_killed_before_its_first_checkpoint_begins_with_the_same_paramet
     assert contents(tmp_path / "run") == before
 
 
-def test_a_start_killed_before_the_run_exists_leaves_no_parent_to_another_config(parent, texts, tmp_path, monkeypatch):
-    """The start is killed after it wrote parent.json. The next start has another parent, or none."""
+def test_after_a_killed_first_start_a_start_with_another_config_does_not_get_the_old_parent(
+    parent, texts, tmp_path, monkeypatch
+):
+    """The first start is killed after it has written parent.json and before it writes status.json.
+
+    The config of the second start names another parent, or no parent.
+    """
     workdir, small = parent
     shutil.copytree(workdir, tmp_path / "other")
     shutil.rmtree(tmp_path / "other/checkpoints/6")  # its latest parameters are those of step 4
@@ -278,11 +286,11 @@ def test_a_killed_child_resumes_bit_for_bit_without_its_parent(script, texts, tm
     def command(name):
         return script.command("train", f"--config={TINY}", f"--workdir={tmp_path / name}", *as_flags(overrides))
 
-    subprocess.run(command("straight"), check=True, env=script.env(), capture_output=True)
+    subprocess.run(command("uninterrupted"), check=True, env=script.env(), capture_output=True)
     with subprocess.Popen(command("run"), env=script.env(), stdout=subprocess.DEVNULL) as process:
         wait_for_step(tmp_path / "run", 300, process)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     (tmp_path / "parent").rename(tmp_path / "moved")
     subprocess.run(command("run"), check=True, env=script.env(), capture_output=True)
-    assert differences(tmp_path / "run", tmp_path / "straight") == []
+    assert differences(tmp_path / "run", tmp_path / "uninterrupted") == []

@@ -1,4 +1,7 @@
-"""Parameters of `train.init_from` for any two vocabularies, compared with a plain loop over the symbols."""
+"""Tests how `train.init_from` matches the symbols of any two vocabularies.
+
+A plain loop over the symbols gives the expected parameters.
+"""
 
 import functools
 
@@ -30,7 +33,7 @@ def shapes(encoding, size):
 
 @functools.cache
 def axes(encoding):
-    return inheriting._vocabulary_axes(config_of(encoding), 5)  # they are the same for every size
+    return inheriting._vocabulary_axes(config_of(encoding), 5)  # the axes do not depend on the size of the vocabulary
 
 
 def parameters(encoding, vocab, seed):
@@ -40,7 +43,7 @@ def parameters(encoding, vocab, seed):
 
 
 def expected(old, fresh, old_vocab, new_vocab, encoding):
-    """The child's parameters, symbol by symbol. The names of the parameters are written out here."""
+    """The expected parameters of the child, copied symbol by symbol. This function names all affected parameters itself."""
     child = jax.tree.map(np.array, old)
     child |= {name: fresh[name].copy() for name in ("head_kernel", "head_bias")}
     if encoding == "embedding":

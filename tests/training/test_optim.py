@@ -65,7 +65,10 @@ def test_schedules(keys, by_step):
 
 
 def test_the_schedule_of_char_rnn():
-    """Compares with the loop of char-rnn's train.lua, whose iterations count from 1 and change the rate after an iteration."""
+    """Compares with the loop in char-rnn's train.lua.
+
+    In this loop, the first iteration has the number 1, and the learning rate changes at the end of an iteration.
+    """
     steps_per_epoch, decay, decay_after = 7, 0.97, 10
     rate, expected = 2e-3, []
     for i in range(1, 15 * steps_per_epoch + 1):

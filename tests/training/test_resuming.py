@@ -28,9 +28,9 @@ def small(corpus_file):
 
 
 @pytest.fixture(scope="module")
-def straight(small, tmp_path_factory):
+def uninterrupted(small, tmp_path_factory):
     """A run that was never stopped."""
-    workdir = tmp_path_factory.mktemp("straight") / "run"
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert train.train(load.load(TINY, small), str(workdir)) == 0
     return workdir
 
@@ -55,10 +55,14 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_other_intervals_and_samples_on_resume_change_no_parameter(small, straight, copy, capsys):
-    """The rows are worked out by hand: one per step up to step 3, then one per two steps; evaluations at 5 and 8."""
+def test_other_intervals_and_samples_on_resume_change_no_parameter(small, uninterrupted, copy, capsys):
+    """The expected steps are worked out by hand.
+
+    Up to step 3, where the run was stopped, each step has a training row. Then every second step has a training row. With the
+    new eval_every, which is 5, the evaluations are at step 5 and at the last step, 8.
+    """
     assert train.train(load.load(TINY, small | OTHER), str(copy)) == 0
-    assert_same(final_params(copy), final_params(straight))
+    assert_same(final_params(copy), final_params(uninterrupted))
     rows = read_rows(copy)
     assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3, 4, 6, 8]
     assert [row["step"] for row in rows if row["split"] == "validation"] == [5, 8]
@@ -76,31 +80,34 @@ def test_other_intervals_and_samples_on_resume_change_no_parameter(small, straig
     assert f"{copy} is done at step 8" in said.out
 
 
-def test_another_protocol_on_resume_gives_the_best_of_the_new_evaluations(small, straight, copy):
-    """In the run that was never stopped, evaluations use one lane. The parameters are the same."""
+def test_another_protocol_on_resume_gives_the_best_of_the_new_evaluations(small, uninterrupted, copy):
+    """The resumed run has the same parameters as the run that was never stopped, but a slightly different loss.
+
+    The reason is the protocol: the resumed run evaluates with eval.lanes=3, and the other run with one lane.
+    """
     changed = {"eval.lanes": 3, "eval.burn_in": 5}
     assert train.train(load.load(TINY, small | changed), str(copy)) == 0
-    assert_same(final_params(copy), final_params(straight))
-    best, other = Run(copy).status()["best"], Run(straight).status()["best"]
+    assert_same(final_params(copy), final_params(uninterrupted))
+    best, other = Run(copy).status()["best"], Run(uninterrupted).status()["best"]
     assert best["step"] == other["step"] == 8
     assert best["nats"] == pytest.approx(other["nats"], abs=0.05)
     assert best["nats"] != other["nats"]
 
 
-def test_a_run_killed_before_its_first_checkpoint_takes_the_new_keys_too(small, straight, tmp_path):
-    """The killed run is made by hand: the first files are written, and no step was trained."""
+def test_a_run_killed_before_its_first_checkpoint_resumes_with_the_new_keys(small, uninterrupted, tmp_path):
+    """The test makes the killed run itself: it writes the first files of a run and trains no step."""
     run, config = Run(tmp_path / "run"), load.load(TINY, small)
     setup = train.opening.set_up(config)
     run.workdir.mkdir()
     with run.locked():
         run.begin(config, setup.vocab, setup.provenance)
     assert train.train(load.load(TINY, small | OTHER), str(run.workdir)) == 0
-    assert_same(final_params(run.workdir), final_params(straight))
+    assert_same(final_params(run.workdir), final_params(uninterrupted))
     assert [(entry["step"], entry["after"]) for entry in run.extensions()] == [(0, OTHER)]
 
 
-def test_compare_takes_a_run_with_other_intervals_as_no_other_kind_of_run(small, copy, tmp_path):
-    """Only --extend makes a run that has no equal among runs that were trained straight through."""
+def test_compare_averages_a_run_resumed_with_other_keys_with_runs_of_other_seeds(small, copy, tmp_path):
+    """A change of keys on resume does not separate a run from runs of other seeds. A change with --extend does."""
     assert train.train(load.load(TINY, small | {"sample.length": 3}), str(copy)) == 0
     assert train.train(load.load(TINY, small | {"sample.length": 3, "seed": 1}), str(tmp_path / "other_seed")) == 0
     records = [reading.read_run(tmp_path / name, name) for name in ("run", "other_seed")]
@@ -124,20 +131,20 @@ def test_a_key_that_changes_parameters_is_refused_with_the_recorded_command(smal
     assert contents(copy) == before
 
 
-def test_without_config_the_command_takes_the_config_of_the_run(script, straight, tmp_path):
-    before = contents(straight)
-    assert "is done at step 8" in script("train", f"--workdir={straight}").stdout
-    refused = script("train", f"--workdir={straight}", "--config.model.hidden=9", status=2).stderr
+def test_without_config_the_command_takes_the_config_of_the_run(script, uninterrupted, tmp_path):
+    before = contents(uninterrupted)
+    assert "is done at step 8" in script("train", f"--workdir={uninterrupted}").stdout
+    refused = script("train", f"--workdir={uninterrupted}", "--config.model.hidden=9", status=2).stderr
     assert "holds a run with another config: model.hidden (8 saved, 9 given)" in refused
     nothing = script("train", f"--workdir={tmp_path / 'new'}", status=2).stderr
     assert f"--config is not given, and --workdir={tmp_path / 'new'} holds no run to resume" in nothing
     assert "--config is not given: give --config, or --workdir" in script("train", status=2).stderr
-    assert contents(straight) == before
+    assert contents(uninterrupted) == before
     assert not (tmp_path / "new").exists()
 
 
 def test_only_keys_that_change_no_parameter_may_differ_on_resume():
-    """Every other key of the sections train and optim acts on the parameters, on the length or on the choice of the best."""
+    """Other keys of `train` and `optim` affect the parameters, the length of the run or the choice of the best checkpoint."""
     assert {key for key in keys.RESUMABLE if key.startswith("train.")} == {
         "train.log_every",
         "train.eval_every",

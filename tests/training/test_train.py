@@ -203,7 +203,7 @@ def test_after_a_signal_training_stops_when_the_calls_in_progress_end(small, tmp
     assert Run(tmp_path / "run").status()["step"] <= seen[2] + 10
 
 
-def test_the_message_about_a_divergence_has_the_figure_of_the_row(small, tmp_path):
+def test_the_message_about_a_divergence_has_the_loss_of_the_last_row(small, tmp_path):
     overrides = small | {"optim.name": "sgd", "optim.learning_rate": 1000.0, "optim.clip_norm": 0.0, "train.log_every": 1}
     with pytest.raises(Failure) as error:
         train.train(load.load(TINY, overrides), tmp_path / "run")
@@ -211,7 +211,7 @@ def test_the_message_about_a_divergence_has_the_figure_of_the_row(small, tmp_pat
     row = read_rows(tmp_path / "run")[-1]
     assert (row["step"], f"{row['nats']:,.4f}") == (int(found[1]), found[2])
     assert row["nats"] > 25
-    # A loss just above the limit is not rounded to the limit.
+    # The message shows enough digits of a loss that is just above the limit: 25.0400, not 25.
     with pytest.raises(judging.Diverged, match=r"^the loss is 25\.0400 nats per character; 25 is the limit$"):
         judging.check_loss(25.04, "the loss")
     judging.check_loss(25.0, "the loss")
@@ -227,7 +227,7 @@ def test_a_run_with_short_epochs_prints_a_part_of_its_evaluations_and_writes_all
         made = setup.set_up(load.load(TINY, overrides | changed))
         return [step for step in range(4, 201, 4) if judging.is_evaluation_shown(made, state.Progress(step=step))]
 
-    # 200 steps in 20 parts of 10 steps: the first evaluation at or after each multiple of 10
+    # At most 20 of the 50 evaluations are shown: the first evaluation at or after each multiple of 10 steps.
     assert shown() == [12, 20, 32, 40, 52, 60, 72, 80, 92, 100, 112, 120, 132, 140, 152, 160, 172, 180, 192, 200]
     assert len(shown(**{"train.log_every": 4})) == len(shown(**{"train.eval_every": 4})) == 50
     capsys.readouterr()
@@ -239,7 +239,7 @@ def test_a_run_with_short_epochs_prints_a_part_of_its_evaluations_and_writes_all
     assert [row["step"] for row in read_rows(tmp_path / "run") if row["split"] == "validation"] == [4, 8, 12, 16, 20]
 
 
-def test_a_terminal_shows_the_training_rows_only_with_rows(small, tmp_path, script):
+def test_a_terminal_shows_the_training_rows_only_with_the_flag_rows(small, tmp_path, script):
     """Runs the program on a pseudo-terminal and reads what the terminal gets."""
     flags = as_flags(small | {"train.eval_every": 6, "sample.length": 0})
 
@@ -262,7 +262,7 @@ def test_a_terminal_shows_the_training_rows_only_with_rows(small, tmp_path, scri
     without = on_terminal()
     assert re.findall(rows, without) == []
     assert "step 6/6  validation" in without
-    assert "chars/s" in without  # the bar
+    assert "chars/s" in without  # the progress bar
 
 
 def test_a_resumed_run_repeats_the_evaluation_that_a_signal_stopped(small, tmp_path, monkeypatch):
