@@ -311,8 +311,8 @@ def test_python_errors_name_the_flags_of_the_scripts(model, call, message):
     [
         (lambda model: model.surprisal(""), "the text is empty: give at least one character of the run's vocabulary."),
         (lambda model: model.logits("\ufeff"), "the text is empty: give at least one character of the run's vocabulary."),
-        (lambda model: model.states("aQ"), "the text has symbols that are not in the vocabulary: 'Q' (U+0051); "),
-        (lambda model: model.surprisal("aQ"), "the text has symbols that are not in the vocabulary: 'Q' (U+0051); "),
+        (lambda model: model.states("aQ"), "the text has symbols that are not in the vocabulary: 'Q' (U+0051)."),
+        (lambda model: model.surprisal("aQ"), "the text has symbols that are not in the vocabulary: 'Q' (U+0051)."),
         (lambda model: model.score(""), "the text has 0 chars, but scoring needs at least 2."),
         (lambda model: model.score("a"), "the text has 1 char, but scoring needs at least 2."),
         (lambda model: model.score("ab\ud83d"), "the text has half a character (\\ud83d): remove it."),

@@ -86,14 +86,21 @@ class Record(NamedTuple):
     def extensions_in_words(self) -> str | None:
         """The changes by --extend with their steps, or None, such as `at 100: steps 100 → 200`.
 
-        Keys that may differ on resume are left out, because they change no parameter.
+        Keys that may differ on resume are left out, because they change no parameter. Only keys that changed how the validation
+        loss is measured are not left out.
         """
+        resumable = keys.resumable(self.config)
         changes = [
             (entry["step"], [f"{keys.short(name)} {entry['before'].get(name)} → {entry['after'][name]}" for name in names])
             for entry in self.extensions
-            if (names := [name for name in entry["after"] if name not in keys.RESUMABLE])
+            if (names := [name for name in entry["after"] if name not in resumable or _resets_best(entry, name)])
         ]
         return "; ".join(f"at {step}: {', '.join(changed)}" for step, changed in changes) or None
+
+
+def _resets_best(entry: dict[str, Any], name: str) -> bool:
+    """Whether the change of this key changed the protocol, so that earlier evaluations are not compared."""
+    return entry["resets_best"] and name.startswith("eval.")
 
 
 def find(paths: Sequence[str]) -> list[pathlib.Path]:

@@ -271,6 +271,7 @@ def by_importance(columns: Sequence[Column], groups: Sequence[Group], sort: str)
     varying = [key for key in keys if len({row[key] for row in values}) > 1]
     # If no two rows have the same values of the keys, these values name the runs, and the column `run` is less important.
     is_named_by_keys = len({tuple(row[key] for key in varying) for row in values}) == len(values)
+    varying.sort(key=lambda key: -len({row[key] for row in values}))  # the keys with the most different values come first
     first = ["perplexity", sort, "state", *([] if is_named_by_keys else ["run"]), *varying, "nats", "n", *keys]
     return [name for name in dict.fromkeys([*first, *COLUMNS]) if name in names]
 

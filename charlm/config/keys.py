@@ -288,6 +288,7 @@ NEEDS = (("corpus.test_path", "corpus.validation_path"), ("corpus.validation_pat
 CONFLICTS = (("corpus.path", "corpus.tfds"), ("corpus.documents", "corpus.tfds"))
 
 KEYS = {key.name: key for key in TABLE}
+TEXT_PATHS = tuple(key.name for key in TABLE if key.rule is LOCAL)
 # The keys that --extend may change: the length of the training, the learning rate, evaluations, checkpoints and samples.
 EXTENDABLE = frozenset(
     key.name
@@ -297,8 +298,7 @@ EXTENDABLE = frozenset(
     or key.name.removeprefix("optim.") in ("learning_rate", "schedule", "warmup_steps", "final_fraction")
     or (key.name.startswith("optim.decay_") and key.name != "optim.decay_biases")
 )
-# The keys that may differ when a run is resumed, because they do not change the parameters of the model. These keys set when
-# charlm logs, evaluates and saves, and how it evaluates and samples.
+# The keys that set when charlm logs, evaluates and saves, and how it evaluates and samples; see `resumable`.
 RESUMABLE = frozenset(
     key.name
     for key in TABLE
@@ -335,6 +335,23 @@ def defaults(type_safe: bool = True) -> ConfigDict:
     return config
 
 
+def resumable(config: Mapping[str, object]) -> frozenset[str]:
+    """The keys that may differ when a run is resumed, because they do not change the parameters of the model.
+
+    With `train.patience`, evaluations decide when the training ends. With `train.halvings`, a diverged run goes back to its last
+    checkpoint, and each evaluation writes a checkpoint. Some of the keys then do change the parameters.
+
+    Args:
+      config: the config of the run, dotted key → value.
+    """
+    changing: set[str] = set()
+    if config.get("train.patience"):
+        changing |= {name for name in RESUMABLE if name.startswith("eval.")} | {"train.eval_every"}
+    if config.get("train.halvings"):
+        changing |= {"train.eval_every", "train.checkpoint_every"}
+    return RESUMABLE - changing
+
+
 def before_keys_existed() -> dict[str, object]:
     """Returns the value of each key for runs that were made before the key existed.
 
@@ -364,9 +381,14 @@ def known(name: str) -> str:
         example = next(key for key in KEYS if key.startswith(f"{name}."))
         raise UserError(f"config key {name!r} is a section: set its keys, such as {example}.")
     if name not in KEYS:
-        same_name = [key for key in KEYS if key.split(".")[-1] == name.split(".")[-1]]
-        close = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.0)
-        raise UserError(f"unknown config key {name!r}: the nearest key is {(same_name + close)[0]!r}.")
+        last = name.split(".")[-1]
+        same_name = [key for key in KEYS if key.split(".")[-1] == last]
+        close = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.6)
+        with_this_word = [key for key in KEYS if last in key.split(".")[-1].split("_")]
+        nearest = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.0)
+        raise UserError(
+            f"unknown config key {name!r}: the nearest key is {[*same_name, *close, *with_this_word, *nearest][0]!r}."
+        )
     return name
 
 

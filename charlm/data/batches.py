@@ -388,25 +388,26 @@ class Order:
         return examples_B.astype(np.int64)
 
 
-def encode(vocab: Vocab, split: str | LongText | list[str], where: str) -> Encoded:
+def encode(vocab: Vocab, split: str | LongText | list[str], where: str, advice: str = "") -> Encoded:
     """Encodes a running text, or a list of documents, as ids.
 
     Args:
       vocab: the vocabulary. For documents, it must have `<eos>`.
       split: the text or the documents.
       where: the name of the split in error messages.
+      advice: what the user can do about unknown symbols, for error messages.
 
     Raises:
       UserError: the split has characters outside the vocabulary, and the vocabulary has no `<unk>`.
     """
     if isinstance(split, LongText):
-        return Encoded(split.encode(vocab, where), None, where, split.sizes_N)
+        return Encoded(split.encode(vocab, where, advice), None, where, split.sizes_N)
     has_unknown = UNK in vocab.specials  # the id of `<unk>` does not tell how many bytes a character has
     if isinstance(split, str):
-        ids_N = vocab.encode(split, where)
+        ids_N = vocab.encode(split, where, advice)
         return Encoded(ids_N, None, where, utf8_sizes(split) if has_unknown else Translated(ids_N, vocab.sizes_V))
     starts_D1 = np.cumsum([0, *(vocab.length_of(document) + 1 for document in split)])
-    texts_N = vocab.encode("".join(split), where)
+    texts_N = vocab.encode("".join(split), where, advice)
     # Fill the array with <eos>. Then write the characters at all positions except the last position of each document.
     ids_N = np.full(starts_D1[-1], vocab.id_of(EOS), texts_N.dtype)
     is_text_N = np.ones(len(ids_N), bool)

@@ -105,12 +105,12 @@ class LongText:
                 continue
             yield code_points_of_symbols[block].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8")
 
-    def encode(self, vocab: Vocab, where: str) -> "Ids":
+    def encode(self, vocab: Vocab, where: str, advice: str = "") -> "Ids":
         """The (N,) ids of the text, still mapped from disk.
 
         Args:
           vocab: the vocabulary.
-          where: the name of the text in error messages.
+          where, advice: for error messages; see `Vocab.encode`.
 
         Raises:
           UserError: the text has characters outside the vocabulary, and the vocabulary has no `<unk>`.
@@ -122,7 +122,8 @@ class LongText:
         used = set(self.symbols_used)
         # Symbols that do not occur in this slice may be outside the vocabulary. These symbols get an arbitrary id. This id is
         # never used.
-        table = vocab.encode("".join(symbol if symbol in used else vocab.symbols[0] for symbol in self.symbols), where)
+        symbols = "".join(symbol if symbol in used else vocab.symbols[0] for symbol in self.symbols)
+        table = vocab.encode(symbols, where, advice)
         if np.array_equal(table, np.arange(len(self.symbols))):
             return self.codes_N
         return Translated(self.codes_N, table)

@@ -17,7 +17,7 @@ from charlm.errors import UserError
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 NUM_CODE_POINTS = 0x110000
-HINT = "train with vocab.unknown=true to map them to <unk>, or with vocab.source=corpus to include the symbols of all splits."
+ADVICE = "train with vocab.unknown=true to map them to <unk>, or with vocab.source=corpus to include the symbols of all splits."
 # The Unicode categories of odd characters: controls, invisible marks, undefined, private use, surrogates, and spaces.
 ODD_CATEGORIES = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs")
 ORDINARY = " \t\n\u3000"  # characters in ODD_CATEGORIES that are common in texts; U+3000 is the space of Chinese
@@ -91,12 +91,13 @@ class Vocab:
         """The number of ids of a text: the number of its characters, or of its bytes in UTF-8."""
         return len(text.encode("utf-8", "surrogatepass")) if self.of_bytes else len(text)
 
-    def encode(self, text: str, where: str = "the text") -> np.ndarray:
+    def encode(self, text: str, where: str = "the text", advice: str = "") -> np.ndarray:
         """The (N,) ids of a text of N symbols, in a small unsigned integer type.
 
         Args:
           text: the text to encode.
           where: the name of the text in error messages.
+          advice: what the user can do about unknown symbols, for error messages.
 
         Raises:
           UserError: the text has characters outside the vocabulary, and the vocabulary has no `<unk>`.
@@ -114,7 +115,8 @@ class Vocab:
             codes = code_points(text[start : start + BLOCK])
             if UNK not in self.specials and not known[codes].all():
                 unknown_symbols = shown(self.missing(symbols_of(text)))
-                raise UserError(f"{where} has symbols that are not in the vocabulary: {unknown_symbols}; {HINT}")
+                advised = f"; {advice}" if advice else "."
+                raise UserError(f"{where} has symbols that are not in the vocabulary: {unknown_symbols}{advised}")
             ids[start : start + BLOCK] = table[codes]
         return ids
 

@@ -4,8 +4,10 @@ The checks run before JAX is imported, so that a program reports a mistake at on
 an argument of a Python method has the name of a flag, a wrong argument raises the same message as a wrong flag.
 """
 
+import codecs
 import contextlib
 import numbers
+import os
 import pathlib
 import sys
 import tempfile
@@ -15,7 +17,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from charlm import files
-from charlm.config.keys import MOST
+from charlm.config.keys import ENCODING, MOST
 from charlm.data import batches, corpora, documents
 from charlm.data.textfiles import Reading
 from charlm.data.vocab import EOS, UNK, Vocab, shown
@@ -120,8 +122,8 @@ def split_to_score(run: Run, split: str | None) -> ScoredText:
     return ScoredText(run.splits()[split], corpus["sha256"], split, f"the {split} split")
 
 
-def file_to_score(run: Run, path: str, unknown: str | None = None) -> ScoredText:
-    """The text of a file or folder, decoded, normalised and divided into documents like the run's corpus.
+def file_to_score(run: Run, path: str, unknown: str | None = None, encoding: str | None = None) -> ScoredText:
+    """The text of a file or folder, normalised and divided into documents like the run's corpus.
 
     If the run's corpus came from TFDS, each line is a document.
 
@@ -129,21 +131,22 @@ def file_to_score(run: Run, path: str, unknown: str | None = None) -> ScoredText
       path: the file or folder; `-` is standard input.
       unknown: what to do with characters outside the vocabulary. `error` raises a UserError. `skip` drops them. `unk` reads
         them as `<unk>`. None means `unk` if the vocabulary has `<unk>`, otherwise `error`.
+      encoding: the encoding of the text. None means UTF-8 for standard input, and `corpus.encoding` of the run otherwise.
 
     Raises:
-      UserError: the path is empty, the file can't be read, the text has fewer than 2 characters, or its characters are not
+      UserError: the path is empty, the encoding is unknown, the file can't be read, the text has fewer than 2 characters, or its characters are not
         allowed.
     """
-    text, skipped = _text_of_file(run, path, unknown)
+    text, skipped = _text_of_file(run, path, unknown, encoding)
     return _checked_text(text, f"text {path}", f"--text={path}")._replace(skipped=skipped)
 
 
-def lines_of_file(run: Run, path: str, unknown: str | None = None) -> list[str]:
+def lines_of_file(run: Run, path: str, unknown: str | None = None, encoding: str | None = None) -> list[str]:
     """The lines of a file, without line breaks, or its documents if the run's corpus has documents. Empty ones are included.
 
     See `file_to_score` for the arguments and the errors.
     """
-    return lines_of(_text_of_file(run, path, unknown)[0])
+    return lines_of(_text_of_file(run, path, unknown, encoding)[0])
 
 
 def lines_of(text: corpora.Split) -> list[str]:
@@ -151,25 +154,44 @@ def lines_of(text: corpora.Split) -> list[str]:
     return text if isinstance(text, list) else documents.lines(str(text))
 
 
-def _text_of_file(run: Run, path: str, unknown: str | None) -> tuple[corpora.Split, int]:
+def _text_of_file(run: Run, path: str, unknown: str | None, encoding: str | None) -> tuple[corpora.Split, int]:
     """The text of a file, and the number of characters that were dropped from it."""
     if not path:
         raise UserError("--text=: must be a file or folder.")
     if files.is_address(path):
         raise UserError(f"--text={path}: must be a file or folder on this machine: download the text first.")
-    if path == "-":
-        with _standard_input() as file:
-            return _known(_read(run, file, unknown), run.vocab(), unknown, f"--text={path}")
-    return _known(_read(run, path, unknown), run.vocab(), unknown, f"--text={path}")
+    if encoding is not None and not ENCODING.is_right(encoding):
+        raise UserError(f"--encoding={encoding}: must be {ENCODING.words}.")
+    reading = Reading.of(run.config())
+    reading = reading._replace(encoding=encoding or ("utf-8" if path == "-" else reading.encoding))
+    with _standard_input() if path == "-" else contextlib.nullcontext(path) as file:
+        text, hint = _read(run, file, unknown, reading), _hint_of_utf8(file, reading.encoding)
+    return _known(text, run.vocab(), unknown, f"--text={path}", hint)
 
 
-def _read(run: Run, path: str, unknown: str | None) -> corpora.Split:
+def _read(run: Run, path: str, unknown: str | None, reading: Reading) -> corpora.Split:
     config, form = run.config(), ""
     if "documents" in run.corpus():
         form = corpora.form_of(config) or "lines"
     folder = None if unknown == "skip" else cache.folder_of(config)  # characters can be dropped only from a text in memory
     normalise = corpora.Normalisation.of(config)
-    return corpora.read(path, normalise, form, folder, Reading.of(config), corpora.has_bytes(config))[0]
+    try:
+        return corpora.read(path, normalise, form, folder, reading, corpora.has_bytes(config))[0]
+    except UserError as error:
+        raise UserError(str(error).replace("corpus.encoding", "--encoding")) from error
+
+
+def _hint_of_utf8(path: str, encoding: str) -> str:
+    """Advice for a file that looks like UTF-8 but was read in another encoding. Otherwise an empty text."""
+    if encoding == "utf-8" or not os.path.isfile(path):
+        return ""
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    try:
+        is_utf8 = not codecs.getincrementaldecoder("utf-8")().decode(head).isascii()
+    except UnicodeDecodeError:
+        is_utf8 = False
+    return " The file looks like UTF-8: set --encoding=utf-8." if is_utf8 else ""
 
 
 @contextlib.contextmanager
@@ -184,8 +206,12 @@ def _standard_input() -> Iterator[str]:
             raise UserError(str(error).replace(str(file), "standard input")) from error
 
 
-def _known(text: corpora.Split, vocab: Vocab, unknown: str | None, where: str) -> tuple[corpora.Split, int]:
-    """The text with characters outside the vocabulary treated as `unknown` says, and the number of dropped characters."""
+def _known(text: corpora.Split, vocab: Vocab, unknown: str | None, where: str, hint: str) -> tuple[corpora.Split, int]:
+    """The text with characters outside the vocabulary treated as `unknown` says, and the number of dropped characters.
+
+    Args:
+      hint: a sentence that follows the message about such characters.
+    """
     has_unk = vocab.id_of(UNK) is not None
     if unknown == "unk" and not has_unk:
         raise UserError("--unknown=unk: the run's vocabulary has no <unk>: give --unknown=skip to drop unknown characters.")
@@ -194,7 +220,7 @@ def _known(text: corpora.Split, vocab: Vocab, unknown: str | None, where: str) -
         return text, 0
     if unknown in (None, "error"):
         raise UserError(
-            f"{where} has {shown(unknown_symbols)}, outside the run's vocabulary: --unknown=skip drops such characters."
+            f"{where} has {shown(unknown_symbols)}, outside the run's vocabulary: --unknown=skip drops such characters.{hint}"
         )
     if unknown == "unk":
         warn(f"{where}: characters outside the vocabulary count as <unk>: {shown(unknown_symbols)}")

@@ -21,7 +21,7 @@ from charlm import measures
 from charlm.config.keys import FRAMINGS, defaults
 from charlm.data.batches import Batch, Encoded, Framing, start_ids
 from charlm.data.corpora import Normalisation
-from charlm.data.vocab import Vocab
+from charlm.data.vocab import UNK, Vocab
 from charlm.errors import UserError
 from charlm.hardware import cache, devices
 from charlm.inference import inputs, pieces, restore, sample
@@ -213,6 +213,7 @@ class Model:
             nats: the sum of the nats of the scored characters.
             chars: the number of scored characters.
             bits_per_char: the mean loss in bits, or None if no character is scored.
+            unknown: the number of characters that the model reads as `<unk>`. Left out if there are none.
 
         Raises:
           UserError: a line has unknown symbols and the vocabulary has no `<unk>`.
@@ -227,6 +228,8 @@ class Model:
             nats, chars = float(scores.nats_M.sum(dtype=np.float64)), len(scores.nats_M)
             bits = measures.bits(nats / chars) if chars else None
             found[index] = {"line": index + 1, "text": lines[index], "nats": nats, "chars": chars, "bits_per_char": bits}
+            if unknown := int((ids[index] == self.vocab.id_of(UNK)).sum()) if UNK in self.vocab.specials else 0:
+                found[index]["unknown"] = unknown
         return found
 
     def score_chars(self, texts: Sequence[str], alternatives: int) -> list[tuple[np.ndarray, pieces.Scores]]:

@@ -19,6 +19,8 @@ from charlm.inference.evaluate import AHEAD, placement
 from charlm.models.stack import Functions
 
 LENGTHS = (32, 64, 128, 256)  # the lengths of windows, for each of which a program is compiled
+ALIKE = 1024  # pieces of up to this number of ids may be in one batch with any shorter piece
+FEWER_ROWS = (1, 8)  # the numbers of rows of batches of a few long pieces; a program is compiled for each of them
 
 
 class Scores(NamedTuple):
@@ -60,7 +62,7 @@ def score(
     Args:
       model: the model as pure functions.
       pieces: the ids of each piece.
-      rows: the number of pieces that are read together. It changes only the speed and the memory, not the scores.
+      rows: the largest number of pieces that are read together. It changes only the speed and the memory, not the scores.
       mesh: the devices among which the rows are divided.
       alternatives: K, the number of likeliest ids to find. If the vocabulary is smaller, K is its size.
     """
@@ -76,21 +78,37 @@ def score(
 
     compiled = jax.jit(window, donate_argnums=2)
     rows = min(rows, len(pieces))
-    place, params = placement(mesh, rows, params)
-    order = sorted(range(len(pieces)), key=lambda index: len(pieces[index]))
-    for first in range(0, len(order), rows):
-        members = order[first : first + rows]
-        windows = _windows([pieces[index] for index in members], rows)
-        carry, results = place(model.zero_carry(rows)), []
-        for ids_BT1 in windows:
-            result, carry = compiled(params, place(ids_BT1), carry)
+    for members in _batches([len(piece) for piece in pieces], rows):
+        # A batch of a few long pieces has fewer rows, because empty rows cost as much time and memory as the other rows.
+        is_long = len(pieces[members[-1]]) > ALIKE
+        count = next(number for number in (*FEWER_ROWS, rows) if number >= len(members)) if is_long else rows
+        place, placed = placement(mesh, count, params)
+        carry, results = place(model.zero_carry(count)), []
+        for ids_BT1 in _windows([pieces[index] for index in members], count):
+            result, carry = compiled(placed, place(ids_BT1), carry)
             results.append(result)
             if len(results) > AHEAD:
                 jax.block_until_ready(results[-AHEAD])
         joined = Scores(*(np.concatenate(parts, axis=1) for parts in zip(*jax.device_get(results), strict=True)))
         for row, index in enumerate(members):
-            count = max(0, len(pieces[index]) - 1)
-            yield index, Scores(*(leaf[row, :count] for leaf in joined))
+            scored = max(0, len(pieces[index]) - 1)
+            yield index, Scores(*(leaf[row, :scored] for leaf in joined))
+
+
+def _batches(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """The indices of the pieces in batches of at most `rows` pieces of similar length. Short pieces come first.
+
+    All rows of a batch are padded to the longest one. A batch therefore ends before a piece that is longer than ALIKE and more
+    than twice as long as the first piece of the batch.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if batch and (len(batch) == rows or lengths[index] > max(ALIKE, 2 * lengths[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def _windows(pieces: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:

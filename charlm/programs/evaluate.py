@@ -18,7 +18,7 @@ same way. If the run's corpus came from TensorFlow Datasets, each line of your t
 
 --per_line prints one JSON object for each line of the text, in the order of the lines: `line` (its number, from 1), `text`,
 `nats` (the sum over its scored characters), `chars` (the number of scored characters) and `bits_per_char` (null if there are
-none). Each line is scored alone: the state is zero before its first character, which is not scored. If the run's corpus has
+none). If the model reads characters of the line as <unk>, `unknown` is their number. Each line is scored alone: the state is zero before its first character, which is not scored. If the run's corpus has
 documents, each document is scored instead of each line. Its end is scored too, and with batch.start_symbol also its first
 character.
 
@@ -55,6 +55,9 @@ _SPLIT = flags.DEFINE_string(
 )
 _TEXT = flags.DEFINE_string(
     "text", None, "text file or folder to score instead of a split, read like the run's corpus; -: standard input"
+)
+_ENCODING = flags.DEFINE_string(
+    "encoding", None, "encoding of --text; default: corpus.encoding of the run's config, or utf-8 for standard input"
 )
 _UNKNOWN = flags.DEFINE_enum(
     "unknown",
@@ -98,6 +101,8 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError(f"--lanes={_LANES.value}: must be 1 or more.")
     if _UNKNOWN.value is not None and _TEXT.value is None:
         raise UserError("--unknown is given without --text: the symbols of a split are in the vocabulary.")
+    if _ENCODING.value is not None and _TEXT.value is None:
+        raise UserError("--encoding is given without --text: a split is read in the encoding of the corpus.")
     check_checkpoint_name(_CHECKPOINT.value)
     run = Run(_WORKDIR.value)
     run.status()
@@ -124,7 +129,7 @@ def _scored_text(run: Run) -> inputs.ScoredText:
     """The split or the text that the flags name."""
     if _TEXT.value is None:
         return inputs.split_to_score(run, _SPLIT.value)
-    return inputs.file_to_score(run, _TEXT.value, _UNKNOWN.value)
+    return inputs.file_to_score(run, _TEXT.value, _UNKNOWN.value, _ENCODING.value)
 
 
 def _load_model(config: ConfigDict, rows: int) -> "Model":
@@ -185,7 +190,7 @@ def _write_chars(trained: "Model", texts: list[str], path: pathlib.Path | None) 
 def _texts(run: Run) -> tuple[list[str], str]:
     """The texts that are each read from the zero state, and where they come from."""
     if _TEXT.value is not None and _PER_LINE.value:
-        texts, where = inputs.lines_of_file(run, _TEXT.value, _UNKNOWN.value), f"--text={_TEXT.value}"
+        texts, where = inputs.lines_of_file(run, _TEXT.value, _UNKNOWN.value, _ENCODING.value), f"--text={_TEXT.value}"
     else:
         scored = _scored_text(run)
         text = scored.text

@@ -106,7 +106,7 @@ def main(common: dict[str, str]) -> int:
 
 def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> int:
     by_overrides = sweep.load_trials(_CONFIG.value, common)
-    trials = root.with_existing_names(by_overrides)
+    trials = root.matched(by_overrides)
     removed = root.check(_CONFIG.value, trials)
     renamed = {new.name: old.name for old, new in zip(by_overrides, trials, strict=True) if old.name != new.name}
     trials = [trial for trial in trials if _is_chosen(trial)]
@@ -115,6 +115,9 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
     statuses = {trial.name: launch.read_status(root.run(trial)) for trial in trials}
     skipped_states = ("done", "diverged") if _RETRY_FAILED.value else ("done", "diverged", "failed")
     to_start = [trial for trial in trials if statuses[trial.name].state not in skipped_states]
+    for trial in to_start:
+        if statuses[trial.name].state == "new":
+            sweep.check_files(trial)
     _announce(statuses, removed)
     if same := [f"{renamed[name]} as {name}" for name in statuses if name in renamed]:
         more = f", and {len(same) - LISTED} more" if len(same) > LISTED else ""

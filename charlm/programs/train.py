@@ -94,7 +94,7 @@ def main(overrides: dict[str, str]) -> int:
 
     processes.join(spec)
     if _DESCRIBE.value:
-        return opening.describe_only(config, _GRAPH.value, _GRAPH_STEPS.value)
+        return opening.describe_only(config, _GRAPH.value, _GRAPH_STEPS.value, workdir)
     return train.train(config, str(workdir), _VERBOSE.value, _EXTEND.value, _ROWS.value)
 
 

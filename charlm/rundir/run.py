@@ -139,6 +139,13 @@ class Run:
             return entries[:-1]
         return entries
 
+    def first_config_fields(self) -> dict[str, object]:
+        """Returns what `config_fields` returned before the changes in `extensions`."""
+        fields = self.config_fields()
+        for entry in reversed(self.extensions()):
+            fields |= entry["before"]
+        return fields
+
     def extend(self, entry: dict[str, Any], config: ConfigDict) -> None:
         """Changes the config of the run and adds an entry to extensions.json.
 
@@ -432,10 +439,25 @@ def check_checkpoint_name(which: str) -> None:
         raise UserError(f"--checkpoint={which}: must be best, latest or a step.")
 
 
+def run_and_checkpoint(given: str, given_as: str) -> tuple[str, str]:
+    """Divides RUN[:CHECKPOINT]. The default checkpoint is `best`. RUN may contain colons.
+
+    Raises a UserError that begins with `given_as` if RUN is not the directory of a run.
+    """
+    path, colon, which = given.rpartition(":")
+    if os.path.isdir(given) or not colon:
+        path, which = given, "best"
+    if not os.path.isfile(os.path.join(path, "status.json")):
+        raise UserError(f"{given_as}: {path} is not the directory of a run: give RUN, or RUN:CHECKPOINT.")
+    if which not in ("best", "latest") and not (which.isascii() and which.isdigit()):
+        raise UserError(f"{given_as}: the checkpoint {which!r} must be best, latest or a step.")
+    return path, which
+
+
 def exists(workdir: str | os.PathLike, config: ConfigDict, extend: bool = False) -> bool:
     """Whether the directory already holds a run with this config. Writes nothing.
 
-    The config may differ from the config of the run in the keys of `keys.RESUMABLE`.
+    The config may differ from the config of the run in the keys that `keys.resumable` returns.
 
     Args:
       extend: whether the config may also differ in the keys that --extend may change.
@@ -468,7 +490,8 @@ def exists(workdir: str | os.PathLike, config: ConfigDict, extend: bool = False)
     fixed = {name: values for name, values in different.items() if name not in keys.EXTENDABLE}
     if fixed and extend:
         raise UserError(f"--extend can't change {load.in_words(fixed)} of the run in --workdir={workdir}: leave them as saved.")
-    refused = {name: values for name, values in different.items() if name not in keys.RESUMABLE}
+    resumable = keys.resumable(run.config_fields())
+    refused = {name: values for name, values in different.items() if name not in resumable}
     if refused and not extend:
         advice = "choose another directory" if fixed else "choose another directory, add --extend to change the run"
         raise UserError(

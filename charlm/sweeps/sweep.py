@@ -223,6 +223,16 @@ def make_trial(file_and_arg: str, common: Mapping[str, object], overrides: Mappi
     return Trial(trial_name(typed), typed, config)
 
 
+def check_files(trial: Trial) -> None:
+    """Raises a UserError if a text or a parent run that a new trial needs does not exist."""
+    values = load.flatten(trial.config)
+    for name in config_keys.TEXT_PATHS:
+        if values[name] and not os.path.exists(values[name]):
+            raise UserError(f"trial {trial.name}: {name}={values[name]}: no such file or folder.")
+    if parent := trial.config.train.init_from:
+        run_module.run_and_checkpoint(parent, f"trial {trial.name}: train.init_from={parent}")
+
+
 def trial_name(overrides: Overrides) -> str:
     """The name of a trial's directory, such as `hidden=128,learning_rate=0.002,seed=1`.
 
@@ -274,28 +284,38 @@ class Root:
         """The file with the output of a trial."""
         return self.path / "logs" / f"{trial.name}.log"
 
-    def with_existing_names(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials, where a trial gets the name of a run in the folder that has the same config. Writes nothing.
+    def matched(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials, matched with the runs in the folder. Writes nothing.
 
-        The name of a trial lists the swept keys. If a key is added to a sweep, the trials with the key's default therefore get
-        other names than before, but their configs stay the same.
+        A run belongs to a trial if it began with the config of the trial. The trial then gets the name of the run. The name of
+        a trial lists the swept keys. If a key is added to a sweep, the trials with the key's default therefore have other names
+        than before, although their configs are the same. If the config of the run was changed later, for example by
+        `train.py --extend`, the trial also gets the config of the run.
         """
         if not self._record_file.exists():
             return list(trials)
         names = {trial.name for trial in trials}
-        existing: dict[str, str] = {}  # config → name of the run
+        others: dict[str, str] = {}  # the first config of a run with another name → the name
         for name in self._read_record()["trials"]:
-            if name not in names:
-                with contextlib.suppress(UserError):  # the trial has no run yet, or its run is damaged
-                    fields = run_module.Run(self.path / name).config_fields()
-                    existing.setdefault(load.results_config(fields), name)
-        named = []
+            if name not in names and (config := self._first_config(name)):
+                others.setdefault(config, name)
+        found = []
         for trial in trials:
+            config = load.results_config(load.to_dict(trial.config))
             if not (self.path / trial.name).exists():
-                # `pop`, so that two trials never share a run: they may differ in a key that changes no result
-                trial = trial._replace(name=existing.pop(load.results_config(load.to_dict(trial.config)), trial.name))
-            named.append(trial)
-        return named
+                # `pop`, so that two trials never get the same run. They may differ in a key that changes no result.
+                trial = trial._replace(name=others.pop(config, trial.name))
+            if self._first_config(trial.name) == config and self.run(trial).extensions():
+                trial = trial._replace(config=self.run(trial).config())
+            found.append(trial)
+        return found
+
+    def _first_config(self, name: str) -> str | None:
+        """The config with which a run began, as text. None if there is no run, or if it is damaged."""
+        try:
+            return load.results_config(run_module.Run(self.path / name).first_config_fields())
+        except UserError:
+            return None
 
     def check(self, file_and_arg: str, trials: Sequence[Trial]) -> list[str]:
         """Checks that the folder is new or belongs to this sweep. Writes nothing.

@@ -1,7 +1,7 @@
 """Changes the config of a run that is done or was stopped. The run is then trained on from its latest checkpoint.
 
 With --extend, the keys in `keys.EXTENDABLE` may change. When a run is resumed without --extend, only the keys in
-`keys.RESUMABLE` may change. The change is kept in extensions.json. A change is either made as a whole or not at all, even if
+`keys.resumable` may change. The change is kept in extensions.json. A change is either made as a whole or not at all, even if
 the process is killed in between; see `Run.extend`.
 """
 

@@ -7,7 +7,6 @@ would have without `train.init_from`. All other parameters are copied.
 
 import contextlib
 import dataclasses
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from charlm.errors import UserError
 from charlm.inference import restore
 from charlm.models import stack
 from charlm.rundir import checkpoint
+from charlm.rundir import run as run_module
 from charlm.rundir.run import Run
 from charlm.training.setup import Setup
 from charlm.training.state import Progress, TrainState, initial_state_maker, to_checkpoint
@@ -56,7 +56,7 @@ def read(config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = Non
     if given is None:
         return None
     given_as = f"train.init_from={given}"
-    path, which = _run_and_checkpoint(given, given_as)
+    path, which = run_module.run_and_checkpoint(given, given_as)
     trained = restore.load(path, str(recorded["step"]) if recorded else which, given_as=given_as)
     digest = checkpoint.digest(trained.params)
     if recorded and digest != recorded["digest"]:
@@ -138,18 +138,6 @@ def tell(parent: dict[str, Any]) -> None:
             listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
             lines.append(f"{progress.counted(len(symbols), 'symbol')} {what}: {listed}")
     progress.tell("; ".join(lines) + ".")
-
-
-def _run_and_checkpoint(given: str, given_as: str) -> tuple[str, str]:
-    """Divides RUN[:CHECKPOINT]. The default checkpoint is `best`. RUN may contain colons."""
-    path, colon, which = given.rpartition(":")
-    if os.path.isdir(given) or not colon:
-        path, which = given, "best"
-    if not os.path.isfile(os.path.join(path, "status.json")):
-        raise UserError(f"{given_as}: {path} is not the directory of a run: give RUN, or RUN:CHECKPOINT.")
-    if which not in ("best", "latest") and not (which.isascii() and which.isdigit()):
-        raise UserError(f"{given_as}: the checkpoint {which!r} must be best, latest or a step.")
-    return path, which
 
 
 def _shapes(config: ConfigDict, vocab_size: int) -> Params:

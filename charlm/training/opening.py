@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 
 import jax
 from ml_collections import ConfigDict
@@ -51,13 +52,23 @@ def has_ended(run: Run, config: ConfigDict, extend: bool = False) -> bool:
     return status["state"] == "done"
 
 
-def describe_only(config: ConfigDict, graph: str, graph_steps: int) -> int:
-    """Prints the description of a config and all parameters, and writes a picture of the network. Returns the exit status."""
+def describe_only(config: ConfigDict, graph: str, graph_steps: int, workdir: str | None = None) -> int:
+    """Prints the description of a config and all parameters, and writes a picture of the network. Returns the exit status.
+
+    Args:
+      workdir: the run directory. If it holds a run of this config, the recorded parent of the run is named. Otherwise, the
+        parent that `train.init_from` names is read.
+    """
     setup = set_up(config)
-    inheritance = inheriting.read(config, setup)
+    run = Run(workdir) if workdir is not None and os.path.exists(os.path.join(workdir, "status.json")) else None
+    if run and not load.differences(load.to_dict(run.config()), load.to_dict(config)):
+        parent = run.parent()
+    else:
+        inheritance = inheriting.read(config, setup)
+        parent = inheritance and inheritance.parent
     describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)), verbose=True)
-    if inheritance:
-        inheriting.tell(inheritance.parent)
+    if parent:
+        inheriting.tell(parent)
     dot = drawing.unrolled(*setup.functions.shape, graph_steps, last_only=Framing.of(config).window > 0)
     print(f"written: {', '.join(drawing.write(dot, graph))}")
     return 0

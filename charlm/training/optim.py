@@ -76,6 +76,16 @@ def schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> opta
     return optax.join_schedules([optax.linear_schedule(0.0, config.optim.learning_rate, warmup), after], [warmup])
 
 
+def unread_keys(config: ConfigDict) -> list[str]:
+    """The keys for times in epochs or for a constant beginning that are set, although the schedule does not read them."""
+    name, keys = config.optim.schedule, []
+    if config.optim.decay_after and name not in ("exponential", "step"):
+        keys.append("optim.decay_after")
+    if config.optim.decay_epochs and name not in ("exponential", "step", "trapezoid"):
+        keys.append("optim.decay_epochs")
+    return keys
+
+
 def rates(by_step: optax.Schedule) -> Callable[[int, int], np.ndarray]:
     """Returns a function (step, count) → the learning rates of `count` steps, starting at `step`: float32 (count,).
 

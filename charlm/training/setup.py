@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from charlm import progress
 from charlm.data import batches, corpora
-from charlm.data.vocab import PAD, Vocab
+from charlm.data.vocab import ADVICE, PAD, Vocab
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import sample
@@ -90,10 +90,12 @@ def set_up(config: ConfigDict) -> Setup:
     framing = batches.Framing.of(config)
     corpus = corpora.load(config)
     vocab = corpora.vocabulary(config, corpus)
-    encoded = {split: batches.encode(vocab, text, f"the {split} split") for split, text in corpus.splits.items()}
+    encoded = {split: batches.encode(vocab, text, f"the {split} split", ADVICE) for split, text in corpus.splits.items()}
     training = batches.training_batches(framing, encoded["train"], seed)
     for key in stack.unread_keys(config):
         progress.warn(f"{key} has no effect: model.cell={config.model.cell} does not read it.")
+    for key in optim.unread_keys(config):
+        progress.warn(f"{key} has no effect, because the schedule that optim.schedule names does not read it.")
     functions = stack.functions(config, len(vocab))
     protocol = Protocol.of(config, framing)
     if "validation" in encoded:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from charlm.data.vocab import BLOCK, Vocab, counts_of, is_odd, symbols_of
+from charlm.data.vocab import ADVICE, BLOCK, Vocab, counts_of, is_odd, symbols_of
 from charlm.errors import UserError
 
 
@@ -35,7 +35,9 @@ def test_unknown_symbols_are_refused_with_an_error_that_lists_the_symbols():
         UserError,
         match=r"the test split has symbols that are not in the vocabulary: 'x' \(U\+0078\), 'é' \(U\+00E9\); train with",
     ):
-        vocab.encode("axbéx", "the test split")
+        vocab.encode("axbéx", "the test split", ADVICE)
+    with pytest.raises(UserError, match=r"^the text has symbols that are not in the vocabulary: 'x' \(U\+0078\)\.$"):
+        vocab.encode("ax")
 
 
 def test_unknown_symbols_become_unk_and_unk_is_never_sampled():

@@ -344,9 +344,9 @@ def test_two_trials_never_use_the_same_run(write_config, tmp_path):
     root.run(trial).workdir.mkdir()
     (root.run(trial).workdir / "config.json").write_text(json.dumps(load.to_dict(trial.config)))
     trials = sweep.load_trials(write_config('product({"model.hidden": [8], "train.steps_per_call": [1, 2]})'), {})
-    assert [each.name for each in root.with_existing_names(trials)] == ["hidden=8", "hidden=8,steps_per_call=2"]
+    assert [each.name for each in root.matched(trials)] == ["hidden=8", "hidden=8,steps_per_call=2"]
     other = sweep.load_trials(write_config('product({"model.hidden": [8], "model.dropout": [0.1]})'), {})
-    assert root.with_existing_names(other) == other
+    assert root.matched(other) == other
 
 
 VALUES = {
