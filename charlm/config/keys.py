@@ -459,7 +459,8 @@ def checked(name: str, value: object) -> object:
     except OverflowError:  # a tuple of fractions contains an integer too large for a float
         right = False
     if not right:
-        raise UserError(f"{name}={value!r}: must be {key.rule.words}.")
+        none = "None, or " if key.default is None and value == "" else ""
+        raise UserError(f"{name}={value!r}: must be {none}{key.rule.words}.")
     return value
 
 

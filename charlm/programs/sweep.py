@@ -111,7 +111,9 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
     renamed = {new.name: old.name for old, new in zip(by_overrides, trials, strict=True) if old.name != new.name}
     trials = [trial for trial in trials if _is_chosen(trial)]
     if not trials:
-        raise UserError(f"--only={_ONLY.value[-1]}: no trial of {_CONFIG.value} meets this condition.")
+        conditions = " ".join(f"--only={condition}" for condition in _ONLY.value)
+        words = "this condition" if len(_ONLY.value) == 1 else "all these conditions"
+        raise UserError(f"{conditions}: no trial of {_CONFIG.value} meets {words}.")
     statuses = {trial.name: launch.read_status(root.run(trial)) for trial in trials}
     skipped_states = ("done", "diverged") if _RETRY_FAILED.value else ("done", "diverged", "failed")
     to_start = [trial for trial in trials if statuses[trial.name].state not in skipped_states]
