@@ -169,7 +169,8 @@ def _read(run: Run, path: str, unknown: str | None) -> corpora.Split:
     config, form = run.config(), ""
     if "documents" in run.corpus():
         form = corpora.form_of(config) or "lines"
-    folder = None if unknown == "skip" else cache.folder_of(config)  # None: in memory, where characters can be dropped
+    # Characters can be dropped only from a text in memory. Without a folder, even a long text is held in memory.
+    folder = None if unknown == "skip" else cache.folder_of(config)
     normalise = corpora.Normalisation.of(config)
     return corpora.read(path, normalise, form, folder, Reading.of(config), corpora.has_bytes(config))[0]
 

@@ -77,7 +77,7 @@ def _characters(ids_N: np.ndarray, scores: Scores, names: Sequence[str], labels:
         name = names[index]
         shown = "↵\n" if name == "\n" else html.escape(name if name.isprintable() or name == "\t" else labels[index])
         if row < 0:
-            yield f'<i data-t="the first character has no prediction">{shown}</i>'
+            yield f'<i data-t="nothing predicts the first character">{shown}</i>'
             continue
         nats = float(scores.nats_M[row])
         bits = measures.bits(nats)
