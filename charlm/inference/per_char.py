@@ -16,16 +16,16 @@ ALTERNATIVES = 5
 MOST_BITS = 8.0  # characters with this surprisal or more have the strongest colour
 SHADES = 20
 
-Scored = tuple[np.ndarray, Scores]  # the ids of a piece, and the scores of all of them, or of all except the first
+Scored = tuple[np.ndarray, Scores]  # the ids of a piece of text, and scores; the first id may have no score
 
 
 def table(scored: Sequence[Scored], vocab: Vocab) -> Iterator[str]:
-    """The lines of a table with one row for each character, with line breaks.
+    """Yields the lines of a table that has one row for each character. Each line ends with a line break.
 
-    The columns are separated by tabs. `document` and `position` count from 1. `nats` and `bits` are the surprisal of the
-    character. They are empty for the first character of a text that the model does not read after a start symbol, because
-    nothing predicts this character. Then come the likeliest characters and their probabilities. Tabs, line breaks, backslashes
-    and characters that can't be printed are written as escapes, such as `\\t`.
+    The columns are separated by tabs. `document` and `position` are numbers that start at 1. `nats` and `bits` are the
+    surprisal of the character. The columns after them hold the likeliest characters and their probabilities. Without a start
+    symbol, nothing predicts the first character of a text, so the surprisal and the columns after it are empty in its row.
+    Tabs, line breaks, backslashes and characters that can't be printed are written as escapes, such as `\\t`.
     """
     names = [_escaped(name) for name in vocab.names]
     count = min(ALTERNATIVES, len(vocab))
@@ -46,9 +46,10 @@ def table(scored: Sequence[Scored], vocab: Vocab) -> Iterator[str]:
 
 
 def page(scored: Sequence[Scored], vocab: Vocab, title: str) -> str:
-    """An HTML page with the whole text. The page needs no network, and shows texts as text, never as HTML.
+    """An HTML page with the whole text. The page needs no network. HTML tags in the text are shown as plain text.
 
-    The colour of a character shows its surprisal. The pointer shows the surprisal and the likeliest characters.
+    The colour of a character shows its surprisal. When the mouse pointer is on a character, the page shows the surprisal and
+    the likeliest characters.
     """
     names = vocab.names
     labels = ["␣" if name == " " else _escaped(name) for name in names]
@@ -76,7 +77,7 @@ def _characters(ids_N: np.ndarray, scores: Scores, names: Sequence[str], labels:
         name = names[index]
         shown = "↵\n" if name == "\n" else html.escape(name if name.isprintable() or name == "\t" else labels[index])
         if row < 0:
-            yield f'<i data-t="the first character has no prediction">{shown}</i>'
+            yield f'<i data-t="nothing predicts the first character">{shown}</i>'
             continue
         nats = float(scores.nats_M[row])
         bits = measures.bits(nats)

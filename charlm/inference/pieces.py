@@ -18,7 +18,7 @@ from charlm.data.vocab import EOS, Vocab
 from charlm.inference.evaluate import AHEAD, placement
 from charlm.models.stack import Functions
 
-LENGTHS = (32, 64, 128, 256)  # the lengths of windows, for each of which a program is compiled
+LENGTHS = (32, 64, 128, 256)  # the lengths of windows; one program is compiled for each length
 
 
 class Scores(NamedTuple):
@@ -94,7 +94,10 @@ def score(
 
 
 def _windows(pieces: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
-    """The pieces as windows of int32 (rows, T + 1) ids, padded with zeros. The last id of a window is the first of the next."""
+    """Cuts the pieces into windows: int32 (rows, T + 1) ids, padded with zeros.
+
+    The last id of a window is also the first id of the next window.
+    """
     predictions = max(map(len, pieces)) - 1
     lengths: list[int] = []
     while not lengths or sum(lengths) < predictions:

@@ -68,7 +68,7 @@ _TASKS = flags.DEFINE_integer(
 )
 _MEMORY = flags.DEFINE_integer("memory", None, "SLURM: gigabytes of memory that a trial uses on each node")
 
-LISTED = 3  # maximum number of trials that are listed as taken for existing trials
+LISTED = 3  # the maximum number of trials that the message about equal configs lists
 # With -P, Python does not import a folder named charlm from the current directory.
 TRAIN = [sys.executable, "-P", "-m", "charlm", "train"]
 CommandOf = Callable[[sweep.Trial], list[str]]  # returns the command that trains a trial
@@ -118,9 +118,9 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
     skipped_states = ("done", "diverged") if _RETRY_FAILED.value else ("done", "diverged", "failed")
     to_start = [trial for trial in trials if statuses[trial.name].state not in skipped_states]
     _announce(statuses, removed)
-    if same := [f"{renamed[name]} as {name}" for name in statuses if name in renamed]:
+    if same := [f"{renamed[name]} is {name}" for name in statuses if name in renamed]:
         more = f", and {len(same) - LISTED} more" if len(same) > LISTED else ""
-        print(f"taken as trials that exist, because their configs are equal: {', '.join(same[:LISTED])}{more}")
+        print(f"not new, because existing trials have the same configs: {', '.join(same[:LISTED])}{more}")
     if _DRY_RUN.value:
         for trial in trials:
             print(f"{statuses[trial.name].state:<10} {trial.name}\n           {shlex.join(command_of(trial))}")

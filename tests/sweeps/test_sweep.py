@@ -318,8 +318,8 @@ def test_a_trial_with_the_config_of_an_existing_run_uses_this_run(script, write_
     result = run_sweep(script, added, root)
     assert "4 trials in" in result.stdout
     assert "2 done, 2 new" in result.stdout
-    names = [f"hidden={hidden},dropout=0.0,seed=0 as hidden={hidden}" for hidden in (8, 12)]
-    assert f"taken as trials that exist, because their configs are equal: {', '.join(names)}\n" in result.stdout
+    names = [f"hidden={hidden},dropout=0.0,seed=0 is hidden={hidden}" for hidden in (8, 12)]
+    assert f"not new, because existing trials have the same configs: {', '.join(names)}\n" in result.stdout
     assert "4 done of 4 trials." in result.stdout
     assert before == {file: file.read_bytes() for file in before}
     assert {file.parent.name for file in root.glob("*/config.json")} == {
