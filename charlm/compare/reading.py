@@ -304,7 +304,7 @@ def _is_pruned(path: pathlib.Path) -> bool:
         KeyError,
         TypeError,
         RecursionError,
-    ):  # not a search, a search of an older version, or a damaged file
+    ):  # not a search, an older search, or a damaged file
         return False
 
 

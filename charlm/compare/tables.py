@@ -315,8 +315,8 @@ def filtered(records: Sequence[Record], conditions: Sequence[str]) -> list[Recor
 
     Args:
       conditions: strings such as `model.hidden>=256`. A condition names a config key, a field of Record, or nats,
-        bits, bits_per_byte or perplexity. The last four names are units: such a name means the metric `best` in this unit. A key can
-        be shortened as in `config.keys.full_name`.
+        bits, bits_per_byte or perplexity. The last four names are units: such a name means the metric `best` in this unit. A
+        key can be shortened as in `config.keys.full_name`.
 
     Raises:
       UserError: a string is not a condition, or its key is unknown or ambiguous.

@@ -227,9 +227,9 @@ def trial_name(overrides: Overrides) -> str:
     """The name of a trial's directory, such as `hidden=128,learning_rate=0.002,seed=1`.
 
     The keys are in the order of `charlm/config/keys.py`, except that the seed is last. Each key is shortened to the
-    shortest ending that no other key has. Of a path, the name has only the last part. Characters that are unsafe in paths are
-    replaced by `_`, and long names are cut. If a name was changed in this way, a hash is added at its end, so that the name is
-    unique.
+    shortest ending that no other key has. If a value is a path, only its last part is in the name. Characters that are unsafe
+    in paths are replaced by `_`, and long names are cut. If a path was shortened, characters were replaced or the name was cut,
+    a hash is added at the end of the name, so that the name is unique.
     """
     keys = sorted((key for key in config_keys.KEYS if key in overrides), key=lambda key: key == "seed")
     values = {key: _value_text(overrides[key]) for key in keys}
@@ -275,15 +275,16 @@ class Root:
         return self.path / "logs" / f"{trial.name}.log"
 
     def with_existing_names(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials, where a trial gets the name of a run in the folder that has the same config. Writes nothing.
+        """The trials, renamed so that a trial continues a run that the folder already has. Writes nothing.
 
-        The name of a trial lists the swept keys. If a key is added to a sweep, the trials with the key's default therefore get
-        other names than before, but their configs stay the same.
+        If the folder has a run with the same config as a trial, but under another name, the trial gets the name of this run.
+        This happens if a key is added to a sweep: the name of a trial lists the swept keys, so the trials with the default
+        value of the added key get other names than before, but their configs stay the same.
         """
         if not self._record_file.exists():
             return list(trials)
         names = {trial.name for trial in trials}
-        existing: dict[str, str] = {}  # config → name of the run
+        existing: dict[str, str] = {}  # config → name of a run whose name none of the trials has
         for name in self._read_record()["trials"]:
             if name not in names:
                 with contextlib.suppress(UserError):  # the trial has no run yet, or its run is damaged
@@ -292,7 +293,7 @@ class Root:
         named = []
         for trial in trials:
             if not (self.path / trial.name).exists():
-                # `pop`, so that two trials never share a run: they may differ in a key that changes no result
+                # Two trials may differ only in a key that changes no result. With `pop`, two trials never get the same run.
                 trial = trial._replace(name=existing.pop(load.results_config(load.to_dict(trial.config)), trial.name))
             named.append(trial)
         return named
