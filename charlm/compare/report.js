@@ -23,7 +23,7 @@ const withError = (value, error) => number(value, 4) + (error ? ` ± ${number(er
 const valueText = (value) => value === null || value === undefined ? "" : Array.isArray(value) ? `(${value.join(", ")})` : String(value);
 
 // Returns a function from a value of the column to its text. Numbers are rounded, and paths are shortened to file names. If two
-// different values of the column would then have the same text, the texts are longer.
+// different values of the column would then have the same text, the texts have more digits or the full paths instead.
 function columnTexts(values, isPath) {
   const distinct = new Map(values.map((value) => [valueText(value), value]));
   const shortened = (shorten) => {

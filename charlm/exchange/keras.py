@@ -1,4 +1,4 @@
-"""Reads the weights of a Keras 3 model, and makes such files from weights.
+"""Reads files with the weights of a Keras 3 model, and makes such files.
 
 The model is a stack of recurrent layers, a dense head, and at most one embedding.
 

@@ -1,4 +1,4 @@
-"""Reads the weights of a PyTorch model, and makes such files from weights.
+"""Reads files with the weights of a PyTorch model, and makes such files.
 
 The model has one recurrent module, such as nn.LSTM, a linear head, and at most one embedding.
 
