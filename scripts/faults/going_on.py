@@ -19,8 +19,8 @@ from faults.runs import MOMENTS, STEPS, Result, Runs, finish, make_text, saved_s
 KILLS = 12  # number of kills for each of the two kinds of run
 BEGINNINGS = 6  # number of runs that are killed once at their beginning, for each of the two kinds of run
 SECONDS = 6.0  # about the duration of a run
-# Kind of run → the file whose writing a kill waits for, and the longest time in seconds from this moment to the kill. Within about
-# this time, the first files of the run and its checkpoint of step 0 are written, or --extend writes its change.
+# Kind of run → the file whose writing a kill waits for, and the longest time in seconds from this moment to the kill. In about
+# this time, the run writes its first files and the checkpoint of step 0, or --extend writes its change.
 WRITTEN = {"init_from": ("vocab.json", 0.3), "extend": ("extensions.json", 0.01)}
 LONGER = {"train.steps": STEPS + 150, "optim.schedule": "step", "optim.decay_epochs": 1, "optim.decay_after": 2}
 # Changes that --extend must refuse, each with the key that the error must name.

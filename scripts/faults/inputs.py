@@ -122,9 +122,4 @@ def _folders(runs: Runs) -> Result:
         shutil.copytree(intact, texts)
     succeed(command)
     failures += checks.survival(stopped, straight)
-    return Result(
-        "folder of texts changed before a resume",
-        len(CHANGES),
-        failures,
-        "refused; resumed after the restoration",
-    )
+    return Result("folder of texts changed before a resume", len(CHANGES), failures, "refused until the folder was restored")
