@@ -157,7 +157,7 @@ class Search:
             self._study.tell(proposed, min(nats, default=status.best["nats"]), skip_if_finished=True)
         elif status.state == "pruned":
             self._study.tell(proposed, state=states.PRUNED, skip_if_finished=True)
-            self._root.record(self._file, [], pruned=sorted(self.pruned()))  # the program compare shows this state
+            self._root.record(self._file, [], pruned=sorted(self.pruned()))  # so that the program compare shows `pruned`
         elif status.state == "diverged":  # report infinite nats, so that tpe avoids the values of this trial
             self._study.tell(proposed, math.inf, skip_if_finished=True)
         elif status.state == "failed":

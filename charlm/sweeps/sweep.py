@@ -252,7 +252,7 @@ class Root:
         return self.path / "logs" / f"{trial.name}.log"
 
     def with_existing_names(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials, where a trial gets the name of a run in the folder that has the same config. Writes nothing.
+        """The trials, renamed so that a trial continues a run that the folder already has. Writes nothing.
 
         The name of a trial lists the swept keys. If a key is added to a sweep, the trials with the key's default therefore get
         other names than before, but their configs stay the same. A SLURM job that has not begun its run counts as a run.
