@@ -29,7 +29,7 @@ from charlm.exchange import keras, torch
 from charlm.inference.sample import Decoding, pick, sampler
 from charlm.models import stack
 from charlm.rundir.run import Run
-from charlm.sweeps import sweep
+from charlm.sweeps import naming
 from charlm.training import train
 from configs import base
 
@@ -532,7 +532,7 @@ def test_archives_write_no_file_outside_their_folder(tmp_path, monkeypatch):
     value=strategies.text(min_size=0, max_size=300) | strategies.sampled_from(["..", "/etc", "a/../..", "\0", "."])
 )
 def test_the_name_of_a_trial_is_always_a_valid_folder_name(value):
-    name = sweep.trial_name({"corpus.path": value, "sample.prompt": value})
+    name = naming.trial_name({"corpus.path": value, "sample.prompt": value})
     assert name == pathlib.PurePath(name).name
     assert name not in ("", ".", "..")
     assert len(os.fsencode(name)) <= 200

@@ -2,8 +2,10 @@
 
 - `reading` reads the losses, other results and learning curves of runs.
 - `tables` makes the tables, as text, Markdown or CSV.
-- `curves` computes the mean curve of several seeds.
+- `curves` averages the learning curves of runs that differ only in their seed.
 - `plots` draws the plots.
+- `layout` prints a table so that it fits into a terminal.
+- `marginals` computes the mean loss for each value of a config key.
 - `report` writes the HTML page; `report.html` and `report.js` are its template.
 - `listing` lists runs as dicts, for `charlm.runs`.
 

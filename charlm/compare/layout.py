@@ -1,7 +1,7 @@
 """Lays out a table as lines of text, either at its full width or so that it fits into a terminal.
 
-Cells are never broken. If a table is too wide for the terminal, its names are shortened. If it is still too wide, columns are
-left out, the least important ones first.
+A cell is always on one line. If a table is too wide for the terminal, the names of its columns and the paths in its cells are
+shortened. If the table is still too wide, columns are left out. The least important column is left out first.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ LEFT_JUSTIFIED = ("state", "run")
 
 
 def lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table at full width, the header first."""
+    """The lines of a table at full width. The first line is the header."""
     cells = [header, *rows]
     widths = _widths(cells)
     is_left = [name in LEFT_JUSTIFIED for name in header]
@@ -32,7 +32,7 @@ def fitted(
     Args:
       header: the names of the columns.
       rows: the texts of the cells.
-      importance: the names of all columns, the most important name first. The first column is never left out.
+      importance: the names of all columns. The name of the most important column comes first. That column is never left out.
       width: the width of the terminal in characters.
     """
     if _total(_widths([header, *rows])) <= width:
@@ -55,13 +55,19 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def _short_names(header: Sequence[str]) -> list[str]:
-    """The header with short names of config keys. A key keeps its full name if another column has the short name."""
+    """The header with short names instead of the full names of config keys.
+
+    A key keeps its full name if its short name is the name of another column.
+    """
     short = [config_keys.short(name) for name in header]
     return [name if brief in header else brief for name, brief in zip(header, short, strict=True)]
 
 
 def _with_file_names(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The rows with file names instead of paths, in columns of paths whose file names are all different."""
+    """The rows, in which columns of paths show file names instead of paths.
+
+    A column keeps its full paths if two different paths in it have the same file name.
+    """
     columns = []
     for name, texts in zip(header, zip(*rows, strict=True), strict=True):
         files = [pathlib.PurePath(text).name for text in texts]

@@ -1,7 +1,7 @@
-"""The mean figure for each value of a config key, or for each combination of values of several keys.
+"""Computes the mean loss for each value of a config key, or for each combination of values of several keys.
 
-The runs of one mean have the same value of this key, and differ in other keys or in their seed. In this module, a config means
-all config keys except the seed.
+All runs with the same value of the key are averaged. These runs differ in other keys or in their seed. In this module, the
+"config" of a run is the set of all config keys except the seed. A "figure" is a loss in nats/char, as in `tables`.
 """
 
 import math
@@ -14,17 +14,17 @@ from charlm.compare.reading import Record
 
 
 class Marginal(NamedTuple):
-    """The mean over all configs that have the same value of a key, or the same values of several keys.
+    """The mean figure of all configs that have the same value of a key, or the same values of several keys.
 
     Attributes:
       value: the values that these configs have in common, one for each key.
       nats: the mean of the configs' figures, in nats/char.
       spread: the standard deviation of the configs' figures. None if there is only one config, or if a figure is infinite.
-        Unlike a standard error, the spread does not become smaller if more configs are tried, because the configs differ on
-        purpose.
-      error: the standard error of the mean over the seeds of a single config. None if there are several configs or only one
-        seed, or if a figure is infinite.
-      figures: the figure of each config, which is the mean over its seeds, in nats/char.
+        A standard error would become smaller if more configs were tried. The spread does not, because the configs differ on
+        purpose and not by chance.
+      error: the standard error of the mean, if there is a single config with several seeds. None if there are several configs
+        or only one seed, or if a figure is infinite.
+      figures: the figure of each config, in nats/char. It is the mean over the seeds of this config.
       runs: the number of runs.
     """
 
@@ -39,7 +39,7 @@ class Marginal(NamedTuple):
 def finished(records: Sequence[Record]) -> list[Record]:
     """The runs that are done, or all runs if no run is done.
 
-    The figure of an unfinished run depends on its number of steps, so a mean over configs must not include that figure.
+    The figure of an unfinished run depends on how many steps it has done. A mean over configs must not include such a figure.
     """
     return [record for record in records if record.state == "done"] or list(records)
 
@@ -52,9 +52,12 @@ def num_configs(records: Sequence[Record]) -> int:
 def marginals(records: Sequence[Record], keys: Sequence[str], metric: str) -> list[Marginal]:
     """The mean figure for each value of a key, or for each combination of values of several keys.
 
-    Only the runs that `finished` returns are used. Each config counts once, and so does each seed of a config: repeated runs
-    with the same seed are averaged first. The means are comparable only if each value was tried with the same values of the
-    other keys. Means over different numbers of configs are therefore not comparable.
+    Only the runs that `finished` returns are used. Runs with the same config and the same seed are averaged first. Then the
+    seeds of each config are averaged, and at last the configs. Each config therefore has the same weight in the mean, and each
+    seed has the same weight in its config.
+
+    Two means are comparable only if both values of the key were tried with the same values of the other keys. Means over
+    different numbers of configs are therefore not comparable.
 
     Args:
       records: runs whose metric was measured under the same protocol.

@@ -140,10 +140,10 @@ def _draw_curves(axis: Axes, split: str, curves: Sequence[tuple[tables.Group, Cu
 
 
 def _draw_key(axis: Axes, groups: Sequence[tables.Group], key: str, metric: str) -> None:
-    """Draws a dot for each config, and a line through the mean for each value of the key.
+    """Draws a dot for each config, and a line through the means. There is one mean for each value of the key.
 
-    An error bar shows the standard deviation over the configs. If there is only one config, the error bar shows the standard
-    error over its seeds. See `marginals.Marginal`.
+    The error bar of a mean shows the standard deviation over the configs that have this value. If only one config has this
+    value, the error bar shows the standard error over the seeds of this config. See `marginals.Marginal`.
     """
     means = marginals.marginals([record for group in groups for record in group.records], [key], metric)
     values = [mean.value[0] for mean in means]
@@ -224,7 +224,7 @@ def _label(group: tables.Group, keys: Sequence[str]) -> str:
 
 
 def _value_label(key: str, value: object) -> str:
-    """The text of a value. Of a path, the last two parts, because the end of a path says more than its beginning."""
+    """The text of a value. A path is shortened to its last two parts, because its end says more than its beginning."""
     is_path = key in config_keys.KEYS and config_keys.KEYS[key].is_path and value
     return "/".join(pathlib.PurePath(str(value)).parts[-2:]) if is_path else tables.value_text(value)
 

@@ -37,17 +37,18 @@ class Record(NamedTuple):
       train: the latest mean training loss between two evaluations, in nats/char.
       protocols: metric (`best`, `last`, `test`, `train`) → the protocol of its value: which text was scored, and how it was
         read. Two values are comparable only if their protocols are equal.
-      chars_per_byte: metric (`best`, `last`, `test`) → the number of scored characters per byte of the scored text, or None if
-        the run did not record this number. Bits per character times this number are bits per byte.
-      unknown: metric (`best`, `last`, `test`) → the number of scored characters that were `<unk>`. A metric without a scored
-        `<unk>` is missing.
+      chars_per_byte: metric (`best`, `last`, `test`) → the number of scored characters divided by the number of bytes of the
+        scored text, or None if the run did not record the number of bytes. The product of this number and the bits per
+        character is the bits per byte.
+      unknown: metric (`best`, `last`, `test`) → the number of scored characters that were `<unk>`. The dict has no entry for a
+        metric if none of its scored characters was `<unk>`.
       steps: the number of steps done.
       parameters: the number of parameters of the model.
       chars_per_second: the median speed of training.
       seconds: the time spent on training and evaluating.
       problems: one sentence for each file or line that could not be read.
-      parent: the run whose parameters this run began with, as in parent.json, or None.
-      extensions: the changes of the run's config, as in extensions.json.
+      parent: the content of parent.json, which names the run whose parameters this run began with. None without such a run.
+      extensions: the content of extensions.json: one dict for each change of the run's config.
     """
 
     name: str
@@ -80,14 +81,14 @@ class Record(NamedTuple):
         return None if nats is None or chars_per_byte is None else measures.bits(nats) * chars_per_byte
 
     def parent_in_words(self) -> str | None:
-        """The run directory and the step of the parent, or None."""
+        """The run directory of the parent and the step of its parameters, such as `runs/a step 100`. None without a parent."""
         return None if self.parent is None else f"{self.parent['path']} step {self.parent['step']}"
 
     def extensions_in_words(self) -> str | None:
-        """The changes by --extend with their steps, or None, such as `at 100: steps 100 → 200`.
+        """The changes by --extend, each with its step, such as `at 100: steps 100 → 200`. None if there are no such changes.
 
-        Keys that may differ on resume are left out, because they change no parameter. Only keys that changed how the validation
-        loss is measured are not left out.
+        Keys that may differ when a run is resumed are left out, because they change no parameter. They are not left out if they
+        changed how the validation loss is measured.
         """
         resumable = keys.resumable(self.config)
         changes = [
@@ -158,7 +159,7 @@ def read_run(path: pathlib.Path, name: str) -> Record:
     train_protocol = _train_protocol(run, config) if mean_rows else NOT_EVALUATED
     ranked_rows = [row for row in rows if row["split"] == "validation"]
     if ranked_rows:
-        # If the protocol was changed, only the evaluations since then are compared.
+        # If --extend or a resume changed the protocol, only the evaluations with the latest protocol are compared.
         ranked_rows = [row for row in ranked_rows if row.get("protocol") == ranked_rows[-1].get("protocol")]
         protocol = ranked_rows[-1].get("protocol")
         if not isinstance(protocol, dict):
@@ -208,8 +209,8 @@ def series(record: Record) -> dict[str, dict[str, list]]:
         split: {name: [] for name in ("step", "chars", "seconds", "nats")} for split in ("train", "validation")
     }
     rows = all_rows(record.path)
-    # Validation rows do not have the number of characters trained on, and in runs of older versions they have no seconds. Both
-    # come from the `train_mean` row of the same step.
+    # A validation row does not have the number of characters trained on, and in runs of older versions it has no seconds. The
+    # characters and the seconds of a validation point therefore come from the `train_mean` row of the same step.
     for split, source in (("train", "train"), ("validation", "train_mean")):
         totals = _totals(rows, source)
         for row in rows:
@@ -304,7 +305,13 @@ def _is_pruned(path: pathlib.Path) -> bool:
     """Whether the sweep.json beside the run directory says that a search has pruned this run."""
     try:
         return path.name in json.loads((path.parent / "sweep.json").read_text(encoding="utf-8"))["pruned"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no search, an older search, or a damaged file
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # not a search, an older search, or a damaged file
         return False
 
 
@@ -320,7 +327,7 @@ def _parameters(run: Run, problems: list[str]) -> int | None:
 
 
 def _checked(read: Callable[[], Any], default: Any, problems: list[str]) -> Any:
-    """The result of `read`. If the file is damaged, this is a problem and the result is `default`."""
+    """The result of `read`. If `read` raises a UserError, adds its message to `problems` and returns `default`."""
     try:
         return read()
     except UserError as error:
@@ -361,7 +368,13 @@ def _rows(file: pathlib.Path, expected_rows: object, problems: list[str]) -> Ite
 
 
 def _chars_per_byte(row: dict | None) -> float | None:
-    """Scored characters per byte in a result. None if there is no result, or if a run of an older version recorded no bytes."""
+    """The number of scored characters divided by their number of bytes.
+
+    None if there is no result, or if the result is of an older version, which did not record the number of bytes.
+
+    Args:
+      row: a result of an evaluation, or None.
+    """
     chars, size = (None, None) if row is None else (row.get("chars"), row.get("bytes"))
     return chars / size if type(chars) is int and type(size) is int and size > 0 else None
 

@@ -22,7 +22,8 @@ const perplexity = (nats) => nats === null ? null : Math.exp(nats);
 const withError = (value, error) => number(value, 4) + (error ? ` ± ${number(error, 4)}` : "");
 const valueText = (value) => value === null || value === undefined ? "" : Array.isArray(value) ? `(${value.join(", ")})` : String(value);
 
-// The texts of a column of values. Numbers are rounded, and paths are shortened to file names, if different values keep different texts.
+// Returns a function from a value of the column to its text. Numbers are rounded, and paths are shortened to file names. If two
+// different values of the column would then have the same text, the texts have more digits or the full paths instead.
 function columnTexts(values, isPath) {
   const distinct = new Map(values.map((value) => [valueText(value), value]));
   const shortened = (shorten) => {
@@ -65,7 +66,7 @@ const NAMES = [
 
 const state = {protocol: 0, sort: "perplexity", descending: false, hidden: new Set(), filter: "", single: false};
 
-// A row is a run, or a group of runs that differ only in their seed. Both have the same fields.
+// A row of the table is a run, or a group of runs that differ only in their seed. Runs and groups have the same fields.
 const isGrouped = () => !state.single && data.rows.some((row) => row.runs && row.protocol === state.protocol);
 function rowsOfProtocol() { return (state.single ? data.runs : data.rows).filter((row) => row.protocol === state.protocol); }
 
@@ -132,8 +133,8 @@ function toggle(run) {
   draw();
 }
 
-// If the table is too wide, its long texts are shortened. If it is still too wide, it loses the least important columns. If even
-// that is not enough, as on a phone, the table keeps all columns and scrolls sideways.
+// If the table is too wide, its long texts are shortened. If it is still too wide, the least important columns are left out. If
+// the table would be too wide even then, as on a phone, it keeps all columns and scrolls sideways.
 function drawTable() {
   const table = byId("table"), wide = table.parentElement;
   table.classList.remove("narrow");
@@ -178,10 +179,10 @@ function drawColumns(leftOut) {
   const what = isGrouped() ? `${all} rows of ${runs} runs; runs that differ only in their seed are one row` : `${all} run${all === 1 ? "" : "s"}`;
   byId("why").textContent = `${rows.length === all ? "" : `${rows.length} of `}${what}`
     + (data.protocols.length > 1 ? "; the menu above has the runs evaluated under other protocols" : "")
-    + (leftOut.length ? `; left out, because the page is too narrow: ${leftOut.join(", ")}` : "");
+    + (leftOut.length ? `; columns left out, because the page is too narrow: ${leftOut.join(", ")}` : "");
 }
 
-// The heading of a column as nodes. A line may break after a dot or an underscore, but not inside a word.
+// Splits the heading of a column into nodes, so that a line may break after a dot or an underscore, but not inside a word.
 const breakable = (heading) => heading.split(/(?<=[._])/).flatMap((part) => [make("wbr"), part]);
 
 function swatch(run) {
@@ -212,7 +213,7 @@ function curves() {
   }).filter((curve) => curve.x.length);
 }
 
-let view = null;  // the curves and scales of the chart, for the tooltip
+let view = null;  // the curves and scales of the chart, which the tooltip needs
 
 function drawChart() {
   const svg = byId("chart");
@@ -370,7 +371,7 @@ function chooseProtocol(protocol) {
   drawPair();
 }
 
-// Gives the rows their colours, and shows the curves of the best ones.
+// Gives each row its colour, and shows the curves of the best rows.
 function chooseRows() {
   const ranked = rowsOfProtocol().sort((a, b) => compareValues(a.best, b.best));
   ranked.forEach((row, rank) => { row.rank = rank; });

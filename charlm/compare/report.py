@@ -1,6 +1,7 @@
 """Writes one HTML page that compares runs. The page has a table, curves, the differences of the configs, and samples.
 
-As in the table of the program compare, runs that differ only in their seed are one row. A switch on the page shows single runs.
+As in the table of the program compare, runs that differ only in their seed are shown in one row. A switch on the page shows
+each run in its own row instead.
 
 The page contains its data and needs no network. It shows texts from runs, such as names and samples, as text, never as HTML.
 """
@@ -20,7 +21,7 @@ from charlm.errors import UserError
 
 MAX_POINTS = 400  # per curve
 FIGURES = ("best", "best_step", "last", "test", "train", "steps", "parameters", "chars_per_second", "seconds")
-ALWAYS_SHOWN = ("run", "state", "perplexity")  # columns that are also shown if the page is narrow
+ALWAYS_SHOWN = ("run", "state", "perplexity")  # columns that are never left out, even if the page is narrow
 MAX_SAMPLES = 12  # per run; the page contains the latest samples
 
 
@@ -89,11 +90,13 @@ def content(records: Sequence[reading.Record]) -> dict:
 
 
 def _group(group: tables.Group, number_of: dict[pathlib.Path, int], protocol: int, hidden: set[str]) -> dict:
-    """The data of a row of the table. A single run needs only its number, because the page has the data of the run.
+    """The data of a row of the table.
+
+    If the row is a single run, its data is only the number of this run, because the page already has the data of each run.
 
     Args:
-      number_of: path of a run → the number of the run on the page.
-      protocol: the number of the protocol.
+      number_of: path of a run → the index of the run in the page's list of runs.
+      protocol: the index of the protocol in the page's list of protocols.
       hidden: the metrics that the page does not show.
     """
     numbers = [number_of[record.path] for record in group.records]
@@ -127,7 +130,7 @@ def _group(group: tables.Group, number_of: dict[pathlib.Path, int], protocol: in
 
 
 def _mean_curve(series: Sequence[dict[str, list]]) -> dict[str, list]:
-    """The mean curve of several runs, and the lowest and the highest value of these runs at each point."""
+    """The mean curve of several runs, and the lowest and the highest loss of these runs at each point."""
     curve = curve_of(series)
     if curve is None:
         return {name: [] for name in ("step", "chars", "seconds", "nats", "low", "high")}
@@ -157,7 +160,7 @@ def _rounded(value: float) -> float:
 
 
 def _texts(config: Mapping[str, object]) -> dict[str, str]:
-    """The texts of the values that the table describes in words, such as `by epochs`."""
+    """Key → text, only for the values that the table describes in words, such as `by epochs`."""
     texts = {key: tables.config_text(config, key) for key in config}
     return {key: text for key, text in texts.items() if text != tables.value_text(config[key])}
 

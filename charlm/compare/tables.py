@@ -1,6 +1,6 @@
 """Makes tables from runs. A table has the config keys in which the runs differ, and the figures of each run.
 
-`marginals` has the mean figure for each value of a config key, and `layout` prints a table.
+The module `marginals` computes the mean figure for each value of a config key. The module `layout` prints a table.
 
 A figure is a loss in nats/char. A metric names one of the figures of a run: `best`, `last`, `test` or `train` (see `Record`).
 A protocol says how a figure was measured. Figures that were measured under different protocols are never ranked together.
@@ -18,7 +18,7 @@ from charlm.compare.reading import Record, is_number
 from charlm.config import keys as config_keys
 from charlm.config import load
 
-# The metrics, and what they measure, in words that follow "perplexity".
+# Metric → what it measures, in words that can follow the word "perplexity".
 METRICS = {
     "best": "at the evaluation with the lowest loss",
     "last": "at the latest evaluation",
@@ -27,7 +27,8 @@ METRICS = {
 }
 
 
-# The columns besides config keys. If a terminal is too narrow for all columns, the last of these are left out first.
+# All columns that are not config keys, the most important column first. If a terminal is too narrow for all columns, the least
+# important columns are left out first.
 COLUMNS = (
     *("perplexity", "state", "nats", "n", "bits/byte", "test", "best", "run", "parent", "extended", "at step", "last"),
     *("unknown", "train", "parameters", "time", "bits", "chars/s"),
@@ -69,10 +70,12 @@ class Group(NamedTuple):
         return mean_and_error([record.figure(metric) for record in self.averaged])[0]
 
     def bits_per_byte(self, metric: str) -> float | None:
-        """The mean of the metric in bits per byte. None if the mean is None, or if no averaged run recorded the bytes.
+        """The mean of the metric in bits per byte.
 
-        The averaged runs share a protocol, so each run scored the same characters. The number of characters per byte is
-        therefore the same for all of these runs, and one run that recorded it is enough.
+        None if the mean in nats/char is None, or if no averaged run recorded the number of bytes.
+
+        The averaged runs have the same protocol, so each run scored the same characters. The number of characters per byte is
+        therefore the same for all of these runs. It is enough if one of them recorded the number of bytes.
         """
         nats = self.figure(metric)
         ratios = [record.chars_per_byte.get(metric) for record in self.averaged]
@@ -80,7 +83,10 @@ class Group(NamedTuple):
         return None if nats is None or ratio is None else measures.bits(nats) * ratio
 
     def unknown(self, metric: str) -> int | None:
-        """The number of scored `<unk>`. None if no averaged run has any. If the averaged runs differ, the largest number."""
+        """The number of scored characters that were `<unk>`. None if there were none in any averaged run.
+
+        If the averaged runs have different numbers, this is the largest of them.
+        """
         return max((record.unknown[metric] for record in self.averaged if metric in record.unknown), default=None)
 
 
@@ -98,14 +104,17 @@ def mean_and_error(values: Sequence[float | None]) -> tuple[float | None, float 
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of at least one value. The mean of equal values is exactly this value, and an integer if it is one."""
+    """The mean of one or more values. If all values are equal, the result is exactly this value, without rounding.
+
+    The mean of equal integers is therefore an integer.
+    """
     return values[0] if len(set(values)) == 1 else statistics.fmean(values)
 
 
 def by_protocol(records: Sequence[Record], metric: str) -> list[tuple[dict, list[Record]]]:
     """Groups the runs by the protocol of this metric. The protocol with the most runs comes first.
 
-    The returned protocols also have the name of the corpus, see `named_protocol`.
+    `named_protocol` has added the name of the corpus to each returned protocol.
     """
     found: dict[str, tuple[dict, list[Record]]] = {}
     for record in records:
@@ -116,17 +125,17 @@ def by_protocol(records: Sequence[Record], metric: str) -> list[tuple[dict, list
 
 
 def named_protocol(protocol: dict, records: Sequence[Record]) -> dict:
-    """The protocol with the additional field `corpus_name`, the name that these runs give to the corpus.
+    """The protocol with the additional field `corpus_name`. This is the name of the corpus in the configs of these runs.
 
-    A protocol identifies the corpus by a hash, because files with the same name may have different texts. If the runs have
-    several names for the same text, the field has all of them.
+    A protocol identifies the corpus by a hash, because files with the same name may have different texts. If the configs have
+    several names for the same text, the field has all these names. A protocol without a corpus is returned unchanged.
     """
     names = dict.fromkeys(_corpus_name(record.config) for record in records)
     return {**protocol, "corpus_name": " and ".join(names)} if protocol.get("corpus") else protocol
 
 
 def _corpus_name(config: Mapping[str, object]) -> str:
-    """The file name of the corpus, or the name of a corpus that charlm fetches."""
+    """The file name of the corpus, or the name of a corpus that charlm downloads."""
     path = config.get("corpus.path")
     return pathlib.PurePath(str(path)).name if path else str(config.get("corpus.tfds") or config.get("corpus.name"))
 
@@ -171,8 +180,8 @@ def groups_of(records: Sequence[Record], each: bool = False) -> list[Group]:
     """Groups the runs that differ only in their seed.
 
     Runs with the same seed are never in one group, because a repeated run is not a new sample. Imported weights are never
-    grouped with trained runs, because the config of imported weights does not describe their training. Runs that began with
-    different parameters of the same other run, or that --extend changed differently, are not grouped either.
+    grouped with trained runs, because the config of imported weights does not describe their training. Two runs are also not
+    grouped if they began with different parameters (see `train.init_from`), or if --extend changed them differently.
 
     Args:
       each: whether each run is its own group.
@@ -191,9 +200,9 @@ def groups_of(records: Sequence[Record], each: bool = False) -> list[Group]:
 
 
 def without_seed(record: Record) -> str:
-    """A text that is the same for two runs if they differ only in their seed, or in nothing.
+    """A text that describes everything that affects the result of a run, except the seed.
 
-    See `groups_of`. The text includes everything besides the seed that affects the result of a run.
+    Two runs that differ only in their seed, or that do not differ at all, have the same text. See `groups_of`.
     """
     config = {key: value for key, value in record.config.items() if key != "seed" and key not in config_keys.CHANGE_NO_RESULT}
     is_imported = record.state == "done" and record.steps == 0
@@ -219,12 +228,12 @@ def columns_of(groups: Sequence[Group], metric: str, keys: Sequence[str]) -> lis
     """The columns of a table of these groups: the config keys, then the figures that at least one group has.
 
     The perplexity, the bits and the bits per byte of a group are computed from its mean nats. The column `unknown` has the
-    number of scored `<unk>`, the characters outside the vocabulary.
+    number of scored characters that were outside the vocabulary, so that the model read them as `<unk>`.
 
     Args:
       metric: the metric that ranks the groups.
-      keys: the config keys in which the runs of all tables differ. Each table has the same keys as columns, so that its rows
-        are complete if they are read together with the rows of other tables.
+      keys: the config keys in which any runs of all tables differ. All tables have these keys as columns, so that rows of
+        different tables can be compared.
     """
     records = [record for group in groups for record in group.records]
     figures = [
@@ -258,7 +267,9 @@ def columns_of(groups: Sequence[Group], metric: str, keys: Sequence[str]) -> lis
 
 
 def by_importance(columns: Sequence[Column], groups: Sequence[Group], sort: str) -> list[str]:
-    """The names of the columns, the most important one first, for a terminal that is too narrow for all columns.
+    """The names of the columns, sorted by importance. The name of the most important column comes first.
+
+    A terminal that is too narrow for all columns shows the most important columns.
 
     Args:
       columns: the columns of the table.
@@ -269,7 +280,7 @@ def by_importance(columns: Sequence[Column], groups: Sequence[Group], sort: str)
     values = [{column.name: repr(column.value(group)) for column in columns} for group in groups]
     keys = [name for name in names if name not in COLUMNS]
     varying = [key for key in keys if len({row[key] for row in values}) > 1]
-    # If no two rows have the same values of the keys, these values name the runs, and the column `run` is less important.
+    # If no two rows have the same values of the keys, these values identify the rows. The column `run` is then less important.
     is_named_by_keys = len({tuple(row[key] for key in varying) for row in values}) == len(values)
     varying.sort(key=lambda key: -len({row[key] for row in values}))  # the keys with the most different values come first
     first = ["perplexity", sort, "state", *([] if is_named_by_keys else ["run"]), *varying, "nats", "n", *keys]
@@ -305,8 +316,8 @@ def filtered(records: Sequence[Record], conditions: Sequence[str]) -> list[Recor
 
     Args:
       conditions: strings such as `model.hidden>=256`. A condition names a config key, a field of Record, or nats,
-        bits, bits_per_byte or perplexity. The last four names are units. They mean the metric `best` in this unit. A key can
-        be shortened as in `config.keys.full_name`.
+        bits, bits_per_byte or perplexity. The last four names are units: such a name means the metric `best` in this unit. A
+        key can be shortened as in `config.keys.full_name`.
 
     Raises:
       UserError: a string is not a condition, or its key is unknown or ambiguous.
@@ -371,7 +382,8 @@ def value_text(value: object) -> str:
 def config_text(config: Mapping[str, object], key: str) -> str:
     """The value of a key as text for people.
 
-    Of train.steps and train.epochs only one sets the length of a training. For the other one, the text says so.
+    Either train.steps or train.epochs sets the length of a training. The text of the key that does not set it is `by epochs`
+    or `by steps`.
     """
     if key == "train.steps" and config.get(key) == 0:
         return "by epochs"
@@ -388,7 +400,7 @@ def sort_key(value: object) -> tuple:
 
 
 def captions(names: Sequence[str], metric: str) -> dict[str, str]:
-    """What the columns with these names show, for each column whose name does not say it."""
+    """Column → what it shows, for each of these columns whose name alone does not explain it."""
     meanings = {
         "perplexity": METRICS[metric],
         "at step": "the step of the evaluation with the lowest loss",
@@ -418,7 +430,7 @@ def _with_error(group: Group, metric: str, as_perplexity: bool = False) -> str:
 
 
 def states_in_words(group: Group) -> str:
-    """The states of the runs of a group, such as `done` or `2 done, 1 failed`."""
+    """The states of the runs in a group, such as `done` or `2 done, 1 failed`."""
     states = [record.state for record in group.records]
     if len(set(states)) == 1:
         return states[0]

@@ -338,8 +338,8 @@ def defaults(type_safe: bool = True) -> ConfigDict:
 def resumable(config: Mapping[str, object]) -> frozenset[str]:
     """The keys that may differ when a run is resumed, because they do not change the parameters of the model.
 
-    With `train.patience`, evaluations decide when the training ends. With `train.halvings`, a diverged run goes back to its last
-    checkpoint, and each evaluation writes a checkpoint. Some of the keys then do change the parameters.
+    With `train.patience`, evaluations decide when the training ends. With `train.halvings`, a diverged run goes back to its
+    last checkpoint, and each evaluation writes a checkpoint. Some of the keys then do change the parameters.
 
     Args:
       config: the config of the run, dotted key → value.
@@ -481,7 +481,8 @@ def checked(name: str, value: object) -> object:
     except OverflowError:  # a tuple of fractions contains an integer too large for a float
         right = False
     if not right:
-        raise UserError(f"{name}={value!r}: must be {key.rule.words}.")
+        none = "None, or " if key.default is None and value == "" else ""
+        raise UserError(f"{name}={value!r}: must be {none}{key.rule.words}.")
     return value
 
 

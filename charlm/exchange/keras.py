@@ -1,4 +1,6 @@
-"""Reads and writes the weights of a Keras 3 model: a stack of recurrent layers, a dense head, and at most one embedding.
+"""Reads files with the weights of a Keras 3 model, and makes such files.
+
+The model is a stack of recurrent layers, a dense head, and at most one embedding.
 
 Names of the arrays in the HDF5 file:
 - `layers/lstm/cell/vars/0`, `…/1` and `…/2` are the kernel, the recurrent kernel and the bias of the first layer.
@@ -28,14 +30,14 @@ from charlm.models import stack
 LAYOUT = Layout("Keras", "from_keras", "to_keras", input_array="kernel", input_axis=0)
 ARRAYS = ("kernel", "recurrent_kernel", "bias")  # the names here of the arrays 0, 1 and 2 of a recurrent layer in the file
 H5PY = "h5py (pip install h5py)"
-KERAS_VERSION = "3.0.0"  # the first version with the layout of the files that `encoded` makes
-EXTRA = "charlm.json"  # member of a .keras file with the symbols and the config; Keras ignores it
+KERAS_VERSION = "3.0.0"  # the first version of Keras whose files have the layout that `encoded` uses
+EXTRA = "charlm.json"  # a .keras file is a zip archive; its member EXTRA has the symbols and the config, and Keras ignores it
 
 
 def read(file: str) -> Weights:
     """Reads the weights of a Keras 3 model from a `.weights.h5` or `.keras` file.
 
-    Also reads the symbols in the order of their ids, if `encoded` made the file.
+    If `encoded` made the file, also reads the symbols in the order of their ids.
 
     Raises:
       UserError: the file can't be read, or the model is not a stack of recurrent layers of one kind with a dense head.
@@ -74,7 +76,7 @@ def _arrays(path: pathlib.Path, h5py: ModuleType) -> dict[str, np.ndarray]:
 
 
 def _symbols(path: pathlib.Path) -> list[str] | None:
-    """The symbols that `encoded` stored in a .keras file. None if there are none."""
+    """The symbols that `encoded` stored in a .keras file. None if the file has no symbols."""
     if path.suffix != ".keras":
         return None
     with zipfile.ZipFile(path) as archive:
@@ -84,9 +86,9 @@ def _symbols(path: pathlib.Path) -> list[str] | None:
 
 
 def encoded(weights: Weights, config: ConfigDict) -> bytes:
-    """The content of a `.keras` file, which `read` and `keras.saving.load_model` read.
+    """The content of a `.keras` file with these weights. `read` and `keras.saving.load_model` can read the file.
 
-    The file has an additional member `charlm.json` with `symbols` and `config`.
+    The file has an additional member `charlm.json`, a JSON object with the fields `symbols` and `config`.
 
     Args:
       weights: the weights. They must have symbols.

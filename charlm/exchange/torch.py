@@ -1,13 +1,14 @@
-"""Reads and writes the weights of a PyTorch model: one recurrent module, such as nn.LSTM, a linear head, and at most one
-embedding.
+"""Reads files with the weights of a PyTorch model, and makes such files.
+
+The model has one recurrent module, such as nn.LSTM, a linear head, and at most one embedding.
 
 The recurrent module must contain all recurrent layers. V is the size of the vocabulary, H is the size of a layer, and E is the
 size of an embedding vector. The reader finds the arrays by their names in the state_dict:
 - `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0` and `bias_hh_l0` are the arrays of layer 0.
 - `weight` (V, H) and `bias` (V,) are the arrays of the head.
 - `weight` (V, E) is the embedding, if the name of its module is `encoder` or begins with `emb`.
-The recurrent module and the head may have any names. `encoded` names them `rnn` and `head`, and it names
-the embedding `embedding`.
+In a file that is read, the recurrent module and the head may have any names. In the files that `encoded` makes, the modules
+are named `rnn`, `head` and `embedding`.
 """
 
 import collections
@@ -29,7 +30,7 @@ from charlm.exchange.weights import read as read_file
 LAYOUT = Layout("PyTorch", "from_torch", "to_torch", input_array="weight_ih", input_axis=1)
 
 SAFETENSORS = "safetensors (pip install safetensors)"
-TEXTS = ("symbols", "config")  # JSON texts that `encoded` stores beside the arrays
+TEXTS = ("symbols", "config")  # names of the JSON texts that `encoded` stores together with the arrays
 
 
 def read(file: str) -> Weights:
@@ -101,19 +102,21 @@ def _opened_safetensors(path: pathlib.Path, safetensors: ModuleType) -> tuple[di
 
 
 def _symbols(texts: dict[str, str], path: pathlib.Path) -> list[str] | None:
-    """The symbols in the texts that `encoded` stored beside the arrays. None if there are no symbols."""
+    """The symbols in the texts that `encoded` stored together with the arrays. None if there are no symbols."""
     if "symbols" not in texts:
         return None
     return checked_symbols(read_file(path, lambda: json.loads(texts["symbols"])), f"the vocabulary in {path}")
 
 
 def encoded(weights: Weights, config: ConfigDict) -> bytes:
-    """The content of a weight file that `read` reads and that `load_state_dict` accepts.
+    """The content of a file with these weights. `read` can read the file.
+
+    The names of the arrays are the names in the state_dict of PyTorch modules, so `load_state_dict` accepts the arrays.
 
     The suffix of `weights.file` chooses the format:
-    - `.safetensors`: the state_dict. The metadata has `symbols` and `config`, both as JSON texts.
-    - `.npz`: the state_dict, and the JSON texts as arrays without axes.
-    - other suffixes: what torch.save writes for a dict with `state_dict`, `tokens` (the symbols) and `config`.
+    - `.safetensors`: the file has the state_dict. Its metadata has `symbols` and `config`, both as JSON texts.
+    - `.npz`: the file has the state_dict, and the same two JSON texts as arrays without axes.
+    - any other suffix: torch.save writes a dict with the fields `state_dict`, `tokens` (the symbols) and `config`.
 
     Args:
       weights: the weights. They must have symbols.
@@ -139,6 +142,7 @@ def encoded(weights: Weights, config: ConfigDict) -> bytes:
     torch = library(
         "torch", path, "PyTorch (pip install torch); or choose --format=safetensors, which PyTorch reads too", "writing"
     )
-    tensors = {name: torch.from_numpy(value.copy()) for name, value in state.items()}  # arrays of JAX can't be written to
+    # `copy`, because PyTorch needs writable arrays, and arrays from JAX are read-only
+    tensors = {name: torch.from_numpy(value.copy()) for name, value in state.items()}
     torch.save({"state_dict": tensors, "tokens": weights.symbols, "config": load.to_dict(config)}, buffer)
     return buffer.getvalue()

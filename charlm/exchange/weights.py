@@ -1,5 +1,6 @@
-"""Converts between parameters of charlm and the weights in files of other frameworks, which `torch.py` and `keras.py` read and
-write. Checks weights from a file, and writes a run directory from the weights.
+"""Converts the weights of other frameworks to parameters of charlm, and parameters of charlm to such weights.
+
+Also checks weights from a file, and writes a run directory from them. `torch.py` and `keras.py` read and make the weight files.
 
 Names of arrays end in letters for their axes: E is the size of the embedding, H the size of the last layer's output, and V the
 number of symbols in the vocabulary.
@@ -38,7 +39,8 @@ class Layout(NamedTuple):
       framework: name of the framework, for messages.
       converter: `from_torch` or `from_keras`. A cell's function with this name converts the arrays of one layer to charlm's
         parameters.
-      inverse: `to_torch` or `to_keras`. A cell's function with this name converts the parameters of one layer to arrays.
+      inverse: `to_torch` or `to_keras`. A cell's function with this name converts charlm's parameters of one layer to the
+        framework's arrays.
       input_array: the framework's name for the input kernel, the matrix that multiplies the inputs of the layer.
       input_axis: the axis of the input kernel whose length is the number of inputs.
     """
@@ -129,7 +131,7 @@ def params_of(weights: Weights, config: ConfigDict) -> Params:
 
 
 def of_params(params: Params, config: ConfigDict, vocab: Vocab, layout: Layout, file: str) -> Weights:
-    """The parameters of the config's model as the weights of a framework. `params_of` is the inverse.
+    """Converts the parameters of the config's model to the weights of a framework. `params_of` converts in the other direction.
 
     Args:
       params: the parameters, a tree of float32 arrays.
@@ -160,11 +162,11 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
       symbols_file: a JSON list of the symbols in the order of the ids. If it is None, the symbols in the weight file are used.
         If the weight file has no symbols, charlm assumes that the ids follow the sorted symbols of the config's corpus.
 
-    The run has the vocabulary of these symbols, even if the corpus has other symbols. A note then tells the difference.
+    The vocabulary of the run consists of these symbols. If the corpus has other symbols, a note tells the difference.
 
     Raises:
-      UserError: the run directory already holds a run, the weights have other shapes than the config needs, or the symbols
-        can't be a vocabulary for the config. The message names the difference.
+      UserError: the run directory already holds a run, the shapes of the weights differ from the shapes that the config needs,
+        or the symbols can't be a vocabulary for the config. The message says what is wrong.
     """
     if run_module.exists(workdir, config):
         raise UserError(f"--workdir={workdir} already holds a run: choose another directory.")
@@ -202,12 +204,12 @@ def _write(config: ConfigDict, workdir: str, setup: Setup, vocab: Vocab, params:
 
 
 def _vocabulary(symbols: list[str], of_corpus: Vocab, where: str) -> Vocab:
-    """The vocabulary that has these symbols. The order of the symbols may be any.
+    """The vocabulary that has these symbols. The symbols may be in any order.
 
     Args:
-      of_corpus: the vocabulary of the config's corpus. It says whether the symbols are bytes and whether the model is of
-        documents.
-      where: the file of the symbols, for messages.
+      of_corpus: the vocabulary of the config's corpus. It tells whether the symbols are bytes, and whether the
+        corpus consists of documents.
+      where: the name of the file that has the symbols, for messages.
     """
     if set(symbols) == set(of_corpus.names):
         return of_corpus
@@ -248,9 +250,9 @@ def _check_shapes(params: Params, expected: Params, file: str) -> None:
 
 
 def _reordered(weights: Weights, symbols: list[str], wanted: list[str], file: str) -> Weights:
-    """The weights in another order: the rows and columns that belong to `symbols` are moved to the order of `wanted`.
+    """The weights with the rows and columns of the symbols in the order of `wanted` instead of the order of `symbols`.
 
-    Both lists have the same symbols.
+    `wanted` and `symbols` are two lists of the same symbols.
     """
     if symbols == wanted:
         return weights
@@ -277,11 +279,11 @@ def symbols_in(file: str) -> list[str]:
 
 
 def checked_symbols(symbols: Any, where: str) -> list[str]:
-    """Returns `symbols`. Raises a UserError if they are not a list of strings, or have a string twice.
+    """Returns `symbols` if it is a list of different strings. Otherwise raises a UserError.
 
     Args:
-      symbols: a value from a JSON text.
-      where: the name of the JSON text in messages.
+      symbols: a value that was read from a JSON text.
+      where: what messages call the JSON text.
     """
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
         raise UserError(f'{where} is no JSON list of symbols, such as ["\\n", " ", "a"].')

@@ -1,5 +1,6 @@
-"""Scores a whole text in order. Each character is scored once. The functions return the sum of the nats and the number
-of characters. The loss is one division of these two numbers, not an average of the averages of windows.
+"""Scores a whole text in order. Each character is scored once. The functions return the sum of the nats and the number of
+characters. To get the loss, the caller divides the sum by this number. The loss is therefore not an average of the losses of
+windows.
 
 The last letters of an array name are its axes: B rows of the batch, T time, S scored positions, V vocabulary.
 """

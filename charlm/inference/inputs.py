@@ -27,7 +27,7 @@ from charlm.progress import counted, warn
 from charlm.rundir.run import Run
 
 UNKNOWN = ("error", "skip")  # what to do with symbols of a prompt that are outside the vocabulary
-UNKNOWN_IN_TEXT = ("error", "skip", "unk")  # what to do with such symbols of a text to score
+UNKNOWN_IN_TEXT = ("error", "skip", "unk")  # what to do with symbols outside the vocabulary in a text to score
 DTYPES = ("float32", "bfloat16")
 EMPTY = "give at least one character of the run's vocabulary."
 UNKNOWN_BEGINNING = (
@@ -134,15 +134,17 @@ def file_to_score(run: Run, path: str, unknown: str | None = None, encoding: str
       encoding: the encoding of the text. None means UTF-8 for standard input, and `corpus.encoding` of the run otherwise.
 
     Raises:
-      UserError: the path is empty, the encoding is unknown, the file can't be read, the text has fewer than 2 characters, or its characters are not
-        allowed.
+      UserError: the path is empty, the encoding is unknown, the file can't be read, the text has fewer than 2 characters,
+        `unknown` refuses a character of the text, or `unknown` is `unk` although the vocabulary has no `<unk>`.
     """
     text, skipped = _text_of_file(run, path, unknown, encoding)
     return _checked_text(text, f"text {path}", f"--text={path}")._replace(skipped=skipped)
 
 
 def lines_of_file(run: Run, path: str, unknown: str | None = None, encoding: str | None = None) -> list[str]:
-    """The lines of a file, without line breaks, or its documents if the run's corpus has documents. Empty ones are included.
+    """The lines of a file, without line breaks. If the run's corpus has documents, returns the documents of the file instead.
+
+    Empty lines and empty documents are included.
 
     See `file_to_score` for the arguments and the errors.
     """
@@ -150,7 +152,7 @@ def lines_of_file(run: Run, path: str, unknown: str | None = None, encoding: str
 
 
 def lines_of(text: corpora.Split) -> list[str]:
-    """The lines of a running text, without line breaks; or the documents."""
+    """The lines of a running text, without line breaks. A list of documents is returned unchanged."""
     return text if isinstance(text, list) else documents.lines(str(text))
 
 
@@ -173,7 +175,8 @@ def _read(run: Run, path: str, unknown: str | None, reading: Reading) -> corpora
     config, form = run.config(), ""
     if "documents" in run.corpus():
         form = corpora.form_of(config) or "lines"
-    folder = None if unknown == "skip" else cache.folder_of(config)  # characters can be dropped only from a text in memory
+    # Characters can be dropped only from a text in memory. Without a folder, even a long text is held in memory.
+    folder = None if unknown == "skip" else cache.folder_of(config)
     normalise = corpora.Normalisation.of(config)
     try:
         return corpora.read(path, normalise, form, folder, reading, corpora.has_bytes(config))[0]
@@ -207,10 +210,10 @@ def _standard_input() -> Iterator[str]:
 
 
 def _known(text: corpora.Split, vocab: Vocab, unknown: str | None, where: str, hint: str) -> tuple[corpora.Split, int]:
-    """The text with characters outside the vocabulary treated as `unknown` says, and the number of dropped characters.
+    """Treats characters outside the vocabulary as `unknown` says. Returns the text and the number of dropped characters.
 
     Args:
-      hint: a sentence that follows the message about such characters.
+      hint: a sentence that follows the error message about such characters.
     """
     has_unk = vocab.id_of(UNK) is not None
     if unknown == "unk" and not has_unk:
@@ -291,7 +294,7 @@ def typed_prompt(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str = "
 
 
 def stop_texts(stop: str | Sequence[str], config: ConfigDict, vocab: Vocab) -> list[str]:
-    """The texts at which a sample ends, normalised like a prompt. A string is one text.
+    """The texts at which a sample ends, normalised like a prompt. If `stop` is a string, it is the only such text.
 
     Raises:
       UserError: a text is empty, or has symbols outside the vocabulary. No sample can contain such symbols.
@@ -350,5 +353,8 @@ def _in_vocabulary(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str) 
 
 
 def _line_break_hint(text: str, missing: Sequence[str]) -> str:
-    """Says how to write a line break in the shell. Empty unless the text has a backslash and an n in place of a line break."""
+    """Says how to write a line break in the shell, if the user probably typed `\\n` to get a line break. Otherwise empty.
+
+    This is so if the text has `\\n` (a backslash and an n), and the vocabulary has no backslash.
+    """
     return LINE_BREAK_HINT if "\\" in missing and "\\n" in text else ""

@@ -1,7 +1,7 @@
 """The class `Model`: a trained model, for notebooks and for the programs evaluate and sample.
 
 Letters in the names and shapes of arrays: N characters of a text, T characters of a window, B rows, V vocabulary, H hidden
-units. If the vocabulary has bytes as symbols, N and T count bytes: the bytes of the text in UTF-8.
+units. If the symbols of the vocabulary are bytes, N and T are numbers of bytes of the text in UTF-8.
 """
 
 import dataclasses
@@ -108,8 +108,9 @@ class Model:
     def surprisal(self, text: str) -> np.ndarray:
         """The nats of each character given the characters before it: -ln p(character | text before it).
 
-        The first value is nan, because no character comes before the first character, and the model has not learned how texts
-        begin. Only a model of documents with `batch.start_symbol` has learned this, and its first value is a number.
+        For most models, the first value is nan, because no character comes before the first character, and the model has not
+        learned how texts begin. A model of documents with `batch.start_symbol` has learned how documents begin, so its first
+        value is a number.
 
         The state is carried as in `logits`. Without a start symbol, the mean of the values except the first is therefore
         `score(text, framing="stream")["nats"]`. For a model trained on a stream, the mean is also `score(text)["nats"]`. For a
@@ -158,8 +159,8 @@ class Model:
           bytes: the number of bytes of the scored characters in UTF-8. An `<eos>` has no bytes.
           bits_per_byte: the bits of all scored characters, divided by `bytes`. It can be compared between models with different
             vocabularies. It is inf if no byte is scored.
-          unknown: the number of scored characters that are outside the vocabulary and count as `<unk>`. Absent if there are
-            none.
+          unknown: the number of scored characters that are outside the vocabulary and count as `<unk>`. This entry is
+            absent if there are no such characters.
           step: the step of the checkpoint.
           seconds: the time that scoring took.
           protocol: how the text was read. Losses can be compared only if their protocols are the same.
@@ -283,7 +284,8 @@ class Model:
           window: before each draw, the model starts from the zero state and reads the last `window` characters. With 0, the
             state is carried from character to character instead. The default is the window that the model was trained with.
           unknown: `error` refuses a prompt with symbols outside the vocabulary; `skip` drops such symbols.
-          stop: a text, or several texts. Each sample ends before the first of these texts that it draws.
+          stop: a text, or several texts. A sample ends when the model has drawn one of these texts. The sample does not include
+            this text.
 
         Returns:
           The prompt followed by the drawn text, or a list of such texts if `num` is given.
@@ -327,9 +329,9 @@ class Model:
         Args:
           cell: an index that changes the noise of the draws. A caller that draws for several pairs of prompt and temperature
             gives each pair its own index.
-          stop: see `sample`; the result of `inputs.stop_texts`.
-          ended: an empty dict that receives the number of each text that has ended early, and its stop text. The stop text is
-            None if the end of a document ended the text.
+          stop: the stop texts, as `inputs.stop_texts` returns them; see `sample`.
+          ended: an empty dict. For each text that ends early, its number in the list is added as a key. The value is the stop
+            text that ended the text, or None if the end of a document ended it.
           carry: the state before the prompt. None is the zero state. A model with a window ignores it.
         """
         config = self.config.sample
@@ -344,7 +346,7 @@ class Model:
         texts_ended: dict[int, str | None] = {} if ended is None else ended
         prompt_N = self.encoded_from_start(prompt) if carry is None else self.vocab.encode(prompt)
 
-        def pieces() -> Iterator[list[str]]:  # without stop texts; ends early if all texts have ended
+        def pieces() -> Iterator[list[str]]:  # not yet cut at stop texts; ends early if all texts have ended
             decoders = [self.vocab.decoder() for _ in range(num)]
             for ids_BN in generate(self.params, prompt_N, num, length, temperature, key, carry):
                 texts = []
@@ -363,7 +365,7 @@ class Model:
         return sample.until_stop(pieces(), stop, texts_ended)
 
     def carry_after(self, ids_N: np.ndarray, carry: Any = None) -> Any:
-        """The state after these ids, which begins at `carry`, or at the zero state if `carry` is None.
+        """The state after the model has read these ids, starting from the state `carry`. None is the zero state.
 
         N must be a multiple of SHORT, because a program is compiled for windows of SHORT ids only.
         """

@@ -18,7 +18,7 @@ ALTERNATIVES = 5
 MOST_BITS = 8.0  # characters with this surprisal or more have the strongest colour
 SHADES = 20
 
-Scored = tuple[np.ndarray, Scores]  # the ids of a piece, and the scores of all of them, or of all except the first
+Scored = tuple[np.ndarray, Scores]  # the ids of a piece of text, and scores; the first id may have no score
 
 
 class Char(NamedTuple):
@@ -53,12 +53,12 @@ def chars(ids_N: np.ndarray, scores: Scores, vocab: Vocab) -> Iterator[Char]:
 
 
 def table(scored: Sequence[Scored], vocab: Vocab) -> Iterator[str]:
-    """The lines of a table with one row for each character, with line breaks.
+    """Yields the lines of a table that has one row for each character. Each line ends with a line break.
 
-    The columns are separated by tabs. `document` and `position` count from 1. `nats` and `bits` are the surprisal of the
-    character. They are empty for the first character of a text that the model does not read after a start symbol, because
-    nothing predicts this character. Then come the likeliest symbols and their probabilities. Tabs, line breaks, backslashes
-    and characters that can't be printed are written as escapes, such as `\\t`.
+    The columns are separated by tabs. `document` and `position` are numbers that start at 1. `nats` and `bits` are the
+    surprisal of the character. The columns after them hold the likeliest symbols and their probabilities. Without a start
+    symbol, nothing predicts the first character of a text, so the surprisal and the columns after it are empty in its row.
+    Tabs, line breaks, backslashes and characters that can't be printed are written as escapes, such as `\\t`.
     """
     count = min(ALTERNATIVES, len(vocab))
     columns = [f"{kind}_{number}" for number in range(1, count + 1) for kind in ("likeliest", "p")]
@@ -72,9 +72,10 @@ def table(scored: Sequence[Scored], vocab: Vocab) -> Iterator[str]:
 
 
 def page(scored: Sequence[Scored], vocab: Vocab, title: str) -> str:
-    """An HTML page with the whole text. The page needs no network, and shows texts as text, never as HTML.
+    """An HTML page with the whole text. The page needs no network. HTML tags in the text are shown as plain text.
 
-    The colour of a character shows its surprisal. The pointer shows the surprisal and the likeliest characters.
+    The colour of a character shows its surprisal. When the mouse pointer is on a character, the page shows the surprisal and
+    the likeliest characters.
     """
     nats, number = sum(float(scores.nats_M.sum(dtype=np.float64)) for _, scores in scored), _num_scored(scored)
     unit = "byte" if vocab.of_bytes else "character"
@@ -101,7 +102,7 @@ def _coloured(char: Char) -> str:
     name = char.name
     shown = "↵\n" if name == "\n" else html.escape(name if name.isprintable() or name == "\t" else _label(name))
     if char.nats is None:
-        return f'<i data-t="the first character has no prediction">{shown}</i>'
+        return f'<i data-t="nothing predicts the first character">{shown}</i>'
     bits = measures.bits(char.nats)
     lines = [f"{_label(name)}   {bits:.2f} bits, {math.exp(-char.nats):.1%}", ""]
     lines += [f"{_label(likely)}   {p:.1%}" for likely, p in char.likeliest]

@@ -18,9 +18,9 @@ from charlm.data.vocab import EOS, Vocab
 from charlm.inference.evaluate import AHEAD, placement
 from charlm.models.stack import Functions
 
-LENGTHS = (32, 64, 128, 256)  # the lengths of windows, for each of which a program is compiled
-ALIKE = 1024  # pieces of up to this number of ids may be in one batch with any shorter piece
-FEWER_ROWS = (1, 8)  # the numbers of rows of batches of a few long pieces; a program is compiled for each of them
+LENGTHS = (32, 64, 128, 256)  # the lengths of windows; one program is compiled for each length
+ALIKE = 1024  # a piece of at most this number of ids can be in one batch with any shorter piece
+FEWER_ROWS = (1, 8)  # the numbers of rows of batches of a few long pieces; one program is compiled for each number
 
 
 class Scores(NamedTuple):
@@ -112,7 +112,10 @@ def _batches(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
 
 
 def _windows(pieces: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
-    """The pieces as windows of int32 (rows, T + 1) ids, padded with zeros. The last id of a window is the first of the next."""
+    """Cuts the pieces into windows: int32 (rows, T + 1) ids, padded with zeros.
+
+    The last id of a window is also the first id of the next window.
+    """
     predictions = max(map(len, pieces)) - 1
     lengths: list[int] = []
     while not lengths or sum(lengths) < predictions:

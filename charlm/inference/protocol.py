@@ -14,7 +14,7 @@ from charlm.data.vocab import UNK, Vocab
 
 
 class Counts(NamedTuple):
-    """What a protocol scores of a text.
+    """How many bytes and `<unk>` of a text a protocol scores.
 
     Attributes:
       size: the number of bytes of the scored characters in UTF-8.
@@ -83,7 +83,7 @@ class Protocol(NamedTuple):
         return evaluation_batches(self.framing, encoded, self.rows, self.length, self.lanes, self.burn_in)
 
     def counts(self, encoded: Encoded, vocab: Vocab) -> Counts:
-        """Counts the scored bytes and the scored `<unk>` of a text. The text must have sizes.
+        """Counts the scored bytes and the scored `<unk>` of a text. `encoded.sizes_N` must not be None.
 
         The sizes are arranged into batches in the same way as the ids. Therefore, exactly the sizes of the scored characters
         are summed, whatever the framing.

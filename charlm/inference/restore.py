@@ -51,7 +51,8 @@ def load(workdir: str | os.PathLike, which: str, dtype: str | None = None, given
       which: `best`, `latest` or a step. `best` is the checkpoint with the lowest validation loss or
         training loss; `train.best` says which of the two losses.
       dtype: the type of the operands of matrix products. None stands for the type that the training used.
-      given_as: how messages name the run and the checkpoint. None stands for the flags --workdir and --checkpoint.
+      given_as: what messages call the run and the checkpoint, for example `train.init_from=runs/first`. With None, messages
+        name the flags --workdir and --checkpoint.
 
     Raises:
       UserError: the directory has no run, or the run has no checkpoint `which`.
@@ -121,7 +122,7 @@ def _candidates(checkpoints: Checkpoints, which: str, best: dict | None, checkpo
 
     Args:
       best: the run's best evaluation, from status.json. None if the run has no evaluation yet.
-      checkpoint_text: how messages name the checkpoint.
+      checkpoint_text: what messages call the checkpoint, for example `--checkpoint=best`.
     """
     steps = checkpoints.steps()
     if which == "latest":
@@ -138,7 +139,8 @@ def _candidates(checkpoints: Checkpoints, which: str, best: dict | None, checkpo
                     nats[step] = evaluated
         if unevaluated and not nats and best is None:
             warn("no checkpoint has been evaluated yet: using the latest checkpoint.")
-        # After --extend, losses of another protocol may be lower than the best loss.
+        # The recorded best step comes first, even if another checkpoint has a lower loss. After --extend, older losses may have
+        # another protocol.
         ranked = sorted(nats, key=lambda step: (best is None or step != best["step"], nats[step]))
         return [*ranked, *reversed(unevaluated)] or steps[::-1]
     if which.isdecimal() and int(which) in steps:

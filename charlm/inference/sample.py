@@ -47,7 +47,7 @@ def sampler(
     position. A longer sample therefore begins with the characters of a shorter sample from the same key. `<pad>` and `<unk>`
     are never drawn. Drawing ends when every row has drawn `<eos>`, even if the rows are then shorter than `length`.
 
-    `carry` is the state before the prompt, or None for the zero state. A sampler with a window ignores it.
+    `carry` is the state before the prompt, or None for the zero state. A sampler with a window ignores `carry`.
 
     Args:
       model: the model as pure functions.
@@ -160,15 +160,15 @@ def until_end(ids_N: np.ndarray, vocab: Vocab) -> np.ndarray:
 def until_stop(pieces: Iterator[list[str]], stop: Sequence[str], ended: dict[int, str | None]) -> Iterator[list[str]]:
     """Ends each text before the first of the stop texts. Yields the texts piece by piece.
 
-    The first stop text is the one whose last character is drawn first. If two of them end with the same character, the longer
-    one counts. The end of a piece is kept back while it could be the beginning of a stop text. The result therefore does not
-    depend on how a text is divided into pieces.
+    The first stop text is the stop text whose last character is drawn first. If two stop texts end at the same position, the
+    longer stop text is used. The end of a piece is kept back while it could be the beginning of a stop text. The result
+    therefore does not depend on how a text is divided into pieces.
 
     Args:
       pieces: lists with one piece of each text.
       stop: the stop texts. None of them is empty.
       ended: text number → the stop text that ended it. This function adds entries. The caller may read this dict between two
-        pieces, and end `pieces` when all texts have ended. None as a value says that something else has ended the text.
+        pieces, and end `pieces` when all texts have ended. The value None says that the text ended without a stop text.
     """
     held: list[str] = []
     for texts in pieces:
@@ -190,7 +190,7 @@ def until_stop(pieces: Iterator[list[str]], stop: Sequence[str], ended: dict[int
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of the text that is a beginning of the stop text, but not the whole stop text."""
+    """The length of the longest suffix of the text that is also a prefix of the stop text, but not the whole stop text."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
 
 

@@ -9,11 +9,11 @@ from charlm.errors import UserError
 from charlm.inference.model import SHORT, Model
 
 CONTINUE = "/continue"
-BROKEN = "\ufffd"  # stands for bytes that are no character
+BROKEN = "\ufffd"  # replaces bytes that are not a character in UTF-8
 
 
 class Session:
-    """Draws one text after another, and keeps the state of the model after each of them.
+    """Draws one text after another, and keeps the state of the model after each text.
 
     All texts are drawn by the same compiled program. To continue a text, the session does not read the text again from its
     beginning: it keeps the state after most of the text, and reads only the rest again.
@@ -35,26 +35,26 @@ class Session:
         """The arguments after `check` are arguments of `Model.draw`.
 
         Args:
-          check: returns a prompt as the model reads it, or raises a UserError.
+          check: takes a typed prompt, and returns the prompt as the model reads it. Raises a UserError if the prompt is wrong.
         """
         self._model, self._check, self._stop = model, check, stop
         self._length, self._temperature, self._seed = length, temperature, seed
         self._top_k, self._top_p = top_k, top_p
         self._window = Framing.of(model.config).window if window is None else window
         self._turn = -1  # counts the texts, so that each text is drawn with its own noise
-        self._rest = ""  # the end of the last text, which is not in the state yet
-        self._carry: Any = None  # the state after the last text without its end; None: the zero state
+        self._rest = ""  # the end of the last text, which the model has not read into the state yet
+        self._carry: Any = None  # the state after the last text without `_rest`; None: the zero state
         self._stopped_by = ""
         self._at_end = False  # whether the last text ended with the end of a document
 
     def answer(self, line: str) -> Iterator[str]:
         """The text of one turn, piece by piece: what the model reads now, followed by what it draws.
 
-        A line is a prompt, which the model reads from the zero state. `/continue` continues the last text, and
-        `/continue TEXT` adds TEXT to it first. If a stop text ended the last text, the stop text is added before that.
+        A line is a prompt, which the model reads from the zero state. `/continue` continues the last text, and `/continue TEXT`
+        adds TEXT to the last text first. If a stop text ended the last text, the stop text is added before TEXT.
 
-        The two characters `\\n` stand for a line break, because a line can't contain one. If the vocabulary has a backslash,
-        they stand for themselves.
+        The two characters `\\n` stand for a line break, because a typed line can't contain a line break. If the vocabulary has
+        a backslash, the two characters are not changed.
 
         Raises:
           UserError: the prompt is wrong, or there is no text to continue.
@@ -97,7 +97,8 @@ class Session:
         )
         broken = ""
         for (piece,) in drawn:
-            # With bytes, a text may end within a character. This end is left out, so that `/continue` draws all of it.
+            # With bytes, a text may end in the middle of a character. These last bytes are left out, so that `/continue` draws
+            # the whole character.
             shown = (broken + piece).rstrip(BROKEN if self._model.vocab.of_bytes else "")
             broken = (broken + piece)[len(shown) :]
             self._rest += shown  # before the yield: after Ctrl-C, the session continues from the text that was printed
@@ -107,7 +108,7 @@ class Session:
         self._advance()
 
     def _advance(self) -> None:
-        """Reads most of the text into the state. At least one character is left, because a draw needs a prompt.
+        """Reads most of the text into the state. At least one character is left in `_rest`, because a draw needs a prompt.
 
         The first part of a text is read after the start symbol, if the model has one.
         """
@@ -115,7 +116,7 @@ class Session:
             self._rest = self._rest[-self._window :]
             return
         encode = self._model.encoded_from_start if self._carry is None else self._model.vocab.encode
-        lengths = map(self._model.vocab.length_of, self._rest[:-1])  # a character may be several ids
+        lengths = map(self._model.vocab.length_of, self._rest[:-1])  # with bytes, a character may be several ids
         ends = enumerate(itertools.accumulate(lengths, initial=len(encode(""))))
         read = max((count for count, ids in ends if ids % SHORT == 0), default=0)
         if read:

@@ -14,12 +14,13 @@ error of this mean. The perplexity and the bits of the row are computed from the
 Runs evaluated under different protocols are shown in separate tables.
 
 --by=KEY shows one row for each value of the key. The row shows the mean loss of all finished configs that have this value.
---by=KEY,KEY shows one row for each pair of values. The spread is the standard deviation over configs that differ in other keys.
-A standard error is only over seeds.
+--by=KEY,KEY shows one row for each pair of values. The spread of a row is the standard deviation of the losses of its configs,
+which differ in other keys. A row has a standard error only if it has a single config with several seeds.
 
-In a terminal, a table that is too wide leaves columns out and names them. In a pipe, all columns are printed.
+If a table is too wide for the terminal, the program leaves out the least important columns and lists their names. In a pipe,
+all columns are printed.
 
-Keys can be shortened if the short name is unique, as in --by=hidden.
+Instead of the full name of a key, you can give only its end if no other key ends in this way, as in --by=hidden.
 """
 
 import csv
@@ -76,7 +77,7 @@ class _Table(NamedTuple):
       texts: the rows; each cell is text for people.
       values: the rows; each cell is a value for CSV and JSON.
       importance: the names of the columns, the most important one first.
-      captions: name of a column, or ± → what it shows.
+      captions: name of a column, or the sign ± → what the column or the number after the sign shows.
     """
 
     protocol: str
@@ -142,7 +143,7 @@ def _check_flags(paths: list[str]) -> None:
 
 
 def _by() -> list[str]:
-    """The full names of the keys in --by. The flag can have two keys, or be given twice."""
+    """The full names of the keys in --by. Two keys can be given in one flag, separated by a comma, or in two flags."""
     given = [name.strip() for names in _BY.value for name in names.split(",") if name.strip()]
     names = [keys.full_name(name) for name in given]
     if len(names) > 2:
@@ -153,7 +154,7 @@ def _by() -> list[str]:
 
 
 def _sort() -> str | None:
-    """The column or the full name of the key in --sort, with its leading minus. An unknown name is returned unchanged."""
+    """The value of --sort, in which a key has its full name. A leading minus, a column and an unknown name do not change."""
     if _SORT.value is None:
         return None
     name = _SORT.value.removeprefix("-")
@@ -182,7 +183,7 @@ def _run_table(protocol: dict, groups: list[tables.Group], differing: Sequence[s
     """Returns a table with one row for each group of runs.
 
     Args:
-      differing: the config keys that are columns.
+      differing: the config keys that have a column each, because the runs differ in them.
       sort: what to sort by, see `tables.sorted_groups`.
     """
     columns = tables.columns_of(groups, _METRIC.value, differing)

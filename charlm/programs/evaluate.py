@@ -5,8 +5,8 @@
     scripts/evaluate.py --workdir=runs/quickstart --text=FILE --per_line > scores.jsonl
     scripts/evaluate.py --workdir=runs/quickstart --text=FILE --per_char=page.html
 
-The last line on stdout is one JSON object. In it, nats, bits and perplexity are per character. bits_per_byte is the loss per
-byte of the scored text in UTF-8, and can be compared between models with different vocabularies.
+The last line on stdout is one JSON object. In it, nats, bits and perplexity are per character. bits_per_byte is the loss in
+bits for each byte of the scored text in UTF-8. It can be compared between models with different vocabularies.
 
 A framing says how the text is read: as one stream, or as chunks, windows or documents. In a stream, the recurrent state is
 carried from the first character to the last, and all characters except the first are scored. Each chunk, window or document
@@ -17,13 +17,15 @@ Your own text is normalised like the run's corpus. If the run's corpus has docum
 same way. If the run's corpus came from TensorFlow Datasets, each line of your text is a document.
 
 --per_line prints one JSON object for each line of the text, in the order of the lines: `line` (its number, from 1), `text`,
-`nats` (the sum over its scored characters), `chars` (the number of scored characters) and `bits_per_char` (null if there are
-none). If the model reads characters of the line as <unk>, `unknown` is their number. Each line is scored alone: the state is zero before its first character, which is not scored. If the run's corpus has
-documents, each document is scored instead of each line. Its end is scored too, and with batch.start_symbol also its first
-character.
+`nats` (the sum over its scored characters), `chars` (the number of scored characters) and `bits_per_char` (null if no
+character is scored). If the model reads characters of the line as <unk>, `unknown` is their number. Each line is scored alone:
+the state is zero before its first character, which is not scored. If the run's corpus has documents, each document is scored
+instead of each line. The end of a document is scored too. With batch.start_symbol, the first character of a document is also
+scored.
 
---per_char writes the surprisal of each character and the five likeliest characters at its place. The state is carried from the
-first character to the last. If the run's corpus has documents, the state is zero before each document.
+--per_char writes the surprisal of each character, and the five characters that the model finds likeliest at its position. The
+state is carried from the first character to the last. If the run's corpus has documents, the state is zero before each
+document.
 """
 
 import json
@@ -66,11 +68,12 @@ _UNKNOWN = flags.DEFINE_enum(
     "characters of --text outside the vocabulary; error: stop with a message; skip: drop them; unk: score them as <unk>; "
     "default: unk if the vocabulary has <unk>, otherwise error",
 )
-_PER_LINE = flags.DEFINE_bool("per_line", False, "print a JSON object for each line instead of one for the text")
+_PER_LINE = flags.DEFINE_bool("per_line", False, "print one JSON object for each line, instead of one for the whole text")
 _PER_CHAR = flags.DEFINE_string(
     "per_char",
     None,
-    "file for the surprisal of each character; .tsv: a table; .html: a page that colours characters; -: the table on stdout",
+    "file that receives the surprisal of each character; .tsv: a table; .html: a page that colours characters; "
+    "-: the table on stdout",
 )
 _FRAMING = flags.DEFINE_enum(
     "framing",
@@ -188,7 +191,7 @@ def _write_chars(trained: "Model", texts: list[str], path: pathlib.Path | None) 
 
 
 def _texts(run: Run) -> tuple[list[str], str]:
-    """The texts that are each read from the zero state, and where they come from."""
+    """The texts, each of which is scored from the zero state, and the name of their source in messages."""
     if _TEXT.value is not None and _PER_LINE.value:
         texts, where = inputs.lines_of_file(run, _TEXT.value, _UNKNOWN.value, _ENCODING.value), f"--text={_TEXT.value}"
     else:

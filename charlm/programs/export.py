@@ -3,12 +3,12 @@
     scripts/export.py --workdir=runs/quickstart --format=safetensors --output=quickstart.safetensors [--checkpoint=best]
     scripts/export.py --workdir=runs/quickstart --format=keras --output=quickstart.keras
 
-The file holds float32 weights. A model that loads these weights gives the logits of charlm, except for rounding. If the run was
-trained with model.dtype=bfloat16, this applies to the logits with float32 matrix products.
+The file holds float32 weights. A model that loads these weights gives the same logits as charlm, except for rounding. If the
+run was trained with model.dtype=bfloat16, charlm gives these logits only if it also computes matrix products in float32.
 
-safetensors, npz and torch store the state_dict of an embedding (if the run has one), an nn.LSTM and an nn.Linear. The program
-import_torch reads these files, and import_keras reads keras files. Writing torch needs PyTorch, safetensors needs safetensors,
-and keras needs h5py.
+The formats safetensors, npz and torch store the state_dict of an embedding (if the run's model has an embedding), an nn.LSTM
+and an nn.Linear. The program import_torch reads these files. The program import_keras reads files of the format keras. To write
+the format torch, you need PyTorch; to write safetensors, the package safetensors; to write keras, h5py.
 """
 
 import os

@@ -9,9 +9,9 @@ an embedding, one-hot vectors or scalars. Reading the file needs h5py.
 
 The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
 
---symbols names a JSON file with a list of symbols in the order of their ids. If the model has the symbols <pad>,
-<eos> or <unk>, the list must have them too. Without --symbols, the program uses the vocabulary that the program export stored
-in the file. If the file has none, the program assumes that the ids follow the sorted order of the symbols of the corpus.
+--symbols names a JSON file with a list of symbols in the order of their ids. If the model has the symbols <pad>, <eos> or
+<unk>, the list must have them too. Without --symbols, the symbols come from the vocabulary that the program `export` stored in
+the file. If the file has no vocabulary, this program assumes that the ids follow the sorted order of the symbols of the corpus.
 """
 
 from absl import flags

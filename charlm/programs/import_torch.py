@@ -1,6 +1,6 @@
 """Makes a run directory with one checkpoint from the weights of a PyTorch CharRNN.
 
-A CharRNN is a recurrent network that predicts the next character. To evaluate or sample from this checkpoint, use
+A CharRNN is a recurrent network that predicts the next character. To evaluate the model or to draw samples from it, use
 --checkpoint=latest.
 
     scripts/import_torch.py --weights=rnn.pt --config=configs/anna_pytorch.py --workdir=runs/imported
@@ -11,9 +11,9 @@ Udacity, which configs/anna_pytorch.py rebuilds, saves such a dict.
 
 The config must describe the network and its corpus. Matrix products use float32 unless --config.model.dtype sets another type.
 
---symbols names a JSON file with a list of symbols in the order of their ids. Without --symbols, the symbols come from the file
-of weights: from its `tokens`, or from the vocabulary that the program `export` stored. If this file has neither, the symbols of
-the corpus are sorted, and id 0 is assumed to be the first of these symbols.
+--symbols names a JSON file with a list of symbols in the order of their ids. Without --symbols, the symbols come from the
+`tokens` in the file of weights, or from the vocabulary that the program `export` stored in it. If the file has no `tokens` and
+no vocabulary, this program assumes that the ids follow the sorted order of the symbols of the corpus.
 """
 
 from absl import flags

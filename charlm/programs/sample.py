@@ -18,8 +18,8 @@ A model that was trained with batch.framing=documents stops when it draws the en
 batch.framing=windows reads only the last characters before each draw: see --window.
 
 With --interactive, each line of standard input is a prompt. The program draws text after each prompt, until standard input ends
-(Ctrl-D). `/continue` continues the last text, with the state that the model had there. `/continue TEXT` adds TEXT to the last
-text first. Ctrl-C ends only the text that is being drawn.
+(Ctrl-D). `/continue` continues the last text from the state that the model had at its end. `/continue TEXT` adds TEXT to the
+last text first. Ctrl-C ends only the text that is being drawn.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ _PROMPT_LENGTH = flags.DEFINE_integer(
     "prompt_length",
     100,
     "length in characters of the prompt that --prompt_from takes from a split. In a corpus of documents, the prompt is the "
-    "start of one document, and has at most half of its length",
+    "start of one document, and is at most half as long as this document",
 )
 _LENGTH = flags.DEFINE_integer("length", None, "number of characters to draw after the prompt; default: sample.length")
 _TEMPERATURE = flags.DEFINE_list(
@@ -89,7 +89,12 @@ _UNKNOWN = flags.DEFINE_enum(
     inputs.UNKNOWN,
     "prompt characters outside the vocabulary; error: stop with a message; skip: drop them",
 )
-_STOP = flags.DEFINE_multi_string("stop", [], "end each sample before this text; several texts: before the first one drawn")
+_STOP = flags.DEFINE_multi_string(
+    "stop",
+    [],
+    "end each sample when this text is drawn, and leave this text out. Give the flag several times to end each sample at "
+    "whichever text is drawn first",
+)
 _INTERACTIVE = flags.DEFINE_bool(
     "interactive", False, "read prompts from standard input, one a line, until Ctrl-D; /continue continues the last text"
 )
@@ -203,7 +208,7 @@ def _talk(session: "Session") -> None:
     """Answers the lines of standard input until it ends."""
     for line in _typed_lines():
         try:
-            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends this text; the next line is read as usual
+            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends this text; then the next line is read
                 for text in session.answer(line):
                     _write(text)
             _write("\n")

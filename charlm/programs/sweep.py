@@ -68,7 +68,7 @@ _TASKS = flags.DEFINE_integer(
 )
 _MEMORY = flags.DEFINE_integer("memory", None, "SLURM: gigabytes of memory that a trial uses on each node")
 
-LISTED = 3  # maximum number of trials that are listed as taken for existing trials
+LISTED = 3  # the maximum number of trials that the message about equal configs lists
 # With -P, Python does not import a folder named charlm from the current directory.
 TRAIN = [sys.executable, "-P", "-m", "charlm", "train"]
 CommandOf = Callable[[sweep.Trial], list[str]]  # returns the command that trains a trial
@@ -111,7 +111,9 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
     renamed = {new.name: old.name for old, new in zip(by_overrides, trials, strict=True) if old.name != new.name}
     trials = [trial for trial in trials if _is_chosen(trial)]
     if not trials:
-        raise UserError(f"--only={_ONLY.value[-1]}: no trial of {_CONFIG.value} meets this condition.")
+        conditions = " ".join(f"--only={condition}" for condition in _ONLY.value)
+        words = "this condition" if len(_ONLY.value) == 1 else "all these conditions"
+        raise UserError(f"{conditions}: no trial of {_CONFIG.value} meets {words}.")
     statuses = {trial.name: launch.read_status(root.run(trial)) for trial in trials}
     skipped_states = ("done", "diverged") if _RETRY_FAILED.value else ("done", "diverged", "failed")
     to_start = [trial for trial in trials if statuses[trial.name].state not in skipped_states]
@@ -119,9 +121,9 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
         if statuses[trial.name].state == "new":
             sweep.check_files(trial)
     _announce(statuses, removed)
-    if same := [f"{renamed[name]} as {name}" for name in statuses if name in renamed]:
+    if same := [f"{renamed[name]} is {name}" for name in statuses if name in renamed]:
         more = f", and {len(same) - LISTED} more" if len(same) > LISTED else ""
-        print(f"taken as trials that exist, because their configs are equal: {', '.join(same[:LISTED])}{more}")
+        print(f"not new, because existing trials have the same configs: {', '.join(same[:LISTED])}{more}")
     if _DRY_RUN.value:
         for trial in trials:
             print(f"{statuses[trial.name].state:<10} {trial.name}\n           {shlex.join(command_of(trial))}")

@@ -11,11 +11,11 @@
 If the run was stopped or killed, give the same command again, or only --workdir: it resumes the run. If the run is done, the
 command only prints the result. After Ctrl-C, the program saves a checkpoint and ends.
 
-Without --config, the program takes the config of the run in --workdir. A resumed run may log, evaluate, save and sample in
-another way than before.
+Without --config, the program takes the config of the run in --workdir. When a run is resumed, you can change only how it logs,
+evaluates, saves checkpoints and draws samples.
 
-With --extend, the length, the learning rate and its schedule may also differ, and the run may be done. The run is trained on
-from its latest checkpoint.
+With --extend, you can also change the length of the run, its learning rate and its schedule, even if the run is done. Training
+then continues from the latest checkpoint of the run.
 
 With --describe, the program does not train. It prints a description of the data, the parameters and the length of the training.
 It also draws the unrolled network as a Graphviz dot file. If Graphviz is installed, it draws an SVG file too.
@@ -48,13 +48,17 @@ _CONFIG = flags.DEFINE_string(
     "default: the config of the run in --workdir",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory; if the directory has a run, the run is resumed")
-_EXTEND = flags.DEFINE_bool("extend", False, "change and lengthen the run in --workdir, and train on")
+_EXTEND = flags.DEFINE_bool(
+    "extend", False, "change or lengthen the run in --workdir, even if it is done, and continue its training"
+)
 _DESCRIBE = flags.DEFINE_bool("describe", False, "describe the training and draw the network, without training")
 _VERBOSE = flags.DEFINE_bool(
     "verbose", False, "print the name and shape of every parameter, and the settings of XLA and the C library"
 )
 _ROWS = flags.DEFINE_bool(
-    "rows", False, "on a terminal, also print the training loss every train.log_every steps, as in a file or a pipe"
+    "rows",
+    False,
+    "on a terminal, also print the training loss every train.log_every steps; in a file or a pipe, it is always printed",
 )
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "train one model together with the other tasks of this SLURM step")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "with several processes: HOST:PORT of process 0")

@@ -1,6 +1,7 @@
 """Runs many trainings on this machine or on a SLURM cluster. Each training is a trial of a sweep or of a search.
 
-- `sweep` builds lists of trials, and names the trials.
+- `sweep` builds lists of trials, and manages the folder of a sweep.
+- `naming` names trials, and finds runs with the same config.
 - `launch` runs trials as processes on this machine.
 - `slurm` submits trials as SLURM jobs.
 - `search` searches a space of configs with Optuna.

@@ -8,9 +8,9 @@ from charlm.sweeps.launch import TrialStatus
 
 
 def best_in_words(statuses: Mapping[str, TrialStatus]) -> str | None:
-    """The trial with the lowest loss so far, with its state and its loss. None if no trial has been evaluated yet.
+    """The name, the state and the loss of the trial with the lowest loss so far. None if no trial has been evaluated yet.
 
-    The trial may be unfinished, for example if it was stopped or pruned.
+    This trial may be unfinished, for example if it was stopped or pruned.
     """
     evaluated = [(status.best, name, status.state) for name, status in statuses.items() if status.best]
     if not evaluated:
@@ -20,7 +20,7 @@ def best_in_words(statuses: Mapping[str, TrialStatus]) -> str | None:
 
 
 def ended_in_words(name: str, status: TrialStatus) -> str:
-    """Why a trial ended in its state, and at which step a stopped trial is."""
+    """The state in which a trial ended, and the reason. For a stopped trial, also the step at which it stopped."""
     if status.state != "stopped":
         return f"{status.state}: {name}" + (f": {status.message}" if status.message else "")
     step = f"step {status.step}" + (f" of {status.total_steps}" if status.total_steps else "")
@@ -28,10 +28,10 @@ def ended_in_words(name: str, status: TrialStatus) -> str:
 
 
 def count_states(statuses: dict[str, TrialStatus], **words: str) -> str:
-    """Returns the number of trials in each state, such as `1 done, 2 to resume`.
+    """The number of trials in each state as text, such as `1 done, 2 to resume`.
 
     Args:
-      words: state → the text that is printed instead of the state's name.
+      words: state → the text that stands for this state in the result. Other states are called by their names.
     """
     counts = collections.Counter(words.get(status.state, status.state) for status in statuses.values())
     return ", ".join(f"{number} {state}" for state, number in counts.items()) or "none"

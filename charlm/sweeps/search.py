@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from charlm.compare import reading
 from charlm.config import keys, load
 from charlm.errors import UserError
-from charlm.sweeps import launch, sweep
+from charlm.sweeps import launch, naming, sweep
 
 if TYPE_CHECKING:
     import optuna
@@ -157,7 +157,7 @@ class Search:
             self._study.tell(proposed, min(nats, default=status.best["nats"]), skip_if_finished=True)
         elif status.state == "pruned":
             self._study.tell(proposed, state=states.PRUNED, skip_if_finished=True)
-            self._root.record(self._file, [], pruned=sorted(self.pruned()))  # the program compare shows this state
+            self._root.record(self._file, [], pruned=sorted(self.pruned()))  # so that the program compare shows `pruned`
         elif status.state == "diverged":  # report infinite nats, so that tpe avoids the values of this trial
             self._study.tell(proposed, math.inf, skip_if_finished=True)
         elif status.state == "failed":
@@ -165,7 +165,7 @@ class Search:
 
     def _by_name(self) -> dict[str, "optuna.trial.FrozenTrial"]:
         trials = self._study.get_trials(deepcopy=False)
-        return {sweep.trial_name(trial.user_attrs["overrides"]): trial for trial in trials if "overrides" in trial.user_attrs}
+        return {naming.trial_name(trial.user_attrs["overrides"]): trial for trial in trials if "overrides" in trial.user_attrs}
 
     def _track(self, proposed: "optuna.trial.Trial", trial: sweep.Trial) -> None:
         """Adds a new trial to the running trials, and records the trial in sweep.json."""

@@ -12,14 +12,12 @@ argument `ranges` of `sample`.
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 import math
 import os
 import pathlib
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,10 +28,10 @@ from charlm.config import keys as config_keys
 from charlm.config import load
 from charlm.errors import UserError
 from charlm.rundir import run as run_module
+from charlm.sweeps import naming
 
 Overrides = dict[str, object]
 Sweep = list[Overrides]
-MAX_NAME_LENGTH = 100  # in characters; file systems allow names of 255 bytes
 
 
 # Do not rename Choice, Interval or their fields. sweep.json records each range of a search as the text of repr(range), which
@@ -220,38 +218,17 @@ def make_trial(file_and_arg: str, common: Mapping[str, object], overrides: Mappi
     config = load.load(file_and_arg, {**common, **overrides})
     flat = load.flatten(config)
     typed = {key: flat[key] for key in config_keys.KEYS if key in overrides}
-    return Trial(trial_name(typed), typed, config)
+    return Trial(naming.trial_name(typed), typed, config)
 
 
 def check_files(trial: Trial) -> None:
     """Raises a UserError if a text or a parent run that a new trial needs does not exist."""
     values = load.flatten(trial.config)
     for name in config_keys.TEXT_PATHS:
-        if values[name] and not os.path.exists(values[name]):
+        if values[name] and not os.path.exists(str(values[name])):
             raise UserError(f"trial {trial.name}: {name}={values[name]}: no such file or folder.")
     if parent := trial.config.train.init_from:
         run_module.run_and_checkpoint(parent, f"trial {trial.name}: train.init_from={parent}")
-
-
-def trial_name(overrides: Overrides) -> str:
-    """The name of a trial's directory, such as `hidden=128,learning_rate=0.002,seed=1`.
-
-    The keys are in the order of `charlm/config/keys.py`, except that the seed is last. Each key is shortened to the
-    shortest ending that no other key has. Of a path, the name has only the last part. Characters that are unsafe in paths are
-    replaced by `_`, and long names are cut. If a name was changed in this way, a hash is added at its end, so that the name is
-    unique.
-    """
-    keys = sorted((key for key in config_keys.KEYS if key in overrides), key=lambda key: key == "seed")
-    values = {key: _value_text(overrides[key]) for key in keys}
-    shown = {key: _last_part(values[key]) if config_keys.KEYS[key].is_path else values[key] for key in keys}
-    # In strings, `+` is also replaced, because `+` separates the values of a tuple.
-    unsafe = {key: r"[^A-Za-z0-9._-]" if isinstance(overrides[key], str) else r"[^A-Za-z0-9._+-]" for key in keys}
-    safe = {key: re.sub(unsafe[key], "_", shown[key]) for key in keys}
-    name = ",".join(f"{config_keys.short(key)}={safe[key]}" for key in keys) or "base"
-    if safe == values and len(name) <= MAX_NAME_LENGTH:
-        return name
-    digest = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{name[: MAX_NAME_LENGTH - 9]}-{digest}"
 
 
 def train_flags(config: ConfigDict) -> list[str]:
@@ -268,8 +245,8 @@ def train_flags(config: ConfigDict) -> list[str]:
 class Root:
     """The folder of a sweep or a search. It contains a run directory for each trial, logs/ and sweep.json.
 
-    sweep.json records the config file and the trials. For a search, it also records the method, the ranges of the space, and
-    the names of the pruned trials.
+    sweep.json records the config file, the trials, and a digest of each trial's config. For a search, it also records the
+    method, the ranges of the space, and the names of the pruned trials.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -285,37 +262,49 @@ class Root:
         return self.path / "logs" / f"{trial.name}.log"
 
     def matched(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials, matched with the runs in the folder. Writes nothing.
+        """The trials, changed so that a trial continues a run that the folder already has. Writes nothing.
 
-        A run belongs to a trial if it began with the config of the trial. The trial then gets the name of the run. The name of
-        a trial lists the swept keys. If a key is added to a sweep, the trials with the key's default therefore have other names
-        than before, although their configs are the same. If the config of the run was changed later, for example by
-        `train.py --extend`, the trial also gets the config of the run.
+        The name of a trial lists the swept keys. If a key is added to a sweep, the trials with the key's default therefore get
+        other names than before, but their configs stay the same. Such a trial gets the name of the run that began with its
+        config. A SLURM job that has not begun its run counts as a run. If the config of the run was changed later, for example
+        by `train.py --extend`, the trial also gets the config of the run.
         """
         if not self._record_file.exists():
             return list(trials)
-        names = {trial.name for trial in trials}
-        others: dict[str, str] = {}  # the first config of a run with another name → the name
-        for name in self._read_record()["trials"]:
-            if name not in names and (config := self._first_config(name)):
-                others.setdefault(config, name)
-        found = []
-        for trial in trials:
-            config = load.results_config(load.to_dict(trial.config))
-            if not (self.path / trial.name).exists():
-                # `pop`, so that two trials never get the same run. They may differ in a key that changes no result.
-                trial = trial._replace(name=others.pop(config, trial.name))
-            if self._first_config(trial.name) == config and self.run(trial).extensions():
-                trial = trial._replace(config=self.run(trial).config())
-            found.append(trial)
-        return found
+        new_names = naming.match(
+            {trial.name: naming.digest(load.to_dict(trial.config)) for trial in trials},
+            self._existing({trial.name for trial in trials}),
+        )
+        return [self._with_later_config(trial._replace(name=new_names[trial.name])) for trial in trials]
 
-    def _first_config(self, name: str) -> str | None:
-        """The config with which a run began, as text. None if there is no run, or if it is damaged."""
-        try:
-            return load.results_config(run_module.Run(self.path / name).first_config_fields())
-        except UserError:
-            return None
+    def _with_later_config(self, trial: Trial) -> Trial:
+        """The trial with the config of its run, if this config was changed after the run began, as by `train.py --extend`."""
+        with contextlib.suppress(UserError):  # the run does not exist yet, or it is damaged
+            run = self.run(trial)
+            if run.extensions() and not load.differences(run.first_config_fields(), load.to_dict(trial.config)):
+                return trial._replace(config=run.config())
+        return trial
+
+    def _existing(self, names: set[str]) -> dict[str, str | None]:
+        """Name → digest of the config, for the runs of recorded trials and of the trials `names`. Done runs come first.
+
+        The digest is None if the run's config is missing or damaged.
+        """
+        recorded = self._read_record()
+        jobs, digests = recorded.get("jobs") or {}, recorded.get("configs") or {}
+        done: dict[str, str | None] = {}
+        others: dict[str, str | None] = {}
+        for name in dict.fromkeys([*recorded["trials"], *sorted(names)]):
+            run = run_module.Run(self.path / name)
+            if run.workdir.exists():
+                digest, state = None, None
+                with contextlib.suppress(UserError):  # a run that has just begun has no config or status yet
+                    digest = naming.digest(run.first_config_fields())
+                    state = run.status()["state"]
+                (done if state == "done" else others)[name] = digest
+            elif name in jobs:
+                others[name] = digests.get(name)
+        return done | others
 
     def check(self, file_and_arg: str, trials: Sequence[Trial]) -> list[str]:
         """Checks that the folder is new or belongs to this sweep. Writes nothing.
@@ -362,6 +351,8 @@ class Root:
         recorded = self._read_record() if self._record_file.exists() else {"trials": {}}
         recorded |= {"config": _identity(file_and_arg), **more}
         recorded["trials"] |= {trial.name: trial.overrides for trial in trials}
+        digests = {trial.name: naming.digest(load.to_dict(trial.config)) for trial in trials}
+        recorded["configs"] = (recorded.get("configs") or {}) | digests
         files.write(self._record_file, json.dumps(recorded, indent=1) + "\n")
 
     def recorded(self, name: str) -> Any:
@@ -427,16 +418,6 @@ def _merged(parts: Sequence[Overrides]) -> Overrides:
                 raise UserError(f"the sweep sets {key} twice in one trial: set it once.")
         merged |= part
     return merged
-
-
-def _value_text(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return "+".join(map(_value_text, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _last_part(path: str) -> str:
-    return pathlib.PurePath(path).name or path
 
 
 def _identity(file_and_arg: str) -> str:

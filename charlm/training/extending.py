@@ -1,4 +1,4 @@
-"""Changes the config of a run that is done or was stopped. The run is then trained on from its latest checkpoint.
+"""Changes the config of a run that is done or was stopped. Training then continues from its latest checkpoint.
 
 With --extend, the keys in `keys.EXTENDABLE` may change. When a run is resumed without --extend, only the keys in
 `keys.resumable` may change. The change is kept in extensions.json. A change is either made as a whole or not at all, even if
@@ -31,7 +31,7 @@ class Extension(NamedTuple):
       config: the config after the change.
       entry: the entry for extensions.json; see `Run.extensions`.
       status: the run's status.json before the change.
-      words: what the change does, for the user.
+      words: lines that tell the user what the change does.
     """
 
     config: ConfigDict

@@ -84,16 +84,17 @@ def read(config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = Non
 
 
 def for_run(run: Run, config: ConfigDict, setup: Setup, begun: bool) -> Inheritance | None:
-    """What the run must begin with. None if the run has a checkpoint, or if `train.init_from` is not set. Writes nothing.
+    """The first state of the run. None if the run has a checkpoint, or if `train.init_from` is not set. Writes nothing.
 
     A run that was killed before it saved its first checkpoint begins again with the parameters that it recorded. Raises the
     same errors as `read`.
 
     Args:
-      begun: whether the directory holds a run. If not, a parent.json in it is left over from a killed start of another config.
+      begun: whether the directory holds a run. If it holds none, parent.json is not read: an earlier command, perhaps with
+        another config, was killed after it wrote this file and before it had begun its run.
     """
     has_checkpoint = run.checkpoints.is_dir() and any(path.name.isdecimal() for path in run.checkpoints.iterdir())
-    recorded = run.parent() if begun else None  # read even if it is not needed, so that a missing parent.json is noticed
+    recorded = run.parent() if begun else None  # read even if there is a checkpoint: reports a missing parent.json
     return None if has_checkpoint else read(config, setup, recorded)
 
 
@@ -107,7 +108,7 @@ def save(run: Run, inheritance: Inheritance) -> None:
 
 
 def matched(old: Params, fresh: Params, old_symbols: list[str], new_symbols: list[str], axes: Params) -> Params:
-    """The parameters of `old`, with the rows and columns of symbols in the order of `new_symbols`.
+    """The parameters of `old`. Rows and columns that belong to symbols are put into the order of `new_symbols`.
 
     Args:
       old: the parameters of the other run.
@@ -130,7 +131,7 @@ def matched(old: Params, fresh: Params, old_symbols: list[str], new_symbols: lis
 
 
 def tell(parent: dict[str, Any]) -> None:
-    """Prints whose parameters the run begins with, and which symbols are new or dropped."""
+    """Prints from which run and step the parameters come, and which symbols are new or dropped."""
     lines = [f"begins with the parameters of {parent['path']} at step {parent['step']:,}"]
     for name, what in (("new_symbols", "new, with random initial parameters"), ("dropped_symbols", "dropped")):
         if symbols := parent[name]:
@@ -145,7 +146,10 @@ def _shapes(config: ConfigDict, vocab_size: int) -> Params:
 
 
 def _vocabulary_axes(config: ConfigDict, vocab_size: int) -> Params:
-    """The `axes` of `matched`. These axes grow if the vocabulary grows, so this function needs no names of parameters."""
+    """The argument `axes` of `matched`: for each parameter, the axis that becomes longer if the vocabulary has one more symbol.
+
+    Because the axes are found in this way, this function needs no list of parameter names.
+    """
 
     def axis_of(small: jax.ShapeDtypeStruct, large: jax.ShapeDtypeStruct) -> int:
         return next((axis for axis, pair in enumerate(zip(small.shape, large.shape, strict=True)) if pair[0] != pair[1]), -1)
@@ -154,13 +158,16 @@ def _vocabulary_axes(config: ConfigDict, vocab_size: int) -> Params:
 
 
 def _check_shapes(config: ConfigDict, trained: restore.Trained, given_as: str) -> None:
-    """Raises a UserError if the config, with the parent's vocabulary, makes parameters of other shapes than the parent has."""
+    """Raises a UserError if the model of the config does not have the same parameters and shapes as the parent.
+
+    The shapes are compared for the parent's vocabulary, because the two vocabularies may have different sizes.
+    """
     size = len(trained.vocab)
     wanted, found = (stack.parameter_table(tree) for tree in (_shapes(config, size), trained.params))
     if wanted == found:
         return
     here, there = load.flatten(config), load.flatten(trained.config)
-    causes = []  # the keys that, with the parent's values, change the shapes
+    causes = []  # keys that change the shapes if they are set to the parent's values
     for name in keys.KEYS:
         if name.startswith("model.") and here[name] != there[name]:
             other = load.from_dict(here | {name: there[name]})

@@ -62,11 +62,11 @@ def evaluation_rows(
     """The metrics rows of one evaluation, or None if a signal arrived during the evaluation.
 
     One row holds the average training loss since the previous evaluation. If the corpus has a validation split, another row
-    holds the validation loss. The last row decides which checkpoint is the best. `train.best` chooses between the training loss
-    and the validation loss.
+    holds the validation loss. The last row decides which checkpoint is the best. `train.best` says whether this row holds the
+    training loss or the validation loss.
 
-    `seconds` is the time of the whole run until a loss was known. The evaluation itself therefore took the difference between
-    the two rows.
+    In each row, `seconds` is the time that the run had taken in all when the loss of this row was known. The difference between
+    the two rows is therefore the time that the evaluation took.
     """
     begin = time.perf_counter()
     rows = [{**_place(setup, progress, "train_mean"), **progress.epoch.measures(), "seconds": progress.seconds}]

@@ -27,7 +27,7 @@ def has_ended(run: Run, config: ConfigDict, extend: bool = False) -> bool:
     """Whether the directory holds a finished run of this config. If so, prints the result of the run.
 
     Args:
-      extend: whether the config may change the run. The run has then ended only if the config changes nothing.
+      extend: whether the config may change the run. If true, a run that the config would change has not ended.
 
     Raises:
       UserError: the directory can't be used.

@@ -64,10 +64,10 @@ def schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> opta
     `exponential` and `step` multiply the rate by `optim.decay_rate` every `optim.decay_steps` steps. `exponential` lowers
     the rate a little at every step. `step` keeps the rate constant between two multiplications.
 
-    With `optim.decay_after`, `exponential` and `step` are first constant for this time. Then `exponential` begins, and `step`
-    makes its first multiplication. `optim.decay_epochs=1` with `optim.decay_after=10` and `optim.decay_rate=0.97` is the
-    schedule of char-rnn (Karpathy 2015): 10 epochs at the peak rate, and the rate of each later epoch is 0.97 times the rate of
-    the epoch before it. Times in epochs are rounded to whole steps.
+    With `optim.decay_after`, `exponential` and `step` first keep the rate constant for this time. Directly after this time,
+    `exponential` begins to lower the rate, and `step` multiplies it for the first time. `optim.decay_epochs=1` with
+    `optim.decay_after=10` and `optim.decay_rate=0.97` is the schedule of char-rnn (Karpathy 2015): 10 epochs at the peak rate,
+    and the rate of each later epoch is 0.97 times the rate of the epoch before it. Times in epochs are rounded to whole steps.
     """
     warmup = config.optim.warmup_steps
     after = SCHEDULES[config.optim.schedule](config, total_steps - warmup, steps_per_epoch)
@@ -141,7 +141,10 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _decay_steps(config: ConfigDict, steps_per_epoch: int) -> tuple[int, int]:
-    """`optim.decay_steps` or `optim.decay_epochs` in steps, at least 1, and `optim.decay_after` in steps."""
+    """Two times in steps: the decay time, which is at least 1, and the time before the decay (`optim.decay_after`).
+
+    The decay time is `optim.decay_epochs` if this key is set, otherwise `optim.decay_steps`.
+    """
     if epochs := config.optim.decay_epochs:
         return max(1, round(epochs * steps_per_epoch)), round(config.optim.decay_after * steps_per_epoch)
     return config.optim.decay_steps, round(config.optim.decay_after)
@@ -159,7 +162,7 @@ def _exponential(config: ConfigDict, steps_per_epoch: int, staircase: bool) -> o
     decay = optax.exponential_decay(config.optim.learning_rate, every, config.optim.decay_rate, staircase=staircase)
     if after == 0:
         return decay
-    begin = after - every if staircase else after  # a staircase makes its first multiplication `every` steps after its begin
+    begin = after - every if staircase else after  # a staircase makes its first multiplication `every` steps after it starts
     return lambda step: decay(jnp.maximum(step - begin, 0) * (step >= after))
 
 

@@ -51,7 +51,7 @@ class Record:
     Use this class in a `with` statement, which closes the progress bar and TensorBoard's file even after an error.
 
     Args:
-      all_rows: whether a terminal also shows the rows of log intervals.
+      all_rows: whether to print the rows of log intervals on a terminal too.
     """
 
     def __init__(self, setup: Setup, run: Run, checkpoints: Checkpoints, progress: Progress, all_rows: bool = False):
@@ -81,7 +81,7 @@ class Record:
         self._reporter.row(row, clock.pace(self._setup.total_steps)[1])
 
     def evaluation(self, progress: Progress, rows: list[dict[str, Any]], params: Any) -> None:
-        """Writes the rows of an evaluation and a sample, and shows the rows if `judging.is_evaluation_shown`.
+        """Writes the rows of an evaluation and a sample. Prints the rows if `judging.is_evaluation_shown` is true.
 
         The last row holds the loss that `train.best` names.
         """

@@ -43,7 +43,7 @@ class Setup:
       encoded: the splits as ids.
       mesh: the devices among which the rows of a batch are divided.
       rates: (step, count) → the schedule's learning rates of `count` steps, starting at `step`: float32 (count,).
-      shown_every: the steps between two printed evaluations. All evaluations are written to metrics.jsonl.
+      shown_every: the minimum number of steps between two printed evaluations. All evaluations are written to metrics.jsonl.
       best_by: the loss that chooses the best checkpoint, `validation` or `train`.
       draw_sample: (params, step) → text; None if `sample.length` is 0.
     """
@@ -76,7 +76,10 @@ class Setup:
 
     @functools.cached_property
     def validation_counts(self) -> Counts:
-        """What an evaluation scores of the validation split. All evaluations of a run score the same characters."""
+        """How many bytes and `<unk>` an evaluation scores in the validation split.
+
+        All evaluations of a run score the same characters.
+        """
         return self.protocol.counts(self.encoded["validation"], self.vocab)
 
 
@@ -135,7 +138,8 @@ def length(config: ConfigDict, steps_per_epoch: int) -> int:
 def shown_every(config: ConfigDict, steps_per_epoch: int) -> int:
     """The `shown_every` of a Setup.
 
-    A small text has epochs of few steps. One evaluation per epoch would then fill the terminal, so only MOST_SHOWN are printed.
+    If the text is small, an epoch has few steps. One printed evaluation for each epoch would then fill the terminal, so at most
+    MOST_SHOWN evaluations are printed.
     If epochs are not shorter than log intervals, or if `train.eval_every` is set, all evaluations are printed.
     """
     if config.train.eval_every or steps_per_epoch >= config.train.log_every:
@@ -206,7 +210,7 @@ def _data_lines(setup: Setup) -> list[str]:
 
 
 def _odd_symbol_lines(setup: Setup) -> list[str]:
-    """A line that lists odd symbols and their numbers, if the corpus has any."""
+    """A line that lists the odd symbols of the corpus (see `vocab.is_odd`) and how often each occurs. Empty if it has none."""
     odd = sorted(setup.provenance["odd_symbols"].items(), key=lambda item: -item[1])
     names = [f"U+{ord(symbol):04X} {unicodedata.name(symbol, '')}".strip() + f" {count:,}" for symbol, count in odd]
     more = f", and {len(odd) - LISTED:,} more" if len(odd) > LISTED else ""
@@ -214,9 +218,10 @@ def _odd_symbol_lines(setup: Setup) -> list[str]:
 
 
 def _lengths_of_cut_splits(setup: Setup) -> np.ndarray:
-    """The lengths of all documents of the splits whose documents are cut to `batch.length`, in characters.
+    """The number of characters of each document, for the splits whose documents are cut to `batch.length`.
 
-    Training and evaluation may have different framings. Only the framing `documents` cuts documents.
+    Only the framing `documents` cuts documents. Training and evaluation may have different framings, so perhaps only the
+    training split or only the other splits are cut.
     """
     cuts = {"train": isinstance(setup.batches, batches.Documents)}
     evaluation_cuts = setup.protocol.framing.is_of_documents

@@ -25,7 +25,7 @@ from charlm.training.step import TrainState
 def params_to_evaluate(state: TrainState) -> Any:
     """The parameters that evaluations and samples use, and that a checkpoint offers to other programs.
 
-    To evaluate other parameters, such as averaged ones, change only this function.
+    To evaluate other parameters, such as averaged parameters, change only this function.
     """
     return state.params
 
@@ -182,7 +182,7 @@ class Latest(NamedTuple):
 
     Attributes:
       params, rest, progress: what `Checkpoints.restore` returns.
-      unreadable: the steps of the later checkpoints, which can't be read.
+      unreadable: the steps of all later checkpoints. None of them can be read.
     """
 
     step: int
@@ -193,7 +193,7 @@ class Latest(NamedTuple):
 
 
 def latest_checkpoint(setup: Setup, checkpoints: Checkpoints) -> Latest | None:
-    """Reads the latest readable checkpoint. A warning names the later ones. Returns None if no checkpoint can be read."""
+    """Reads the latest readable checkpoint. Warns of each checkpoint that can't be read. Returns None if none can be read."""
     abstract = jax.eval_shape(lambda: initial_state(setup.functions, setup.optimizer, setup.batches.rows, 0))
     unreadable: list[int] = []
     for step in reversed(checkpoints.steps()):
@@ -235,9 +235,14 @@ def _latest(setup: Setup, run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 
 
 def _note_extensions(run: Run, step: int, saved: dict) -> None:
-    """Forgets in a saved progress the best evaluation if an extension of the run has changed the protocol since then.
+    """Removes the best evaluation from a saved progress if an extension has changed the protocol since the progress was saved.
 
-    Warns if an extension began after this step, because the steps in between are then trained with the changed config.
+    Warns if the run was extended at a step after `step`. The steps in between are then trained with the changed config,
+    although they come before the extension.
+
+    Args:
+      step: the step of the checkpoint from which the run resumes.
+      saved: the progress in this checkpoint. It is changed in place.
     """
     for extension in run.extensions():
         if extension["resets_best"] and saved.get("rows", 0) <= extension["rows"]:

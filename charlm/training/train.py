@@ -33,7 +33,7 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False, extend: bool 
       verbose: whether to print the name and shape of every parameter.
       extend: whether the config may change the length, the learning rate, the evaluations and the samples of the run in the
         run directory.
-      all_rows: whether a terminal also shows the rows of log intervals.
+      all_rows: whether to print the rows of log intervals on a terminal too.
 
     Raises:
       UserError: the run directory or the corpus can't be used.

@@ -53,8 +53,8 @@ def survival(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
 def _names(workdir: pathlib.Path) -> set[str]:
     """The names of a run's files.
 
-    Array files and TensorBoard files have varying names. Of the former, only their folders are returned, and the latter all
-    have the name `events`.
+    The names of array files and of TensorBoard files differ from run to run. Instead of the name of an array file, the name of
+    its folder is returned. Instead of the name of a TensorBoard file, `events` is returned.
     """
     names = {str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file()}
     names = {re.sub(r"(^events|checkpoints/\d+/\w+/).*", r"\1", name) for name in names}

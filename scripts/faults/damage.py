@@ -1,7 +1,7 @@
 """Damages the files of a run, and then runs every program on the run.
 
-A run begins with the parameters of another run. It is stopped, changed with --extend, stopped again, and then copied many
-times, so that the copies have every file that a run can have. In each copy, one file is damaged in one way: it is truncated,
+A run begins with the parameters of another run. It is stopped, changed with --extend, and stopped again. It then has every
+file that a run can have. This stopped run is copied many times. In each copy, one file is damaged in one way: it is truncated,
 emptied or deleted, or one bit of it is flipped. The damaged file is a text file of the run, or a file of its latest or best
 checkpoint. In further copies, a whole checkpoint is deleted. Samples and TensorBoard files are not damaged, because no program
 reads these files and they have no seal (a digest that reveals damage).
@@ -51,13 +51,13 @@ def results(runs: Runs) -> list[Result]:
 
 
 def _longer(runs: Runs, child: dict, workdir: pathlib.Path) -> list[str]:
-    """The command that changes the run with --extend, and that resumes the changed run."""
+    """The command that changes the run with --extend. The same command resumes the changed run."""
     changes = {"train.steps": STEPS + 50, "optim.schedule": "constant"}
     return [*runs.train(workdir, "stream", **child, **changes), "--extend"]
 
 
 def _stop_at(command: list[str], workdir: pathlib.Path, step: int) -> None:
-    """Starts a training, and stops it as soon as it has the checkpoint of a step."""
+    """Starts a training, and stops it as soon as the checkpoint of this step exists."""
     process = start(command)
     while not (workdir / "checkpoints" / str(step)).exists() and process.poll() is None:
         time.sleep(0.001)
@@ -77,7 +77,7 @@ def _harm_and_run(
     """Damages one file in a copy of the stopped run, and runs every command on the copy.
 
     Args:
-      train: returns the command that resumes a copy of the run.
+      train: function from the directory of a copy to the command that resumes this copy.
       straight: a run without any fault, for comparison.
       expected: the output of each command of `readers` on the run that is not damaged.
       name: the path of the damaged file, or of a deleted checkpoint, in the run directory.

@@ -1,7 +1,9 @@
-"""Kills runs that begin with the parameters of another run, and runs that --extend lengthens. Also tries changes to refuse.
+"""Kills runs that begin with the parameters of another run, and runs that --extend lengthens.
 
 Each run is killed by `kill -9` at random moments and started again by the same command until it is done. Further runs are
-killed while they write the first files and the checkpoint of step 0, or while --extend writes its change.
+killed while they write their first files and the checkpoint of step 0, or while --extend writes its change to a file.
+
+Also checks that --extend refuses changes that are not allowed, and that it then changes no file.
 """
 
 import pathlib
@@ -14,13 +16,14 @@ from collections.abc import Callable
 from faults import checks
 from faults.runs import MOMENTS, STEPS, Result, Runs, finish, make_text, saved_step, start, succeed, wait_for_moment
 
-KILLS = 12  # for each kind of run
-BEGINNINGS = 6  # runs that are killed once at their beginning, for each kind of run
+KILLS = 12  # number of kills for each of the two kinds of run
+BEGINNINGS = 6  # number of runs that are killed once at their beginning, for each of the two kinds of run
 SECONDS = 6.0  # about the duration of a run
-# The files that the beginning of a run, or --extend, writes one after another, and about how long the writing takes in seconds.
+# Kind of run → the file whose writing a kill waits for, and the longest time in seconds from this moment to the kill. In about
+# this time, the run writes its first files and the checkpoint of step 0, or --extend writes its change.
 WRITTEN = {"init_from": ("vocab.json", 0.3), "extend": ("extensions.json", 0.01)}
 LONGER = {"train.steps": STEPS + 150, "optim.schedule": "step", "optim.decay_epochs": 1, "optim.decay_after": 2}
-# Changes that --extend must refuse, and the key that the error must name.
+# Changes that --extend must refuse, each with the key that the error must name.
 REFUSED = (
     ({"model.hidden": 32, "train.steps": STEPS + 10}, "model.hidden"),
     ({"batch.length": 8, "train.steps": STEPS + 10}, "batch.length"),
@@ -90,7 +93,7 @@ def _kill_at_the_beginning(
     command: Callable[[pathlib.Path], list[str]],
     prepare: Callable[[pathlib.Path], None],
 ) -> Result:
-    """Kills each run once, at a random time while its first files are written, or while --extend writes its change."""
+    """Kills each run once, at a random time while the run writes its first files, or while --extend writes its change."""
     rng, failures, unsaved = runs.random(name, "beginning"), [], 0
     file, seconds = WRITTEN[name]
     for number in range(BEGINNINGS):
@@ -109,7 +112,10 @@ def _kill_at_the_beginning(
 
 
 def _wait_for_file(process: subprocess.Popen, workdir: pathlib.Path, name: str) -> None:
-    """Waits until the process has begun to write a file, which is first written under a temporary name, or has ended."""
+    """Waits until the process has begun to write a file, or until it has ended.
+
+    The file is first written under a temporary name, which begins with `name`.
+    """
     while process.poll() is None and not list(workdir.glob(f"{name}*")):
         time.sleep(0.0002)
 

@@ -1,11 +1,11 @@
 """Gives texts in wrong encodings, damaged texts and binary files to train. Also changes a folder of texts before a resume.
 
-A text is made in some encoding, with or without a byte-order mark. It is then truncated, or one bit is flipped, and it is read
-in the same encoding or in another one. The training must succeed or end with one sentence that names the file. It must not
-leave a run directory if it is refused.
+A text is written in some encoding, with or without a byte-order mark. Some of the texts are then truncated, or one bit of them
+is flipped. The training reads the text in the same encoding or in another encoding. The training must either succeed, or end
+with one error sentence that names the file. If it ends with an error, it must not leave a run directory.
 
-A folder of texts is changed after a run was stopped. The resume must be refused. After the folder is restored, the resumed run
-must equal a run without a fault.
+A run that trains on a folder of texts is stopped, and the folder is changed. train must then refuse to resume the run. After
+the folder is restored, the resumed run must equal a run without a fault.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from faults import checks
 from faults.runs import Result, Runs, finish, harm, make_text, start, succeed, wait_for_step
 
-TRIES = 16
+TRIES = 16  # number of files
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "gb18030", "shift_jis", "latin-1", "iso2022_kr", "utf-7")
 BEYOND_ASCII = "äé中日の한😀\ufeff\x07\u2028"
 
@@ -37,7 +37,7 @@ def _texts(runs: Runs) -> Result:
     trained = sum(is_trained for is_trained, _ in tried)
     failures = [line for _, lines in tried for line in lines]
     note = f"{trained} trained, {TRIES - trained} refused"
-    return Result("texts in wrong encodings, damaged or binary", TRIES, failures, note)
+    return Result("texts in wrong encodings, damaged texts, binary files", TRIES, failures, note)
 
 
 def _train(runs: Runs, file: pathlib.Path, how: str, encoding: str) -> tuple[bool, list[str]]:
@@ -53,7 +53,7 @@ def _train(runs: Runs, file: pathlib.Path, how: str, encoding: str) -> tuple[boo
 
 
 def _write_text(file: pathlib.Path, rng: random.Random) -> tuple[str, str]:
-    """Writes a text or binary file. Returns what it is, and the encoding in which to read it."""
+    """Writes a text file or a file of random bytes. Returns a description of the file, and the encoding in which to read it."""
     written, read = rng.choice(ENCODINGS), rng.choice(ENCODINGS)
     if rng.random() < 0.15:
         file.write_bytes(rng.randbytes(3000))
@@ -80,12 +80,12 @@ def _change(folder: pathlib.Path) -> None:
 
 
 def _cut(folder: pathlib.Path) -> None:
-    """Truncates the last file within a character."""
+    """Truncates the last file so that only a part of its last character remains."""
     (folder / "10.txt").write_bytes((folder / "10.txt").read_bytes()[:-1])
 
 
 def _rename(folder: pathlib.Path) -> None:
-    (folder / "10.txt").rename(folder / "1b.txt")  # the text then has another order
+    (folder / "10.txt").rename(folder / "1b.txt")  # the texts of the folder are then in another order
 
 
 CHANGES: dict[str, Callable[[pathlib.Path], None]] = {
@@ -98,7 +98,7 @@ CHANGES: dict[str, Callable[[pathlib.Path], None]] = {
 
 
 def _folders(runs: Runs) -> Result:
-    """The texts are a folder with three files."""
+    """Changes a folder of three files after a run was stopped, and then tries to resume the run."""
     texts, failures = runs.folder / "texts", []
     texts.mkdir()
     for seed, name in enumerate(("1.txt", "2.txt", "10.txt")):
@@ -122,4 +122,4 @@ def _folders(runs: Runs) -> Result:
         shutil.copytree(intact, texts)
     succeed(command)
     failures += checks.survival(stopped, straight)
-    return Result("folder of texts changed before a resume", len(CHANGES), failures, "refused, and resumed once restored")
+    return Result("folder of texts changed before a resume", len(CHANGES), failures, "refused until the folder was restored")

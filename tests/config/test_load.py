@@ -88,7 +88,7 @@ def test_every_command_in_a_recipe_has_only_valid_flags(file):
             f"corpus.split=({'9' * 400},): must be one to three positive fractions that sum to 1, such as (0.9,0.1).",
         ),
         ("sample.temperature", "1e300", "sample.temperature=1e+300: must be a finite number, at most 3e+38."),
-        ("sample.prompt", "", "sample.prompt='': must be at least one character."),
+        ("sample.prompt", "", "sample.prompt='': must be None, or at least one character."),
         ("corpus.test_path", "/x", "corpus.test_path='/x': needs corpus.validation_path, which is not set."),
         ("corpus.validation_path", "/x", "corpus.validation_path='/x': needs corpus.path, which is not set."),
     ],

@@ -15,14 +15,12 @@ import time
 import pytest
 from conftest import ROOT
 from faults.checks import read_rows
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from charlm.config import keys, load
+from charlm.config import load
 from charlm.errors import UserError
 from charlm.rundir import run as run_module
 from charlm.rundir.run import Run
-from charlm.sweeps import conclusion, launch, slurm, sweep
+from charlm.sweeps import conclusion, launch, naming, slurm, sweep
 
 CONFIG = """
 from charlm.sweeps.sweep import *
@@ -123,7 +121,7 @@ def test_wrong_sweeps_are_refused(build, message):
 
 
 def test_trial_names_are_short_stable_unique_and_safe_as_file_names():
-    name = sweep.trial_name
+    name = naming.trial_name
     assert re.fullmatch(r"init_from=seed_1-[0-9a-f]{8}", name({"train.init_from": "/home/me/runs/plays/seed=1"}))
     assert name({"optim.learning_rate": 0.003, "model.hidden": 128, "seed": 1}) == "hidden=128,learning_rate=0.003,seed=1"
     assert name({"seed": 1, "model.hidden": 128}) == name({"model.hidden": 128, "seed": 1})
@@ -136,7 +134,7 @@ def test_trial_names_are_short_stable_unique_and_safe_as_file_names():
     assert len(set(names)) == len(unusual_values)
     assert name({"corpus.keep": "a,newlines=true"}) != name({"corpus.keep": "a", "corpus.newlines": True})
     for each in names:
-        assert len(each) <= sweep.MAX_NAME_LENGTH
+        assert len(each) <= naming.MAX_NAME_LENGTH
         assert "/" not in each
         assert each.isascii()
         assert each.isprintable()
@@ -320,8 +318,8 @@ def test_a_trial_with_the_config_of_an_existing_run_uses_this_run(script, write_
     result = run_sweep(script, added, root)
     assert "4 trials in" in result.stdout
     assert "2 done, 2 new" in result.stdout
-    names = [f"hidden={hidden},dropout=0.0,seed=0 as hidden={hidden}" for hidden in (8, 12)]
-    assert f"taken as trials that exist, because their configs are equal: {', '.join(names)}\n" in result.stdout
+    names = [f"hidden={hidden},dropout=0.0,seed=0 is hidden={hidden}" for hidden in (8, 12)]
+    assert f"not new, because existing trials have the same configs: {', '.join(names)}\n" in result.stdout
     assert "4 done of 4 trials." in result.stdout
     assert before == {file: file.read_bytes() for file in before}
     assert {file.parent.name for file in root.glob("*/config.json")} == {
@@ -349,25 +347,36 @@ def test_two_trials_never_use_the_same_run(write_config, tmp_path):
     assert root.matched(other) == other
 
 
-VALUES = {
-    str: st.sampled_from(["a", "/a/b", "/c/b", "a b", "a_b", "ü", "", "a,b", "a=b", "a+b", "x" * 120, "x" * 121]),
-    int: st.integers(0, 2),
-    float: st.sampled_from([0.1, 0.5, 1e-12]),
-    bool: st.booleans(),
-    tuple: st.sampled_from([(0.9, 0.1), (0.5, 0.5), (0.8, 0.1, 0.1)]),
-}
-PAIRS = st.sampled_from(list(keys.TABLE)).flatmap(lambda key: st.tuples(st.just(key.name), VALUES[key.type]))
+def test_of_two_runs_with_the_same_config_the_done_run_is_taken(write_config, tmp_path):
+    root, file = sweep.Root(tmp_path / "root"), write_config('product({"model.hidden": [8]})')
+    names = ["hidden=8", "hidden=8,dropout=0.0"]
+    (trial,) = sweep.load_trials(file, {})
+    with root.locked():
+        root.record(file, [trial._replace(name=name) for name in names])
+    for name, state in zip(names, ["incomplete", "done"], strict=True):
+        run = Run(root.path / name)
+        run.workdir.mkdir()
+        (run.workdir / "config.json").write_text(json.dumps(load.to_dict(trial.config)))
+        run.write_status(state, 5, None)
+    trials = sweep.load_trials(write_config('product({"model.hidden": [8], "seed": [0]})'), {})
+    assert [each.name for each in root.matched(trials)] == ["hidden=8,dropout=0.0"]
+    (root.path / names[1] / "config.json").write_text("{")  # a damaged run is never taken
+    assert [each.name for each in root.matched(trials)] == ["hidden=8"]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.lists(st.lists(PAIRS, max_size=5).map(dict), max_size=6))
-def test_different_overrides_have_different_names_that_are_file_names(many):
-    different = {json.dumps(overrides, sort_keys=True) for overrides in many}
-    names = {sweep.trial_name(overrides) for overrides in many}
-    assert len(names) == len(different)
-    for name in names:
-        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._,=+-]*", name)
-        assert len(name) <= sweep.MAX_NAME_LENGTH
+def test_a_slurm_job_that_waits_is_not_submitted_again_under_another_name(write_config, tmp_path):
+    """The job has no run directory before it begins, so only sweep.json knows its config."""
+    root, file = sweep.Root(tmp_path / "root"), write_config('product({"model.hidden": [8, 12]})')
+    trials = sweep.load_trials(file, {})
+    with root.locked():
+        root.record(file, trials)
+        root.record(file, trials[:1], jobs={"hidden=8": "7_0"})
+    added = sweep.load_trials(write_config('product({"model.hidden": [8, 12], "seed": [0]})'), {})
+    assert [each.name for each in root.matched(added)] == ["hidden=8", "hidden=12,seed=0"]
+    record = json.loads((root.path / "sweep.json").read_text())
+    del record["configs"]  # a sweep.json of an older charlm has no digests
+    (root.path / "sweep.json").write_text(json.dumps(record))
+    assert root.matched(added) == added
 
 
 @pytest.mark.slow
@@ -406,7 +415,7 @@ def test_commands_of_dry_run_can_be_pasted_into_a_shell(script, write_config, tm
     pasted = f'set -e; run() {{ {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"; }}; run {command}'
     arguments = json.loads(subprocess.run(["sh", "-c", pasted], check=True, capture_output=True, text=True).stdout)
     assert marker
-    workdir = tmp_path / "a root" / sweep.trial_name(values)
+    workdir = tmp_path / "a root" / naming.trial_name(values)
     assert arguments[:6] == [sys.executable, "-P", "-m", "charlm", "train", f"--workdir={workdir}"]
     assert {f"--config.{key}={value}" for key, value in values.items()} < set(arguments)
 
@@ -428,6 +437,13 @@ def test_commands_of_dry_run_can_be_pasted_into_a_shell(script, write_config, tm
         ('[{}, {"model.hidden": 8}]', [], "trials 1 and 2 of {file} are the same, hidden=8"),
         ('[{"model.hidden": 3}]', ["--only=model.hiden=3"], "nearest key is 'model.hidden'"),
         ('[{"model.hidden": 3}]', ["--only=model.hidden=4"], "no trial of {file} meets this condition"),
+        (
+            '[{"model.hidden": 3}]',
+            ["--only=hidden=3", "--only=seed=5"],
+            "--only=hidden=3 --only=seed=5: no trial of {file} meets all these conditions",
+        ),
+        ('[{"model.hidden": 3}]', ["--only=name=gru"], "'name' is ambiguous: write corpus.name or optim.name."),
+        ('[{"train.init_from": ""}]', [], "train.init_from='': must be None, or at least one character."),
         ('[{"model.hidden": 3}]', ["--only=length=3"], "config key 'length' is ambiguous: write batch.length, eval.length or"),
         ('[{"model.hidden": 3}]', ["--only=hidden"], "'hidden' is not a condition"),
         ('[{"model.hidden": 3}]', ["--config.model.hidden=4"], "--config.model.hidden: the sweep sets this key too"),
