@@ -289,6 +289,7 @@ CONFLICTS = (("corpus.path", "corpus.tfds"), ("corpus.documents", "corpus.tfds")
 
 KEYS = {key.name: key for key in TABLE}
 TEXT_PATHS = tuple(key.name for key in TABLE if key.rule is LOCAL)
+RUN_PATHS = ("train.init_from",)
 # The keys that --extend may change: the length of the training, the learning rate, evaluations, checkpoints and samples.
 EXTENDABLE = frozenset(
     key.name

@@ -227,8 +227,9 @@ def check_files(trial: Trial) -> None:
     for name in config_keys.TEXT_PATHS:
         if values[name] and not os.path.exists(str(values[name])):
             raise UserError(f"trial {trial.name}: {name}={values[name]}: no such file or folder.")
-    if parent := trial.config.train.init_from:
-        run_module.run_and_checkpoint(parent, f"trial {trial.name}: train.init_from={parent}")
+    for name in config_keys.RUN_PATHS:
+        if values[name]:
+            run_module.run_and_checkpoint(str(values[name]), f"trial {trial.name}: {name}={values[name]}")
 
 
 def train_flags(config: ConfigDict) -> list[str]:

@@ -74,6 +74,12 @@ def test_the_scores_of_each_piece_equal_numpy_in_float64(functions, rows):
     for index, ids in enumerate(texts):
         assert found[index].nats_M.shape == (max(0, len(ids) - 1),)
         assert found[index].nats_M.sum() == pytest.approx(numpy_nats(params, ids), abs=1e-3)
+    with pytest.MonkeyPatch.context() as patch:  # pieces of more than 40 ids are long now
+        patch.setattr(pieces, "ALIKE", 40)
+        again = dict(pieces.score(functions, params, texts, rows))
+    assert sorted(again) == sorted(found)
+    for index, scores in again.items():
+        np.testing.assert_allclose(scores.nats_M, found[index].nats_M, atol=1e-5)
     each = [numpy_nats(params, IDS[:count]) - numpy_nats(params, IDS[: count - 1]) for count in range(2, 34)]
     np.testing.assert_allclose(found[0].nats_M, each, atol=1e-5)
 
@@ -195,6 +201,33 @@ def test_the_table_has_the_surprisal_of_each_character(run):
 SYMBOLS = "\t\n\r <\"'&\\x中\u200b_T"
 
 
+def test_a_batch_of_pieces_ends_before_a_piece_that_would_need_much_padding():
+    lengths = [1030, 7, 5, 2000, 9, 1_600_000, 2100]
+    assert list(pieces._batches(lengths, 3)) == [[2, 1, 4], [0, 3], [6], [5]]
+    assert list(pieces._batches(lengths, 2)) == [[2, 1], [4], [0, 3], [6], [5]]
+    assert list(pieces._batches([2000, 2000, 4000, 4001], 8)) == [[0, 1, 2], [3]]
+    assert list(pieces._batches([], 8)) == []
+
+
+def test_characters_of_several_bytes_have_the_sum_of_the_surprisals_of_their_bytes():
+    """The text has characters of one, two, three and four bytes. The surprisal of byte number k is k bits."""
+    text = "aé中😀b"
+    vocab = Vocab.all_bytes()
+    ids_N = vocab.encode(text)
+    count = len(ids_N) - 1
+    nats_M = np.arange(1, count + 1, dtype=np.float32) * np.float32(math.log(2))
+    scores = pieces.Scores(nats_M, np.stack([ids_N[1:], ids_N[1:]], axis=1), np.full((count, 2), 0.25, np.float32))
+    found = list(per_char.chars(ids_N, scores, vocab))
+    assert [char.name for char in found] == list(text)
+    assert found[0].nats is None
+    bits = [1 + 2, 3 + 4 + 5, 6 + 7 + 8 + 9, 10]
+    assert [char.nats for char in found[1:]] == pytest.approx([number * math.log(2) for number in bits])
+    assert [char.likeliest[0] for char in found[1:]] == [("<0xC3>", 0.25), ("<0xE4>", 0.25), ("<0xF0>", 0.25), ("b", 0.25)]
+    rows = [line.split("\t") for line in "".join(per_char.table([(ids_N, scores)], vocab)).splitlines()[1:]]
+    assert [(row[1], row[2], row[4]) for row in rows[:3]] == [("1", "a", ""), ("2", "é", "3.000000"), ("3", "中", "12.000000")]
+    assert "10 bytes scored" in per_char.page([(ids_N, scores)], vocab, "run")
+
+
 def hand_made() -> tuple[list[per_char.Scored], Vocab]:
     """Scores of a text that has every symbol once. Each scored symbol has a surprisal of 2 bits.
 
@@ -278,6 +311,24 @@ def test_unknown_characters_of_a_vocabulary_with_unk(run_with_unk, tmp_path, cap
         assert bool(capsys.readouterr().err) == (unknown is not None)
     with pytest.raises(UserError, match=r"has 'X' \(U\+0058\)"):
         inputs.file_to_score(Run(run_with_unk), file, "error")
+    scores = charlm.load(run_with_unk).score_lines(["abXc", "abc", "XY"])
+    assert [score.get("unknown") for score in scores] == [1, None, 2]
+
+
+def test_a_text_in_another_encoding_than_the_corpus_can_be_scored(run, tmp_path):
+    file = tmp_path / "mine"
+    file.write_bytes("abc\u00e9".encode("utf-16-le"))
+    assert inputs.file_to_score(Run(run), str(file), "skip", "utf-16-le").text == "abc"
+    file.write_bytes(b"abc\xe9 caf\xe9 ")
+    with pytest.raises(UserError, match=r"is not UTF-8: .*: set --encoding"):
+        inputs.file_to_score(Run(run), str(file), "skip")
+    with pytest.raises(UserError, match=r"--encoding=latin-99: must be a text encoding"):
+        inputs.file_to_score(Run(run), str(file), "skip", "latin-99")
+    file.write_text("abc\u00e9", encoding="utf-8")
+    with pytest.raises(UserError, match=r"--unknown=skip drops such characters\. The file looks like UTF-8: set --encoding"):
+        inputs.file_to_score(Run(run), str(file), None, "latin-1")
+    with pytest.raises(UserError, match=r"--unknown=skip drops such characters\.$"):
+        inputs.file_to_score(Run(run), str(file))
 
 
 def test_unknown_characters_of_documents_are_skipped(run_of_documents, tmp_path):

@@ -21,6 +21,7 @@ from charlm.errors import UserError
 from charlm.rundir import run as run_module
 from charlm.rundir.run import Run
 from charlm.sweeps import conclusion, launch, naming, slurm, sweep
+from charlm.training import train
 
 CONFIG = """
 from charlm.sweeps.sweep import *
@@ -302,10 +303,22 @@ def test_failed_and_diverged_trials_are_named_and_other_trials_continue(script, 
 
 
 def test_the_reason_is_shown_if_a_trial_cannot_start(script, write_config, tmp_path):
-    file = write_config('product({"corpus.path": ["/no/such/text"]})')
+    (tmp_path / "text").write_bytes(b"to be or not\xff")
+    file = write_config(f'product({{"corpus.path": [{str(tmp_path / "text")!r}]}})')
     result = run_sweep(script, file, tmp_path / "root", status=1)
-    assert "/no/such/text is not a file or folder" in result.stdout
+    assert "text is not UTF-8: byte 0xff" in result.stdout
     assert "1 failed of 1 trial." in result.stdout
+
+
+def test_missing_texts_and_parents_are_refused_before_any_trial(script, write_config, tmp_path):
+    root = tmp_path / "root"
+    for key, value, message in (
+        ("corpus.path", "/no/such/text", "corpus.path=/no/such/text: no such file or folder"),
+        ("train.init_from", "/no/such/run", "train.init_from=/no/such/run: /no/such/run is not the directory of a run"),
+    ):
+        file = write_config(f'product({{"model.hidden": [8, 12], "{key}": [None, "{value}"]}})')
+        assert message in script.fails("sweep", f"--config={file}", f"--root={root}")
+        assert not root.exists()
 
 
 def test_a_trial_with_the_config_of_an_existing_run_uses_this_run(script, write_config, tmp_path):
@@ -328,6 +341,9 @@ def test_a_trial_with_the_config_of_an_existing_run_uses_this_run(script, write_
         "hidden=8,dropout=0.2,seed=0",
         "hidden=12,dropout=0.2,seed=0",
     }
+    config = Run(root / "hidden=8").config()
+    config.train.steps = 7
+    assert train.train(config, str(root / "hidden=8"), extend=True) == 0  # the trial remains the same trial
     again = run_sweep(script, added, root)
     assert "4 done" in again.stdout
     assert "no longer in the sweep" not in again.stdout

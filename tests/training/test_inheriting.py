@@ -20,7 +20,7 @@ from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.inference import restore
 from charlm.rundir.run import Run
-from charlm.training import inheriting, train
+from charlm.training import inheriting, opening, train
 
 TINY = str(ROOT / "configs" / "tiny.py")
 
@@ -205,7 +205,12 @@ def test_scalar_input_needs_the_same_vocabulary(texts, tmp_path, small):
     child = {**scalar, "train.init_from": str(tmp_path / "parent")}
     with pytest.raises(UserError, match="the run has another vocabulary"):
         train.train(config_of(child, texts / "second.txt"), str(tmp_path / "run"))
-    assert_same(step_0(tmp_path / "run", config_of(child, texts / "first.txt")), final_params(tmp_path / "parent"))
+    config = config_of(child, texts / "first.txt")
+    assert_same(step_0(tmp_path / "run", config), final_params(tmp_path / "parent"))
+    shutil.rmtree(tmp_path / "parent")  # the run that has begun can be described without its parent
+    assert opening.describe_only(config, str(tmp_path / "n.dot"), 1, str(tmp_path / "run")) == 0
+    with pytest.raises(UserError, match="is not the directory of a run"):
+        opening.describe_only(config, str(tmp_path / "n.dot"), 1)
 
 
 def test_a_child_killed_before_its_first_checkpoint_begins_again_with_the_same_parameters(texts, tmp_path, small, monkeypatch):

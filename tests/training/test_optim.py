@@ -181,3 +181,11 @@ def test_a_rule_that_includes_the_minus_sign_does_not_descend(monkeypatch):
     # `optax.sgd` includes the minus sign. The `scale_by_…` functions do not.
     monkeypatch.setitem(optim.RULES, "sgd", optim.Rule(lambda config: optax.sgd(1.0)))
     assert not descends("sgd")
+
+
+def test_keys_of_other_schedules_are_listed():
+    assert optim.unread_keys(config_of(schedule="cosine")) == []
+    with_both = {"decay_after": 2.0, "decay_epochs": 1.0}
+    assert optim.unread_keys(config_of(schedule="cosine", **with_both)) == ["optim.decay_after", "optim.decay_epochs"]
+    assert optim.unread_keys(config_of(schedule="trapezoid", **with_both)) == ["optim.decay_after"]
+    assert optim.unread_keys(config_of(schedule="step", **with_both)) == []

@@ -143,6 +143,20 @@ def test_without_config_the_command_takes_the_config_of_the_run(script, uninterr
     assert not (tmp_path / "new").exists()
 
 
+def test_keys_that_decide_when_the_training_ends_or_where_it_goes_back_may_not_differ(small, copy):
+    config = {name: keys.KEYS[name].default for name in keys.KEYS}
+    evaluations = {name for name in keys.RESUMABLE if name.startswith("eval.")} | {"train.eval_every"}
+    assert keys.resumable(config) == keys.RESUMABLE
+    assert keys.RESUMABLE - keys.resumable(config | {"train.patience": 1}) == evaluations
+    assert keys.RESUMABLE - keys.resumable(config | {"train.halvings": 1}) == {"train.eval_every", "train.checkpoint_every"}
+    fields = json.loads((copy / "config.json").read_text())
+    fields["train"]["patience"] = 3
+    fields.pop("seal", None)
+    (copy / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"another config: train\.eval_every \(4 saved, 5 given\); choose"):
+        train.train(load.load(TINY, small | {"train.patience": 3, "train.eval_every": 5, "train.log_every": 2}), str(copy))
+
+
 def test_only_keys_that_change_no_parameter_may_differ_on_resume():
     """Other keys of `train` and `optim` affect the parameters, the length of the run or the choice of the best checkpoint."""
     assert {key for key in keys.RESUMABLE if key.startswith("train.")} == {
