@@ -97,7 +97,7 @@ def encoded(weights: Weights, config: ConfigDict) -> bytes:
     """
     h5py = library("h5py", pathlib.Path(weights.file), H5PY, "writing")
     layer_class = stack.named_cell(config)[1].keras_layer
-    kind = layer_class.lower()
+    kind = re.sub("(?<=[a-z])(?=[A-Z])", "_", layer_class).lower()  # Keras's name of a layer: lstm, gru, simple_rnn
     arrays, layers = {}, []
     if weights.embedding_VE is None:
         features = weights.layers[0][LAYOUT.input_array].shape[LAYOUT.input_axis]
