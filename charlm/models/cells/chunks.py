@@ -67,15 +67,7 @@ def forward(
 
 
 def backward(
-    factors: Callable,
-    inputs: jax.Array,
-    input_kernel_IG: jax.Array,
-    recurrent_kernel_HG: jax.Array,
-    h_BH: jax.Array,
-    outputs: tuple[jax.Array, Any],
-    d_hidden_TBH: jax.Array,
-    d_h_BH: jax.Array,
-    dtype: jnp.dtype,
+    factors: Callable, saved: tuple, cotangents: tuple[jax.Array, jax.Array], dtype: jnp.dtype
 ) -> tuple[jax.Array | None, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """The gradients of a layer whose state is h.
 
@@ -88,14 +80,15 @@ def backward(
         dh · through_rec (N, B, G) is the gradient of the recurrent product. dh · through_h (N, B, H) is the gradient of the
         previous h, without its part through the recurrent product. None: this gradient is 0. dh · through_in (N, B, H) is the
         gradient of the last gate's z_in. None: for each gate, z_in and the recurrent product have the same gradient.
-      inputs, input_kernel_IG, h_BH, outputs: arguments and results of `forward`.
-      d_hidden_TBH, d_h_BH: gradients of the outputs and of the state after the window.
+      saved: (inputs, input_kernel_IG, recurrent_kernel_HG, h_BH, outputs), where `outputs` is the second result of `forward`.
+      cotangents: (d_hidden_TBH, d_h_BH), the gradients of the outputs and of the state after the window.
 
     Returns:
       The gradients of the inputs (None for ids), the input kernel, the bias, the recurrent kernel, the recurrent product
       (summed over time and rows), and the state before the window.
     """
-    hidden_KNBH, saved_KN = outputs
+    inputs, input_kernel_IG, recurrent_kernel_HG, h_BH, (hidden_KNBH, saved_KN) = saved
+    d_hidden_TBH, d_h_BH = cotangents
     hidden, columns_G = recurrent_kernel_HG.shape
     back_through_h = back_through(recurrent_kernel_HG.astype(dtype), rows=h_BH.shape[0])
     dtype_in = input_dtype(input_kernel_IG, dtype)
@@ -135,7 +128,9 @@ def backward(
     zeros = (d_h_BH, jnp.zeros_like(input_kernel_IG), zeros_G, jnp.zeros_like(recurrent_kernel_HG), zeros_G)
     chunks = (chunked(inputs, columns_G), chunked(d_hidden_TBH, columns_G), hidden_KNBH, h_before_KBH, saved_KN)
     (d_h_BH, *d_weights), d_inputs = jax.lax.scan(chunk, zeros, chunks, reverse=True)
-    return (None if d_inputs is None else flat(d_inputs), *d_weights, d_h_BH)
+    d_input_kernel, d_bias_G, d_recurrent_kernel, d_recurrent_G = d_weights
+    d_inputs = None if d_inputs is None else flat(d_inputs)
+    return d_inputs, d_input_kernel, d_bias_G, d_recurrent_kernel, d_recurrent_G, d_h_BH
 
 
 def projected(inputs_N: jax.Array, kernel_IG: jax.Array, bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:

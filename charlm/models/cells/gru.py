@@ -4,8 +4,8 @@
     r, z = sigmoid(z_in_r,z + z_rec_r,z)             n = tanh(z_in_n + r m)        m = z_rec_n + b_rec
     h = (1 - z) n + z h'
 
-The reset gate r multiplies m, which includes the recurrent product. In the paper, r multiplies h' before the product. b_rec is a
-separate parameter, because r multiplies b_rec but not b.
+The reset gate r multiplies m, which includes the recurrent product. In the paper, r multiplies h' before the product. b_rec is
+a separate parameter, because r multiplies b_rec but not b.
 
 Backward pass. dX is the gradient of the loss with respect to X. dh is the sum of two gradients: one comes from the output of
 this step, the other from the next step.
@@ -73,14 +73,14 @@ class Prepared(NamedTuple):
       table_VG: float32, the input kernel plus the bias, with one row for each id. None if the inputs are floats.
       bias_G: float32.
       recurrent_bias_H: float32.
-      input_kernel: None if the inputs are ids. `chunks.laid_out` explains the layout of the two kernels.
+      input_kernel: empty if the inputs are ids. `chunks.laid_out` explains the layout of the two kernels.
       recurrent_kernel: the recurrent kernel.
     """
 
     table_VG: jax.Array | None
     bias_G: jax.Array
     recurrent_bias_H: jax.Array
-    input_kernel: tuple[jax.Array, ...] | None
+    input_kernel: tuple[jax.Array, ...]
     recurrent_kernel: tuple[jax.Array, ...]
 
 
@@ -91,14 +91,14 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
         table_VG=input_kernel_IG + bias_G[None, :] if ids else None,
         bias_G=bias_G,
         recurrent_bias_H=params["recurrent_bias"],
-        input_kernel=None if ids else laid_out([input_kernel_IG], GATES, dtype, rows),
+        input_kernel=() if ids else laid_out([input_kernel_IG], GATES, dtype, rows),
         recurrent_kernel=laid_out([params["recurrent_kernel"]], GATES, dtype, rows),
     )
 
 
 def step(weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """Reads one character x: floats (B, I), or ids (B,). Training uses `gru` instead, which has a gradient."""
-    if weights.input_kernel is None:
+    if weights.table_VG is not None:
         z_in_BG = jnp.take(weights.table_VG, x, axis=0, mode="clip")
     else:
         z_in_BG = gate_products(weights.bias_G[None, :], (x,), weights.input_kernel, dtype)
@@ -136,7 +136,8 @@ def from_keras(arrays: dict[str, np.ndarray]) -> Params:
     """
     if arrays["bias"].ndim != 2:
         raise UserError("its recurrent layers must be layers of Keras's GRU with reset_after=True, which have two biases.")
-    bias, recurrent_bias = _biases(*_swapped(arrays["bias"]), hidden=arrays["recurrent_kernel"].shape[0])
+    first_G, second_G = _swapped(arrays["bias"])
+    bias, recurrent_bias = _biases(first_G, second_G, hidden=arrays["recurrent_kernel"].shape[0])
     return {
         "input_kernel": _swapped(arrays["kernel"]),
         "recurrent_kernel": _swapped(arrays["recurrent_kernel"]),
@@ -242,7 +243,7 @@ def _gru_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, recurrent_bia
 
 
 def _gru_bwd(dtype, saved, cotangents):
-    *d_weights, d_recurrent_G, d_h_BH = backward(_factors, *saved, *cotangents, dtype)
+    *d_weights, d_recurrent_G, d_h_BH = backward(_factors, saved, cotangents, dtype)
     return *d_weights, d_recurrent_G[-d_h_BH.shape[-1] :], d_h_BH
 
 

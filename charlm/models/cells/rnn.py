@@ -162,8 +162,8 @@ def _rnn_fwd(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype):
 
 
 def _rnn_bwd(dtype, saved, cotangents):
-    d_inputs, d_input_kernel, d_bias, d_recurrent_kernel, _, d_h = backward(_factors, *saved, *cotangents, dtype)
-    return d_inputs, d_input_kernel, d_bias, d_recurrent_kernel, d_h
+    *d_weights, _, d_h_BH = backward(_factors, saved, cotangents, dtype)
+    return *d_weights, d_h_BH
 
 
 def _factors(hidden_NBH, h_prev_NBH, saved):
