@@ -3,6 +3,7 @@
 Names of the arrays in the HDF5 file:
 - `layers/lstm/cell/vars/0`, `…/1` and `…/2` are the kernel, the recurrent kernel and the bias of the first layer.
 - `layers/lstm_1/cell/vars/0`, `…/1` and `…/2` are the kernel, the recurrent kernel and the bias of the second layer.
+  Layers of other kinds are named `gru`, `gru_1` or `simple_rnn`, `simple_rnn_1`.
 - `layers/dense/vars/0` and `…/1` are the kernel (H, V) and the bias (V,) of the head. H is the number of hidden units and V is
   the size of the vocabulary.
 - `layers/embedding/vars/0` is the embedding (V, E). E is the size of an embedding vector.
