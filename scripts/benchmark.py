@@ -1,8 +1,8 @@
 """Compares how fast charlm, PyTorch, Keras and plain Flax train and sample on this machine.
 
     scripts/benchmark.py --peer_python torch=/path/to/python --peer_python keras=/path/to/python [--json=FILE]
-        [--tasks=train,sample] [--shapes=S,M,L] [--implementations=charlm,torch] [--sample_batches=1,64] [--rounds=5]
-        [--seconds=2]
+        [--cell=lstm] [--tasks=train,sample] [--shapes=S,M,L] [--implementations=charlm,torch] [--sample_batches=1,64]
+        [--rounds=5] [--seconds=2]
 
 An implementation is a library and a data type, such as torch-bf16. --peer_python gives the Python interpreter of an environment
 in which the library is installed.
@@ -12,6 +12,8 @@ Networks of three sizes are measured. The sizes are called shapes:
     S: one-hot input, 2 LSTM layers of 128, training batches of 50 rows x 50 characters
     M: an embedding of 256, 2 LSTM layers of 256, training batches of 32 rows x 32 characters
     L: one-hot input, 2 LSTM layers of 512, training batches of 128 rows x 100 characters
+
+With --cell=gru or --cell=rnn, the layers are GRU layers or tanh RNN layers of the same sizes.
 
 A training step is a forward pass, a backward pass, gradient clipping by global norm, and an Adam update. Sampling is measured
 at temperature 0.8. The measured time includes the network and the drawing of each character.
@@ -36,6 +38,7 @@ from charlm.errors import Failure, UserError
 _PEER_PYTHON = flags.DEFINE_multi_string(
     "peer_python", [], "Python interpreter that has the library: torch=/path/to/python, keras=... or flax=..."
 )
+_CELL = flags.DEFINE_string("cell", "lstm", "recurrent cell of all networks: lstm, gru or rnn")
 _TASKS = flags.DEFINE_list("tasks", ["train", "sample"], "tasks to measure: train, sample")
 _SHAPES = flags.DEFINE_list("shapes", list(measuring.SHAPES), "shapes to measure: S, M, L")
 _IMPLEMENTATIONS = flags.DEFINE_list("implementations", list(measuring.IMPLEMENTATIONS), "implementations to measure")
@@ -58,7 +61,8 @@ def main(overrides: dict[str, str]) -> None:
         for shape in _SHAPES.value:
             for batch in [measuring.SHAPES[shape].batch] if task == "train" else sample_batches:
                 try:
-                    for row in measuring.measure(task, shape, batch, names, pythons, _ROUNDS.value, _SECONDS.value, _tell):
+                    flags_of_round = (_ROUNDS.value, _SECONDS.value, _tell, _CELL.value)
+                    for row in measuring.measure(task, shape, batch, names, pythons, *flags_of_round):
                         measured.append(row)
                 except Failure as failure:  # keep the results of the other implementations
                     failures.append(str(failure))
@@ -87,6 +91,8 @@ def _check_flags() -> tuple[dict[str, str], list[int]]:
                 raise UserError(f"--{flag.name}={value}: must be one of {', '.join(known)}.")
         if not flag.value:
             raise UserError(f"--{flag.name}= is empty: give at least one of {', '.join(known)}.")
+    if _CELL.value not in measuring.GATES:
+        raise UserError(f"--cell={_CELL.value}: must be one of {', '.join(measuring.GATES)}.")
     if _ROUNDS.value < 1:
         raise UserError(f"--rounds={_ROUNDS.value}: must be positive.")
     if not 0 < _SECONDS.value < float("inf"):

@@ -24,6 +24,9 @@ def test_flop_per_char_equals_the_number_computed_by_hand():
     assert measuring.SHAPES["S"].flop_per_char() == 6 * (65 * 512 + 128 * 512 + 128 * 512 + 128 * 512 + 128 * 65)
     # M has an embedding of 256, four kernels of 256 x 1024 and a head of 256 x 65.
     assert measuring.SHAPES["M"].flop_per_char() == 6 * (4 * 256 * 1024 + 256 * 65)
+    # The kernels of a GRU have three blocks, and those of an RNN have one.
+    assert measuring.SHAPES["M"].flop_per_char("gru") == 6 * (4 * 256 * 768 + 256 * 65)
+    assert measuring.SHAPES["M"].flop_per_char("rnn") == 6 * (4 * 256 * 256 + 256 * 65)
 
 
 def test_the_table_has_ratios_to_torch_and_percentages_of_the_limit():
@@ -118,6 +121,7 @@ def test_a_small_benchmark_measures_each_implementation(script, tmp_path, ours, 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
+        ("--cell=mingru", "--cell=mingru: must be one of lstm, gru, rnn."),
         ("--shapes=XL", "error: --shapes=XL: must be one of S, M, L."),
         ("--tasks=", "--tasks= is empty: give at least one of train, sample."),
         ("--implementations=jax", "--implementations=jax: must be one of charlm, charlm-bf16"),

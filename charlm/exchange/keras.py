@@ -5,6 +5,7 @@ The model is a stack of recurrent layers, a dense head, and at most one embeddin
 Names of the arrays in the HDF5 file:
 - `layers/lstm/cell/vars/0`, `…/1` and `…/2` are the kernel, the recurrent kernel and the bias of the first layer.
 - `layers/lstm_1/cell/vars/0`, `…/1` and `…/2` are the kernel, the recurrent kernel and the bias of the second layer.
+  Layers of other kinds are named `gru`, `gru_1` or `simple_rnn`, `simple_rnn_1`.
 - `layers/dense/vars/0` and `…/1` are the kernel (H, V) and the bias (V,) of the head. H is the number of hidden units and V is
   the size of the vocabulary.
 - `layers/embedding/vars/0` is the embedding (V, E). E is the size of an embedding vector.
@@ -99,7 +100,7 @@ def encoded(weights: Weights, config: ConfigDict) -> bytes:
     """
     h5py = library("h5py", pathlib.Path(weights.file), H5PY, "writing")
     layer_class = stack.named_cell(config)[1].keras_layer
-    kind = layer_class.lower()
+    kind = re.sub("(?<=[a-z])(?=[A-Z])", "_", layer_class).lower()  # Keras's name of a layer: lstm, gru, simple_rnn
     arrays, layers = {}, []
     if weights.embedding_VE is None:
         features = weights.layers[0][LAYOUT.input_array].shape[LAYOUT.input_axis]

@@ -107,7 +107,7 @@ def params_of(weights: Weights, config: ConfigDict) -> Params:
     """The weights as parameters of the config's model. Does not check shapes.
 
     Raises:
-      UserError: the config's cell can't use layers of this framework, or a layer lacks an array.
+      UserError: the config's cell can't use layers of this framework, or can't use a layer, or a layer lacks an array.
     """
     (name, cell), layout = stack.named_cell(config), weights.layout
     convert = getattr(cell, layout.converter)
@@ -125,6 +125,8 @@ def params_of(weights: Weights, config: ConfigDict) -> Params:
                 f"{weights.file} has no {error.args[0]} in its recurrent layer {index}: all layers must have their kernels and "
                 "biases."
             ) from error
+        except UserError as error:
+            raise UserError(f"{weights.file} can't be used for model.cell={name!r}: {error}") from error
     if weights.embedding_VE is not None:
         params["embedding"] = weights.embedding_VE
     return params | {"head_kernel": weights.head_kernel_HV, "head_bias": weights.head_bias_V}

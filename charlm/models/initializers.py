@@ -26,12 +26,14 @@ class Initializers(NamedTuple):
       input_kernel, recurrent_kernel: functions, number of gates → initializer of a layer's kernel.
       bias: initializer of a layer's bias. A cell may add a constant to this bias. For example, the LSTM adds
         `model.forget_bias` to the bias of the forget gate.
+      one_bias: initializer of a layer's bias that PyTorch adds to no other bias, such as a bias of the GRU's candidate.
     """
 
     embedding: Initializer
     input_kernel: Callable[[int], Initializer]
     recurrent_kernel: Callable[[int], Initializer]
     bias: Initializer
+    one_bias: Initializer
     head_kernel: Initializer
     head_bias: Initializer
 
@@ -57,20 +59,20 @@ def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Ini
     match name:
         case "glorot":
             whole, rows = _for_any_gates(glorot), _for_any_gates(_orthogonal_rows)
-            chosen = Initializers(_symmetric_uniform(0.05), whole, rows, zeros, glorot, zeros)
+            chosen = Initializers(_symmetric_uniform(0.05), whole, rows, zeros, zeros, glorot, zeros)
         case "axon":
-            chosen = Initializers(_symmetric_uniform(0.05), _glorot_gates, _glorot_gates, zeros, glorot, zeros)
+            chosen = Initializers(_symmetric_uniform(0.05), _glorot_gates, _glorot_gates, zeros, zeros, glorot, zeros)
         case "pytorch":
             small = _symmetric_uniform(1 / math.sqrt(hidden))
             kernel = _for_any_gates(small)
-            chosen = Initializers(nn.initializers.normal(1.0), kernel, kernel, _sum_of_two(small), small, small)
+            chosen = Initializers(nn.initializers.normal(1.0), kernel, kernel, _sum_of_two(small), small, small, small)
         case "uniform":
             small = _symmetric_uniform(scale)
             kernel = _for_any_gates(small)
-            chosen = Initializers(small, kernel, kernel, zeros, small, zeros)
+            chosen = Initializers(small, kernel, kernel, zeros, zeros, small, zeros)
         case _:
             kernel = _for_any_gates(lecun)
-            chosen = Initializers(nn.initializers.normal(1.0), kernel, _orthogonal_gates, zeros, lecun, zeros)
+            chosen = Initializers(nn.initializers.normal(1.0), kernel, _orthogonal_gates, zeros, zeros, lecun, zeros)
     if head_scale > 0:
         return chosen._replace(head_kernel=_symmetric_uniform(head_scale), head_bias=zeros)
     return chosen

@@ -263,11 +263,13 @@ def parameter_count(params: Any) -> int:
 def parameter_lines(params: Any) -> list[str]:
     """The table of parameters as lines of text.
 
-    A layer here has one bias, and a layer of PyTorch has two. The last line gives the total with two biases per layer.
+    A layer of PyTorch has two biases for each gate. Most layers here have one. The last line gives the total with two biases
+    per layer. A `recurrent_bias` already is a part of the second bias.
     """
     table = parameter_table(params)
     total = parameter_count(params)
-    doubled = total + sum(count for name, _, count in table if name.endswith("/bias"))
+    biases = {kind: sum(count for name, _, count in table if name.endswith(f"/{kind}")) for kind in ("bias", "recurrent_bias")}
+    doubled = total + biases["bias"] - biases["recurrent_bias"]
     rows = [(name, " x ".join(map(str, shape)), count) for name, shape, count in table]
     rows += [("parameters", "", total), ("with two biases a layer", "", doubled)]
     width = max(len(name) for name, _, _ in rows)

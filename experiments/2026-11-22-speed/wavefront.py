@@ -28,7 +28,7 @@ def layered(ids_TB, weights, zeros_BH):
     hidden, kept = ids_TB, []
     for layer in weights:
         residuals, hidden_KNBH = lstm._forward(hidden, layer, (zeros_BH, zeros_BH), jnp.float32, residuals=True)
-        hidden = lstm._flat(hidden_KNBH)
+        hidden = lstm.flat(hidden_KNBH)
         kept.append(residuals)
     return hidden, kept
 

@@ -18,6 +18,7 @@ def config_of(job: dict):
     from charlm.config import load as config
 
     overrides = {
+        "model.cell": job.get("cell", "lstm"),
         "model.layers": job["layers"],
         "model.hidden": job["hidden"],
         "model.input": "embedding" if job["embedding"] else "onehot",

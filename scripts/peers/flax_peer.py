@@ -1,7 +1,7 @@
-"""Measures the speed of an LSTM in Flax Linen. worker.py, in the same folder, describes the input and output of this program.
+"""Measures the speed of recurrent layers in Flax Linen. worker.py describes the input and output of this program.
 
-The code follows the documentation of Flax. nn.RNN runs nn.OptimizedLSTMCell over time, and Optax provides the optimiser. One
-jitted function makes one training step.
+The code follows the documentation of Flax. nn.RNN runs a cell, such as nn.OptimizedLSTMCell, over time, and Optax provides the
+optimiser. One jitted function makes one training step.
 """
 
 import functools
@@ -15,6 +15,7 @@ import worker
 
 
 class Stack(nn.Module):
+    cell: str
     vocab: int
     layers: int
     hidden: int
@@ -23,7 +24,8 @@ class Stack(nn.Module):
     def setup(self):
         one_hot = functools.partial(jax.nn.one_hot, num_classes=self.vocab)
         self.embed = nn.Embed(self.vocab, self.embedding) if self.embedding else one_hot
-        self.cells = [nn.OptimizedLSTMCell(self.hidden) for _ in range(self.layers)]
+        cell = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell, "rnn": nn.SimpleCell}[self.cell]
+        self.cells = [cell(self.hidden) for _ in range(self.layers)]
         self.over_time = [nn.RNN(cell, return_carry=True) for cell in self.cells]
         self.head = nn.Dense(self.vocab)
 
@@ -47,8 +49,9 @@ class Stack(nn.Module):
 def main() -> None:
     job = worker.job()
     batch, length, vocab = job["batch"], job["length"], job["vocab"]
-    model = Stack(vocab, job["layers"], job["hidden"], job["embedding"])
-    carry = [(jnp.zeros((batch, job["hidden"])), jnp.zeros((batch, job["hidden"]))) for _ in range(job["layers"])]
+    model = Stack(job["cell"], vocab, job["layers"], job["hidden"], job["embedding"])
+    zeros = jnp.zeros((batch, job["hidden"]))
+    carry = [(jnp.array(zeros), jnp.array(zeros)) if job["cell"] == "lstm" else jnp.array(zeros) for _ in range(job["layers"])]
     ids = np.random.default_rng(0).integers(0, vocab, (20, batch, length + 1)).astype(np.int32)
     params = jax.jit(model.init)(jax.random.key(0), ids[0, :, :2], carry)
     train(model, params, carry, ids) if job["task"] == "train" else sample(model, params, carry, batch)

@@ -15,6 +15,10 @@ def main() -> None:
     train(job) if job["task"] == "train" else sample(job)
 
 
+def layer_class(job: dict):
+    return {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "rnn": keras.layers.SimpleRNN}[job["cell"]]
+
+
 def encode(job: dict, ids):
     if job["embedding"]:
         return keras.layers.Embedding(job["vocab"], job["embedding"])(ids)
@@ -26,7 +30,7 @@ def train(job: dict) -> None:
     inputs = keras.Input((length,), batch_size=batch, dtype="int32")
     x = encode(job, inputs)
     for _ in range(job["layers"]):
-        x = keras.layers.LSTM(job["hidden"], return_sequences=True, stateful=True)(x)
+        x = layer_class(job)(job["hidden"], return_sequences=True, stateful=True)(x)
     model = keras.Model(inputs, keras.layers.Dense(vocab)(x))
     model.compile(
         keras.optimizers.Adam(3e-3, global_clipnorm=1.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -48,12 +52,13 @@ def train(job: dict) -> None:
 def sample(job: dict) -> None:
     batch, vocab, hidden = job["batch"], job["vocab"], job["hidden"]
     inputs = keras.Input((1,), batch_size=batch, dtype="int32")
-    states = [keras.Input((hidden,), batch_size=batch) for _ in range(2 * job["layers"])]
+    parts = 2 if job["cell"] == "lstm" else 1  # the LSTM's state has two arrays
+    states = [keras.Input((hidden,), batch_size=batch) for _ in range(parts * job["layers"])]
     x, new = encode(job, inputs), []
     for layer in range(job["layers"]):
         sequences = layer < job["layers"] - 1
-        x, *state = keras.layers.LSTM(hidden, return_sequences=sequences, return_state=True)(
-            x, initial_state=states[2 * layer : 2 * layer + 2]
+        x, *state = layer_class(job)(hidden, return_sequences=sequences, return_state=True)(
+            x, initial_state=states[parts * layer : parts * (layer + 1)]
         )
         new += state
     model = keras.Model([inputs, *states], [keras.layers.Dense(vocab)(x), *new])

@@ -26,6 +26,7 @@ from charlm.errors import Failure
 PEERS = pathlib.Path(__file__).parent
 PAUSE = 0.3  # seconds before each measurement, because OpenMP threads of the previous program may still busy-wait
 VOCAB = 65  # number of symbols of tiny Shakespeare
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}  # cells that all libraries have, with the number of blocks of their kernels
 
 
 class Shape(NamedTuple):
@@ -37,7 +38,7 @@ class Shape(NamedTuple):
     batch: int
     length: int
 
-    def flop_per_char(self) -> int:
+    def flop_per_char(self, cell: str = "lstm") -> int:
         """Returns the number of floating-point operations in matrix products to train on one character.
 
         Each weight needs 6 operations: 2 in the forward pass and 4 in the backward pass. The embedding table is left out,
@@ -45,8 +46,8 @@ class Shape(NamedTuple):
         replace this product and needs fewer operations.
         """
         first = self.embedding or VOCAB
-        kernels = sum((first if layer == 0 else self.hidden) + self.hidden for layer in range(self.layers)) * 4 * self.hidden
-        return 6 * (kernels + self.hidden * VOCAB)
+        rows = sum((first if layer == 0 else self.hidden) + self.hidden for layer in range(self.layers))
+        return 6 * (rows * GATES[cell] * self.hidden + self.hidden * VOCAB)
 
 
 SHAPES = {
@@ -98,6 +99,7 @@ class Measurement(NamedTuple):
     chars_per_second: float
     spread: float
     peak_rss_bytes: int
+    cell: str = "lstm"
 
 
 def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -130,19 +132,28 @@ def available(names: Iterable[str], pythons: dict[str, str]) -> tuple[list[str],
 
 
 def measure(
-    task: str, shape: str, batch: int, names: Iterable[str], pythons: dict[str, str], rounds: int, seconds: float, say=print
+    task: str,
+    shape: str,
+    batch: int,
+    names: Iterable[str],
+    pythons: dict[str, str],
+    rounds: int,
+    seconds: float,
+    say=print,
+    cell: str = "lstm",
 ) -> Iterator[Measurement]:
     """Measures implementations on one group. If the task is train, also measures the peak speed of matrix products.
 
     Args:
       seconds: the duration of each measurement.
       say: a function that prints a line about the progress.
+      cell: the recurrent cell of the networks, a key of GATES.
 
     Raises:
       Failure: at least one program ended with an error. The message gives all errors. The results of the other programs are
         yielded before the exception.
     """
-    job = {"task": task, **SHAPES[shape]._asdict(), "batch": batch, "vocab": VOCAB}
+    job = {"task": task, "cell": cell, **SHAPES[shape]._asdict(), "batch": batch, "vocab": VOCAB}
     programs = {name: IMPLEMENTATIONS[name] for name in names}
     if task == "train":
         programs |= {f"peak-{dtype}": peak for dtype, peak in PEAKS.items()}
@@ -185,6 +196,7 @@ def measure(
             chars_per_second=median,
             spread=(max(rates) - min(rates)) / median,
             peak_rss_bytes=max(answer["peak_rss_bytes"] for answer in answers[name]),
+            cell=cell,
         )
     if failures:
         raise Failure("; ".join(failures))
@@ -258,7 +270,7 @@ def limit(measured: list[Measurement], row: Measurement) -> float:
     was not measured, the result is nan.
     """
     peak = rate(measured, row.task, row.shape, row.batch, "peak", row.dtype)
-    return peak / SHAPES[row.shape].flop_per_char()
+    return peak / SHAPES[row.shape].flop_per_char(row.cell)
 
 
 def table(measured: list[Measurement]) -> list[list[str]]:

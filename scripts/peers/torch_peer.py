@@ -1,7 +1,7 @@
 """Measures how fast PyTorch trains and samples. worker.py describes the input and output of this program.
 
-Training uses nn.LSTM, which calls oneDNN. For sampling, the program first times nn.LSTM, nn.LSTMCell and packed weights (see
-`packed`), and then measures the fastest variant.
+Training uses nn.LSTM, which calls oneDNN, or nn.GRU or nn.RNN. For sampling, the program first times this module, its cell such
+as nn.LSTMCell, and packed weights (see `packed`), and then measures the fastest variant.
 """
 
 import copy
@@ -15,16 +15,17 @@ import worker
 class CharRNN(torch.nn.Module):
     def __init__(self, job: dict):
         super().__init__()
-        self.vocab, embedding = job["vocab"], job["embedding"]
+        self.vocab, self.cell, embedding = job["vocab"], job["cell"], job["embedding"]
         self.embed = torch.nn.Embedding(self.vocab, embedding) if embedding else None
-        self.lstm = torch.nn.LSTM(embedding or self.vocab, job["hidden"], job["layers"], batch_first=True)
+        module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[self.cell]
+        self.rnn = module(embedding or self.vocab, job["hidden"], job["layers"], batch_first=True)
         self.head = torch.nn.Linear(job["hidden"], self.vocab)
 
     def encode(self, ids):
         return self.embed(ids) if self.embed is not None else torch.nn.functional.one_hot(ids, self.vocab).float()
 
     def forward(self, ids_BT, state):
-        out, state = self.lstm(self.encode(ids_BT), state)
+        out, state = self.rnn(self.encode(ids_BT), state)
         return self.head(out), state
 
 
@@ -39,7 +40,8 @@ def train(job: dict) -> None:
     model = CharRNN(job)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocab, (20, batch, length + 1)))
-    state = tuple(torch.zeros(job["layers"], batch, job["hidden"]) for _ in range(2))
+    state = torch.zeros(job["layers"], batch, job["hidden"])
+    state = (state, state.clone()) if job["cell"] == "lstm" else state
     done = 0
 
     def run(steps: int) -> int:
@@ -54,7 +56,7 @@ def train(job: dict) -> None:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            state = tuple(part.detach().float() for part in new)
+            state = tuple(part.detach().float() for part in new) if job["cell"] == "lstm" else new.detach().float()
         return steps * batch * length
 
     worker.serve(run)
@@ -65,7 +67,8 @@ def sample(job: dict) -> None:
     model = CharRNN(job).eval()
     is_bfloat16 = job["dtype"] == "bfloat16"
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
-        variants = {"nn.LSTM": stepped(model), "nn.LSTMCell": by_cells(model), "packed": packed(model, batch)}
+        name = f"nn.{model.cell.upper()}"
+        variants = {name: stepped(model), f"{name}Cell": by_cells(model), "packed": packed(model, batch)}
         if is_bfloat16:  # autocast rounds the weights again for each character; this variant rounds the weights only once
             variants["packed, bfloat16 weights"] = packed(copy.deepcopy(model).to(torch.bfloat16), batch)
         seconds = {}
@@ -89,48 +92,54 @@ def draw(next_logits, batch: int, chars: int) -> int:
 
 def stepped(model: CharRNN):
     def next_logits(ids_B, state):
-        out, state = model.lstm(model.encode(ids_B[:, None]), state)
+        out, state = model.rnn(model.encode(ids_B[:, None]), state)
         return model.head(out[:, 0]), state
 
     return next_logits
 
 
 def by_cells(model: CharRNN):
+    module = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "rnn": torch.nn.RNNCell}[model.cell]
     cells = []
-    for layer in range(model.lstm.num_layers):
-        cell = torch.nn.LSTMCell(getattr(model.lstm, f"weight_ih_l{layer}").shape[1], model.lstm.hidden_size)
+    for layer in range(model.rnn.num_layers):
+        cell = module(getattr(model.rnn, f"weight_ih_l{layer}").shape[1], model.rnn.hidden_size)
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            setattr(cell, name, getattr(model.lstm, f"{name}_l{layer}"))
+            setattr(cell, name, getattr(model.rnn, f"{name}_l{layer}"))
         cells.append(cell)
 
     def next_logits(ids_B, state):
         x, new = model.encode(ids_B), []
         for cell, before in zip(cells, state or [None] * len(cells), strict=True):
-            h, c = cell(x, before)
-            new.append((h, c))
-            x = h
+            state = cell(x, before)
+            new.append(state)
+            x = state[0] if model.cell == "lstm" else state
         return model.head(x), new
 
     return next_logits
 
 
 def packed(model: CharRNN, batch: int):
-    """Returns a function that computes each layer with one matrix product.
+    """Returns a function that computes each layer with one matrix product, or two for the GRU.
 
     This product multiplies [x, h], the input and the state of the layer, by the joined input weights and recurrent weights. In
     the first layer, only h is multiplied: the product of the input and the input weights is a row that is looked up in a table.
-    All arrays have the number type of the model's weights.
+    The GRU multiplies x and h separately, because its reset gate multiplies the product of h. All arrays have the number type
+    of the model's weights.
     """
-    dtype, layers = model.head.weight.dtype, range(model.lstm.num_layers)
-    bias = [getattr(model.lstm, f"bias_ih_l{k}") + getattr(model.lstm, f"bias_hh_l{k}") for k in layers]
-    w_in = [getattr(model.lstm, f"weight_ih_l{k}") for k in layers]
-    w_rec = [getattr(model.lstm, f"weight_hh_l{k}") for k in layers]
+    dtype, layers = model.head.weight.dtype, range(model.rnn.num_layers)
+    w_in = [getattr(model.rnn, f"weight_ih_l{k}") for k in layers]
+    w_rec = [getattr(model.rnn, f"weight_hh_l{k}") for k in layers]
+    if model.cell == "gru":
+        return packed_gru(model, batch, w_in, w_rec)
+    bias = [getattr(model.rnn, f"bias_ih_l{k}") + getattr(model.rnn, f"bias_hh_l{k}") for k in layers]
     table_VG = (model.encode(torch.arange(model.vocab)).to(dtype) @ w_in[0].T + bias[0]).to(dtype)
     joined = [torch.cat([w_in[k], w_rec[k]], 1).T.contiguous() for k in layers[1:]]
     first = w_rec[0].T.contiguous()
-    zeros = torch.zeros(batch, model.lstm.hidden_size, dtype=dtype)
+    zeros = torch.zeros(batch, model.rnn.hidden_size, dtype=dtype)
 
     def cell(z_BG, c_BH):
+        if model.cell == "rnn":
+            return torch.tanh(z_BG), c_BH
         i, f, g, o = z_BG.chunk(4, -1)
         c_BH = torch.sigmoid(f) * c_BH + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c_BH), c_BH
@@ -143,6 +152,28 @@ def packed(model: CharRNN, batch: int):
         for (h, c), weights, layer_bias in zip(state[1:], joined, bias[1:], strict=True):
             x, c = cell(torch.addmm(layer_bias, torch.cat([x, h], 1), weights), c)
             new.append((x, c))
+        return model.head(x), new
+
+    return next_logits
+
+
+def packed_gru(model: CharRNN, batch: int, w_in: list, w_rec: list):
+    dtype, layers = model.head.weight.dtype, range(model.rnn.num_layers)
+    bias_in, bias_rec = ([getattr(model.rnn, f"bias_{kind}_l{k}") for k in layers] for kind in ("ih", "hh"))
+    table_VG = (model.encode(torch.arange(model.vocab)).to(dtype) @ w_in[0].T + bias_in[0]).to(dtype)
+    w_in, w_rec = ([weight.T.contiguous() for weight in each] for each in (w_in, w_rec))
+    zeros = torch.zeros(batch, model.rnn.hidden_size, dtype=dtype)
+    columns = 2 * model.rnn.hidden_size
+
+    def next_logits(ids_B, state):
+        x, new = None, []
+        for layer, h in enumerate(state or [zeros] * len(layers)):
+            in_BG = table_VG[ids_B] if layer == 0 else torch.addmm(bias_in[layer], x, w_in[layer])
+            rec_BG = torch.addmm(bias_rec[layer], h, w_rec[layer])
+            r, z = torch.sigmoid(in_BG[:, :columns] + rec_BG[:, :columns]).chunk(2, -1)
+            n = torch.tanh(in_BG[:, columns:] + r * rec_BG[:, columns:])
+            x = n + z * (h - n)
+            new.append(x)
         return model.head(x), new
 
     return next_logits

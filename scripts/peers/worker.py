@@ -1,7 +1,8 @@
 """The code that all programs in this folder use. Each program NAME_peer.py measures one library for scripts/benchmark.py.
 
-A program is called as `python NAME_peer.py JOB`. JOB is a JSON object with task (train or sample), layers, hidden, embedding
-(0 for one-hot), batch, length, vocab and dtype. The program compiles, warms up and writes one JSON line to stdout.
+A program is called as `python NAME_peer.py JOB`. JOB is a JSON object with task (train or sample), cell (lstm, gru or rnn),
+layers, hidden, embedding (0 for one-hot), batch, length, vocab and dtype. The program compiles, warms up and writes one JSON
+line to stdout.
 
 The program then reads lines from stdin. Each line is a number of seconds. For each line, the program measures for about this
 time and writes a JSON object with chars_per_second and peak_rss_bytes.

@@ -1,8 +1,9 @@
 """The recurrent cells, such as the LSTM, with one file for each cell. Code outside this folder is the same for every cell.
 
 To add a cell NAME:
-1. Write `cells/NAME.py`, which ends with `CELL = Cell(...)`. The attributes of `Cell` are described below. `lstm.py` is an
-   example. Most of the code in `lstm.py` only makes the LSTM fast. For a simple cell, `window=by_steps(step)` is enough.
+1. Write `cells/NAME.py`, which ends with `CELL = Cell(...)`. The attributes of `Cell` are described below. `rnn.py` is an
+   example. Most of the code in `lstm.py`, `gru.py` and `rnn.py` only makes these cells fast, and `chunks.py` has the code that
+   they share. For a simple cell, `window=by_steps(step)` is enough.
 2. Add "NAME" to the choices of `model.cell` in `charlm/config/keys.py`. If the cell has its own config keys, add these keys to
    the same table.
 Training, evaluation, sampling, sweeps, drawing, several devices and resume then work. The tests in

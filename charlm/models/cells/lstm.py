@@ -28,23 +28,30 @@ experiments/2026-11-22-speed gives the speed gains on CPU. The effect on other p
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Layout, with_layout_constraint
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import Cell, Params, is_ids
+from charlm.models.cells import Cell, Params
+from charlm.models.cells.chunks import (
+    back_through,
+    chunked,
+    columns,
+    flat,
+    gate_products,
+    input_dtype,
+    laid_out,
+    projected,
+    through_inputs,
+    with_table,
+)
 from charlm.models.initializers import Initializers
-from charlm.models.products import operand, product, product_with_transpose
+from charlm.models.products import operand, product
 
-# The gates of a chunk take at most CHUNK_BYTES. A chunk with no more than CHUNK_STEPS steps may exceed this limit.
-CHUNK_STEPS = 16
-CHUNK_BYTES = 5 * 2**19
-LANES = 16  # number of float32 values in the widest vector register of a CPU
 GATES = 4
 
 State = tuple[jax.Array, jax.Array]  # (c_BH, h_BH), float32
@@ -74,24 +81,13 @@ def window(
     return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype)
 
 
-def with_table(params: Params, table_VI: jax.Array) -> Params:
-    """The params for inputs that are ids: the input kernel is replaced by the product of the table and the input kernel.
-
-    This product is computed for the V rows of the table. Without it, each window would multiply T·B rows by the input kernel.
-    """
-    kernel_IG = params["input_kernel"]
-    # With a single feature, no matrix product is needed, and none is used, because some platforms would round its operands.
-    projected_VG = table_VI * kernel_IG if kernel_IG.shape[0] == 1 else table_VI @ kernel_IG
-    return {**params, "input_kernel": projected_VG}
-
-
 class Prepared(NamedTuple):
     """One layer's weights, in the layout that `step` needs to read one character at a time.
 
     Attributes:
       table_VG: float32, the input kernel plus the bias, with one row for each id. None if the inputs are floats.
       bias_G: float32.
-      kernels: the recurrent kernel. If the inputs are floats, the input kernel comes before it. `_laid_out` explains the
+      kernels: the recurrent kernel. If the inputs are floats, the input kernel comes before it. `chunks.laid_out` explains the
         layout.
     """
 
@@ -104,8 +100,8 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
     """Puts the weights into the layout that `step` needs for `rows` rows."""
     input_kernel_IG, bias_G, recurrent_kernel_HG = params["input_kernel"], params["bias"], params["recurrent_kernel"]
     if ids:
-        return Prepared(input_kernel_IG + bias_G[None, :], bias_G, _laid_out([recurrent_kernel_HG], dtype, rows))
-    return Prepared(None, bias_G, _laid_out([input_kernel_IG, recurrent_kernel_HG], dtype, rows))
+        return Prepared(input_kernel_IG + bias_G[None, :], bias_G, laid_out([recurrent_kernel_HG], GATES, dtype, rows))
+    return Prepared(None, bias_G, laid_out([input_kernel_IG, recurrent_kernel_HG], GATES, dtype, rows))
 
 
 def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
@@ -116,13 +112,7 @@ def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tup
         z_BG = jnp.take(weights.table_VG, x, axis=0, mode="clip")
     else:
         z_BG, operands = weights.bias_G[None, :], (x, h_BH)
-    if weights.kernels[0].ndim == 2:
-        z_BG = sum((product(each, kernel, dtype) for each, kernel in zip(operands, weights.kernels, strict=True)), z_BG)
-    else:
-        x_BI, (kernel_4IH,) = operand(jnp.concatenate(operands, axis=-1), dtype, rows=1), weights.kernels
-        x_4BI = jnp.broadcast_to(x_BI, (GATES, *x_BI.shape))  # without this broadcast, XLA would transpose the kernel
-        z_4BH = jnp.matmul(x_4BI, kernel_4IH, preferred_element_type=z_BG.dtype)
-        z_BG = z_BG + z_4BH.swapaxes(0, 1).reshape(z_BG.shape)
+    z_BG = gate_products(z_BG, operands, weights.kernels, dtype)
     c_BH, h_BH, _ = _cell(z_BG, c_BH)
     return h_BH, (c_BH, h_BH)
 
@@ -197,9 +187,8 @@ def lstm(
 
 def _forward(inputs, weights, carry, dtype, residuals):
     input_kernel_IG, bias_G, recurrent_kernel_HG = weights
-    hidden = recurrent_kernel_HG.shape[0]
-    input_dtype = _input_dtype(input_kernel_IG, dtype)
-    input_kernel = input_kernel_IG
+    columns_G = recurrent_kernel_HG.shape[1]
+    dtype_in = input_dtype(input_kernel_IG, dtype)
     recurrent_kernel = operand(recurrent_kernel_HG, dtype, rows=carry[0].shape[0])
 
     def step(carry, z_in_BG):
@@ -208,15 +197,11 @@ def _forward(inputs, weights, carry, dtype, residuals):
         return (c_BH, h_BH), (h_BH, c_BH, gates_BG) if residuals else h_BH
 
     def chunk(carry, inputs_N):
-        if is_ids(inputs):
-            z_in = jnp.take(input_kernel, inputs_N, axis=0, mode="clip") + bias_G[None, None, :]
-        else:
-            z_in = product(inputs_N, input_kernel, input_dtype) + bias_G[None, None, :]
-        return jax.lax.scan(step, carry, z_in)
+        return jax.lax.scan(step, carry, projected(inputs_N, input_kernel_IG, bias_G, dtype_in))
 
-    carry, outputs = jax.lax.scan(chunk, carry, _chunked(inputs, hidden))
+    carry, outputs = jax.lax.scan(chunk, carry, chunked(inputs, columns_G))
     if not residuals:
-        return (carry, None, None), _flat(outputs)
+        return (carry, None, None), flat(outputs)
     hidden_KNBH, cells, gates = outputs
     return (carry, cells, gates), hidden_KNBH
 
@@ -225,16 +210,16 @@ def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, 
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
     (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(inputs, weights, (c_BH, h_BH), dtype, residuals=True)
     saved = (inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH)
-    return (_flat(hidden_KNBH), carry), saved
+    return (flat(hidden_KNBH), carry), saved
 
 
 def _lstm_bwd(dtype, saved, cotangents):
     inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH = saved
     d_hidden_TBH, (d_c_BH, d_h_BH) = cotangents
-    num_inputs, hidden = input_kernel_IG.shape[0], recurrent_kernel_HG.shape[0]
-    back_through_h = _back_through_h(recurrent_kernel_HG.astype(dtype), rows=c_BH.shape[0])
-    input_dtype = _input_dtype(input_kernel_IG, dtype)
-    input_kernel = input_kernel_IG.astype(input_dtype)
+    columns_G = recurrent_kernel_HG.shape[1]
+    back_through_h = back_through(recurrent_kernel_HG.astype(dtype), rows=c_BH.shape[0])
+    dtype_in = input_dtype(input_kernel_IG, dtype)
+    input_kernel = input_kernel_IG.astype(dtype_in)
 
     def step(carry, factors):
         d_c, d_h = carry
@@ -253,15 +238,10 @@ def _lstm_bwd(dtype, saved, cotangents):
         d_bias = d_bias + d_z.sum((0, 1))
         # For the matrix products below, d_z is rounded once per chunk, because rounding it at each step is slow.
         d_z = jax.lax.optimization_barrier(d_z.astype(dtype))
-        rows_RG = d_z.reshape(-1, d_z.shape[-1])
-        if is_ids(inputs):
-            features_IR = (jnp.arange(num_inputs)[:, None] == features.reshape(-1)[None, :]).astype(dtype)
-            d_inputs = None
-        else:
-            features_IR = _columns(features, input_dtype)
-            d_inputs = product_with_transpose(d_z, input_kernel, input_dtype)
-        d_input_kernel = d_input_kernel + product(features_IR, rows_RG, input_dtype)
-        d_recurrent_kernel = d_recurrent_kernel + product(_columns(h_prev, dtype), rows_RG, dtype)
+        rows_RG = d_z.reshape(-1, columns_G)
+        kernel_sum, d_inputs = through_inputs(features, d_z, rows_RG, input_kernel, dtype, dtype_in)
+        d_input_kernel = d_input_kernel + kernel_sum
+        d_recurrent_kernel = d_recurrent_kernel + product(columns(h_prev, dtype), rows_RG, dtype)
         return (state, d_input_kernel, d_bias, d_recurrent_kernel), d_inputs
 
     # The state before a chunk is the last state of the previous chunk.
@@ -269,8 +249,8 @@ def _lstm_bwd(dtype, saved, cotangents):
     h_before_KBH = jnp.concatenate([h_BH[None], hidden_KNBH[:-1, -1]])
     zeros = (jnp.zeros_like(input_kernel_IG), jnp.zeros_like(recurrent_kernel_HG[0]), jnp.zeros_like(recurrent_kernel_HG))
     chunks = (
-        _chunked(inputs, hidden),
-        _chunked(d_hidden_TBH, hidden),
+        chunked(inputs, columns_G),
+        chunked(d_hidden_TBH, columns_G),
         hidden_KNBH,
         cells_KNBH,
         gates_KNBG,
@@ -278,22 +258,10 @@ def _lstm_bwd(dtype, saved, cotangents):
         c_before_KBH,
     )
     ((d_c_BH, d_h_BH), *d_weights), d_inputs = jax.lax.scan(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
-    return (None if d_inputs is None else _flat(d_inputs), *d_weights, d_c_BH, d_h_BH)
+    return (None if d_inputs is None else flat(d_inputs), *d_weights, d_c_BH, d_h_BH)
 
 
 lstm.defvjp(_lstm_fwd, _lstm_bwd)
-
-
-def _laid_out(kernels: Sequence[jax.Array], dtype: jnp.dtype, rows: int) -> tuple[jax.Array, ...]:
-    """The kernels (·, 4H), rounded to `dtype`, in the layout that `step` needs for `rows` rows.
-
-    For a single row, all kernels become one kernel (4, ·, H) with a separate block for each gate. XLA:CPU reads the shorter
-    rows of this kernel faster, and one product costs less than two (experiments/2026-11-22-speed).
-    """
-    if rows > 1:
-        return tuple(operand(kernel, dtype, rows) for kernel in kernels)
-    kernel = jnp.concatenate(kernels)
-    return (operand(kernel.reshape(kernel.shape[0], GATES, -1).swapaxes(0, 1), dtype, rows),)
 
 
 def _with_forget_bias(initializer: Callable, forget_bias: float) -> Callable:
@@ -331,52 +299,6 @@ def _factors(gates, cells, c_prev):
     tanh_c = jnp.tanh(cells)
     through_z = jnp.concatenate([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], axis=-1)
     return through_z, o * (1 - tanh_c * tanh_c), f
-
-
-def _back_through_h(recurrent_kernel_HG: jax.Array, rows: int) -> Callable[[jax.Array], jax.Array]:
-    """The function dz → dz W_rec^T, in the fastest form for this number of rows.
-
-    If the number of rows is a multiple of LANES, the function computes W_rec dz^T and transposes the result. Otherwise it
-    multiplies dz by a transposed copy of W_rec. Without the barriers, XLA would merge the transposes into the product, which is
-    slower (experiments/2026-11-22-speed).
-    """
-    dtype = recurrent_kernel_HG.dtype
-    if rows % LANES == 0:
-        return lambda d_z_BG: jax.lax.optimization_barrier(product_with_transpose(recurrent_kernel_HG, d_z_BG, dtype)).T
-    recurrent_kernel_GH = jax.lax.optimization_barrier(recurrent_kernel_HG.T)
-    return lambda d_z_BG: product(d_z_BG, recurrent_kernel_GH, dtype)
-
-
-def _columns(x_NBI, dtype):
-    """The array x_NBI as (I, N·B), the left operand of the product for a weight gradient.
-
-    The layout constraint makes XLA:CPU store the transposed array in memory. Otherwise XLA:CPU merges the transpose into the
-    product, and the product is slower (experiments/2026-11-22-speed).
-    """
-    return with_layout_constraint(x_NBI.reshape(-1, x_NBI.shape[-1]).T.astype(dtype), Layout(major_to_minor=(0, 1)))
-
-
-def _input_dtype(input_kernel_IG, dtype):
-    """The dtype for the operands of the input product: float32 or wider for a single feature, otherwise `dtype`.
-
-    The single feature is an id divided by the number of ids. Such a number needs more bits of precision than the 8 bits of
-    bfloat16. The product with a single feature is cheap in float32, too.
-    """
-    return jnp.promote_types(dtype, jnp.float32) if input_kernel_IG.shape[0] == 1 else dtype
-
-
-def _chunked(x_T: jax.Array, hidden: int) -> jax.Array:
-    """The steps (T, B, …) as chunks (K, N, B, …) of equal length N. N is as large as CHUNK_STEPS and CHUNK_BYTES allow."""
-    steps, rows = x_T.shape[:2]
-    longest = max(CHUNK_STEPS, CHUNK_BYTES // (16 * rows * hidden))  # 16 = 4 gates * 4 bytes
-    length = max(n for n in range(1, steps + 1) if steps % n == 0 and n <= longest)
-    if length < 8:  # the products of short chunks are slow, so the whole window becomes one chunk
-        length = steps
-    return x_T.reshape(-1, length, *x_T.shape[1:])
-
-
-def _flat(x_KN):
-    return x_KN.reshape(-1, *x_KN.shape[2:])
 
 
 CELL = Cell(

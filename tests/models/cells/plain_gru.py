@@ -32,7 +32,7 @@ def zero_state(rows, hidden):
 def step(params, x, state, dtype):
     h_BH = state["memory"]
     kernel = params["input_kernel"]
-    x_BG = kernel[x] if is_ids(x) else x.astype(dtype).astype(jnp.float32) @ kernel
+    x_BG = kernel[x] if is_ids(x) else x.astype(dtype).astype(kernel.dtype) @ kernel
     x_BG = x_BG + params["bias"][None, :]
     h_BG = h_BH @ params["recurrent_kernel"]
     x_z, x_r, x_n = jnp.split(x_BG, 3, axis=-1)

@@ -1,6 +1,8 @@
 """Tests every cell: the choices of `model.cell`, and a plain GRU that only the tests define."""
 
 import json
+import os
+import subprocess
 import sys
 
 import jax
@@ -16,6 +18,7 @@ from charlm.data import batches
 from charlm.inference import evaluate, restore, sample
 from charlm.inference.protocol import Protocol
 from charlm.models import cells, stack
+from charlm.models.cells import chunks
 from charlm.models.initializers import initializers
 from charlm.rundir.run import Run
 from charlm.training import opening, train
@@ -24,6 +27,7 @@ from configs import base
 GRU = "plain_gru"
 NAMES = (*keys.KEYS["model.cell"].rule.options, GRU)
 HIDDEN, INPUTS, STEPS = 6, 5, 9
+TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 
 
 @pytest.fixture(autouse=True)
@@ -42,38 +46,42 @@ def layer(cell, inputs=INPUTS, seed=0):
     }
 
 
-def inputs_of(kind, rows):
+def inputs_of(kind, rows, steps=STEPS):
     rng = np.random.default_rng(1)
     if kind == "ids":
-        return jnp.asarray(rng.integers(0, INPUTS, (STEPS, rows)), jnp.int32)
-    return jnp.asarray(rng.normal(size=(STEPS, rows, INPUTS)), jnp.float32)
+        return jnp.asarray(rng.integers(0, INPUTS, (steps, rows)), jnp.int32)
+    return jnp.asarray(rng.normal(size=(steps, rows, INPUTS)), jnp.float32)
 
 
 def stepped(cell, params, inputs, state, dtype=jnp.float32):
     """Runs a cell over a window one step at a time, as the sampler does."""
     weights = cell.prepare(params, inputs.shape[1], dtype, cells.is_ids(inputs))
-    outputs = []
-    for x in inputs:
-        output_BH, state = cell.step(weights, x, state, dtype)
-        outputs.append(output_BH)
-    return jnp.stack(outputs), state
+    state, outputs = jax.lax.scan(lambda state, x: cell.step(weights, x, state, dtype)[::-1], state, inputs)
+    return outputs, state
+
+
+def weighted_sum(outputs, state):
+    """A weighted sum of all results of a window. The weights differ, so that errors in the gradient do not cancel."""
+    leaves = [outputs, *jax.tree.leaves(state)]
+    return sum((leaf * jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)).sum() for leaf in leaves)
 
 
 def nonzero_state(cell, rows):
     return jax.tree.map(lambda leaf: leaf + 0.25, cell.zero_state(rows, HIDDEN))
 
 
+# The fast cells split a window of 32 steps into two chunks, and 16 rows of float32 fill the widest vector of a CPU.
 @pytest.mark.parametrize("kind", ["floats", "ids"])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("rows", "steps"), [(1, STEPS), (3, STEPS), (16, 32)])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_window_equals_single_steps_in_value_and_gradient(name, rows, kind):  # invariants 7 and 10
-    cell, inputs = cells.named(name), inputs_of(kind, rows)
+def test_a_window_equals_single_steps_in_value_and_gradient(name, rows, steps, kind, monkeypatch):  # invariants 7 and 10
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 0)  # with the usual CHUNK_BYTES, a small window is always one chunk
+    cell, inputs = cells.named(name), inputs_of(kind, rows, steps)
     params, state = layer(cell), nonzero_state(cell, rows)
 
     def value(run, params):
         outputs, end = run(params, inputs, state, jnp.float32)
-        leaves = [outputs, *jax.tree.leaves(end)]
-        return sum((leaf * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape)).sum() for leaf in leaves), (outputs, end)
+        return weighted_sum(outputs, end), (outputs, end)
 
     by_window, by_steps = (
         jax.jit(jax.value_and_grad(run, has_aux=True))
@@ -82,7 +90,108 @@ def test_a_window_equals_single_steps_in_value_and_gradient(name, rows, kind):  
     (_, found), gradient = by_window(params)
     (_, expected), expected_gradient = by_steps(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient, expected_gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_equal_finite_differences_in_float64(name, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 0)
+    cell, rng = cells.named(name), np.random.default_rng(2)
+    with jax.enable_x64(True):
+        params, state, inputs = (
+            jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), each)
+            for each in (layer(cell), nonzero_state(cell, 2), inputs_of("floats", 2, steps=32))
+        )
+        arguments, structure = jax.tree.flatten((params, inputs, state))
+        value = jax.jit(lambda arguments: weighted_sum(*cell.window(*structure.unflatten(arguments), jnp.float64)))
+        directions = [rng.normal(size=leaf.shape) for leaf in arguments]
+        gradients = jax.grad(value)(arguments)
+        for position, (gradient, direction) in enumerate(zip(gradients, directions, strict=True)):
+            shifted = [
+                value([leaf + by * direction if k == position else leaf for k, leaf in enumerate(arguments)])
+                for by in (1e-5, -1e-5)
+            ]
+            assert gradient.dtype == jnp.float64
+            difference = (shifted[0] - shifted[1]) / 2e-5
+            np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["floats", "ids"])
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_rounds_products_but_keeps_float32_results(name, kind):
+    cell, inputs = cells.named(name), inputs_of(kind, 3, steps=32)
+    params, state = layer(cell), nonzero_state(cell, 3)
+
+    def value(dtype, run, params):
+        outputs, end = run(params, inputs, state, dtype)
+        return weighted_sum(outputs, end), (outputs, end)
+
+    ((_, found), gradient), ((_, expected), expected_gradient) = (
+        jax.jit(jax.value_and_grad(lambda params, dtype=dtype: value(dtype, cell.window, params), has_aux=True))(params)
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves((found, gradient))} == {jnp.dtype(jnp.float32)}
+    error = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True))
+    # The plain GRU rounds only inputs that are floats.
+    assert error == 0 if (name, kind) == (GRU, "ids") else 0 < error < 0.05
+    for leaf, expected_leaf in zip(*map(jax.tree.leaves, (gradient, expected_gradient)), strict=True):
+        assert np.linalg.norm(leaf - expected_leaf) < 0.05 * np.linalg.norm(expected_leaf)
+    by_steps = stepped(cell, params, inputs, state, jnp.bfloat16)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.01), found, by_steps)
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("name", NAMES)
+def test_windows_gradients_and_steps_lower_for_every_platform(name, rows):
+    cell = cells.named(name)
+    params, state = layer(cell), cell.zero_state(rows, HIDDEN)
+    for dtype, kind in ((jnp.float32, "floats"), (jnp.bfloat16, "ids")):
+        inputs = inputs_of(kind, rows, steps=32)
+
+        def window(params, inputs=inputs, dtype=dtype):
+            return weighted_sum(*cell.window(params, inputs, state, dtype))
+
+        def step(params, inputs=inputs, dtype=dtype, ids=kind == "ids"):
+            return cell.step(cell.prepare(params, rows, dtype, ids), inputs[0], state, dtype)
+
+        traced = [jax.jit(each).trace(params) for each in (jax.value_and_grad(window), step)]
+        for platform in ("cpu", "cuda", "rocm", "tpu"):
+            for each in traced:
+                assert "stablehlo.dot_general" in each.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_two_devices_make_the_training_step_of_one_device():
+    """Trains each cell for a step with dropout, in a new process, because this process may have only one device."""
+    code = """
+import sys, jax, numpy as np
+from jax.sharding import Mesh
+from charlm.config import keys
+from charlm.data import batches
+from charlm.models import stack
+from charlm.training import optim
+from charlm.training import state as state_module
+from charlm.training import step as step_module
+from configs import base
+assert len(jax.devices()) == 2
+for name in keys.KEYS["model.cell"].rule.options:
+    config = base.get_config()
+    config.model.update({"cell": name, "hidden": 6, "embedding": 5, "layers": 1, "dropout": 0.5, "init": "uniform"})
+    functions, optimizer = stack.functions(config, 5), optim.optimizer(config)
+    start = jax.device_get(jax.jit(lambda: state_module.initial_state(functions, optimizer, 4, 0))())
+    stream = batches.Stream(np.arange(400, dtype=np.uint8) ** 2 % 5, 4, 8, False, 0)
+    results = []
+    for devices in (1, 2):
+        step = step_module.make_train_step(functions, optimizer, Mesh(np.array(jax.devices()[:devices]), ("rows",)))
+        result, metrics = jax.jit(step)(start, stream.batch_at(0), np.float32(0.01), np.uint32(0))
+        results.append(jax.device_get((result.params, result.carry, metrics)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+    assert all(np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (results[0][:2], start[1::2]))))
+    print(name)
+"""
+    environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {TWO_DEVICES}", "PYTHONPATH": "."}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [name for name in NAMES if name != GRU]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,9 +268,10 @@ def test_config_keys_that_the_chosen_cell_does_not_read_are_listed():
     assert stack.unread_keys(config) == []
 
 
-def test_a_new_cell_trains_resumes_evaluates_and_samples(small, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", [GRU, *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != GRU)])
+def test_a_cell_trains_resumes_evaluates_and_samples(name, small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    overrides = small | {"model.cell": GRU, "model.layers": 2, "model.dropout": 0.2}
+    overrides = small | {"model.cell": name, "model.layers": 2, "model.dropout": 0.2}
     uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
     assert train.train(load.load(TINY, overrides), uninterrupted) == 0
 
@@ -184,7 +294,7 @@ def test_a_new_cell_trains_resumes_evaluates_and_samples(small, tmp_path, monkey
     assert train.train(config, interrupted) == 0
     assert read_rows(interrupted) == read_rows(uninterrupted)
     assert_same(final_params(interrupted), final_params(uninterrupted))
-    assert "plain_gru_1" in final_params(uninterrupted)
+    assert f"{name}_1" in final_params(uninterrupted)
 
     trained = restore.load(uninterrupted, "latest")
     run = Run(uninterrupted)
@@ -203,7 +313,8 @@ def test_a_new_cell_trains_resumes_evaluates_and_samples(small, tmp_path, monkey
     )
 
     assert opening.describe_only(config, str(tmp_path / "net.dot"), 2) == 0
-    assert 'label="GRU 2' in (tmp_path / "net.dot").read_text()
-    assert "LSTM" not in (tmp_path / "net.dot").read_text()
-    assert json.loads((uninterrupted / "config.json").read_text())["model"]["cell"] == GRU
+    title = cells.named(name).title
+    assert f'label="{title} 2' in (tmp_path / "net.dot").read_text()
+    assert "LSTM" in title or "LSTM" not in (tmp_path / "net.dot").read_text()
+    assert json.loads((uninterrupted / "config.json").read_text())["model"]["cell"] == name
     capsys.readouterr()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from charlm.models import products
-from charlm.models.cells import lstm as lstm_module
+from charlm.models.cells import chunks
 from charlm.models.cells.lstm import lstm
 
 
@@ -62,7 +62,7 @@ def scalar(run):
     ],
 )
 def test_the_lstm_equals_the_textbook_cell_in_value_and_gradient(steps, batch, monkeypatch):
-    monkeypatch.setattr(lstm_module, "CHUNK_BYTES", 0)  # with the usual CHUNK_BYTES, a small window is always one chunk
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 0)  # with the usual CHUNK_BYTES, a small window is always one chunk
     args = arguments(steps, batch)
     outputs, carry = lstm(*args)
     expected, expected_carry = textbook(*args)

@@ -1,0 +1,236 @@
+"""Code that the fast cells share: a window in chunks of several steps, and the layouts of weights that are fast.
+
+The fast cells are `lstm`, `gru` and `rnn`. Only the products with the recurrent kernel need a loop over time. The products with
+the input kernel, and the products for the gradients of the weights, take all steps of a chunk at once. A chunk is long enough
+to keep the matrix unit busy and short enough to stay in cache.
+
+`forward` and `backward` run a window of a cell whose state is only its output h, such as the GRU. The LSTM has its own
+loops.
+
+Letters: T time, B batch, I input features, H hidden units, G pre-activations of all gates, K chunks, N steps of a chunk,
+R = N·B rows of a chunk whose steps are joined, V rows of an embedding table, one for each id.
+
+Some lines of code are more complicated than needed, because XLA:CPU makes faster programs from them (jaxlib 0.10.2).
+experiments/2026-11-22-speed gives the speed gains on CPU. The effect on other platforms has not been measured.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from charlm.models.cells import Params, is_ids
+from charlm.models.products import operand, product, product_with_transpose
+
+# The gates of a chunk take at most CHUNK_BYTES. A chunk with no more than CHUNK_STEPS steps may exceed this limit.
+CHUNK_STEPS = 16
+CHUNK_BYTES = 5 * 2**19
+LANES = 16  # number of float32 values in the widest vector register of a CPU
+
+
+def with_table(params: Params, table_VI: jax.Array) -> Params:
+    """The params for inputs that are ids: the input kernel is replaced by the product of the table and the input kernel.
+
+    This product is computed for the V rows of the table. Without it, each window would multiply T·B rows by the input kernel.
+    """
+    kernel_IG = params["input_kernel"]
+    # With a single feature, no matrix product is needed, and none is used, because some platforms would round its operands.
+    projected_VG = table_VI * kernel_IG if kernel_IG.shape[0] == 1 else table_VI @ kernel_IG
+    return {**params, "input_kernel": projected_VG}
+
+
+def forward(
+    step: Callable, inputs: jax.Array, input_kernel_IG: jax.Array, bias_G: jax.Array, h_BH: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    """Runs a layer whose state is h over a window.
+
+    Args:
+      step: (h_BH, z_in_BG) → (h_BH, saved). z_in_BG is the input times the input kernel, plus the bias. `saved` is a tree of
+        the arrays that the backward pass needs.
+      inputs: floats (T, B, I), or ids (T, B) that select rows of the input kernel.
+      dtype: dtype of the operands of matrix products.
+
+    Returns:
+      (h_BH, (hidden_KNBH, saved)): the state after the window, and the outputs and `saved` of all steps, in chunks.
+    """
+
+    def one(h_BH, z_in_BG):
+        h_BH, saved = step(h_BH, z_in_BG)
+        return h_BH, (h_BH, saved)
+
+    def chunk(h_BH, inputs_N):
+        return jax.lax.scan(one, h_BH, projected(inputs_N, input_kernel_IG, bias_G, input_dtype(input_kernel_IG, dtype)))
+
+    return jax.lax.scan(chunk, h_BH, chunked(inputs, bias_G.shape[0]))
+
+
+def backward(
+    factors: Callable, saved: tuple, cotangents: tuple[jax.Array, jax.Array], dtype: jnp.dtype
+) -> tuple[jax.Array | None, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The gradients of a layer whose state is h.
+
+    Let dh be the gradient of a step's output. It is the sum of two gradients: one comes from the output of this step, the other
+    from the next step. All gradients of a step are products of dh and factors that depend only on the forward pass. The factors
+    are computed before the loop over time.
+
+    Args:
+      factors: (hidden, h_prev, saved) → (through_rec, through_h, through_in), for the N steps of a chunk.
+        dh · through_rec (N, B, G) is the gradient of the recurrent product. dh · through_h (N, B, H) is the gradient of the
+        previous h, without its part through the recurrent product. None: this gradient is 0. dh · through_in (N, B, H) is the
+        gradient of the last gate's z_in. None: for each gate, z_in and the recurrent product have the same gradient.
+      saved: (inputs, input_kernel_IG, recurrent_kernel_HG, h_BH, outputs), where `outputs` is the second result of `forward`.
+      cotangents: (d_hidden_TBH, d_h_BH), the gradients of the outputs and of the state after the window.
+
+    Returns:
+      The gradients of the inputs (None for ids), the input kernel, the bias, the recurrent kernel, the recurrent product
+      (summed over time and rows), and the state before the window.
+    """
+    inputs, input_kernel_IG, recurrent_kernel_HG, h_BH, (hidden_KNBH, saved_KN) = saved
+    d_hidden_TBH, d_h_BH = cotangents
+    hidden, columns_G = recurrent_kernel_HG.shape
+    back_through_h = back_through(recurrent_kernel_HG.astype(dtype), rows=h_BH.shape[0])
+    dtype_in = input_dtype(input_kernel_IG, dtype)
+    input_kernel = input_kernel_IG.astype(dtype_in)
+
+    def step(d_h_BH, arrays):
+        d_out_BH, through_rec_BG, through_h_BH = arrays
+        d_h_BH = d_h_BH + d_out_BH
+        d_rec_BG = jnp.concatenate([d_h_BH] * (columns_G // hidden), axis=-1) * through_rec_BG
+        d_previous_BH = back_through_h(d_rec_BG.astype(dtype))
+        return d_previous_BH if through_h_BH is None else d_previous_BH + d_h_BH * through_h_BH, (d_rec_BG, d_h_BH)
+
+    def chunk(carry, arrays_of_chunk):
+        d_h_BH, d_input_kernel, d_bias, d_recurrent_kernel, d_recurrent_bias = carry
+        features, d_out, out, h_before, saved = arrays_of_chunk
+        h_prev = jnp.concatenate([h_before[None], out[:-1]])
+        through_rec, through_h, through_in = factors(out, h_prev, saved)
+        d_h_BH, (d_rec, d_h) = jax.lax.scan(step, d_h_BH, (d_out, through_rec, through_h), reverse=True)
+        # For the matrix products below, gradients are rounded once per chunk, because rounding at each step is slow.
+        d_rec_rounded = jax.lax.optimization_barrier(d_rec.astype(dtype))
+        if through_in is None:
+            d_in, d_in_rounded = d_rec, d_rec_rounded
+        else:
+            d_in = jnp.concatenate([d_rec[..., :-hidden], d_h * through_in], axis=-1)
+            d_in_rounded = jax.lax.optimization_barrier(d_in.astype(dtype))
+            d_recurrent_bias = d_recurrent_bias + d_rec.sum((0, 1))
+        d_bias = d_bias + d_in.sum((0, 1))
+        rows_RG = d_in_rounded.reshape(-1, columns_G)
+        kernel_sum, d_inputs = through_inputs(features, d_in_rounded, rows_RG, input_kernel, dtype, dtype_in)
+        d_input_kernel = d_input_kernel + kernel_sum
+        d_recurrent_kernel = d_recurrent_kernel + product(columns(h_prev, dtype), d_rec_rounded.reshape(-1, columns_G), dtype)
+        return (d_h_BH, d_input_kernel, d_bias, d_recurrent_kernel, d_recurrent_bias), d_inputs
+
+    # The state before a chunk is the last state of the previous chunk.
+    h_before_KBH = jnp.concatenate([h_BH[None], hidden_KNBH[:-1, -1]])
+    zeros_G = jnp.zeros_like(recurrent_kernel_HG[0])
+    zeros = (d_h_BH, jnp.zeros_like(input_kernel_IG), zeros_G, jnp.zeros_like(recurrent_kernel_HG), zeros_G)
+    chunks = (chunked(inputs, columns_G), chunked(d_hidden_TBH, columns_G), hidden_KNBH, h_before_KBH, saved_KN)
+    (d_h_BH, *d_weights), d_inputs = jax.lax.scan(chunk, zeros, chunks, reverse=True)
+    d_input_kernel, d_bias_G, d_recurrent_kernel, d_recurrent_G = d_weights
+    d_inputs = None if d_inputs is None else flat(d_inputs)
+    return d_inputs, d_input_kernel, d_bias_G, d_recurrent_kernel, d_recurrent_G, d_h_BH
+
+
+def projected(inputs_N: jax.Array, kernel_IG: jax.Array, bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The inputs of a chunk times the input kernel, plus the bias: (N, B, G)."""
+    if is_ids(inputs_N):
+        return jnp.take(kernel_IG, inputs_N, axis=0, mode="clip") + bias_G[None, None, :]
+    return product(inputs_N, kernel_IG, dtype) + bias_G[None, None, :]
+
+
+def through_inputs(
+    inputs_N: jax.Array,
+    d_z_NBG: jax.Array,
+    d_z_RG: jax.Array,
+    kernel_IG: jax.Array,
+    dtype: jnp.dtype,
+    dtype_in: jnp.dtype,
+) -> tuple[jax.Array, jax.Array | None]:
+    """The gradients of the input kernel and of the inputs of a chunk. The second gradient is None if the inputs are ids.
+
+    Args:
+      d_z_NBG, d_z_RG: the gradient of the input product, rounded to `dtype`, in two shapes.
+      kernel_IG: the input kernel, rounded to `dtype_in`, the result of `input_dtype`.
+    """
+    if is_ids(inputs_N):
+        features_IR = (jnp.arange(kernel_IG.shape[0])[:, None] == inputs_N.reshape(-1)[None, :]).astype(dtype)
+        d_inputs = None
+    else:
+        features_IR = columns(inputs_N, dtype_in)
+        d_inputs = product_with_transpose(d_z_NBG, kernel_IG, dtype_in)
+    return product(features_IR, d_z_RG, dtype_in), d_inputs
+
+
+def back_through(recurrent_kernel_HG: jax.Array, rows: int) -> Callable[[jax.Array], jax.Array]:
+    """The function dz → dz W_rec^T, in the fastest form for this number of rows.
+
+    If the number of rows is a multiple of LANES, the function computes W_rec dz^T and transposes the result. Otherwise it
+    multiplies dz by a transposed copy of W_rec. Without the barriers, XLA would merge the transposes into the product, which is
+    slower (experiments/2026-11-22-speed).
+    """
+    dtype = recurrent_kernel_HG.dtype
+    if rows % LANES == 0:
+        return lambda d_z_BG: jax.lax.optimization_barrier(product_with_transpose(recurrent_kernel_HG, d_z_BG, dtype)).T
+    recurrent_kernel_GH = jax.lax.optimization_barrier(recurrent_kernel_HG.T)
+    return lambda d_z_BG: product(d_z_BG, recurrent_kernel_GH, dtype)
+
+
+def columns(x_NBI: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The array x_NBI as (I, N·B), the left operand of the product for a weight gradient.
+
+    The layout constraint makes XLA:CPU store the transposed array in memory. Otherwise XLA:CPU merges the transpose into the
+    product, and the product is slower (experiments/2026-11-22-speed).
+    """
+    return with_layout_constraint(x_NBI.reshape(-1, x_NBI.shape[-1]).T.astype(dtype), Layout(major_to_minor=(0, 1)))
+
+
+def input_dtype(input_kernel_IG: jax.Array, dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype for the operands of the input product: float32 or wider for a single feature, otherwise `dtype`.
+
+    The single feature is an id divided by the number of ids. Such a number needs more bits of precision than the 8 bits of
+    bfloat16. The product with a single feature is cheap in float32, too.
+    """
+    return jnp.promote_types(dtype, jnp.float32) if input_kernel_IG.shape[0] == 1 else dtype
+
+
+def chunked(x_T: jax.Array, width: int) -> jax.Array:
+    """The steps (T, B, …) as chunks (K, N, B, …) of equal length N. N is as large as CHUNK_STEPS and CHUNK_BYTES allow.
+
+    Args:
+      width: number of values that the gates have in each row and step.
+    """
+    steps, rows = x_T.shape[:2]
+    longest = max(CHUNK_STEPS, CHUNK_BYTES // (4 * rows * width))  # a float32 has 4 bytes
+    length = max(n for n in range(1, steps + 1) if steps % n == 0 and n <= longest)
+    if length < 8:  # the products of short chunks are slow, so the whole window becomes one chunk
+        length = steps
+    return x_T.reshape(-1, length, *x_T.shape[1:])
+
+
+def flat(x_KN: jax.Array) -> jax.Array:
+    """The inverse of `chunked`."""
+    return x_KN.reshape(-1, *x_KN.shape[2:])
+
+
+def laid_out(kernels: Sequence[jax.Array], gates: int, dtype: jnp.dtype, rows: int) -> tuple[jax.Array, ...]:
+    """The kernels (·, G), rounded to `dtype`, in the layout that `gate_products` needs for `rows` rows.
+
+    For a single row, all kernels become one kernel (gates, ·, H) with a separate block for each gate. XLA:CPU reads the shorter
+    rows of this kernel faster, and one product costs less than two (experiments/2026-11-22-speed).
+    """
+    if rows > 1:
+        return tuple(operand(kernel, dtype, rows) for kernel in kernels)
+    kernel = jnp.concatenate(kernels)
+    return (operand(kernel.reshape(kernel.shape[0], gates, -1).swapaxes(0, 1), dtype, rows),)
+
+
+def gate_products(z_BG: jax.Array, operands: Sequence[jax.Array], kernels: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
+    """z_BG plus the sum of the products of each operand (B, ·) with its kernel. The kernels are a result of `laid_out`."""
+    if kernels[0].ndim == 2:
+        return sum((product(each, kernel, dtype) for each, kernel in zip(operands, kernels, strict=True)), z_BG)
+    x_BI, (kernel_gIH,) = operand(jnp.concatenate(operands, axis=-1), dtype, rows=1), kernels
+    x_gBI = jnp.broadcast_to(x_BI, (kernel_gIH.shape[0], *x_BI.shape))  # without this broadcast, XLA would transpose the kernel
+    z_gBH = jnp.matmul(x_gBI, kernel_gIH, preferred_element_type=z_BG.dtype)
+    return z_BG + z_gBH.swapaxes(0, 1).reshape(z_BG.shape)

@@ -1,0 +1,192 @@
+"""Elman's recurrent network (1990) with tanh. PyTorch calls it RNN, and Keras calls it SimpleRNN.
+
+    h = tanh(x W_in + b + h' W_rec)        h' is the state of the previous step
+
+Backward pass. dX is the gradient of the loss with respect to X. dh is the sum of two gradients: one comes from the output of
+this step, the other from the next step.
+
+    dz = dh (1 - h^2)                      dh' = dz W_rec^T
+
+Letters: T time, B batch, I input features, H hidden units, N steps of a chunk, V rows of an embedding table.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from charlm.models.cells import Cell, Params
+from charlm.models.cells.chunks import backward, flat, forward, gate_products, laid_out, with_table
+from charlm.models.initializers import Initializers
+from charlm.models.products import operand, product
+
+
+def parameters(
+    inputs: int, hidden: int, initial: Initializers, config: FrozenConfigDict
+) -> dict[str, tuple[Callable, tuple[int, ...]]]:
+    """Name → (initializer, shape) of one layer's parameters. The layer has one bias, although PyTorch's RNN has two."""
+    del config
+    return {
+        "input_kernel": (initial.input_kernel(1), (inputs, hidden)),
+        "recurrent_kernel": (initial.recurrent_kernel(1), (hidden, hidden)),
+        "bias": (initial.bias, (hidden,)),
+    }
+
+
+def zero_state(rows: int, hidden: int) -> jax.Array:
+    return jnp.zeros((rows, hidden))
+
+
+def window(
+    params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because an RNN uses no random numbers."""
+    del noise_keys_B
+    return rnn(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], state, dtype)
+
+
+class Prepared(NamedTuple):
+    """One layer's weights, in the layout that `step` needs to read one character at a time.
+
+    Attributes:
+      table_VH: float32, the input kernel plus the bias, with one row for each id. None if the inputs are floats.
+      bias_H: float32.
+      kernels: the recurrent kernel. If the inputs are floats, the input kernel comes before it. `chunks.laid_out` explains the
+        layout.
+    """
+
+    table_VH: jax.Array | None
+    bias_H: jax.Array
+    kernels: tuple[jax.Array, ...]
+
+
+def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
+    """Puts the weights into the layout that `step` needs for `rows` rows."""
+    input_kernel_IH, bias_H, recurrent_kernel_HH = params["input_kernel"], params["bias"], params["recurrent_kernel"]
+    if ids:
+        return Prepared(input_kernel_IH + bias_H[None, :], bias_H, laid_out([recurrent_kernel_HH], 1, dtype, rows))
+    return Prepared(None, bias_H, laid_out([input_kernel_IH, recurrent_kernel_HH], 1, dtype, rows))
+
+
+def step(weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Reads one character x: floats (B, I), or ids (B,). Training uses `rnn` instead, which has a gradient."""
+    operands: tuple[jax.Array, ...] = (h_BH,)
+    if weights.table_VH is not None:
+        z_BH = jnp.take(weights.table_VH, x, axis=0, mode="clip")
+    else:
+        z_BH, operands = weights.bias_H[None, :], (x, h_BH)
+    h_BH = jnp.tanh(gate_products(z_BH, operands, weights.kernels, dtype))
+    return h_BH, h_BH
+
+
+def operations(inputs: int, hidden: int) -> int:
+    """Multiply-adds of one layer for one character. If the inputs are ids, `inputs` is 0, because ids are looked up."""
+    return hidden * (inputs + hidden)
+
+
+def from_torch(arrays: dict[str, jax.Array]) -> Params:
+    """Params from `weight_ih` (H, I), `weight_hh` (H, H), `bias_ih` (H,) and `bias_hh` (H,). PyTorch adds the two biases."""
+    return {
+        "input_kernel": arrays["weight_ih"].T,
+        "recurrent_kernel": arrays["weight_hh"].T,
+        "bias": arrays["bias_ih"] + arrays["bias_hh"],
+    }
+
+
+def from_keras(arrays: dict[str, jax.Array]) -> Params:
+    """Params from `kernel` (I, H), `recurrent_kernel` (H, H) and `bias` (H,)."""
+    return {"input_kernel": arrays["kernel"], "recurrent_kernel": arrays["recurrent_kernel"], "bias": arrays["bias"]}
+
+
+def to_torch(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`, which adds the two biases.
+
+    `bias_hh` is -0.0, because every number x stays the same in x + (-0.0). With 0.0, a bias of -0.0 would become 0.0.
+    """
+    return {
+        "weight_ih": params["input_kernel"].T,
+        "weight_hh": params["recurrent_kernel"].T,
+        "bias_ih": params["bias"],
+        "bias_hh": np.full_like(params["bias"], -0.0),
+    }
+
+
+def to_keras(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `from_keras`."""
+    return {"kernel": params["input_kernel"], "recurrent_kernel": params["recurrent_kernel"], "bias": params["bias"]}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def rnn(
+    inputs: jax.Array,
+    input_kernel_IH: jax.Array,
+    bias_H: jax.Array,
+    recurrent_kernel_HH: jax.Array,
+    h_BH: jax.Array,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs one layer over a window.
+
+    Args:
+      inputs: floats (T, B, I), or ids (T, B) that select rows of the input kernel (one-hot inputs).
+      input_kernel_IH: float32 (I, H).
+      bias_H: float32 (H,).
+      recurrent_kernel_HH: float32 (H, H).
+      h_BH: float32 state before the first step.
+      dtype: dtype of the operands of matrix products. Sums, state and gradients are float32.
+
+    Returns:
+      (hidden_TBH, h_BH): the float32 outputs of all steps, and the state after the last step.
+    """
+    h_BH, hidden_KNBH = _forward(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype)
+    return flat(hidden_KNBH), h_BH
+
+
+def _forward(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype):
+    recurrent_kernel = operand(recurrent_kernel_HH, dtype, rows=h_BH.shape[0])
+
+    def step(h_BH, z_in_BH):
+        return jnp.tanh(z_in_BH + product(h_BH, recurrent_kernel, dtype)), None
+
+    h_BH, (hidden_KNBH, _) = forward(step, inputs, input_kernel_IH, bias_H, h_BH, dtype)
+    return h_BH, hidden_KNBH
+
+
+def _rnn_fwd(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype):
+    end_BH, hidden_KNBH = _forward(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype)
+    return (flat(hidden_KNBH), end_BH), (inputs, input_kernel_IH, recurrent_kernel_HH, h_BH, (hidden_KNBH, None))
+
+
+def _rnn_bwd(dtype, saved, cotangents):
+    *d_weights, _, d_h_BH = backward(_factors, saved, cotangents, dtype)
+    return *d_weights, d_h_BH
+
+
+def _factors(hidden_NBH, h_prev_NBH, saved):
+    del h_prev_NBH, saved
+    return 1 - hidden_NBH * hidden_NBH, None, None
+
+
+rnn.defvjp(_rnn_fwd, _rnn_bwd)
+
+CELL = Cell(
+    title="RNN",
+    state_title="h",
+    keys=(),
+    parameters=parameters,
+    zero_state=zero_state,
+    window=window,
+    with_table=with_table,
+    prepare=prepare,
+    step=step,
+    operations=operations,
+    from_torch=from_torch,
+    from_keras=from_keras,
+    to_torch=to_torch,
+    to_keras=to_keras,
+    keras_layer="SimpleRNN",
+)
