@@ -49,8 +49,8 @@ def parameters(
 
 
 def zero_state(rows: int, hidden: int) -> State:
-    zeros = jnp.zeros((rows, hidden))
-    return zeros, zeros, zeros, zeros
+    c, n, h, m = (jnp.zeros((rows, hidden)) for _ in range(4))  # four buffers, because each one is donated
+    return c, n, h, m
 
 
 def window(

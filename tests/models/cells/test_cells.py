@@ -104,6 +104,8 @@ def test_the_state_starts_at_zero_and_can_be_carried_to_the_next_window(name):  
         assert leaf.shape[0] == 3
         assert leaf.dtype == jnp.float32
         assert not leaf.any()
+    buffers = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)}
+    assert len(buffers) == len(jax.tree.leaves(state))  # evaluation donates the state, and a buffer can be donated only once
     whole, end = cell.window(params, inputs, state, jnp.float32)
     first, between = cell.window(params, inputs[:4], state, jnp.float32)
     second, end_of_second = cell.window(params, inputs[4:], between, jnp.float32)
