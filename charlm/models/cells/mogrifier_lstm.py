@@ -96,8 +96,7 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
 
 
 def _step(is_thin: bool, times: Callable, biases: dict[str, Any], x_BI: jax.Array, state: State) -> tuple[jax.Array, State]:
-    def scale(k, source):
-        """The gate of round k, from h or from x."""
+    def scale(k, source):  # the factors of round k
         if is_thin:
             product_of_round = times(f"round_right_{k}", times(f"round_left_{k}", source))
         else:
@@ -110,7 +109,7 @@ def _step(is_thin: bool, times: Callable, biases: dict[str, Any], x_BI: jax.Arra
             x_BI = scale(k, h_BH) * x_BI
         else:
             h_BH = scale(k, x_BI) * h_BH
-    z_BG = times("input_kernel", x_BI) + times("recurrent_kernel", h_BH) + biases["bias"][None, :]
+    z_BG = times("kernel", jnp.concatenate([x_BI, h_BH], axis=-1)) + biases["bias"][None, :]
     i, f, g, o = jnp.split(lstm.activate(z_BG), GATES, axis=-1)
     c_BH = f * c_BH + i * g
     h_BH = o * jnp.tanh(c_BH)
@@ -126,7 +125,9 @@ def _step_of(params: Params) -> Callable:
 
 
 def _kernels(params: Params) -> Params:
-    return {name: array for name, array in params.items() if array.ndim == 2 and name != "table"}
+    """The kernels that a step uses. The input kernel and the recurrent kernel become one kernel (I + H, 4H)."""
+    of_rounds = {name: array for name, array in params.items() if name.startswith("round") and array.ndim == 2}
+    return of_rounds | {"kernel": jnp.concatenate([params["input_kernel"], params["recurrent_kernel"]])}
 
 
 def _round_biases(params: Params) -> list[jax.Array]:
