@@ -38,6 +38,7 @@ CELLS = flags.DEFINE_list("cells", list(OPTIONS), "cells to measure, with their 
 SIZES = flags.DEFINE_list("shapes", ["S", "M", "L"], "shapes to measure")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each network is measured")
 DTYPE = flags.DEFINE_string("dtype", "float32", "dtype of the operands of matrix products: float32 or bfloat16")
+CPU_TIME = flags.DEFINE_bool("cpu_time", False, "measure the CPU time of the process, for a machine that has other work too")
 SECONDS = flags.DEFINE_float("seconds", 1.0, "length of one measurement")
 
 
@@ -157,11 +158,12 @@ def plain_function(name, options, hidden, batch):
 
 def seconds_of(function, params):
     """The mean time of a call, over SECONDS seconds and at least one call."""
-    start, calls = time.perf_counter(), 0
-    while calls == 0 or time.perf_counter() - start < SECONDS.value:
+    clock = time.process_time if CPU_TIME.value else time.perf_counter
+    start, calls = clock(), 0
+    while calls == 0 or clock() - start < SECONDS.value:
         jax.block_until_ready(function(params))
         calls += 1
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def main(_):
