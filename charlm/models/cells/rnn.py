@@ -83,8 +83,9 @@ def step(weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype) -> 
     return h_BH, h_BH
 
 
-def operations(inputs: int, hidden: int) -> int:
+def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     """Multiply-adds of one layer for one character. If the inputs are ids, `inputs` is 0, because ids are looked up."""
+    del config
     return hidden * (inputs + hidden)
 
 

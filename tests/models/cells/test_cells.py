@@ -12,6 +12,7 @@ import plain_gru
 import pytest
 from conftest import ROOT, TINY, assert_same, final_params
 from faults.checks import read_rows
+from ml_collections import FrozenConfigDict
 
 from charlm.config import keys, load
 from charlm.data import batches
@@ -212,6 +213,8 @@ def test_the_state_starts_at_zero_and_can_be_carried_to_the_next_window(name):  
         assert leaf.shape[0] == 3
         assert leaf.dtype == jnp.float32
         assert not leaf.any()
+    buffers = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)}
+    assert len(buffers) == len(jax.tree.leaves(state))  # evaluation donates the state, and a buffer can be donated only once
     whole, end = cell.window(params, inputs, state, jnp.float32)
     first, between = cell.window(params, inputs[:4], state, jnp.float32)
     second, end_of_second = cell.window(params, inputs[4:], between, jnp.float32)
@@ -232,8 +235,8 @@ def test_outputs_do_not_depend_on_later_inputs(name):  # invariant 5
 @pytest.mark.parametrize("name", NAMES)
 def test_operations_equal_the_number_of_kernel_entries(name):
     cell = cells.named(name)
-    params = layer(cell)
-    assert cell.operations(INPUTS, HIDDEN) == sum(leaf.size for leaf in params.values() if leaf.ndim == 2)
+    params, config = layer(cell), FrozenConfigDict(base.get_config())
+    assert cell.operations(INPUTS, HIDDEN, config) == sum(leaf.size for leaf in params.values() if leaf.ndim == 2)
 
 
 def test_each_layer_and_row_gets_a_different_noise_key(monkeypatch):
