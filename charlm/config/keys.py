@@ -192,7 +192,8 @@ TABLE = (
         "without a prompt; no effect with batch.padding=counted",
         before=False, only_with=("corpus.documents", "corpus.tfds")),
     # the network
-    Key("model.cell", "lstm", one_of("lstm"), "recurrent cell; each cell is a file in charlm/models/cells"),
+    Key("model.cell", "lstm", one_of("lstm", "layernorm_lstm", "mogrifier_lstm", "slstm"),
+        "recurrent cell; each cell is a file in charlm/models/cells"),
     Key("model.input", "embedding", one_of("embedding", "onehot", "scalar"),
         "input of the first layer; scalar: the character's id divided by the size of the vocabulary"),
     Key("model.embedding", 128, POSITIVE, "number of features of the embedding"),
@@ -208,6 +209,12 @@ TABLE = (
         "head weights are drawn uniformly from -model.head_scale to +model.head_scale, head biases are 0; "
         "0.0: model.init also sets the head weights and biases"),
     Key("model.forget_bias", 1.0, ANY, "initial bias of the forget gate"),
+    Key("model.mogrifier_rounds", 5, NOT_NEGATIVE,
+        "mogrifier_lstm: number of times that the input and the state scale each other before a step; 0: the LSTM"),
+    Key("model.mogrifier_rank", 0, NOT_NEGATIVE,
+        "mogrifier_lstm: rank of the kernels of the rounds, each the product of two thin matrices; 0: full matrices"),
+    Key("model.slstm_heads", 1, POSITIVE,
+        "slstm: number of heads; a unit reads only the units of its own head; must divide model.hidden"),
     Key("model.dtype", "float32", DTYPES, "data type of the operands in matrix products; state and weights are always float32"),
     # the optimiser and its learning rate
     Key("optim.name", "adam", one_of("adam", "adamw", "rmsprop", "sgd"), "the optimiser"),

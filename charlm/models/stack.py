@@ -226,7 +226,8 @@ def layer_operations(config: ConfigDict) -> int:
     The first layer is counted as a layer with 0 inputs, because it looks up each id and does not multiply by an input kernel.
     """
     (_, cell), layers, hidden = named_cell(config), config.model.layers, config.model.hidden
-    return cell.operations(0, hidden) + (layers - 1) * cell.operations(hidden, hidden)
+    frozen = FrozenConfigDict(config)
+    return cell.operations(0, hidden, frozen) + (layers - 1) * cell.operations(hidden, hidden, frozen)
 
 
 def unread_keys(config: ConfigDict) -> list[str]:

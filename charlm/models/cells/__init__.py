@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
 
 Params = dict[str, jax.Array]  # the float32 parameters of one layer
 State = Any  # a tree whose leaves are float32 (B, …)
@@ -42,7 +43,8 @@ class Cell(NamedTuple):
       prepare: (params, rows, dtype, ids) → the params in the layout that `step` needs for a batch of `rows` rows. `ids` is True
         if the inputs of `step` will be ids.
       step: (prepared, x, state, dtype) → (output_BH, state). Reads one character: x is floats (B, I) or ids (B,).
-      operations: (inputs, hidden) → the number of multiply-adds of a layer for one character.
+      operations: (inputs, hidden, config) → the number of multiply-adds of a layer for one character. If the inputs are ids,
+        `inputs` is 0. Raises a UserError if the values of the cell's keys don't fit `hidden`.
       from_torch, from_keras: (arrays) → params. `arrays` maps the framework's names to the arrays of one layer. None if the
         framework has no such layer.
       to_torch, to_keras: (params) → arrays, the inverses of `from_torch` and `from_keras`. `from_torch(to_torch(params))` and
@@ -62,7 +64,7 @@ class Cell(NamedTuple):
     with_table: Callable[[Params, jax.Array], Params]
     prepare: Callable[[Params, int, jnp.dtype, bool], Any]
     step: Callable[[Any, Inputs, State, jnp.dtype], tuple[jax.Array, State]]
-    operations: Callable[[int, int], int]
+    operations: Callable[[int, int, FrozenConfigDict], int]
     from_torch: Callable[[dict], Params] | None = None
     from_keras: Callable[[dict], Params] | None = None
     to_torch: Callable[[dict], dict] | None = None

@@ -127,8 +127,9 @@ def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tup
     return h_BH, (c_BH, h_BH)
 
 
-def operations(inputs: int, hidden: int) -> int:
+def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     """Multiply-adds of one layer for one character. If the inputs are ids, `inputs` is 0, because ids are looked up."""
+    del config
     return GATES * hidden * (inputs + hidden)
 
 
@@ -307,13 +308,13 @@ def _with_forget_bias(initializer: Callable, forget_bias: float) -> Callable:
 def _cell(z_BG, c_BH):
     """(c_BH, h_BH, gates_BG) from the pre-activations of the gates and the previous c."""
     # Without the barrier, XLA:CPU computes the activations again for each use.
-    gates_BG = jax.lax.optimization_barrier(_activate(z_BG))
+    gates_BG = jax.lax.optimization_barrier(activate(z_BG))
     i, f, g, o = jnp.split(gates_BG, GATES, axis=-1)
     c_BH = f * c_BH + i * g
     return c_BH, o * jnp.tanh(c_BH), gates_BG
 
 
-def _activate(z_BG):
+def activate(z_BG: jax.Array) -> jax.Array:
     """The activations of all four gates by one tanh, because sigmoid(x) = tanh(x / 2) / 2 + 1 / 2.
 
     XLA:CPU vectorises the tanh of one array, but not of four slices.

@@ -52,5 +52,5 @@ CELL = Cell(
     with_table=lambda params, table_VI: {**params, "input_kernel": table_VI @ params["input_kernel"]},
     prepare=lambda params, rows, dtype, ids: params,
     step=step,
-    operations=lambda inputs, hidden: 3 * hidden * (inputs + hidden),
+    operations=lambda inputs, hidden, config: 3 * hidden * (inputs + hidden),
 )

@@ -10,6 +10,7 @@ import plain_gru
 import pytest
 from conftest import ROOT, TINY, assert_same, final_params
 from faults.checks import read_rows
+from ml_collections import FrozenConfigDict
 
 from charlm.config import keys, load
 from charlm.data import batches
@@ -123,8 +124,8 @@ def test_outputs_do_not_depend_on_later_inputs(name):  # invariant 5
 @pytest.mark.parametrize("name", NAMES)
 def test_operations_equal_the_number_of_kernel_entries(name):
     cell = cells.named(name)
-    params = layer(cell)
-    assert cell.operations(INPUTS, HIDDEN) == sum(leaf.size for leaf in params.values() if leaf.ndim == 2)
+    params, config = layer(cell), FrozenConfigDict(base.get_config())
+    assert cell.operations(INPUTS, HIDDEN, config) == sum(leaf.size for leaf in params.values() if leaf.ndim == 2)
 
 
 def test_each_layer_and_row_gets_a_different_noise_key(monkeypatch):

@@ -1,0 +1,170 @@
+"""The Mogrifier LSTM (Melis et al. 2020): before each step of an LSTM, the input and the state scale each other in turn.
+
+Letters: T time, B batch, I input features, H hidden units, K rank, V rows of a table.
+
+With k = 0, 1, … model.mogrifier_rounds - 1:
+
+    k even: x = 2 sigmoid(h Q_k + b_k) x              k odd: h = 2 sigmoid(x R_k + b_k) h
+
+Then x and h go through a step of the LSTM of `lstm.py`. The paper counts the rounds from 1, and it has no bias b_k, but the
+authors' code has. Q_k and R_k are full matrices, or the product of two thin matrices if model.mogrifier_rank is not 0. Only the
+copy of h that the step reads is scaled. Without rounds, the cell is the LSTM exactly.
+
+The scaled x depends on the state. So this cell can't multiply the inputs of all steps by the input kernel before the loop over
+time, and with ids the params need the features of each id: `with_table` adds them as `table`.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
+
+from charlm.models.cells import Cell, Inputs, Params, deferred, is_ids, lstm
+from charlm.models.cells.lstm import State
+from charlm.models.initializers import Initializers
+from charlm.models.products import operand, product
+
+GATES = 4
+
+
+def parameters(
+    inputs: int, hidden: int, initial: Initializers, config: FrozenConfigDict
+) -> dict[str, tuple[Callable, tuple[int, ...]]]:
+    """Name → (initializer, shape) of one layer's parameters.
+
+    Round k has `round_bias_k`, and `round_kernel_k`, or `round_left_k` and `round_right_k` whose product is the kernel.
+    """
+    declared = lstm.parameters(inputs, hidden, initial, config)
+    rounds, rank = _rounds_and_rank(config)
+    kernel = initial.input_kernel(1)
+    for k in range(rounds):
+        rows, columns = (hidden, inputs) if k % 2 == 0 else (inputs, hidden)
+        if rank:
+            declared |= {f"round_left_{k}": (kernel, (rows, rank)), f"round_right_{k}": (kernel, (rank, columns))}
+        else:
+            declared[f"round_kernel_{k}"] = (kernel, (rows, columns))
+        declared[f"round_bias_{k}"] = (initial.bias, (columns,))
+    return declared
+
+
+def window(
+    params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because the cell uses no random numbers."""
+    if not _round_biases(params):
+        return lstm.window(params, inputs, state, dtype, noise_keys_B)
+    dtype = _dtype(params, dtype)
+    return deferred.scan(_step_of(params), _kernels(params), _biases(params), _features(params, inputs, dtype), state, dtype)
+
+
+def with_table(params: Params, table_VI: jax.Array) -> Params:
+    """The params for inputs that are ids: `table` holds the features of each id."""
+    return {**params, "table": table_VI} if _round_biases(params) else lstm.with_table(params, table_VI)
+
+
+def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params | lstm.Prepared:
+    """The params with rounded kernels. Without rounds, the result of `lstm.prepare`."""
+    if not _round_biases(params):
+        return lstm.prepare(params, rows, dtype, ids)
+    return params | {name: operand(kernel, _dtype(params, dtype), rows) for name, kernel in _kernels(params).items()}
+
+
+def step(weights: Params | lstm.Prepared, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
+    """Reads one character x: floats (B, I), or ids (B,)."""
+    if isinstance(weights, lstm.Prepared):
+        return lstm.step(weights, x, state, dtype)
+    dtype = _dtype(weights, dtype)
+    times = lambda name, left: product(left, weights[name], dtype)  # noqa: E731
+    return _step_of(weights)(times, _biases(weights), _features(weights, x, dtype), state)
+
+
+def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
+    """Multiply-adds of one layer for one character.
+
+    If the inputs are ids, `inputs` is 0. The kernels multiply the features of the id at every step, but the number of features
+    is not known here. It is then taken to be `hidden`.
+    """
+    rounds, rank = _rounds_and_rank(config)
+    if rounds == 0:
+        return lstm.operations(inputs, hidden, config)
+    inputs = inputs or hidden
+    return lstm.operations(inputs, hidden, config) + rounds * (rank * (inputs + hidden) if rank else inputs * hidden)
+
+
+def _step(is_thin: bool, times: Callable, biases: dict[str, Any], x_BI: jax.Array, state: State) -> tuple[jax.Array, State]:
+    def scale(k, source):
+        """The gate of round k, from h or from x."""
+        if is_thin:
+            product_of_round = times(f"round_right_{k}", times(f"round_left_{k}", source))
+        else:
+            product_of_round = times(f"round_kernel_{k}", source)
+        return 2 * jax.nn.sigmoid(product_of_round + biases["rounds"][k][None, :])
+
+    c_BH, h_BH = state
+    for k in range(len(biases["rounds"])):
+        if k % 2 == 0:
+            x_BI = scale(k, h_BH) * x_BI
+        else:
+            h_BH = scale(k, x_BI) * h_BH
+    z_BG = times("input_kernel", x_BI) + times("recurrent_kernel", h_BH) + biases["bias"][None, :]
+    i, f, g, o = jnp.split(lstm.activate(z_BG), GATES, axis=-1)
+    c_BH = f * c_BH + i * g
+    h_BH = o * jnp.tanh(c_BH)
+    return h_BH, (c_BH, h_BH)
+
+
+def _rounds_and_rank(config: FrozenConfigDict) -> tuple[int, int]:
+    return config.model.mogrifier_rounds, config.model.mogrifier_rank
+
+
+def _step_of(params: Params) -> Callable:
+    return functools.partial(_step, "round_left_0" in params)
+
+
+def _kernels(params: Params) -> Params:
+    return {name: array for name, array in params.items() if array.ndim == 2 and name != "table"}
+
+
+def _round_biases(params: Params) -> list[jax.Array]:
+    """The bias of each round. The number of these biases tells the number of rounds."""
+    names = (f"round_bias_{k}" for k in itertools.count())
+    return [params[name] for name in itertools.takewhile(params.__contains__, names)]
+
+
+def _biases(params: Params) -> dict[str, Any]:
+    return {"bias": params["bias"], "rounds": _round_biases(params)}
+
+
+def _features(params: Params, inputs: Inputs, dtype: jnp.dtype) -> jax.Array:
+    """The features (…, I) of inputs that are ids. Without a table, the inputs are one-hot. Other inputs stay as they are."""
+    if not is_ids(inputs):
+        return inputs
+    if "table" in params:
+        return deferred.look_up(params["table"], inputs, dtype)
+    return jax.nn.one_hot(inputs, params["input_kernel"].shape[0])
+
+
+def _dtype(params: Params, dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype of the products: float32 or wider for a single feature, an id divided by the number of ids.
+
+    Such a number needs more bits than bfloat16 has.
+    """
+    return jnp.promote_types(dtype, jnp.float32) if params["input_kernel"].shape[0] == 1 else dtype
+
+
+CELL = Cell(
+    title="Mogrifier LSTM",
+    state_title="c, h",
+    keys=("model.forget_bias", "model.mogrifier_rounds", "model.mogrifier_rank"),
+    parameters=parameters,
+    zero_state=lstm.zero_state,
+    window=window,
+    with_table=with_table,
+    prepare=prepare,
+    step=step,
+    operations=operations,
+)
