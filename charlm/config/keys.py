@@ -192,7 +192,8 @@ TABLE = (
         "without a prompt; no effect with batch.padding=counted",
         before=False, only_with=("corpus.documents", "corpus.tfds")),
     # the network
-    Key("model.cell", "lstm", one_of("lstm", "rnn", "gru", "layernorm_lstm", "mogrifier_lstm", "slstm"),
+    Key("model.cell", "lstm",
+        one_of("lstm", "rnn", "gru", "layernorm_lstm", "mogrifier_lstm", "slstm", "mingru", "minlstm"),
         "recurrent cell; each cell is a file in charlm/models/cells"),
     Key("model.input", "embedding", one_of("embedding", "onehot", "scalar"),
         "input of the first layer; scalar: the character's id divided by the size of the vocabulary"),

@@ -1,0 +1,150 @@
+"""What the cells minGRU and minLSTM share (Feng et al. 2024, arXiv:2410.01201): a state that takes in a candidate step by step.
+
+    h = (1 - z) h' + z g(v)     z = sigmoid(u)     g(v) = v + 0.5 if v >= 0, else sigmoid(v)
+
+h' is the state of the previous step. u and v depend on the input of the step alone, not on h'. Therefore h is a linear function
+of h', and a window needs no matrix product inside a loop over time. One product computes u and v of all steps. The two cells
+differ only in u.
+
+`blended` computes h for all steps. On a GPU or TPU it is a parallel scan, `jax.lax.associative_scan`, with log2(T) rounds
+instead of T steps. On a CPU it is a loop over time, because each round reads and writes arrays of all steps, and 2 cores have
+no use for the parallelism. On 2 cores, the loop takes 0.3 to 0.7 of the time of the parallel scan
+(experiments/2026-11-28-cells/min.md).
+
+The paper scans in log space. Here, a and b of h = a h' + b are ordinary numbers, for three reasons. The scan in log space takes
+2.5 to 4 times as long. It needs the logarithm of the state before the first step, but a text begins with the state 0. And it is
+not needed: h is an average of positive numbers, so nothing cancels or overflows. Where a product of many factors a underflows
+to 0, the state before them is forgotten. After 2000 steps in float32, the largest relative error of h is 2e-7 with z = 0.5 and
+2e-6 with z = 0.002. In log space, it is 5e-7 for both.
+
+Backward pass. dX is the gradient of the loss with respect to X, and dy is the gradient of the output of the previous step.
+dh' is linear in dh, so the same scan computes it, from the last step to the first.
+
+    dh' = (1 - z) dh + dy     dz = dh (g - h')     dg = dh z
+
+Letters: T time, B batch, I input features, H hidden units, G pre-activations of all gates, V rows of a table.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from charlm.models.cells import Cell, Inputs, Params, is_ids
+from charlm.models.cells.deferred import input_products
+from charlm.models.cells.lstm import with_table
+from charlm.models.products import operand, product
+
+
+class Prepared(NamedTuple):
+    """One layer's weights, in the layout that the step needs to read one character at a time.
+
+    Attributes:
+      kernel: float32 (V, G), the input kernel plus the bias, if the inputs are ids. Otherwise the input kernel (I, G), rounded
+        to the dtype of matrix products.
+      bias_G: float32.
+    """
+
+    kernel: jax.Array
+    bias_G: jax.Array
+
+
+def cell(title: str, keys: tuple[str, ...], gates: int, parameters: Callable, pre_activations: Callable) -> Cell:
+    """A cell with the recurrence above.
+
+    Args:
+      title, keys, parameters: see `Cell`. The parameters are `input_kernel` (I, gates * H) and `bias` (gates * H,).
+      gates: number of gates, including the candidate.
+      pre_activations: (x_…G) → (u_…H, v_…H), from the input times the input kernel, plus the bias.
+    """
+
+    def window(
+        params: Params, inputs: Inputs, h_BH: jax.Array, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        del noise_keys_B  # the cell uses no random numbers
+        x_TBG = input_products(inputs, params["input_kernel"], dtype) + params["bias"][None, None, :]
+        u_TBH, v_TBH = pre_activations(x_TBG)
+        hidden_TBH = blended(jax.nn.sigmoid(u_TBH), candidate(v_TBH), h_BH)
+        return hidden_TBH, hidden_TBH[-1]
+
+    def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
+        kernel_IG, bias_G = params["input_kernel"], params["bias"]
+        return Prepared(kernel_IG + bias_G[None, :] if ids else operand(kernel_IG, dtype, rows), bias_G)
+
+    def step(weights: Prepared, x: Inputs, h_BH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        if is_ids(x):
+            x_BG = jnp.take(weights.kernel, x, axis=0, mode="clip")
+        else:
+            x_BG = product(x, weights.kernel, dtype) + weights.bias_G[None, :]
+        u_BH, v_BH = pre_activations(x_BG)
+        h_BH = h_BH + jax.nn.sigmoid(u_BH) * (candidate(v_BH) - h_BH)
+        return h_BH, h_BH
+
+    return Cell(
+        title=title,
+        state_title="h",
+        keys=keys,
+        parameters=parameters,
+        zero_state=lambda rows, hidden: jnp.zeros((rows, hidden)),
+        window=window,
+        with_table=with_table,
+        prepare=prepare,
+        step=step,
+        operations=lambda inputs, hidden, config: gates * hidden * inputs,
+    )
+
+
+def candidate(v: jax.Array) -> jax.Array:
+    """The paper's function g, which is positive, continuous and increasing."""
+    return jnp.where(v >= 0, v + 0.5, jax.nn.sigmoid(v))
+
+
+@jax.custom_vjp
+def blended(share_TBH: jax.Array, candidate_TBH: jax.Array, h_BH: jax.Array) -> jax.Array:
+    """The states (T, B, H) of all steps, each (1 - share) h' + share candidate. h_BH is the state before the first step."""
+    return _linear(1 - share_TBH, share_TBH * candidate_TBH, h_BH, reverse=False)
+
+
+def _blended_fwd(share_TBH, candidate_TBH, h_BH):
+    hidden_TBH = blended(share_TBH, candidate_TBH, h_BH)
+    return hidden_TBH, (share_TBH, candidate_TBH, h_BH, hidden_TBH)
+
+
+def _blended_bwd(saved, d_hidden_TBH):
+    share_TBH, candidate_TBH, h_BH, hidden_TBH = saved
+    keep_TBH = 1 - share_TBH
+    # At each step, the part of the gradient that goes on to the step before. No later step follows the last one.
+    passed_TBH = _linear(keep_TBH, keep_TBH * d_hidden_TBH, jnp.zeros_like(h_BH), reverse=True)
+    d_h_TBH = d_hidden_TBH + jnp.concatenate([passed_TBH[1:], jnp.zeros_like(passed_TBH[:1])])
+    previous_TBH = jnp.concatenate([h_BH[None], hidden_TBH[:-1]])
+    return d_h_TBH * (candidate_TBH - previous_TBH), d_h_TBH * share_TBH, passed_TBH[0]
+
+
+blended.defvjp(_blended_fwd, _blended_bwd)
+
+
+def _linear(a_TBH: jax.Array, b_TBH: jax.Array, h_BH: jax.Array, reverse: bool) -> jax.Array:
+    """The states (T, B, H) of all steps, each a h' + b. If `reverse` is True, the first step is the last one in the arrays."""
+    by_loop, in_parallel = (functools.partial(each, reverse=reverse) for each in (_by_loop, _in_parallel))
+    return jax.lax.platform_dependent(a_TBH, b_TBH, h_BH, cpu=by_loop, default=in_parallel)
+
+
+def _by_loop(a_TBH: jax.Array, b_TBH: jax.Array, h_BH: jax.Array, reverse: bool) -> jax.Array:
+    def one(h_BH, factors):
+        a_BH, b_BH = factors
+        h_BH = a_BH * h_BH + b_BH
+        return h_BH, h_BH
+
+    return jax.lax.scan(one, h_BH, (a_TBH, b_TBH), reverse=reverse)[1]
+
+
+def _in_parallel(a_TBH: jax.Array, b_TBH: jax.Array, h_BH: jax.Array, reverse: bool) -> jax.Array:
+    def joined(earlier, later):  # h' → a h' + b of the earlier steps, then of the later steps, as one such function
+        (a_earlier, b_earlier), (a_later, b_later) = earlier, later
+        return a_earlier * a_later, a_later * b_earlier + b_later
+
+    first = -1 if reverse else 0
+    b_TBH = b_TBH.at[first].add(a_TBH[first] * h_BH)
+    return jax.lax.associative_scan(joined, (a_TBH, b_TBH), reverse=reverse)[1]
