@@ -67,6 +67,11 @@ def weighted_sum(outputs, state):
     return sum((leaf * jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)).sum() for leaf in leaves)
 
 
+def has_products(params, kind) -> bool:
+    """Whether the cell multiplies by a matrix. A cell without a recurrent kernel only looks up the rows of ids."""
+    return kind == "floats" or sum(leaf.ndim == 2 for leaf in params.values()) > 1
+
+
 def nonzero_state(cell, rows):
     return jax.tree.map(lambda leaf: leaf + 0.25, cell.zero_state(rows, HIDDEN))
 
@@ -134,9 +139,11 @@ def test_bfloat16_rounds_products_but_keeps_float32_results(name, kind):
     assert {leaf.dtype for leaf in jax.tree.leaves((found, gradient))} == {jnp.dtype(jnp.float32)}
     error = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True))
     # The plain GRU rounds only inputs that are floats.
-    assert error == 0 if (name, kind) == (GRU, "ids") else 0 < error < 0.05
+    is_exact = (name, kind) == (GRU, "ids") or not has_products(params, kind)
+    assert error == 0 if is_exact else 0 < error < 0.05
+    # The slope of minGRU's candidate jumps at 0, so rounding can change the gradient of an element by a factor of 4.
     for leaf, expected_leaf in zip(*map(jax.tree.leaves, (gradient, expected_gradient)), strict=True):
-        assert np.linalg.norm(leaf - expected_leaf) < 0.05 * np.linalg.norm(expected_leaf)
+        assert np.linalg.norm(leaf - expected_leaf) < 0.08 * np.linalg.norm(expected_leaf)
     by_steps = stepped(cell, params, inputs, state, jnp.bfloat16)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.01), found, by_steps)
 
@@ -158,7 +165,8 @@ def test_windows_gradients_and_steps_lower_for_every_platform(name, rows):
         traced = [jax.jit(each).trace(params) for each in (jax.value_and_grad(window), step)]
         for platform in ("cpu", "cuda", "rocm", "tpu"):
             for each in traced:
-                assert "stablehlo.dot_general" in each.lower(lowering_platforms=(platform,)).as_text()
+                text = each.lower(lowering_platforms=(platform,)).as_text()
+                assert ("stablehlo.dot_general" in text) == has_products(params, kind)
 
 
 def test_two_devices_make_the_training_step_of_one_device():
