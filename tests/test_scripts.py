@@ -104,7 +104,14 @@ def test_prompts_from_the_corpus_or_the_config_may_have_unknown_symbols(script, 
     """The user's own prompts, in --prompt and --prompt_file, must not have unknown symbols."""
     text = tmp_path / "text"
     text.write_text("abcd" * 225 + "Q" + "abcd" * 25)  # the validation split begins with Q
-    overrides = {"corpus.path": text, "corpus.newlines": False, "vocab.unknown": True, "batch.size": 4, "train.steps": 2}
+    overrides = {
+        "corpus.path": text,
+        "corpus.newlines": False,
+        "vocab.source": "train",
+        "vocab.unknown": True,
+        "batch.size": 4,
+        "train.steps": 2,
+    }
     overrides |= {"sample.prompt": "Qa"}
     script("train", TINY, f"--workdir={tmp_path / 'run'}", *as_flags(overrides))
     flags = [f"--workdir={tmp_path / 'run'}", "--length=5"]
