@@ -152,7 +152,7 @@ class Evaluator:
         """
         check_length(ids_N, segment, "the train split")
         lanes = lanes_of(ids_N, segment)
-        carry, squares = self._model.zero_carry(lanes), jax.tree.map(jnp.zeros_like, params)
+        carry, squares = self._zero_carry(lanes, params), jax.tree.map(jnp.zeros_like, params)
         stride = (len(ids_N) - 1) // lanes
         segments = stride // segment
         starts_B = np.arange(lanes) * stride
@@ -183,7 +183,7 @@ class Evaluator:
         check_length(ids_N, settings.segment, "the text")
         rates, decays = self._prepare(scales, settings.learning_rate, settings.decay, settings.epsilon)
         # The program reuses the memory of its weights, so it gets a copy.
-        weights, carry = jax.tree.map(jnp.copy, params), self._model.zero_carry(1)
+        weights, carry = jax.tree.map(jnp.copy, params), self._zero_carry(1, params)
         scored, parts = len(ids_N) - 1, []
         for begin, _, positions_KBT1 in _calls(np.zeros(1, np.int64), -(-scored // settings.segment), settings.segment):
             targets_KT = positions_KBT1[:, 0, 1:]
@@ -200,6 +200,10 @@ class Evaluator:
             parts.append(nats)
             progress(len(nats), float(nats.sum(dtype=np.float64)))
         return np.concatenate(parts)
+
+    def _zero_carry(self, rows: int, params: Any) -> Any:
+        """The zero state, placed like the parameters. All later states are placed in this way, so one program is compiled."""
+        return jax.device_put(self._model.zero_carry(rows), jax.tree.leaves(params)[0].sharding)
 
     def _loss(self, params, carry, ids_BT1, weights_BT, signs_B):
         """The sum over rows of the sign times the mean loss of a row, and (the nats of each character, the new carry)."""
