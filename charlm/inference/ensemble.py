@@ -15,7 +15,6 @@ import numpy as np
 from charlm import measures
 from charlm.data import corpora
 from charlm.data.batches import Encoded
-from charlm.data.textfiles import Reading
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference.evaluate import placement
@@ -50,13 +49,13 @@ def check(runs: Sequence[Run], framing: str | None, uses_split: bool) -> None:
             )
         if (other_state := _state(Protocol.of_run(other_config, framing))) != state:
             raise UserError(f"{both} read a text differently (state {state}; state {other_state}): give --framing=stream.")
-        if _reading(other_config, other_corpus) != _reading(config, corpus):
-            raise UserError(
-                f"{both} read files differently: the runs of an ensemble need the same corpus.newlines, corpus.lowercase, "
-                "corpus.keep, corpus.encoding, corpus.folder and corpus.documents."
-            )
         if uses_split and any(other_corpus.get(key) != corpus.get(key) for key in ("sha256", "splits", "documents")):
             raise UserError(f"{both} have different corpora or splits: give the text to score with --text.")
+        if not uses_split and _preparation(other_config, other_corpus) != _preparation(config, corpus):
+            raise UserError(
+                f"{both} prepare a text differently: the runs of an ensemble need the same corpus.newlines, corpus.lowercase, "
+                "corpus.keep and corpus.documents."
+            )
 
 
 def evaluate(models: Sequence["Model"], scored: ScoredText, encoded: Encoded, protocol: Protocol) -> dict[str, Any]:
@@ -121,12 +120,6 @@ def _state(protocol: Protocol) -> str:
     return protocol.framing.state_in_words(protocol.lanes, protocol.burn_in)
 
 
-def _reading(config: Any, corpus: dict[str, Any]) -> tuple:
-    """All that determines the ids of a file, apart from the vocabulary."""
-    return (
-        corpora.Normalisation.of(config),
-        corpora.form_of(config),
-        Reading.of(config),
-        "documents" in corpus,
-        corpora.has_bytes(config),
-    )
+def _preparation(config: Any, corpus: dict[str, Any]) -> tuple:
+    """How a run normalises a decoded text, and divides it into documents."""
+    return corpora.Normalisation.of(config), corpora.form_of(config), "documents" in corpus

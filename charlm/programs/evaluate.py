@@ -200,7 +200,7 @@ def _score_dynamically(run: Run) -> None:
 
 
 def _score_ensemble(runs: list[Run]) -> None:
-    # The first run reads the text for all runs, because `ensemble.check` makes sure that every run would read the same text.
+    # The first run reads the text for all runs, because `ensemble.check` makes sure that each run would prepare it in this way.
     from charlm.inference import ensemble
 
     ensemble.check(runs, _FRAMING.value, uses_split=_TEXT.value is None)

@@ -178,6 +178,8 @@ def runs(tmp_path_factory):
         "a": {"corpus.path": str(folder / "text.txt"), "seed": 1},
         "b": {"corpus.path": str(folder / "text.txt"), "seed": 2, "model.hidden": 12},
         "other": {"corpus.path": str(folder / "other.txt"), "train.steps": 1},
+        "split": {"corpus.path": str(folder / "text.txt"), "corpus.split": (0.8, 0.2), "train.steps": 1},
+        "lower": {"corpus.path": str(folder / "text.txt"), "corpus.lowercase": True, "train.steps": 1},
         "chunks": {"corpus.path": str(folder / "text.txt"), "batch.framing": "chunks", "train.steps": 1},
     }
     small = {"model.hidden": 8, "train.steps": 40, "train.eval_every": 40, "sample.length": 0}
@@ -272,17 +274,26 @@ def test_the_windows_of_an_ensemble_of_one_model_give_the_loss_of_that_model(run
 
 
 @pytest.mark.parametrize(
-    ("names", "framing", "message"),
+    ("names", "framing", "uses_split", "message"),
     [
-        (["a", "b", "other"], None, r"/a and .*/other have different vocabularies \(14 and 14 symbols\)"),
-        (["a", "chunks"], None, r"/a and .*/chunks read a text differently \(state carried; state zero at every chunk of 32\)"),
-        (["a", "chunks"], "stream", None),
+        (["a", "b", "other"], None, True, r"/a and .*/other have different vocabularies \(14 and 14 symbols\)"),
+        (["a", "split"], None, True, "/a and .*/split have different corpora or splits: give the text to score with --text."),
+        (["a", "split"], None, False, None),
+        (["a", "lower"], None, True, None),  # the corpus has no upper-case letters
+        (["a", "lower"], None, False, "/a and .*/lower prepare a text differently: .* need the same corpus.newlines"),
+        (
+            ["a", "chunks"],
+            None,
+            True,
+            r"read a text differently \(state carried; state zero at every chunk of 32\)",
+        ),
+        (["a", "chunks"], "stream", True, None),
     ],
 )
-def test_runs_that_do_not_fit_together_are_refused(runs, names, framing, message):
+def test_runs_that_do_not_fit_together_are_refused(runs, names, framing, uses_split, message):
     members = [Run(runs / name) for name in names]
     with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
-        ensemble.check(members, framing, uses_split=True)
+        ensemble.check(members, framing, uses_split)
 
 
 def test_dynamic_evaluation_needs_a_stream_and_a_grid_needs_a_validation_split(runs):
