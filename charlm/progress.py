@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
@@ -10,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from charlm import measures
+
+LINE_SECONDS = 30.0  # without a terminal, the time between two lines of progress
 
 
 class Reporter:
@@ -89,6 +92,43 @@ def megabytes(what: str, size: int) -> Iterator[Callable[[int], None]]:
     with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True) as bar:
         task = bar.add_task(what, total=size)
         yield lambda number: bar.advance(task, number)
+
+
+@contextlib.contextmanager
+def characters(what: str, total: int) -> Iterator[Callable[[int, float], None]]:
+    """Shows on stderr how much of a text has been read, and its mean loss. A terminal shows a bar.
+
+    Other outputs get one line at the start, and one line every LINE_SECONDS.
+
+    Yields a function. The caller calls this function after each part of the text, with the number of characters of the part
+    and the sum of their nats.
+
+    Args:
+      what: description of the work.
+      total: the number of characters to read.
+    """
+    console, begin, chars, nats = Console(stderr=True), time.monotonic(), 0, 0.0
+    bar = task = None
+    last_line = begin
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=6), TextColumn("{task.fields[text]}"))
+        bar = Progress(*columns, console=console, transient=True)
+        task = bar.add_task(what, total=total, text="compiling …")
+    else:
+        _put(f"{what}: {counted(total, 'char')} …", sys.stderr)
+
+    def advance(new_chars: int, new_nats: float) -> None:
+        nonlocal chars, nats, last_line
+        chars, nats, now = chars + new_chars, nats + new_nats, time.monotonic()
+        left = duration((now - begin) / chars * (total - chars))
+        if bar is not None and task is not None:
+            bar.update(task, completed=chars, text=f"{nats / chars:.4f} nats, {left} left")
+        elif now - last_line >= LINE_SECONDS:
+            last_line = now
+            _put(f"{what}: {chars:,} of {total:,} chars, {nats / chars:.4f} nats, {left} left", sys.stderr)
+
+    with bar if bar is not None else contextlib.nullcontext():
+        yield advance
 
 
 def duration(seconds: float) -> str:

@@ -391,7 +391,11 @@ def _train_protocol(run: Run, config: dict[str, object]) -> dict:
 
 
 def _evaluations(file: pathlib.Path, problems: list[str]) -> dict[str, dict]:
-    """Split → the latest result of evaluate.py for that split. A result is a dict with `nats` and `protocol`."""
+    """Split → the latest result of evaluate.py for that split. A result is a dict with `nats` and `protocol`.
+
+    Results of dynamic evaluation and of ensembles are left out. Their protocols have the key `method`. If they were not left
+    out, such a result would replace the run's own result for the split.
+    """
     try:
         lines = file.read_bytes().splitlines()
     except OSError:
@@ -401,7 +405,7 @@ def _evaluations(file: pathlib.Path, problems: list[str]) -> dict[str, dict]:
         try:
             result: Any = opened(line.decode())
             split = result["protocol"]["split"]
-            if isinstance(split, str) and is_number(result["nats"]):
+            if isinstance(split, str) and is_number(result["nats"]) and "method" not in result["protocol"]:
                 latest[split] = result
         except (ValueError, KeyError, TypeError, RecursionError):
             problems.append("evaluations.jsonl has a line that is not an evaluation; it is ignored")

@@ -5,6 +5,8 @@
 - `inputs` checks the texts, prompts and numbers that the user gives.
 - `windows` cuts a text into long and short windows.
 - `evaluate` scores a text.
+- `dynamic` scores a text while the weights learn from it, and `dynamic_run` does so for a run, with statistics and a grid.
+- `ensemble` scores a text with several models together.
 - `protocol` defines how a text is read for scoring.
 - `pieces` scores each character of separate pieces of text: lines, documents or one whole text.
 - `per_char` writes these scores as a table or as an HTML page.

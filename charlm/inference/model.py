@@ -24,7 +24,8 @@ from charlm.data.corpora import Normalisation
 from charlm.data.vocab import UNK, Vocab
 from charlm.errors import UserError
 from charlm.hardware import cache, devices
-from charlm.inference import inputs, pieces, restore, sample
+from charlm.inference import dynamic_run, inputs, pieces, restore, sample
+from charlm.inference.dynamic import Evaluator, Settings
 from charlm.inference.evaluate import evaluator
 from charlm.inference.inputs import ScoredText
 from charlm.inference.protocol import Protocol
@@ -197,6 +198,36 @@ class Model:
             "seconds": round(time.perf_counter() - begin, 3),
             "protocol": protocol.named(scored.sha256, scored.split, chars),
         }
+
+    def score_dynamically(
+        self,
+        text: str | Sequence[str],
+        segment: int | None = None,
+        learning_rate: float | None = None,
+        decay: float | None = None,
+        epsilon: float | None = None,
+    ) -> dict[str, Any]:
+        """Scores a text by dynamic evaluation: the weights learn from each segment of the text after it is scored.
+
+        `scripts/evaluate.py --text --dynamic` gives the same values. The parameters of the model are not changed. The
+        first call with a length of segments reads the training text, which takes as long as an epoch of training.
+
+        Args:
+          text: the text, as in `score`. It is read as a stream.
+          segment: the number of characters of a segment.
+          learning_rate, decay, epsilon: the rate of learning, the rate of decay to the trained weights (lambda), and the number
+            that is added to the root mean squared gradients. None stands for the published value; see `dynamic.Settings`.
+
+        Returns:
+          The fields of `score`. The protocol also has `method`, which describes the settings.
+
+        Raises:
+          UserError: a setting is out of range, or a text is too short, or the corpus of the run can't be read.
+          Failure: the learning rate is so high that the loss is not finite.
+        """
+        settings = Settings.of(segment, learning_rate, decay, epsilon)
+        scored = inputs.string_to_score(self.run, text)
+        return dynamic_run.evaluate(self.run, self.trained, self.dynamic, scored, settings)
 
     def score_lines(self, lines: Sequence[str]) -> list[dict[str, Any]]:
         """Scores each line alone, from the zero state. `scripts/evaluate.py --per_line` prints the same dicts.
@@ -439,6 +470,11 @@ class Model:
     def _step_weights(self) -> Any:
         """The parameters in the layout that `functions.step` needs for one row."""
         return jax.jit(self.trained.functions.stepwise, static_argnums=1)(self.params, 1)
+
+    @functools.cached_property
+    def dynamic(self) -> Evaluator:
+        """The programs of dynamic evaluation."""
+        return Evaluator(self.trained.functions)
 
     @functools.cached_property
     def _evaluator(self) -> Callable[[Mesh, tuple[int, ...]], Callable]:

@@ -4,6 +4,8 @@
     scripts/evaluate.py --workdir=runs/quickstart --text=FILE
     scripts/evaluate.py --workdir=runs/quickstart --text=FILE --per_line > scores.jsonl
     scripts/evaluate.py --workdir=runs/quickstart --text=FILE --per_char=page.html
+    scripts/evaluate.py --workdir=runs/quickstart --split=test --dynamic [--dynamic_grid]
+    scripts/evaluate.py runs/first runs/second runs/third --ensemble
 
 The last line on stdout is one JSON object. In it, nats, bits and perplexity are per character. bits_per_byte is the loss in
 bits for each byte of the scored text in UTF-8. It can be compared between models with different vocabularies.
@@ -26,15 +28,27 @@ scored.
 --per_char writes the surprisal of each character, and the five characters that the model finds likeliest at its position. The
 state is carried from the first character to the last. If the run's corpus has documents, the state is zero before each
 document.
+
+--dynamic is dynamic evaluation (Krause et al. 2018). The text is read as a stream, in segments. After the model has scored a
+segment, the weights learn from it. Every character is therefore scored before the model learns from it. The run directory keeps
+the trained weights. First, the program computes the mean squared gradient of each weight over the training split.
+--dynamic_grid tries several learning rates and lambdas on the beginning of the validation split, and then scores the text with
+the best of them. If the text is the validation split itself, `rest` has the loss of the characters that were not used for this
+choice.
+
+--ensemble scores a text with several runs that have the same vocabulary. The probability of a character is the mean of the
+probabilities that the runs give it.
+
+The protocols of dynamic evaluations and of ensembles have the field `method`. The program compare leaves these results out.
 """
 
 import json
+import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from charlm import cli, files, measures
 from charlm.config.keys import FRAMINGS
@@ -43,7 +57,7 @@ from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import inputs
 from charlm.inference.protocol import Protocol
-from charlm.progress import counted, warn
+from charlm.progress import characters, counted, warn
 from charlm.rundir.run import Run, check_checkpoint_name
 
 if TYPE_CHECKING:
@@ -51,7 +65,7 @@ if TYPE_CHECKING:
 
 MOST_ON_PAGE = 200_000  # characters; browsers are slow with larger pages
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory")
 _SPLIT = flags.DEFINE_string(
     "split", None, "train, validation or test; default: validation, or train if the corpus has no validation split"
 )
@@ -88,16 +102,73 @@ _LANES = flags.DEFINE_integer(
     "number of pieces (lanes) of a stream that are read in parallel; 1: the result is exact, because the state is carried "
     "through the whole text; more lanes: faster, but the result is approximate",
 )
+_DYNAMIC = flags.DEFINE_bool(
+    "dynamic", False, "dynamic evaluation: after each segment of the text is scored, the weights learn from it"
+)
+_SEGMENT = flags.DEFINE_integer("dynamic_segment", None, "number of characters of a segment; default: 20")
+_RATE = flags.DEFINE_float("dynamic_learning_rate", None, "learning rate; default: 5e-5 times segment / 5")
+_LAMBDA = flags.DEFINE_float(
+    "dynamic_lambda", None, "rate of the decay to the trained weights; default: 0.002 times segment / 5"
+)
+_EPSILON = flags.DEFINE_float("dynamic_epsilon", None, "number added to the root mean squared gradients; default: 2e-5")
+_GRID = flags.DEFINE_bool(
+    "dynamic_grid",
+    False,
+    "choose the learning rate and lambda on the beginning of the validation split, among multiples of the values that the "
+    "other flags set",
+)
+_ENSEMBLE = flags.DEFINE_bool("ensemble", False, "score the text with all runs whose directories are the arguments")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by the loss that train.best names), latest, or a step")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 
 
 def run() -> None:
-    cli.run(main)
+    cli.run(main, takes_arguments=True)
 
 
-def main(overrides: dict[str, str]) -> None:
+def main(overrides: dict[str, str], workdirs: list[str]) -> None:
     del overrides
+    _check_flags(workdirs)
+    if _ENSEMBLE.value:
+        _score_ensemble([Run(workdir) for workdir in workdirs])
+        return
+    assert _WORKDIR.value is not None
+    run = Run(_WORKDIR.value)
+    run.status()
+    if _PER_LINE.value or _PER_CHAR.value is not None:
+        _score_details(run)
+        return
+    if _DYNAMIC.value:
+        _score_dynamically(run)
+        return
+    scored = _scored_text(run)
+    config = run.config()
+    protocol = Protocol.of_run(config, _FRAMING.value, _LANES.value)
+    trained = _load_model(run, protocol.rows_at_once)
+    encoded = scored.encoded(trained.vocab)
+    protocol.check(encoded)
+    print(f"evaluating step {trained.step} on {_size(scored, encoded, protocol)} …", file=sys.stderr, flush=True)
+    _report(trained.evaluate(scored, encoded, protocol), scored, [run])
+
+
+def _check_flags(workdirs: list[str]) -> None:
+    """Raises a UserError if flags are wrong or do not fit together."""
+    details = [name for name, given in (("--per_line", _PER_LINE.value), ("--per_char", _PER_CHAR.value is not None)) if given]
+    dynamic_flags = [flag for flag in (_SEGMENT, _RATE, _LAMBDA, _EPSILON, _GRID) if flag.present]
+    if _ENSEMBLE.value:
+        _check_workdirs(workdirs)
+        if others := [*details, *(["--dynamic"] if _DYNAMIC.value else []), *(["--workdir"] if _WORKDIR.value else [])]:
+            raise UserError(f"--ensemble and {others[0]} are given together: leave out {others[0]}.")
+    elif workdirs:
+        raise UserError(f"{workdirs[0]!r} is not a flag: flags begin with --, and only --ensemble takes run directories.")
+    elif _WORKDIR.value is None:
+        raise UserError("--workdir is not given: see --help.")
+    if dynamic_flags and not _DYNAMIC.value:
+        raise UserError(f"--{dynamic_flags[0].name} is given without --dynamic: add --dynamic.")
+    if _DYNAMIC.value and details:
+        raise UserError(f"--dynamic and {details[0]} are given together: give only one of them.")
+    if _DYNAMIC.value and _LANES.value != 1:
+        raise UserError(f"--lanes={_LANES.value} has no effect with --dynamic: leave it out.")
     if _SPLIT.value is not None and _TEXT.value is not None:
         raise UserError("--split and --text are given together: give only one of them.")
     if _LANES.value < 1:
@@ -107,24 +178,55 @@ def main(overrides: dict[str, str]) -> None:
     if _ENCODING.value is not None and _TEXT.value is None:
         raise UserError("--encoding is given without --text: a split is read in the encoding of the corpus.")
     check_checkpoint_name(_CHECKPOINT.value)
-    run = Run(_WORKDIR.value)
-    run.status()
-    if _PER_LINE.value or _PER_CHAR.value is not None:
-        _score_details(run)
-        return
-    scored = _scored_text(run)
+
+
+def _check_workdirs(workdirs: list[str]) -> None:
+    """Raises a UserError if these are not at least two different run directories."""
+    if len(workdirs) < 2:
+        raise UserError(f"--ensemble has {counted(len(workdirs), 'argument')}: give at least two run directories.")
+    seen: dict[str, str] = {}
+    for workdir in workdirs:
+        if (same := seen.setdefault(os.path.realpath(workdir), workdir)) is not workdir:
+            raise UserError(f"--ensemble: {same} and {workdir} are the same run directory: give each run once.")
+    for workdir in workdirs:
+        Run(workdir).status()
+
+
+def _score_dynamically(run: Run) -> None:
+    from charlm.inference import dynamic_run
+    from charlm.inference.dynamic import Settings
+
+    settings = Settings.of(_SEGMENT.value, _RATE.value, _LAMBDA.value, _EPSILON.value)
     config = run.config()
-    protocol = Protocol.of_run(config, _FRAMING.value, _LANES.value)
-    trained = _load_model(config, protocol.rows_at_once)
-    encoded = scored.encoded(trained.vocab)
+    dynamic_run.check(Protocol.of_run(config, _FRAMING.value), run.corpus()["splits"], _GRID.value)
+    scored = _scored_text(run)
+    trained = _load_model(run, rows=1)
+    result = dynamic_run.evaluate(run, trained.trained, trained.dynamic, scored, settings, _GRID.value, characters)
+    _report(result, scored, [run])
+
+
+def _score_ensemble(runs: list[Run]) -> None:
+    # The first run reads the text for all runs, because `ensemble.check` makes sure that each run would prepare it in this way.
+    from charlm.inference import ensemble
+
+    ensemble.check(runs, _FRAMING.value, uses_split=_TEXT.value is None)
+    scored = _scored_text(runs[0])
+    protocol = Protocol.of_run(runs[0].config(), _FRAMING.value, _LANES.value)
+    models = [_load_model(run, protocol.rows_at_once) for run in runs]
+    encoded = scored.encoded(models[0].vocab)
     protocol.check(encoded)
-    print(f"evaluating step {trained.step} on {_size(scored, encoded, protocol)} …", file=sys.stderr, flush=True)
-    result = trained.evaluate(scored, encoded, protocol)
+    print(f"evaluating {len(runs)} runs on {_size(scored, encoded, protocol)} …", file=sys.stderr, flush=True)
+    _report(ensemble.evaluate(models, scored, encoded, protocol), scored, runs)
+
+
+def _report(result: dict[str, Any], scored: inputs.ScoredText, runs: list[Run]) -> None:
+    """Prints a result, and adds it to the run directories."""
     if "unknown" in result:
         warn(f"{result['unknown']:,} of the {counted(result['chars'], 'scored char')} are outside the vocabulary: <unk>.")
     if scored.skipped:
         result["skipped"] = scored.skipped
-    run.note_evaluation(result)
+    for run in runs:
+        run.note_evaluation(result)
     print(json.dumps(measures.finite(result)))
 
 
@@ -135,15 +237,15 @@ def _scored_text(run: Run) -> inputs.ScoredText:
     return inputs.file_to_score(run, _TEXT.value, _UNKNOWN.value, _ENCODING.value)
 
 
-def _load_model(config: ConfigDict, rows: int) -> "Model":
+def _load_model(run: Run, rows: int) -> "Model":
     """Prepares the devices for this number of rows before JAX starts, and reads the checkpoint that the flags name."""
-    settings = devices.prepare_cpu(config, rows)
+    settings = devices.prepare_cpu(run.config(), rows)
     if _VERBOSE.value:
         print("".join(f"{setting}\n" for setting in settings), end="", file=sys.stderr)
 
     from charlm.inference import model
 
-    return model.load(_WORKDIR.value, _CHECKPOINT.value)
+    return model.load(run.workdir, _CHECKPOINT.value)
 
 
 def _score_details(run: Run) -> None:
@@ -164,7 +266,7 @@ def _score_details(run: Run) -> None:
         )
     config = run.config()
     rows = min(Protocol.of_run(config).rows, len(texts)) if _PER_LINE.value else 1
-    trained = _load_model(config, rows)
+    trained = _load_model(run, rows)
     size = f"{counted(length, 'char')} of {where}"
     print(f"evaluating step {trained.step} on {size} …", file=sys.stderr, flush=True)
     if _PER_LINE.value:
