@@ -163,7 +163,7 @@ def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding, configured):
             "utf-8",
             "is not utf-16-le: .*although the byte-order mark at the start",
         ),
-        ("plain text, twice\n".encode("utf-16-le"), "utf-8", r"NULs \(18 of 36 characters\), as UTF-16 .*encoding=utf-16-le"),
+        ("plain text, twice\n".encode("utf-16-le"), "utf-8", r"NULs \(18 of 36 characters\), like UTF-16 .*encoding=utf-16-le"),
         ("plain text, twice\n".encode("utf-16-be"), "latin-1", r"corpus.encoding=utf-16-be instead of latin-1"),
         (b"padded" + bytes(90), "utf-8", "text is no text: 90 of 96 characters are NULs"),
         ("plain text, twice\n".encode("utf-16-be"), "utf-16", r"has no byte-order mark, .*utf-16 needs: set .*=utf-16-be\."),
