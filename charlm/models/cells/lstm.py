@@ -33,10 +33,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import Cell, Params
+from charlm.models.cells import Cell, Params, one_bias
 from charlm.models.cells.chunks import (
     back_through,
     chunked,
@@ -121,41 +120,6 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     """Multiply-adds of one layer for one character. If the inputs are ids, `inputs` is 0, because ids are looked up."""
     del config
     return GATES * hidden * (inputs + hidden)
-
-
-def from_torch(arrays: dict[str, jax.Array]) -> Params:
-    """Params from `weight_ih` (4H, I), `weight_hh` (4H, H), `bias_ih` (4H,) and `bias_hh` (4H,).
-
-    PyTorch adds the two biases, so their sum is the bias here. PyTorch's order of the gates is the order of this file.
-    """
-    return {
-        "input_kernel": arrays["weight_ih"].T,
-        "recurrent_kernel": arrays["weight_hh"].T,
-        "bias": arrays["bias_ih"] + arrays["bias_hh"],
-    }
-
-
-def from_keras(arrays: dict[str, jax.Array]) -> Params:
-    """Params from `kernel` (I, 4H), `recurrent_kernel` (H, 4H) and `bias` (4H,). Keras has the same order of gates."""
-    return {"input_kernel": arrays["kernel"], "recurrent_kernel": arrays["recurrent_kernel"], "bias": arrays["bias"]}
-
-
-def to_torch(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`, which adds the two biases.
-
-    `bias_hh` is -0.0, because every number x stays the same in x + (-0.0). With 0.0, a bias of -0.0 would become 0.0.
-    """
-    return {
-        "weight_ih": params["input_kernel"].T,
-        "weight_hh": params["recurrent_kernel"].T,
-        "bias_ih": params["bias"],
-        "bias_hh": np.full_like(params["bias"], -0.0),
-    }
-
-
-def to_keras(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `from_keras`."""
-    return {"kernel": params["input_kernel"], "recurrent_kernel": params["recurrent_kernel"], "bias": params["bias"]}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -313,9 +277,9 @@ CELL = Cell(
     prepare=prepare,
     step=step,
     operations=operations,
-    from_torch=from_torch,
-    from_keras=from_keras,
-    to_torch=to_torch,
-    to_keras=to_keras,
+    from_torch=one_bias.from_torch,
+    from_keras=one_bias.from_keras,
+    to_torch=one_bias.to_torch,
+    to_keras=one_bias.to_keras,
     keras_layer="LSTM",
 )

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from charlm.models.cells import Cell, Inputs, Params, deferred, is_ids, lstm
+from charlm.models.cells.chunks import input_dtype
 from charlm.models.cells.lstm import State
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
@@ -57,7 +58,7 @@ def window(
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because the cell uses no random numbers."""
     if not _round_biases(params):
         return lstm.window(params, inputs, state, dtype, noise_keys_B)
-    dtype = _dtype(params, dtype)
+    dtype = input_dtype(params["input_kernel"], dtype)
     return deferred.scan(_step_of(params), _kernels(params), _biases(params), _features(params, inputs, dtype), state, dtype)
 
 
@@ -70,14 +71,15 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params | 
     """The params with rounded kernels. Without rounds, the result of `lstm.prepare`."""
     if not _round_biases(params):
         return lstm.prepare(params, rows, dtype, ids)
-    return params | {name: operand(kernel, _dtype(params, dtype), rows) for name, kernel in _kernels(params).items()}
+    dtype = input_dtype(params["input_kernel"], dtype)
+    return params | {name: operand(kernel, dtype, rows) for name, kernel in _kernels(params).items()}
 
 
 def step(weights: Params | lstm.Prepared, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
     """Reads one character x: floats (B, I), or ids (B,)."""
     if isinstance(weights, lstm.Prepared):
         return lstm.step(weights, x, state, dtype)
-    dtype = _dtype(weights, dtype)
+    dtype = input_dtype(weights["input_kernel"], dtype)
     times = lambda name, left: product(left, weights[name], dtype)  # noqa: E731
     return _step_of(weights)(times, _biases(weights), _features(weights, x, dtype), state)
 
@@ -147,14 +149,6 @@ def _features(params: Params, inputs: Inputs, dtype: jnp.dtype) -> jax.Array:
     if "table" in params:
         return deferred.look_up(params["table"], inputs, dtype)
     return jax.nn.one_hot(inputs, params["input_kernel"].shape[0])
-
-
-def _dtype(params: Params, dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of the products: float32 or wider for a single feature, an id divided by the number of ids.
-
-    Such a number needs more bits than bfloat16 has.
-    """
-    return jnp.promote_types(dtype, jnp.float32) if params["input_kernel"].shape[0] == 1 else dtype
 
 
 CELL = Cell(
