@@ -29,7 +29,6 @@ experiments/2026-11-22-speed gives the speed gains on CPU. The effect on other p
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +36,14 @@ from ml_collections import FrozenConfigDict
 
 from charlm.models.cells import Cell, Params, one_bias
 from charlm.models.cells.chunks import (
+    Prepared,
     back_through,
     chunked,
     columns,
     flat,
-    gate_products,
     input_dtype,
-    laid_out,
+    pre_activations,
+    prepared,
     projected,
     through_inputs,
     with_table,
@@ -80,39 +80,15 @@ def window(
     return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype)
 
 
-class Prepared(NamedTuple):
-    """One layer's weights, in the layout that `step` needs to read one character at a time.
-
-    Attributes:
-      table_VG: float32, the input kernel plus the bias, with one row for each id. None if the inputs are floats.
-      bias_G: float32.
-      kernels: the recurrent kernel. If the inputs are floats, the input kernel comes before it. `chunks.laid_out` explains the
-        layout.
-    """
-
-    table_VG: jax.Array | None
-    bias_G: jax.Array
-    kernels: tuple[jax.Array, ...]
-
-
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
     """Puts the weights into the layout that `step` needs for `rows` rows."""
-    input_kernel_IG, bias_G, recurrent_kernel_HG = params["input_kernel"], params["bias"], params["recurrent_kernel"]
-    if ids:
-        return Prepared(input_kernel_IG + bias_G[None, :], bias_G, laid_out([recurrent_kernel_HG], GATES, dtype, rows))
-    return Prepared(None, bias_G, laid_out([input_kernel_IG, recurrent_kernel_HG], GATES, dtype, rows))
+    return prepared(params, GATES, rows, dtype, ids)
 
 
 def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
     """Reads one character x: floats (B, I), or ids (B,). Training uses `lstm` instead, which has a gradient."""
     c_BH, h_BH = state
-    operands: tuple[jax.Array, ...] = (h_BH,)
-    if weights.table_VG is not None:
-        z_BG = jnp.take(weights.table_VG, x, axis=0, mode="clip")
-    else:
-        z_BG, operands = weights.bias_G[None, :], (x, h_BH)
-    z_BG = gate_products(z_BG, operands, weights.kernels, dtype)
-    c_BH, h_BH, _ = _cell(z_BG, c_BH)
+    c_BH, h_BH, _ = _cell(pre_activations(weights, x, h_BH, dtype), c_BH)
     return h_BH, (c_BH, h_BH)
 
 

@@ -12,14 +12,13 @@ Letters: T time, B batch, I input features, H hidden units, N steps of a chunk, 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from charlm.models.cells import Cell, Params, one_bias
-from charlm.models.cells.chunks import backward, flat, forward, gate_products, laid_out, with_table
+from charlm.models.cells.chunks import Prepared, backward, flat, forward, pre_activations, prepared, with_table
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
 
@@ -48,37 +47,14 @@ def window(
     return rnn(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], state, dtype)
 
 
-class Prepared(NamedTuple):
-    """One layer's weights, in the layout that `step` needs to read one character at a time.
-
-    Attributes:
-      table_VH: float32, the input kernel plus the bias, with one row for each id. None if the inputs are floats.
-      bias_H: float32.
-      kernels: the recurrent kernel. If the inputs are floats, the input kernel comes before it. `chunks.laid_out` explains the
-        layout.
-    """
-
-    table_VH: jax.Array | None
-    bias_H: jax.Array
-    kernels: tuple[jax.Array, ...]
-
-
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
     """Puts the weights into the layout that `step` needs for `rows` rows."""
-    input_kernel_IH, bias_H, recurrent_kernel_HH = params["input_kernel"], params["bias"], params["recurrent_kernel"]
-    if ids:
-        return Prepared(input_kernel_IH + bias_H[None, :], bias_H, laid_out([recurrent_kernel_HH], 1, dtype, rows))
-    return Prepared(None, bias_H, laid_out([input_kernel_IH, recurrent_kernel_HH], 1, dtype, rows))
+    return prepared(params, 1, rows, dtype, ids)
 
 
 def step(weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """Reads one character x: floats (B, I), or ids (B,). Training uses `rnn` instead, which has a gradient."""
-    operands: tuple[jax.Array, ...] = (h_BH,)
-    if weights.table_VH is not None:
-        z_BH = jnp.take(weights.table_VH, x, axis=0, mode="clip")
-    else:
-        z_BH, operands = weights.bias_H[None, :], (x, h_BH)
-    h_BH = jnp.tanh(gate_products(z_BH, operands, weights.kernels, dtype))
+    h_BH = jnp.tanh(pre_activations(weights, x, h_BH, dtype))
     return h_BH, h_BH
 
 
