@@ -13,14 +13,75 @@ This module must not import JAX. Letters: N symbols of the training text, M symb
 """
 
 import operator
+import re
+import time
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
+from charlm import measures
+from charlm.data import batches
 from charlm.data.longtext import Ids
 from charlm.errors import UserError
+from charlm.inference.inputs import ScoredText
+from charlm.inference.protocol import Protocol
+from charlm.rundir.run import Run
 
 MOST_ORDER = 20
+
+
+def orders_of(text: str) -> list[int]:
+    """The orders that the flag --ngram names: one order such as 5, or a range such as 2..10. Both ends belong to the range.
+
+    Raises:
+      UserError: the text has another form, or an order is not from 1 to MOST_ORDER.
+    """
+    if match := re.fullmatch(r"([0-9]{1,4})(?:\.\.([0-9]{1,4}))?", text):
+        first, last = int(match[1]), int(match[2] or match[1])
+        if 1 <= first <= last <= MOST_ORDER:
+            return list(range(first, last + 1))
+    raise UserError(f"--ngram={text}: must be an order from 1 to {MOST_ORDER}, or a range of orders such as 2..10.")
+
+
+def check(protocol: Protocol) -> None:
+    """Raises a UserError if the protocol is not that of a stream."""
+    if not protocol.framing.carries_state:
+        raise UserError(
+            f"--ngram reads a text as a stream, but the framing is {protocol.framing.kind!r}: add --framing=stream."
+        )
+
+
+def evaluate(run: Run, scored: ScoredText, encoded: batches.Encoded, orders: list[int]) -> list[dict[str, Any]]:
+    """Scores a text with n-grams that count the symbols of the run's train split.
+
+    Args:
+      run: the run directory, from which the train split is read. No checkpoint is needed.
+      scored: the text.
+      encoded: the text as ids of the run's vocabulary.
+      orders: the orders.
+
+    Returns:
+      One dict for each order, with `order` and the fields of `Model.score` without `step`. The scored characters are those of a
+      stream: all except the first. `seconds` is the time of all orders together. The protocol also has `method`.
+
+    Raises:
+      UserError: a text does not fit, or the corpus of the run can't be read.
+    """
+    begin = time.perf_counter()
+    protocol, vocab = Protocol.of_run(run.config(), "stream"), run.vocab()
+    protocol.check(encoded)
+    train = batches.encode(vocab, run.splits()["train"], "the train split")
+    found = scores(train.ids_N, encoded.ids_N, len(vocab), orders)
+    counts, seconds = protocol.counts(encoded, vocab), round(time.perf_counter() - begin, 3)
+    results = []
+    for order in orders:
+        nats_M = found[order][1:]
+        named = protocol.named(scored.sha256, scored.split, len(nats_M))
+        named["method"] = f"{order}-gram with interpolated Witten-Bell smoothing, counts of the train split"
+        measured = measures.of_text(float(nats_M.sum()), len(nats_M), *counts)
+        results.append({"order": order, **measured, "seconds": seconds, "protocol": named})
+    return results
 
 
 def score(train_ids: Ids, ids: Ids, vocab_size: int, order: int) -> np.ndarray:

@@ -5,15 +5,23 @@ probability.
 """
 
 import collections
+import json
 import math
 import re
 
 import numpy as np
 import pytest
+from conftest import ROOT, TINY
+from faults.runs import make_text
 
+from charlm.compare import reading
+from charlm.config import load
+from charlm.data import corpora
 from charlm.data.longtext import Translated
 from charlm.errors import UserError
-from charlm.inference import ngram
+from charlm.inference import inputs, ngram
+from charlm.inference.protocol import Protocol
+from charlm.rundir.run import Run
 
 
 def followers(train):
@@ -121,3 +129,74 @@ def test_ids_may_be_read_from_disk():
 def test_wrong_arguments_are_refused(train, text, order, message):
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         ngram.score(np.array(train, int), np.array(text, int), 2, order)
+
+
+def make_run(folder, text, **keys):
+    """A run directory without a checkpoint."""
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    config = load.load(str(ROOT / TINY), {"corpus.path": str(folder / "text.txt")} | keys)
+    corpus, run = corpora.load(config), Run(folder / "run")
+    run.workdir.mkdir()
+    run.begin(config, corpora.vocabulary(config, corpus), corpus.provenance)
+    return run
+
+
+def evaluated(run, orders):
+    scored = inputs.split_to_score(run, "validation")
+    return ngram.evaluate(run, scored, scored.encoded(run.vocab()), orders)
+
+
+def test_evaluate_scores_the_characters_of_a_stream_and_compare_ignores_the_results(script, tmp_path):
+    text = make_text(3000)
+    run = make_run(tmp_path, text)
+    result = script("evaluate", f"--workdir={run.workdir}", "--ngram=2..3")
+    assert result.stderr == "evaluating --ngram=2..3 on 300 chars …\n"
+    printed = [json.loads(line) for line in result.stdout.splitlines()]
+    train, validation = (list(map(ord, part)) for part in (text[:2700], text[2700:]))
+    for order, row in zip((2, 3), printed, strict=True):
+        nats = np.mean(brute_force(train, validation, len(set(text)), order)[1:])
+        assert [row["nats"], row["bits"], row["perplexity"]] == pytest.approx([nats, nats / math.log(2), math.exp(nats)])
+        assert (row["order"], row["chars"], row["bytes"]) == (order, 299, 299)
+        of_model = Protocol.of_run(run.config()).named(run.corpus()["sha256"], "validation", 299)
+        method = f"{order}-gram with interpolated Witten-Bell smoothing, counts of the train split"
+        assert row["protocol"] == of_model | {"method": method}
+    problems: list[str] = []
+    assert reading._evaluations(run.workdir / "evaluations.jsonl", problems) == {}
+    assert len((run.workdir / "evaluations.jsonl").read_text().splitlines()) == 2
+    assert not problems
+
+
+def test_an_ngram_of_bytes_predicts_the_bytes_of_the_text(tmp_path):
+    text = "aé€😀b\n" * 50 + "ab€é" * 20
+    run = make_run(tmp_path, text, **{"vocab.source": "bytes", "batch.size": 2})
+    raw = text.encode()
+    split = len(raw) - run.corpus()["splits"]["validation"]
+    (row,) = evaluated(run, [4])
+    assert row["nats"] == pytest.approx(np.mean(brute_force(raw[:split], raw[split:], 256, 4)[1:]))
+    assert row["chars"] == row["bytes"] == len(raw) - split - 1
+
+
+def test_an_ngram_reads_documents_as_a_stream_with_the_special_symbols_of_the_vocabulary(tmp_path):
+    lines = [line for line in make_text(4000).splitlines() if line]
+    lines[-1] += "é"
+    keys = {"corpus.documents": "lines", "batch.framing": "documents", "vocab.source": "train", "vocab.unknown": True}
+    run = make_run(tmp_path, "\n".join(lines), **keys)
+    splits, vocab = run.splits(), run.vocab()
+    train, validation = ([id for line in splits[name] for id in (*vocab.encode(line), 1)] for name in ("train", "validation"))
+    assert vocab.names[1] == "<eos>"
+    (row,) = evaluated(run, [3])
+    assert row["nats"] == pytest.approx(np.mean(brute_force(train, validation, len(vocab), 3)[1:]))
+    assert (row["chars"], row["unknown"]) == (len(validation) - 1, 1)
+    message = "--ngram reads a text as a stream, but the framing is 'documents': add --framing=stream."
+    with pytest.raises(UserError, match=f"^{message}$"):
+        ngram.check(Protocol.of_run(run.config()))
+    ngram.check(Protocol.of_run(run.config(), "stream"))
+
+
+def test_the_flag_names_one_order_or_a_range():
+    assert ngram.orders_of("5") == [5]
+    assert ngram.orders_of("2..10") == list(range(2, 11))
+    assert ngram.orders_of("20..20") == [20]
+    for wrong in ("", "0", "21", "2..21", "0..3", "3..2", "2..", "..2", "2-4", "2.5", "-1", " 5", "x", "٣", "9" * 5000):
+        with pytest.raises(UserError, match=r"must be an order from 1 to 20, or a range of orders such as 2\.\.10\.$"):
+            ngram.orders_of(wrong)
