@@ -393,8 +393,8 @@ def _train_protocol(run: Run, config: dict[str, object]) -> dict:
 def _evaluations(file: pathlib.Path, problems: list[str]) -> dict[str, dict]:
     """Split → the latest result of evaluate.py for that split. A result is a dict with `nats` and `protocol`.
 
-    Results of dynamic evaluation and of ensembles are left out. Their protocols have the key `method`. If they were not left
-    out, such a result would replace the run's own result for the split.
+    Results of dynamic evaluation, of ensembles and of n-grams are left out. Their protocols have the key `method`. If they were
+    not left out, such a result would replace the run's own result for the split.
     """
     try:
         lines = file.read_bytes().splitlines()

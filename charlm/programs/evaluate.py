@@ -6,6 +6,7 @@
     scripts/evaluate.py --workdir=runs/quickstart --text=FILE --per_char=page.html
     scripts/evaluate.py --workdir=runs/quickstart --split=test --dynamic [--dynamic_grid]
     scripts/evaluate.py runs/first runs/second runs/third --ensemble
+    scripts/evaluate.py --workdir=runs/quickstart --split=validation --ngram=2..10
 
 The last line on stdout is one JSON object. In it, nats, bits and perplexity are per character. bits_per_byte is the loss in
 bits for each byte of the scored text in UTF-8. It can be compared between models with different vocabularies.
@@ -39,7 +40,12 @@ choice.
 --ensemble scores a text with several runs that have the same vocabulary. The probability of a character is the mean of the
 probabilities that the runs give it.
 
-The protocols of dynamic evaluations and of ensembles have the field `method`. The program compare leaves these results out.
+--ngram scores a text with an n-gram instead of the run's model, as a yardstick for the model. The n-gram counts the characters
+of the training split and has Witten-Bell smoothing. It scores the same characters as the model with --framing=stream. For a
+range of orders, the program prints one JSON object for each order.
+
+The protocols of dynamic evaluations, of ensembles and of n-grams have the field `method`. The program compare leaves these
+results out.
 """
 
 import json
@@ -118,6 +124,9 @@ _GRID = flags.DEFINE_bool(
     "other flags set",
 )
 _ENSEMBLE = flags.DEFINE_bool("ensemble", False, "score the text with all runs whose directories are the arguments")
+_NGRAM = flags.DEFINE_string(
+    "ngram", None, "score the text with an n-gram of this order instead of the model, or of each order in a range such as 2..10"
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by the loss that train.best names), latest, or a step")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 
@@ -141,6 +150,9 @@ def main(overrides: dict[str, str], workdirs: list[str]) -> None:
     if _DYNAMIC.value:
         _score_dynamically(run)
         return
+    if _NGRAM.value is not None:
+        _score_ngrams(run, _NGRAM.value)
+        return
     scored = _scored_text(run)
     config = run.config()
     protocol = Protocol.of_run(config, _FRAMING.value, _LANES.value)
@@ -153,11 +165,17 @@ def main(overrides: dict[str, str], workdirs: list[str]) -> None:
 
 def _check_flags(workdirs: list[str]) -> None:
     """Raises a UserError if flags are wrong or do not fit together."""
-    details = [name for name, given in (("--per_line", _PER_LINE.value), ("--per_char", _PER_CHAR.value is not None)) if given]
+    ways = {
+        "--dynamic": _DYNAMIC.value,
+        "--ngram": _NGRAM.value is not None,
+        "--per_line": _PER_LINE.value,
+        "--per_char": _PER_CHAR.value is not None,
+    }
+    given = [flag for flag, is_given in ways.items() if is_given]
     dynamic_flags = [flag for flag in (_SEGMENT, _RATE, _LAMBDA, _EPSILON, _GRID) if flag.present]
     if _ENSEMBLE.value:
         _check_workdirs(workdirs)
-        if others := [*details, *(["--dynamic"] if _DYNAMIC.value else []), *(["--workdir"] if _WORKDIR.value else [])]:
+        if others := [*given, *(["--workdir"] if _WORKDIR.value else [])]:
             raise UserError(f"--ensemble and {others[0]} are given together: leave out {others[0]}.")
     elif workdirs:
         raise UserError(f"{workdirs[0]!r} is not a flag: flags begin with --, and only --ensemble takes run directories.")
@@ -165,10 +183,12 @@ def _check_flags(workdirs: list[str]) -> None:
         raise UserError("--workdir is not given: see --help.")
     if dynamic_flags and not _DYNAMIC.value:
         raise UserError(f"--{dynamic_flags[0].name} is given without --dynamic: add --dynamic.")
-    if _DYNAMIC.value and details:
-        raise UserError(f"--dynamic and {details[0]} are given together: give only one of them.")
-    if _DYNAMIC.value and _LANES.value != 1:
-        raise UserError(f"--lanes={_LANES.value} has no effect with --dynamic: leave it out.")
+    if len(given) > 1:
+        raise UserError(f"{given[0]} and {given[1]} are given together: give only one of them.")
+    if given and given[0] in ("--dynamic", "--ngram") and _LANES.value != 1:
+        raise UserError(f"--lanes={_LANES.value} has no effect with {given[0]}: leave it out.")
+    if _NGRAM.value is not None and _CHECKPOINT.present:
+        raise UserError(f"--checkpoint={_CHECKPOINT.value} has no effect with --ngram: leave it out.")
     if _SPLIT.value is not None and _TEXT.value is not None:
         raise UserError("--split and --text are given together: give only one of them.")
     if _LANES.value < 1:
@@ -203,6 +223,19 @@ def _score_dynamically(run: Run) -> None:
     trained = _load_model(run, rows=1)
     result = dynamic_run.evaluate(run, trained.trained, trained.dynamic, scored, settings, _GRID.value, characters)
     _report(result, scored, [run])
+
+
+def _score_ngrams(run: Run, text: str) -> None:
+    from charlm.inference import ngram
+
+    orders = ngram.orders_of(text)
+    protocol = Protocol.of_run(run.config(), _FRAMING.value)
+    ngram.check(protocol)
+    scored = _scored_text(run)
+    encoded = scored.encoded(run.vocab())
+    print(f"evaluating --ngram={text} on {_size(scored, encoded, protocol)} …", file=sys.stderr, flush=True)
+    for result in ngram.evaluate(run, scored, encoded, orders):
+        _report(result, scored, [run])
 
 
 def _score_ensemble(runs: list[Run]) -> None:
@@ -250,8 +283,6 @@ def _load_model(run: Run, rows: int) -> "Model":
 
 def _score_details(run: Run) -> None:
     """Scores each line, or each character, and writes the scores."""
-    if _PER_LINE.value and _PER_CHAR.value is not None:
-        raise UserError("--per_line and --per_char are given together: give only one of them.")
     given, flag = ("--framing", _FRAMING.value) if _FRAMING.value else ("--lanes", _LANES.value)
     if flag not in (None, 1):
         detail = "--per_line" if _PER_LINE.value else "--per_char"
