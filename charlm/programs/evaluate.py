@@ -119,6 +119,7 @@ _GRID = flags.DEFINE_bool(
 )
 _ENSEMBLE = flags.DEFINE_bool("ensemble", False, "score the text with all runs whose directories are the arguments")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by the loss that train.best names), latest, or a step")
+_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
 _VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 
 
@@ -245,7 +246,7 @@ def _load_model(run: Run, rows: int) -> "Model":
 
     from charlm.inference import model
 
-    return model.load(run.workdir, _CHECKPOINT.value)
+    return model.load(run.workdir, _CHECKPOINT.value, trust_code=_TRUST_CODE.value)
 
 
 def _score_details(run: Run) -> None:
