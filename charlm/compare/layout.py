@@ -71,7 +71,7 @@ def _with_file_names(header: Sequence[str], rows: Sequence[Sequence[str]]) -> li
     columns = []
     for name, texts in zip(header, zip(*rows, strict=True), strict=True):
         files = [pathlib.PurePath(text).name for text in texts]
-        is_path = name in config_keys.KEYS and config_keys.KEYS[name].is_path
+        is_path = name in config_keys.SHOWN_BY_LAST_PART
         columns.append(files if is_path and len(set(files)) == len(set(texts)) else list(texts))
     return [list(row) for row in zip(*columns, strict=True)]
 

@@ -9,6 +9,8 @@ import codecs
 import decimal
 import difflib
 import math
+import os
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping
@@ -34,7 +36,7 @@ class Rule(NamedTuple):
     Attributes:
       is_right: function that returns whether a value of the key's type is allowed.
       words: description of the allowed values; messages print it after "must be".
-      options: all allowed values, if the rule lists them.
+      options: the names that are allowed values, if the rule lists names.
     """
 
     is_right: Callable[..., bool]
@@ -99,6 +101,17 @@ def _is_text_encoding(value: str) -> bool:
         return False
 
 
+def own_cell(value: object) -> tuple[str, str] | None:
+    """The file and the name in `FILE.py:NAME`, a value of `model.cell` for a cell of the user. None for any other value."""
+    match = re.fullmatch(r"([^\0]*[^\0/]\.py):([A-Za-z_][A-Za-z0-9_]*)", value, re.DOTALL) if isinstance(value, str) else None
+    return None if match is None or is_address(match[0]) else (match[1], match[2])
+
+
+def own_cells(value: object) -> list[str]:
+    """The parts FILE.py:NAME of a value of `model.cell`. Empty if all cells are charlm's."""
+    return [str(part) for part in (value if isinstance(value, tuple | list) else [value]) if own_cell(part)]
+
+
 ANY = Rule(lambda value: True, "")
 POSITIVE = Rule(lambda value: value > 0, "positive")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "0 or more")
@@ -117,6 +130,12 @@ DATASET = Rule(lambda value: value.count(":") == 1, "DATASET:FEATURE, such as ag
 ENCODING = Rule(_is_text_encoding, "a text encoding of Python, such as utf-8, utf-16-le, latin-1 or gb18030")
 DOCUMENTS = Rule(_is_document_form, "empty, lines, blank, files, separator:TEXT, csv:COLUMN or jsonl:FIELD")
 
+CELLS = ("lstm", "rnn", "gru", "layernorm_lstm", "mogrifier_lstm", "slstm", "mingru", "minlstm")
+CELL = Rule(
+    lambda value: value in CELLS or own_cell(value) is not None,
+    f"one of {', '.join(CELLS)}, or FILE.py:NAME for a cell in your own file",
+    CELLS,
+)
 INITS = one_of("orthogonal", "glorot", "axon", "pytorch", "uniform")
 DTYPES = one_of("float32", "bfloat16")
 SCHEDULES = one_of("constant", "cosine", "trapezoid", "exponential", "step")
@@ -192,9 +211,8 @@ TABLE = (
         "without a prompt; no effect with batch.padding=counted",
         before=False, only_with=("corpus.documents", "corpus.tfds")),
     # the network
-    Key("model.cell", "lstm",
-        one_of("lstm", "rnn", "gru", "layernorm_lstm", "mogrifier_lstm", "slstm", "mingru", "minlstm"),
-        "recurrent cell; each cell is a file in charlm/models/cells"),
+    Key("model.cell", "lstm", CELL,
+        "recurrent cell; each cell is a file in charlm/models/cells; FILE.py:NAME: the cell NAME in your own file"),
     Key("model.input", "embedding", one_of("embedding", "onehot", "scalar"),
         "input of the first layer; scalar: the character's id divided by the size of the vocabulary"),
     Key("model.embedding", 128, POSITIVE, "number of features of the embedding"),
@@ -296,6 +314,8 @@ NEEDS = (("corpus.test_path", "corpus.validation_path"), ("corpus.validation_pat
 CONFLICTS = (("corpus.path", "corpus.tfds"), ("corpus.documents", "corpus.tfds"))
 
 KEYS = {key.name: key for key in TABLE}
+# The keys of which tables and names of trials show only the last part of a path, such as `cell.py:NAME`.
+SHOWN_BY_LAST_PART = frozenset(key.name for key in TABLE if key.is_path or key.rule is CELL)
 TEXT_PATHS = tuple(key.name for key in TABLE if key.rule is LOCAL)
 RUN_PATHS = ("train.init_from",)
 # The keys that --extend may change: the length of the training, the learning rate, evaluations, checkpoints and samples.
@@ -491,8 +511,23 @@ def checked(name: str, value: object) -> object:
         right = False
     if not right:
         none = "None, or " if key.default is None and value == "" else ""
-        raise UserError(f"{name}={value!r}: must be {none}{key.rule.words}.")
+        raise UserError(f"{name}={value!r}: must be {none}{key.rule.words}{_nearest(value, key.rule.options)}.")
     return value
+
+
+def _nearest(value: object, options: tuple[str, ...]) -> str:
+    """The end of a message about a wrong value that is not one of the options."""
+    if not (options and isinstance(value, str) and value.isidentifier()):
+        return ""
+    return f"; the nearest is {difflib.get_close_matches(value, options, n=1, cutoff=0.0)[0]!r}"
+
+
+def with_absolute_paths(name: str, value: object) -> object:
+    """The value of a key after relative paths in it are converted to absolute paths. `~` is the user's home directory."""
+    if isinstance(value, tuple):
+        return tuple(with_absolute_paths(name, part) for part in value)
+    is_path = KEYS[name].is_path or (name == "model.cell" and own_cell(value))
+    return os.path.abspath(os.path.expanduser(str(value))) if is_path and value else value
 
 
 def check_together(values: Mapping[str, object]) -> None:

@@ -23,6 +23,7 @@ from charlm import progress
 from charlm.data.vocab import EOS, PAD, UNK, Vocab
 from charlm.errors import UserError
 from charlm.models import stack
+from charlm.models.cells import own
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.training.setup import Setup, set_up
@@ -113,7 +114,7 @@ def params_of(weights: Weights, config: ConfigDict) -> Params:
     convert = getattr(cell, layout.converter)
     if convert is None:
         raise UserError(
-            f"model.cell={name!r}: layers of {layout.framework} can't be imported, since charlm/models/cells/{name}.py has no "
+            f"model.cell={config.model.cell!r}: layers of {layout.framework} can't be imported, since the cell has no "
             f"{layout.converter}."
         )
     params: Params = {}
@@ -148,7 +149,7 @@ def of_params(params: Params, config: ConfigDict, vocab: Vocab, layout: Layout, 
     convert = getattr(cell, layout.inverse)
     if convert is None:
         raise UserError(
-            f"model.cell={name!r}: layers of {layout.framework} can't be exported, since charlm/models/cells/{name}.py has no "
+            f"model.cell={config.model.cell!r}: layers of {layout.framework} can't be exported, since the cell has no "
             f"{layout.inverse}."
         )
     params = jax.tree.map(np.asarray, params)
@@ -173,6 +174,7 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
     if run_module.exists(workdir, config):
         raise UserError(f"--workdir={workdir} already holds a run: choose another directory.")
     symbols = weights.symbols if symbols_file is None else symbols_in(symbols_file)
+    own.load(config)
     setup, where = set_up(config), symbols_file or weights.file
     vocab = setup.vocab if symbols is None else _vocabulary(symbols, setup.vocab, where)
     if symbols is not None and len(symbols) != len(weights.head_bias_V):
@@ -196,7 +198,7 @@ def _write(config: ConfigDict, workdir: str, setup: Setup, vocab: Vocab, params:
     run_module.make(workdir)
     run = run_module.Run(workdir)
     with run.locked(), contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
-        run.begin(config, vocab, setup.provenance)
+        run.begin(config, vocab, setup.provenance, cells=own.digests(config))
         run.note_start(f"imported from {file}", stack.parameter_count(params), setup.total_steps)
         params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, jax.numpy.float32), params)
         rest = (setup.optimizer.init(params), setup.functions.zero_carry(setup.batches.rows))

@@ -57,7 +57,7 @@ class CharLM(nn.Module):
 
     Attributes:
       cell: the recurrent cell of all layers.
-      name_of_cell: the value of `model.cell`. The parameters of the layers are named after it: `lstm_0`, `lstm_1`, …
+      name_of_cell: the `short_name` of the cell. The parameters of the layers are named after it: `lstm_0`, `lstm_1`, …
       vocab_size: V, the number of symbols in the vocabulary.
       layers: number of layers.
       hidden: H, the number of units of each layer.
@@ -217,7 +217,7 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
 
 def named_cell(config: ConfigDict) -> tuple[str, cells.Cell]:
     """The name of the config's cell, and the cell. Parameter names of layers begin with this name, such as `lstm_0`."""
-    return config.model.cell, cells.named(config.model.cell)
+    return cells.short_name(config.model.cell), cells.named(config.model.cell)
 
 
 def layer_operations(config: ConfigDict) -> int:

@@ -41,12 +41,15 @@ class Inheritance(NamedTuple):
     parent: dict[str, Any]
 
 
-def read(config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = None) -> Inheritance | None:
+def read(
+    config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = None, trust_code: bool = False
+) -> Inheritance | None:
     """Reads and checks the parameters that `train.init_from` names. Returns None if the key is not set. Writes nothing.
 
     Args:
       recorded: the contents of parent.json if the run has already begun. The parameters must then be the recorded parameters,
         even if the parent has another best checkpoint now.
+      trust_code: whether the user trusts the code of the parent's cell, if this cell is in a file of the user.
 
     Raises:
       UserError: the parent can't be read, its parameters have other shapes, or they are not the recorded parameters.
@@ -57,7 +60,8 @@ def read(config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = Non
         return None
     given_as = f"train.init_from={given}"
     path, which = run_module.run_and_checkpoint(given, given_as)
-    trained = restore.load(path, str(recorded["step"]) if recorded else which, given_as=given_as)
+    step_or_name = str(recorded["step"]) if recorded else which
+    trained = restore.load(path, step_or_name, given_as=given_as, trust_code=trust_code)
     digest = checkpoint.digest(trained.params)
     if recorded and digest != recorded["digest"]:
         raise UserError(
@@ -83,7 +87,7 @@ def read(config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = Non
     return Inheritance(state._replace(params=params), parent)
 
 
-def for_run(run: Run, config: ConfigDict, setup: Setup, begun: bool) -> Inheritance | None:
+def for_run(run: Run, config: ConfigDict, setup: Setup, begun: bool, trust_code: bool) -> Inheritance | None:
     """The first state of the run. None if the run has a checkpoint, or if `train.init_from` is not set. Writes nothing.
 
     A run that was killed before it saved its first checkpoint begins again with the parameters that it recorded. Raises the
@@ -92,10 +96,11 @@ def for_run(run: Run, config: ConfigDict, setup: Setup, begun: bool) -> Inherita
     Args:
       begun: whether the directory holds a run. If it holds none, parent.json is not read: an earlier command, perhaps with
         another config, was killed after it wrote this file and before it had begun its run.
+      trust_code: see `read`.
     """
     has_checkpoint = run.checkpoints.is_dir() and any(path.name.isdecimal() for path in run.checkpoints.iterdir())
     recorded = run.parent() if begun else None  # read even if there is a checkpoint: reports a missing parent.json
-    return None if has_checkpoint else read(config, setup, recorded)
+    return None if has_checkpoint else read(config, setup, recorded, trust_code)
 
 
 def save(run: Run, inheritance: Inheritance) -> None:

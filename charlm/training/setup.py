@@ -23,6 +23,7 @@ from charlm.hardware import devices
 from charlm.inference import sample
 from charlm.inference.protocol import Counts, Protocol
 from charlm.models import stack
+from charlm.models.cells import interface
 from charlm.training import optim
 
 LISTED = 20  # the maximum number of odd symbols that are listed
@@ -84,13 +85,14 @@ class Setup:
 
 
 def set_up(config: ConfigDict) -> Setup:
-    """Loads the corpus, and makes the model and the optimiser.
+    """Loads the corpus, and makes the model and the optimiser. `own.load` must have loaded the cells in files of the user.
 
     Raises:
-      UserError: the corpus can't be used or does not match the config.
+      UserError: the corpus can't be used or does not match the config, or a user's cell does not have the interface.
     """
     seed, best_by = config.seed, config.train.best
     framing = batches.Framing.of(config)
+    interface.check(config)
     corpus = corpora.load(config)
     vocab = corpora.vocabulary(config, corpus)
     encoded = {split: batches.encode(vocab, text, f"the {split} split", ADVICE) for split, text in corpus.splits.items()}

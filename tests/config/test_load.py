@@ -66,7 +66,7 @@ def test_every_command_in_a_recipe_has_only_valid_flags(file):
         ("model.dropout", "-0.1", "model.dropout=-0.1: must be at least 0 and below 1."),
         ("optim.learning_rate", "nan", "optim.learning_rate=nan: must be a finite number, at most 3e+38."),
         ("optim.learning_rate", "fast", "optim.learning_rate='fast': must be a number."),
-        ("optim.name", "adm", "optim.name='adm': must be one of adam, adamw, rmsprop, sgd."),
+        ("optim.name", "adm", "optim.name='adm': must be one of adam, adamw, rmsprop, sgd; the nearest is 'adam'."),
         (
             "corpus.split",
             "(0.9,0.2)",
@@ -213,7 +213,7 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
         ),
         (
             "{begin}    config.optim.update(name='adm')\n    return config\n",
-            "{file} line 4: optim.name='adm': must be one of adam, adamw, rmsprop, sgd.",
+            "{file} line 4: optim.name='adm': must be one of adam, adamw, rmsprop, sgd; the nearest is 'adam'.",
         ),
         (
             "{begin}    config.model.update({{'hidden': 2.5}})\n    return config\n",

@@ -21,6 +21,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
+from charlm.config import keys
+from charlm.errors import UserError
+
 Params = dict[str, jax.Array]  # the float32 parameters of one layer
 State = Any  # a tree whose leaves are float32 (B, …)
 Inputs = jax.Array  # floats (…, I), or ids (…) that select rows of the input kernel
@@ -73,9 +76,25 @@ class Cell(NamedTuple):
     keras_layer: str = ""
 
 
+loaded: dict[str, Cell] = {}  # FILE.py:NAME → the cell, for cells in files of the user; only `own.load` changes this dict
+
+
 def named(name: str) -> Cell:
-    """The cell for `model.cell=name`. It is the object `CELL` in the file `name`.py of this folder."""
+    """The cell for `model.cell=name`. It is the object `CELL` in the file `name`.py of this folder.
+
+    If `name` is FILE.py:NAME, it is the object NAME in this file. Never runs the file: `own.load` must have loaded the cell.
+    """
+    if keys.own_cell(name):
+        if name not in loaded:
+            raise UserError(f"model.cell={name} is not loaded: call charlm.models.cells.own.load(config) first.")
+        return loaded[name]
     return importlib.import_module(f"{__name__}.{name}").CELL
+
+
+def short_name(name: str) -> str:
+    """The name of the cell `model.cell=name` in names of parameters. For FILE.py:NAME, it is NAME in lower case."""
+    found = keys.own_cell(name)
+    return found[1].lower() if found else name
 
 
 def by_steps(step: Callable) -> Callable:
