@@ -14,7 +14,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -61,6 +61,7 @@ class Key(NamedTuple):
         vocabulary are the same as before.
       only_with: names of other keys. This key has an effect only if at least one of the named keys is set. Empty if this key
         always has an effect.
+      or_tuple: True if the value may also be a tuple with one value per layer. The rule then applies to each of these values.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Key(NamedTuple):
     before: object = SAME
     is_seen_in_data: bool = False
     only_with: tuple[str, ...] = ()
+    or_tuple: bool = False
 
     @property
     def type(self) -> type:
@@ -86,6 +88,10 @@ def one_of(*options: str) -> Rule:
 def _are_fractions(value: tuple) -> bool:
     numbers = all(isinstance(part, int | float) and not isinstance(part, bool) for part in value)
     return numbers and len(value) in (1, 2, 3) and min(value) > 0 and math.isclose(sum(value), 1)
+
+
+def _are_widths(value: tuple) -> bool:
+    return all(isinstance(width, int) and not isinstance(width, bool) and 0 < width < 2**31 for width in value)
 
 
 def _is_document_form(value: str) -> bool:
@@ -126,6 +132,7 @@ SEED = Rule(lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
 FROM_0_TO_1 = Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
 FACTOR = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
 SPLIT = Rule(_are_fractions, "one to three positive fractions that sum to 1, such as (0.9,0.1)")
+WIDTHS = Rule(_are_widths, "a tuple of positive integers, such as (256,128), or () for model.hidden units in every layer")
 DATASET = Rule(lambda value: value.count(":") == 1, "DATASET:FEATURE, such as ag_news_subset:title")
 ENCODING = Rule(_is_text_encoding, "a text encoding of Python, such as utf-8, utf-16-le, latin-1 or gb18030")
 DOCUMENTS = Rule(_is_document_form, "empty, lines, blank, files, separator:TEXT, csv:COLUMN or jsonl:FIELD")
@@ -212,12 +219,27 @@ TABLE = (
         before=False, only_with=("corpus.documents", "corpus.tfds")),
     # the network
     Key("model.cell", "lstm", CELL,
-        "recurrent cell; each cell is a file in charlm/models/cells; FILE.py:NAME: the cell NAME in your own file"),
+        "recurrent cell; each cell is a file in charlm/models/cells; FILE.py:NAME: the cell NAME in your own file; "
+        'a tuple such as ("lstm","gru") gives each layer its own cell',
+        or_tuple=True),
     Key("model.input", "embedding", one_of("embedding", "onehot", "scalar"),
         "input of the first layer; scalar: the character's id divided by the size of the vocabulary"),
     Key("model.embedding", 128, POSITIVE, "number of features of the embedding"),
     Key("model.layers", 2, POSITIVE, "number of recurrent layers"),
     Key("model.hidden", 256, POSITIVE, "number of units of each layer"),
+    Key("model.widths", (), WIDTHS, "number of units of each layer, one by one; (): all layers have model.hidden units"),
+    Key("model.residual", False, ANY,
+        "skip connections: the input of each layer is added to its output; the first layer has one if it reads an embedding as "
+        "wide as the layer; the layers must have equal widths"),
+    Key("model.norm", False, ANY,
+        "divide the input of each layer and of the head by its root mean square, and scale it by learnt factors (RMSNorm); "
+        "inputs that are onehot or scalar are not divided"),
+    Key("model.mlp", 0, NOT_NEGATIVE,
+        "each layer of H units is followed by a feed-forward block: RMSNorm, model.mlp * H units with GELU, H units, and a "
+        "skip connection; 0: no such block"),
+    Key("model.tie", False, ANY,
+        "the weights of the head are the transposed embedding; outputs of another width are first projected to its width; "
+        "needs model.input=embedding"),
     Key("model.dropout", 0.0, FRACTION, "fraction of outputs dropped after each layer, including the last"),
     Key("model.init", "orthogonal", INITS,
         "initial weights; orthogonal: as in Flax; glorot: as in Keras; axon: as in Axon; pytorch: as in PyTorch; "
@@ -478,10 +500,12 @@ def _integer(text: str) -> int:
 
 def parsed(name: str, text: str) -> object:
     """Converts text from the command line to the key's type. Raises a UserError if the text is not of that type."""
+    key = KEYS[name]
     try:
-        return typed(text, KEYS[name].type)
+        return typed(text, tuple if key.or_tuple and text.startswith(("(", "[")) else key.type)
     except ValueError as error:
-        raise UserError(f"{name}={text!r}: must be {TYPES[KEYS[name].type]}.") from error
+        several = ', or a tuple of strings, such as ("lstm","gru")' if key.or_tuple else ""
+        raise UserError(f"{name}={text!r}: must be {TYPES[key.type]}{several}.") from error
 
 
 def checked(name: str, value: object) -> object:
@@ -493,6 +517,10 @@ def checked(name: str, value: object) -> object:
     key = KEYS[name]
     if value is None and key.default is None:
         return None
+    if key.or_tuple and isinstance(value, list | tuple):
+        if not value or any(isinstance(each, list | tuple) for each in value):
+            raise UserError(f"{name}={value!r}: a tuple must have one value for each layer.")
+        return tuple(checked(name, each) for each in value)
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # a NumPy scalar, for example of np.arange
         value = value.item()  # type: ignore[attr-defined]
     if key.type is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST:
@@ -530,8 +558,8 @@ def with_absolute_paths(name: str, value: object) -> object:
     return os.path.abspath(os.path.expanduser(str(value))) if is_path and value else value
 
 
-def check_together(values: Mapping[str, object]) -> None:
-    """Checks NEEDS and CONFLICTS. Raises a UserError that names the two keys of the first violated rule."""
+def check_together(values: Mapping[str, Any]) -> None:
+    """Checks NEEDS, CONFLICTS and the keys of layers. Raises a UserError that names two keys that do not fit together."""
     for name, needed in NEEDS:
         if values[name] is not None and values[needed] is None:
             raise UserError(f"{name}={values[name]!r}: needs {needed}, which is not set.")
@@ -541,6 +569,20 @@ def check_together(values: Mapping[str, object]) -> None:
                 f"{name}={values[name]!r} and {other}={values[other]!r}: only one of them can be set; "
                 f"--config.{other}=None unsets {other}."
             )
+    _check_layers(values)
+
+
+def _check_layers(values: Mapping[str, Any]) -> None:
+    layers, widths = values["model.layers"], values["model.widths"]
+    for name, tells in (("model.cell", "names the cells"), ("model.widths", "has the widths")):
+        value = values[name]
+        if isinstance(value, tuple) and value and len(value) != layers:
+            count = f"{len(value)} {'layer' if len(value) == 1 else 'layers'}"
+            raise UserError(f"{name}={value!r}: {tells} of {count}, but model.layers={layers}: set model.layers={len(value)}.")
+    if values["model.residual"] and len(set(widths)) > 1:
+        raise UserError(f"model.residual=True: needs layers of equal width, but model.widths={widths!r}.")
+    if values["model.tie"] and values["model.input"] != "embedding":
+        raise UserError(f"model.tie=True: needs model.input=embedding, but model.input={values['model.input']}.")
 
 
 def help_text(form: str = "") -> str:
@@ -592,4 +634,5 @@ def _allowed_values(key: Key) -> str:
     else:
         kind = "path" if key.is_path else {int: "integer", float: "number", str: "text"}[key.type]
         words = f"{kind}, {key.rule.words}" if key.rule.words and not key.is_path else kind
+    words += ", or a tuple of these" if key.or_tuple else ""
     return words if key.default is not None else f"{words}, or None"

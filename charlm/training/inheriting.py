@@ -175,7 +175,11 @@ def _check_shapes(config: ConfigDict, trained: restore.Trained, given_as: str) -
     causes = []  # keys that change the shapes if they are set to the parent's values
     for name in keys.KEYS:
         if name.startswith("model.") and here[name] != there[name]:
-            other = load.from_dict(here | {name: there[name]})
+            try:
+                other = load.from_dict(here | {name: there[name]})
+            except UserError:  # the value does not fit the other keys: the list model.widths does not fit another model.layers
+                causes.append(name)
+                continue
             if stack.parameter_table(_shapes(other, size)) != wanted:
                 causes.append(name)
     if causes:

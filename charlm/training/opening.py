@@ -74,7 +74,7 @@ def describe_only(
     describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)), verbose=True)
     if parent:
         inheriting.tell(parent)
-    dot = drawing.unrolled(*setup.functions.shape, graph_steps, last_only=Framing.of(config).window > 0)
+    dot = drawing.unrolled(setup.functions.shape, graph_steps, last_only=Framing.of(config).window > 0)
     print(f"written: {', '.join(drawing.write(dot, graph))}")
     return 0
 

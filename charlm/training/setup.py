@@ -22,7 +22,7 @@ from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import sample
 from charlm.inference.protocol import Counts, Protocol
-from charlm.models import stack
+from charlm.models import blocks, stack
 from charlm.models.cells import interface
 from charlm.training import optim
 
@@ -99,6 +99,8 @@ def set_up(config: ConfigDict) -> Setup:
     training = batches.training_batches(framing, encoded["train"], seed)
     for key in stack.unread_keys(config):
         progress.warn(f"{key} has no effect: model.cell={config.model.cell} does not read it.")
+    for sentence in blocks.without_effect(config):
+        progress.warn(sentence)
     for key in optim.unread_keys(config):
         progress.warn(f"{key} has no effect, because the schedule that optim.schedule names does not read it.")
     functions = stack.functions(config, len(vocab))
@@ -177,9 +179,7 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
       params: the parameters, or their shapes.
       verbose: whether to print every array of the parameters, and the odd symbols of the corpus.
     """
-    shape, parameters = setup.functions.shape, stack.parameter_count(params)
-    layers = progress.counted(shape.layers, f"{shape.cell} layer")
-    model = f"model: {layers} of {shape.hidden}, {shape.encoding} input, {parameters:,} parameters"
+    model = f"model: {blocks.in_words(setup.functions.shape)}, {stack.parameter_count(params):,} parameters"
     lines = [*_data_lines(setup), model]
     if verbose:
         lines = [*_data_lines(setup), *_odd_symbol_lines(setup), model, *stack.parameter_lines(params)]

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from charlm.config import keys, load
 from charlm.errors import UserError
-from charlm.models.cells import Cell, named, own
-from charlm.models.initializers import initializers
+from charlm.models import blocks
+from charlm.models.cells import Cell
 
 FUNCTIONS = ("parameters", "zero_state", "window", "with_table", "prepare", "step", "operations")
 OPTIONAL = ("from_torch", "from_keras", "to_torch", "to_keras")
@@ -28,16 +28,12 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: a cell does not have the interface. The message tells what was expected and what was found.
     """
-    for name in own.names(config):
-        cell, hidden = named(name), config.model.hidden
-        file = keys.own_cell(name)
-        assert file is not None
-        checks = _Checks(cell, f"model.cell={name}", pathlib.Path(file[0]), FrozenConfigDict(config))
-        checks.fields()
-        features = {"embedding": config.model.embedding, "scalar": 1}.get(config.model.input, hidden + 1)
-        checks.layer(features, hidden, is_first=True)
-        if config.model.layers > 1:
-            checks.layer(hidden, hidden, is_first=False)
+    layers = zip(blocks.cell_names(config), blocks.blocks_of(config), strict=True)
+    for name, block in dict.fromkeys((name, block._replace(name="")) for name, block in layers):
+        if found := keys.own_cell(name):
+            checks = _Checks(block.cell, f"model.cell={name}", pathlib.Path(found[0]), FrozenConfigDict(config))
+            checks.fields()
+            checks.layer(block)
 
 
 class _Checks:
@@ -64,17 +60,15 @@ class _Checks:
             value = getattr(cell, name)
             self._expect(name, value, value is None or callable(value), "a function or None")
 
-    def layer(self, inputs: int, hidden: int, is_first: bool) -> None:
-        """Checks a layer with these sizes.
-
-        Args:
-          is_first: whether the layer is the first one of the network. Its inputs are ids, unless `model.input` is `scalar`.
-        """
+    def layer(self, block: blocks.Block) -> None:
+        """Checks a layer of these sizes. The inputs of the first layer are ids, unless `model.input` is `scalar`."""
         cell, dtype, encoding = self._cell, self._dtype, self._config.model.input
+        hidden, is_first = block.width, block.inputs == 0
+        inputs = block.inputs or {"embedding": self._config.model.embedding, "scalar": 1}.get(encoding, hidden + 1)
         steps, rows = [size for size in (2, 3, 4, 5) if size not in (inputs, hidden)][:2]
         state = self._zero_state(rows, hidden)
         params = self._params(inputs, hidden)
-        self._operations(0 if is_first else inputs, hidden)
+        self._operations(block.inputs, hidden)
         ids_TB, floats_TBI = _array(jnp.int32, steps, rows), _array(jnp.float32, steps, rows, inputs)
         with_table = params
         if is_first and encoding != "onehot":
@@ -110,7 +104,7 @@ class _Checks:
     def _params(self, inputs: int, hidden: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of the parameters of a layer."""
         config = self._config
-        initial = initializers(config.model.init, hidden, config.model.init_scale, config.model.head_scale)
+        initial = blocks.make_initializers(config, hidden)
         call = f"parameters({inputs}, {hidden}, …)"
         found = self._called("parameters", lambda: self._cell.parameters(inputs, hidden, initial, config))
         self._returns(call, found, isinstance(found, dict) and bool(found), "a dict with at least one parameter")

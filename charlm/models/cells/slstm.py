@@ -111,7 +111,9 @@ def _step(times: Callable, others: None, u: jax.Array, state: State) -> tuple[ja
 def _heads(hidden: int, config: FrozenConfigDict) -> int:
     heads = config.model.slstm_heads
     if hidden % heads:
-        raise UserError(f"model.slstm_heads={heads}: must divide the number of units of each layer, {hidden} (model.hidden).")
+        raise UserError(
+            f"model.slstm_heads={heads}: must divide the number of units of each layer, {hidden} (model.hidden, model.widths)."
+        )
     return heads
 
 
