@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from charlm import progress
 from charlm.data.vocab import EOS, PAD, UNK, Vocab
 from charlm.errors import UserError
-from charlm.models import stack
+from charlm.models import recurrent_noise, stack
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.training.setup import Setup, set_up
@@ -142,9 +142,15 @@ def of_params(params: Params, config: ConfigDict, vocab: Vocab, layout: Layout, 
       file: name of the file that will hold the weights.
 
     Raises:
-      UserError: the framework has no layer for the config's cell.
+      UserError: the framework has no layer for the config's cell, or none with zoneout.
     """
     name, cell = stack.named_cell(config)
+    shares = recurrent_noise.rates(cell, config)
+    if shares.has_zoneout:
+        raise UserError(
+            f"model.zoneout_cell={shares.zoneout_cell}, model.zoneout_hidden={shares.zoneout_hidden}: layers of "
+            f"{layout.framework} have no zoneout, so the model can't be exported."
+        )
     convert = getattr(cell, layout.inverse)
     if convert is None:
         raise UserError(

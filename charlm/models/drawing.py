@@ -10,7 +10,14 @@ from charlm.errors import Failure, UserError
 
 
 def unrolled(
-    cell: str, state: str, layers: int, hidden: int, encoding: str, dropout: float, steps: int, last_only: bool = False
+    cell: str,
+    state: str,
+    layers: int,
+    hidden: int,
+    encoding: str,
+    dropout: tuple[float, ...],
+    steps: int,
+    last_only: bool = False,
 ) -> str:
     """The Graphviz text of a network over `steps` characters.
 
@@ -20,6 +27,7 @@ def unrolled(
       cell: title of the recurrent cell.
       state: title of the cell's state. The title labels the arrows between steps.
       encoding: name of the input encoding, such as `onehot`.
+      dropout: fractions of the values that are dropped: before the first layer, and after each layer.
       steps: number of characters in the drawing.
       last_only: True if only the last step predicts a character. This is so with the framing `windows`.
     """
@@ -31,13 +39,16 @@ def unrolled(
         column = [f"id_{step}", f"input_{step}"]
         lines.append(f'  id_{step} [label="char {step}", shape=plaintext];')
         lines.append(f'  input_{step} [label="{encoding}"];')
+        if dropout[0] > 0:
+            lines.append(f'  dropout_0_{step} [label="dropout {dropout[0]:g}"];')
+            column.append(f"dropout_0_{step}")
         for layer in range(1, layers + 1):
             lines.append(
                 f'  layer_{layer}_{step} [label="{cell} {layer}\\n{hidden}", style="rounded,filled", fillcolor="#dde8f5"];'
             )
             column.append(f"layer_{layer}_{step}")
-            if dropout > 0 and not (last_only and layer == layers and step < steps):
-                lines.append(f'  dropout_{layer}_{step} [label="dropout {dropout:g}"];')
+            if dropout[layer] > 0 and not (last_only and layer == layers and step < steps):
+                lines.append(f'  dropout_{layer}_{step} [label="dropout {dropout[layer]:g}"];')
                 column.append(f"dropout_{layer}_{step}")
         if step == steps or not last_only:
             lines.append(f'  head_{step} [label="softmax"];')

@@ -15,14 +15,18 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from charlm.config import keys, load
 from charlm.data.batches import Batch
-from charlm.models import cells
-from charlm.models.dropout import dropout
+from charlm.models import cells, recurrent_noise, regularisers
+from charlm.models.cells.deferred import look_up
+from charlm.models.dropout import dropout, embedding_dropout, weight_dropout
 from charlm.models.initializers import Initializers, initializers
 from charlm.models.products import operand, product
+from charlm.models.regularisers import Regularisers
 
 # The random keys of an operation are made with `jax.random.fold_in`. The dropout after layer i folds in the number i. Random
-# operations inside the cell of layer i fold in the number CELL_NOISE + i.
+# operations inside the cell of layer i fold in the number CELL_NOISE + i. The weight drop of layer i folds the number i into
+# the key that all rows share.
 CELL_NOISE = 1 << 16
+INPUT_NOISE = EMBEDDING_NOISE = 2 << 16
 
 
 class Layer(nn.Module):
@@ -34,14 +38,16 @@ class Layer(nn.Module):
     hidden: int
     dtype: jnp.dtype
     config: FrozenConfigDict
+    weight_drop: float = 0.0
 
     @nn.compact
-    def __call__(self, inputs, state, table_VI=None, noise_keys_B=None):
+    def __call__(self, inputs, state, table_VI=None, noise_keys_B=None, weight_key=None):
         """Runs the layer; see `cells.Cell.window` for the other arguments and the results.
 
         Args:
           table_VI: the input features of each id, such as an embedding. If None, and if the inputs are ids, each id selects a
             row of the input kernel.
+          weight_key: the random key of the weight drop. If None, no weights are dropped.
         """
         declared = self.cell.parameters(self.inputs, self.hidden, self.initial, self.config)
         params = {name: self.param(name, initializer, shape) for name, (initializer, shape) in declared.items()}
@@ -49,6 +55,8 @@ class Layer(nn.Module):
             return jnp.zeros((*inputs.shape[:2], self.hidden)), state
         if table_VI is not None:
             params = self.cell.with_table(params, table_VI)
+        if weight_key is not None and "model.weight_drop" in self.cell.keys:
+            params |= {"recurrent_kernel": weight_dropout(weight_key, params["recurrent_kernel"], self.weight_drop)}
         return self.cell.window(params, inputs, state, self.dtype, noise_keys_B)
 
 
@@ -62,7 +70,7 @@ class CharLM(nn.Module):
       layers: number of layers.
       hidden: H, the number of units of each layer.
       encoding: input encoding of an id: `embedding`, `onehot`, or `scalar` (the id divided by V).
-      dropout: fraction of the values that are set to 0 after each layer, including the last layer, in [0, 1).
+      regularisation: the dropout outside the recurrence, and the penalties on activations.
       dtype: dtype of the operands of matrix products. Parameters, state and sums are float32.
       config: the whole config. Keys that only one line of code reads have no attribute here and are read from this config.
     """
@@ -73,42 +81,54 @@ class CharLM(nn.Module):
     layers: int
     hidden: int
     encoding: str
-    dropout: float
+    regularisation: Regularisers
     dtype: jnp.dtype
     config: FrozenConfigDict
 
     @nn.compact
-    def __call__(self, batch: Batch, carry: tuple, noise_keys_B: jax.Array | None = None) -> tuple[jax.Array, tuple]:
-        """Returns (logits_BSV, carry after the window).
+    def __call__(
+        self, batch: Batch, carry: tuple, noise_keys_B: jax.Array | None = None, shared_key: jax.Array | None = None
+    ) -> tuple[jax.Array, tuple, jax.Array | None]:
+        """Returns (logits_BSV, carry after the window, penalty). The penalty is None if there is none; see `regularisers`.
 
-        `noise_keys_B` holds one random key per row. Each random operation folds a different number into these keys. If
-        `noise_keys_B` is None, nothing is random.
+        `noise_keys_B` holds one random key per row, and `shared_key` is the key of masks that are the same for all rows. Each
+        random operation folds a different number into these keys. If `noise_keys_B` is None, nothing is random.
         """
-        config = self.config
+        config, used = self.config, self.regularisation
         initial = initializers(config.model.init, self.hidden, config.model.init_scale, config.model.head_scale)
         carry = keep_rows(carry, jnp.logical_not(batch.reset_B))
         x, table_VE, features = jnp.asarray(batch.inputs_BT).T, None, self.vocab_size
         if self.encoding == "embedding":
             features = config.model.embedding
             table_VE = self.param("embedding", initial.embedding, (self.vocab_size, features))
+            if shared_key is not None and used.embedding > 0:
+                table_VE = embedding_dropout(jax.random.fold_in(shared_key, EMBEDDING_NOISE), table_VE, used.embedding)
+            if noise_keys_B is not None and used.input > 0:
+                # Each row has its own mask, so the features can't come from a table that all rows share.
+                x = look_up(table_VE, x, self.dtype)
+                x = dropout(_fold_in(noise_keys_B, INPUT_NOISE), x, used.input, used.per_window)
+                table_VE = None
         elif self.encoding == "scalar":
             x, features = x[..., None].astype(jnp.float32) / self.vocab_size, 1
         new_carry = []
         for index in range(self.layers):
             name = f"{self.name_of_cell}_{index}"
-            layer = Layer(self.cell, initial, features, self.hidden, self.dtype, config, name=name)
-            cell_keys_B = None if noise_keys_B is None else _fold_in(noise_keys_B, CELL_NOISE + index)
-            x, state = layer(x, carry[index], table_VE if index == 0 else None, cell_keys_B)
+            layer = Layer(self.cell, initial, features, self.hidden, self.dtype, config, used.weight_drop, name=name)
+            cell_keys_B = _fold_in(noise_keys_B, CELL_NOISE + index) if noise_keys_B is not None else None
+            weight_key = jax.random.fold_in(shared_key, index) if shared_key is not None and used.weight_drop > 0 else None
+            x, state = layer(x, carry[index], table_VE if index == 0 else None, cell_keys_B, weight_key)
             new_carry.append(state)
-            features = self.hidden
+            features, outputs_TBH = self.hidden, x
             if index == self.layers - 1:
                 x = x[x.shape[0] - batch.targets_BS.shape[1] :]  # only the last S positions are scored
-            if noise_keys_B is not None and self.dropout > 0:
-                x = dropout(_fold_in(noise_keys_B, index), x, self.dropout)
+            rate = used.dropout(self.layers)[index + 1]
+            if noise_keys_B is not None and rate > 0:
+                x = dropout(_fold_in(noise_keys_B, index), x, rate, used.per_window)
+        penalty = regularisers.penalty(used, outputs_TBH, x, batch.weights_BS) if noise_keys_B is not None else None
         head_HV = self.param("head_kernel", initial.head_kernel, (self.hidden, self.vocab_size))
         head_bias_V = self.param("head_bias", initial.head_bias, (self.vocab_size,))
         logits_BSV = product(x.swapaxes(0, 1), head_HV, self.dtype) + head_bias_V[None, None, :]
-        return logits_BSV, tuple(new_carry)
+        return logits_BSV, tuple(new_carry), penalty
 
 
 class Functions(NamedTuple):
@@ -116,9 +136,12 @@ class Functions(NamedTuple):
 
     Attributes:
       init: random key → params, a tree of float32 arrays.
-      apply: (params, batch, carry, noise_keys_B=None) → (logits_BSV, carry). Without `noise_keys_B`, nothing is random.
-        Otherwise each row has its own random key. The dropout mask of a row therefore does not depend on the device that holds
-        the row.
+      apply: (params, batch, carry, noise_keys_B=None, shared_key=None) → (logits_BSV, carry). Without `noise_keys_B`, nothing
+        is random. Otherwise each row has its own random key. The dropout mask of a row therefore does not depend on the device
+        that holds the row.
+      penalised: takes the arguments of `apply`, and returns (logits_BSV, carry, penalty). The penalty is added to the sum of
+        the loss that is trained; see `regularisers.penalty`. It is None if no penalty is set.
+      needs_shared_key: whether `noise_keys_B` must come with `shared_key`, the random key of masks that all rows share.
       zero_carry: number of rows → the carry at the beginning of a text. A carry is a tuple with the state of each layer.
       stepwise: (params, rows) → the weights in the layout that `step` needs for `rows` rows.
       step: (weights, ids_B, carry) → (logits_BV, carry). Computes the same as `apply` for one character, without dropout.
@@ -129,6 +152,8 @@ class Functions(NamedTuple):
 
     init: Callable
     apply: Callable
+    penalised: Callable
+    needs_shared_key: bool
     zero_carry: Callable
     stepwise: Callable
     step: Callable
@@ -153,7 +178,7 @@ class Shape(NamedTuple):
       layers: number of layers.
       hidden: number of units of each layer.
       encoding: input encoding.
-      dropout: fraction of the values that are set to 0 after each layer.
+      dropout: fractions of the values that are set to 0: before the first layer, and after each layer.
     """
 
     cell: str
@@ -161,7 +186,7 @@ class Shape(NamedTuple):
     layers: int
     hidden: int
     encoding: str
-    dropout: float
+    dropout: tuple[float, ...]
 
 
 def functions(config: ConfigDict, vocab_size: int) -> Functions:
@@ -174,10 +199,12 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
         layers=layers,
         hidden=hidden,
         encoding=config.model.input,
-        dropout=config.model.dropout,
+        regularisation=regularisers.of(config, config.model.input),
         dtype=jnp.dtype(config.model.dtype),
         config=FrozenConfigDict(config),
     )
+
+    needs_shared_key = module.regularisation.needs_shared_key
 
     def zero_carry(rows: int) -> tuple:
         return tuple(cell.zero_state(rows, hidden) for _ in range(layers))
@@ -187,8 +214,13 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
         batch = Batch(ids, ids, jnp.ones((1, 1)), jnp.ones(1, bool))
         return module.init(key, batch, zero_carry(1))["params"]
 
-    def apply(params, batch, carry, noise_keys_B=None):
-        return module.apply({"params": params}, batch, carry, noise_keys_B)
+    def penalised(params, batch, carry, noise_keys_B=None, shared_key=None):
+        if noise_keys_B is not None and shared_key is None and needs_shared_key:
+            raise ValueError("masks of weights or embeddings are on: noise_keys_B must come with shared_key")
+        return module.apply({"params": params}, batch, carry, noise_keys_B, shared_key)
+
+    def apply(params, batch, carry, noise_keys_B=None, shared_key=None):
+        return penalised(params, batch, carry, noise_keys_B, shared_key)[:2]
 
     def stepwise(params: Any, rows: int) -> Stepwise:
         by_layer = [params[f"{name}_{index}"] for index in range(layers)]
@@ -211,13 +243,15 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
         return logits_BV, tuple(new_carry)
 
     operations = layer_operations(config) + hidden * vocab_size
-    shape = Shape(cell.title, cell.state_title, layers, hidden, module.encoding, module.dropout)
-    return Functions(init, apply, zero_carry, stepwise, step, operations, shape)
+    shape = Shape(cell.title, cell.state_title, layers, hidden, module.encoding, module.regularisation.dropout(layers))
+    return Functions(init, apply, penalised, needs_shared_key, zero_carry, stepwise, step, operations, shape)
 
 
 def named_cell(config: ConfigDict) -> tuple[str, cells.Cell]:
-    """The name of the config's cell, and the cell. Parameter names of layers begin with this name, such as `lstm_0`."""
-    return config.model.cell, cells.named(config.model.cell)
+    """The name of the config's cell, and the cell with the config's noise inside. Parameter names of layers begin with this
+    name, such as `lstm_0`.
+    """
+    return config.model.cell, recurrent_noise.with_noise(cells.named(config.model.cell), config)
 
 
 def layer_operations(config: ConfigDict) -> int:
