@@ -24,7 +24,7 @@ from charlm import progress
 from charlm.config import load
 from charlm.data.vocab import EOS, PAD, UNK, Vocab
 from charlm.errors import UserError
-from charlm.models import blocks, cells, stack
+from charlm.models import blocks, cells, recurrent_noise, stack
 from charlm.models.cells import Cell, own
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
@@ -166,6 +166,12 @@ def _only_cell(config: ConfigDict, layout: Layout, converter: str, done: str) ->
     """
     names, values = blocks.cell_names(config), load.flatten(config)
     refused = f"layers of {layout.framework} can't be {done}"
+    shares = recurrent_noise.rates(cells.named(names[0]), config)
+    if shares.has_zoneout:
+        raise UserError(
+            f"model.zoneout_cell={shares.zoneout_cell}, model.zoneout_hidden={shares.zoneout_hidden}: {refused}, since "
+            f"{layout.framework} has no zoneout."
+        )
     for key in ("model.residual", "model.norm", "model.mlp"):
         if values[key]:
             raise UserError(f"{key}={values[key]}: {refused}, since {layout.framework} has no such stack of layers.")

@@ -24,9 +24,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from charlm import progress
 from charlm.config import keys
-from charlm.models import cells
+from charlm.models import cells, recurrent_noise, regularisers
 from charlm.models.initializers import Initializers, initializers
 from charlm.models.products import operand, product
+from charlm.models.regularisers import Regularisers
 
 EPS = 1e-6  # is added to the mean square, so that a vector of zeros stays a vector of zeros
 
@@ -36,7 +37,7 @@ class Block(NamedTuple):
 
     Attributes:
       name: name of the parameters of its cell, such as `lstm_0`.
-      cell: the recurrent cell.
+      cell: the recurrent cell, with the noise of the config.
       inputs: number of input features. It is 0 for the first layer, because the first layer looks up ids.
       width: H, the number of units.
       skip: whether the input is added to the output of the cell.
@@ -64,7 +65,7 @@ class Shape(NamedTuple):
       blocks: the layers, the first layer first.
       encoding: input encoding of an id: `embedding`, `onehot`, or `scalar` (the id divided by V).
       embedding: E, the number of features of the embedding. 0 if the encoding is another one.
-      dropout: fraction of the values that are set to 0 after each layer, including the last layer, in [0, 1).
+      regularisers: the dropout outside the recurrence, and the penalties on activations.
       norm: whether the input of the head is normalised.
       tie: whether the head multiplies by the embedding.
     """
@@ -72,7 +73,7 @@ class Shape(NamedTuple):
     blocks: tuple[Block, ...]
     encoding: str
     embedding: int
-    dropout: float
+    regularisers: Regularisers
     norm: bool
     tie: bool
 
@@ -91,7 +92,7 @@ def shape_of(config: ConfigDict) -> Shape:
         blocks=blocks_of(config),
         encoding=encoding,
         embedding=config.model.embedding if encoding == "embedding" else 0,
-        dropout=config.model.dropout,
+        regularisers=regularisers.of(config, encoding),
         norm=config.model.norm,
         tie=config.model.tie,
     )
@@ -115,7 +116,7 @@ def blocks_of(config: ConfigDict) -> tuple[Block, ...]:
     return tuple(
         Block(
             name=f"{cells.short_name(name)}_{index}",
-            cell=cells.named(name),
+            cell=recurrent_noise.with_noise(cells.named(name), config),
             inputs=features if index else 0,
             width=width,
             skip=config.model.residual and features == width,

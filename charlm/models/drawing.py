@@ -24,10 +24,13 @@ def unrolled(shape: Shape, steps: int, last_only: bool = False) -> str:
         "digraph network {",
         '  rankdir=BT; node [shape=box, style=rounded, fontname="sans-serif"]; edge [arrowsize=0.6];',
     ]
+    rates = shape.regularisers.dropout(len(shape.blocks))
     for step in range(1, steps + 1):
         column = [f"id_{step}", f"input_{step}"]
         lines.append(f'  id_{step} [label="char {step}", shape=plaintext];')
         lines.append(f'  input_{step} [label="{shape.encoding}"];')
+        if rates[0] > 0:
+            column.append(_node(lines, f"dropout_0_{step}", f"dropout {rates[0]:g}"))
         for layer, block in enumerate(shape.blocks, start=1):
             is_used = step == steps or not (last_only and layer == len(shape.blocks))  # whether the head reads the output
             before = column[-1]
@@ -35,16 +38,16 @@ def unrolled(shape: Shape, steps: int, last_only: bool = False) -> str:
                 column.append(_node(lines, f"norm_{layer}_{step}", "RMSNorm"))
             style = 'style="rounded,filled", fillcolor="#dde8f5"'
             column.append(_node(lines, f"layer_{layer}_{step}", f"{block.cell.title} {layer}\\n{block.width}", style))
-            if shape.dropout > 0 and is_used:
-                column.append(_node(lines, f"dropout_{layer}_{step}", f"dropout {shape.dropout:g}"))
+            if rates[layer] > 0 and is_used:
+                column.append(_node(lines, f"dropout_{layer}_{step}", f"dropout {rates[layer]:g}"))
             if block.skip and is_used:
                 column.append(_node(lines, f"sum_{layer}_{step}", "+", "shape=circle"))
                 lines.append(f"  {before} -> {column[-1]} [style=dashed];")
             if block.mlp and is_used:
                 before = column[-1]
                 column.append(_node(lines, f"mlp_{layer}_{step}", f"feed-forward\\n{block.mlp}"))
-                if shape.dropout > 0:
-                    column.append(_node(lines, f"mlp_dropout_{layer}_{step}", f"dropout {shape.dropout:g}"))
+                if rates[layer] > 0:
+                    column.append(_node(lines, f"mlp_dropout_{layer}_{step}", f"dropout {rates[layer]:g}"))
                 column.append(_node(lines, f"mlp_sum_{layer}_{step}", "+", "shape=circle"))
                 lines.append(f"  {before} -> {column[-1]} [style=dashed];")
         if step == steps or not last_only:

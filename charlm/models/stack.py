@@ -16,16 +16,18 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from charlm.config import keys, load
 from charlm.data.batches import Batch
-from charlm.models import blocks, cells
-from charlm.models.dropout import dropout
+from charlm.models import blocks, cells, regularisers
+from charlm.models.cells.deferred import look_up
+from charlm.models.dropout import dropout, embedding_dropout, weight_dropout
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
 
 # The random keys of an operation are made with `jax.random.fold_in`. The dropout after layer i folds in the number i. Random
 # operations inside the cell of layer i fold in the number CELL_NOISE + i. The dropout after the feed-forward block of layer i
-# folds in the number MLP_NOISE + i.
+# folds in the number MLP_NOISE + i. The weight drop of layer i folds the number i into the key that all rows share.
 CELL_NOISE = 1 << 16
-MLP_NOISE = 1 << 17
+INPUT_NOISE = EMBEDDING_NOISE = 2 << 16
+MLP_NOISE = 3 << 16
 
 
 class Layer(nn.Module):
@@ -37,14 +39,16 @@ class Layer(nn.Module):
     hidden: int
     dtype: jnp.dtype
     config: FrozenConfigDict
+    weight_drop: float = 0.0
 
     @nn.compact
-    def __call__(self, inputs, state, table_VI=None, noise_keys_B=None):
+    def __call__(self, inputs, state, table_VI=None, noise_keys_B=None, weight_key=None):
         """Runs the layer; see `cells.Cell.window` for the other arguments and the results.
 
         Args:
           table_VI: the input features of each id, such as an embedding. If None, and if the inputs are ids, each id selects a
             row of the input kernel.
+          weight_key: the random key of the weight drop. If None, no weights are dropped.
         """
         declared = self.cell.parameters(self.inputs, self.hidden, self.initial, self.config)
         params = {name: self.param(name, initializer, shape) for name, (initializer, shape) in declared.items()}
@@ -52,6 +56,8 @@ class Layer(nn.Module):
             return jnp.zeros((*inputs.shape[:2], self.hidden)), state
         if table_VI is not None:
             params = self.cell.with_table(params, table_VI)
+        if weight_key is not None and "model.weight_drop" in self.cell.keys:
+            params |= {"recurrent_kernel": weight_dropout(weight_key, params["recurrent_kernel"], self.weight_drop)}
         return self.cell.window(params, inputs, state, self.dtype, noise_keys_B)
 
 
@@ -71,41 +77,47 @@ class CharLM(nn.Module):
     config: FrozenConfigDict
 
     @nn.compact
-    def __call__(self, batch: Batch, carry: tuple, noise_keys_B: jax.Array | None = None) -> tuple[jax.Array, tuple]:
-        """Returns (logits_BSV, carry after the window).
+    def __call__(
+        self, batch: Batch, carry: tuple, noise_keys_B: jax.Array | None = None, shared_key: jax.Array | None = None
+    ) -> tuple[jax.Array, tuple, jax.Array | None]:
+        """Returns (logits_BSV, carry after the window, penalty). The penalty is None if there is none; see `regularisers`.
 
-        `noise_keys_B` holds one random key per row. Each random operation folds a different number into these keys. If
-        `noise_keys_B` is None, nothing is random.
+        `noise_keys_B` holds one random key per row, and `shared_key` is the key of masks that are the same for all rows. Each
+        random operation folds a different number into these keys. If `noise_keys_B` is None, nothing is random.
         """
-        config, shape = self.config, self.shape
+        config, shape, used = self.config, self.shape, self.shape.regularisers
         initial = blocks.make_initializers(config, shape.blocks[-1].width)
         carry = keep_rows(carry, jnp.logical_not(batch.reset_B))
-        x, embedding_VE, features = jnp.asarray(batch.inputs_BT).T, None, self.vocab_size
+        x, embedding_VE, table_VE, features = jnp.asarray(batch.inputs_BT).T, None, None, self.vocab_size
         if shape.encoding == "embedding":
             features = shape.embedding
             initializer = blocks.tied(initial.head_kernel) if shape.tie else initial.embedding
             embedding_VE = self.param("embedding", initializer, (self.vocab_size, features))
+            x, table_VE = self._dropped_input(x, embedding_VE, noise_keys_B, shared_key)
         elif shape.encoding == "scalar":
             x, features = x[..., None].astype(jnp.float32) / self.vocab_size, 1
-        table_VE, new_carry = embedding_VE, []
-        for index, block in enumerate(shape.blocks):
+        new_carry, penalty = [], None
+        for index, (block, rate) in enumerate(zip(shape.blocks, used.dropout(len(shape.blocks))[1:], strict=True)):
             before = blocks.vectors(x, table_VE) if block.skip else None
             if block.norm:
                 x, table_VE = blocks.normalised(x, table_VE, self.param(f"norm_{index}", nn.initializers.ones, (features,)))
             own_initial = blocks.make_initializers(config, block.width)
-            layer = Layer(block.cell, own_initial, features, block.width, self.dtype, config, name=block.name)
+            layer = Layer(block.cell, own_initial, features, block.width, self.dtype, config, used.weight_drop, name=block.name)
             cell_keys_B = None if noise_keys_B is None else _fold_in(noise_keys_B, CELL_NOISE + index)
-            x, state = layer(x, carry[index], table_VE, cell_keys_B)
+            weight_key = jax.random.fold_in(shared_key, index) if shared_key is not None and used.weight_drop > 0 else None
+            outputs_TBH, state = layer(x, carry[index], table_VE, cell_keys_B, weight_key)
             new_carry.append(state)
-            features, table_VE = block.width, None
+            x, features, table_VE = outputs_TBH, block.width, None
             if index == len(shape.blocks) - 1:
                 x = x[x.shape[0] - batch.targets_BS.shape[1] :]  # only the last S positions are scored
-            x = self._dropped(x, noise_keys_B, index)
+            x = self._dropped(x, noise_keys_B, index, rate)
+            if index == len(shape.blocks) - 1 and noise_keys_B is not None:
+                penalty = regularisers.penalty(used, outputs_TBH, x, batch.weights_BS)
             if before is not None:
                 x = x + before[before.shape[0] - x.shape[0] :]
             if block.mlp:
                 mlp = self.param(f"mlp_{index}", blocks.mlp_parameters(config, block))
-                x = x + self._dropped(blocks.mlp(mlp, x, self.dtype), noise_keys_B, MLP_NOISE + index)
+                x = x + self._dropped(blocks.mlp(mlp, x, self.dtype), noise_keys_B, MLP_NOISE + index, rate)
         if shape.norm:
             x = blocks.rms_norm(x, self.param("norm_head", nn.initializers.ones, (features,)))
         x_BSH = x.swapaxes(0, 1)
@@ -118,12 +130,24 @@ class CharLM(nn.Module):
                 x_BSH = product(x_BSH, projection_HE, self.dtype)
         head_bias_V = self.param("head_bias", initial.head_bias, (self.vocab_size,))
         logits_BSV = product(x_BSH, head_HV, self.dtype) + head_bias_V[None, None, :]
-        return logits_BSV, tuple(new_carry)
+        return logits_BSV, tuple(new_carry), penalty
 
-    def _dropped(self, x: jax.Array, noise_keys_B: jax.Array | None, number: int) -> jax.Array:
-        if noise_keys_B is None or self.shape.dropout == 0:
+    def _dropped(self, x: jax.Array, noise_keys_B: jax.Array | None, number: int, rate: float) -> jax.Array:
+        if noise_keys_B is None or rate == 0:
             return x
-        return dropout(_fold_in(noise_keys_B, number), x, self.shape.dropout)
+        return dropout(_fold_in(noise_keys_B, number), x, rate, self.shape.regularisers.per_window)
+
+    def _dropped_input(
+        self, ids_TB: jax.Array, table_VE: jax.Array, noise_keys_B: jax.Array | None, shared_key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The input of the first layer after dropout: (ids_TB, table of their features), or (features_TBE, None)."""
+        used = self.shape.regularisers
+        if shared_key is not None and used.embedding > 0:
+            table_VE = embedding_dropout(jax.random.fold_in(shared_key, EMBEDDING_NOISE), table_VE, used.embedding)
+        if noise_keys_B is None or used.input == 0:
+            return ids_TB, table_VE
+        # Each row has its own mask, so the features can't come from a table that all rows share.
+        return self._dropped(look_up(table_VE, ids_TB, self.dtype), noise_keys_B, INPUT_NOISE, used.input), None
 
 
 class Functions(NamedTuple):
@@ -131,9 +155,12 @@ class Functions(NamedTuple):
 
     Attributes:
       init: random key → params, a tree of float32 arrays.
-      apply: (params, batch, carry, noise_keys_B=None) → (logits_BSV, carry). Without `noise_keys_B`, nothing is random.
-        Otherwise each row has its own random key. The dropout mask of a row therefore does not depend on the device that holds
-        the row.
+      apply: (params, batch, carry, noise_keys_B=None, shared_key=None) → (logits_BSV, carry). Without `noise_keys_B`, nothing
+        is random. Otherwise each row has its own random key. The dropout mask of a row therefore does not depend on the device
+        that holds the row.
+      penalised: takes the arguments of `apply`, and returns (logits_BSV, carry, penalty). The penalty is added to the sum of
+        the loss that is trained; see `regularisers.penalty`. It is None if no penalty is set.
+      needs_shared_key: whether `noise_keys_B` must come with `shared_key`, the random key of masks that all rows share.
       zero_carry: number of rows → the carry at the beginning of a text. A carry is a tuple with the state of each layer.
       stepwise: (params, rows) → the weights in the layout that `step` needs for `rows` rows.
       step: (weights, ids_B, carry) → (logits_BV, carry). Computes the same as `apply` for one character, without dropout.
@@ -144,6 +171,8 @@ class Functions(NamedTuple):
 
     init: Callable
     apply: Callable
+    penalised: Callable
+    needs_shared_key: bool
     zero_carry: Callable
     stepwise: Callable
     step: Callable
@@ -177,6 +206,7 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
     shape = blocks.shape_of(config)
     layers, dtype = shape.blocks, jnp.dtype(config.model.dtype)
     module = CharLM(shape, vocab_size, dtype, FrozenConfigDict(config))
+    needs_shared_key = shape.regularisers.needs_shared_key
 
     def zero_carry(rows: int) -> tuple:
         return tuple(block.cell.zero_state(rows, block.width) for block in layers)
@@ -186,8 +216,13 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
         batch = Batch(ids, ids, jnp.ones((1, 1)), jnp.ones(1, bool))
         return module.init(key, batch, zero_carry(1))["params"]
 
-    def apply(params, batch, carry, noise_keys_B=None):
-        return module.apply({"params": params}, batch, carry, noise_keys_B)
+    def penalised(params, batch, carry, noise_keys_B=None, shared_key=None):
+        if noise_keys_B is not None and shared_key is None and needs_shared_key:
+            raise ValueError("masks of weights or embeddings are on: noise_keys_B must come with shared_key")
+        return module.apply({"params": params}, batch, carry, noise_keys_B, shared_key)
+
+    def apply(params, batch, carry, noise_keys_B=None, shared_key=None):
+        return penalised(params, batch, carry, noise_keys_B, shared_key)[:2]
 
     def stepwise(params: Any, rows: int) -> Stepwise:
         by_layer = [params[block.name] for block in layers]
@@ -233,7 +268,7 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
         return x + weights.head_bias_V[None, :], tuple(new_carry)
 
     operations = layer_operations(config) + shape.operations(vocab_size)
-    return Functions(init, apply, zero_carry, stepwise, step, operations, shape)
+    return Functions(init, apply, penalised, needs_shared_key, zero_carry, stepwise, step, operations, shape)
 
 
 def layer_operations(config: ConfigDict) -> int:

@@ -22,7 +22,7 @@ from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import sample
 from charlm.inference.protocol import Counts, Protocol
-from charlm.models import blocks, stack
+from charlm.models import blocks, regularisers, stack
 from charlm.models.cells import interface
 from charlm.training import optim
 
@@ -104,6 +104,8 @@ def set_up(config: ConfigDict) -> Setup:
     for key in optim.unread_keys(config):
         progress.warn(f"{key} has no effect, because the schedule that optim.schedule names does not read it.")
     functions = stack.functions(config, len(vocab))
+    for sentence in regularisers.keys_without_effect(config, len(functions.shape.blocks)):
+        progress.warn(sentence)
     protocol = Protocol.of(config, framing)
     if "validation" in encoded:
         protocol.check(encoded["validation"])  # reports an error now instead of after the first epoch

@@ -58,6 +58,8 @@ CONTEXT = {
     "batch.bucket": LINES | {"batch.padding": "counted"},
     "batch.padding": LINES,
     "batch.start_symbol": LINES,
+    "model.dropout_hidden": {"model.layers": 2},
+    "model.dropout_kind": {"model.dropout": 0.5},
     "model.init_scale": {"model.init": "uniform"},
     "model.mogrifier_rounds": {"model.cell": "mogrifier_lstm"},
     "model.mogrifier_rank": {"model.cell": "mogrifier_lstm"},

@@ -26,6 +26,8 @@ from charlm.errors import UserError
 
 Params = dict[str, jax.Array]  # the float32 parameters of one layer
 State = Any  # a tree whose leaves are float32 (B, …)
+# The keys of noise that a cell with a recurrent kernel, a candidate and the state (c, h) can read.
+NOISE_KEYS = ("model.weight_drop", "model.recurrent_dropout", "model.zoneout_cell", "model.zoneout_hidden")
 Inputs = jax.Array  # floats (…, I), or ids (…) that select rows of the input kernel
 
 
@@ -35,7 +37,10 @@ class Cell(NamedTuple):
     Attributes:
       title: name of the cell in pictures.
       state_title: name of the cell's state in pictures.
-      keys: config keys that this cell reads, but that other cells may ignore, such as `model.forget_bias`.
+      keys: config keys that this cell reads, but that other cells may ignore, such as `model.forget_bias`. With one of
+        NOISE_KEYS, the cell lets the code outside this folder act on it. `model.weight_drop`: the cell has a parameter
+        `recurrent_kernel`. `model.recurrent_dropout`: `step` takes `factor_BH`. `model.zoneout_hidden`: the state is h, and
+        the output is h. `model.zoneout_cell` and `model.zoneout_hidden`: the state is (c, h), and the output is h.
       parameters: (inputs, hidden, initial, config) → dict of name → (initializer, shape) for one layer. `initial` is an
         `initializers.Initializers`. The order of the parameters determines their random numbers.
       zero_state: (rows, hidden) → the state before the first character, all zeros.
@@ -46,7 +51,9 @@ class Cell(NamedTuple):
         `table_VI` gives with the original params.
       prepare: (params, rows, dtype, ids) → the params in the layout that `step` needs for a batch of `rows` rows. `ids` is True
         if the inputs of `step` will be ids.
-      step: (prepared, x, state, dtype) → (output_BH, state). Reads one character: x is floats (B, I) or ids (B,).
+      step: (prepared, x, state, dtype) → (output_BH, state). Reads one character: x is floats (B, I) or ids (B,). With
+        `model.recurrent_dropout` among the keys, `step` takes a fifth argument `factor_BH=None`, by which it multiplies the
+        candidate that enters the state.
       operations: (inputs, hidden, config) → the number of multiply-adds of a layer for one character. If the inputs are ids,
         `inputs` is 0. Raises a UserError if the values of the cell's keys don't fit `hidden`.
       from_torch, from_keras: (arrays) → params. `arrays` maps the framework's names to the arrays of one layer. None if the

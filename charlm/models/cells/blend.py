@@ -55,7 +55,8 @@ def cell(title: str, keys: tuple[str, ...], gates: int, parameters: Callable, pr
     """A cell with the recurrence above.
 
     Args:
-      title, keys, parameters: see `Cell`. The parameters are `input_kernel` (I, gates * H) and `bias` (gates * H,).
+      title, keys, parameters: see `Cell`. The keys of recurrent dropout and zoneout are added to `keys`. The parameters are
+        `input_kernel` (I, gates * H) and `bias` (gates * H,).
       gates: number of gates, including the candidate.
       pre_activations: (x_…G) → (u_…H, v_…H), from the input times the input kernel, plus the bias.
     """
@@ -73,19 +74,22 @@ def cell(title: str, keys: tuple[str, ...], gates: int, parameters: Callable, pr
         kernel_IG, bias_G = params["input_kernel"], params["bias"]
         return Prepared(kernel_IG + bias_G[None, :] if ids else operand(kernel_IG, dtype, rows), bias_G)
 
-    def step(weights: Prepared, x: Inputs, h_BH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    def step(
+        weights: Prepared, x: Inputs, h_BH: jax.Array, dtype: jnp.dtype, factor_BH: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         if is_ids(x):
             x_BG = jnp.take(weights.kernel, x, axis=0, mode="clip")
         else:
             x_BG = product(x, weights.kernel, dtype) + weights.bias_G[None, :]
         u_BH, v_BH = pre_activations(x_BG)
-        h_BH = h_BH + jax.nn.sigmoid(u_BH) * (candidate(v_BH) - h_BH)
+        g_BH = candidate(v_BH) if factor_BH is None else candidate(v_BH) * factor_BH
+        h_BH = h_BH + jax.nn.sigmoid(u_BH) * (g_BH - h_BH)
         return h_BH, h_BH
 
     return Cell(
         title=title,
         state_title="h",
-        keys=keys,
+        keys=(*keys, "model.recurrent_dropout", "model.zoneout_hidden"),
         parameters=parameters,
         zero_state=lambda rows, hidden: jnp.zeros((rows, hidden)),
         window=window,

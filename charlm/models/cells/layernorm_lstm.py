@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import Cell, Inputs, Params, deferred, is_ids, lstm
+from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Params, deferred, is_ids, lstm
 from charlm.models.cells.lstm import State
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
@@ -59,20 +59,24 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params:
     return params | {"recurrent_kernel": operand(params["recurrent_kernel"], dtype, rows)} | prepared
 
 
-def step(weights: Params, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
-    """Reads one character x: floats (B, I), or ids (B,)."""
+def step(
+    weights: Params, x: Inputs, state: State, dtype: jnp.dtype, factor_BH: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate g; see `Cell.step`."""
     if "table" in weights:
         z_in_BG = jnp.take(weights["table"], x, axis=0, mode="clip")
     else:
         z_in_BG = _input_part(product(x, weights["input_kernel"], dtype), weights)
-    return _step(lambda name, left: product(left, weights[name], dtype), _gains(weights), z_in_BG, state)
+    return _step(lambda name, left: product(left, weights[name], dtype), _gains(weights), z_in_BG, state, factor_BH)
 
 
-def _step(times: Callable, gains: dict[str, jax.Array], z_in_BG: jax.Array, state: State) -> tuple[jax.Array, State]:
+def _step(
+    times: Callable, gains: dict[str, jax.Array], z_in_BG: jax.Array, state: State, factor_BH: jax.Array | None = None
+) -> tuple[jax.Array, State]:
     c_BH, h_BH = state
     z_BG = z_in_BG + _normalised(times("recurrent_kernel", h_BH)) * gains["recurrent_gain"][None, :]
     i, f, g, o = jnp.split(lstm.activate(z_BG), GATES, axis=-1)
-    c_BH = f * c_BH + i * g
+    c_BH = f * c_BH + i * (g if factor_BH is None else g * factor_BH)
     h_BH = o * jnp.tanh(_normalised(c_BH) * gains["cell_gain"][None, :] + gains["cell_bias"][None, :])
     return h_BH, (c_BH, h_BH)
 
@@ -95,7 +99,7 @@ def _normalised(x: jax.Array) -> jax.Array:
 CELL = Cell(
     title="LSTM with layer norm",
     state_title="c, h",
-    keys=("model.forget_bias",),
+    keys=("model.forget_bias", *NOISE_KEYS),
     parameters=parameters,
     zero_state=lstm.zero_state,
     window=window,

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import Cell, Inputs, Params, deferred, is_ids, lstm
+from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Params, deferred, is_ids, lstm
 from charlm.models.cells.chunks import input_dtype
 from charlm.models.cells.lstm import State
 from charlm.models.initializers import Initializers
@@ -75,13 +75,15 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params | 
     return params | {name: operand(kernel, dtype, rows) for name, kernel in _kernels(params).items()}
 
 
-def step(weights: Params | lstm.Prepared, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
-    """Reads one character x: floats (B, I), or ids (B,)."""
+def step(
+    weights: Params | lstm.Prepared, x: Inputs, state: State, dtype: jnp.dtype, factor_BH: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate g; see `Cell.step`."""
     if isinstance(weights, lstm.Prepared):
-        return lstm.step(weights, x, state, dtype)
+        return lstm.step(weights, x, state, dtype, factor_BH)
     dtype = input_dtype(weights["input_kernel"], dtype)
     times = lambda name, left: product(left, weights[name], dtype)  # noqa: E731
-    return _step_of(weights)(times, _biases(weights), _features(weights, x, dtype), state)
+    return _step_of(weights)(times, _biases(weights), _features(weights, x, dtype), state, factor_BH)
 
 
 def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
@@ -97,7 +99,14 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     return lstm.operations(inputs, hidden, config) + rounds * (rank * (inputs + hidden) if rank else inputs * hidden)
 
 
-def _step(is_thin: bool, times: Callable, biases: dict[str, Any], x_BI: jax.Array, state: State) -> tuple[jax.Array, State]:
+def _step(
+    is_thin: bool,
+    times: Callable,
+    biases: dict[str, Any],
+    x_BI: jax.Array,
+    state: State,
+    factor_BH: jax.Array | None = None,
+) -> tuple[jax.Array, State]:
     def scale(k, source):  # the factors of round k
         if is_thin:
             product_of_round = times(f"round_right_{k}", times(f"round_left_{k}", source))
@@ -113,7 +122,7 @@ def _step(is_thin: bool, times: Callable, biases: dict[str, Any], x_BI: jax.Arra
             h_BH = scale(k, x_BI) * h_BH
     z_BG = times("kernel", jnp.concatenate([x_BI, h_BH], axis=-1)) + biases["bias"][None, :]
     i, f, g, o = jnp.split(lstm.activate(z_BG), GATES, axis=-1)
-    c_BH = f * c_BH + i * g
+    c_BH = f * c_BH + i * (g if factor_BH is None else g * factor_BH)
     h_BH = o * jnp.tanh(c_BH)
     return h_BH, (c_BH, h_BH)
 
@@ -154,7 +163,7 @@ def _features(params: Params, inputs: Inputs, dtype: jnp.dtype) -> jax.Array:
 CELL = Cell(
     title="Mogrifier LSTM",
     state_title="c, h",
-    keys=("model.forget_bias", "model.mogrifier_rounds", "model.mogrifier_rank"),
+    keys=("model.forget_bias", *NOISE_KEYS, "model.mogrifier_rounds", "model.mogrifier_rank"),
     parameters=parameters,
     zero_state=lstm.zero_state,
     window=window,

@@ -76,8 +76,10 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params:
     return prepared | {"input_kernel": operand(params["input_kernel"], dtype, rows), "bias": params["bias"]}
 
 
-def step(weights: Params, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
-    """Reads one character x: floats (B, I), or ids (B,)."""
+def step(
+    weights: Params, x: Inputs, state: State, dtype: jnp.dtype, factor_BH: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate z; see `Cell.step`."""
     if is_ids(x):
         u_BG = jnp.take(weights["table"], x, axis=0, mode="clip")
     else:
@@ -85,7 +87,9 @@ def step(weights: Params, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[ja
     kernel = weights["recurrent_kernel"]
     heads = kernel.shape[0]
     times = lambda _, left: product(left, kernel, dtype)  # noqa: E731
-    output, state = _step(times, None, _by_head(u_BG, heads, GATES), jax.tree.map(lambda leaf: _by_head(leaf, heads), state))
+    factor = None if factor_BH is None else _by_head(factor_BH, heads)
+    state = jax.tree.map(lambda leaf: _by_head(leaf, heads), state)
+    output, state = _step(times, None, _by_head(u_BG, heads, GATES), state, factor)
     return _joined(output), jax.tree.map(_joined, state)
 
 
@@ -94,15 +98,17 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     return GATES * hidden * (inputs + hidden // _heads(hidden, config))
 
 
-def _step(times: Callable, others: None, u: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """One step. u is (N, B, 4D), and the arrays of the state are (N, B, D)."""
+def _step(
+    times: Callable, others: None, u: jax.Array, state: State, factor: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    """One step. u is (N, B, 4D), and the arrays of the state are (N, B, D). `factor` (N, B, D) multiplies tanh(u_z)."""
     del others
     c, n, h, m = state
     u_i, u_f, u_z, u_o = jnp.split(u + times("recurrent_kernel", h), GATES, axis=-1)
     log_f = jax.nn.log_sigmoid(u_f) + jnp.where(n == 0, -jnp.inf, m)
     m = jnp.maximum(log_f, u_i)
     i, f = jnp.exp(u_i - m), jnp.exp(log_f - m)
-    c = f * c + i * jnp.tanh(u_z)
+    c = f * c + i * (jnp.tanh(u_z) if factor is None else jnp.tanh(u_z) * factor)
     n = f * n + i
     h = jax.nn.sigmoid(u_o) * c / n
     return h, (c, n, h, m)
@@ -138,7 +144,7 @@ def _joined(x: jax.Array) -> jax.Array:
 CELL = Cell(
     title="sLSTM",
     state_title="c, n, h, m",
-    keys=("model.forget_bias", "model.slstm_heads"),
+    keys=("model.forget_bias", "model.weight_drop", "model.recurrent_dropout", "model.slstm_heads"),
     parameters=parameters,
     zero_state=zero_state,
     window=window,
