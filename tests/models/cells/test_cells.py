@@ -28,6 +28,17 @@ from configs import base
 GRU = "plain_gru"
 NAMES = (*keys.KEYS["model.cell"].rule.options, GRU)
 HIDDEN, INPUTS, STEPS = 6, 5, 9
+NOISE = {
+    "model.dropout_kind": "variational",
+    "model.dropout_input": 0.1,
+    "model.weight_drop": 0.3,
+    "model.embedding_dropout": 0.1,
+    "model.recurrent_dropout": 0.1,
+    "model.zoneout_cell": 0.4,
+    "model.zoneout_hidden": 0.1,
+    "model.ar": 2.0,
+    "model.tar": 1.0,
+}
 TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 
 
@@ -172,7 +183,10 @@ def test_windows_gradients_and_steps_lower_for_every_platform(name, rows):
 
 
 def test_two_devices_make_the_training_step_of_one_device():
-    """Trains each cell for a step with dropout, in a new process, because this process may have only one device."""
+    """Trains each cell for a step with dropout, and the LSTM for a step with all regularisers.
+
+    The training runs in a new process, because this process may have only one device.
+    """
     code = """
 import sys, jax, numpy as np
 from jax.sharding import Mesh
@@ -184,9 +198,12 @@ from charlm.training import state as state_module
 from charlm.training import step as step_module
 from configs import base
 assert len(jax.devices()) == 2
-for name in keys.KEYS["model.cell"].rule.options:
+noise = {"dropout_kind": "variational", "dropout_input": 0.2, "weight_drop": 0.3, "embedding_dropout": 0.2,
+         "recurrent_dropout": 0.2, "zoneout_cell": 0.4, "zoneout_hidden": 0.2, "ar": 2.0, "tar": 1.0}
+for name, regularisers in [*((name, {}) for name in keys.KEYS["model.cell"].rule.options), ("lstm", noise)]:
     config = base.get_config()
     config.model.update({"cell": name, "hidden": 6, "embedding": 5, "layers": 1, "dropout": 0.5, "init": "uniform"})
+    config.model.update(regularisers)
     functions, optimizer = stack.functions(config, 5), optim.optimizer(config)
     start = jax.device_get(jax.jit(lambda: state_module.initial_state(functions, optimizer, 4, 0))())
     stream = batches.Stream(np.arange(400, dtype=np.uint8) ** 2 % 5, 4, 8, False, 0)
@@ -202,7 +219,7 @@ for name in keys.KEYS["model.cell"].rule.options:
     environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {TWO_DEVICES}", "PYTHONPATH": "."}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [name for name in NAMES if name != GRU]
+    assert done.stdout.split() == [*(name for name in NAMES if name != GRU), "lstm"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -281,10 +298,13 @@ def test_config_keys_that_the_chosen_cell_does_not_read_are_listed():
     assert stack.unread_keys(config) == []
 
 
-@pytest.mark.parametrize("name", [GRU, *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != GRU)])
-def test_a_cell_trains_resumes_evaluates_and_samples(name, small, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "regularisers"),
+    [(GRU, {}), ("lstm", NOISE), *(pytest.param(name, {}, marks=pytest.mark.slow) for name in NAMES if name != GRU)],
+)
+def test_a_cell_trains_resumes_evaluates_and_samples(name, regularisers, small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    overrides = small | {"model.cell": name, "model.layers": 2, "model.dropout": 0.2}
+    overrides = small | {"model.cell": name, "model.layers": 2, "model.dropout": 0.2} | regularisers
     uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
     assert train.train(load.load(TINY, overrides), uninterrupted) == 0
 
