@@ -130,6 +130,7 @@ LOCAL = Rule(
 )
 SEED = Rule(lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
 FROM_0_TO_1 = Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
+INSIDE_0_AND_1 = Rule(lambda value: 0 < value < 1, "above 0 and below 1")
 FACTOR = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
 SPLIT = Rule(_are_fractions, "one to three positive fractions that sum to 1, such as (0.9,0.1)")
 WIDTHS = Rule(_are_widths, "a tuple of positive integers, such as (256,128), or () for model.hidden units in every layer")
@@ -145,6 +146,10 @@ CELL = Rule(
 )
 INITS = one_of("orthogonal", "glorot", "axon", "pytorch", "uniform")
 DTYPES = one_of("float32", "bfloat16")
+OPTIMISERS = one_of("adam", "adamw", "rmsprop", "sgd", "lion", "adafactor", "adan", "muon", "schedule_free_adamw")
+AVERAGES = Rule(
+    lambda value: value in ("", "ema", "tail", "nt_asgd"), "empty, ema, tail or nt_asgd", ("", "ema", "tail", "nt_asgd")
+)
 SCHEDULES = one_of("constant", "cosine", "trapezoid", "exponential", "step")
 
 
@@ -281,7 +286,7 @@ TABLE = (
         "slstm: number of heads; a unit reads only the units of its own head; must divide model.hidden"),
     Key("model.dtype", "float32", DTYPES, "data type of the operands in matrix products; state and weights are always float32"),
     # the optimiser and its learning rate
-    Key("optim.name", "adam", one_of("adam", "adamw", "rmsprop", "sgd"), "the optimiser"),
+    Key("optim.name", "adam", OPTIMISERS, "the optimiser; configs/README.md lists published settings"),
     Key("optim.learning_rate", 3e-3, POSITIVE, "peak learning rate"),
     Key("optim.schedule", "cosine", SCHEDULES,
         "learning-rate schedule; trapezoid: constant, then linear decay over the last optim.decay_steps steps"),
@@ -300,17 +305,36 @@ TABLE = (
         "exponential, step: after the warm-up, the learning rate is constant for this number of steps (epochs if "
         "optim.decay_epochs is set); step: the rate is multiplied for the first time when this time ends; 0.0: the "
         "schedule begins right after the warm-up"),
-    Key("optim.beta1", 0.9, FRACTION, "adam, adamw: decay rate of the running mean of the gradient"),
-    Key("optim.beta2", 0.999, FRACTION, "adam, adamw, rmsprop: decay rate of the running mean of the squared gradient"),
-    Key("optim.eps", 1e-8, POSITIVE, "adam, adamw, rmsprop: constant added to the root of the mean squared gradient"),
+    Key("optim.beta1", 0.9, FRACTION,
+        "adam, adamw, adan, muon: decay rate of the running mean of the gradient; lion: share of this mean in the update; "
+        "schedule_free_adamw: share of the averaged weights in the weights at which the gradient is taken"),
+    Key("optim.beta2", 0.999, FRACTION,
+        "adam, adamw, rmsprop, adan, muon, schedule_free_adamw: decay rate of the running mean of the squared gradient; "
+        "lion: decay rate of the running mean of the gradient"),
+    Key("optim.beta3", 0.92, FRACTION, "adan: decay rate of the running mean of the difference of successive gradients"),
+    Key("optim.eps", 1e-8, POSITIVE,
+        "adam, adamw, rmsprop, adan, muon, schedule_free_adamw: constant added to the root of the mean squared gradient"),
     Key("optim.eps_form", "outer", one_of("outer", "keras"),
         "where optim.eps is added; outer: to the root of the mean squared gradient; keras: Adam adds it to the root "
         "before the bias correction, as MXNet also does, and RMSprop adds it inside the root"),
-    Key("optim.momentum", 0.0, FRACTION, "sgd: momentum"),
+    Key("optim.momentum", 0.0, FRACTION, "sgd: momentum; adafactor: decay rate of the running mean of the update"),
+    Key("optim.muon_momentum", 0.95, FRACTION, "muon: momentum of the matrices; all other parameters are updated by Adam"),
     Key("optim.clip_norm", 1.0, NOT_NEGATIVE, "maximum global norm of the gradient; 0.0: no clipping"),
     Key("optim.clip_value", 0.0, NOT_NEGATIVE, "maximum absolute value of a gradient element; 0.0: no clipping"),
     Key("optim.weight_decay", 0.0, NOT_NEGATIVE,
-        "weight decay; adamw: decoupled from the gradient; adam, rmsprop, sgd: L2 regularisation"),
+        "weight decay; adam, rmsprop, sgd: L2 regularisation; all other optimisers: decoupled from the gradient"),
+    Key("optim.average", "", AVERAGES,
+        "average of the weights, which is evaluated, sampled and exported, while the training goes on with the raw weights; "
+        "ema: exponential mean; tail: mean over the last steps; nt_asgd: mean from the step at which the validation loss stops "
+        "improving; empty: no average"),
+    Key("optim.average_decay", 0.999, INSIDE_0_AND_1, "ema: decay rate of the mean, whose start is corrected for bias",
+        only_with=("optim.average",)),
+    Key("optim.average_last", 0.25, FACTOR, "tail: share of the training, at its end, over which the mean is taken",
+        only_with=("optim.average",)),
+    Key("optim.average_patience", 5, NOT_NEGATIVE,
+        "nt_asgd: the mean begins when a validation loss is above the best of all earlier losses except the last ones; this is "
+        "the number of these last losses",
+        only_with=("optim.average",)),
     Key("optim.decay_biases", False, ANY, "apply weight decay to biases too, as in MXNet; False: only to matrices"),
     # first parameters, length, logging, evaluations and checkpoints
     _path("train.init_from",
@@ -413,13 +437,14 @@ def resumable(config: Mapping[str, object]) -> frozenset[str]:
     """The keys that may differ when a run is resumed, because they do not change the parameters of the model.
 
     With `train.patience`, evaluations decide when the training ends. With `train.halvings`, a diverged run goes back to its
-    last checkpoint, and each evaluation writes a checkpoint. Some of the keys then do change the parameters.
+    last checkpoint, and each evaluation writes a checkpoint. With `optim.average=nt_asgd`, evaluations decide when the average
+    of the parameters begins. Some of the keys then do change the parameters.
 
     Args:
       config: the config of the run, dotted key → value.
     """
     changing: set[str] = set()
-    if config.get("train.patience"):
+    if config.get("train.patience") or config.get("optim.average") == "nt_asgd":
         changing |= {name for name in RESUMABLE if name.startswith("eval.")} | {"train.eval_every"}
     if config.get("train.halvings"):
         changing |= {"train.eval_every", "train.checkpoint_every"}

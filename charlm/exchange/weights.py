@@ -8,7 +8,6 @@ number of symbols in the vocabulary.
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import json
 import pathlib
@@ -29,7 +28,7 @@ from charlm.models.cells import Cell, own
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.training.setup import Setup, set_up
-from charlm.training.state import Progress, initial_state
+from charlm.training.state import Progress, initial_state, state_with, to_checkpoint
 
 Params = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -229,8 +228,9 @@ def _write(config: ConfigDict, workdir: str, setup: Setup, vocab: Vocab, params:
         run.begin(config, vocab, setup.provenance, cells=own.digests(config))
         run.note_start(f"imported from {file}", stack.parameter_count(params), setup.total_steps)
         params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, jax.numpy.float32), params)
-        rest = (setup.optimizer.init(params), setup.functions.zero_carry(setup.batches.rows))
-        checkpoints.save(0, params, rest, dataclasses.asdict(Progress()))
+        carry = setup.functions.zero_carry(setup.batches.rows)
+        state = state_with(params, setup.optimizer, carry, setup.averaging)
+        checkpoints.save(0, *to_checkpoint(state), Progress().to_dict())
         checkpoints.wait()
         run.write_status("done", 0, None, f"imported from {file}")
 

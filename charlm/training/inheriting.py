@@ -6,7 +6,6 @@ would have without `train.init_from`. All other parameters are copied.
 """
 
 import contextlib
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ from charlm.rundir import checkpoint
 from charlm.rundir import run as run_module
 from charlm.rundir.run import Run
 from charlm.training.setup import Setup
-from charlm.training.state import Progress, TrainState, initial_state_maker, to_checkpoint
+from charlm.training.state import Progress, TrainState, initial_state_maker, state_with, to_checkpoint
 
 LISTED = 20  # the maximum number of symbols that `tell` lists
 Params = dict[str, Any]
@@ -84,7 +83,7 @@ def read(
         "new_symbols": [symbol for symbol in new if symbol not in set(old)],
         "dropped_symbols": [symbol for symbol in old if symbol not in set(new)],
     }
-    return Inheritance(state._replace(params=params), parent)
+    return Inheritance(state_with(params, setup.optimizer, state.carry, setup.averaging), parent)
 
 
 def for_run(run: Run, config: ConfigDict, setup: Setup, begun: bool, trust_code: bool) -> Inheritance | None:
@@ -108,7 +107,7 @@ def save(run: Run, inheritance: Inheritance) -> None:
     # With several processes, a checkpoint can't be saved from arrays on the devices of one process.
     params, rest = jax.tree.map(np.asarray, to_checkpoint(inheritance.state))
     with contextlib.closing(checkpoint.Checkpoints(run.checkpoints)) as checkpoints:
-        checkpoints.save(0, params, rest, dataclasses.asdict(Progress()))
+        checkpoints.save(0, params, rest, Progress().to_dict())
         checkpoints.wait()
 
 

@@ -24,7 +24,8 @@ from charlm.inference import sample
 from charlm.inference.protocol import Counts, Protocol
 from charlm.models import blocks, regularisers, stack
 from charlm.models.cells import interface
-from charlm.training import optim
+from charlm.training import averaging, optim
+from charlm.training.averaging import Averaging
 
 LISTED = 20  # the maximum number of odd symbols that are listed
 MOST_SHOWN = 20  # the maximum number of evaluations that a run with short epochs prints
@@ -44,6 +45,7 @@ class Setup:
       encoded: the splits as ids.
       mesh: the devices among which the rows of a batch are divided.
       rates: (step, count) → the schedule's learning rates of `count` steps, starting at `step`: float32 (count,).
+      averaging: how the parameters are averaged; None: they are not averaged.
       shown_every: the minimum number of steps between two printed evaluations. All evaluations are written to metrics.jsonl.
       best_by: the loss that chooses the best checkpoint, `validation` or `train`.
       draw_sample: (params, step) → text; None if `sample.length` is 0.
@@ -59,6 +61,7 @@ class Setup:
     steps_per_call: int
     rates: Callable[[int, int], np.ndarray]
     optimizer: optax.GradientTransformation
+    averaging: Averaging | None
     log_every: int
     eval_every: int
     shown_every: int
@@ -101,8 +104,8 @@ def set_up(config: ConfigDict) -> Setup:
         progress.warn(f"{key} has no effect: model.cell={config.model.cell} does not read it.")
     for sentence in blocks.without_effect(config):
         progress.warn(sentence)
-    for key in optim.unread_keys(config):
-        progress.warn(f"{key} has no effect, because the schedule that optim.schedule names does not read it.")
+    for key, setting in (optim.unread_keys(config) | averaging.unread_keys(config)).items():
+        progress.warn(f"{key} has no effect: {setting} does not read it.")
     functions = stack.functions(config, len(vocab))
     for sentence in regularisers.keys_without_effect(config, len(functions.shape.blocks)):
         progress.warn(sentence)
@@ -123,6 +126,7 @@ def set_up(config: ConfigDict) -> Setup:
         steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions),
         rates=learning_rates(config, training.steps_per_epoch),
         optimizer=optim.optimizer(config),
+        averaging=averaging.of_config(config, total_steps, "validation" in encoded),
         log_every=config.train.log_every,
         eval_every=config.train.eval_every or training.steps_per_epoch,
         shown_every=shown_every(config, training.steps_per_epoch),

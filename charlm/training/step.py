@@ -18,6 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from charlm.data.batches import Batch
 from charlm.models import objective
 from charlm.models.stack import Functions
+from charlm.training.averaging import Average, Averaging, at_gradient, updated
 
 # The number that is folded into the key of a step to make the key of the masks that all rows share. No row has this index.
 SHARED = np.uint32(2**32 - 1)
@@ -29,13 +30,16 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32 scalar, the number of steps made so far. This number and the seed determine all random numbers, so no random
         key is stored.
+      params: the raw parameters.
       carry: the recurrent state that one step passes to the next.
+      average: the average of the parameters; None without averaging.
     """
 
     step: jax.Array
     params: Any
     opt_state: optax.OptState
     carry: tuple
+    average: Average | None = None
 
 
 class StepMetrics(NamedTuple):
@@ -58,7 +62,11 @@ class StepMetrics(NamedTuple):
 
 
 def make_train_step(
-    functions: Functions, optimizer: optax.GradientTransformation, mesh: Mesh, pad: int | None = None
+    functions: Functions,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    pad: int | None = None,
+    averaging: Averaging | None = None,
 ) -> Callable:
     """Returns the pure function (state, batch, rate, seed, asked_D=None) → (state, StepMetrics).
 
@@ -82,6 +90,7 @@ def make_train_step(
 
     Args:
       pad: id of `<pad>`. The reported nats exclude padding, even if the loss counts padding.
+      averaging: how the parameters are averaged; None: the state has no average.
     """
     (axis,) = mesh.axis_names
     replicated, by_row = PartitionSpec(), PartitionSpec(axis)
@@ -111,13 +120,15 @@ def make_train_step(
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
         noise_keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, jnp.arange(len(batch.reset_B)))
         shared_key = jax.random.fold_in(step_key, SHARED) if functions.needs_shared_key else None
-        (grads, sums, asked), carry = gradients(state.params, shared_key, batch, state.carry, noise_keys_B, asked_D)
+        point = at_gradient(averaging, state.params, state.average)
+        (grads, sums, asked), carry = gradients(point, shared_key, batch, state.carry, noise_keys_B, asked_D)
         nats, chars, loss_nats, loss_weight = sums
         grads = jax.tree.map(lambda leaf: leaf / loss_weight, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, point)
         params = optax.apply_updates(state.params, jax.tree.map(lambda update: rate * update, updates))
         metrics = StepMetrics(nats, chars, loss_nats, loss_weight, optax.tree.norm(grads), asked)
-        return TrainState(state.step + 1, params, opt_state, carry), metrics
+        average = updated(averaging, state.average, params, state.step + 1, rate)
+        return TrainState(state.step + 1, params, opt_state, carry, average), metrics
 
     return train_step
 

@@ -19,7 +19,7 @@ from charlm.training.feeding import arguments_maker, steps_at_once
 from charlm.training.judging import Diverged
 from charlm.training.record import Clock, NoRecord, Record
 from charlm.training.setup import Setup, describe
-from charlm.training.state import Progress, Sums, TrainState, params_to_evaluate, resumed
+from charlm.training.state import Progress, Sums, TrainState, params_to_evaluate, resumed, with_begun_average
 from charlm.training.step import make_train_step, several
 
 
@@ -90,7 +90,7 @@ def loop(setup: Setup, record: Any, state: TrainState, progress: Progress, recei
     A call of the compiled function makes one step or several steps. The loop starts the next call before it fetches the metrics
     of the previous call, so that the device never waits for the host.
     """
-    train_step = make_train_step(setup.functions, setup.optimizer, setup.mesh, setup.pad)
+    train_step = make_train_step(setup.functions, setup.optimizer, setup.mesh, setup.pad, setup.averaging)
     one, many = jax.jit(train_step, donate_argnums=0), jax.jit(several(train_step), donate_argnums=0)
     evaluate_split = evaluate.evaluator(setup.functions, devices.local(setup.mesh))
     arguments, clock = arguments_maker(setup), Clock(progress)
@@ -126,6 +126,9 @@ def loop(setup: Setup, record: Any, state: TrainState, progress: Progress, recei
                 stopping = True
             else:
                 judging.judge(setup, progress, rows[-1])
+                if judging.begins_average(setup, progress, rows):
+                    state = with_begun_average(state)
+                    record.say(f"the average of the weights begins at step {progress.step}.")
                 record.evaluation(progress, rows, params)
                 progress.epoch, finished = Sums(), judging.is_finished(setup, progress)
         clock.lap(training=not (log_now or save_now))

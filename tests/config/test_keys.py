@@ -39,6 +39,8 @@ VALUES = {
     "optim.clip_value": 0.001,
     "optim.decay_epochs": 0.01,
     "optim.decay_after": 2.0,
+    "optim.average_last": 0.75,
+    "optim.average_patience": 0,
     "train.epochs": 0.02,
     "train.eval_every": 2,
     "eval.framing": "chunks",
@@ -74,6 +76,17 @@ CONTEXT = {
     "optim.decay_epochs": {"optim.schedule": "step"},
     "optim.decay_after": {"optim.schedule": "exponential", "optim.decay_steps": 2},
     "optim.momentum": {"optim.name": "sgd"},
+    "optim.beta3": {"optim.name": "adan"},
+    "optim.muon_momentum": {"optim.name": "muon"},
+    "optim.average_decay": {"optim.average": "ema"},
+    "optim.average_last": {"optim.average": "tail"},
+    "optim.average_patience": {
+        "optim.average": "nt_asgd",
+        "optim.learning_rate": 5.0,
+        "optim.schedule": "constant",
+        "train.steps": 6,
+        "train.eval_every": 1,
+    },
     "train.epochs": {"train.steps": 0, "train.epochs": 0.01},
     "train.patience": {"optim.learning_rate": 5.0, "train.steps": 6, "train.eval_every": 1},
     "train.halvings": {
@@ -301,7 +314,7 @@ def test_the_list_of_keys_fits_the_terminal(monkeypatch, columns):
     for key in keys.TABLE:
         assert " ".join(key.meaning.split()) in text
     assert "units of each layer (integer, positive)" in text
-    assert "(one of adam, adamw, rmsprop, sgd)" in text
+    assert "(one of adam, adamw, rmsprop, sgd, lion, adafactor, adan, muon, schedule_free_adamw)" in text
     assert "(true or false)" in text
     assert "(path, or None)" in text
 
