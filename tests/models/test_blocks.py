@@ -184,8 +184,8 @@ def test_dropout_acts_on_the_branches_and_not_on_the_skip_connections(monkeypatc
     """If dropout removes everything, only the embedding is left, which the skip connections carry to the tied head."""
     seen = []
 
-    def dropout(keys_B, x_TBH, rate):
-        seen.append((keys_B, rate))
+    def dropout(keys_B, x_TBH, rate, per_window):
+        seen.append((keys_B, rate, per_window))
         return 0 * x_TBH
 
     monkeypatch.setattr(stack, "dropout", dropout)
@@ -194,7 +194,7 @@ def test_dropout_acts_on_the_branches_and_not_on_the_skip_connections(monkeypatc
 
     def apply(params, noise):
         logits, _ = functions.apply(params, batch_of(ids_BT), functions.zero_carry(3), noise)
-        return logits, [jax.random.key_data(keys_B) for keys_B, _ in seen]
+        return logits, [jax.random.key_data(keys_B) for keys_B, _, _ in seen]
 
     logits, keys = jax.jit(apply)(params, noise)
     embedding = np.asarray(params["embedding"], np.float64)
@@ -202,7 +202,7 @@ def test_dropout_acts_on_the_branches_and_not_on_the_skip_connections(monkeypatc
     np.testing.assert_allclose(logits, expected[ids_BT], atol=1e-5)
     # Two layers and two feed-forward blocks have different masks for each of three rows.
     assert len({np.asarray(row).tobytes() for keys_B in keys for row in keys_B}) == 4 * 3
-    assert {rate for _, rate in seen} == {0.5}
+    assert {(rate, per_window) for _, rate, per_window in seen} == {(0.5, False)}
 
 
 @pytest.mark.parametrize("case", CASES)
