@@ -178,8 +178,8 @@ def condition(text: str) -> tuple[str, Callable[[object], bool]]:
 
     Returns the name on the left side, and a predicate: a function that says whether a value of this name meets the condition.
 
-    The predicate compares numbers as numbers, booleans as booleans, and all other values as text. None satisfies
-    only two conditions: `=None`, and `!=` with any text other than None.
+    The predicate compares numbers as numbers, booleans as booleans, tuples as tuples, and all other values as text. None
+    satisfies only two conditions: `=None`, and `!=` with any text other than None.
 
     Raises:
       UserError: the text is not a condition. The predicate raises a UserError if the right side has the wrong type.
@@ -198,6 +198,9 @@ def condition(text: str) -> tuple[str, Callable[[object], bool]]:
             except ValueError:
                 expected = keys.TYPES[kind]
                 raise UserError(f"{text!r}: {name} must be compared with {expected}, not {wanted!r}.") from None
+        if isinstance(value, list | tuple) and compare in (operator.eq, operator.ne):
+            with contextlib.suppress(ValueError):  # the right side is not a tuple
+                return compare(tuple(value), keys.typed(wanted, tuple))
         return compare(str(value), wanted) if value is not None or compare in (operator.eq, operator.ne) else False
 
     return name, holds
