@@ -30,9 +30,7 @@ def check(config: ConfigDict) -> None:
     """
     for name in own.names(config):
         cell, hidden = named(name), config.model.hidden
-        file = keys.own_cell(name)
-        assert file is not None
-        checks = _Checks(cell, f"model.cell={name}", pathlib.Path(file[0]), FrozenConfigDict(config))
+        checks = _Checks(cell, f"model.cell={name}", pathlib.Path(own.file_of(name)), FrozenConfigDict(config))
         checks.fields()
         features = {"embedding": config.model.embedding, "scalar": 1}.get(config.model.input, hidden + 1)
         checks.layer(features, hidden, is_first=True)
