@@ -9,6 +9,9 @@ To add a cell NAME:
 Training, evaluation, sampling, sweeps, drawing, several devices and resume then work. The tests in
 `tests/models/cells/test_cells.py` include the new cell without changes.
 
+A cell can also be in a file of the user, with `model.cell=FILE.py:NAME`. `own.py` loads such a file, and `interface.py` checks
+the cell. configs/README.md has an example.
+
 Letters in the names and shapes of arrays: T time, B batch (rows), I input features, H hidden units, V rows of a table, which is
 the number of symbols.
 """

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from charlm.config import keys, load
 from charlm.errors import UserError
 from charlm.models import blocks
-from charlm.models.cells import Cell
+from charlm.models.cells import Cell, own
 
 FUNCTIONS = ("parameters", "zero_state", "window", "with_table", "prepare", "step", "operations")
 OPTIONAL = ("from_torch", "from_keras", "to_torch", "to_keras")
@@ -30,8 +30,8 @@ def check(config: ConfigDict) -> None:
     """
     layers = zip(blocks.cell_names(config), blocks.blocks_of(config), strict=True)
     for name, block in dict.fromkeys((name, block._replace(name="")) for name, block in layers):
-        if found := keys.own_cell(name):
-            checks = _Checks(block.cell, f"model.cell={name}", pathlib.Path(found[0]), FrozenConfigDict(config))
+        if keys.own_cell(name):
+            checks = _Checks(block.cell, f"model.cell={name}", pathlib.Path(own.file_of(name)), FrozenConfigDict(config))
             checks.fields()
             checks.layer(block)
 

@@ -49,7 +49,7 @@ def load(config: ConfigDict, recorded: Mapping[str, str] | None = None) -> None:
       UserError: a file does not exist, has changed, or raises an exception, or NAME is not a cell in the file.
     """
     for name in names(config):
-        file, attribute = _file_and_attribute(name)
+        file = file_of(name)
         source = _read(name, file)
         digest = hashlib.sha256(source).hexdigest()
         if recorded is not None and digest != recorded[file]:
@@ -58,13 +58,13 @@ def load(config: ConfigDict, recorded: Mapping[str, str] | None = None) -> None:
             continue
         if (file, digest) not in _modules:
             _modules[file, digest] = _module(name, file, source, digest)
-        cells.loaded[name] = _cell_of(_modules[file, digest], name, attribute)
+        cells.loaded[name] = _cell_of(_modules[file, digest], name)
         _digests[name] = digest
 
 
 def digests(config: ConfigDict) -> dict[str, str]:
     """File → SHA-256 digest of the code that `load` has run, for the user's files that a config names."""
-    return {_file_and_attribute(name)[0]: _digests[name] for name in names(config)}
+    return {file_of(name): _digests[name] for name in names(config)}
 
 
 def trusted(run: Run, trust_code: bool, given_as: str) -> dict[str, str]:
@@ -80,7 +80,7 @@ def trusted(run: Run, trust_code: bool, given_as: str) -> dict[str, str]:
     found = names(run.config())
     recorded = run.cells() if found else {}
     for name in found:
-        file, _ = _file_and_attribute(name)
+        file = file_of(name)
         if file not in recorded:
             raise UserError(f"{given_as}: cells.json has no digest of {file}: restore cells.json from a copy.")
         digest = hashlib.sha256(_read(name, file, given_as)).hexdigest()
@@ -95,13 +95,12 @@ def trusted(run: Run, trust_code: bool, given_as: str) -> dict[str, str]:
                 f"{given_as}: the run's cell is code in {file}, and charlm would run this file: if you trust it, add "
                 "--trust_code (in Python trust_code=True)."
             )
-    return {file: recorded[file] for file, _ in map(_file_and_attribute, found)}
+    return {file: recorded[file] for file in map(file_of, found)}
 
 
-def _file_and_attribute(name: str) -> tuple[str, str]:
-    found = keys.own_cell(name)
-    assert found is not None
-    return found
+def file_of(name: str) -> str:
+    """FILE.py of FILE.py:NAME."""
+    return name.rpartition(":")[0]
 
 
 def _read(name: str, file: str, given_as: str = "") -> bytes:
@@ -138,14 +137,14 @@ def _module(name: str, file: str, source: bytes, digest: str) -> types.ModuleTyp
     return module
 
 
-def _cell_of(module: types.ModuleType, name: str, attribute: str) -> cells.Cell:
+def _cell_of(module: types.ModuleType, name: str) -> cells.Cell:
+    path, _, attribute = name.rpartition(":")
     found = getattr(module, attribute, None)
     if isinstance(found, cells.Cell):
         return found
-    file = os.path.basename(_file_and_attribute(name)[0])
     if hasattr(module, attribute):
         kind = type(found).__name__
         raise UserError(f"model.cell={name}: {attribute} is of type {kind}, but must be a Cell of charlm.models.cells.")
     others = [key for key, value in vars(module).items() if isinstance(value, cells.Cell)]
     advice = f"its cells are {', '.join(others)}" if others else f"write {attribute} = Cell(...), see configs/README.md"
-    raise UserError(f"model.cell={name}: {file} has no {attribute}: {advice}.")
+    raise UserError(f"model.cell={name}: {os.path.basename(path)} has no {attribute}: {advice}.")
