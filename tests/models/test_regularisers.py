@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT, TINY
 from jax.sharding import Mesh
 
-from charlm.config import keys
+from charlm.config import keys, load
 from charlm.data.batches import Batch
 from charlm.errors import UserError
 from charlm.exchange import torch, weights
-from charlm.models import cells, dropout, objective, recurrent_noise, regularisers, stack
+from charlm.models import cells, drawing, dropout, objective, recurrent_noise, regularisers, stack
 from charlm.models.initializers import initializers
-from charlm.training import optim
+from charlm.training import optim, setup
 from charlm.training import state as state_module
 from charlm.training import step as step_module
 from configs import base
@@ -327,6 +328,9 @@ def test_dropout_everywhere_is_the_default_of_the_shares_between_layers_and_befo
     mixed = config_of(dropout=0.4, dropout_input=0.1, dropout_hidden=0.0)
     assert regularisers.of(mixed, "embedding").dropout(3) == (0.1, 0.0, 0.0, 0.4)
     assert regularisers.of(config_of(dropout=0.4, dropout_output=0.2), "embedding").dropout(1) == (0.0, 0.2)
+    drawn = drawing.unrolled(*stack.functions(mixed, VOCAB).shape, steps=1)
+    assert "-> input_1 -> dropout_0_1 -> layer_1_1 -> layer_2_1 -> dropout_2_1 -> head_1" in drawn
+    assert [label in drawn for label in ('"dropout 0.1"', '"dropout 0.4"')] == [True, True]
 
 
 @pytest.mark.parametrize("name", SHARES)
@@ -367,6 +371,16 @@ def test_values_that_do_not_fit_together_are_refused_or_told():
         ({"dropout_kind": "variational"}, 2, "model.dropout_kind=variational has no effect: the model has no dropout."),
     ):
         assert regularisers.keys_without_effect(config_of(**values), layers) == [expected]
+
+
+def test_a_training_tells_which_keys_have_no_effect(small, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    overrides = {"model.cell": "mingru", "model.weight_drop": 0.1, "model.dropout_hidden": 0.1}
+    setup.set_up(load.load(TINY, small | overrides))
+    assert capsys.readouterr().err.splitlines() == [
+        "note: model.weight_drop has no effect: model.cell=mingru does not read it.",
+        "note: model.dropout_hidden has no effect: it acts between layers, and the model has one layer.",
+    ]
 
 
 def test_a_model_with_zoneout_is_not_exported():
