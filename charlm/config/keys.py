@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
 from charlm.errors import UserError
@@ -113,9 +113,15 @@ def own_cell(value: object) -> tuple[str, str] | None:
     return None if match is None or is_address(match[0]) else (match[1], match[2])
 
 
-def own_cells(value: object) -> list[str]:
-    """The parts FILE.py:NAME of a value of `model.cell`. Empty if all cells are charlm's."""
-    return [str(part) for part in (value if isinstance(value, tuple | list) else [value]) if own_cell(part)]
+def cell_names(config: ConfigDict | FrozenConfigDict) -> tuple[str, ...]:
+    """The name of each layer's cell. `model.cell` is a tuple of these names, or one name for all layers."""
+    name = config.model.cell
+    return (name,) * config.model.layers if isinstance(name, str) else tuple(name)
+
+
+def own_cells(config: ConfigDict) -> list[str]:
+    """The names FILE.py:NAME in `model.cell`, each name once. Empty if all cells are charlm's."""
+    return [name for name in dict.fromkeys(cell_names(config)) if own_cell(name)]
 
 
 ANY = Rule(lambda value: True, "")

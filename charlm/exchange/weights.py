@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charlm import progress
-from charlm.config import load
+from charlm.config import keys, load
 from charlm.data.vocab import EOS, PAD, UNK, Vocab
 from charlm.errors import UserError
 from charlm.models import blocks, cells, recurrent_noise, stack
@@ -163,7 +163,7 @@ def _only_cell(config: ConfigDict, layout: Layout, converter: str, done: str) ->
     Raises:
       UserError: the layers have different cells, or something that a stack of layers of the framework does not have.
     """
-    names, values = blocks.cell_names(config), load.flatten(config)
+    names, values = keys.cell_names(config), load.flatten(config)
     refused = f"layers of {layout.framework} can't be {done}"
     shares = recurrent_noise.rates(cells.named(names[0]), config)
     if shares.has_zoneout:

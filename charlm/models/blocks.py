@@ -65,6 +65,7 @@ class Shape(NamedTuple):
       blocks: the layers, the first layer first.
       encoding: input encoding of an id: `embedding`, `onehot`, or `scalar` (the id divided by V).
       embedding: E, the number of features of the embedding. 0 if the encoding is another one.
+      dtype: dtype of the operands of matrix products. Parameters, state and sums are float32.
       regularisers: the dropout outside the recurrence, and the penalties on activations.
       norm: whether the input of the head is normalised.
       tie: whether the head multiplies by the embedding.
@@ -73,6 +74,7 @@ class Shape(NamedTuple):
     blocks: tuple[Block, ...]
     encoding: str
     embedding: int
+    dtype: jnp.dtype
     regularisers: Regularisers
     norm: bool
     tie: bool
@@ -92,16 +94,11 @@ def shape_of(config: ConfigDict) -> Shape:
         blocks=blocks_of(config),
         encoding=encoding,
         embedding=config.model.embedding if encoding == "embedding" else 0,
+        dtype=jnp.dtype(config.model.dtype),
         regularisers=regularisers.of(config, encoding),
         norm=config.model.norm,
         tie=config.model.tie,
     )
-
-
-def cell_names(config: ConfigDict) -> tuple[str, ...]:
-    """The name of each layer's cell. `model.cell` is a tuple of these names, or one name for all layers."""
-    name = config.model.cell
-    return (name,) * config.model.layers if isinstance(name, str) else tuple(name)
 
 
 def blocks_of(config: ConfigDict) -> tuple[Block, ...]:
@@ -109,7 +106,7 @@ def blocks_of(config: ConfigDict) -> tuple[Block, ...]:
 
     Each layer is named after its cell and its place: `lstm_0`, `gru_1`.
     """
-    names = cell_names(config)
+    names = keys.cell_names(config)
     widths = config.model.widths or (config.model.hidden,) * len(names)
     # A layer reads vectors, unless it is the first layer and the ids are not embedded.
     inputs = (config.model.embedding if config.model.input == "embedding" else 0, *widths[:-1])

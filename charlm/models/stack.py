@@ -67,13 +67,11 @@ class CharLM(nn.Module):
     Attributes:
       shape: the layers, the input encoding, the dropout and the kind of head.
       vocab_size: V, the number of symbols in the vocabulary.
-      dtype: dtype of the operands of matrix products. Parameters, state and sums are float32.
       config: the whole config. Keys that only one line of code reads have no attribute here and are read from this config.
     """
 
     shape: blocks.Shape
     vocab_size: int
-    dtype: jnp.dtype
     config: FrozenConfigDict
 
     @nn.compact
@@ -102,7 +100,9 @@ class CharLM(nn.Module):
             if block.norm:
                 x, table_VE = blocks.normalised(x, table_VE, self.param(f"norm_{index}", nn.initializers.ones, (features,)))
             own_initial = blocks.make_initializers(config, block.width)
-            layer = Layer(block.cell, own_initial, features, block.width, self.dtype, config, used.weight_drop, name=block.name)
+            layer = Layer(
+                block.cell, own_initial, features, block.width, shape.dtype, config, used.weight_drop, name=block.name
+            )
             cell_keys_B = None if noise_keys_B is None else _fold_in(noise_keys_B, CELL_NOISE + index)
             weight_key = jax.random.fold_in(shared_key, index) if shared_key is not None and used.weight_drop > 0 else None
             outputs_TBH, state = layer(x, carry[index], table_VE, cell_keys_B, weight_key)
@@ -117,7 +117,7 @@ class CharLM(nn.Module):
                 x = x + before[before.shape[0] - x.shape[0] :]
             if block.mlp:
                 mlp = self.param(f"mlp_{index}", blocks.mlp_parameters(config, block))
-                x = x + self._dropped(blocks.mlp(mlp, x, self.dtype), noise_keys_B, MLP_NOISE + index, rate)
+                x = x + self._dropped(blocks.mlp(mlp, x, shape.dtype), noise_keys_B, MLP_NOISE + index, rate)
         if shape.norm:
             x = blocks.rms_norm(x, self.param("norm_head", nn.initializers.ones, (features,)))
         x_BSH = x.swapaxes(0, 1)
@@ -127,9 +127,9 @@ class CharLM(nn.Module):
             head_HV = embedding_VE.T
             if features != shape.embedding:
                 projection_HE = self.param("head_projection", initial.input_kernel(1), (features, shape.embedding))
-                x_BSH = product(x_BSH, projection_HE, self.dtype)
+                x_BSH = product(x_BSH, projection_HE, shape.dtype)
         head_bias_V = self.param("head_bias", initial.head_bias, (self.vocab_size,))
-        logits_BSV = product(x_BSH, head_HV, self.dtype) + head_bias_V[None, None, :]
+        logits_BSV = product(x_BSH, head_HV, shape.dtype) + head_bias_V[None, None, :]
         return logits_BSV, tuple(new_carry), penalty
 
     def _dropped(self, x: jax.Array, noise_keys_B: jax.Array | None, number: int, rate: float) -> jax.Array:
@@ -147,7 +147,7 @@ class CharLM(nn.Module):
         if noise_keys_B is None or used.input == 0:
             return ids_TB, table_VE
         # Each row has its own mask, so the features can't come from a table that all rows share.
-        return self._dropped(look_up(table_VE, ids_TB, self.dtype), noise_keys_B, INPUT_NOISE, used.input), None
+        return self._dropped(look_up(table_VE, ids_TB, self.shape.dtype), noise_keys_B, INPUT_NOISE, used.input), None
 
 
 class Functions(NamedTuple):
@@ -204,8 +204,8 @@ class Stepwise(NamedTuple):
 def functions(config: ConfigDict, vocab_size: int) -> Functions:
     """The model that a config describes, for a vocabulary of `vocab_size` symbols."""
     shape = blocks.shape_of(config)
-    layers, dtype = shape.blocks, jnp.dtype(config.model.dtype)
-    module = CharLM(shape, vocab_size, dtype, FrozenConfigDict(config))
+    layers, dtype = shape.blocks, shape.dtype
+    module = CharLM(shape, vocab_size, FrozenConfigDict(config))
     needs_shared_key = shape.regularisers.needs_shared_key
 
     def zero_carry(rows: int) -> tuple:

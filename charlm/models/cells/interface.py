@@ -28,12 +28,14 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: a cell does not have the interface. The message tells what was expected and what was found.
     """
-    layers = zip(blocks.cell_names(config), blocks.blocks_of(config), strict=True)
-    for name, block in dict.fromkeys((name, block._replace(name="")) for name, block in layers):
-        if keys.own_cell(name):
+    shape, checked = blocks.shape_of(config), set()
+    for name, block in zip(keys.cell_names(config), shape.blocks, strict=True):
+        sizes = name, block.inputs, block.width
+        if keys.own_cell(name) and sizes not in checked:
+            checked.add(sizes)
             checks = _Checks(block.cell, f"model.cell={name}", pathlib.Path(own.file_of(name)), FrozenConfigDict(config))
             checks.fields()
-            checks.layer(block)
+            checks.layer(block, shape)
 
 
 class _Checks:
@@ -41,7 +43,6 @@ class _Checks:
 
     def __init__(self, cell: Cell, given_as: str, file: pathlib.Path, config: FrozenConfigDict):
         self._cell, self._given_as, self._file, self._config = cell, given_as, file, config
-        self._dtype = jnp.dtype(config.model.dtype)
 
     def fields(self) -> None:
         """Checks the attributes that do not depend on the sizes of a layer."""
@@ -60,11 +61,11 @@ class _Checks:
             value = getattr(cell, name)
             self._expect(name, value, value is None or callable(value), "a function or None")
 
-    def layer(self, block: blocks.Block) -> None:
+    def layer(self, block: blocks.Block, shape: blocks.Shape) -> None:
         """Checks a layer of these sizes. The inputs of the first layer are ids, unless `model.input` is `scalar`."""
-        cell, dtype, encoding = self._cell, self._dtype, self._config.model.input
+        cell, dtype, encoding = self._cell, shape.dtype, shape.encoding
         hidden, is_first = block.width, block.inputs == 0
-        inputs = block.inputs or {"embedding": self._config.model.embedding, "scalar": 1}.get(encoding, hidden + 1)
+        inputs = block.inputs or {"embedding": shape.embedding, "scalar": 1}.get(encoding, hidden + 1)
         steps, rows = [size for size in (2, 3, 4, 5) if size not in (inputs, hidden)][:2]
         state = self._zero_state(rows, hidden)
         params = self._params(inputs, hidden)
@@ -81,11 +82,11 @@ class _Checks:
         self._results("step", step, (prepared, x, state), (rows, hidden), state)
         reads_ids = is_first and encoding != "scalar"
         arguments: tuple = (with_table, ids_TB, state) if reads_ids else (params, floats_TBI, state)
-        shape = steps, rows, hidden
-        self._results("window", lambda *args: cell.window(*args, dtype), arguments, shape, state)
+        outputs = steps, rows, hidden
+        self._results("window", lambda *args: cell.window(*args, dtype), arguments, outputs, state)
         keys_B = _array(_key().dtype, rows)
         with_noise = lambda params, inputs, state, keys_B: cell.window(params, inputs, state, dtype, keys_B)  # noqa: E731
-        self._results("window with noise_keys_B", with_noise, (*arguments, keys_B), shape, state)
+        self._results("window with noise_keys_B", with_noise, (*arguments, keys_B), outputs, state)
 
     def _zero_state(self, rows: int, hidden: int) -> Any:
         """The shapes of the state before the first character."""

@@ -34,7 +34,7 @@ _digests: dict[str, str] = {}  # FILE.py:NAME → SHA-256 digest of the file fro
 
 def names(config: ConfigDict) -> list[str]:
     """The values FILE.py:NAME in `model.cell`. Empty if all cells are charlm's."""
-    return keys.own_cells(config.model.cell)
+    return keys.own_cells(config)
 
 
 def load(config: ConfigDict, recorded: Mapping[str, str] | None = None) -> None:
