@@ -253,10 +253,8 @@ TABLE = (
         "needs model.input=embedding"),
     Key("model.dropout", 0.0, FRACTION, "fraction of outputs dropped after each layer, including the last"),
     Key("model.dropout_input", 0.0, FRACTION, "fraction of the embedding's features dropped before the first layer"),
-    Key("model.dropout_hidden", None, FRACTION, "fraction of outputs dropped between layers; None: model.dropout",
-        type_if_set=float),
-    Key("model.dropout_output", None, FRACTION, "fraction of outputs dropped before the head; None: model.dropout",
-        type_if_set=float),
+    Key("model.dropout_hidden", 0.0, FRACTION, "fraction of outputs dropped between layers; 0.0: model.dropout"),
+    Key("model.dropout_output", 0.0, FRACTION, "fraction of outputs dropped before the head; 0.0: model.dropout"),
     Key("model.dropout_kind", "step", one_of("step", "variational"),
         "masks of the dropout before, between and after layers; step: a new mask at each character; variational: one mask for "
         "each row and window of batch.length characters"),

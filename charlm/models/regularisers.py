@@ -58,8 +58,8 @@ def of(config: ConfigDict | FrozenConfigDict, encoding: str) -> Regularisers:
     everywhere, hidden, output = config.model.dropout, config.model.dropout_hidden, config.model.dropout_output
     made = Regularisers(
         input=config.model.dropout_input,
-        hidden=everywhere if hidden is None else hidden,
-        output=everywhere if output is None else output,
+        hidden=hidden or everywhere,
+        output=output or everywhere,
         per_window=config.model.dropout_kind == "variational",
         weight_drop=config.model.weight_drop,
         embedding=config.model.embedding_dropout,
@@ -78,7 +78,7 @@ def keys_without_effect(config: ConfigDict, layers: int) -> list[str]:
     hidden, output = config.model.dropout_hidden, config.model.dropout_output
     if hidden and layers == 1:
         sentences.append("model.dropout_hidden has no effect: it acts between layers, and the model has one layer.")
-    if config.model.dropout and output is not None and (hidden is not None or layers == 1):
+    if config.model.dropout and output and (hidden or layers == 1):
         sentences.append("model.dropout has no effect: model.dropout_hidden and model.dropout_output replace it.")
     shares = (config.model.dropout_input, config.model.dropout, hidden, output)
     if config.model.dropout_kind != "step" and not any(shares):

@@ -227,8 +227,7 @@ def test_every_key_has_a_description_and_a_default_that_its_rule_allows(key):
     assert len(key.meaning) > 10 or key.name == "optim.name"
     assert keys.checked(key.name, key.default) == key.default
     assert key.type in keys.TYPES
-    if key.default is None and key.type is str:  # a key is unset by None, not by ""
-        assert not key.rule.is_right("") or key.rule is keys.ANY
+    assert key.default is not None or not key.rule.is_right("") or key.rule is keys.ANY  # a key is unset by None, not by ""
     if key.rule is not keys.ANY:
         assert key.rule.words
 

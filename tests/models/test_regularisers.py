@@ -325,8 +325,9 @@ def test_without_noise_inside_the_cell_stays_the_same_object():
 
 def test_dropout_everywhere_is_the_default_of_the_shares_between_layers_and_before_the_head():
     assert regularisers.of(config_of(dropout=0.4), "onehot").dropout(3) == (0.0, 0.4, 0.4, 0.4)
-    mixed = config_of(dropout=0.4, dropout_input=0.1, dropout_hidden=0.0)
+    mixed = config_of(dropout_input=0.1, dropout_output=0.4)
     assert regularisers.of(mixed, "embedding").dropout(3) == (0.1, 0.0, 0.0, 0.4)
+    assert regularisers.of(config_of(dropout=0.4, dropout_hidden=0.3), "embedding").dropout(2) == (0.0, 0.3, 0.4)
     assert regularisers.of(config_of(dropout=0.4, dropout_output=0.2), "embedding").dropout(1) == (0.0, 0.2)
     drawn = drawing.unrolled(stack.functions(mixed, VOCAB).shape, steps=1)
     assert "-> input_1 -> dropout_0_1 -> layer_1_1 -> layer_2_1 -> dropout_2_1 -> head_1" in drawn
