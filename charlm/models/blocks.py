@@ -79,7 +79,7 @@ class Shape(NamedTuple):
     norm: bool
     tie: bool
 
-    def operations(self, vocab_size: int) -> int:
+    def head_operations(self, vocab_size: int) -> int:
         """The number of multiply-adds of the head for one character."""
         width = self.blocks[-1].width
         if not self.tie:

@@ -267,7 +267,7 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
             x = product(x, kernel, dtype)
         return x + weights.head_bias_V[None, :], tuple(new_carry)
 
-    operations = layer_operations(config) + shape.operations(vocab_size)
+    operations = layer_operations(config) + shape.head_operations(vocab_size)
     return Functions(init, apply, penalised, needs_shared_key, zero_carry, stepwise, step, operations, shape)
 
 

@@ -162,7 +162,7 @@ def test_in_bfloat16_single_steps_equal_a_window_and_results_are_float32():
 
 def test_gradients_equal_finite_differences_in_float64():
     with jax.enable_x64(True):
-        functions, params = build(**BLOCKS | {"embedding": 5, "widths": (6, 6)}, dtype="float64")
+        functions, params = build(**BLOCKS | {"cell": ("rnn", "mingru"), "embedding": 5}, dtype="float64")
         arguments, structure = jax.tree.flatten(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params))
         batch, carry = batch_of(ids(2, 5)), functions.zero_carry(2)
 
@@ -226,14 +226,14 @@ def test_layers_are_named_after_their_own_cells_and_one_name_stands_for_all_laye
 
 
 def test_initial_weights_have_the_bounds_of_their_own_layer():
-    keys = BLOCKS | {"widths": (16, 16), "embedding": 64, "cell": "lstm", "init": "pytorch", "forget_bias": 0.0}
+    keys = BLOCKS | {"widths": (16, 16), "embedding": 64, "cell": "mingru", "init": "pytorch"}
     params = jax.jit(stack.functions(config_of(**keys), 90).init)(jax.random.key(0))
     for leaf, inputs in (
         (params["embedding"], 16),  # drawn as the kernel of a head with 16 inputs, so that the logits begin small
         (params["head_projection"], 16),
         (params["mlp_1"]["up_kernel"], 16),
         (params["mlp_1"]["down_kernel"], 3 * 16),
-        (params["lstm_1"]["recurrent_kernel"], 16),
+        (params["mingru_1"]["input_kernel"], 16),
     ):
         assert 0.9 / np.sqrt(inputs) < np.abs(leaf).max() <= 1 / np.sqrt(inputs)
     for scale, width in (
