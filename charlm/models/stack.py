@@ -121,7 +121,8 @@ class Functions(NamedTuple):
         the row.
       zero_carry: number of rows → the carry at the beginning of a text. A carry is a tuple with the state of each layer.
       stepwise: (params, rows) → the weights in the layout that `step` needs for `rows` rows.
-      step: (weights, ids_B, carry) → (logits_BV, carry). Computes the same as `apply` for one character, without dropout.
+      step: (weights, ids_B, carry, inside=None) → (logits_BV, carry). Computes the same as `apply` for one character, without
+        dropout. If `inside` is a list, the `Seen` of each layer is added to it.
       operations: number of multiply-adds of all layers and the head for one character. The lookup of an id adds nothing to
         this number.
       shape: the names and sizes that the drawing of the network shows.
@@ -142,6 +143,20 @@ class Stepwise(NamedTuple):
     layers: tuple[Any, ...]
     head_HV: jax.Array
     head_bias_V: jax.Array
+
+
+class Seen(NamedTuple):
+    """What a layer computes for one character.
+
+    Attributes:
+      output_BH: the output of the cell.
+      state: name → array (B, …), the state of the cell after the character.
+      inside: the gates and the other values inside the cell.
+    """
+
+    output_BH: jax.Array
+    state: dict[str, jax.Array]
+    inside: cells.Inside
 
 
 class Shape(NamedTuple):
@@ -202,9 +217,11 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
             head_bias_V=params["head_bias"],
         )
 
-    def step(weights: Stepwise, ids_B: jax.Array, carry: tuple) -> tuple[jax.Array, tuple]:
+    def step(weights: Stepwise, ids_B: jax.Array, carry: tuple, inside: list | None = None) -> tuple[jax.Array, tuple]:
         x, new_carry = ids_B, []
         for of_layer, state in zip(weights.layers, carry, strict=True):
+            if inside is not None:
+                inside.append(look(cell, of_layer, x, state, module.dtype))
             x, state = cell.step(of_layer, x, state, module.dtype)
             new_carry.append(state)
         logits_BV = product(x, weights.head_HV, module.dtype) + weights.head_bias_V[None, :]
@@ -239,6 +256,16 @@ def unread_keys(config: ConfigDict) -> list[str]:
     others = {key for cell in all_cells for key in cell.keys} - set(named_cell(config)[1].keys)
     values = load.flatten(config)
     return sorted(key for key in others if values[key] != keys.KEYS[key].default)
+
+
+def look(cell: cells.Cell, weights: Any, x: cells.Inputs, state: Any, dtype: jnp.dtype) -> Seen:
+    """What a layer computes for the character x. The arguments after `cell` are those of `Cell.step`."""
+    output_BH, after = cell.step(weights, x, state, dtype)
+    leaves, names = jax.tree.leaves(after), cell.state_title.split(", ")
+    if len(names) != len(leaves):
+        names = [f"state {number}" for number in range(1, len(leaves) + 1)]
+    inside = cells.Inside({}, {}) if cell.look is None else cell.look(weights, x, state, dtype)
+    return Seen(output_BH, dict(zip(names, leaves, strict=True)), inside)
 
 
 def keep_rows(carry: Any, keep_B: jax.Array) -> Any:
