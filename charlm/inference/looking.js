@@ -32,15 +32,16 @@ function label(id) {
 }
 const isLongName = (id) => id < data.specials || data.names[id].startsWith("<0x");
 
-// The text: one element for each symbol.
+// The text: one element for each symbol, and a line before each document except the first one.
 const symbols = data.ids.map((id, position) => {
   const name = data.names[id];
-  const shown = name === "\n" ? "↵\n" : name === "\t" || name === " " ? name : label(id);
+  const shown = name === "\n" ? "↵\n" : name === "\t" || name === " " ? name : data.characters?.[position] ?? label(id);
   const node = make("i", isLongName(id) || name === "\n" || isOdd(name) ? {class: "special"} : {}, shown);
   node.position = position;
   return node;
 });
 byId("text").append(...symbols);
+for (const position of data.starts.slice(1)) symbols[position].before(make("hr"));
 
 // What colours the text. A signal belongs to the text. A series belongs to a layer and has several units.
 const sources = [
@@ -170,7 +171,7 @@ byId("found").append(...data.found.map((each) => make("tr", {},
       class: "unit", type: "button", "aria-pressed": "false", "data-source": source, "data-unit": found.unit,
       onclick: () => choose(String(source), String(found.unit)),
     }, text);
-  }) : ["the property does not change in both halves of the text"])))));
+  }) : [data.searched.tooFew ? `too few ${data.unit}s` : "none, because the property is constant in one half of the text"])))));
 
 // The gates.
 byId("gates").hidden = data.gates.length === 0;
@@ -198,7 +199,8 @@ byId("totals").append(
     row([name, fixed(nats, 4), fixed(bits(nats), 4), nats === null ? "" : fixed(Math.exp(nats), 3)])),
 );
 byId("totals").after(make("p", {class: "soft"}, `Mean over ${count(data.count)} scored ${data.unit}s. The n-grams have Witten-Bell ` +
-  "smoothing and count the run's train split."));
+  "smoothing and count the run's train split." + (data.best_ngram === null ? "" :
+  ` Order ${data.best_ngram} is the best on this text, so the rest of the page shows this order.`)));
 byId("about_distance").textContent = `Each piece of the text is read from the zero state. The distance is the number of ` +
   `${data.unit}s that the model has read since then.`;
 const range = (each) => each.first === each.last ? count(each.first) : `${count(each.first)} to ${count(each.last)}`;

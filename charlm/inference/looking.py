@@ -8,6 +8,7 @@ Letters: P symbols of the text, K properties, J units of all series, M predictio
 import base64
 import importlib.resources
 import math
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from charlm import files
 from charlm.data import batches
 from charlm.data.batches import Framing
 from charlm.data.longtext import Ids
-from charlm.data.vocab import EOS, Vocab
+from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.inference import findings, ngram, pieces
 from charlm.inference.activations import LEFT, RIGHT, Reader, Reading, Series, half_bounds
@@ -125,11 +126,12 @@ def look(
     reader = Reader(trained.functions, trained.params)
     width = reader.series[-1].columns.stop
     kept = _kept(width, shown)
-    notes = _notes(trained, text, kept)
+    notes = _notes(trained, text, kept, counts_itself=bool(orders) and scored.split == "train")
     names = trained.vocab.names
     ngrams = {}
     if orders:
         train = batches.encode(trained.vocab, run.splits()["train"], "the train split").ids_N
+        print(f"counting n-grams of the train split: {counted(len(train), 'char')} …", file=sys.stderr, flush=True)
         ngrams = _ngrams(train, text, trained, orders)
 
     properties_PK = findings.properties([names[index] for index in text.ids_P], text.first_P)
@@ -187,7 +189,7 @@ def _kept(width: int, shown: int | None) -> int:
     return shown
 
 
-def _notes(trained: Trained, text: Text, kept: int) -> list[str]:
+def _notes(trained: Trained, text: Text, kept: int, counts_itself: bool) -> list[str]:
     unit = "byte" if trained.vocab.of_bytes else "symbol"
     notes, read = [], len(text.ids_P)
     if read < text.total:
@@ -200,6 +202,8 @@ def _notes(trained: Trained, text: Text, kept: int) -> list[str]:
             f"The model was trained on {framing.kind} of {framing.length} symbols that start from the zero state. Here, the "
             "state is carried through the text."
         )
+    if counts_itself:
+        notes.append("The n-grams count the train split, which this text is a part of, so their losses are too low.")
     if text.first_P.sum() > 1:
         notes.append("The state is zero before each document.")
     return notes
@@ -278,13 +282,19 @@ def content(looked: Looked) -> dict[str, Any]:
         "unit": "byte" if vocab.of_bytes else "symbol",
         "names": list(vocab.names),
         "specials": len(vocab.specials),
-        "end": vocab.id_of(EOS),
         "ids": text.ids_P[:kept].tolist(),
+        "characters": _characters(text.ids_P[:kept], vocab) if vocab.of_bytes else None,
+        "starts": np.flatnonzero(text.first_P[:kept]).tolist(),
         "likeliest": reading.likeliest_PA[:kept].tolist(),
         "probabilities": [[float(f"{p:.4g}") for p in row] for row in reading.probabilities_PA[:kept]],
         "signals": signals,
         "series": [_series(each, reading.values_PJ[:, each.columns]) for each in reading.series],
-        "searched": {"where": looked.searched[0], "chosen": middle, "tested": looked.searched[1] - middle},
+        "searched": {
+            "where": looked.searched[0],
+            "chosen": middle,
+            "tested": looked.searched[1] - middle,
+            "tooFew": middle < findings.FEWEST,
+        },
         "found": [
             {
                 "property": name,
@@ -306,6 +316,16 @@ def content(looked: Looked) -> dict[str, Any]:
         "by_symbol": looked.by_symbol,
         "by_distance": looked.by_distance,
     }
+
+
+def _characters(ids_P: np.ndarray, vocab: Vocab) -> list[str | None]:
+    """What the page shows for each byte: a dot for the first bytes of a character, and the character for its last byte.
+
+    None for a byte whose name the page shows.
+    """
+    decode = vocab.decoder()
+    shown = [decode([index], False) or "·" for index in ids_P]
+    return [None if len(vocab.names[index]) == 1 else text for index, text in zip(ids_P, shown, strict=True)]
 
 
 def _mean(nats_P: np.ndarray) -> float | None:

@@ -66,7 +66,9 @@ def _units(looked: Looked) -> Figure | None:
     for axis, (name, found) in zip(axes, best.items(), strict=True):
         property_P = looked.properties_PK[part, names.index(name)]
         at = np.arange(len(property_P))
-        axis.fill_between(at, property_P / max(property_P.max(), 1), step="mid", color="0.88", label=name)
+        # The height of the grey area is a part of the plot's height, whatever the values of the unit are.
+        heights_P, of_plot = property_P / max(property_P.max(), 1), axis.get_xaxis_transform()
+        axis.fill_between(at, heights_P, step="mid", color="0.88", label=name, transform=of_plot)
         values_P = looked.reading.values_PJ[part, found.series.columns.start + found.unit]
         label = f"layer {found.series.layer}, {found.series.name} {found.unit} (correlation {found.correlation:.2f})"
         axis.plot(at, values_P, linewidth=1.3, label=label)

@@ -297,6 +297,12 @@ def test_documents_start_from_the_zero_state_and_after_the_start_symbol(hand_mad
     assert ngrams[1][3] == pytest.approx(-math.log((0 + 2 / 5) / (6 + 2)))
 
 
+def test_a_character_of_several_bytes_is_shown_at_its_last_byte():
+    vocab = Vocab.all_bytes(documents=True)
+    ids = np.concatenate([vocab.encode("aé中"), [vocab.id_of("<eos>")]])
+    assert looking._characters(ids, vocab) == [None, "·", "é", "·", "·", "中", "<eos>"]
+
+
 def test_a_model_of_windows_and_a_page_that_is_too_large_are_explained(run, hand_made):
     config = hand_made.config.copy_and_resolve_references()
     config.batch.framing = "windows"
