@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Failure", "UserError", "load", "runs", "train"]
 
 
-def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str | None = None) -> "Model":
+def load(
+    workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str | None = None, trust_code: bool = False
+) -> "Model":
     """Loads the trained model of a run directory.
 
     Args:
@@ -31,14 +33,16 @@ def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str 
         whether this is the validation loss or the mean training loss. If the best checkpoint can't be read, the second best is
         read instead. If the latest can't be read, the previous checkpoint is read instead. A note on stderr tells you so.
       dtype: the type of the operands of matrix products, `float32` or `bfloat16`. The default is the type used in training.
+      trust_code: whether to run the code of the run's cell, if the cell is in a file of the user (`model.cell=FILE.py:NAME`).
+        The file must be unchanged since the run began. Set this only if you trust the file.
 
     Raises:
-      UserError: the directory holds no run, or the run has no such checkpoint.
+      UserError: the directory holds no run, or the run has no such checkpoint, or the run's cell can't be loaded.
       Failure: no checkpoint can be read.
     """
     from charlm.inference import model
 
-    return model.load(workdir, checkpoint, dtype)
+    return model.load(workdir, checkpoint, dtype, trust_code)
 
 
 def runs(*paths: str | os.PathLike) -> list[dict]:
@@ -77,7 +81,7 @@ def runs(*paths: str | os.PathLike) -> list[dict]:
     return listing.listed(paths)
 
 
-def train(config: "ConfigDict", workdir: str | os.PathLike, extend: bool = False) -> dict[str, Any]:
+def train(config: "ConfigDict", workdir: str | os.PathLike, extend: bool = False, trust_code: bool = False) -> dict[str, Any]:
     """Trains a model in a run directory, or resumes the run in this directory.
 
     The function makes the same checks as train.py, and uses the same devices and the same cache.
@@ -93,6 +97,8 @@ def train(config: "ConfigDict", workdir: str | os.PathLike, extend: bool = False
       workdir: the run directory.
       extend: whether `config` may differ from the config of the run in this directory. If so, the config of the run is changed,
         and the run is trained on, as with `train.py --extend`.
+      trust_code: whether to run the code of a cell in a file of the user, if a run directory names this file. A new run needs
+        this only for the cell of `train.init_from`.
 
     Returns:
       The status of the run. `state` is "done". `step` is the last step. `best` is a dict with the step, nats and split of the
@@ -106,4 +112,4 @@ def train(config: "ConfigDict", workdir: str | os.PathLike, extend: bool = False
     """
     from charlm.training import start
 
-    return start.train(config, workdir, extend)
+    return start.train(config, workdir, extend, trust_code)

@@ -121,6 +121,7 @@ def test_sample_uses_each_prompt_with_each_temperature(script, texts, tmp_path):
         ("sonnets_keras", 48, 1_852_464, None),
         ("ag_news_keras", 84, 119_892, None),
         ("alice_axon", 29, (1 + 256 + 1) * 1024 + 257 * 29, None),
+        ("awd_lstm", 65, 65 * 128 + (128 + 512 + 1) * 2048 + 2 * (512 + 512 + 1) * 2048 + 513 * 65, None),
     ],
 )
 def test_recipes_have_the_expected_number_of_parameters(name, symbols, count, count_of_torch):
@@ -133,6 +134,14 @@ def test_recipes_have_the_expected_number_of_parameters(name, symbols, count, co
     counts = [int(line.split()[-1].replace(",", "")) for line in lines[-2:]]
     assert counts[0] == count
     assert count_of_torch in (None, counts[1])
+
+
+def test_awd_lstm_divides_its_learning_rate_by_10_after_60_and_80_percent_of_the_training():
+    config, epoch = load.load("awd_lstm"), 100
+    assert setup.length(config, epoch) == 40 * epoch
+    rates = setup.learning_rates(config, epoch)(0, 40 * epoch)
+    for start, end, rate in ((0, 24, 2e-3), (24, 32, 2e-4), (32, 40, 2e-5)):
+        np.testing.assert_allclose(rates[start * epoch : end * epoch], rate, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ shortened. If the table is still too wide, columns are left out. The least impor
 
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.cells import cell_len, set_cell_size
 
@@ -17,8 +17,8 @@ LEFT_JUSTIFIED = ("state", "run")
 
 
 def lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table at full width. The first line is the header."""
-    cells = [header, *rows]
+    """The lines of a table at full width. The first line is the header. A cell in a file of the user is `FILE.py:NAME`."""
+    cells = [header, *_with_file_names(header, rows, {"model.cell"})]
     widths = _widths(cells)
     is_left = [name in LEFT_JUSTIFIED for name in header]
     return [(" " * GAP).join(map(_justified, row, widths, is_left)).rstrip() for row in cells]
@@ -35,9 +35,9 @@ def fitted(
       importance: the names of all columns. The name of the most important column comes first. That column is never left out.
       width: the width of the terminal in characters.
     """
-    if _total(_widths([header, *rows])) <= width:
+    if _total(_widths([header, *_with_file_names(header, rows, {"model.cell"})])) <= width:
         return lines(header, rows), []
-    cells = [_short_names(header), *_with_file_names(header, rows)]
+    cells = [_short_names(header), *_with_file_names(header, rows, config_keys.SHOWN_BY_LAST_PART)]
     widths = _widths(cells)
     kept: list[int] = []
     for name in importance:
@@ -63,16 +63,15 @@ def _short_names(header: Sequence[str]) -> list[str]:
     return [name if brief in header else brief for name, brief in zip(header, short, strict=True)]
 
 
-def _with_file_names(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The rows, in which columns of paths show file names instead of paths.
+def _with_file_names(header: Sequence[str], rows: Sequence[Sequence[str]], names: Collection[str]) -> list[list[str]]:
+    """The rows, in which these columns of paths show file names instead of paths.
 
     A column keeps its full paths if two different paths in it have the same file name.
     """
     columns = []
     for name, texts in zip(header, zip(*rows, strict=True), strict=True):
         files = [pathlib.PurePath(text).name for text in texts]
-        is_path = name in config_keys.KEYS and config_keys.KEYS[name].is_path
-        columns.append(files if is_path and len(set(files)) == len(set(texts)) else list(texts))
+        columns.append(files if name in names and len(set(files)) == len(set(texts)) else list(texts))
     return [list(row) for row in zip(*columns, strict=True)]
 
 

@@ -225,7 +225,7 @@ def _label(group: tables.Group, keys: Sequence[str]) -> str:
 
 def _value_label(key: str, value: object) -> str:
     """The text of a value. A path is shortened to its last two parts, because its end says more than its beginning."""
-    is_path = key in config_keys.KEYS and config_keys.KEYS[key].is_path and value
+    is_path = key in config_keys.SHOWN_BY_LAST_PART and value
     return "/".join(pathlib.PurePath(str(value)).parts[-2:]) if is_path else tables.value_text(value)
 
 

@@ -82,7 +82,7 @@ def content(records: Sequence[reading.Record]) -> dict:
         "protocols": protocols,
         "keys": keys,
         "short": {key: config_keys.short(key) for key in keys},
-        "paths": [key for key in keys if key in config_keys.KEYS and config_keys.KEYS[key].is_path],
+        "paths": [key for key in keys if key in config_keys.SHOWN_BY_LAST_PART],
         "least_important": [name for name in reversed(tables.COLUMNS) if name not in ALWAYS_SHOWN],
         "read": read,
     }

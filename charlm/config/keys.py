@@ -9,10 +9,12 @@ import codecs
 import decimal
 import difflib
 import math
+import os
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -34,7 +36,7 @@ class Rule(NamedTuple):
     Attributes:
       is_right: function that returns whether a value of the key's type is allowed.
       words: description of the allowed values; messages print it after "must be".
-      options: all allowed values, if the rule lists them.
+      options: the names that are allowed values, if the rule lists names.
     """
 
     is_right: Callable[..., bool]
@@ -59,6 +61,7 @@ class Key(NamedTuple):
         vocabulary are the same as before.
       only_with: names of other keys. This key has an effect only if at least one of the named keys is set. Empty if this key
         always has an effect.
+      or_tuple: True if the value may also be a tuple with one value per layer. The rule then applies to each of these values.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Key(NamedTuple):
     before: object = SAME
     is_seen_in_data: bool = False
     only_with: tuple[str, ...] = ()
+    or_tuple: bool = False
 
     @property
     def type(self) -> type:
@@ -86,6 +90,10 @@ def _are_fractions(value: tuple) -> bool:
     return numbers and len(value) in (1, 2, 3) and min(value) > 0 and math.isclose(sum(value), 1)
 
 
+def _are_widths(value: tuple) -> bool:
+    return all(isinstance(width, int) and not isinstance(width, bool) and 0 < width < 2**31 for width in value)
+
+
 def _is_document_form(value: str) -> bool:
     form, _, argument = value.partition(":")
     return value in ("", "lines", "blank", "files") or (form in ("separator", "csv", "jsonl") and argument != "")
@@ -97,6 +105,17 @@ def _is_text_encoding(value: str) -> bool:
         return codecs.lookup(value).name not in NO_ENCODINGS_OF_FILES
     except (LookupError, ValueError):
         return False
+
+
+def own_cell(value: object) -> tuple[str, str] | None:
+    """The file and the name in `FILE.py:NAME`, a value of `model.cell` for a cell of the user. None for any other value."""
+    match = re.fullmatch(r"([^\0]*[^\0/]\.py):([A-Za-z_][A-Za-z0-9_]*)", value, re.DOTALL) if isinstance(value, str) else None
+    return None if match is None or is_address(match[0]) else (match[1], match[2])
+
+
+def own_cells(value: object) -> list[str]:
+    """The parts FILE.py:NAME of a value of `model.cell`. Empty if all cells are charlm's."""
+    return [str(part) for part in (value if isinstance(value, tuple | list) else [value]) if own_cell(part)]
 
 
 ANY = Rule(lambda value: True, "")
@@ -111,14 +130,26 @@ LOCAL = Rule(
 )
 SEED = Rule(lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
 FROM_0_TO_1 = Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
+INSIDE_0_AND_1 = Rule(lambda value: 0 < value < 1, "above 0 and below 1")
 FACTOR = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
 SPLIT = Rule(_are_fractions, "one to three positive fractions that sum to 1, such as (0.9,0.1)")
+WIDTHS = Rule(_are_widths, "a tuple of positive integers, such as (256,128), or () for model.hidden units in every layer")
 DATASET = Rule(lambda value: value.count(":") == 1, "DATASET:FEATURE, such as ag_news_subset:title")
 ENCODING = Rule(_is_text_encoding, "a text encoding of Python, such as utf-8, utf-16-le, latin-1 or gb18030")
 DOCUMENTS = Rule(_is_document_form, "empty, lines, blank, files, separator:TEXT, csv:COLUMN or jsonl:FIELD")
 
+CELLS = ("lstm", "rnn", "gru", "layernorm_lstm", "mogrifier_lstm", "slstm", "mingru", "minlstm")
+CELL = Rule(
+    lambda value: value in CELLS or own_cell(value) is not None,
+    f"one of {', '.join(CELLS)}, or FILE.py:NAME for a cell in your own file",
+    CELLS,
+)
 INITS = one_of("orthogonal", "glorot", "axon", "pytorch", "uniform")
 DTYPES = one_of("float32", "bfloat16")
+OPTIMISERS = one_of("adam", "adamw", "rmsprop", "sgd", "lion", "adafactor", "adan", "muon", "schedule_free_adamw")
+AVERAGES = Rule(
+    lambda value: value in ("", "ema", "tail", "nt_asgd"), "empty, ema, tail or nt_asgd", ("", "ema", "tail", "nt_asgd")
+)
 SCHEDULES = one_of("constant", "cosine", "trapezoid", "exponential", "step")
 
 
@@ -192,15 +223,52 @@ TABLE = (
         "without a prompt; no effect with batch.padding=counted",
         before=False, only_with=("corpus.documents", "corpus.tfds")),
     # the network
-    Key("model.cell", "lstm",
-        one_of("lstm", "rnn", "gru", "layernorm_lstm", "mogrifier_lstm", "slstm", "mingru", "minlstm"),
-        "recurrent cell; each cell is a file in charlm/models/cells"),
+    Key("model.cell", "lstm", CELL,
+        "recurrent cell; each cell is a file in charlm/models/cells; FILE.py:NAME: the cell NAME in your own file; "
+        'a tuple such as ("lstm","gru") gives each layer its own cell',
+        or_tuple=True),
     Key("model.input", "embedding", one_of("embedding", "onehot", "scalar"),
         "input of the first layer; scalar: the character's id divided by the size of the vocabulary"),
     Key("model.embedding", 128, POSITIVE, "number of features of the embedding"),
     Key("model.layers", 2, POSITIVE, "number of recurrent layers"),
     Key("model.hidden", 256, POSITIVE, "number of units of each layer"),
+    Key("model.widths", (), WIDTHS, "number of units of each layer, one by one; (): all layers have model.hidden units"),
+    Key("model.residual", False, ANY,
+        "skip connections: the input of each layer is added to its output; the first layer has one if it reads an embedding as "
+        "wide as the layer; the layers must have equal widths"),
+    Key("model.norm", False, ANY,
+        "divide the input of each layer and of the head by its root mean square, and scale it by learnt factors (RMSNorm); "
+        "inputs that are onehot or scalar are not divided"),
+    Key("model.mlp", 0, NOT_NEGATIVE,
+        "each layer of H units is followed by a feed-forward block: RMSNorm, model.mlp * H units with GELU, H units, and a "
+        "skip connection; 0: no such block"),
+    Key("model.tie", False, ANY,
+        "the weights of the head are the transposed embedding; outputs of another width are first projected to its width; "
+        "needs model.input=embedding"),
     Key("model.dropout", 0.0, FRACTION, "fraction of outputs dropped after each layer, including the last"),
+    Key("model.dropout_input", 0.0, FRACTION, "fraction of the embedding's features dropped before the first layer"),
+    Key("model.dropout_hidden", None, FRACTION, "fraction of outputs dropped between layers; None: model.dropout",
+        type_if_set=float),
+    Key("model.dropout_output", None, FRACTION, "fraction of outputs dropped before the head; None: model.dropout",
+        type_if_set=float),
+    Key("model.dropout_kind", "step", one_of("step", "variational"),
+        "masks of the dropout before, between and after layers; step: a new mask at each character; variational: one mask for "
+        "each row and window of batch.length characters"),
+    Key("model.weight_drop", 0.0, FRACTION,
+        "fraction of the recurrent weights dropped; one mask for all rows and characters of a training step"),
+    Key("model.embedding_dropout", 0.0, FRACTION,
+        "fraction of the symbols whose embedding is dropped; one mask for all rows and characters of a training step"),
+    Key("model.recurrent_dropout", 0.0, FRACTION,
+        "fraction of the candidate dropped that enters the state; a new mask at each character"),
+    Key("model.zoneout_cell", 0.0, FRACTION,
+        "fraction of the units of c that keep their value of the character before; evaluations use the expected value"),
+    Key("model.zoneout_hidden", 0.0, FRACTION,
+        "fraction of the units of h that keep their value of the character before; evaluations use the expected value"),
+    Key("model.ar", 0.0, NOT_NEGATIVE,
+        "activation regularisation: factor of the mean square of the last layer's outputs, added to the loss that is trained"),
+    Key("model.tar", 0.0, NOT_NEGATIVE,
+        "temporal activation regularisation: factor of the mean squared difference of the last layer's outputs at successive "
+        "characters, added to the loss that is trained"),
     Key("model.init", "orthogonal", INITS,
         "initial weights; orthogonal: as in Flax; glorot: as in Keras; axon: as in Axon; pytorch: as in PyTorch; "
         "uniform: see model.init_scale"),
@@ -218,7 +286,7 @@ TABLE = (
         "slstm: number of heads; a unit reads only the units of its own head; must divide model.hidden"),
     Key("model.dtype", "float32", DTYPES, "data type of the operands in matrix products; state and weights are always float32"),
     # the optimiser and its learning rate
-    Key("optim.name", "adam", one_of("adam", "adamw", "rmsprop", "sgd"), "the optimiser"),
+    Key("optim.name", "adam", OPTIMISERS, "the optimiser; configs/README.md lists published settings"),
     Key("optim.learning_rate", 3e-3, POSITIVE, "peak learning rate"),
     Key("optim.schedule", "cosine", SCHEDULES,
         "learning-rate schedule; trapezoid: constant, then linear decay over the last optim.decay_steps steps"),
@@ -237,17 +305,36 @@ TABLE = (
         "exponential, step: after the warm-up, the learning rate is constant for this number of steps (epochs if "
         "optim.decay_epochs is set); step: the rate is multiplied for the first time when this time ends; 0.0: the "
         "schedule begins right after the warm-up"),
-    Key("optim.beta1", 0.9, FRACTION, "adam, adamw: decay rate of the running mean of the gradient"),
-    Key("optim.beta2", 0.999, FRACTION, "adam, adamw, rmsprop: decay rate of the running mean of the squared gradient"),
-    Key("optim.eps", 1e-8, POSITIVE, "adam, adamw, rmsprop: constant added to the root of the mean squared gradient"),
+    Key("optim.beta1", 0.9, FRACTION,
+        "adam, adamw, adan, muon: decay rate of the running mean of the gradient; lion: share of this mean in the update; "
+        "schedule_free_adamw: share of the averaged weights in the weights at which the gradient is taken"),
+    Key("optim.beta2", 0.999, FRACTION,
+        "adam, adamw, rmsprop, adan, muon, schedule_free_adamw: decay rate of the running mean of the squared gradient; "
+        "lion: decay rate of the running mean of the gradient"),
+    Key("optim.beta3", 0.92, FRACTION, "adan: decay rate of the running mean of the difference of successive gradients"),
+    Key("optim.eps", 1e-8, POSITIVE,
+        "adam, adamw, rmsprop, adan, muon, schedule_free_adamw: constant added to the root of the mean squared gradient"),
     Key("optim.eps_form", "outer", one_of("outer", "keras"),
         "where optim.eps is added; outer: to the root of the mean squared gradient; keras: Adam adds it to the root "
         "before the bias correction, as MXNet also does, and RMSprop adds it inside the root"),
-    Key("optim.momentum", 0.0, FRACTION, "sgd: momentum"),
+    Key("optim.momentum", 0.0, FRACTION, "sgd: momentum; adafactor: decay rate of the running mean of the update"),
+    Key("optim.muon_momentum", 0.95, FRACTION, "muon: momentum of the matrices; all other parameters are updated by Adam"),
     Key("optim.clip_norm", 1.0, NOT_NEGATIVE, "maximum global norm of the gradient; 0.0: no clipping"),
     Key("optim.clip_value", 0.0, NOT_NEGATIVE, "maximum absolute value of a gradient element; 0.0: no clipping"),
     Key("optim.weight_decay", 0.0, NOT_NEGATIVE,
-        "weight decay; adamw: decoupled from the gradient; adam, rmsprop, sgd: L2 regularisation"),
+        "weight decay; adam, rmsprop, sgd: L2 regularisation; all other optimisers: decoupled from the gradient"),
+    Key("optim.average", "", AVERAGES,
+        "average of the weights, which is evaluated, sampled and exported, while the training goes on with the raw weights; "
+        "ema: exponential mean; tail: mean over the last steps; nt_asgd: mean from the step at which the validation loss stops "
+        "improving; empty: no average"),
+    Key("optim.average_decay", 0.999, INSIDE_0_AND_1, "ema: decay rate of the mean, whose start is corrected for bias",
+        only_with=("optim.average",)),
+    Key("optim.average_last", 0.25, FACTOR, "tail: share of the training, at its end, over which the mean is taken",
+        only_with=("optim.average",)),
+    Key("optim.average_patience", 5, NOT_NEGATIVE,
+        "nt_asgd: the mean begins when a validation loss is above the best of all earlier losses except the last ones; this is "
+        "the number of these last losses",
+        only_with=("optim.average",)),
     Key("optim.decay_biases", False, ANY, "apply weight decay to biases too, as in MXNet; False: only to matrices"),
     # first parameters, length, logging, evaluations and checkpoints
     _path("train.init_from",
@@ -296,6 +383,8 @@ NEEDS = (("corpus.test_path", "corpus.validation_path"), ("corpus.validation_pat
 CONFLICTS = (("corpus.path", "corpus.tfds"), ("corpus.documents", "corpus.tfds"))
 
 KEYS = {key.name: key for key in TABLE}
+# The keys of which tables and names of trials show only the last part of a path, such as `cell.py:NAME`.
+SHOWN_BY_LAST_PART = frozenset(key.name for key in TABLE if key.is_path or key.rule is CELL)
 TEXT_PATHS = tuple(key.name for key in TABLE if key.rule is LOCAL)
 RUN_PATHS = ("train.init_from",)
 # The keys that --extend may change: the length of the training, the learning rate, evaluations, checkpoints and samples.
@@ -348,13 +437,14 @@ def resumable(config: Mapping[str, object]) -> frozenset[str]:
     """The keys that may differ when a run is resumed, because they do not change the parameters of the model.
 
     With `train.patience`, evaluations decide when the training ends. With `train.halvings`, a diverged run goes back to its
-    last checkpoint, and each evaluation writes a checkpoint. Some of the keys then do change the parameters.
+    last checkpoint, and each evaluation writes a checkpoint. With `optim.average=nt_asgd`, evaluations decide when the average
+    of the parameters begins. Some of the keys then do change the parameters.
 
     Args:
       config: the config of the run, dotted key → value.
     """
     changing: set[str] = set()
-    if config.get("train.patience"):
+    if config.get("train.patience") or config.get("optim.average") == "nt_asgd":
         changing |= {name for name in RESUMABLE if name.startswith("eval.")} | {"train.eval_every"}
     if config.get("train.halvings"):
         changing |= {"train.eval_every", "train.checkpoint_every"}
@@ -458,10 +548,12 @@ def _integer(text: str) -> int:
 
 def parsed(name: str, text: str) -> object:
     """Converts text from the command line to the key's type. Raises a UserError if the text is not of that type."""
+    key = KEYS[name]
     try:
-        return typed(text, KEYS[name].type)
+        return typed(text, tuple if key.or_tuple and text.startswith(("(", "[")) else key.type)
     except ValueError as error:
-        raise UserError(f"{name}={text!r}: must be {TYPES[KEYS[name].type]}.") from error
+        several = ', or a tuple of strings, such as ("lstm","gru")' if key.or_tuple else ""
+        raise UserError(f"{name}={text!r}: must be {TYPES[key.type]}{several}.") from error
 
 
 def checked(name: str, value: object) -> object:
@@ -473,6 +565,10 @@ def checked(name: str, value: object) -> object:
     key = KEYS[name]
     if value is None and key.default is None:
         return None
+    if key.or_tuple and isinstance(value, list | tuple):
+        if not value or any(isinstance(each, list | tuple) for each in value):
+            raise UserError(f"{name}={value!r}: a tuple must have one value for each layer.")
+        return tuple(checked(name, each) for each in value)
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # a NumPy scalar, for example of np.arange
         value = value.item()  # type: ignore[attr-defined]
     if key.type is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST:
@@ -491,12 +587,27 @@ def checked(name: str, value: object) -> object:
         right = False
     if not right:
         none = "None, or " if key.default is None and value == "" else ""
-        raise UserError(f"{name}={value!r}: must be {none}{key.rule.words}.")
+        raise UserError(f"{name}={value!r}: must be {none}{key.rule.words}{_nearest(value, key.rule.options)}.")
     return value
 
 
-def check_together(values: Mapping[str, object]) -> None:
-    """Checks NEEDS and CONFLICTS. Raises a UserError that names the two keys of the first violated rule."""
+def _nearest(value: object, options: tuple[str, ...]) -> str:
+    """The end of a message about a wrong value that is not one of the options."""
+    if not (options and isinstance(value, str) and value.isidentifier()):
+        return ""
+    return f"; the nearest is {difflib.get_close_matches(value, options, n=1, cutoff=0.0)[0]!r}"
+
+
+def with_absolute_paths(name: str, value: object) -> object:
+    """The value of a key after relative paths in it are converted to absolute paths. `~` is the user's home directory."""
+    if isinstance(value, tuple):
+        return tuple(with_absolute_paths(name, part) for part in value)
+    is_path = KEYS[name].is_path or (name == "model.cell" and own_cell(value))
+    return os.path.abspath(os.path.expanduser(str(value))) if is_path and value else value
+
+
+def check_together(values: Mapping[str, Any]) -> None:
+    """Checks NEEDS, CONFLICTS and the keys of layers. Raises a UserError that names two keys that do not fit together."""
     for name, needed in NEEDS:
         if values[name] is not None and values[needed] is None:
             raise UserError(f"{name}={values[name]!r}: needs {needed}, which is not set.")
@@ -506,6 +617,20 @@ def check_together(values: Mapping[str, object]) -> None:
                 f"{name}={values[name]!r} and {other}={values[other]!r}: only one of them can be set; "
                 f"--config.{other}=None unsets {other}."
             )
+    _check_layers(values)
+
+
+def _check_layers(values: Mapping[str, Any]) -> None:
+    layers, widths = values["model.layers"], values["model.widths"]
+    for name, tells in (("model.cell", "names the cells"), ("model.widths", "has the widths")):
+        value = values[name]
+        if isinstance(value, tuple) and value and len(value) != layers:
+            count = f"{len(value)} {'layer' if len(value) == 1 else 'layers'}"
+            raise UserError(f"{name}={value!r}: {tells} of {count}, but model.layers={layers}: set model.layers={len(value)}.")
+    if values["model.residual"] and len(set(widths)) > 1:
+        raise UserError(f"model.residual=True: needs layers of equal width, but model.widths={widths!r}.")
+    if values["model.tie"] and values["model.input"] != "embedding":
+        raise UserError(f"model.tie=True: needs model.input=embedding, but model.input={values['model.input']}.")
 
 
 def help_text(form: str = "") -> str:
@@ -557,4 +682,5 @@ def _allowed_values(key: Key) -> str:
     else:
         kind = "path" if key.is_path else {int: "integer", float: "number", str: "text"}[key.type]
         words = f"{kind}, {key.rule.words}" if key.rule.words and not key.is_path else kind
+    words += ", or a tuple of these" if key.or_tuple else ""
     return words if key.default is not None else f"{words}, or None"

@@ -178,8 +178,8 @@ def condition(text: str) -> tuple[str, Callable[[object], bool]]:
 
     Returns the name on the left side, and a predicate: a function that says whether a value of this name meets the condition.
 
-    The predicate compares numbers as numbers, booleans as booleans, and all other values as text. None satisfies
-    only two conditions: `=None`, and `!=` with any text other than None.
+    The predicate compares numbers as numbers, booleans as booleans, tuples as tuples, and all other values as text. None
+    satisfies only two conditions: `=None`, and `!=` with any text other than None.
 
     Raises:
       UserError: the text is not a condition. The predicate raises a UserError if the right side has the wrong type.
@@ -198,6 +198,9 @@ def condition(text: str) -> tuple[str, Callable[[object], bool]]:
             except ValueError:
                 expected = keys.TYPES[kind]
                 raise UserError(f"{text!r}: {name} must be compared with {expected}, not {wanted!r}.") from None
+        if isinstance(value, list | tuple) and compare in (operator.eq, operator.ne):
+            with contextlib.suppress(ValueError):  # the right side is not a tuple
+                return compare(tuple(value), keys.typed(wanted, tuple))
         return compare(str(value), wanted) if value is not None or compare in (operator.eq, operator.ne) else False
 
     return name, holds
@@ -224,8 +227,7 @@ def _checked(config: ConfigDict, place: Callable[[str], str]) -> ConfigDict:
             value = keys.checked(name, value)
         except UserError as error:
             raise UserError(f"{place(name)}{error}") from error
-        is_path = keys.KEYS[name].is_path and value
-        values[name] = os.path.abspath(os.path.expanduser(str(value))) if is_path else value
+        values[name] = keys.with_absolute_paths(name, value)
     try:
         return _config_of(values).lock()
     except UserError as error:  # keys.check_together raised this error, and its message begins with a key
@@ -268,7 +270,7 @@ def _result_of(file: pathlib.Path, function: str, arg: str | None = None) -> obj
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_error_message(error, file)) from error
+        raise UserError(error_message(error, file, f"--config={file}")) from error
 
 
 def _accepts(function: Callable, *arguments: str | None) -> bool:
@@ -314,13 +316,18 @@ def _is_in_folder(module: types.ModuleType, folder: str) -> bool:
     return folder in map(os.path.dirname, paths)
 
 
-def _error_message(error: Exception, file: pathlib.Path) -> str:
-    """Describes an exception in one sentence, with the file and line of the config that raised the exception."""
+def error_message(error: Exception | SystemExit, file: pathlib.Path, otherwise: str) -> str:
+    """Describes an exception of a user's file in one sentence, with the file and the line that raised the exception.
+
+    Args:
+      file: the file. The exception may also come from another file in its folder.
+      otherwise: the beginning of the sentence if the exception came from no line of these files.
+    """
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{_sibling(error.filename, file)} line {error.lineno}: {type(error).__name__}: {error.msg}."
     frames = traceback.extract_tb(error.__traceback__)
     in_folder = [frame for frame in frames if os.path.dirname(frame.filename) == os.path.dirname(os.path.abspath(file))]
-    place = f"{_sibling(in_folder[-1].filename, file)} line {in_folder[-1].lineno}" if in_folder else f"--config={file}"
+    place = f"{_sibling(in_folder[-1].filename, file)} line {in_folder[-1].lineno}" if in_folder else otherwise
     if in_folder and "ml_collections" in frames[-1].filename and (name := _missing_key(error, in_folder[-1].line or "")):
         try:
             keys.known(name)
@@ -330,7 +337,7 @@ def _error_message(error: Exception, file: pathlib.Path) -> str:
     return f"{place}: {type(error).__name__}{': ' if text else ''}{text}."
 
 
-def _missing_key(error: Exception, line: str) -> str | None:
+def _missing_key(error: BaseException, line: str) -> str | None:
     """The key named by an error of ml_collections. Includes the section if the source line names the section."""
     match = re.search(r'Key "(\w+)"', str(error)) or re.match(r"\W*(\w+)", str(error))
     if match is None or not isinstance(error, AttributeError | KeyError):

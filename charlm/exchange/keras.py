@@ -26,9 +26,9 @@ from charlm.config import load
 from charlm.errors import UserError
 from charlm.exchange.weights import Layout, Weights, checked, checked_symbols, existing, library
 from charlm.exchange.weights import read as read_file
-from charlm.models import stack
+from charlm.models import blocks
 
-LAYOUT = Layout("Keras", "from_keras", "to_keras", input_array="kernel", input_axis=0)
+LAYOUT = Layout("Keras", "from_keras", "to_keras", input_array="kernel", input_axis=0, has_one_width=False)
 ARRAYS = ("kernel", "recurrent_kernel", "bias")  # the names here of the arrays 0, 1 and 2 of a recurrent layer in the file
 H5PY = "h5py (pip install h5py)"
 KERAS_VERSION = "3.0.0"  # the first version of Keras whose files have the layout that `encoded` uses
@@ -99,7 +99,7 @@ def encoded(weights: Weights, config: ConfigDict) -> bytes:
       UserError: h5py is not installed.
     """
     h5py = library("h5py", pathlib.Path(weights.file), H5PY, "writing")
-    layer_class = stack.named_cell(config)[1].keras_layer
+    layer_class = blocks.blocks_of(config)[0].cell.keras_layer
     kind = re.sub("(?<=[a-z])(?=[A-Z])", "_", layer_class).lower()  # Keras's name of a layer: lstm, gru, simple_rnn
     arrays, layers = {}, []
     if weights.embedding_VE is None:
@@ -112,7 +112,7 @@ def encoded(weights: Weights, config: ConfigDict) -> bytes:
         arrays["layers/embedding/vars/0"] = weights.embedding_VE
     for index, of_layer in enumerate(weights.layers):
         name = f"{kind}_{index}" if index else kind
-        layers.append(_layer(layer_class, name, {"units": len(weights.head_kernel_HV), "return_sequences": True}))
+        layers.append(_layer(layer_class, name, {"units": len(of_layer["recurrent_kernel"]), "return_sequences": True}))
         arrays |= {f"layers/{name}/cell/vars/{place}": of_layer[array] for place, array in enumerate(ARRAYS)}
     layers.append(_layer("Dense", "dense", {"units": len(weights.head_bias_V)}))
     arrays |= {"layers/dense/vars/0": weights.head_kernel_HV, "layers/dense/vars/1": weights.head_bias_V}

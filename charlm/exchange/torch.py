@@ -27,7 +27,7 @@ from charlm.errors import UserError
 from charlm.exchange.weights import Arrays, Layout, Weights, checked, checked_symbols, existing, library
 from charlm.exchange.weights import read as read_file
 
-LAYOUT = Layout("PyTorch", "from_torch", "to_torch", input_array="weight_ih", input_axis=1)
+LAYOUT = Layout("PyTorch", "from_torch", "to_torch", input_array="weight_ih", input_axis=1, has_one_width=True)
 
 SAFETENSORS = "safetensors (pip install safetensors)"
 TEXTS = ("symbols", "config")  # names of the JSON texts that `encoded` stores together with the arrays

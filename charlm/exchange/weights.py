@@ -8,7 +8,7 @@ number of symbols in the vocabulary.
 
 import collections
 import contextlib
-import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,13 +20,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from charlm import progress
+from charlm.config import load
 from charlm.data.vocab import EOS, PAD, UNK, Vocab
 from charlm.errors import UserError
-from charlm.models import stack
+from charlm.models import blocks, cells, recurrent_noise, stack
+from charlm.models.cells import Cell, own
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.training.setup import Setup, set_up
-from charlm.training.state import Progress, initial_state
+from charlm.training.state import Progress, initial_state, state_with, to_checkpoint
 
 Params = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -43,6 +45,7 @@ class Layout(NamedTuple):
         framework's arrays.
       input_array: the framework's name for the input kernel, the matrix that multiplies the inputs of the layer.
       input_axis: the axis of the input kernel whose length is the number of inputs.
+      has_one_width: whether all recurrent layers of a model must have the same number of units.
     """
 
     framework: str
@@ -50,6 +53,7 @@ class Layout(NamedTuple):
     inverse: str
     input_array: str
     input_axis: int
+    has_one_width: bool
 
 
 class Weights(NamedTuple):
@@ -107,19 +111,15 @@ def params_of(weights: Weights, config: ConfigDict) -> Params:
     """The weights as parameters of the config's model. Does not check shapes.
 
     Raises:
-      UserError: the config's cell can't use layers of this framework, or can't use a layer, or a layer lacks an array.
+      UserError: the config's layers can't use layers of this framework, or can't use a layer, or a layer lacks an array.
     """
-    (name, cell), layout = stack.named_cell(config), weights.layout
-    convert = getattr(cell, layout.converter)
-    if convert is None:
-        raise UserError(
-            f"model.cell={name!r}: layers of {layout.framework} can't be imported, since charlm/models/cells/{name}.py has no "
-            f"{layout.converter}."
-        )
+    name, cell = _only_cell(config, weights.layout, weights.layout.converter, "imported")
+    if blocks.shape_of(config).tie:
+        raise UserError(f"model.tie=True: {weights.file} has a head of its own: set model.tie=False.")
     params: Params = {}
     for index, arrays in enumerate(weights.layers):
         try:
-            params[f"{name}_{index}"] = convert(arrays)
+            params[f"{name}_{index}"] = getattr(cell, weights.layout.converter)(arrays)
         except KeyError as error:
             raise UserError(
                 f"{weights.file} has no {error.args[0]} in its recurrent layer {index}: all layers must have their kernels and "
@@ -135,6 +135,8 @@ def params_of(weights: Weights, config: ConfigDict) -> Params:
 def of_params(params: Params, config: ConfigDict, vocab: Vocab, layout: Layout, file: str) -> Weights:
     """Converts the parameters of the config's model to the weights of a framework. `params_of` converts in the other direction.
 
+    With `model.tie`, the kernel of the head is the product of its matrices, so the files have an ordinary head.
+
     Args:
       params: the parameters, a tree of float32 arrays.
       vocab: the vocabulary of the model.
@@ -142,19 +144,45 @@ def of_params(params: Params, config: ConfigDict, vocab: Vocab, layout: Layout, 
       file: name of the file that will hold the weights.
 
     Raises:
-      UserError: the framework has no layer for the config's cell.
+      UserError: the framework has no layer for the config's layers.
     """
-    name, cell = stack.named_cell(config)
-    convert = getattr(cell, layout.inverse)
-    if convert is None:
-        raise UserError(
-            f"model.cell={name!r}: layers of {layout.framework} can't be exported, since charlm/models/cells/{name}.py has no "
-            f"{layout.inverse}."
-        )
+    _, cell = _only_cell(config, layout, layout.inverse, "exported")
     params = jax.tree.map(np.asarray, params)
-    layers = [convert(params[f"{name}_{index}"]) for index in range(sum(key.startswith(f"{name}_") for key in params))]
-    head_HV, head_bias_V = params["head_kernel"], params["head_bias"]
-    return Weights(file, layout, layers, head_HV, head_bias_V, params.get("embedding"), list(vocab.names))
+    layers = [getattr(cell, layout.inverse)(params[block.name]) for block in blocks.blocks_of(config)]
+    head_HV = np.asarray(functools.reduce(np.matmul, blocks.head_kernels(params)))
+    return Weights(file, layout, layers, head_HV, params["head_bias"], params.get("embedding"), list(vocab.names))
+
+
+def _only_cell(config: ConfigDict, layout: Layout, converter: str, done: str) -> tuple[str, Cell]:
+    """The name of the cell of all layers, and the cell.
+
+    Args:
+      converter: name of the cell's function that converts a layer.
+      done: `imported` or `exported`, for messages.
+
+    Raises:
+      UserError: the layers have different cells, or something that a stack of layers of the framework does not have.
+    """
+    names, values = blocks.cell_names(config), load.flatten(config)
+    refused = f"layers of {layout.framework} can't be {done}"
+    shares = recurrent_noise.rates(cells.named(names[0]), config)
+    if shares.has_zoneout:
+        raise UserError(
+            f"model.zoneout_cell={shares.zoneout_cell}, model.zoneout_hidden={shares.zoneout_hidden}: {refused}, since "
+            f"{layout.framework} has no zoneout."
+        )
+    for key in ("model.residual", "model.norm", "model.mlp"):
+        if values[key]:
+            raise UserError(f"{key}={values[key]}: {refused}, since {layout.framework} has no such stack of layers.")
+    if len(set(names)) > 1:
+        raise UserError(f"model.cell={names!r}: {refused}, since all layers in a file must have the same cell.")
+    widths = tuple(block.width for block in blocks.blocks_of(config))
+    if len(set(widths)) > 1 and layout.has_one_width:
+        raise UserError(f"model.widths={widths!r}: {refused}, since {layout.framework} has one width for all layers.")
+    cell = cells.named(names[0])
+    if getattr(cell, converter) is None:
+        raise UserError(f"model.cell={names[0]!r}: {refused}, since the cell has no {converter}.")
+    return cells.short_name(names[0]), cell
 
 
 def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: str | None = None) -> None:
@@ -173,6 +201,7 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
     if run_module.exists(workdir, config):
         raise UserError(f"--workdir={workdir} already holds a run: choose another directory.")
     symbols = weights.symbols if symbols_file is None else symbols_in(symbols_file)
+    own.load(config)
     setup, where = set_up(config), symbols_file or weights.file
     vocab = setup.vocab if symbols is None else _vocabulary(symbols, setup.vocab, where)
     if symbols is not None and len(symbols) != len(weights.head_bias_V):
@@ -196,11 +225,12 @@ def _write(config: ConfigDict, workdir: str, setup: Setup, vocab: Vocab, params:
     run_module.make(workdir)
     run = run_module.Run(workdir)
     with run.locked(), contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
-        run.begin(config, vocab, setup.provenance)
+        run.begin(config, vocab, setup.provenance, cells=own.digests(config))
         run.note_start(f"imported from {file}", stack.parameter_count(params), setup.total_steps)
         params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, jax.numpy.float32), params)
-        rest = (setup.optimizer.init(params), setup.functions.zero_carry(setup.batches.rows))
-        checkpoints.save(0, params, rest, dataclasses.asdict(Progress()))
+        carry = setup.functions.zero_carry(setup.batches.rows)
+        state = state_with(params, setup.optimizer, carry, setup.averaging)
+        checkpoints.save(0, *to_checkpoint(state), Progress().to_dict())
         checkpoints.wait()
         run.write_status("done", 0, None, f"imported from {file}")
 

@@ -34,13 +34,15 @@ from charlm.models import stack
 from charlm.rundir.run import Run, check_checkpoint_name
 
 
-def load(workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str | None = None) -> "Model":
+def load(
+    workdir: str | os.PathLike, checkpoint: str | int = "best", dtype: str | None = None, trust_code: bool = False
+) -> "Model":
     """The trained model of a run directory; see `charlm.load`."""
     check_checkpoint_name(str(checkpoint))
     inputs.check_choice("dtype", dtype, inputs.DTYPES)
     run = Run(workdir)
     cache.keep_compiled(cache.user_folder(run.config()))
-    return Model(run, restore.load(workdir, str(checkpoint), dtype))
+    return Model(run, restore.load(workdir, str(checkpoint), dtype, trust_code=trust_code))
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)

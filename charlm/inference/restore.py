@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from charlm.data.vocab import Vocab
 from charlm.errors import Failure, UserError
 from charlm.models import stack
+from charlm.models.cells import own
 from charlm.progress import warn
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
@@ -39,7 +40,9 @@ class Trained(NamedTuple):
     step: int
 
 
-def load(workdir: str | os.PathLike, which: str, dtype: str | None = None, given_as: str | None = None) -> Trained:
+def load(
+    workdir: str | os.PathLike, which: str, dtype: str | None = None, given_as: str | None = None, trust_code: bool = False
+) -> Trained:
     """Reads a run and one of its checkpoints.
 
     If the best checkpoint can't be read, the second best checkpoint is read, and so on. If the latest checkpoint can't be read,
@@ -53,15 +56,17 @@ def load(workdir: str | os.PathLike, which: str, dtype: str | None = None, given
       dtype: the type of the operands of matrix products. None stands for the type that the training used.
       given_as: what messages call the run and the checkpoint, for example `train.init_from=runs/first`. With None, messages
         name the flags --workdir and --checkpoint.
+      trust_code: whether the user trusts the code of the run's cell, if this cell is in a file of the user.
 
     Raises:
-      UserError: the directory has no run, or the run has no checkpoint `which`.
+      UserError: the directory has no run, or the run has no checkpoint `which`, or its cell can't be loaded; see `own.trusted`.
       Failure: the checkpoint can't be read, and no other checkpoint can be read instead.
     """
     run_text, checkpoint_text = (given_as, given_as) if given_as else (f"--workdir={workdir}", f"--checkpoint={which}")
     run = Run(workdir)
     run.status()
     config, vocab, corpus = run.config(), run.vocab(), run.corpus()
+    own.load(config, own.trusted(run, trust_code, run_text))
     if dtype:
         config.model.update({"dtype": dtype})
     functions = stack.functions(config, len(vocab))

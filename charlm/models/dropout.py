@@ -1,28 +1,65 @@
-"""Dropout of activations.
+"""Dropout of activations, of weights and of embeddings.
 
-Shape letters: B rows of a batch, T time, H hidden units, N random words for each row.
+All of them are inverted dropout: a value is set to 0 with the probability `rate`, and the other values are scaled so that the
+expected value of the result is the value that was given. `rate` is rounded to a multiple of 2^-16, so that 16 random bits are
+enough for a value. One random 32-bit word is then enough for two values, which halves the cost of drawing random numbers.
+
+Letters: B rows of a batch, T time, H hidden units or other features, N random words for each row, V symbols, I inputs and O
+outputs of a kernel.
 """
 
 import jax
 import jax.numpy as jnp
 
 
-def dropout(keys_B: jax.Array, x_TBH: jax.Array, rate: float) -> jax.Array:
-    """Inverted dropout (Srivastava et al. 2014).
-
-    Sets each value of `x_TBH` to 0 with the probability `rate`, and scales the other values so that the expected values of the
-    result are the values of `x_TBH`.
+def dropout(keys_B: jax.Array, x_TBH: jax.Array, rate: float, per_window: bool = False) -> jax.Array:
+    """Dropout of activations (Srivastava et al. 2014).
 
     Args:
       keys_B: a random key for each row. The key alone determines which values of the row are set to 0, so the result does not
         depend on which device holds the row.
       x_TBH: the activations.
-      rate: the probability. It is rounded to a multiple of 2^-16, so that 16 random bits are enough for a value. One random
-        32-bit word is then enough for two values, which halves the cost of drawing random numbers.
+      rate: the probability that a value is set to 0.
+      per_window: whether all steps of a row have the same mask (variational dropout, Gal & Ghahramani 2016). Otherwise each
+        step has its own mask.
     """
-    dropped = min(round(rate * 2**16), 2**16 - 1)
-    steps, rows, hidden = x_TBH.shape
+    steps, _, hidden = x_TBH.shape
+    kept_TBH = kept(keys_B, 1 if per_window else steps, hidden, rate)
+    return jnp.where(kept_TBH, x_TBH * _scale(rate), 0)
+
+
+def kept(keys_B: jax.Array, steps: int, hidden: int, rate: float) -> jax.Array:
+    """A bool array (steps, B, hidden) whose values are independent and True with the probability 1 - rate."""
+    rows = len(keys_B)
     words_BN = jax.vmap(lambda key: jax.random.bits(key, ((steps * hidden + 1) // 2,), jnp.uint32))(keys_B)
     halves_BTH = jax.lax.bitcast_convert_type(words_BN, jnp.uint16).reshape(rows, -1)[:, : steps * hidden]
     halves_TBH = halves_BTH.reshape(rows, steps, hidden).swapaxes(0, 1)
-    return jnp.where(halves_TBH >= dropped, x_TBH * (2**16 / (2**16 - dropped)), 0)
+    return halves_TBH >= _dropped(rate)
+
+
+def weight_dropout(key: jax.Array, kernel_IO: jax.Array, rate: float) -> jax.Array:
+    """Dropout of each value of a kernel on its own (DropConnect, Wan et al. 2013; weight drop, Merity et al. 2018).
+
+    Args:
+      key: one key for all rows and steps of a window, so that they all use the same kernel.
+    """
+    return dropout(key[None], kernel_IO[:, None, :], rate)[:, 0, :]
+
+
+def embedding_dropout(key: jax.Array, table_VI: jax.Array, rate: float) -> jax.Array:
+    """Dropout of whole symbols: a row of the table is set to 0 as a whole, or scaled (Gal & Ghahramani 2016).
+
+    Args:
+      key: one key for all rows and steps of a window. A dropped symbol has the embedding 0 wherever it occurs.
+    """
+    kept_V1 = kept(key[None], 1, len(table_VI), rate)[0].T
+    return jnp.where(kept_V1, table_VI * _scale(rate), 0)
+
+
+def _dropped(rate: float) -> int:
+    """How many of the 2^16 values of 16 random bits stand for a dropped value."""
+    return min(round(rate * 2**16), 2**16 - 1)
+
+
+def _scale(rate: float) -> float:
+    return 2**16 / (2**16 - _dropped(rate))

@@ -1,6 +1,7 @@
-"""The network: an input encoding, recurrent layers that all use the same cell, dropout, and the output layer (the head).
+"""The network: an input encoding, recurrent layers, dropout, and the output layer (the head).
 
 `functions` returns the network as pure functions. The code in this file is the same for every cell in `cells/`.
+`blocks` describes the layers, and has the parts that surround a cell: skip connections, normalisation, feed-forward blocks.
 
 Letters: B batch, T time, S scored positions, E embedding, I input features, H hidden units, V vocabulary.
 """
@@ -15,14 +16,18 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from charlm.config import keys, load
 from charlm.data.batches import Batch
-from charlm.models import cells
-from charlm.models.dropout import dropout
-from charlm.models.initializers import Initializers, initializers
+from charlm.models import blocks, cells, regularisers
+from charlm.models.cells.deferred import look_up
+from charlm.models.dropout import dropout, embedding_dropout, weight_dropout
+from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
 
 # The random keys of an operation are made with `jax.random.fold_in`. The dropout after layer i folds in the number i. Random
-# operations inside the cell of layer i fold in the number CELL_NOISE + i.
+# operations inside the cell of layer i fold in the number CELL_NOISE + i. The dropout after the feed-forward block of layer i
+# folds in the number MLP_NOISE + i. The weight drop of layer i folds the number i into the key that all rows share.
 CELL_NOISE = 1 << 16
+INPUT_NOISE = EMBEDDING_NOISE = 2 << 16
+MLP_NOISE = 3 << 16
 
 
 class Layer(nn.Module):
@@ -34,14 +39,16 @@ class Layer(nn.Module):
     hidden: int
     dtype: jnp.dtype
     config: FrozenConfigDict
+    weight_drop: float = 0.0
 
     @nn.compact
-    def __call__(self, inputs, state, table_VI=None, noise_keys_B=None):
+    def __call__(self, inputs, state, table_VI=None, noise_keys_B=None, weight_key=None):
         """Runs the layer; see `cells.Cell.window` for the other arguments and the results.
 
         Args:
           table_VI: the input features of each id, such as an embedding. If None, and if the inputs are ids, each id selects a
             row of the input kernel.
+          weight_key: the random key of the weight drop. If None, no weights are dropped.
         """
         declared = self.cell.parameters(self.inputs, self.hidden, self.initial, self.config)
         params = {name: self.param(name, initializer, shape) for name, (initializer, shape) in declared.items()}
@@ -49,6 +56,8 @@ class Layer(nn.Module):
             return jnp.zeros((*inputs.shape[:2], self.hidden)), state
         if table_VI is not None:
             params = self.cell.with_table(params, table_VI)
+        if weight_key is not None and "model.weight_drop" in self.cell.keys:
+            params |= {"recurrent_kernel": weight_dropout(weight_key, params["recurrent_kernel"], self.weight_drop)}
         return self.cell.window(params, inputs, state, self.dtype, noise_keys_B)
 
 
@@ -56,59 +65,89 @@ class CharLM(nn.Module):
     """A character-level language model.
 
     Attributes:
-      cell: the recurrent cell of all layers.
-      name_of_cell: the value of `model.cell`. The parameters of the layers are named after it: `lstm_0`, `lstm_1`, …
+      shape: the layers, the input encoding, the dropout and the kind of head.
       vocab_size: V, the number of symbols in the vocabulary.
-      layers: number of layers.
-      hidden: H, the number of units of each layer.
-      encoding: input encoding of an id: `embedding`, `onehot`, or `scalar` (the id divided by V).
-      dropout: fraction of the values that are set to 0 after each layer, including the last layer, in [0, 1).
       dtype: dtype of the operands of matrix products. Parameters, state and sums are float32.
       config: the whole config. Keys that only one line of code reads have no attribute here and are read from this config.
     """
 
-    cell: cells.Cell
-    name_of_cell: str
+    shape: blocks.Shape
     vocab_size: int
-    layers: int
-    hidden: int
-    encoding: str
-    dropout: float
     dtype: jnp.dtype
     config: FrozenConfigDict
 
     @nn.compact
-    def __call__(self, batch: Batch, carry: tuple, noise_keys_B: jax.Array | None = None) -> tuple[jax.Array, tuple]:
-        """Returns (logits_BSV, carry after the window).
+    def __call__(
+        self, batch: Batch, carry: tuple, noise_keys_B: jax.Array | None = None, shared_key: jax.Array | None = None
+    ) -> tuple[jax.Array, tuple, jax.Array | None]:
+        """Returns (logits_BSV, carry after the window, penalty). The penalty is None if there is none; see `regularisers`.
 
-        `noise_keys_B` holds one random key per row. Each random operation folds a different number into these keys. If
-        `noise_keys_B` is None, nothing is random.
+        `noise_keys_B` holds one random key per row, and `shared_key` is the key of masks that are the same for all rows. Each
+        random operation folds a different number into these keys. If `noise_keys_B` is None, nothing is random.
         """
-        config = self.config
-        initial = initializers(config.model.init, self.hidden, config.model.init_scale, config.model.head_scale)
+        config, shape, used = self.config, self.shape, self.shape.regularisers
+        initial = blocks.make_initializers(config, shape.blocks[-1].width)
         carry = keep_rows(carry, jnp.logical_not(batch.reset_B))
-        x, table_VE, features = jnp.asarray(batch.inputs_BT).T, None, self.vocab_size
-        if self.encoding == "embedding":
-            features = config.model.embedding
-            table_VE = self.param("embedding", initial.embedding, (self.vocab_size, features))
-        elif self.encoding == "scalar":
+        x, embedding_VE, table_VE, features = jnp.asarray(batch.inputs_BT).T, None, None, self.vocab_size
+        if shape.encoding == "embedding":
+            features = shape.embedding
+            initializer = blocks.tied(initial.head_kernel) if shape.tie else initial.embedding
+            embedding_VE = self.param("embedding", initializer, (self.vocab_size, features))
+            x, table_VE = self._dropped_input(x, embedding_VE, noise_keys_B, shared_key)
+        elif shape.encoding == "scalar":
             x, features = x[..., None].astype(jnp.float32) / self.vocab_size, 1
-        new_carry = []
-        for index in range(self.layers):
-            name = f"{self.name_of_cell}_{index}"
-            layer = Layer(self.cell, initial, features, self.hidden, self.dtype, config, name=name)
+        new_carry, penalty = [], None
+        for index, (block, rate) in enumerate(zip(shape.blocks, used.dropout(len(shape.blocks))[1:], strict=True)):
+            before = blocks.vectors(x, table_VE) if block.skip else None
+            if block.norm:
+                x, table_VE = blocks.normalised(x, table_VE, self.param(f"norm_{index}", nn.initializers.ones, (features,)))
+            own_initial = blocks.make_initializers(config, block.width)
+            layer = Layer(block.cell, own_initial, features, block.width, self.dtype, config, used.weight_drop, name=block.name)
             cell_keys_B = None if noise_keys_B is None else _fold_in(noise_keys_B, CELL_NOISE + index)
-            x, state = layer(x, carry[index], table_VE if index == 0 else None, cell_keys_B)
+            weight_key = jax.random.fold_in(shared_key, index) if shared_key is not None and used.weight_drop > 0 else None
+            outputs_TBH, state = layer(x, carry[index], table_VE, cell_keys_B, weight_key)
             new_carry.append(state)
-            features = self.hidden
-            if index == self.layers - 1:
+            x, features, table_VE = outputs_TBH, block.width, None
+            if index == len(shape.blocks) - 1:
                 x = x[x.shape[0] - batch.targets_BS.shape[1] :]  # only the last S positions are scored
-            if noise_keys_B is not None and self.dropout > 0:
-                x = dropout(_fold_in(noise_keys_B, index), x, self.dropout)
-        head_HV = self.param("head_kernel", initial.head_kernel, (self.hidden, self.vocab_size))
+            x = self._dropped(x, noise_keys_B, index, rate)
+            if index == len(shape.blocks) - 1 and noise_keys_B is not None:
+                penalty = regularisers.penalty(used, outputs_TBH, x, batch.weights_BS)
+            if before is not None:
+                x = x + before[before.shape[0] - x.shape[0] :]
+            if block.mlp:
+                mlp = self.param(f"mlp_{index}", blocks.mlp_parameters(config, block))
+                x = x + self._dropped(blocks.mlp(mlp, x, self.dtype), noise_keys_B, MLP_NOISE + index, rate)
+        if shape.norm:
+            x = blocks.rms_norm(x, self.param("norm_head", nn.initializers.ones, (features,)))
+        x_BSH = x.swapaxes(0, 1)
+        if embedding_VE is None or not shape.tie:
+            head_HV = self.param("head_kernel", initial.head_kernel, (features, self.vocab_size))
+        else:
+            head_HV = embedding_VE.T
+            if features != shape.embedding:
+                projection_HE = self.param("head_projection", initial.input_kernel(1), (features, shape.embedding))
+                x_BSH = product(x_BSH, projection_HE, self.dtype)
         head_bias_V = self.param("head_bias", initial.head_bias, (self.vocab_size,))
-        logits_BSV = product(x.swapaxes(0, 1), head_HV, self.dtype) + head_bias_V[None, None, :]
-        return logits_BSV, tuple(new_carry)
+        logits_BSV = product(x_BSH, head_HV, self.dtype) + head_bias_V[None, None, :]
+        return logits_BSV, tuple(new_carry), penalty
+
+    def _dropped(self, x: jax.Array, noise_keys_B: jax.Array | None, number: int, rate: float) -> jax.Array:
+        if noise_keys_B is None or rate == 0:
+            return x
+        return dropout(_fold_in(noise_keys_B, number), x, rate, self.shape.regularisers.per_window)
+
+    def _dropped_input(
+        self, ids_TB: jax.Array, table_VE: jax.Array, noise_keys_B: jax.Array | None, shared_key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The input of the first layer after dropout: (ids_TB, table of their features), or (features_TBE, None)."""
+        used = self.shape.regularisers
+        if shared_key is not None and used.embedding > 0:
+            table_VE = embedding_dropout(jax.random.fold_in(shared_key, EMBEDDING_NOISE), table_VE, used.embedding)
+        if noise_keys_B is None or used.input == 0:
+            return ids_TB, table_VE
+        # Each row has its own mask, so the features can't come from a table that all rows share.
+        return self._dropped(look_up(table_VE, ids_TB, self.dtype), noise_keys_B, INPUT_NOISE, used.input), None
 
 
 class Functions(NamedTuple):
@@ -116,37 +155,55 @@ class Functions(NamedTuple):
 
     Attributes:
       init: random key → params, a tree of float32 arrays.
-      apply: (params, batch, carry, noise_keys_B=None) → (logits_BSV, carry). Without `noise_keys_B`, nothing is random.
-        Otherwise each row has its own random key. The dropout mask of a row therefore does not depend on the device that holds
-        the row.
+      apply: (params, batch, carry, noise_keys_B=None, shared_key=None) → (logits_BSV, carry). Without `noise_keys_B`, nothing
+        is random. Otherwise each row has its own random key. The dropout mask of a row therefore does not depend on the device
+        that holds the row.
+      penalised: takes the arguments of `apply`, and returns (logits_BSV, carry, penalty). The penalty is added to the sum of
+        the loss that is trained; see `regularisers.penalty`. It is None if no penalty is set.
+      needs_shared_key: whether `noise_keys_B` must come with `shared_key`, the random key of masks that all rows share.
       zero_carry: number of rows → the carry at the beginning of a text. A carry is a tuple with the state of each layer.
       stepwise: (params, rows) → the weights in the layout that `step` needs for `rows` rows.
       step: (weights, ids_B, carry, inside=None) → (logits_BV, carry). Computes the same as `apply` for one character, without
         dropout. If `inside` is a list, the `Seen` of each layer is added to it.
       operations: number of multiply-adds of all layers and the head for one character. The lookup of an id adds nothing to
         this number.
-      shape: the names and sizes that the drawing of the network shows.
+      shape: what the description and the drawing of the network show.
     """
 
     init: Callable
     apply: Callable
+    penalised: Callable
+    needs_shared_key: bool
     zero_carry: Callable
     stepwise: Callable
     step: Callable
     operations: int
-    shape: "Shape"
+    shape: blocks.Shape
 
 
 class Stepwise(NamedTuple):
-    """The weights in the layout that `Functions.step` needs. `layers` holds the result of `Cell.prepare` for each layer."""
+    """The weights in the layout that `Functions.step` needs.
+
+    Attributes:
+      layers: the result of `Cell.prepare` for each layer.
+      norms: the scales of RMSNorm for each layer. None if the layer has none, or if the weights of the layer include it.
+      mlps: the parameters of the feed-forward block of each layer. None if the layer has none.
+      embedding_VE: the input of the first layer's skip connection. None if it has none.
+      head_norm_H: the scales of RMSNorm before the head, or None.
+      head_kernels: the matrices by which the head multiplies, one after the other.
+    """
 
     layers: tuple[Any, ...]
-    head_HV: jax.Array
+    norms: tuple[jax.Array | None, ...]
+    mlps: tuple[Any, ...]
+    embedding_VE: jax.Array | None
+    head_norm_H: jax.Array | None
+    head_kernels: tuple[jax.Array, ...]
     head_bias_V: jax.Array
 
 
 class Seen(NamedTuple):
-    """What a layer computes for one character.
+    """What the cell of a layer computes for one character.
 
     Attributes:
       output_BH: the output of the cell.
@@ -159,82 +216,86 @@ class Seen(NamedTuple):
     inside: cells.Inside
 
 
-class Shape(NamedTuple):
-    """The names and sizes that the drawing of the network shows.
-
-    Attributes:
-      cell: name of the cell in the drawing, such as `LSTM`.
-      state: name of the recurrent state in the drawing, such as `c, h`.
-      layers: number of layers.
-      hidden: number of units of each layer.
-      encoding: input encoding.
-      dropout: fraction of the values that are set to 0 after each layer.
-    """
-
-    cell: str
-    state: str
-    layers: int
-    hidden: int
-    encoding: str
-    dropout: float
-
-
 def functions(config: ConfigDict, vocab_size: int) -> Functions:
     """The model that a config describes, for a vocabulary of `vocab_size` symbols."""
-    (name, cell), layers, hidden = named_cell(config), config.model.layers, config.model.hidden
-    module = CharLM(
-        cell=cell,
-        name_of_cell=name,
-        vocab_size=vocab_size,
-        layers=layers,
-        hidden=hidden,
-        encoding=config.model.input,
-        dropout=config.model.dropout,
-        dtype=jnp.dtype(config.model.dtype),
-        config=FrozenConfigDict(config),
-    )
+    shape = blocks.shape_of(config)
+    layers, dtype = shape.blocks, jnp.dtype(config.model.dtype)
+    module = CharLM(shape, vocab_size, dtype, FrozenConfigDict(config))
+    needs_shared_key = shape.regularisers.needs_shared_key
 
     def zero_carry(rows: int) -> tuple:
-        return tuple(cell.zero_state(rows, hidden) for _ in range(layers))
+        return tuple(block.cell.zero_state(rows, block.width) for block in layers)
 
     def init(key):
         ids = jnp.zeros((1, 1), jnp.int32)
         batch = Batch(ids, ids, jnp.ones((1, 1)), jnp.ones(1, bool))
         return module.init(key, batch, zero_carry(1))["params"]
 
-    def apply(params, batch, carry, noise_keys_B=None):
-        return module.apply({"params": params}, batch, carry, noise_keys_B)
+    def penalised(params, batch, carry, noise_keys_B=None, shared_key=None):
+        if noise_keys_B is not None and shared_key is None and needs_shared_key:
+            raise ValueError("masks of weights or embeddings are on: noise_keys_B must come with shared_key")
+        return module.apply({"params": params}, batch, carry, noise_keys_B, shared_key)
+
+    def apply(params, batch, carry, noise_keys_B=None, shared_key=None):
+        return penalised(params, batch, carry, noise_keys_B, shared_key)[:2]
 
     def stepwise(params: Any, rows: int) -> Stepwise:
-        by_layer = [params[f"{name}_{index}"] for index in range(layers)]
-        if module.encoding == "embedding":
-            by_layer[0] = cell.with_table(by_layer[0], params["embedding"])
-        elif module.encoding == "scalar":
-            by_layer[0] = cell.with_table(by_layer[0], jnp.arange(vocab_size, dtype=jnp.float32)[:, None] / vocab_size)
+        by_layer = [params[block.name] for block in layers]
+        norms = [params.get(f"norm_{index}") for index in range(len(layers))]
+        first = layers[0].cell
+        if shape.encoding == "embedding":
+            table_VE = params["embedding"] if norms[0] is None else blocks.rms_norm(params["embedding"], norms[0])
+            by_layer[0] = first.with_table(by_layer[0], table_VE)
+        elif shape.encoding == "scalar":
+            by_layer[0] = first.with_table(by_layer[0], jnp.arange(vocab_size, dtype=jnp.float32)[:, None] / vocab_size)
+        mlps = [params.get(f"mlp_{index}") for index in range(len(layers))]
         return Stepwise(
-            layers=tuple(cell.prepare(of_layer, rows, module.dtype, index == 0) for index, of_layer in enumerate(by_layer)),
-            head_HV=operand(params["head_kernel"], module.dtype, rows),
+            layers=tuple(
+                block.cell.prepare(of_layer, rows, dtype, index == 0)
+                for index, (block, of_layer) in enumerate(zip(layers, by_layer, strict=True))
+            ),
+            norms=(None, *norms[1:]),
+            mlps=tuple(mlp and blocks.prepared_mlp(mlp, dtype, rows) for mlp in mlps),
+            embedding_VE=params["embedding"] if layers[0].skip else None,
+            head_norm_H=params.get("norm_head"),
+            head_kernels=tuple(operand(kernel, dtype, rows) for kernel in blocks.head_kernels(params)),
             head_bias_V=params["head_bias"],
         )
 
     def step(weights: Stepwise, ids_B: jax.Array, carry: tuple, inside: list | None = None) -> tuple[jax.Array, tuple]:
-        x, new_carry = ids_B, []
-        for of_layer, state in zip(weights.layers, carry, strict=True):
+        x, table_VE, new_carry = ids_B, weights.embedding_VE, []
+        of_layers = zip(layers, weights.layers, weights.norms, weights.mlps, carry, strict=True)
+        for block, of_layer, scale_H, mlp, state in of_layers:
+            before = blocks.vectors(x, table_VE) if block.skip else None
+            if scale_H is not None:
+                x = blocks.rms_norm(x, scale_H)
             if inside is not None:
-                inside.append(look(cell, of_layer, x, state, module.dtype))
-            x, state = cell.step(of_layer, x, state, module.dtype)
+                inside.append(look(block.cell, of_layer, x, state, dtype))
+            x, state = block.cell.step(of_layer, x, state, dtype)
             new_carry.append(state)
-        logits_BV = product(x, weights.head_HV, module.dtype) + weights.head_bias_V[None, :]
-        return logits_BV, tuple(new_carry)
+            table_VE = None
+            if before is not None:
+                x = x + before
+            if mlp is not None:
+                x = x + blocks.mlp(mlp, x, dtype)
+        if weights.head_norm_H is not None:
+            x = blocks.rms_norm(x, weights.head_norm_H)
+        for kernel in weights.head_kernels:
+            x = product(x, kernel, dtype)
+        return x + weights.head_bias_V[None, :], tuple(new_carry)
 
-    operations = layer_operations(config) + hidden * vocab_size
-    shape = Shape(cell.title, cell.state_title, layers, hidden, module.encoding, module.dropout)
-    return Functions(init, apply, zero_carry, stepwise, step, operations, shape)
+    operations = layer_operations(config) + shape.operations(vocab_size)
+    return Functions(init, apply, penalised, needs_shared_key, zero_carry, stepwise, step, operations, shape)
 
 
-def named_cell(config: ConfigDict) -> tuple[str, cells.Cell]:
-    """The name of the config's cell, and the cell. Parameter names of layers begin with this name, such as `lstm_0`."""
-    return config.model.cell, cells.named(config.model.cell)
+def look(cell: cells.Cell, weights: Any, x: cells.Inputs, state: Any, dtype: jnp.dtype) -> Seen:
+    """What a cell computes for the character x. The arguments after `cell` are those of `Cell.step`."""
+    output_BH, after = cell.step(weights, x, state, dtype)
+    leaves, names = jax.tree.leaves(after), cell.state_title.split(", ")
+    if len(names) != len(leaves):
+        names = [f"state {number}" for number in range(1, len(leaves) + 1)]
+    inside = cells.Inside({}, {}) if cell.look is None else cell.look(weights, x, state, dtype)
+    return Seen(output_BH, dict(zip(names, leaves, strict=True)), inside)
 
 
 def layer_operations(config: ConfigDict) -> int:
@@ -242,30 +303,20 @@ def layer_operations(config: ConfigDict) -> int:
 
     The first layer is counted as a layer with 0 inputs, because it looks up each id and does not multiply by an input kernel.
     """
-    (_, cell), layers, hidden = named_cell(config), config.model.layers, config.model.hidden
     frozen = FrozenConfigDict(config)
-    return cell.operations(0, hidden, frozen) + (layers - 1) * cell.operations(hidden, hidden, frozen)
+    return sum(block.operations(frozen) for block in blocks.blocks_of(config))
 
 
 def unread_keys(config: ConfigDict) -> list[str]:
-    """The keys that have no effect, because only cells other than the config's cell read these keys.
+    """The keys that have no effect, because only cells other than the config's cells read these keys.
 
     Keys with their default value are left out.
     """
     all_cells = [cells.named(name) for name in keys.KEYS["model.cell"].rule.options]
-    others = {key for cell in all_cells for key in cell.keys} - set(named_cell(config)[1].keys)
+    others = {key for cell in all_cells for key in cell.keys}
+    others -= {key for block in blocks.blocks_of(config) for key in block.cell.keys}
     values = load.flatten(config)
     return sorted(key for key in others if values[key] != keys.KEYS[key].default)
-
-
-def look(cell: cells.Cell, weights: Any, x: cells.Inputs, state: Any, dtype: jnp.dtype) -> Seen:
-    """What a layer computes for the character x. The arguments after `cell` are those of `Cell.step`."""
-    output_BH, after = cell.step(weights, x, state, dtype)
-    leaves, names = jax.tree.leaves(after), cell.state_title.split(", ")
-    if len(names) != len(leaves):
-        names = [f"state {number}" for number in range(1, len(leaves) + 1)]
-    inside = cells.Inside({}, {}) if cell.look is None else cell.look(weights, x, state, dtype)
-    return Seen(output_BH, dict(zip(names, leaves, strict=True)), inside)
 
 
 def keep_rows(carry: Any, keep_B: jax.Array) -> Any:

@@ -128,6 +128,7 @@ _NGRAM = flags.DEFINE_string(
     "ngram", None, "score the text with an n-gram of this order instead of the model, or of each order in a range such as 2..10"
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by the loss that train.best names), latest, or a step")
+_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
 _VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 
 
@@ -278,7 +279,7 @@ def _load_model(run: Run, rows: int) -> "Model":
 
     from charlm.inference import model
 
-    return model.load(run.workdir, _CHECKPOINT.value)
+    return model.load(run.workdir, _CHECKPOINT.value, trust_code=_TRUST_CODE.value)
 
 
 def _score_details(run: Run) -> None:

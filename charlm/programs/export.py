@@ -26,6 +26,8 @@ _FORMAT = flags.DEFINE_enum("format", None, list(SUFFIXES), "format of the file"
 _OUTPUT = flags.DEFINE_string("output", None, "file to write; an existing file is replaced", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (chosen by train.best), latest, or a step")
 
+_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
+
 
 def run() -> None:
     cli.run(main)
@@ -41,7 +43,7 @@ def main(overrides: dict[str, str]) -> None:
     from charlm.inference import restore
     from charlm.models import stack
 
-    trained = restore.load(_WORKDIR.value, _CHECKPOINT.value)
+    trained = restore.load(_WORKDIR.value, _CHECKPOINT.value, trust_code=_TRUST_CODE.value)
     layout = keras.LAYOUT if _FORMAT.value == "keras" else torch.LAYOUT
     exported = weights.of_params(trained.params, trained.config, trained.vocab, layout, os.fspath(path))
     encoded = (keras if _FORMAT.value == "keras" else torch).encoded(exported, trained.config)

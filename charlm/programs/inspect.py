@@ -48,6 +48,7 @@ _UNKNOWN = flags.DEFINE_enum(
     "default: unk if the vocabulary has <unk>, otherwise error",
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by the loss that train.best names), latest, or a step")
+_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
 _HTML = flags.DEFINE_string("html", None, f"file that receives the page; default: {FILE} in the run directory")
 _PLOTS = flags.DEFINE_string("plots", None, "folder that receives plots as PNG files; it is made if it does not exist")
 _CHARS = flags.DEFINE_integer(
@@ -82,7 +83,7 @@ def main(overrides: dict[str, str]) -> None:
     # These modules import JAX, which reads the settings of `prepare_cpu`.
     from charlm.inference import looking, looking_plots, model
 
-    trained = model.load(run.workdir, _CHECKPOINT.value).trained
+    trained = model.load(run.workdir, _CHECKPOINT.value, trust_code=_TRUST_CODE.value).trained
     looked = looking.look(run, trained, scored, split, _READ.value, _CHARS.value, orders)
     content, images = looking.page(looked), {} if folder is None else looking_plots.draw(looked)
     files.write_output("html", page, content)

@@ -98,6 +98,7 @@ _STOP = flags.DEFINE_multi_string(
 _INTERACTIVE = flags.DEFINE_bool(
     "interactive", False, "read prompts from standard input, one a line, until Ctrl-D; /continue continues the last text"
 )
+_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
 _VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
 
 
@@ -114,7 +115,9 @@ def main(overrides: dict[str, str]) -> None:
     prompts = [] if _INTERACTIVE.value else _prompts(run, config, vocab)
 
     from charlm.models import stack
+    from charlm.models.cells import own
 
+    own.load(config, own.trusted(run, _TRUST_CODE.value, f"--workdir={_WORKDIR.value}"))
     weights = stack.layer_operations(config)
     rows = devices.rows_to_share(config, weights, _NUM.value, _DTYPE.value or config.model.dtype)
     settings = devices.prepare_cpu(config, rows)
@@ -123,7 +126,7 @@ def main(overrides: dict[str, str]) -> None:
 
     from charlm.inference import model
 
-    trained = model.load(_WORKDIR.value, _CHECKPOINT.value, _DTYPE.value)
+    trained = model.load(_WORKDIR.value, _CHECKPOINT.value, _DTYPE.value, _TRUST_CODE.value)
     choices: dict[str, Any] = {"top_k": _TOP_K.value, "top_p": _TOP_P.value, "window": _WINDOW.value, "stop": stop}
     if _INTERACTIVE.value:
         from charlm.inference.session import Session

@@ -20,10 +20,11 @@ Exit status:
     130, 143: a signal stopped the program
 """
 
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from absl import flags
 
@@ -67,6 +68,7 @@ _TASKS = flags.DEFINE_integer(
     "tasks", 1, "SLURM: number of processes on each node; all processes of a trial train one model together"
 )
 _MEMORY = flags.DEFINE_integer("memory", None, "SLURM: gigabytes of memory that a trial uses on each node")
+_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
 
 LISTED = 3  # the maximum number of trials that the message about equal configs lists
 # With -P, Python does not import a folder named charlm from the current directory.
@@ -99,7 +101,8 @@ def main(common: dict[str, str]) -> int:
     def command_of(trial: sweep.Trial) -> list[str]:
         workdir = os.path.abspath(root.path / trial.name)  # a job may start in another directory
         distributed = ["--distributed"] if _TASKS.value * _NODES.value > 1 else []
-        return [*TRAIN, f"--workdir={workdir}", *distributed, *sweep.train_flags(trial.config)]
+        trust_code = ["--trust_code"] if _TRUST_CODE.value else []
+        return [*TRAIN, f"--workdir={workdir}", *distributed, *trust_code, *sweep.train_flags(trial.config)]
 
     return _search(root, common, command_of, _SEARCH.value) if _SEARCH.value else _sweep(root, common, command_of)
 
@@ -120,6 +123,14 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
     for trial in to_start:
         if statuses[trial.name].state == "new":
             sweep.check_files(trial)
+    _check_trust([root.run(trial) for trial in to_start])
+    if _LAUNCHER.value == "slurm" and not _TRUST_CODE.value:
+        for trial in to_start:
+            if own := keys.own_cells(trial.config.model.cell):
+                raise UserError(
+                    f"--launcher=slurm: a job may stop and resume, and a trial with model.cell={own[0]} resumes only with "
+                    "--trust_code: add it if you trust the file."
+                )
     _announce(statuses, removed)
     if same := [f"{renamed[name]} is {name}" for name in statuses if name in renamed]:
         more = f", and {len(same) - LISTED} more" if len(same) > LISTED else ""
@@ -150,6 +161,9 @@ def _search(root: sweep.Root, common: dict[str, str], command_of: CommandOf, met
     current_search = search.Search(root, _CONFIG.value, common, method, _TRIALS.value)
     root.check(_CONFIG.value, [])
     current_search.check()
+    if (root.path / "sweep.json").exists():
+        pruned = root.recorded("pruned") or []
+        _check_trust([Run(root.path / name) for name in root.recorded("trials") if name not in pruned])
     print(f"searching {_CONFIG.value} with {progress.counted(_TRIALS.value, 'trial')} in {_ROOT.value}")
     display = launch.Display(_TRIALS.value)
     with root.locked():
@@ -168,6 +182,20 @@ def _search(root: sweep.Root, common: dict[str, str], command_of: CommandOf, met
     statuses = {name: launch.read_status(Run(root.path / name)) for name in current_search.tried()}
     statuses |= {name: statuses[name]._replace(state="pruned") for name in current_search.pruned()}
     return _conclude(statuses | display.statuses(), display, stopped_by)
+
+
+def _check_trust(runs: Iterable[Run]) -> None:
+    """Raises a UserError if one of these runs would be resumed, and its cell is in a file that the user does not trust."""
+    with_own_cells = []
+    for run in runs:
+        with contextlib.suppress(UserError):  # the run does not exist yet; or it is damaged, and the training will report this
+            if run.status()["state"] in ("incomplete", "failed") and keys.own_cells(run.config().model.cell):
+                with_own_cells.append(run)
+    if with_own_cells:
+        from charlm.models.cells import own  # imports JAX, which takes a second
+
+        for run in with_own_cells:
+            own.trusted(run, _TRUST_CODE.value, f"--workdir={run.workdir}")
 
 
 def _slots() -> list[launch.Slot]:

@@ -68,6 +68,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "with several processes: index of this process; process 0 writes the run directory"
 )
+_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
 _GRAPH = flags.DEFINE_string("graph", "network.dot", "with --describe: file for the drawing of the network")
 _GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "with --describe: number of time steps in the drawing")
 
@@ -98,8 +99,8 @@ def main(overrides: dict[str, str]) -> int:
 
     processes.join(spec)
     if _DESCRIBE.value:
-        return opening.describe_only(config, _GRAPH.value, _GRAPH_STEPS.value, workdir)
-    return train.train(config, str(workdir), _VERBOSE.value, _EXTEND.value, _ROWS.value)
+        return opening.describe_only(config, _GRAPH.value, _GRAPH_STEPS.value, workdir, _TRUST_CODE.value)
+    return train.train(config, str(workdir), _VERBOSE.value, _EXTEND.value, _ROWS.value, _TRUST_CODE.value)
 
 
 def _config_of_run(workdir: str | None, overrides: dict[str, str]) -> ConfigDict:

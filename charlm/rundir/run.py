@@ -9,6 +9,7 @@ environment.json   one entry for each start          lock               locked w
 status.json        state, step, best                 events.*           metrics, config and samples for TensorBoard
 extensions.json    one entry for each change of the config, by `train.py --extend` or on resume
 parent.json        with `train.init_from`: the run whose parameters this run began with
+cells.json         with a cell in a file of the user: the SHA-256 digest of the file
 metrics.jsonl      one row for each log interval and each evaluation
 evaluations.jsonl  results of the program evaluate
 """
@@ -39,7 +40,7 @@ from charlm.progress import warn
 
 STATES = ("incomplete", "done", "diverged", "failed")
 # The files that a new run writes first.
-FIRST_FILES = {"lock", "vocab.json", "corpus.json", "parent.json", "config.json", "status.json"}
+FIRST_FILES = {"lock", "vocab.json", "corpus.json", "parent.json", "cells.json", "config.json", "status.json"}
 PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -109,6 +110,13 @@ class Run:
         if wrong := [name for name, kind in types.items() if not isinstance(parent.get(name), kind)]:
             raise UserError(f"{path} is damaged (it has no {wrong[0]}): restore it from a copy.")
         return parent
+
+    def cells(self) -> dict[str, str]:
+        """File → SHA-256 digest when the run began, for the files of the user that hold a cell of this run."""
+        recorded = self._json("cells.json").get("sha256")
+        if not isinstance(recorded, dict) or not all(isinstance(digest, str) for digest in recorded.values()):
+            raise UserError(f"{self.workdir / 'cells.json'} is damaged (it has no digests): restore it from a copy.")
+        return recorded
 
     def extensions(self) -> list[dict[str, Any]]:
         """The changes of the run's config, oldest first.
@@ -238,20 +246,29 @@ class Run:
         with contextlib.suppress(FileNotFoundError), self._metrics.open("rb") as file:
             os.fsync(file.fileno())
 
-    def begin(self, config: ConfigDict, vocab: Vocab, corpus: dict[str, Any], parent: dict[str, Any] | None = None) -> None:
+    def begin(
+        self,
+        config: ConfigDict,
+        vocab: Vocab,
+        corpus: dict[str, Any],
+        parent: dict[str, Any] | None = None,
+        cells: dict[str, str] | None = None,
+    ) -> None:
         """Writes the first files of a new run.
 
         status.json is written last, because `exists` recognises the directory of a run by this file.
 
         Args:
           parent: the dict that the method `parent` will return; None if the run begins with random parameters.
+          cells: the dict that the method `cells` will return; empty or None if all cells of the run are charlm's.
         """
         self._write("vocab.json", vocab.to_dict())
         self._write("corpus.json", corpus)
-        if parent is not None:
-            self._write("parent.json", parent)
-        else:  # a start that was killed before it wrote status.json may have left this file
-            (self.workdir / "parent.json").unlink(missing_ok=True)
+        for name, content in (("parent.json", parent), ("cells.json", {"sha256": cells} if cells else None)):
+            if content is not None:
+                self._write(name, content)
+            else:  # a start that was killed before it wrote status.json may have left this file
+                (self.workdir / name).unlink(missing_ok=True)
         self._write("config.json", load.to_dict(config))
         self.write_status("incomplete", 0, None)
 

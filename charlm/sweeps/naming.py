@@ -22,7 +22,7 @@ def trial_name(overrides: Mapping[str, object]) -> str:
     """
     keys = sorted((key for key in config_keys.KEYS if key in overrides), key=lambda key: key == "seed")
     values = {key: _value_text(overrides[key]) for key in keys}
-    shown = {key: _last_part(values[key]) if config_keys.KEYS[key].is_path else values[key] for key in keys}
+    shown = {key: _last_part(values[key]) if key in config_keys.SHOWN_BY_LAST_PART else values[key] for key in keys}
     # In strings, `+` is also replaced, because `+` separates the values of a tuple.
     unsafe = {key: r"[^A-Za-z0-9._-]" if isinstance(overrides[key], str) else r"[^A-Za-z0-9._+-]" for key in keys}
     safe = {key: re.sub(unsafe[key], "_", shown[key]) for key in keys}

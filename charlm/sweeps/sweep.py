@@ -222,11 +222,14 @@ def make_trial(file_and_arg: str, common: Mapping[str, object], overrides: Mappi
 
 
 def check_files(trial: Trial) -> None:
-    """Raises a UserError if a text or a parent run that a new trial needs does not exist."""
+    """Raises a UserError if a text, a file of a cell or a parent run that a new trial needs does not exist."""
     values = load.flatten(trial.config)
     for name in config_keys.TEXT_PATHS:
         if values[name] and not os.path.exists(str(values[name])):
             raise UserError(f"trial {trial.name}: {name}={values[name]}: no such file or folder.")
+    for cell in config_keys.own_cells(values["model.cell"]):
+        if not os.path.isfile(cell.rpartition(":")[0]):
+            raise UserError(f"trial {trial.name}: model.cell={cell}: no such file.")
     for name in config_keys.RUN_PATHS:
         if values[name]:
             run_module.run_and_checkpoint(str(values[name]), f"trial {trial.name}: {name}={values[name]}")

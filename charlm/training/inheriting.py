@@ -6,7 +6,6 @@ would have without `train.init_from`. All other parameters are copied.
 """
 
 import contextlib
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ from charlm.rundir import checkpoint
 from charlm.rundir import run as run_module
 from charlm.rundir.run import Run
 from charlm.training.setup import Setup
-from charlm.training.state import Progress, TrainState, initial_state_maker, to_checkpoint
+from charlm.training.state import Progress, TrainState, initial_state_maker, state_with, to_checkpoint
 
 LISTED = 20  # the maximum number of symbols that `tell` lists
 Params = dict[str, Any]
@@ -41,12 +40,15 @@ class Inheritance(NamedTuple):
     parent: dict[str, Any]
 
 
-def read(config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = None) -> Inheritance | None:
+def read(
+    config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = None, trust_code: bool = False
+) -> Inheritance | None:
     """Reads and checks the parameters that `train.init_from` names. Returns None if the key is not set. Writes nothing.
 
     Args:
       recorded: the contents of parent.json if the run has already begun. The parameters must then be the recorded parameters,
         even if the parent has another best checkpoint now.
+      trust_code: whether the user trusts the code of the parent's cell, if this cell is in a file of the user.
 
     Raises:
       UserError: the parent can't be read, its parameters have other shapes, or they are not the recorded parameters.
@@ -57,7 +59,8 @@ def read(config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = Non
         return None
     given_as = f"train.init_from={given}"
     path, which = run_module.run_and_checkpoint(given, given_as)
-    trained = restore.load(path, str(recorded["step"]) if recorded else which, given_as=given_as)
+    step_or_name = str(recorded["step"]) if recorded else which
+    trained = restore.load(path, step_or_name, given_as=given_as, trust_code=trust_code)
     digest = checkpoint.digest(trained.params)
     if recorded and digest != recorded["digest"]:
         raise UserError(
@@ -80,10 +83,10 @@ def read(config: ConfigDict, setup: Setup, recorded: dict[str, Any] | None = Non
         "new_symbols": [symbol for symbol in new if symbol not in set(old)],
         "dropped_symbols": [symbol for symbol in old if symbol not in set(new)],
     }
-    return Inheritance(state._replace(params=params), parent)
+    return Inheritance(state_with(params, setup.optimizer, state.carry, setup.averaging), parent)
 
 
-def for_run(run: Run, config: ConfigDict, setup: Setup, begun: bool) -> Inheritance | None:
+def for_run(run: Run, config: ConfigDict, setup: Setup, begun: bool, trust_code: bool) -> Inheritance | None:
     """The first state of the run. None if the run has a checkpoint, or if `train.init_from` is not set. Writes nothing.
 
     A run that was killed before it saved its first checkpoint begins again with the parameters that it recorded. Raises the
@@ -92,10 +95,11 @@ def for_run(run: Run, config: ConfigDict, setup: Setup, begun: bool) -> Inherita
     Args:
       begun: whether the directory holds a run. If it holds none, parent.json is not read: an earlier command, perhaps with
         another config, was killed after it wrote this file and before it had begun its run.
+      trust_code: see `read`.
     """
     has_checkpoint = run.checkpoints.is_dir() and any(path.name.isdecimal() for path in run.checkpoints.iterdir())
     recorded = run.parent() if begun else None  # read even if there is a checkpoint: reports a missing parent.json
-    return None if has_checkpoint else read(config, setup, recorded)
+    return None if has_checkpoint else read(config, setup, recorded, trust_code)
 
 
 def save(run: Run, inheritance: Inheritance) -> None:
@@ -103,7 +107,7 @@ def save(run: Run, inheritance: Inheritance) -> None:
     # With several processes, a checkpoint can't be saved from arrays on the devices of one process.
     params, rest = jax.tree.map(np.asarray, to_checkpoint(inheritance.state))
     with contextlib.closing(checkpoint.Checkpoints(run.checkpoints)) as checkpoints:
-        checkpoints.save(0, params, rest, dataclasses.asdict(Progress()))
+        checkpoints.save(0, params, rest, Progress().to_dict())
         checkpoints.wait()
 
 
@@ -170,7 +174,11 @@ def _check_shapes(config: ConfigDict, trained: restore.Trained, given_as: str) -
     causes = []  # keys that change the shapes if they are set to the parent's values
     for name in keys.KEYS:
         if name.startswith("model.") and here[name] != there[name]:
-            other = load.from_dict(here | {name: there[name]})
+            try:
+                other = load.from_dict(here | {name: there[name]})
+            except UserError:  # the value does not fit the other keys: the list model.widths does not fit another model.layers
+                causes.append(name)
+                continue
             if stack.parameter_table(_shapes(other, size)) != wanted:
                 causes.append(name)
     if causes:

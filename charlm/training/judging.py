@@ -12,6 +12,7 @@ import optax
 from charlm import measures
 from charlm.hardware import processes
 from charlm.inference import evaluate
+from charlm.training.averaging import has_begun, stops_improving
 from charlm.training.feeding import learning_rates
 from charlm.training.setup import Setup
 from charlm.training.state import Progress
@@ -80,7 +81,8 @@ def evaluation_rows(
         protocol = setup.protocol.named(setup.provenance["sha256"], "validation", chars)
         result = {**measures.of_text(nats, chars, *setup.validation_counts), "protocol": protocol}
         seconds = progress.seconds + time.perf_counter() - begin
-        rows.append({**_place(setup, progress, "validation"), **result, "seconds": seconds})
+        weights = {"weights": "average"} if has_begun(setup.averaging, progress.step, progress.began_at) else {}
+        rows.append({**_place(setup, progress, "validation"), **result, **weights, "seconds": seconds})
     return rows if setup.best_by == "validation" else rows[::-1]
 
 
@@ -100,6 +102,23 @@ def judge(setup: Setup, progress: Progress, row: dict[str, Any]) -> None:
         progress.since_best = 0
     else:
         progress.since_best += 1
+
+
+def begins_average(setup: Setup, progress: Progress, rows: list[dict[str, Any]]) -> bool:
+    """Whether the average of `optim.average=nt_asgd` begins at this evaluation. Records the validation loss in `progress`.
+
+    Every process calls this function with the rows of the first process, so all processes agree.
+
+    Args:
+      rows: the rows that `evaluation_rows` returned.
+    """
+    if setup.averaging is None or setup.averaging.kind != "nt_asgd" or progress.began_at is not None:
+        return False
+    (loss,) = (row["nats"] for row in rows if row["split"] == "validation")
+    if stops_improving(loss, progress.losses, setup.averaging.patience):
+        progress.began_at = progress.step
+    progress.losses.append(loss)
+    return progress.began_at is not None
 
 
 def check_loss(nats: float, what: str) -> None:

@@ -14,6 +14,7 @@ from charlm.data.batches import Framing
 from charlm.errors import Failure, UserError
 from charlm.hardware import processes
 from charlm.models import drawing, stack
+from charlm.models.cells import own
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
@@ -52,55 +53,81 @@ def has_ended(run: Run, config: ConfigDict, extend: bool = False) -> bool:
     return status["state"] == "done"
 
 
-def describe_only(config: ConfigDict, graph: str, graph_steps: int, workdir: str | None = None) -> int:
+def describe_only(
+    config: ConfigDict, graph: str, graph_steps: int, workdir: str | None = None, trust_code: bool = False
+) -> int:
     """Prints the description of a config and all parameters, and writes a picture of the network. Returns the exit status.
 
     Args:
       workdir: the run directory. If it holds a run of this config, the recorded parent of the run is named. Otherwise, the
         parent that `train.init_from` names is read.
+      trust_code: whether the user trusts the code of cells in files, if a run directory names these files.
     """
-    setup = set_up(config)
     run = Run(workdir) if workdir is not None and os.path.exists(os.path.join(workdir, "status.json")) else None
+    own.load(config, trusted_cells(run, config, trust_code) if run else None)
+    setup = set_up(config)
     if run and not load.differences(load.to_dict(run.config()), load.to_dict(config)):
         parent = run.parent()
     else:
-        inheritance = inheriting.read(config, setup)
+        inheritance = inheriting.read(config, setup, trust_code=trust_code)
         parent = inheritance and inheritance.parent
     describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)), verbose=True)
     if parent:
         inheriting.tell(parent)
-    dot = drawing.unrolled(*setup.functions.shape, graph_steps, last_only=Framing.of(config).window > 0)
+    dot = drawing.unrolled(setup.functions.shape, graph_steps, last_only=Framing.of(config).window > 0)
     print(f"written: {', '.join(drawing.write(dot, graph))}")
     return 0
 
 
-def identical_setup(config: ConfigDict) -> Setup:
-    """The setup of a config. Raises a UserError if the processes of this training made different setups."""
-    return processes.make_identical(lambda: set_up(config), functools.partial(_fingerprint, config))
+def identical_setup(run: Run, config: ConfigDict, trust_code: bool) -> Setup:
+    """The setup of a config. Also loads the cells of the config that are in files of the user.
+
+    Raises:
+      UserError: the processes of this training made different setups, or a cell can't be loaded, or the user does not trust the
+        cells of the run that the directory holds.
+    """
+    recorded = processes.run_on_first_process(trusted_cells, run, config, trust_code)
+
+    def make() -> Setup:
+        own.load(config, recorded)
+        return set_up(config)
+
+    return processes.make_identical(make, functools.partial(_fingerprint, config))
 
 
-def open_run(run: Run, config: ConfigDict, setup: Setup, stack_of_contexts: contextlib.ExitStack, extend: bool) -> bool:
+def trusted_cells(run: Run, config: ConfigDict, trust_code: bool) -> dict[str, str] | None:
+    """The result of `own.trusted` if the directory holds a run with the cells of the config, otherwise None."""
+    is_of_run = (run.workdir / "status.json").exists() and own.names(run.config()) == own.names(config)
+    return own.trusted(run, trust_code, f"--workdir={run.workdir}") if is_of_run else None
+
+
+def open_run(
+    run: Run, config: ConfigDict, setup: Setup, stack_of_contexts: contextlib.ExitStack, extend: bool, trust_code: bool
+) -> bool:
     """Locks the directory, and begins a run if the directory holds none. Returns whether the run is already finished.
 
     Args:
       stack_of_contexts: holds the lock. Closing the stack releases the lock.
       extend: whether the config may change the run that the directory holds.
+      trust_code: whether the user trusts the code of the cell of `train.init_from`, if this cell is in a file.
     """
     begun = run_module.exists(str(run.workdir), config, extend)
     extension = extending.plan(run, config, setup, extend) if begun else None
-    inheritance = inheriting.for_run(run, config, setup, begun)
+    inheritance = inheriting.for_run(run, config, setup, begun, trust_code)
     run_module.make(str(run.workdir))
     stack_of_contexts.enter_context(run.locked())
     # Check again, because another process could begin or end the run before this process held the lock.
     if extension:
         extending.apply(run, extension)
     if not run_module.exists(str(run.workdir), config):
-        run.begin(config, setup.vocab, setup.provenance, inheritance and inheritance.parent)
+        run.begin(config, setup.vocab, setup.provenance, inheritance and inheritance.parent, own.digests(config))
     elif has_ended(run, config):
         return True
     elif load.differences(load.to_dict(run.config()), load.to_dict(config)):
         raise UserError(f"another process has changed {run.workdir} just now: give the command again.")
     run.check_data(setup.vocab, setup.provenance)
+    if own.names(config) and run.cells() != own.digests(config):
+        raise UserError(f"another process has begun {run.workdir} just now with another cell: give the command again.")
     run.note_start(
         device=f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}",
         parameters=stack.parameter_count(jax.eval_shape(setup.functions.init, jax.random.key(0))),
@@ -147,7 +174,11 @@ def mark_failed(run: Run, progress: Progress, error: Exception) -> None:
 
 
 def _fingerprint(config: ConfigDict, setup: Setup) -> str:
-    """Text that must be the same in all processes: the config keys that change the result, the vocabulary and the corpus."""
+    """Text that must be the same in all processes.
+
+    It has the config keys that change the result, the vocabulary, the corpus, and the digests of files with the user's cells.
+    """
     fields = load.flatten(load.to_dict(config))
     same = {key: value for key, value in fields.items() if key not in keys.CHANGE_NO_RESULT}
-    return json.dumps([same, setup.vocab.to_dict(), setup.provenance["sha256"], setup.provenance["splits"]], sort_keys=True)
+    data = [setup.vocab.to_dict(), setup.provenance["sha256"], setup.provenance["splits"]]
+    return json.dumps([same, *data, own.digests(config)], sort_keys=True)

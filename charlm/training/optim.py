@@ -1,7 +1,8 @@
 """The optimiser and the learning-rate schedule of a config.
 
 To add an optimiser, add a line to RULES, and its name to the choices of `optim.name` in `charlm/config/keys.py`. To add a
-schedule, add a line to SCHEDULES, and its name to the choices of `optim.schedule` in the same file.
+schedule, add a line to SCHEDULES, and its name to the choices of `optim.schedule` in the same file. The module `rules` has the
+rules that Optax does not have as a single function.
 """
 
 import functools
@@ -13,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
+
+from charlm.config import keys, load
+from charlm.training import rules
 
 BLOCK = 1024  # number of learning rates computed in one call
 
@@ -26,19 +30,48 @@ class Rule(NamedTuple):
         tests/training/test_optim.py checks that every rule lowers a loss.
       decoupled_decay: if True, weight decay is added after the rule (Loshchilov & Hutter 2019). If False, weight decay is
         added to the gradient before the rule (L2 regularisation).
+      keys: the keys that the rule reads, without `optim.`.
     """
 
     make: Callable[[ConfigDict], optax.GradientTransformation]
     decoupled_decay: bool = False
+    keys: tuple[str, ...] = ()
 
 
+OF_ADAM = ("beta1", "beta2", "eps", "eps_form")
 RULES = {
-    "adam": Rule(lambda config: _adam(config)),
-    "adamw": Rule(lambda config: _adam(config), decoupled_decay=True),
+    "adam": Rule(lambda config: _adam(config), keys=OF_ADAM),
+    "adamw": Rule(lambda config: _adam(config), decoupled_decay=True, keys=OF_ADAM),
     "rmsprop": Rule(
-        lambda config: optax.scale_by_rms(config.optim.beta2, config.optim.eps, eps_in_sqrt=_has_keras_eps(config))
+        lambda config: optax.scale_by_rms(config.optim.beta2, config.optim.eps, eps_in_sqrt=_has_keras_eps(config)),
+        keys=("beta2", "eps", "eps_form"),
     ),
-    "sgd": Rule(lambda config: optax.trace(config.optim.momentum) if config.optim.momentum > 0 else optax.identity()),
+    "sgd": Rule(
+        lambda config: optax.trace(config.optim.momentum) if config.optim.momentum > 0 else optax.identity(), keys=("momentum",)
+    ),
+    "lion": Rule(
+        lambda config: optax.scale_by_lion(config.optim.beta1, config.optim.beta2),
+        decoupled_decay=True,
+        keys=("beta1", "beta2"),
+    ),
+    "adafactor": Rule(lambda config: rules.adafactor(config.optim.momentum), decoupled_decay=True, keys=("momentum",)),
+    "adan": Rule(
+        lambda config: rules.adan(config.optim.beta1, config.optim.beta2, config.optim.beta3, config.optim.eps),
+        decoupled_decay=True,
+        keys=("beta1", "beta2", "beta3", "eps"),
+    ),
+    "muon": Rule(
+        lambda config: rules.muon(config.optim.muon_momentum, _adam(config)),
+        decoupled_decay=True,
+        keys=(*OF_ADAM, "muon_momentum"),
+    ),
+    # The module `averaging` does the rest of the schedule-free method: it takes the gradient between the weights and their
+    # average. This replaces the running mean of the gradient in Adam.
+    "schedule_free_adamw": Rule(
+        lambda config: optax.scale_by_rms(config.optim.beta2, config.optim.eps, eps_in_sqrt=False, bias_correction=True),
+        decoupled_decay=True,
+        keys=("beta1", "beta2", "eps"),
+    ),
 }
 
 # Each function takes the config, the number of steps after the warm-up, and the number of steps of an epoch. It returns the
@@ -76,14 +109,33 @@ def schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> opta
     return optax.join_schedules([optax.linear_schedule(0.0, config.optim.learning_rate, warmup), after], [warmup])
 
 
-def unread_keys(config: ConfigDict) -> list[str]:
-    """The keys for times in epochs or for a constant beginning that are set, although the schedule does not read them."""
-    name, keys = config.optim.schedule, []
-    if config.optim.decay_after and name not in ("exponential", "step"):
-        keys.append("optim.decay_after")
-    if config.optim.decay_epochs and name not in ("exponential", "step", "trapezoid"):
-        keys.append("optim.decay_epochs")
-    return keys
+def unread_keys(config: ConfigDict) -> dict[str, str]:
+    """The keys that are set, although the schedule or the optimiser does not read them.
+
+    Returns:
+      key → the setting that makes the key useless, such as `optim.schedule=cosine`.
+    """
+    schedule, name, unread = config.optim.schedule, config.optim.name, {}
+    if config.optim.decay_after and schedule not in ("exponential", "step"):
+        unread["optim.decay_after"] = f"optim.schedule={schedule}"
+    if config.optim.decay_epochs and schedule not in ("exponential", "step", "trapezoid"):
+        unread["optim.decay_epochs"] = f"optim.schedule={schedule}"
+    values = load.flatten(config)
+    of_rules = dict.fromkeys(f"optim.{key}" for rule in RULES.values() for key in rule.keys)
+    for key in of_rules:
+        if values[key] != keys.KEYS[key].default and key.removeprefix("optim.") not in RULES[name].keys:
+            unread[key] = f"optim.name={name}"
+    return unread
+
+
+def has_constant_rate(config: ConfigDict) -> bool:
+    """Whether the learning rate is constant after the warm-up."""
+    return config.optim.schedule == "constant"
+
+
+def schedule_free_share(config: ConfigDict) -> float | None:
+    """For a schedule-free optimiser, the share of the average in the weights at which the gradient is taken; otherwise None."""
+    return config.optim.beta1 if config.optim.name == "schedule_free_adamw" else None
 
 
 def rates(by_step: optax.Schedule) -> Callable[[int, int], np.ndarray]:
@@ -110,8 +162,8 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
     The updates are for a learning rate of 1. The training step multiplies the updates by the learning rate.
 
-    Weight decay acts on matrices only, unless `optim.decay_biases` is set. `adamw` adds decoupled weight decay after the rule.
-    The other rules add the decay to the gradient before the rule (L2 regularisation).
+    Weight decay acts on matrices only, unless `optim.decay_biases` is set. `adam`, `rmsprop` and `sgd` add the decay to the
+    gradient before the rule (L2 regularisation). The other rules add decoupled weight decay after the rule.
 
     `optim.eps_form` says where eps is added. Here g is the gradient, m is the running mean of g, and v is the running mean of
     g squared:
@@ -171,23 +223,5 @@ def _has_keras_eps(config: ConfigDict) -> bool:
 
 
 def _adam(config: ConfigDict) -> optax.GradientTransformation:
-    scale_by_adam = _keras_adam if _has_keras_eps(config) else optax.scale_by_adam
+    scale_by_adam = rules.keras_adam if _has_keras_eps(config) else optax.scale_by_adam
     return scale_by_adam(config.optim.beta1, config.optim.beta2, config.optim.eps)
-
-
-def _keras_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
-    """Adam with eps added to the root of v before v, the running mean of the squared gradient, is corrected for bias.
-
-    This form equals optax's Adam with eps / sqrt(1 - beta2^t) in place of eps.
-    """
-
-    def init(params: optax.Params) -> optax.OptState:
-        return optax.scale_by_adam(beta1, beta2).init(params)
-
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
-        correction = jnp.sqrt(1 - beta2 ** (state.count + 1).astype(jnp.float32))
-        return optax.scale_by_adam(beta1, beta2, eps / correction).update(updates, state, params)
-
-    return optax.GradientTransformation(init, update)

@@ -1,7 +1,6 @@
 """Writes metrics rows, samples and checkpoints to the run directory, and shows the progress of a training."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +79,10 @@ class Record:
         self._append(row)
         self._reporter.row(row, clock.pace(self._setup.total_steps)[1])
 
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        self._reporter.say(line)
+
     def evaluation(self, progress: Progress, rows: list[dict[str, Any]], params: Any) -> None:
         """Writes the rows of an evaluation and a sample. Prints the rows if `judging.is_evaluation_shown` is true.
 
@@ -106,7 +109,7 @@ class Record:
         others = [step for step in self._checkpoints.steps() if step != progress.step]
         self._checkpoints.keep_only(_best_step(progress) | self._best_saved | {progress.step} | set(others[-1:]))
         self._best_saved = _best_step(progress)
-        self._checkpoints.save(progress.step, *to_checkpoint(state), dataclasses.asdict(progress))
+        self._checkpoints.save(progress.step, *to_checkpoint(state), progress.to_dict())
         self._run.write_status("incomplete", progress.step, progress.best, rows=progress.rows)
 
     def end(self, progress: Progress, finished: bool) -> None:

@@ -22,8 +22,10 @@ from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import sample
 from charlm.inference.protocol import Counts, Protocol
-from charlm.models import stack
-from charlm.training import optim
+from charlm.models import blocks, regularisers, stack
+from charlm.models.cells import interface
+from charlm.training import averaging, optim
+from charlm.training.averaging import Averaging
 
 LISTED = 20  # the maximum number of odd symbols that are listed
 MOST_SHOWN = 20  # the maximum number of evaluations that a run with short epochs prints
@@ -43,6 +45,7 @@ class Setup:
       encoded: the splits as ids.
       mesh: the devices among which the rows of a batch are divided.
       rates: (step, count) → the schedule's learning rates of `count` steps, starting at `step`: float32 (count,).
+      averaging: how the parameters are averaged; None: they are not averaged.
       shown_every: the minimum number of steps between two printed evaluations. All evaluations are written to metrics.jsonl.
       best_by: the loss that chooses the best checkpoint, `validation` or `train`.
       draw_sample: (params, step) → text; None if `sample.length` is 0.
@@ -58,6 +61,7 @@ class Setup:
     steps_per_call: int
     rates: Callable[[int, int], np.ndarray]
     optimizer: optax.GradientTransformation
+    averaging: Averaging | None
     log_every: int
     eval_every: int
     shown_every: int
@@ -84,22 +88,27 @@ class Setup:
 
 
 def set_up(config: ConfigDict) -> Setup:
-    """Loads the corpus, and makes the model and the optimiser.
+    """Loads the corpus, and makes the model and the optimiser. `own.load` must have loaded the cells in files of the user.
 
     Raises:
-      UserError: the corpus can't be used or does not match the config.
+      UserError: the corpus can't be used or does not match the config, or a user's cell does not have the interface.
     """
     seed, best_by = config.seed, config.train.best
     framing = batches.Framing.of(config)
+    interface.check(config)
     corpus = corpora.load(config)
     vocab = corpora.vocabulary(config, corpus)
     encoded = {split: batches.encode(vocab, text, f"the {split} split", ADVICE) for split, text in corpus.splits.items()}
     training = batches.training_batches(framing, encoded["train"], seed)
     for key in stack.unread_keys(config):
         progress.warn(f"{key} has no effect: model.cell={config.model.cell} does not read it.")
-    for key in optim.unread_keys(config):
-        progress.warn(f"{key} has no effect, because the schedule that optim.schedule names does not read it.")
+    for sentence in blocks.without_effect(config):
+        progress.warn(sentence)
+    for key, setting in (optim.unread_keys(config) | averaging.unread_keys(config)).items():
+        progress.warn(f"{key} has no effect: {setting} does not read it.")
     functions = stack.functions(config, len(vocab))
+    for sentence in regularisers.keys_without_effect(config, len(functions.shape.blocks)):
+        progress.warn(sentence)
     protocol = Protocol.of(config, framing)
     if "validation" in encoded:
         protocol.check(encoded["validation"])  # reports an error now instead of after the first epoch
@@ -117,6 +126,7 @@ def set_up(config: ConfigDict) -> Setup:
         steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions),
         rates=learning_rates(config, training.steps_per_epoch),
         optimizer=optim.optimizer(config),
+        averaging=averaging.of_config(config, total_steps, "validation" in encoded),
         log_every=config.train.log_every,
         eval_every=config.train.eval_every or training.steps_per_epoch,
         shown_every=shown_every(config, training.steps_per_epoch),
@@ -175,9 +185,7 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
       params: the parameters, or their shapes.
       verbose: whether to print every array of the parameters, and the odd symbols of the corpus.
     """
-    shape, parameters = setup.functions.shape, stack.parameter_count(params)
-    layers = progress.counted(shape.layers, f"{shape.cell} layer")
-    model = f"model: {layers} of {shape.hidden}, {shape.encoding} input, {parameters:,} parameters"
+    model = f"model: {blocks.in_words(setup.functions.shape)}, {stack.parameter_count(params):,} parameters"
     lines = [*_data_lines(setup), model]
     if verbose:
         lines = [*_data_lines(setup), *_odd_symbol_lines(setup), model, *stack.parameter_lines(params)]

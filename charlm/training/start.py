@@ -40,7 +40,7 @@ def prepare(config: ConfigDict, spec: ProcessSpec, verbose: bool = False) -> Non
     cache.keep_compiled(cache.folder_of(config))  # imports JAX, which takes a second
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike, extend: bool = False) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | os.PathLike, extend: bool = False, trust_code: bool = False) -> dict[str, Any]:
     """Trains a config from Python; see `charlm.train`."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"config is a {type(config).__name__}: must be a ConfigDict, such as charlm.config.load.load returns.")
@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, extend: bool = False) 
         _flags_in_effect.append(os.environ.get("XLA_FLAGS", ""))
         from charlm.training import train as training
 
-        status = training.train(checked, os.fspath(workdir), extend=extend)
+        status = training.train(checked, os.fspath(workdir), extend=extend, trust_code=trust_code)
     if status == 130:
         raise KeyboardInterrupt
     if status:

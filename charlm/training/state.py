@@ -18,27 +18,38 @@ from charlm.hardware import devices, processes
 from charlm.models import stack
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
+from charlm.training import averaging as averages
 from charlm.training.setup import Setup
 from charlm.training.step import TrainState
 
 
 def params_to_evaluate(state: TrainState) -> Any:
-    """The parameters that evaluations and samples use, and that a checkpoint offers to other programs.
+    """The parameters that evaluations and samples use, and that a checkpoint offers to other programs: the average, if any."""
+    return state.params if state.average is None else state.average.params
 
-    To evaluate other parameters, such as averaged parameters, change only this function.
-    """
-    return state.params
+
+def with_begun_average(state: TrainState) -> TrainState:
+    """The state when the average of `nt_asgd` begins."""
+    assert state.average is not None
+    return state._replace(average=averages.begun(state.average))
 
 
 def to_checkpoint(state: TrainState) -> tuple[Any, tuple]:
     """The two parts that a checkpoint saves: (params, rest). Programs that evaluate or sample restore only `params`."""
-    return params_to_evaluate(state), (state.opt_state, state.carry)
+    rest: tuple = (state.opt_state, state.carry)
+    if state.average is not None:
+        rest += (state.params, (state.average.number, state.average.rates))
+    return params_to_evaluate(state), rest
 
 
 def from_checkpoint(step: int, params: Any, rest: tuple) -> TrainState:
     """The inverse of `to_checkpoint`: the state after `step` steps."""
-    opt_state, carry = rest
-    return TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry)
+    opt_state, carry, *of_average = rest
+    made = TrainState(jnp.asarray(step, jnp.int32), params, opt_state, carry)
+    if not of_average:
+        return made
+    raw, (number, rates) = of_average
+    return made._replace(params=raw, average=averages.Average(params, number, rates))
 
 
 @dataclasses.dataclass
@@ -99,6 +110,8 @@ class Progress:
       evaluated: loss of the evaluation at this step in nats per character; None if no evaluation was made at this step.
       rows: number of metrics rows written.
       halvings: number of times that the learning rate was halved after a divergence.
+      losses: with `optim.average=nt_asgd`, the validation losses up to the evaluation at which the average began.
+      began_at: with `optim.average=nt_asgd`, the step at which the average began; None if it has not begun.
     """
 
     step: int = 0
@@ -111,6 +124,17 @@ class Progress:
     evaluated: float | None = None
     rows: int = 0
     halvings: int = 0
+    losses: list[float] = dataclasses.field(default_factory=list)
+    began_at: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The progress as a checkpoint saves it. The variables of `nt_asgd` are left out if they have their first values."""
+        saved = dataclasses.asdict(self)
+        if not self.losses:
+            del saved["losses"]
+        if self.began_at is None:
+            del saved["began_at"]
+        return saved
 
     @classmethod
     def from_dict(cls, saved: dict) -> "Progress":
@@ -118,15 +142,29 @@ class Progress:
         return cls(**saved | {name: Sums.from_dict(saved[name]) for name in ("interval", "epoch")})
 
 
-def initial_state(functions: stack.Functions, optimizer: optax.GradientTransformation, rows: int, seed: Any) -> TrainState:
+def initial_state(
+    functions: stack.Functions,
+    optimizer: optax.GradientTransformation,
+    rows: int,
+    seed: Any,
+    averaging: averages.Averaging | None = None,
+) -> TrainState:
     """The state before the first step.
 
     Args:
       rows: number of rows in a batch.
       seed: an integer, or an integer that JAX traces.
+      averaging: how the parameters are averaged; None: the state has no average.
     """
-    params = functions.init(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), functions.zero_carry(rows))
+    return state_with(functions.init(jax.random.key(seed)), optimizer, functions.zero_carry(rows), averaging)
+
+
+def state_with(
+    params: Any, optimizer: optax.GradientTransformation, carry: tuple, averaging: averages.Averaging | None
+) -> TrainState:
+    """The state before the first step, with these parameters."""
+    average = None if averaging is None else averages.initial(averaging, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), carry, average)
 
 
 def initial_state_maker(setup: Setup) -> Callable[[np.uint32], TrainState]:
@@ -134,7 +172,8 @@ def initial_state_maker(setup: Setup) -> Callable[[np.uint32], TrainState]:
 
     The seed is an argument, so that one compiled program serves all seeds.
     """
-    return jax.jit(functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows))
+    make = functools.partial(initial_state, setup.functions, setup.optimizer, setup.batches.rows, averaging=setup.averaging)
+    return jax.jit(make)
 
 
 def placed(state: TrainState, mesh: Mesh) -> TrainState:
@@ -143,8 +182,8 @@ def placed(state: TrainState, mesh: Mesh) -> TrainState:
     The rows of the carry are divided among the devices. Each device has a full copy of every other array.
     """
     divided, copied = NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
-    step, params, opt_state = devices.put((state.step, state.params, state.opt_state), copied)
-    return TrainState(step, params, opt_state, devices.put(state.carry, divided))
+    step, params, opt_state, average = devices.put((state.step, state.params, state.opt_state, state.average), copied)
+    return TrainState(step, params, opt_state, devices.put(state.carry, divided), average)
 
 
 def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Progress]:
@@ -194,7 +233,7 @@ class Latest(NamedTuple):
 
 def latest_checkpoint(setup: Setup, checkpoints: Checkpoints) -> Latest | None:
     """Reads the latest readable checkpoint. Warns of each checkpoint that can't be read. Returns None if none can be read."""
-    abstract = jax.eval_shape(lambda: initial_state(setup.functions, setup.optimizer, setup.batches.rows, 0))
+    abstract = jax.eval_shape(initial_state_maker(setup), np.uint32(0))
     unreadable: list[int] = []
     for step in reversed(checkpoints.steps()):
         try:
@@ -206,8 +245,8 @@ def latest_checkpoint(setup: Setup, checkpoints: Checkpoints) -> Latest | None:
 
 
 def forget_best(progress: Progress) -> None:
-    """Forgets the best evaluation, because later evaluations can't be compared with it."""
-    progress.best, progress.since_best = None, 0
+    """Forgets the best evaluation and the earlier losses, because later evaluations can't be compared with them."""
+    progress.best, progress.since_best, progress.losses = None, 0, []
 
 
 def _latest(setup: Setup, run: Run, checkpoints: Checkpoints) -> tuple[TrainState, dict] | None:
@@ -246,7 +285,7 @@ def _note_extensions(run: Run, step: int, saved: dict) -> None:
     """
     for extension in run.extensions():
         if extension["resets_best"] and saved.get("rows", 0) <= extension["rows"]:
-            saved |= {"best": None, "since_best": 0}
+            saved |= {"best": None, "since_best": 0, "losses": []}
         if step < extension["step"]:
             messages.warn(
                 f"{run.workdir} was extended at step {extension['step']}, but resumes at step {step}: the steps in between are "

@@ -11,12 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from charlm.data.batches import Batch
 from charlm.models import objective
 from charlm.models.stack import Functions
+from charlm.training.averaging import Average, Averaging, at_gradient, updated
+
+# The number that is folded into the key of a step to make the key of the masks that all rows share. No row has this index.
+SHARED = np.uint32(2**32 - 1)
 
 
 class TrainState(NamedTuple):
@@ -25,13 +30,16 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32 scalar, the number of steps made so far. This number and the seed determine all random numbers, so no random
         key is stored.
+      params: the raw parameters.
       carry: the recurrent state that one step passes to the next.
+      average: the average of the parameters; None without averaging.
     """
 
     step: jax.Array
     params: Any
     opt_state: optax.OptState
     carry: tuple
+    average: Average | None = None
 
 
 class StepMetrics(NamedTuple):
@@ -54,7 +62,11 @@ class StepMetrics(NamedTuple):
 
 
 def make_train_step(
-    functions: Functions, optimizer: optax.GradientTransformation, mesh: Mesh, pad: int | None = None
+    functions: Functions,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    pad: int | None = None,
+    averaging: Averaging | None = None,
 ) -> Callable:
     """Returns the pure function (state, batch, rate, seed, asked_D=None) → (state, StepMetrics).
 
@@ -68,29 +80,34 @@ def make_train_step(
     two threads (jaxlib 0.10.2), and with several processes each extra array would cost a round trip between the processes.
 
     Each row has its own random key, made from the seed, the step and the index of the row. The model folds a different number
-    into the key for each random operation, such as dropout in each layer.
+    into the key for each random operation, such as dropout in each layer. Masks that are the same for all rows, such as those
+    of weight drop, are drawn from a key of the step, so they are the same on all devices.
+
+    The gradient is that of the loss plus the model's penalty. The metrics never include the penalty.
 
     With several processes, `asked_D` has one number per device: 1 if the process of the device was asked to stop, else 0. The
     metrics contain the sum of these numbers, so every process learns whether any process was asked to stop.
 
     Args:
       pad: id of `<pad>`. The reported nats exclude padding, even if the loss counts padding.
+      averaging: how the parameters are averaged; None: the state has no average.
     """
     (axis,) = mesh.axis_names
     replicated, by_row = PartitionSpec(), PartitionSpec(axis)
 
-    @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(replicated, *4 * (by_row,)), out_specs=(replicated, by_row), check_vma=False
-    )
-    def gradients(params, batch, carry, noise_keys_B, asked_D):
+    in_specs = (replicated, replicated, *4 * (by_row,))
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=in_specs, out_specs=(replicated, by_row), check_vma=False)
+    def gradients(params, shared_key, batch, carry, noise_keys_B, asked_D):
         def loss(params):
-            logits_BSV, new_carry = functions.apply(params, batch, carry, noise_keys_B)
+            logits_BSV, new_carry, penalty = functions.penalised(params, batch, carry, noise_keys_B, shared_key)
             loss_sums = objective.nats_and_count(logits_BSV, batch.targets_BS, batch.weights_BS)
             text_sums = loss_sums
             if pad is not None:
                 of_text_BS = batch.weights_BS * (batch.inputs_BT[:, -batch.targets_BS.shape[1] :] != pad)
                 text_sums = objective.nats_and_count(logits_BSV, batch.targets_BS, of_text_BS)
-            return loss_sums[0], ((*text_sums, *loss_sums), new_carry)
+            penalised = loss_sums[0] if penalty is None else loss_sums[0] + penalty
+            return penalised, ((*text_sums, *loss_sums), new_carry)
 
         grads, (sums, new_carry) = jax.grad(loss, has_aux=True)(params)
         asked = jax.tree.map(jnp.sum, asked_D)
@@ -102,13 +119,16 @@ def make_train_step(
     ) -> tuple[TrainState, StepMetrics]:
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
         noise_keys_B = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, jnp.arange(len(batch.reset_B)))
-        (grads, sums, asked), carry = gradients(state.params, batch, state.carry, noise_keys_B, asked_D)
+        shared_key = jax.random.fold_in(step_key, SHARED) if functions.needs_shared_key else None
+        point = at_gradient(averaging, state.params, state.average)
+        (grads, sums, asked), carry = gradients(point, shared_key, batch, state.carry, noise_keys_B, asked_D)
         nats, chars, loss_nats, loss_weight = sums
         grads = jax.tree.map(lambda leaf: leaf / loss_weight, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, point)
         params = optax.apply_updates(state.params, jax.tree.map(lambda update: rate * update, updates))
         metrics = StepMetrics(nats, chars, loss_nats, loss_weight, optax.tree.norm(grads), asked)
-        return TrainState(state.step + 1, params, opt_state, carry), metrics
+        average = updated(averaging, state.average, params, state.step + 1, rate)
+        return TrainState(state.step + 1, params, opt_state, carry, average), metrics
 
     return train_step
 

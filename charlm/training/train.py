@@ -11,6 +11,7 @@ from charlm import progress as messages
 from charlm.errors import Failure
 from charlm.hardware import devices, processes
 from charlm.inference import evaluate
+from charlm.models.cells import own
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.training import inheriting, judging, opening, signals
@@ -18,11 +19,18 @@ from charlm.training.feeding import arguments_maker, steps_at_once
 from charlm.training.judging import Diverged
 from charlm.training.record import Clock, NoRecord, Record
 from charlm.training.setup import Setup, describe
-from charlm.training.state import Progress, Sums, TrainState, params_to_evaluate, resumed
+from charlm.training.state import Progress, Sums, TrainState, params_to_evaluate, resumed, with_begun_average
 from charlm.training.step import make_train_step, several
 
 
-def train(config: ConfigDict, workdir: str, verbose: bool = False, extend: bool = False, all_rows: bool = False) -> int:
+def train(
+    config: ConfigDict,
+    workdir: str,
+    verbose: bool = False,
+    extend: bool = False,
+    all_rows: bool = False,
+    trust_code: bool = False,
+) -> int:
     """Trains a model, or resumes the run in the run directory. Returns the exit status.
 
     With several processes, every process calls this function. Only the first process reads and writes the run directory.
@@ -34,6 +42,7 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False, extend: bool 
       extend: whether the config may change the length, the learning rate, the evaluations and the samples of the run in the
         run directory.
       all_rows: whether to print the rows of log intervals on a terminal too.
+      trust_code: whether the user trusts the code of cells in files, if a run directory names these files.
 
     Raises:
       UserError: the run directory or the corpus can't be used.
@@ -44,9 +53,9 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False, extend: bool 
     with processes.detect_process_loss(), contextlib.ExitStack() as stack:
         if processes.run_on_first_process(opening.has_ended, run, config, extend):
             return 0
-        setup = opening.identical_setup(config)
+        setup = opening.identical_setup(run, config, trust_code)
         stack.enter_context(run.writing())
-        if processes.run_on_first_process(opening.open_run, run, config, setup, stack, extend):
+        if processes.run_on_first_process(opening.open_run, run, config, setup, stack, extend, trust_code):
             return 0
         is_first = processes.is_first()
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints))) if is_first else None
@@ -67,7 +76,8 @@ def train(config: ConfigDict, workdir: str, verbose: bool = False, extend: bool 
                     opening.mark_failed(run, progress, error)
                 raise
     if is_first and stopped_by:
-        messages.tell(f"stopped at step {progress.step} of {setup.total_steps}: the same command resumes from there.")
+        flag = " with --trust_code" if own.names(config) and not trust_code else ""
+        messages.tell(f"stopped at step {progress.step} of {setup.total_steps}: the same command{flag} resumes from there.")
     elif is_first:
         seconds, best = messages.duration(progress.seconds), judging.best_in_words(progress.best)
         messages.tell(f"done at step {progress.step} in {seconds}: {best}.")
@@ -80,7 +90,7 @@ def loop(setup: Setup, record: Any, state: TrainState, progress: Progress, recei
     A call of the compiled function makes one step or several steps. The loop starts the next call before it fetches the metrics
     of the previous call, so that the device never waits for the host.
     """
-    train_step = make_train_step(setup.functions, setup.optimizer, setup.mesh, setup.pad)
+    train_step = make_train_step(setup.functions, setup.optimizer, setup.mesh, setup.pad, setup.averaging)
     one, many = jax.jit(train_step, donate_argnums=0), jax.jit(several(train_step), donate_argnums=0)
     evaluate_split = evaluate.evaluator(setup.functions, devices.local(setup.mesh))
     arguments, clock = arguments_maker(setup), Clock(progress)
@@ -116,6 +126,9 @@ def loop(setup: Setup, record: Any, state: TrainState, progress: Progress, recei
                 stopping = True
             else:
                 judging.judge(setup, progress, rows[-1])
+                if judging.begins_average(setup, progress, rows):
+                    state = with_begun_average(state)
+                    record.say(f"the average of the weights begins at step {progress.step}.")
                 record.evaluation(progress, rows, params)
                 progress.epoch, finished = Sums(), judging.is_finished(setup, progress)
         clock.lap(training=not (log_now or save_now))

@@ -363,6 +363,11 @@ def test_conditions_compare_numbers_booleans_texts_and_none():
     with pytest.raises(UserError, match=r"'a=yes': a must be compared with true or false, not 'yes'\."):
         holds("a=yes", True)
     assert holds("a=None", None)
+    for value in (["lstm", "gru"], ("lstm", "gru")):  # saved configs have lists
+        assert holds('a=("lstm","gru")', value)
+        assert not holds('a!=("lstm", "gru")', value)
+        assert not holds("a=lstm", value)
+    assert not holds('a=("lstm","gru")', "lstm")
     assert not holds("a>1", None)
     with pytest.raises(UserError):
         holds("a<b", 2)

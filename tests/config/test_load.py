@@ -18,6 +18,7 @@ from charlm.errors import UserError
 
 CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.py") if file.name != "__init__.py")
 TINY = str(ROOT / "configs" / "tiny.py")
+OPTIMISERS = "adam, adamw, rmsprop, sgd, lion, adafactor, adan, muon, schedule_free_adamw; the nearest is 'adam'."
 BEGIN = "from configs import base\ndef get_config():\n    config = base.get_config()\n"
 
 
@@ -66,7 +67,7 @@ def test_every_command_in_a_recipe_has_only_valid_flags(file):
         ("model.dropout", "-0.1", "model.dropout=-0.1: must be at least 0 and below 1."),
         ("optim.learning_rate", "nan", "optim.learning_rate=nan: must be a finite number, at most 3e+38."),
         ("optim.learning_rate", "fast", "optim.learning_rate='fast': must be a number."),
-        ("optim.name", "adm", "optim.name='adm': must be one of adam, adamw, rmsprop, sgd."),
+        ("optim.name", "adm", "optim.name='adm': must be one of " + OPTIMISERS),
         (
             "corpus.split",
             "(0.9,0.2)",
@@ -213,7 +214,7 @@ def test_a_config_made_in_python_gets_the_same_checks_as_a_config_file():
         ),
         (
             "{begin}    config.optim.update(name='adm')\n    return config\n",
-            "{file} line 4: optim.name='adm': must be one of adam, adamw, rmsprop, sgd.",
+            "{file} line 4: optim.name='adm': must be one of " + OPTIMISERS,
         ),
         (
             "{begin}    config.model.update({{'hidden': 2.5}})\n    return config\n",

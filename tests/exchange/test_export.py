@@ -6,6 +6,7 @@ Some tests need neither PyTorch nor Keras: NumPy computes the formulas from the 
 """
 
 import importlib
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from conftest import ROOT, TINY, assert_same, final_params
 
 import charlm
 from charlm.config import load
+from charlm.data.batches import Batch
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.exchange import keras as keras_weights
@@ -285,6 +287,67 @@ def test_a_cell_without_a_converter_is_refused(run, export, monkeypatch, tmp_pat
     monkeypatch.setattr(lstm, "CELL", lstm.CELL._replace(to_keras=None))
     with pytest.raises(UserError, match=r"model\.cell='lstm': layers of Keras can't be exported"):
         export(workdir=run, format="keras", output=tmp_path / "a.keras", checkpoint="latest")
+
+
+def network(**keys):
+    """A config with two layers of 6 units, a vocabulary, and random parameters."""
+    config = base.get_config()
+    config.model.update({"hidden": 6, "layers": 2, "embedding": 5, **keys})
+    vocab = Vocab.of(TEXT, unknown=False)
+    functions, rng = stack.functions(config, len(vocab)), np.random.default_rng(0)
+    shapes = jax.eval_shape(functions.init, jax.random.key(0))
+    return config, vocab, functions, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.mark.parametrize("embedding", [5, 6])
+def test_a_tied_head_is_exported_as_an_ordinary_head(embedding):
+    config, vocab, functions, params = network(tie=True, embedding=embedding)
+    weights = weights_module.of_params(params, config, vocab, torch_weights.LAYOUT, "a.npz")
+    state = dict(np.load(io.BytesIO(torch_weights.encoded(weights, config))))
+    ids_T = np.arange(len(vocab), dtype=np.int32)
+    batch = Batch(ids_T[None], ids_T[None], np.ones((1, len(ids_T)), np.float32), np.ones(1, bool))
+    logits, _ = functions.apply(params, batch, functions.zero_carry(1))
+    state = {name: value for name, value in state.items() if value.dtype == np.float32}
+    np.testing.assert_allclose(documented_logits(state, ids_T, state["embedding.weight"]), logits[0], atol=2e-5)
+    with pytest.raises(UserError, match=r"^model\.tie=True: a\.npz has a head of its own: set model\.tie=False\.$"):
+        weights_module.params_of(weights, config)
+    config.model.tie = False
+    assert weights_module.params_of(weights, config)["head_kernel"].shape == (6, len(vocab))
+
+
+def test_keras_holds_layers_of_different_widths(tmp_path):
+    config, vocab, _, params = network(widths=(6, 3))
+    weights = weights_module.of_params(params, config, vocab, keras_weights.LAYOUT, "model.keras")
+    (tmp_path / "model.keras").write_bytes(keras_weights.encoded(weights, config))
+    assert_bits_equal(weights_module.params_of(keras_weights.read(os.fspath(tmp_path / "model.keras")), config), params)
+    model, _ = opened_keras(tmp_path / "model.keras")
+    assert [layer["config"].get("units") for layer in model["config"]["layers"]] == [None, None, 6, 3, len(vocab)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"residual": True}, r"model\.residual=True: layers of {0} can't be {1}, since {0} has no such stack of layers\."),
+        ({"norm": True}, r"model\.norm=True: layers of {0} can't be {1}, since {0} has no such stack of layers\."),
+        ({"mlp": 2}, r"model\.mlp=2: layers of {0} can't be {1}, since {0} has no such stack of layers\."),
+        (
+            {"cell": ("lstm", "gru")},
+            r"model\.cell=\('lstm', 'gru'\): layers of {0} can't be {1}, since all layers in a file must have the same cell\.",
+        ),
+        ({"widths": (6, 3)}, r"model\.widths=\(6, 3\): layers of {0} can't be {1}, since {0} has one width for all layers\."),
+    ],
+)
+def test_layers_that_a_framework_can_not_hold_are_refused(keys, message):
+    config, vocab, _, params = network(**keys)
+    plain_config, _, _, plain = network()
+    for layout in (torch_weights.LAYOUT, keras_weights.LAYOUT):
+        if "widths" in keys and layout is keras_weights.LAYOUT:
+            continue
+        with pytest.raises(UserError, match=f"^{message.format(layout.framework, 'exported')}$"):
+            weights_module.of_params(params, config, vocab, layout, "file")
+        weights = weights_module.of_params(plain, plain_config, vocab, layout, "file")
+        with pytest.raises(UserError, match=f"^{message.format(layout.framework, 'imported')}$"):
+            weights_module.params_of(weights, config)
 
 
 @pytest.mark.parametrize("symbols", ['"abc"', "[1, 2]", '["a", "a"]', "[", '{"a": 1}'])

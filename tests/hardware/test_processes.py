@@ -96,6 +96,26 @@ def test_four_processes_give_the_same_losses_as_one_process_in_every_framing(scr
 
 
 @pytest.mark.slow
+def test_two_processes_that_were_stopped_begin_the_average_of_nt_asgd_at_the_same_step(script, corpus_file, tmp_path):
+    """With this learning rate, the validation loss soon gets worse. If the processes did not agree, their losses would differ,
+    because each process has half of the rows.
+    """
+    overrides = {"optim.average": "nt_asgd", "optim.average_patience": 0, "optim.learning_rate": 0.3}
+    overrides |= {"optim.schedule": "constant", "train.eval_every": 4}
+    finish(start(script, corpus_file, tmp_path / "whole", 2, **overrides))
+    for stop_at in (8, 40):
+        started = start(script, corpus_file, tmp_path / "run", 2, **overrides)
+        wait_for_step(tmp_path / "run", stop_at)
+        started[1].send_signal(signal.SIGTERM)
+        finish(started, status=143)
+    finish(start(script, corpus_file, tmp_path / "run", 2, **overrides))
+    rows = read_rows(tmp_path / "run")
+    assert rows == read_rows(tmp_path / "whole")
+    assert 8 < next(row["step"] for row in rows if "weights" in row) < 40
+    assert_same(final_params(tmp_path / "run"), final_params(tmp_path / "whole"))
+
+
+@pytest.mark.slow
 def test_if_one_process_is_killed_the_other_process_ends_and_the_run_can_be_resumed(script, corpus_file, run_of_two, tmp_path):
     """The resumed run must equal the uninterrupted run bit for bit."""
     workdir = tmp_path / "run"

@@ -120,7 +120,7 @@ def test_an_interrupted_search_continues_with_the_same_trials(script, write_conf
         (
             '\ndef space():\n    return {"optim.name": choice("adam", "sdg")}\n',
             [],
-            "optim.name='sdg': must be one of adam, adamw, rmsprop, sgd.",
+            "optim.name='sdg': must be one of adam, adamw, rmsprop, sgd, lion, ",
         ),
         (SPACE, ["--trials=0"], "--trials=0: must be 1 or more."),
         (SPACE, ["--search=grid"], "--search"),

@@ -183,9 +183,26 @@ def test_a_rule_that_includes_the_minus_sign_does_not_descend(monkeypatch):
     assert not descends("sgd")
 
 
-def test_keys_of_other_schedules_are_listed():
-    assert optim.unread_keys(config_of(schedule="cosine")) == []
+def test_keys_that_the_schedule_or_the_optimiser_does_not_read_are_listed():
+    assert optim.unread_keys(config_of(schedule="cosine")) == {}
     with_both = {"decay_after": 2.0, "decay_epochs": 1.0}
-    assert optim.unread_keys(config_of(schedule="cosine", **with_both)) == ["optim.decay_after", "optim.decay_epochs"]
-    assert optim.unread_keys(config_of(schedule="trapezoid", **with_both)) == ["optim.decay_after"]
-    assert optim.unread_keys(config_of(schedule="step", **with_both)) == []
+    unread = optim.unread_keys(config_of(schedule="cosine", **with_both))
+    assert unread == dict.fromkeys(["optim.decay_after", "optim.decay_epochs"], "optim.schedule=cosine")
+    assert list(optim.unread_keys(config_of(schedule="trapezoid", **with_both))) == ["optim.decay_after"]
+    assert optim.unread_keys(config_of(schedule="step", **with_both)) == {}
+    of_rules = {
+        "beta1": 0.8,
+        "beta2": 0.8,
+        "beta3": 0.8,
+        "eps": 0.1,
+        "eps_form": "keras",
+        "momentum": 0.1,
+        "muon_momentum": 0.1,
+    }
+    for name, unread in (
+        ("lion", {"beta3", "eps", "eps_form", "momentum", "muon_momentum"}),
+        ("adafactor", set(of_rules) - {"momentum"}),
+        ("muon", {"beta3", "momentum"}),
+        ("schedule_free_adamw", {"beta3", "eps_form", "momentum", "muon_momentum"}),
+    ):
+        assert optim.unread_keys(config_of(name=name, **of_rules)) == {f"optim.{key}": f"optim.name={name}" for key in unread}

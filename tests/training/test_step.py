@@ -35,6 +35,9 @@ def _in_the_repository(monkeypatch):
 def test_training_evaluation_and_sampling_lower_for_every_platform(dtype, encoding, rows, steps_per_call):
     config = base.get_config()
     config.model.update({"hidden": 16, "dropout": 0.3, "dtype": dtype, "input": encoding})
+    if encoding == "embedding":
+        config.model.update({"dropout_input": 0.1, "embedding_dropout": 0.1, "weight_drop": 0.3, "dropout_kind": "variational"})
+        config.model.update({"recurrent_dropout": 0.1, "zoneout_cell": 0.4, "zoneout_hidden": 0.1, "ar": 2.0, "tar": 1.0})
     functions, optimizer = stack.functions(config, 11), optim.optimizer(config)
     state = jax.eval_shape(lambda: state_module.initial_state(functions, optimizer, rows, 0))
     batch = batches.Stream(np.zeros(1000, np.uint8), rows, 32, True, 0).batch_at(0)

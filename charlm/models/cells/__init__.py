@@ -9,6 +9,9 @@ To add a cell NAME:
 Training, evaluation, sampling, sweeps, drawing, several devices and resume then work. The tests in
 `tests/models/cells/test_cells.py` include the new cell without changes.
 
+A cell can also be in a file of the user, with `model.cell=FILE.py:NAME`. `own.py` loads such a file, and `interface.py` checks
+the cell. configs/README.md has an example.
+
 Letters in the names and shapes of arrays: T time, B batch (rows), I input features, H hidden units, V rows of a table, which is
 the number of symbols.
 """
@@ -21,8 +24,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
+from charlm.config import keys
+from charlm.errors import UserError
+
 Params = dict[str, jax.Array]  # the float32 parameters of one layer
 State = Any  # a tree whose leaves are float32 (B, …)
+# The keys of noise that a cell with a recurrent kernel, a candidate and the state (c, h) can read.
+NOISE_KEYS = ("model.weight_drop", "model.recurrent_dropout", "model.zoneout_cell", "model.zoneout_hidden")
 Inputs = jax.Array  # floats (…, I), or ids (…) that select rows of the input kernel
 
 
@@ -44,7 +52,10 @@ class Cell(NamedTuple):
     Attributes:
       title: name of the cell in pictures.
       state_title: name of the cell's state in pictures.
-      keys: config keys that this cell reads, but that other cells may ignore, such as `model.forget_bias`.
+      keys: config keys that this cell reads, but that other cells may ignore, such as `model.forget_bias`. With one of
+        NOISE_KEYS, the cell lets the code outside this folder act on it. `model.weight_drop`: the cell has a parameter
+        `recurrent_kernel`. `model.recurrent_dropout`: `step` takes `factor_BH`. `model.zoneout_hidden`: the state is h, and
+        the output is h. `model.zoneout_cell` and `model.zoneout_hidden`: the state is (c, h), and the output is h.
       parameters: (inputs, hidden, initial, config) → dict of name → (initializer, shape) for one layer. `initial` is an
         `initializers.Initializers`. The order of the parameters determines their random numbers.
       zero_state: (rows, hidden) → the state before the first character, all zeros.
@@ -55,7 +66,9 @@ class Cell(NamedTuple):
         `table_VI` gives with the original params.
       prepare: (params, rows, dtype, ids) → the params in the layout that `step` needs for a batch of `rows` rows. `ids` is True
         if the inputs of `step` will be ids.
-      step: (prepared, x, state, dtype) → (output_BH, state). Reads one character: x is floats (B, I) or ids (B,).
+      step: (prepared, x, state, dtype) → (output_BH, state). Reads one character: x is floats (B, I) or ids (B,). With
+        `model.recurrent_dropout` among the keys, `step` takes a fifth argument `factor_BH=None`, by which it multiplies the
+        candidate that enters the state.
       operations: (inputs, hidden, config) → the number of multiply-adds of a layer for one character. If the inputs are ids,
         `inputs` is 0. Raises a UserError if the values of the cell's keys don't fit `hidden`.
       from_torch, from_keras: (arrays) → params. `arrays` maps the framework's names to the arrays of one layer. None if the
@@ -88,9 +101,25 @@ class Cell(NamedTuple):
     look: Callable[[Any, Inputs, State, jnp.dtype], Inside] | None = None
 
 
+loaded: dict[str, Cell] = {}  # FILE.py:NAME → the cell, for cells in files of the user; only `own.load` changes this dict
+
+
 def named(name: str) -> Cell:
-    """The cell for `model.cell=name`. It is the object `CELL` in the file `name`.py of this folder."""
+    """The cell for `model.cell=name`. It is the object `CELL` in the file `name`.py of this folder.
+
+    If `name` is FILE.py:NAME, it is the object NAME in this file. Never runs the file: `own.load` must have loaded the cell.
+    """
+    if keys.own_cell(name):
+        if name not in loaded:
+            raise UserError(f"model.cell={name} is not loaded: call charlm.models.cells.own.load(config) first.")
+        return loaded[name]
     return importlib.import_module(f"{__name__}.{name}").CELL
+
+
+def short_name(name: str) -> str:
+    """The name of the cell `model.cell=name` in names of parameters. For FILE.py:NAME, it is NAME in lower case."""
+    found = keys.own_cell(name)
+    return found[1].lower() if found else name
 
 
 def by_steps(step: Callable) -> Callable:

@@ -96,9 +96,14 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
     )
 
 
-def step(weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Reads one character x: floats (B, I), or ids (B,). Training uses `gru` instead, which has a gradient."""
-    h_BH, _ = _stepped(weights, x, h_BH, dtype)
+def step(
+    weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype, factor_BH: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Reads one character x: floats (B, I), or ids (B,). Training uses `gru` instead, which has a gradient.
+
+    `factor_BH` multiplies the candidate n; see `Cell.step`.
+    """
+    h_BH, _ = _stepped(weights, x, h_BH, dtype, factor_BH)
     return h_BH, h_BH
 
 
@@ -109,13 +114,13 @@ def look(weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype) -> 
     return Inside({"r": r, "z": z}, {"n": n})
 
 
-def _stepped(weights, x, h_BH, dtype):
+def _stepped(weights, x, h_BH, dtype, factor_BH=None):
     if weights.table_VG is not None:
         z_in_BG = jnp.take(weights.table_VG, x, axis=0, mode="clip")
     else:
         z_in_BG = gate_products(weights.bias_G[None, :], (x,), weights.input_kernel, dtype)
     z_rec_BG = gate_products(jnp.zeros_like(weights.bias_G)[None, :], (h_BH,), weights.recurrent_kernel, dtype)
-    return _cell(z_in_BG, z_rec_BG, weights.recurrent_bias_H, h_BH)
+    return _cell(z_in_BG, z_rec_BG, weights.recurrent_bias_H, h_BH, factor_BH)
 
 
 def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
@@ -262,8 +267,8 @@ def _gru_bwd(dtype, saved, cotangents):
 gru.defvjp(_gru_fwd, _gru_bwd)
 
 
-def _cell(z_in_BG, z_rec_BG, recurrent_bias_H, h_BH):
-    """(h_BH, (r and z (B, 2H), n, m)) from the two pre-activations and the previous h."""
+def _cell(z_in_BG, z_rec_BG, recurrent_bias_H, h_BH, factor_BH=None):
+    """(h_BH, (r and z (B, 2H), n, m)) from the two pre-activations and the previous h. `factor_BH` multiplies n."""
     others = 2 * h_BH.shape[-1]
     # One tanh computes both gates, because sigmoid(x) = tanh(x / 2) / 2 + 1 / 2. XLA:CPU vectorises the tanh of one array, but
     # not of two slices. Without the barrier, XLA:CPU computes the activations again for each use.
@@ -271,6 +276,8 @@ def _cell(z_in_BG, z_rec_BG, recurrent_bias_H, h_BH):
     r, z = jnp.split(rz, 2, axis=-1)
     m = z_rec_BG[:, others:] + recurrent_bias_H[None, :]
     n = jax.lax.optimization_barrier(jnp.tanh(z_in_BG[:, others:] + r * m))
+    if factor_BH is not None:
+        n = n * factor_BH
     return n + z * (h_BH - n), (rz, n, m)
 
 
@@ -287,7 +294,7 @@ def _factors(hidden_NBH, h_prev, gates):
 CELL = Cell(
     title="GRU",
     state_title="h",
-    keys=(),
+    keys=("model.weight_drop", "model.recurrent_dropout", "model.zoneout_hidden"),
     parameters=parameters,
     zero_state=zero_state,
     window=window,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import Cell, Inputs, Inside, Params, deferred, is_ids, lstm
+from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Inside, Params, deferred, is_ids, lstm
 from charlm.models.cells.lstm import State
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
@@ -59,9 +59,11 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params:
     return params | {"recurrent_kernel": operand(params["recurrent_kernel"], dtype, rows)} | prepared
 
 
-def step(weights: Params, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
-    """Reads one character x: floats (B, I), or ids (B,)."""
-    return _step(*_arguments(weights, x, dtype), state)
+def step(
+    weights: Params, x: Inputs, state: State, dtype: jnp.dtype, factor_BH: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate g; see `Cell.step`."""
+    return _step(*_arguments(weights, x, dtype), state, factor_BH)
 
 
 def look(weights: Params, x: Inputs, state: State, dtype: jnp.dtype) -> Inside:
@@ -83,10 +85,12 @@ def _gates(times: Callable, gains: dict[str, jax.Array], z_in_BG: jax.Array, sta
     return lstm.activate(z_BG)
 
 
-def _step(times: Callable, gains: dict[str, jax.Array], z_in_BG: jax.Array, state: State) -> tuple[jax.Array, State]:
+def _step(
+    times: Callable, gains: dict[str, jax.Array], z_in_BG: jax.Array, state: State, factor_BH: jax.Array | None = None
+) -> tuple[jax.Array, State]:
     c_BH, _ = state
     i, f, g, o = jnp.split(_gates(times, gains, z_in_BG, state), GATES, axis=-1)
-    c_BH = f * c_BH + i * g
+    c_BH = f * c_BH + i * (g if factor_BH is None else g * factor_BH)
     h_BH = o * jnp.tanh(_normalised(c_BH) * gains["cell_gain"][None, :] + gains["cell_bias"][None, :])
     return h_BH, (c_BH, h_BH)
 
@@ -109,7 +113,7 @@ def _normalised(x: jax.Array) -> jax.Array:
 CELL = Cell(
     title="LSTM with layer norm",
     state_title="c, h",
-    keys=("model.forget_bias",),
+    keys=("model.forget_bias", *NOISE_KEYS),
     parameters=parameters,
     zero_state=lstm.zero_state,
     window=window,

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import Cell, Inside, Params, one_bias
+from charlm.models.cells import NOISE_KEYS, Cell, Inside, Params, one_bias
 from charlm.models.cells.chunks import (
     Prepared,
     back_through,
@@ -85,10 +85,15 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
     return prepared(params, GATES, rows, dtype, ids)
 
 
-def step(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
-    """Reads one character x: floats (B, I), or ids (B,). Training uses `lstm` instead, which has a gradient."""
+def step(
+    weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype, factor_BH: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    """Reads one character x: floats (B, I), or ids (B,). Training uses `lstm` instead, which has a gradient.
+
+    `factor_BH` multiplies the candidate g; see `Cell.step`.
+    """
     c_BH, h_BH = state
-    c_BH, h_BH, _ = _cell(pre_activations(weights, x, h_BH, dtype), c_BH)
+    c_BH, h_BH, _ = _cell(pre_activations(weights, x, h_BH, dtype), c_BH, factor_BH)
     return h_BH, (c_BH, h_BH)
 
 
@@ -225,12 +230,12 @@ def _with_forget_bias(initializer: Callable, forget_bias: float) -> Callable:
     return init
 
 
-def _cell(z_BG, c_BH):
-    """(c_BH, h_BH, gates_BG) from the pre-activations of the gates and the previous c."""
+def _cell(z_BG, c_BH, factor_BH=None):
+    """(c_BH, h_BH, gates_BG) from the pre-activations of the gates and the previous c. `factor_BH` multiplies g."""
     # Without the barrier, XLA:CPU computes the activations again for each use.
     gates_BG = jax.lax.optimization_barrier(activate(z_BG))
     i, f, g, o = jnp.split(gates_BG, GATES, axis=-1)
-    c_BH = f * c_BH + i * g
+    c_BH = f * c_BH + i * (g if factor_BH is None else g * factor_BH)
     return c_BH, o * jnp.tanh(c_BH), gates_BG
 
 
@@ -257,7 +262,7 @@ def _factors(gates, cells, c_prev):
 CELL = Cell(
     title="LSTM",
     state_title="c, h",
-    keys=("model.forget_bias",),
+    keys=("model.forget_bias", *NOISE_KEYS),
     parameters=parameters,
     zero_state=zero_state,
     window=window,

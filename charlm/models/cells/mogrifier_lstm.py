@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import Cell, Inputs, Inside, Params, deferred, is_ids, lstm
+from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Inside, Params, deferred, is_ids, lstm
 from charlm.models.cells.chunks import input_dtype
 from charlm.models.cells.lstm import State
 from charlm.models.initializers import Initializers
@@ -75,11 +75,13 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params | 
     return params | {name: operand(kernel, dtype, rows) for name, kernel in _kernels(params).items()}
 
 
-def step(weights: Params | lstm.Prepared, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
-    """Reads one character x: floats (B, I), or ids (B,)."""
+def step(
+    weights: Params | lstm.Prepared, x: Inputs, state: State, dtype: jnp.dtype, factor_BH: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate g; see `Cell.step`."""
     if isinstance(weights, lstm.Prepared):
-        return lstm.step(weights, x, state, dtype)
-    return _step(*_arguments(weights, x, dtype), state)
+        return lstm.step(weights, x, state, dtype, factor_BH)
+    return _step(*_arguments(weights, x, dtype), state, factor_BH)
 
 
 def look(weights: Params | lstm.Prepared, x: Inputs, state: State, dtype: jnp.dtype) -> Inside:
@@ -114,10 +116,17 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     return lstm.operations(inputs, hidden, config) + rounds * (rank * (inputs + hidden) if rank else inputs * hidden)
 
 
-def _step(is_thin: bool, times: Callable, biases: dict[str, Any], x_BI: jax.Array, state: State) -> tuple[jax.Array, State]:
+def _step(
+    is_thin: bool,
+    times: Callable,
+    biases: dict[str, Any],
+    x_BI: jax.Array,
+    state: State,
+    factor_BH: jax.Array | None = None,
+) -> tuple[jax.Array, State]:
     gates_BG, _ = _gates(is_thin, times, biases, x_BI, state)
     i, f, g, o = jnp.split(gates_BG, GATES, axis=-1)
-    c_BH = f * state[0] + i * g
+    c_BH = f * state[0] + i * (g if factor_BH is None else g * factor_BH)
     h_BH = o * jnp.tanh(c_BH)
     return h_BH, (c_BH, h_BH)
 
@@ -185,7 +194,7 @@ def _features(params: Params, inputs: Inputs, dtype: jnp.dtype) -> jax.Array:
 CELL = Cell(
     title="Mogrifier LSTM",
     state_title="c, h",
-    keys=("model.forget_bias", "model.mogrifier_rounds", "model.mogrifier_rank"),
+    keys=("model.forget_bias", *NOISE_KEYS, "model.mogrifier_rounds", "model.mogrifier_rank"),
     parameters=parameters,
     zero_state=lstm.zero_state,
     window=window,

@@ -120,7 +120,7 @@ rnn.defvjp(_rnn_fwd, _rnn_bwd)
 CELL = Cell(
     title="RNN",
     state_title="h",
-    keys=(),
+    keys=("model.weight_drop", "model.zoneout_hidden"),
     parameters=parameters,
     zero_state=zero_state,
     window=window,

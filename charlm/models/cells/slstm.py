@@ -76,9 +76,13 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params:
     return prepared | {"input_kernel": operand(params["input_kernel"], dtype, rows), "bias": params["bias"]}
 
 
-def step(weights: Params, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
-    """Reads one character x: floats (B, I), or ids (B,)."""
-    output, state = _step(*_arguments(weights, x, state, dtype))
+def step(
+    weights: Params, x: Inputs, state: State, dtype: jnp.dtype, factor_BH: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate z; see `Cell.step`."""
+    heads = weights["recurrent_kernel"].shape[0]
+    factor = None if factor_BH is None else _by_head(factor_BH, heads)
+    output, state = _step(*_arguments(weights, x, state, dtype), factor)
     return _joined(output), jax.tree.map(_joined, state)
 
 
@@ -106,12 +110,14 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     return GATES * hidden * (inputs + hidden // _heads(hidden, config))
 
 
-def _step(times: Callable, others: None, u: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """One step. u is (N, B, 4D), and the arrays of the state are (N, B, D)."""
+def _step(
+    times: Callable, others: None, u: jax.Array, state: State, factor: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    """One step. u is (N, B, 4D), and the arrays of the state are (N, B, D). `factor` (N, B, D) multiplies tanh(u_z)."""
     del others
     c, n, _, _ = state
     i, f, u_z, u_o, m = _gates(times, u, state)
-    c = f * c + i * jnp.tanh(u_z)
+    c = f * c + i * (jnp.tanh(u_z) if factor is None else jnp.tanh(u_z) * factor)
     n = f * n + i
     h = jax.nn.sigmoid(u_o) * c / n
     return h, (c, n, h, m)
@@ -129,7 +135,9 @@ def _gates(times: Callable, u: jax.Array, state: State) -> tuple[jax.Array, ...]
 def _heads(hidden: int, config: FrozenConfigDict) -> int:
     heads = config.model.slstm_heads
     if hidden % heads:
-        raise UserError(f"model.slstm_heads={heads}: must divide the number of units of each layer, {hidden} (model.hidden).")
+        raise UserError(
+            f"model.slstm_heads={heads}: must divide the number of units of each layer, {hidden} (model.hidden, model.widths)."
+        )
     return heads
 
 
@@ -154,7 +162,7 @@ def _joined(x: jax.Array) -> jax.Array:
 CELL = Cell(
     title="sLSTM",
     state_title="c, n, h, m",
-    keys=("model.forget_bias", "model.slstm_heads"),
+    keys=("model.forget_bias", "model.weight_drop", "model.recurrent_dropout", "model.slstm_heads"),
     parameters=parameters,
     zero_state=zero_state,
     window=window,

@@ -1,7 +1,11 @@
-"""Tests every cell: the choices of `model.cell`, and a plain GRU that only the tests define."""
+"""Tests every cell: the choices of `model.cell`, and two cells that only the tests define.
+
+The tests put the plain GRU among the modules of charlm. The peephole LSTM is a cell in a file of its own.
+"""
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -19,22 +23,38 @@ from charlm.data import batches
 from charlm.inference import evaluate, restore, sample
 from charlm.inference.protocol import Protocol
 from charlm.models import cells, stack
-from charlm.models.cells import chunks
+from charlm.models.cells import chunks, own
 from charlm.models.initializers import initializers
 from charlm.rundir.run import Run
 from charlm.training import opening, train
 from configs import base
 
 GRU = "plain_gru"
-NAMES = (*keys.KEYS["model.cell"].rule.options, GRU)
+PEEPHOLE = f"{pathlib.Path(__file__).with_name('peephole.py')}:PEEPHOLE"
+IN_PACKAGE = keys.KEYS["model.cell"].rule.options
+NAMES = (*IN_PACKAGE, GRU, pytest.param(PEEPHOLE, id="peephole"))
 HIDDEN, INPUTS, STEPS = 6, 5, 9
+NOISE = {
+    "model.dropout_kind": "variational",
+    "model.dropout_input": 0.1,
+    "model.weight_drop": 0.3,
+    "model.embedding_dropout": 0.1,
+    "model.recurrent_dropout": 0.1,
+    "model.zoneout_cell": 0.4,
+    "model.zoneout_hidden": 0.1,
+    "model.ar": 2.0,
+    "model.tar": 1.0,
+}
 TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 
 
 @pytest.fixture(autouse=True)
-def _gru_is_a_cell(monkeypatch):
+def _more_cells(monkeypatch):
     monkeypatch.setitem(sys.modules, f"charlm.models.cells.{GRU}", plain_gru)
-    monkeypatch.setitem(keys.KEYS, "model.cell", keys.KEYS["model.cell"]._replace(rule=keys.one_of(*NAMES)))
+    monkeypatch.setitem(keys.KEYS, "model.cell", keys.KEYS["model.cell"]._replace(rule=keys.one_of(*IN_PACKAGE, GRU, PEEPHOLE)))
+    config = base.get_config()
+    config.model.cell = PEEPHOLE
+    own.load(config)
 
 
 def layer(cell, inputs=INPUTS, seed=0):
@@ -172,21 +192,30 @@ def test_windows_gradients_and_steps_lower_for_every_platform(name, rows):
 
 
 def test_two_devices_make_the_training_step_of_one_device():
-    """Trains each cell for a step with dropout, in a new process, because this process may have only one device."""
+    """Trains each cell for a step with dropout, and the LSTM for a step with all regularisers.
+
+    The training runs in a new process, because this process may have only one device.
+    """
     code = """
 import sys, jax, numpy as np
 from jax.sharding import Mesh
 from charlm.config import keys
 from charlm.data import batches
 from charlm.models import stack
+from charlm.models.cells import own
 from charlm.training import optim
 from charlm.training import state as state_module
 from charlm.training import step as step_module
 from configs import base
 assert len(jax.devices()) == 2
-for name in keys.KEYS["model.cell"].rule.options:
+noise = {"dropout_kind": "variational", "dropout_input": 0.2, "weight_drop": 0.3, "embedding_dropout": 0.2,
+         "recurrent_dropout": 0.2, "zoneout_cell": 0.4, "zoneout_hidden": 0.2, "ar": 2.0, "tar": 1.0}
+every = [*keys.KEYS["model.cell"].rule.options, sys.argv[1]]
+for name, regularisers in [*((name, {}) for name in every), ("lstm", noise)]:
     config = base.get_config()
     config.model.update({"cell": name, "hidden": 6, "embedding": 5, "layers": 1, "dropout": 0.5, "init": "uniform"})
+    config.model.update(regularisers)
+    own.load(config)
     functions, optimizer = stack.functions(config, 5), optim.optimizer(config)
     start = jax.device_get(jax.jit(lambda: state_module.initial_state(functions, optimizer, 4, 0))())
     stream = batches.Stream(np.arange(400, dtype=np.uint8) ** 2 % 5, 4, 8, False, 0)
@@ -200,9 +229,9 @@ for name in keys.KEYS["model.cell"].rule.options:
     print(name)
 """
     environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {TWO_DEVICES}", "PYTHONPATH": "."}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, PEEPHOLE], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [name for name in NAMES if name != GRU]
+    assert done.stdout.splitlines() == [*IN_PACKAGE, PEEPHOLE, "lstm"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -281,10 +310,13 @@ def test_config_keys_that_the_chosen_cell_does_not_read_are_listed():
     assert stack.unread_keys(config) == []
 
 
-@pytest.mark.parametrize("name", [GRU, *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != GRU)])
-def test_a_cell_trains_resumes_evaluates_and_samples(name, small, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "regularisers"),
+    [(GRU, {}), ("lstm", NOISE), *(pytest.param(name, {}, marks=pytest.mark.slow) for name in IN_PACKAGE)],
+)
+def test_a_cell_trains_resumes_evaluates_and_samples(name, regularisers, small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    overrides = small | {"model.cell": name, "model.layers": 2, "model.dropout": 0.2}
+    overrides = small | {"model.cell": name, "model.layers": 2, "model.dropout": 0.2} | regularisers
     uninterrupted, interrupted = tmp_path / "uninterrupted", tmp_path / "interrupted"
     assert train.train(load.load(TINY, overrides), uninterrupted) == 0
 
@@ -303,7 +335,7 @@ def test_a_cell_trains_resumes_evaluates_and_samples(name, small, tmp_path, monk
     monkeypatch.undo()
     monkeypatch.chdir(ROOT)
     monkeypatch.setitem(sys.modules, f"charlm.models.cells.{GRU}", plain_gru)
-    monkeypatch.setitem(keys.KEYS, "model.cell", keys.KEYS["model.cell"]._replace(rule=keys.one_of(*NAMES)))
+    monkeypatch.setitem(keys.KEYS, "model.cell", keys.KEYS["model.cell"]._replace(rule=keys.one_of(*IN_PACKAGE, GRU)))
     assert train.train(config, interrupted) == 0
     assert read_rows(interrupted) == read_rows(uninterrupted)
     assert_same(final_params(interrupted), final_params(uninterrupted))

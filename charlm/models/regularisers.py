@@ -1,0 +1,117 @@
+"""The regularisers that a config sets: which dropout acts where, and the penalties on activations.
+
+`dropout.py` has the dropout of activations, weights and embeddings. `recurrent_noise.py` has what acts inside the recurrence.
+
+Letters: B batch, T time, S scored positions, H hidden units.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from charlm.errors import UserError
+
+
+class Regularisers(NamedTuple):
+    """The regularisers outside the recurrence. A value of 0 turns a regulariser off.
+
+    Attributes:
+      input: share dropped of the features that the first layer reads.
+      hidden: share dropped of the outputs of each layer except the last.
+      output: share dropped of the outputs of the last layer, before the head.
+      per_window: whether these three have one mask for all steps of a window.
+      weight_drop: share dropped of the recurrent kernels.
+      embedding: share of the symbols whose embedding is dropped.
+      ar, tar: the factors alpha and beta of the two penalties; see `penalty`.
+    """
+
+    input: float
+    hidden: float
+    output: float
+    per_window: bool
+    weight_drop: float
+    embedding: float
+    ar: float
+    tar: float
+
+    @property
+    def needs_shared_key(self) -> bool:
+        """Whether a mask is the same for all rows, so that it can't be drawn from the key of a row."""
+        return self.weight_drop > 0 or self.embedding > 0
+
+    def dropout(self, layers: int) -> tuple[float, ...]:
+        """The shares dropped before the first layer and after each of `layers` layers."""
+        return (self.input, *[self.hidden] * (layers - 1), self.output)
+
+
+def of(config: ConfigDict | FrozenConfigDict, encoding: str) -> Regularisers:
+    """The regularisers of a config.
+
+    Args:
+      encoding: the input encoding, `model.input`.
+
+    Raises:
+      UserError: a regulariser of the embedding is set, but the model has no embedding.
+    """
+    everywhere, hidden, output = config.model.dropout, config.model.dropout_hidden, config.model.dropout_output
+    made = Regularisers(
+        input=config.model.dropout_input,
+        hidden=everywhere if hidden is None else hidden,
+        output=everywhere if output is None else output,
+        per_window=config.model.dropout_kind == "variational",
+        weight_drop=config.model.weight_drop,
+        embedding=config.model.embedding_dropout,
+        ar=config.model.ar,
+        tar=config.model.tar,
+    )
+    for name, rate in (("dropout_input", made.input), ("embedding_dropout", made.embedding)):
+        if rate > 0 and encoding != "embedding":
+            raise UserError(f"model.{name}={rate}: needs an embedding, but model.input={encoding}.")
+    return made
+
+
+def keys_without_effect(config: ConfigDict, layers: int) -> list[str]:
+    """A sentence for each key of dropout that is set but has no effect, because of other keys."""
+    sentences = []
+    hidden, output = config.model.dropout_hidden, config.model.dropout_output
+    if hidden and layers == 1:
+        sentences.append("model.dropout_hidden has no effect: it acts between layers, and the model has one layer.")
+    if config.model.dropout and output is not None and (hidden is not None or layers == 1):
+        sentences.append("model.dropout has no effect: model.dropout_hidden and model.dropout_output replace it.")
+    shares = (config.model.dropout_input, config.model.dropout, hidden, output)
+    if config.model.dropout_kind != "step" and not any(shares):
+        sentences.append(f"model.dropout_kind={config.model.dropout_kind} has no effect: the model has no dropout.")
+    return sentences
+
+
+def penalty(
+    regularisers: Regularisers, outputs_TBH: jax.Array, dropped_SBH: jax.Array, weights_BS: jax.Array
+) -> jax.Array | None:
+    """What AR and TAR add to the sum of the loss (Merity et al. 2017, arXiv:1708.01009). None if both are off.
+
+    AR is alpha times the mean square of the last layer's outputs after dropout. TAR is beta times the mean squared difference
+    of the last layer's outputs, before dropout, at successive positions of a window.
+
+    The loss of a step is a sum over all devices, divided by the sum of the weights over all devices. So this function returns
+    the mean times the sum of the weights of its rows. Padding, whose weight is 0, is left out.
+
+    Args:
+      outputs_TBH: the outputs of the last layer before dropout.
+      dropped_SBH: the outputs of the last layer at the scored positions, after dropout.
+      weights_BS: the weights of the scored positions. Positions before them have the weight of the first scored position.
+    """
+    if not (regularisers.ar or regularisers.tar):
+        return None
+    weights_SB = jnp.asarray(weights_BS).T
+    total = jnp.zeros((), outputs_TBH.dtype)
+    if regularisers.ar:
+        total += regularisers.ar * (jnp.square(dropped_SBH).mean(-1) * weights_SB).sum()
+    steps, scored = len(outputs_TBH), len(weights_SB)
+    if regularisers.tar and steps > 1:
+        weights_TB = jnp.pad(weights_SB, ((steps - scored, 0), (0, 0)), mode="edge")
+        squares_TB = jnp.square(jnp.diff(outputs_TBH, axis=0)).mean(-1)
+        # A row has steps - 1 differences, but `scored` positions in the sum of the weights.
+        total += regularisers.tar * scored / (steps - 1) * (squares_TB * weights_TB[1:]).sum()
+    return total
