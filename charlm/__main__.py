@@ -7,7 +7,7 @@ import difflib
 import importlib
 import sys
 
-PROGRAMS = ("train", "evaluate", "sample", "sweep", "compare", "import_torch", "import_keras", "export")
+PROGRAMS = ("train", "evaluate", "sample", "sweep", "compare", "inspect", "import_torch", "import_keras", "export")
 USAGE = f"usage: charlm PROGRAM [flags]\nprograms: {', '.join(PROGRAMS)}\ncharlm PROGRAM --help lists the flags of a program."
 
 

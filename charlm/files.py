@@ -1,4 +1,4 @@
-"""Writes files atomically, and adds seals to JSON texts.
+"""Writes files atomically, adds seals to JSON texts, and puts JSON into HTML pages.
 
 The last field of a sealed JSON object is `seal`, a digest of the text before this field. If a bit of the text flips later, the
 seal no longer matches the text.
@@ -84,3 +84,9 @@ def opened(text: str) -> object:
 def digest(text: str) -> str:
     """A short digest of a text. The text may contain unpaired surrogates."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def embedded(values: object) -> str:
+    """The values as JSON that can stand inside an HTML script element, even if strings in the values contain HTML."""
+    text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

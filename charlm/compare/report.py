@@ -8,7 +8,6 @@ The page contains its data and needs no network. It shows texts from runs, such 
 
 import datetime
 import importlib.resources
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ def write(file: str, records: Sequence[reading.Record]) -> str:
     """
     folder = importlib.resources.files("charlm.compare")
     template, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("report.html", "report.js"))
-    page = template.replace("__SCRIPT__", script).replace("__DATA__", embedded(content(records)))
+    page = template.replace("__SCRIPT__", script).replace("__DATA__", files.embedded(content(records)))
     try:
         files.write(pathlib.Path(file), page)
     except OSError as error:
@@ -136,12 +135,6 @@ def _mean_curve(series: Sequence[dict[str, list]]) -> dict[str, list]:
         return {name: [] for name in ("step", "chars", "seconds", "nats", "low", "high")}
     values = {"nats" if name == "mean" else name: array.tolist() for name, array in curve._asdict().items()}
     return _thinned(values | {"step": [round(step) for step in values["step"]]})
-
-
-def embedded(values: object) -> str:
-    """The values as JSON that can stand inside an HTML script element, even if strings in the values contain HTML."""
-    text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _thinned(curve: dict[str, list]) -> dict[str, list]:

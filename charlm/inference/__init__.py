@@ -6,6 +6,8 @@
 - `windows` cuts a text into long and short windows.
 - `evaluate` scores a text.
 - `dynamic` scores a text while the weights learn from it, and `dynamic_run` does so for a run, with statistics and a grid.
+- `looking` looks inside a model while it reads a text, and writes a page; `looking_plots` draws plots. `activations` records
+  the states and gates of the layers. `findings` finds the units that tell a property of the text.
 - `ensemble` scores a text with several models together.
 - `protocol` defines how a text is read for scoring.
 - `pieces` scores each character of separate pieces of text: lines, documents or one whole text.

@@ -163,7 +163,8 @@ class Functions(NamedTuple):
       needs_shared_key: whether `noise_keys_B` must come with `shared_key`, the random key of masks that all rows share.
       zero_carry: number of rows → the carry at the beginning of a text. A carry is a tuple with the state of each layer.
       stepwise: (params, rows) → the weights in the layout that `step` needs for `rows` rows.
-      step: (weights, ids_B, carry) → (logits_BV, carry). Computes the same as `apply` for one character, without dropout.
+      step: (weights, ids_B, carry, inside=None) → (logits_BV, carry). Computes the same as `apply` for one character, without
+        dropout. If `inside` is a list, the `Seen` of each layer is added to it.
       operations: number of multiply-adds of all layers and the head for one character. The lookup of an id adds nothing to
         this number.
       shape: what the description and the drawing of the network show.
@@ -199,6 +200,20 @@ class Stepwise(NamedTuple):
     head_norm_H: jax.Array | None
     head_kernels: tuple[jax.Array, ...]
     head_bias_V: jax.Array
+
+
+class Seen(NamedTuple):
+    """What the cell of a layer computes for one character.
+
+    Attributes:
+      output_BH: the output of the cell.
+      state: name → array (B, …), the state of the cell after the character.
+      inside: the gates and the other values inside the cell.
+    """
+
+    output_BH: jax.Array
+    state: dict[str, jax.Array]
+    inside: cells.Inside
 
 
 def functions(config: ConfigDict, vocab_size: int) -> Functions:
@@ -247,13 +262,15 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
             head_bias_V=params["head_bias"],
         )
 
-    def step(weights: Stepwise, ids_B: jax.Array, carry: tuple) -> tuple[jax.Array, tuple]:
+    def step(weights: Stepwise, ids_B: jax.Array, carry: tuple, inside: list | None = None) -> tuple[jax.Array, tuple]:
         x, table_VE, new_carry = ids_B, weights.embedding_VE, []
         of_layers = zip(layers, weights.layers, weights.norms, weights.mlps, carry, strict=True)
         for block, of_layer, scale_H, mlp, state in of_layers:
             before = blocks.vectors(x, table_VE) if block.skip else None
             if scale_H is not None:
                 x = blocks.rms_norm(x, scale_H)
+            if inside is not None:
+                inside.append(look(block.cell, of_layer, x, state, dtype))
             x, state = block.cell.step(of_layer, x, state, dtype)
             new_carry.append(state)
             table_VE = None
@@ -269,6 +286,16 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
 
     operations = layer_operations(config) + shape.head_operations(vocab_size)
     return Functions(init, apply, penalised, needs_shared_key, zero_carry, stepwise, step, operations, shape)
+
+
+def look(cell: cells.Cell, weights: Any, x: cells.Inputs, state: Any, dtype: jnp.dtype) -> Seen:
+    """What a cell computes for the character x. The arguments after `cell` are those of `Cell.step`."""
+    output_BH, after = cell.step(weights, x, state, dtype)
+    leaves, names = jax.tree.leaves(after), cell.state_title.split(", ")
+    if len(names) != len(leaves):
+        names = [f"state {number}" for number in range(1, len(leaves) + 1)]
+    inside = cells.Inside({}, {}) if cell.look is None else cell.look(weights, x, state, dtype)
+    return Seen(output_BH, dict(zip(names, leaves, strict=True)), inside)
 
 
 def layer_operations(config: ConfigDict) -> int:

@@ -14,6 +14,7 @@ import statistics
 import pytest
 from test_tables import PROTOCOL, make_run
 
+from charlm import files
 from charlm.compare import reading, report
 
 SCRIPT = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
@@ -25,7 +26,7 @@ def records_below(folder):
 
 
 def test_embedded_json_cannot_close_its_script_element():
-    text = report.embedded({HOSTILE: [HOSTILE, "<!--", "]]>", "\ud800"]})
+    text = files.embedded({HOSTILE: [HOSTILE, "<!--", "]]>", "\ud800"]})
     assert json.loads(text) == {HOSTILE: [HOSTILE, "<!--", "]]>", "\ud800"]}
     assert not set("<>&\u2028\n") & set(text)
 

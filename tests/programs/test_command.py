@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from faults.runs import as_flags
 
-PROGRAMS = ["train", "evaluate", "sample", "sweep", "compare", "import_torch", "import_keras", "export"]
+PROGRAMS = ["train", "evaluate", "sample", "sweep", "compare", "inspect", "import_torch", "import_keras", "export"]
 
 
 def charlm(*arguments: str, cwd=None, status: int = 0) -> subprocess.CompletedProcess:

@@ -34,6 +34,18 @@ NOISE_KEYS = ("model.weight_drop", "model.recurrent_dropout", "model.zoneout_cel
 Inputs = jax.Array  # floats (…, I), or ids (…) that select rows of the input kernel
 
 
+class Inside(NamedTuple):
+    """The values that a cell computes at a step, besides its output and its state. Each array is float32 (B, units).
+
+    Attributes:
+      gates: name → array with values from 0 to 1. The share of time that a gate is nearly 0 or nearly 1 is of interest.
+      others: name → array with any values, such as the candidate of the new state.
+    """
+
+    gates: dict[str, jax.Array]
+    others: dict[str, jax.Array]
+
+
 class Cell(NamedTuple):
     """A recurrent cell: all that the rest of charlm uses of it.
 
@@ -64,6 +76,8 @@ class Cell(NamedTuple):
       to_torch, to_keras: (params) → arrays, the inverses of `from_torch` and `from_keras`. `from_torch(to_torch(params))` and
         `from_keras(to_keras(params))` equal `params` bit for bit. None if the framework has no such layer.
       keras_layer: name of the layer's class in Keras. Empty if the cell has no `to_keras`.
+      look: (prepared, x, state, dtype) → `Inside`. The arguments are those of `step`. The program inspect shows these values.
+        None if the cell has nothing to show besides its output and its state.
 
     `dtype` is the dtype of the operands of matrix products. The parameters, the state and the results of matrix products are
     float32.
@@ -84,6 +98,7 @@ class Cell(NamedTuple):
     to_torch: Callable[[dict], dict] | None = None
     to_keras: Callable[[dict], dict] | None = None
     keras_layer: str = ""
+    look: Callable[[Any, Inputs, State, jnp.dtype], Inside] | None = None
 
 
 loaded: dict[str, Cell] = {}  # FILE.py:NAME → the cell, for cells in files of the user; only `own.load` changes this dict

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from charlm.models.cells import Cell, Inputs, Params, is_ids
+from charlm.models.cells import Cell, Inputs, Inside, Params, is_ids
 from charlm.models.cells.deferred import input_products
 from charlm.models.cells.lstm import with_table
 from charlm.models.products import operand, product
@@ -77,14 +77,23 @@ def cell(title: str, keys: tuple[str, ...], gates: int, parameters: Callable, pr
     def step(
         weights: Prepared, x: Inputs, h_BH: jax.Array, dtype: jnp.dtype, factor_BH: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
+        share_BH, g_BH = gates_of(weights, x, dtype)
+        g_BH = g_BH if factor_BH is None else g_BH * factor_BH
+        h_BH = h_BH + share_BH * (g_BH - h_BH)
+        return h_BH, h_BH
+
+    def look(weights: Prepared, x: Inputs, h_BH: jax.Array, dtype: jnp.dtype) -> Inside:
+        del h_BH
+        share_BH, candidate_BH = gates_of(weights, x, dtype)
+        return Inside({"z": share_BH}, {"g": candidate_BH})
+
+    def gates_of(weights: Prepared, x: Inputs, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         if is_ids(x):
             x_BG = jnp.take(weights.kernel, x, axis=0, mode="clip")
         else:
             x_BG = product(x, weights.kernel, dtype) + weights.bias_G[None, :]
         u_BH, v_BH = pre_activations(x_BG)
-        g_BH = candidate(v_BH) if factor_BH is None else candidate(v_BH) * factor_BH
-        h_BH = h_BH + jax.nn.sigmoid(u_BH) * (g_BH - h_BH)
-        return h_BH, h_BH
+        return jax.nn.sigmoid(u_BH), candidate(v_BH)
 
     return Cell(
         title=title,
@@ -97,6 +106,7 @@ def cell(title: str, keys: tuple[str, ...], gates: int, parameters: Callable, pr
         prepare=prepare,
         step=step,
         operations=lambda inputs, hidden, config: gates * hidden * inputs,
+        look=look,
     )
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from charlm.errors import UserError
-from charlm.models.cells import Cell, Params
+from charlm.models.cells import Cell, Inside, Params
 from charlm.models.cells.chunks import backward, flat, forward, gate_products, laid_out, with_table
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
@@ -103,13 +103,24 @@ def step(
 
     `factor_BH` multiplies the candidate n; see `Cell.step`.
     """
+    h_BH, _ = _stepped(weights, x, h_BH, dtype, factor_BH)
+    return h_BH, h_BH
+
+
+def look(weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype) -> Inside:
+    """The gates r and z, and the candidate n."""
+    _, (rz, n, _) = _stepped(weights, x, h_BH, dtype)
+    r, z = jnp.split(rz, 2, axis=-1)
+    return Inside({"r": r, "z": z}, {"n": n})
+
+
+def _stepped(weights, x, h_BH, dtype, factor_BH=None):
     if weights.table_VG is not None:
         z_in_BG = jnp.take(weights.table_VG, x, axis=0, mode="clip")
     else:
         z_in_BG = gate_products(weights.bias_G[None, :], (x,), weights.input_kernel, dtype)
     z_rec_BG = gate_products(jnp.zeros_like(weights.bias_G)[None, :], (h_BH,), weights.recurrent_kernel, dtype)
-    h_BH, _ = _cell(z_in_BG, z_rec_BG, weights.recurrent_bias_H, h_BH, factor_BH)
-    return h_BH, h_BH
+    return _cell(z_in_BG, z_rec_BG, weights.recurrent_bias_H, h_BH, factor_BH)
 
 
 def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
@@ -296,4 +307,5 @@ CELL = Cell(
     to_torch=to_torch,
     to_keras=to_keras,
     keras_layer="GRU",
+    look=look,
 )

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from charlm.config import keys, load
 from charlm.errors import UserError
 from charlm.models import blocks
-from charlm.models.cells import Cell, own
+from charlm.models.cells import Cell, Inside, own
 
 FUNCTIONS = ("parameters", "zero_state", "window", "with_table", "prepare", "step", "operations")
-OPTIONAL = ("from_torch", "from_keras", "to_torch", "to_keras")
+OPTIONAL = ("from_torch", "from_keras", "to_torch", "to_keras", "look")
 
 
 def check(config: ConfigDict) -> None:
@@ -80,6 +80,8 @@ class _Checks:
         prepared = self._traced("prepare", lambda params: cell.prepare(params, rows, dtype, is_first), with_table)
         step = lambda prepared, x, state: cell.step(prepared, x, state, dtype)  # noqa: E731
         self._results("step", step, (prepared, x, state), (rows, hidden), state)
+        if cell.look is not None:
+            self._inside(cell.look, prepared, x, state)
         reads_ids = is_first and encoding != "scalar"
         arguments: tuple = (with_table, ids_TB, state) if reads_ids else (params, floats_TBI, state)
         outputs = steps, rows, hidden
@@ -137,6 +139,14 @@ class _Checks:
         self._returns(what, f"the output {_text(output)}", _same(output, expected), f"the output {_text(expected)}")
         is_same = _same(new_state, state)
         self._returns(what, f"the state {_text(new_state)}", is_same, f"the state {_text(state)}, as zero_state does")
+
+    def _inside(self, look: Callable, prepared: Any, x: jax.ShapeDtypeStruct, state: Any) -> None:
+        found = self._traced("look", lambda prepared, x, state: look(prepared, x, state, self._dtype), prepared, x, state)
+        is_right = isinstance(found, Inside) and all(isinstance(part, dict) for part in found)
+        leaves, rows = jax.tree.leaves(found), x.shape[0]
+        is_right = is_right and all(leaf.shape[:1] == (rows,) and leaf.dtype == jnp.float32 for leaf in leaves)
+        wanted = f"an Inside of two dicts of float32 arrays whose first axis has the length {rows}, the number of rows"
+        self._returns("look", _text(found), is_right, wanted)
 
     def _traced(self, what: str, function: Callable, *arguments: Any) -> Any:
         """The shapes of the result of a function."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Params, deferred, is_ids, lstm
+from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Inside, Params, deferred, is_ids, lstm
 from charlm.models.cells.lstm import State
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
@@ -63,19 +63,33 @@ def step(
     weights: Params, x: Inputs, state: State, dtype: jnp.dtype, factor_BH: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
     """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate g; see `Cell.step`."""
+    return _step(*_arguments(weights, x, dtype), state, factor_BH)
+
+
+def look(weights: Params, x: Inputs, state: State, dtype: jnp.dtype) -> Inside:
+    """The gates i, f and o, and the candidate g."""
+    return lstm.inside(_gates(*_arguments(weights, x, dtype), state))
+
+
+def _arguments(weights: Params, x: Inputs, dtype: jnp.dtype) -> tuple[Callable, dict[str, jax.Array], jax.Array]:
+    """The arguments of `_step` for one character, without the state."""
     if "table" in weights:
         z_in_BG = jnp.take(weights["table"], x, axis=0, mode="clip")
     else:
         z_in_BG = _input_part(product(x, weights["input_kernel"], dtype), weights)
-    return _step(lambda name, left: product(left, weights[name], dtype), _gains(weights), z_in_BG, state, factor_BH)
+    return lambda name, left: product(left, weights[name], dtype), _gains(weights), z_in_BG
+
+
+def _gates(times: Callable, gains: dict[str, jax.Array], z_in_BG: jax.Array, state: State) -> jax.Array:
+    z_BG = z_in_BG + _normalised(times("recurrent_kernel", state[1])) * gains["recurrent_gain"][None, :]
+    return lstm.activate(z_BG)
 
 
 def _step(
     times: Callable, gains: dict[str, jax.Array], z_in_BG: jax.Array, state: State, factor_BH: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
-    c_BH, h_BH = state
-    z_BG = z_in_BG + _normalised(times("recurrent_kernel", h_BH)) * gains["recurrent_gain"][None, :]
-    i, f, g, o = jnp.split(lstm.activate(z_BG), GATES, axis=-1)
+    c_BH, _ = state
+    i, f, g, o = jnp.split(_gates(times, gains, z_in_BG, state), GATES, axis=-1)
     c_BH = f * c_BH + i * (g if factor_BH is None else g * factor_BH)
     h_BH = o * jnp.tanh(_normalised(c_BH) * gains["cell_gain"][None, :] + gains["cell_bias"][None, :])
     return h_BH, (c_BH, h_BH)
@@ -107,4 +121,5 @@ CELL = Cell(
     prepare=prepare,
     step=step,
     operations=lstm.operations,
+    look=look,
 )

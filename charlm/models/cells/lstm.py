@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import NOISE_KEYS, Cell, Params, one_bias
+from charlm.models.cells import NOISE_KEYS, Cell, Inside, Params, one_bias
 from charlm.models.cells.chunks import (
     Prepared,
     back_through,
@@ -95,6 +95,18 @@ def step(
     c_BH, h_BH = state
     c_BH, h_BH, _ = _cell(pre_activations(weights, x, h_BH, dtype), c_BH, factor_BH)
     return h_BH, (c_BH, h_BH)
+
+
+def look(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> Inside:
+    """The gates i, f and o, and the candidate g."""
+    c_BH, h_BH = state
+    return inside(_cell(pre_activations(weights, x, h_BH, dtype), c_BH)[2])
+
+
+def inside(gates_BG: jax.Array) -> Inside:
+    """The result of `look`, from the four activated gates."""
+    i, f, g, o = jnp.split(gates_BG, GATES, axis=-1)
+    return Inside({"i": i, "f": f, "o": o}, {"g": g})
 
 
 def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
@@ -263,4 +275,5 @@ CELL = Cell(
     to_torch=one_bias.to_torch,
     to_keras=one_bias.to_keras,
     keras_layer="LSTM",
+    look=look,
 )

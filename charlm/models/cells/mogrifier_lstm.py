@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Params, deferred, is_ids, lstm
+from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Inside, Params, deferred, is_ids, lstm
 from charlm.models.cells.chunks import input_dtype
 from charlm.models.cells.lstm import State
 from charlm.models.initializers import Initializers
@@ -81,9 +81,26 @@ def step(
     """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate g; see `Cell.step`."""
     if isinstance(weights, lstm.Prepared):
         return lstm.step(weights, x, state, dtype, factor_BH)
+    return _step(*_arguments(weights, x, dtype), state, factor_BH)
+
+
+def look(weights: Params | lstm.Prepared, x: Inputs, state: State, dtype: jnp.dtype) -> Inside:
+    """The gates i, f and o, the candidate g, and half of the factors of each round, which are the values of the sigmoid.
+
+    `q0` has the factors of round 0, which scales x, `r1` has those of round 1, which scales h, and so on.
+    """
+    if isinstance(weights, lstm.Prepared):
+        return lstm.look(weights, x, state, dtype)
+    gates_BG, factors = _gates(*_arguments(weights, x, dtype), state)
+    found = lstm.inside(gates_BG)
+    return found._replace(gates=found.gates | {f"{'qr'[k % 2]}{k}": each / 2 for k, each in enumerate(factors)})
+
+
+def _arguments(weights: Params, x: Inputs, dtype: jnp.dtype) -> tuple[bool, Callable, dict[str, Any], jax.Array]:
+    """The arguments of `_step` for one character, without the state."""
     dtype = input_dtype(weights["input_kernel"], dtype)
     times = lambda name, left: product(left, weights[name], dtype)  # noqa: E731
-    return _step_of(weights)(times, _biases(weights), _features(weights, x, dtype), state, factor_BH)
+    return _is_thin(weights), times, _biases(weights), _features(weights, x, dtype)
 
 
 def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
@@ -107,6 +124,18 @@ def _step(
     state: State,
     factor_BH: jax.Array | None = None,
 ) -> tuple[jax.Array, State]:
+    gates_BG, _ = _gates(is_thin, times, biases, x_BI, state)
+    i, f, g, o = jnp.split(gates_BG, GATES, axis=-1)
+    c_BH = f * state[0] + i * (g if factor_BH is None else g * factor_BH)
+    h_BH = o * jnp.tanh(c_BH)
+    return h_BH, (c_BH, h_BH)
+
+
+def _gates(
+    is_thin: bool, times: Callable, biases: dict[str, Any], x_BI: jax.Array, state: State
+) -> tuple[jax.Array, list[jax.Array]]:
+    """The four activated gates, and the factors of each round."""
+
     def scale(k, source):  # the factors of round k
         if is_thin:
             product_of_round = times(f"round_right_{k}", times(f"round_left_{k}", source))
@@ -114,17 +143,15 @@ def _step(
             product_of_round = times(f"round_kernel_{k}", source)
         return 2 * jax.nn.sigmoid(product_of_round + biases["rounds"][k][None, :])
 
-    c_BH, h_BH = state
+    (_, h_BH), factors = state, []
     for k in range(len(biases["rounds"])):
+        factors.append(scale(k, h_BH if k % 2 == 0 else x_BI))
         if k % 2 == 0:
-            x_BI = scale(k, h_BH) * x_BI
+            x_BI = factors[k] * x_BI
         else:
-            h_BH = scale(k, x_BI) * h_BH
+            h_BH = factors[k] * h_BH
     z_BG = times("kernel", jnp.concatenate([x_BI, h_BH], axis=-1)) + biases["bias"][None, :]
-    i, f, g, o = jnp.split(lstm.activate(z_BG), GATES, axis=-1)
-    c_BH = f * c_BH + i * (g if factor_BH is None else g * factor_BH)
-    h_BH = o * jnp.tanh(c_BH)
-    return h_BH, (c_BH, h_BH)
+    return lstm.activate(z_BG), factors
 
 
 def _rounds_and_rank(config: FrozenConfigDict) -> tuple[int, int]:
@@ -132,7 +159,11 @@ def _rounds_and_rank(config: FrozenConfigDict) -> tuple[int, int]:
 
 
 def _step_of(params: Params) -> Callable:
-    return functools.partial(_step, "round_left_0" in params)
+    return functools.partial(_step, _is_thin(params))
+
+
+def _is_thin(params: Params) -> bool:
+    return "round_left_0" in params
 
 
 def _kernels(params: Params) -> Params:
@@ -171,4 +202,5 @@ CELL = Cell(
     prepare=prepare,
     step=step,
     operations=operations,
+    look=look,
 )

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from charlm.errors import UserError
-from charlm.models.cells import Cell, Inputs, Params, deferred, is_ids, lstm
+from charlm.models.cells import Cell, Inputs, Inside, Params, deferred, is_ids, lstm
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
 
@@ -80,6 +80,21 @@ def step(
     weights: Params, x: Inputs, state: State, dtype: jnp.dtype, factor_BH: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
     """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate z; see `Cell.step`."""
+    heads = weights["recurrent_kernel"].shape[0]
+    factor = None if factor_BH is None else _by_head(factor_BH, heads)
+    output, state = _step(*_arguments(weights, x, state, dtype), factor)
+    return _joined(output), jax.tree.map(_joined, state)
+
+
+def look(weights: Params, x: Inputs, state: State, dtype: jnp.dtype) -> Inside:
+    """The gates i and f after the stabiliser, so both are at most 1, the gate o, and the candidate z."""
+    times, _, u, by_head = _arguments(weights, x, state, dtype)
+    i, f, u_z, u_o, _ = map(_joined, _gates(times, u, by_head))
+    return Inside({"i": i, "f": f, "o": jax.nn.sigmoid(u_o)}, {"z": jnp.tanh(u_z)})
+
+
+def _arguments(weights: Params, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[Callable, None, jax.Array, State]:
+    """The arguments of `_step` for one character."""
     if is_ids(x):
         u_BG = jnp.take(weights["table"], x, axis=0, mode="clip")
     else:
@@ -87,10 +102,7 @@ def step(
     kernel = weights["recurrent_kernel"]
     heads = kernel.shape[0]
     times = lambda _, left: product(left, kernel, dtype)  # noqa: E731
-    factor = None if factor_BH is None else _by_head(factor_BH, heads)
-    state = jax.tree.map(lambda leaf: _by_head(leaf, heads), state)
-    output, state = _step(times, None, _by_head(u_BG, heads, GATES), state, factor)
-    return _joined(output), jax.tree.map(_joined, state)
+    return times, None, _by_head(u_BG, heads, GATES), jax.tree.map(lambda leaf: _by_head(leaf, heads), state)
 
 
 def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
@@ -103,15 +115,21 @@ def _step(
 ) -> tuple[jax.Array, State]:
     """One step. u is (N, B, 4D), and the arrays of the state are (N, B, D). `factor` (N, B, D) multiplies tanh(u_z)."""
     del others
-    c, n, h, m = state
-    u_i, u_f, u_z, u_o = jnp.split(u + times("recurrent_kernel", h), GATES, axis=-1)
-    log_f = jax.nn.log_sigmoid(u_f) + jnp.where(n == 0, -jnp.inf, m)
-    m = jnp.maximum(log_f, u_i)
-    i, f = jnp.exp(u_i - m), jnp.exp(log_f - m)
+    c, n, _, _ = state
+    i, f, u_z, u_o, m = _gates(times, u, state)
     c = f * c + i * (jnp.tanh(u_z) if factor is None else jnp.tanh(u_z) * factor)
     n = f * n + i
     h = jax.nn.sigmoid(u_o) * c / n
     return h, (c, n, h, m)
+
+
+def _gates(times: Callable, u: jax.Array, state: State) -> tuple[jax.Array, ...]:
+    """(i, f, u_z, u_o, m) of a step; m is the stabiliser after the step. The shapes are those of `_step`."""
+    _, n, h, m = state
+    u_i, u_f, u_z, u_o = jnp.split(u + times("recurrent_kernel", h), GATES, axis=-1)
+    log_f = jax.nn.log_sigmoid(u_f) + jnp.where(n == 0, -jnp.inf, m)
+    m = jnp.maximum(log_f, u_i)
+    return jnp.exp(u_i - m), jnp.exp(log_f - m), u_z, u_o, m
 
 
 def _heads(hidden: int, config: FrozenConfigDict) -> int:
@@ -152,4 +170,5 @@ CELL = Cell(
     prepare=prepare,
     step=step,
     operations=operations,
+    look=look,
 )

@@ -130,6 +130,13 @@ def test_wrong_parameters(old, new, message, tmp_path):
         ),
         ('"h": h}', '"h": h.astype(jnp.bfloat16)}', "but returns the state {'c': float32 (3, 8), 'h': bfloat16 (3, 8)}."),
         ('"h": h}', '"h": h[:1]}', "but returns the state {'c': float32 (3, 8), 'h': float32 (1, 8)}."),
+        (
+            "operations=",
+            "look=lambda params, x, state, dtype: state, operations=",
+            f"look must return an Inside of two dicts of float32 arrays whose first axis has the length 3, the number of rows, "
+            f"but returns {STATE}.",
+        ),
+        ("operations=", "look=lambda params, x: None, operations=", "takes 2 positional arguments but 4 were given."),
         ("params, rows, dtype, ids: params", "params: params", "takes 1 positional argument but 4 were given."),
         ("table_VI: {**params, ", "table_VI: {", "step fails: own.py line 43: KeyError: 'recurrent_kernel'."),
     ],

@@ -1,0 +1,135 @@
+"""Shows what a trained model computes inside, as one HTML page that works offline.
+
+    scripts/inspect.py --workdir=runs/quickstart [--html=page.html] [--plots=FOLDER]
+    scripts/inspect.py --workdir=runs/quickstart --text=FILE
+
+The page colours the text by the surprisal of its characters, or by the activation of any unit: its state, its gates, and the
+values behind them. It also shows the units that tell a property of the text, such as whether a character is inside quotes; how
+often each gate is saturated; the loss by symbol and by distance from the zero state; and n-grams as a yardstick. The mouse
+pointer, or the arrow keys, show the likeliest next characters.
+
+Without --text, the page shows the beginning of the run's validation split. Your own text is normalised like the run's corpus.
+The model reads at most --read characters. The state is carried from the first character to the last. If the run's corpus has
+documents, the state is zero before each document.
+
+If your own text has fewer than --read characters, the units are searched in the validation split, as long as it has more
+characters than your text.
+"""
+
+import os
+import pathlib
+
+from absl import flags
+
+from charlm import cli, files
+from charlm.errors import UserError
+from charlm.hardware import devices
+from charlm.inference import inputs, ngram
+from charlm.progress import warn
+from charlm.rundir.run import Run, check_checkpoint_name
+
+FILE = "inspect.html"  # in the run directory
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory")
+_TEXT = flags.DEFINE_string(
+    "text", None, "text file or folder to show instead of a split, read like the run's corpus; -: standard input"
+)
+_SPLIT = flags.DEFINE_string(
+    "split", None, "train, validation or test; default: validation, or train if the corpus has no validation split"
+)
+_ENCODING = flags.DEFINE_string(
+    "encoding", None, "encoding of --text; default: corpus.encoding of the run's config, or utf-8 for standard input"
+)
+_UNKNOWN = flags.DEFINE_enum(
+    "unknown",
+    None,
+    inputs.UNKNOWN_IN_TEXT,
+    "characters of --text outside the vocabulary; error: stop with a message; skip: drop them; unk: read them as <unk>; "
+    "default: unk if the vocabulary has <unk>, otherwise error",
+)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by the loss that train.best names), latest, or a step")
+_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
+_HTML = flags.DEFINE_string("html", None, f"file that receives the page; default: {FILE} in the run directory")
+_PLOTS = flags.DEFINE_string("plots", None, "folder that receives plots as PNG files; it is made if it does not exist")
+_CHARS = flags.DEFINE_integer(
+    "chars",
+    None,
+    "characters that the page shows; default: 5000, or fewer if the model is so large that the page would be slow",
+)
+_READ = flags.DEFINE_integer("read", 50_000, "characters that the model reads at most; the losses are those of all of them")
+_NGRAM = flags.DEFINE_string(
+    "ngram", "2..10", "orders of the n-grams, such as 5 or 2..10; with an empty value, no n-gram is computed"
+)
+
+
+def run() -> None:
+    cli.run(main)
+
+
+def main(overrides: dict[str, str]) -> None:
+    del overrides
+    orders = _check_flags()
+    assert _WORKDIR.value is not None
+    run = Run(_WORKDIR.value)
+    run.status()
+    page = files.check_output("html", _HTML.value or os.path.join(_WORKDIR.value, FILE), (".html",))
+    folder = None if _PLOTS.value is None else _checked_folder(_PLOTS.value)
+    if _TEXT.value is None:
+        scored, split = inputs.split_to_score(run, _SPLIT.value), None
+    else:
+        scored, split = inputs.file_to_score(run, _TEXT.value, _UNKNOWN.value, _ENCODING.value), _split(run)
+    devices.prepare_cpu(run.config(), 1)
+
+    # These modules import JAX, which reads the settings of `prepare_cpu`.
+    from charlm.inference import looking, looking_plots, model
+
+    trained = model.load(run.workdir, _CHECKPOINT.value, trust_code=_TRUST_CODE.value).trained
+    looked = looking.look(run, trained, scored, split, _READ.value, _CHARS.value, orders)
+    content, images = looking.page(looked), {} if folder is None else looking_plots.draw(looked)
+    files.write_output("html", page, content)
+    print(f"wrote {page}.")
+    if folder is not None:
+        _write_plots(folder, images)
+
+
+def _check_flags() -> list[int]:
+    """Raises a UserError if flags are wrong or do not fit together. Returns the orders of the n-grams."""
+    if _WORKDIR.value is None:
+        raise UserError("--workdir is not given: see --help.")
+    if _SPLIT.value is not None and _TEXT.value is not None:
+        raise UserError("--split and --text are given together: give only one of them.")
+    for flag in (_UNKNOWN, _ENCODING):
+        if flag.value is not None and _TEXT.value is None:
+            raise UserError(f"--{flag.name} is given without --text: it has no effect on a split.")
+    for number, least in ((_CHARS, 1), (_READ, 2)):
+        if number.value is not None and number.value < least:
+            raise UserError(f"--{number.name}={number.value}: must be {least} or more.")
+    check_checkpoint_name(_CHECKPOINT.value)
+    return ngram.orders_of(_NGRAM.value) if _NGRAM.value else []
+
+
+def _split(run: Run) -> inputs.ScoredText | None:
+    """The split in which units are searched if the user's text is short. None if the corpus can't be read."""
+    try:
+        return inputs.split_to_score(run, None)
+    except UserError as error:
+        warn(f"units are searched only in --text, because of this: {error}")
+        return None
+
+
+def _checked_folder(folder: str) -> pathlib.Path:
+    path = pathlib.Path(folder)
+    existing = path if path.exists() else path.parent
+    if not folder or not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"--plots={folder} can't be written: give a folder, or a new folder inside one that exists.")
+    return path
+
+
+def _write_plots(folder: pathlib.Path, images: dict[str, bytes]) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--plots={folder} can't be made ({error.strerror}): choose another folder.") from error
+    for name, image in images.items():
+        files.write_output("plots", folder / name, image)
+        print(f"wrote {folder / name}.")
