@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from conftest import ROOT
-from ml_collections import ConfigDict
 
 from charlm.hardware import devices
 from charlm.models import stack
@@ -76,7 +75,8 @@ def test_a_program_restarts_itself_if_linux_offers_huge_pages_on_request(tmp_pat
 
 
 def test_devices_share_the_sampled_rows_only_if_the_weights_are_small():
-    config = ConfigDict({"devices": 0, "model": {"cell": "lstm", "hidden": 512, "layers": 2}})
+    config = base.get_config()
+    config.model.update({"hidden": 512, "layers": 2})
 
     def shared(dtype: str) -> int:
         return devices.rows_to_share(config, stack.layer_operations(config), 64, dtype)

@@ -81,7 +81,7 @@ class _Checks:
         step = lambda prepared, x, state: cell.step(prepared, x, state, dtype)  # noqa: E731
         self._results("step", step, (prepared, x, state), (rows, hidden), state)
         if cell.look is not None:
-            self._inside(cell.look, prepared, x, state)
+            self._inside(lambda *args: cell.look(*args, dtype), prepared, x, state)
         reads_ids = is_first and encoding != "scalar"
         arguments: tuple = (with_table, ids_TB, state) if reads_ids else (params, floats_TBI, state)
         outputs = steps, rows, hidden
@@ -141,7 +141,7 @@ class _Checks:
         self._returns(what, f"the state {_text(new_state)}", is_same, f"the state {_text(state)}, as zero_state does")
 
     def _inside(self, look: Callable, prepared: Any, x: jax.ShapeDtypeStruct, state: Any) -> None:
-        found = self._traced("look", lambda prepared, x, state: look(prepared, x, state, self._dtype), prepared, x, state)
+        found = self._traced("look", look, prepared, x, state)
         is_right = isinstance(found, Inside) and all(isinstance(part, dict) for part in found)
         leaves, rows = jax.tree.leaves(found), x.shape[0]
         is_right = is_right and all(leaf.shape[:1] == (rows,) and leaf.dtype == jnp.float32 for leaf in leaves)
