@@ -81,7 +81,7 @@ class _Checks:
         step = lambda prepared, x, state: cell.step(prepared, x, state, dtype)  # noqa: E731
         self._results("step", step, (prepared, x, state), (rows, hidden), state)
         if (look := cell.look) is not None:
-            self._inside(lambda *args: look(*args, dtype), prepared, x, state)
+            self._inside(lambda prepared, x, state: look(prepared, x, state, dtype), prepared, x, state)
         reads_ids = is_first and encoding != "scalar"
         arguments: tuple = (with_table, ids_TB, state) if reads_ids else (params, floats_TBI, state)
         outputs = steps, rows, hidden
