@@ -175,7 +175,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("adafactor", "lion"))) for kind in KINDS]
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("ema", "tail", "adafactor", "lion"))) for kind in KINDS]
 )
 def test_a_run_stopped_between_evaluations_resumes_bit_by_bit(kind, small, tmp_path, monkeypatch):
     lengths = {"train.steps": 10, "train.eval_every": 2, "train.log_every": 1, "train.steps_per_call": 1}

@@ -279,6 +279,7 @@ def test_after_a_killed_first_start_a_start_with_another_config_does_not_get_the
     assert Run(tmp_path / "run without parent").parent() is None
 
 
+@pytest.mark.slow
 def test_a_killed_child_resumes_bit_for_bit_without_its_parent(script, texts, tmp_path, small):
     parent = config_of(small, texts / "first.txt")
     assert train.train(parent, str(tmp_path / "parent")) == 0
