@@ -17,6 +17,7 @@ from test_evaluate import IDS, make_model
 
 import charlm
 from charlm.config import load
+from charlm.data.batches import Batch
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.inference import activations, findings, looking, looking_plots, restore
@@ -110,6 +111,34 @@ def test_the_share_of_saturated_gates_is_counted(watched):
             # A value may be so close to a limit that rounding decides: one symbol of the text may be counted differently.
             np.testing.assert_allclose(left, (gate < 0.1).mean(0), atol=1.1 / len(ids))
             np.testing.assert_allclose(right, (gate > 0.9).mean(0), atol=1.1 / len(ids))
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ({"cell": ("lstm", "gru"), "residual": True, "tie": True, "zoneout_hidden": 0.3}, ["hcfiog", "hrzn"]),
+        ({"cell": "slstm", "layers": 1}, ["hcmnfioz"]),
+        ({"cell": "rnn", "layers": 1}, ["h"]),
+    ],
+)
+def test_other_cells_and_layers_are_read_as_the_model_reads_them(model, names):
+    """The surprisal equals that of the model's window, and the carry after the text equals the last values."""
+    config = base.get_config()
+    config.model.update({"hidden": 6, "layers": 2, "embedding": 6} | model)
+    functions = stack.functions(config, 9)
+    params = jax.tree.map(lambda leaf: leaf + 0.3, jax.jit(functions.init)(jax.random.key(2)))
+    ids = IDS[:40].astype(np.int32)
+    reading = activations.Reader(functions, params).read(ids, np.arange(40) == 0, np.zeros((40, 1)), 40)
+    found = {layer: "".join(each.name for each in reading.series if each.layer == layer) for layer in range(len(names))}
+    assert list(found.values()) == names
+    batch = Batch(ids[None], ids[None], jnp.ones((1, 40)), jnp.ones(1, bool))
+    logits_BSV, carry = functions.apply(params, batch, functions.zero_carry(1))
+    log_p = jax.nn.log_softmax(logits_BSV[0, :-1])
+    np.testing.assert_allclose(reading.nats_P[1:], -log_p[np.arange(39), ids[1:]], atol=1e-4)
+    for layer, state in enumerate(carry):
+        values = [reading.values_PJ[-1, each.columns] for each in reading.series if each.layer == layer]
+        for leaf in jax.tree.leaves(state):
+            assert any(value.shape == leaf[0].shape and np.allclose(value, leaf[0], atol=1e-4) for value in values)
 
 
 def test_a_unit_that_never_changes_has_no_correlation():
