@@ -22,6 +22,7 @@ import pathlib
 from absl import flags
 
 from charlm import cli, files
+from charlm.data import corpora
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import inputs, ngram
@@ -77,7 +78,8 @@ def main(overrides: dict[str, str]) -> None:
     if _TEXT.value is None:
         scored, split = inputs.split_to_score(run, _SPLIT.value), None
     else:
-        scored, split = inputs.file_to_score(run, _TEXT.value, _UNKNOWN.value, _ENCODING.value), _split(run)
+        scored = inputs.file_to_score(run, _TEXT.value, _UNKNOWN.value, _ENCODING.value)
+        split = _split(run, scored, has_ngrams=bool(orders))
     devices.prepare_cpu(run.config(), 1)
 
     # These modules import JAX, which reads the settings of `prepare_cpu`.
@@ -108,12 +110,19 @@ def _check_flags() -> list[int]:
     return ngram.orders_of(_NGRAM.value) if _NGRAM.value else []
 
 
-def _split(run: Run) -> inputs.ScoredText | None:
-    """The split in which units are searched if the user's text is short. None if the corpus can't be read."""
+def _split(run: Run, scored: inputs.ScoredText, has_ngrams: bool) -> inputs.ScoredText | None:
+    """The split in which units are searched if the user's text is short. None if the corpus can't be read.
+
+    Raises:
+      UserError: the corpus can't be read, although n-grams have to count its train split.
+    """
     try:
         return inputs.split_to_score(run, None)
     except UserError as error:
-        warn(f"units are searched only in --text, because of this: {error}")
+        if has_ngrams:
+            raise UserError(f"{error} Without the corpus, add --ngram= to compute no n-grams.") from error
+        if len(corpora.joined(scored.text)) < _READ.value:
+            warn(f"units are searched only in --text, because of this: {error}")
         return None
 
 
