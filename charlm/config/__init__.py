@@ -1,7 +1,10 @@
 """The config keys of charlm, and the loading of config files. The other packages inside charlm/ read the keys.
 
-`keys` declares each key once, with its default, its allowed values and its meaning. `load` runs a config file, applies
-overrides such as `--config.model.hidden=384`, and checks the resulting config.
+- `keys` declares each key once, with its default, its allowed values and its meaning.
+- `rules` has the rules for allowed values.
+- `checking` converts values from text, and checks them.
+- `help_keys` makes the text of `--helpkeys`.
+- `load` runs a config file, applies overrides such as `--config.model.hidden=384`, and checks the resulting config.
 
 To add a key:
 1. Add one line to TABLE in `keys`, such as `Key("model.zoneout", 0.0, FRACTION, "fraction of ...")`.

@@ -4,44 +4,36 @@ To add a key, add one line to TABLE and read the key in one place as `config.SEC
 `--helpkeys`, `configs/base.py` and the handling of older runs all use TABLE.
 """
 
-import ast
-import codecs
-import decimal
 import difflib
-import math
-import os
-import re
-import shutil
-import textwrap
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
+from charlm.config.rules import (
+    ANY,
+    DATASET,
+    DOCUMENTS,
+    ENCODING,
+    FACTOR,
+    FRACTION,
+    FROM_0_TO_1,
+    INSIDE_0_AND_1,
+    LOCAL,
+    NOT_EMPTY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SPLIT,
+    WIDTHS,
+    Rule,
+    one_of,
+    own_cell,
+)
 from charlm.errors import UserError
-from charlm.files import is_address
 
-MOST = 3e38  # just below the largest float32
-FRAMINGS = ("stream", "chunks", "windows", "documents")
-# These codecs of Python are not for text files. The codecs idna and punycode encode names of internet hosts, and unicode-escape
-# encodes string literals. Their decoders can't decode a file block by block.
-NO_ENCODINGS_OF_FILES = ("idna", "punycode", "unicode-escape")
 SAME = object()  # a Key with before=SAME uses its default value for older runs too
-
-
-class Rule(NamedTuple):
-    """The rule for the values of a key.
-
-    Attributes:
-      is_right: function that returns whether a value of the key's type is allowed.
-      words: description of the allowed values; messages print it after "must be".
-      options: the names that are allowed values, if the rule lists names.
-    """
-
-    is_right: Callable[..., bool]
-    words: str
-    options: tuple[str, ...] = ()
 
 
 class Key(NamedTuple):
@@ -81,69 +73,7 @@ class Key(NamedTuple):
         return self.type_if_set if self.default is None else type(self.default)
 
 
-def one_of(*options: str) -> Rule:
-    return Rule(lambda value: value in options, f"one of {', '.join(options)}", options)
-
-
-def _are_fractions(value: tuple) -> bool:
-    numbers = all(isinstance(part, int | float) and not isinstance(part, bool) for part in value)
-    return numbers and len(value) in (1, 2, 3) and min(value) > 0 and math.isclose(sum(value), 1)
-
-
-def _are_widths(value: tuple) -> bool:
-    return all(isinstance(width, int) and not isinstance(width, bool) and 0 < width < 2**31 for width in value)
-
-
-def _is_document_form(value: str) -> bool:
-    form, _, argument = value.partition(":")
-    return value in ("", "lines", "blank", "files") or (form in ("separator", "csv", "jsonl") and argument != "")
-
-
-def _is_text_encoding(value: str) -> bool:
-    try:
-        "a".encode(value)  # raises a LookupError for an unknown codec and for a codec that is not for text
-        return codecs.lookup(value).name not in NO_ENCODINGS_OF_FILES
-    except (LookupError, ValueError):
-        return False
-
-
-def own_cell(value: object) -> tuple[str, str] | None:
-    """The file and the name in `FILE.py:NAME`, a value of `model.cell` for a cell of the user. None for any other value."""
-    match = re.fullmatch(r"([^\0]*[^\0/]\.py):([A-Za-z_][A-Za-z0-9_]*)", value, re.DOTALL) if isinstance(value, str) else None
-    return None if match is None or is_address(match[0]) else (match[1], match[2])
-
-
-def cell_names(config: ConfigDict | FrozenConfigDict) -> tuple[str, ...]:
-    """The name of each layer's cell. `model.cell` is a tuple of these names, or one name for all layers."""
-    name = config.model.cell
-    return (name,) * config.model.layers if isinstance(name, str) else tuple(name)
-
-
-def own_cells(config: ConfigDict) -> list[str]:
-    """The names FILE.py:NAME in `model.cell`, each name once. Empty if all cells are charlm's."""
-    return [name for name in dict.fromkeys(cell_names(config)) if own_cell(name)]
-
-
-ANY = Rule(lambda value: True, "")
-POSITIVE = Rule(lambda value: value > 0, "positive")
-NOT_NEGATIVE = Rule(lambda value: value >= 0, "0 or more")
-FRACTION = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
-NOT_EMPTY = Rule(lambda value: value != "", "at least one character")
-LOCAL = Rule(
-    lambda value: value != "" and not is_address(value),
-    "a file or folder on this machine, not an internet address: download the text first, for example with curl -LO ADDRESS, or "
-    "set corpus.name to a corpus that charlm can fetch, such as tiny_shakespeare",
-)
-SEED = Rule(lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
-FROM_0_TO_1 = Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
-INSIDE_0_AND_1 = Rule(lambda value: 0 < value < 1, "above 0 and below 1")
-FACTOR = Rule(lambda value: 0 < value <= 1, "above 0 and at most 1")
-SPLIT = Rule(_are_fractions, "one to three positive fractions that sum to 1, such as (0.9,0.1)")
-WIDTHS = Rule(_are_widths, "a tuple of positive integers, such as (256,128), or () for model.hidden units in every layer")
-DATASET = Rule(lambda value: value.count(":") == 1, "DATASET:FEATURE, such as ag_news_subset:title")
-ENCODING = Rule(_is_text_encoding, "a text encoding of Python, such as utf-8, utf-16-le, latin-1 or gb18030")
-DOCUMENTS = Rule(_is_document_form, "empty, lines, blank, files, separator:TEXT, csv:COLUMN or jsonl:FIELD")
-
+FRAMINGS = ("stream", "chunks", "windows", "documents")
 CELLS = ("lstm", "rnn", "gru", "layernorm_lstm", "mogrifier_lstm", "slstm", "mingru", "minlstm")
 CELL = Rule(
     lambda value: value in CELLS or own_cell(value) is not None,
@@ -381,11 +311,6 @@ TABLE = (
     Key("sample.top_k", 0, NOT_NEGATIVE, "sample from the k most probable characters; 0: sample from all characters"),
 )
 # fmt: on
-# If the first key is set, the second one must be set too.
-NEEDS = (("corpus.test_path", "corpus.validation_path"), ("corpus.validation_path", "corpus.path"))
-# At most one of the two keys can be set.
-CONFLICTS = (("corpus.path", "corpus.tfds"), ("corpus.documents", "corpus.tfds"))
-
 KEYS = {key.name: key for key in TABLE}
 # The keys of which tables and names of trials show only the last part of a path, such as `cell.py:NAME`.
 SHOWN_BY_LAST_PART = frozenset(key.name for key in TABLE if key.is_path or key.rule is CELL)
@@ -411,13 +336,6 @@ CHANGE_NO_RESULT = frozenset(key.name for key in TABLE if not key.changes_result
 # For the keys with `is_seen_in_data`: name → (value for older runs, default).
 NEW_DEFAULTS = {key.name: (key.before, key.default) for key in TABLE if key.is_seen_in_data}
 SECTIONS = frozenset(key.name.rpartition(".")[0] for key in TABLE) - {""}
-TYPES = {
-    bool: "true or false",
-    int: "an integer",
-    float: "a number",
-    str: "a string",
-    tuple: "a tuple such as (0.9,0.1)",
-}
 
 
 def defaults(type_safe: bool = True) -> ConfigDict:
@@ -435,6 +353,17 @@ def defaults(type_safe: bool = True) -> ConfigDict:
             section = section[part]
         section[key.name.split(".")[-1]] = placeholder(key.type) if key.default is None else key.default
     return config
+
+
+def cell_names(config: ConfigDict | FrozenConfigDict) -> tuple[str, ...]:
+    """The name of each layer's cell. `model.cell` is a tuple of these names, or one name for all layers."""
+    name = config.model.cell
+    return (name,) * config.model.layers if isinstance(name, str) else tuple(name)
+
+
+def own_cells(config: ConfigDict) -> list[str]:
+    """The names FILE.py:NAME in `model.cell`, each name once. Empty if all cells are charlm's."""
+    return [name for name in dict.fromkeys(cell_names(config)) if own_cell(name)]
 
 
 def resumable(config: Mapping[str, object]) -> frozenset[str]:
@@ -520,171 +449,3 @@ def short(name: str) -> str:
     parts = name.split(".")
     endings = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
     return next((ending for ending in endings if len(ending_in(ending)) == 1), name)
-
-
-def typed(text: str, kind: type) -> object:
-    """Converts text from the command line to a type. Raises a ValueError if the text is not of that type."""
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if kind is tuple:
-            literal = ast.literal_eval(text)
-            return tuple(literal) if isinstance(literal, list | tuple) else (literal,)
-        if kind is int:
-            return _integer(text)
-        if kind is str:
-            return None if text == "None" else text
-        return kind(text)
-    except (TypeError, SyntaxError, KeyError, RecursionError, MemoryError, ArithmeticError) as error:
-        raise ValueError(f"{text!r} is not {TYPES[kind]}") from error
-
-
-def _integer(text: str) -> int:
-    """Converts text such as `1000`, `1e3` or `1000.0` to an integer. Raises an exception if the number is not an integer."""
-    try:
-        return int(text)
-    except ValueError:
-        number = decimal.Decimal(text)  # exact, unlike a float
-        if not number.is_finite() or number.adjusted() > 18 or number != number.to_integral_value():
-            raise
-        return int(number)
-
-
-def parsed(name: str, text: str) -> object:
-    """Converts text from the command line to the key's type. Raises a UserError if the text is not of that type."""
-    key = KEYS[name]
-    try:
-        return typed(text, tuple if key.or_tuple and text.startswith(("(", "[")) else key.type)
-    except ValueError as error:
-        several = ', or a tuple of strings, such as ("lstm","gru")' if key.or_tuple else ""
-        raise UserError(f"{name}={text!r}: must be {TYPES[key.type]}{several}.") from error
-
-
-def checked(name: str, value: object) -> object:
-    """Checks a value and returns it in the key's type. Converts integers to floats, lists to tuples and NumPy scalars.
-
-    Raises:
-      UserError: the value has another type, or the key's rule does not allow the value.
-    """
-    key = KEYS[name]
-    if value is None and key.default is None:
-        return None
-    if key.or_tuple and isinstance(value, list | tuple):
-        if not value or any(isinstance(each, list | tuple) for each in value):
-            raise UserError(f"{name}={value!r}: a tuple must have one value for each layer.")
-        return tuple(checked(name, each) for each in value)
-    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # a NumPy scalar, for example of np.arange
-        value = value.item()  # type: ignore[attr-defined]
-    if key.type is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST:
-        value = float(value)
-    if key.type is tuple and isinstance(value, list):
-        value = tuple(value)
-    if not isinstance(value, key.type) or isinstance(value, bool) != (key.type is bool):
-        raise UserError(f"{name}={value!r}: must be {TYPES[key.type]}.")
-    if isinstance(value, float) and not abs(value) <= MOST:
-        raise UserError(f"{name}={value}: must be a finite number, at most {MOST:g}.")
-    if isinstance(value, int) and abs(value) >= 2**31 and key.rule is not SEED:
-        raise UserError(f"{name}={value}: must be below 2147483648.")
-    try:
-        right = key.rule.is_right(value)
-    except OverflowError:  # a tuple of fractions contains an integer too large for a float
-        right = False
-    if not right:
-        none = "None, or " if key.default is None and value == "" else ""
-        raise UserError(f"{name}={value!r}: must be {none}{key.rule.words}{_nearest(value, key.rule.options)}.")
-    return value
-
-
-def _nearest(value: object, options: tuple[str, ...]) -> str:
-    """The end of a message about a wrong value that is not one of the options."""
-    if not (options and isinstance(value, str) and value.isidentifier()):
-        return ""
-    return f"; the nearest is {difflib.get_close_matches(value, options, n=1, cutoff=0.0)[0]!r}"
-
-
-def with_absolute_paths(name: str, value: object) -> object:
-    """The value of a key after relative paths in it are converted to absolute paths. `~` is the user's home directory."""
-    if isinstance(value, tuple):
-        return tuple(with_absolute_paths(name, part) for part in value)
-    is_path = KEYS[name].is_path or (name == "model.cell" and own_cell(value))
-    return os.path.abspath(os.path.expanduser(str(value))) if is_path and value else value
-
-
-def check_together(values: Mapping[str, Any]) -> None:
-    """Checks NEEDS, CONFLICTS and the keys of layers. Raises a UserError that names two keys that do not fit together."""
-    for name, needed in NEEDS:
-        if values[name] is not None and values[needed] is None:
-            raise UserError(f"{name}={values[name]!r}: needs {needed}, which is not set.")
-    for name, other in CONFLICTS:
-        if values[name] and values[other]:
-            raise UserError(
-                f"{name}={values[name]!r} and {other}={values[other]!r}: only one of them can be set; "
-                f"--config.{other}=None unsets {other}."
-            )
-    _check_layers(values)
-
-
-def _check_layers(values: Mapping[str, Any]) -> None:
-    layers, widths = values["model.layers"], values["model.widths"]
-    for name, tells in (("model.cell", "names the cells"), ("model.widths", "has the widths")):
-        value = values[name]
-        if isinstance(value, tuple) and value and len(value) != layers:
-            count = f"{len(value)} {'layer' if len(value) == 1 else 'layers'}"
-            raise UserError(f"{name}={value!r}: {tells} of {count}, but model.layers={layers}: set model.layers={len(value)}.")
-    if values["model.residual"] and len(set(widths)) > 1:
-        raise UserError(f"model.residual=True: needs layers of equal width, but model.widths={widths!r}.")
-    if values["model.tie"] and values["model.input"] != "embedding":
-        raise UserError(f"model.tie=True: needs model.input=embedding, but model.input={values['model.input']}.")
-
-
-def help_text(form: str = "") -> str:
-    """The table of all keys as help text.
-
-    Args:
-      form: `markdown` for a Markdown table. Empty for plain text that fits the width of the terminal.
-
-    Raises:
-      UserError: `form` has another value.
-    """
-    if form not in ("", "markdown"):
-        raise UserError(f"--helpkeys={form}: must be markdown or empty.")
-    return _as_markdown() if form else _for_terminal(shutil.get_terminal_size().columns)
-
-
-def _as_markdown() -> str:
-    lines = ["| key | default | meaning | allowed values |", "| --- | --- | --- | --- |"]
-    for key in TABLE:
-        cells = f"`{key.name}`", f"`{_default_text(key.default)}`", key.meaning, _allowed_values(key)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def _for_terminal(columns: int) -> str:
-    left = max(len(key.name) for key in TABLE) + 2, max(len(_default_text(key.default)) for key in TABLE) + 2
-    width = max(columns - sum(left) - 1, 20)
-    lines = [f"{'key':<{left[0]}}{'default':<{left[1]}}meaning (allowed values)"]
-    section = ""
-    for key in TABLE:
-        if section != (section := key.name.rpartition(".")[0]):
-            lines.append("")
-        first, *rest = textwrap.wrap(f"{key.meaning} ({_allowed_values(key)})", width, break_on_hyphens=False)
-        lines.append(f"{key.name:<{left[0]}}{_default_text(key.default):<{left[1]}}{first}")
-        lines += [" " * sum(left) + more for more in rest]
-    return "\n".join([*lines, "", "Set a key with --config.KEY=VALUE, or in a config file."])
-
-
-def _default_text(default: object) -> str:
-    """A default in the form that the command line accepts."""
-    if isinstance(default, tuple):
-        return f"({','.join(map(str, default))})"
-    return str(default) if default != "" else '""'
-
-
-def _allowed_values(key: Key) -> str:
-    if key.type in (bool, tuple) or key.rule.options or key.rule in (DATASET, DOCUMENTS, ENCODING):
-        words = key.rule.words or TYPES[key.type]
-    else:
-        kind = "path" if key.is_path else {int: "integer", float: "number", str: "text"}[key.type]
-        words = f"{kind}, {key.rule.words}" if key.rule.words and not key.is_path else kind
-    words += ", or a tuple of these" if key.or_tuple else ""
-    return words if key.default is not None else f"{words}, or None"

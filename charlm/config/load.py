@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from charlm.config import keys
+from charlm.config import checking, keys
 from charlm.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -103,11 +103,11 @@ def override(config: ConfigDict, name: str, value: object) -> None:
         the nearest key.
     """
     *parts, last = keys.known(name).split(".")
-    value = keys.checked(name, keys.parsed(name, value) if isinstance(value, str) else value)
+    value = checking.checked(name, checking.parsed(name, value) if isinstance(value, str) else value)
     section = config
     for part in parts:
         section = section[part]
-    with section.ignore_type():  # keys.checked has checked the type
+    with section.ignore_type():  # checking.checked has checked the type
         section[last] = value
 
 
@@ -194,13 +194,13 @@ def condition(text: str) -> tuple[str, Callable[[object], bool]]:
         if isinstance(value, bool | int | float):
             kind = bool if isinstance(value, bool) else float
             try:
-                return compare(value, keys.typed(wanted, kind))
+                return compare(value, checking.typed(wanted, kind))
             except ValueError:
-                expected = keys.TYPES[kind]
+                expected = checking.TYPES[kind]
                 raise UserError(f"{text!r}: {name} must be compared with {expected}, not {wanted!r}.") from None
         if isinstance(value, list | tuple) and compare in (operator.eq, operator.ne):
             with contextlib.suppress(ValueError):  # the right side is not a tuple
-                return compare(tuple(value), keys.typed(wanted, tuple))
+                return compare(tuple(value), checking.typed(wanted, tuple))
         return compare(str(value), wanted) if value is not None or compare in (operator.eq, operator.ne) else False
 
     return name, holds
@@ -224,13 +224,13 @@ def _checked(config: ConfigDict, place: Callable[[str], str]) -> ConfigDict:
     values = {}
     for name, value in flatten(config).items():
         try:
-            value = keys.checked(name, value)
+            value = checking.checked(name, value)
         except UserError as error:
             raise UserError(f"{place(name)}{error}") from error
-        values[name] = keys.with_absolute_paths(name, value)
+        values[name] = checking.with_absolute_paths(name, value)
     try:
         return _config_of(values).lock()
-    except UserError as error:  # keys.check_together raised this error, and its message begins with a key
+    except UserError as error:  # checking.check_together raised this error, and its message begins with a key
         raise UserError(f"{place(str(error).partition('=')[0])}{error}") from error
 
 
@@ -239,7 +239,7 @@ def _config_of(values: Mapping[str, object]) -> ConfigDict:
     config = keys.defaults()
     for name, value in values.items():
         override(config, name, value)
-    keys.check_together(flatten(config))
+    checking.check_together(flatten(config))
     return config
 
 

@@ -7,7 +7,7 @@ files             each file is a document
 csv:COLUMN        each cell of a CSV column is a document
 jsonl:FIELD       each line is a JSON object, and this field of the object is a document
 
-To add a form, add a case to `in_file` and extend the rule of the key in `charlm/config/keys.py`.
+To add a form, add a case to `in_file` and extend the rule DOCUMENTS in `charlm/config/rules.py`.
 """
 
 import csv

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from charlm import files
-from charlm.config.keys import ENCODING, MOST
+from charlm.config.rules import ENCODING, MOST
 from charlm.data import batches, corpora, documents
 from charlm.data.textfiles import Reading
 from charlm.data.vocab import EOS, UNK, Vocab, shown

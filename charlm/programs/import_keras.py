@@ -17,14 +17,14 @@ the file. If the file has no vocabulary, this program assumes that the ids follo
 from absl import flags
 
 from charlm import cli
-from charlm.config import keys
+from charlm.config import help_keys
 from charlm.programs import import_flags
 
 import_flags.define(".keras or .weights.h5")
 
 
 def run() -> None:
-    cli.run(main, keys.help_text)
+    cli.run(main, help_keys.help_text)
 
 
 def main(overrides: dict[str, str]) -> None:

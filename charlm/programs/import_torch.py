@@ -19,14 +19,14 @@ no vocabulary, this program assumes that the ids follow the sorted order of the 
 from absl import flags
 
 from charlm import cli
-from charlm.config import keys
+from charlm.config import help_keys
 from charlm.programs import import_flags
 
 import_flags.define(".pt, .pth, .net, .safetensors or .npz")
 
 
 def run() -> None:
-    cli.run(main, keys.help_text)
+    cli.run(main, help_keys.help_text)
 
 
 def main(overrides: dict[str, str]) -> None:

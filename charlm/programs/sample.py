@@ -34,7 +34,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from charlm import cli
-from charlm.config.keys import MOST
+from charlm.config.rules import MOST
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.hardware import devices

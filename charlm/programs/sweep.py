@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable
 from absl import flags
 
 from charlm import cli, progress
-from charlm.config import keys, load
+from charlm.config import help_keys, keys, load
 from charlm.errors import UserError
 from charlm.rundir.run import Run
 from charlm.sweeps import conclusion, launch, search, slurm, sweep
@@ -78,7 +78,7 @@ CommandOf = Callable[[sweep.Trial], list[str]]  # returns the command that train
 
 def run() -> None:
     """Runs the program with the flags of the command line."""
-    cli.run(main, keys.help_text)
+    cli.run(main, help_keys.help_text)
 
 
 def main(common: dict[str, str]) -> int:

@@ -35,7 +35,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from charlm import cli
-from charlm.config import keys, load
+from charlm.config import help_keys, load
 from charlm.errors import UserError
 from charlm.hardware import devices, processes
 from charlm.rundir.run import Run
@@ -75,7 +75,7 @@ _GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "with --describe: number o
 
 def run() -> None:
     """Runs the program with the flags of the command line."""
-    cli.run(main, keys.help_text)
+    cli.run(main, help_keys.help_text)
 
 
 def main(overrides: dict[str, str]) -> int:

@@ -12,7 +12,7 @@ from conftest import ROOT
 from faults.checks import read_rows
 from faults.runs import make_text
 
-from charlm.config import keys, load
+from charlm.config import checking, help_keys, keys, load, rules
 from charlm.errors import Failure, UserError
 from charlm.training import train
 
@@ -225,10 +225,10 @@ def test_every_key_is_read_in_exactly_one_file(key):
 @pytest.mark.parametrize("key", keys.TABLE, ids=lambda key: key.name)
 def test_every_key_has_a_description_and_a_default_that_its_rule_allows(key):
     assert len(key.meaning) > 10 or key.name == "optim.name"
-    assert keys.checked(key.name, key.default) == key.default
-    assert key.type in keys.TYPES
-    assert key.default is not None or not key.rule.is_right("") or key.rule is keys.ANY  # a key is unset by None, not by ""
-    if key.rule is not keys.ANY:
+    assert checking.checked(key.name, key.default) == key.default
+    assert key.type in checking.TYPES
+    assert key.default is not None or not key.rule.is_right("") or key.rule is rules.ANY  # a key is unset by None, not by ""
+    if key.rule is not rules.ANY:
         assert key.rule.words
 
 
@@ -270,7 +270,7 @@ def test_a_config_saved_before_a_key_existed_gets_the_default_or_the_earlier_beh
         del (without_key[section[0]] if section else without_key)[last]
         expected = load.flatten(fields) | {key: keys.before_keys_existed()[key]}
         assert load.flatten(load.to_dict(load.from_dict(without_key))) == expected
-    new = (keys.Key("model.zoneout", 0.0, keys.FRACTION, "x"), keys.Key("model.peephole", True, keys.ANY, "x", before=False))
+    new = (keys.Key("model.zoneout", 0.0, rules.FRACTION, "x"), keys.Key("model.peephole", True, rules.ANY, "x", before=False))
     monkeypatch.setattr(keys, "TABLE", keys.TABLE + new)
     monkeypatch.setattr(keys, "KEYS", keys.KEYS | {key.name: key for key in new})
     config = load.from_dict(fields)
@@ -306,7 +306,7 @@ def test_older_runs_keep_their_vocabulary_and_their_way_to_read_a_folder():
 @pytest.mark.parametrize("columns", [70, 80, 150])
 def test_the_list_of_keys_fits_the_terminal(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
-    lines = keys.help_text().splitlines()
+    lines = help_keys.help_text().splitlines()
     assert max(map(len, lines)) < columns
     for key in keys.TABLE:
         (line,) = [line for line in lines if line.startswith(f"{key.name} ")]

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, TINY
 from jax.sharding import Mesh
 
-from charlm.config import keys, load
+from charlm.config import checking, keys, load
 from charlm.data.batches import Batch
 from charlm.errors import UserError
 from charlm.exchange import torch, weights
@@ -338,9 +338,9 @@ def test_dropout_everywhere_is_the_default_of_the_shares_between_layers_and_befo
 def test_a_share_outside_its_range_is_refused(name):
     for value in (1.0, -0.1):
         with pytest.raises(UserError, match=rf"^model\.{name}={value}: must be at least 0 and below 1\.$"):
-            keys.checked(f"model.{name}", value)
+            checking.checked(f"model.{name}", value)
     with pytest.raises(UserError, match=rf"^model\.{name}='a': must be a number\.$"):
-        keys.checked(f"model.{name}", "a")
+        checking.checked(f"model.{name}", "a")
 
 
 def test_values_that_do_not_fit_together_are_refused_or_told():
@@ -349,7 +349,7 @@ def test_values_that_do_not_fit_together_are_refused_or_told():
             stack.functions(config_of(**{name: 0.1}, input="onehot"), VOCAB)
     for name in ("ar", "tar"):
         with pytest.raises(UserError, match=rf"^model\.{name}=-1\.0: must be 0 or more\.$"):
-            keys.checked(f"model.{name}", -1.0)
+            checking.checked(f"model.{name}", -1.0)
     told = {name: stack.unread_keys(config_of(**ALL, cell=name)) for name in NAMES}
     for name in ("lstm", "layernorm_lstm", "mogrifier_lstm"):
         assert told[name] == []

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from charlm.config import keys
+from charlm.config import rules
 from charlm.errors import UserError
 
 Params = dict[str, jax.Array]  # the float32 parameters of one layer
@@ -109,7 +109,7 @@ def named(name: str) -> Cell:
 
     If `name` is FILE.py:NAME, it is the object NAME in this file. Never runs the file: `own.load` must have loaded the cell.
     """
-    if keys.own_cell(name):
+    if rules.own_cell(name):
         if name not in loaded:
             raise UserError(f"model.cell={name} is not loaded: call charlm.models.cells.own.load(config) first.")
         return loaded[name]
@@ -118,7 +118,7 @@ def named(name: str) -> Cell:
 
 def short_name(name: str) -> str:
     """The name of the cell `model.cell=name` in names of parameters. For FILE.py:NAME, it is NAME in lower case."""
-    found = keys.own_cell(name)
+    found = rules.own_cell(name)
     return found[1].lower() if found else name
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from charlm.config import keys, load
+from charlm.config import keys, load, rules
 from charlm.errors import UserError
 from charlm.models import blocks
 from charlm.models.cells import Cell, Inside, own
@@ -31,7 +31,7 @@ def check(config: ConfigDict) -> None:
     shape, checked = blocks.shape_of(config), set()
     for name, block in zip(keys.cell_names(config), shape.blocks, strict=True):
         sizes = name, block.inputs, block.width
-        if keys.own_cell(name) and sizes not in checked:
+        if rules.own_cell(name) and sizes not in checked:
             checked.add(sizes)
             checks = _Checks(block.cell, f"model.cell={name}", pathlib.Path(own.file_of(name)), FrozenConfigDict(config))
             checks.fields()

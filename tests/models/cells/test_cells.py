@@ -18,7 +18,7 @@ from conftest import ROOT, TINY, assert_same, final_params
 from faults.checks import read_rows
 from ml_collections import FrozenConfigDict
 
-from charlm.config import keys, load
+from charlm.config import keys, load, rules
 from charlm.data import batches
 from charlm.inference import evaluate, restore, sample
 from charlm.inference.protocol import Protocol
@@ -51,7 +51,8 @@ TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 @pytest.fixture(autouse=True)
 def _more_cells(monkeypatch):
     monkeypatch.setitem(sys.modules, f"charlm.models.cells.{GRU}", plain_gru)
-    monkeypatch.setitem(keys.KEYS, "model.cell", keys.KEYS["model.cell"]._replace(rule=keys.one_of(*IN_PACKAGE, GRU, PEEPHOLE)))
+    rule = rules.one_of(*IN_PACKAGE, GRU, PEEPHOLE)
+    monkeypatch.setitem(keys.KEYS, "model.cell", keys.KEYS["model.cell"]._replace(rule=rule))
     config = base.get_config()
     config.model.cell = PEEPHOLE
     own.load(config)
@@ -335,7 +336,7 @@ def test_a_cell_trains_resumes_evaluates_and_samples(name, regularisers, small, 
     monkeypatch.undo()
     monkeypatch.chdir(ROOT)
     monkeypatch.setitem(sys.modules, f"charlm.models.cells.{GRU}", plain_gru)
-    monkeypatch.setitem(keys.KEYS, "model.cell", keys.KEYS["model.cell"]._replace(rule=keys.one_of(*IN_PACKAGE, GRU)))
+    monkeypatch.setitem(keys.KEYS, "model.cell", keys.KEYS["model.cell"]._replace(rule=rules.one_of(*IN_PACKAGE, GRU)))
     assert train.train(config, interrupted) == 0
     assert read_rows(interrupted) == read_rows(uninterrupted)
     assert_same(final_params(interrupted), final_params(uninterrupted))
