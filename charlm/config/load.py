@@ -141,6 +141,11 @@ def flatten(fields: Mapping | ConfigDict, prefix: str = "") -> dict[str, object]
     return flat
 
 
+def own_cells(config: ConfigDict) -> list[str]:
+    """The parts FILE.py:NAME of the config's `model.cell`. Empty if all cells are charlm's."""
+    return keys.own_cells(flatten(config)["model.cell"])
+
+
 def differences(saved: Mapping, given: Mapping) -> dict[str, tuple]:
     """Dotted key → (saved value, given value), for the keys in which two configs differ.
 

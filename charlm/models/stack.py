@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from charlm.config import keys, load
 from charlm.data.batches import Batch
 from charlm.models import cells
+from charlm.models.cells import interface, own
 from charlm.models.dropout import dropout
 from charlm.models.initializers import Initializers, initializers
 from charlm.models.products import operand, product
@@ -85,7 +86,7 @@ class CharLM(nn.Module):
         `noise_keys_B` is None, nothing is random.
         """
         config = self.config
-        initial = initializers(config.model.init, self.hidden, config.model.init_scale, config.model.head_scale)
+        initial = _initializers(config, self.hidden)
         carry = keep_rows(carry, jnp.logical_not(batch.reset_B))
         x, table_VE, features = jnp.asarray(batch.inputs_BT).T, None, self.vocab_size
         if self.encoding == "embedding":
@@ -218,6 +219,24 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
 def named_cell(config: ConfigDict) -> tuple[str, cells.Cell]:
     """The name of the config's cell, and the cell. Parameter names of layers begin with this name, such as `lstm_0`."""
     return cells.short_name(config.model.cell), cells.named(config.model.cell)
+
+
+def check_own_cells(config: ConfigDict) -> None:
+    """Checks the cells of a config that are in files of the user. `own.load` must have loaded them.
+
+    Raises:
+      UserError: a cell does not have the interface of a cell; see `interface.check`.
+    """
+    hidden, encoding, dtype = config.model.hidden, config.model.input, jnp.dtype(config.model.dtype)
+    # With one-hot inputs, the number of inputs is the size of the vocabulary. The checks take any number.
+    inputs = {"embedding": config.model.embedding, "scalar": 1}.get(encoding, hidden + 1)
+    for name in own.names(config):
+        initial = _initializers(config, hidden)
+        interface.check(name, inputs, hidden, config.model.layers, encoding, initial, dtype, config)
+
+
+def _initializers(config: ConfigDict | FrozenConfigDict, hidden: int) -> Initializers:
+    return initializers(config.model.init, hidden, config.model.init_scale, config.model.head_scale)
 
 
 def layer_operations(config: ConfigDict) -> int:

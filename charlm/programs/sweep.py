@@ -126,7 +126,7 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
     _check_trust([root.run(trial) for trial in to_start])
     if _LAUNCHER.value == "slurm" and not _TRUST_CODE.value:
         for trial in to_start:
-            if own := keys.own_cells(trial.config.model.cell):
+            if own := load.own_cells(trial.config):
                 raise UserError(
                     f"--launcher=slurm: a job may stop and resume, and a trial with model.cell={own[0]} resumes only with "
                     "--trust_code: add it if you trust the file."
@@ -189,7 +189,7 @@ def _check_trust(runs: Iterable[Run]) -> None:
     with_own_cells = []
     for run in runs:
         with contextlib.suppress(UserError):  # the run does not exist yet; or it is damaged, and the training will report this
-            if run.status()["state"] in ("incomplete", "failed") and keys.own_cells(run.config().model.cell):
+            if run.status()["state"] in ("incomplete", "failed") and load.own_cells(run.config()):
                 with_own_cells.append(run)
     if with_own_cells:
         from charlm.models.cells import own  # imports JAX, which takes a second

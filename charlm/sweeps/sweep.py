@@ -227,7 +227,7 @@ def check_files(trial: Trial) -> None:
     for name in config_keys.TEXT_PATHS:
         if values[name] and not os.path.exists(str(values[name])):
             raise UserError(f"trial {trial.name}: {name}={values[name]}: no such file or folder.")
-    for cell in config_keys.own_cells(values["model.cell"]):
+    for cell in load.own_cells(trial.config):
         if not os.path.isfile(cell.rpartition(":")[0]):
             raise UserError(f"trial {trial.name}: model.cell={cell}: no such file.")
     for name in config_keys.RUN_PATHS:

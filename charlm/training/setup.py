@@ -23,7 +23,6 @@ from charlm.hardware import devices
 from charlm.inference import sample
 from charlm.inference.protocol import Counts, Protocol
 from charlm.models import stack
-from charlm.models.cells import interface
 from charlm.training import optim
 
 LISTED = 20  # the maximum number of odd symbols that are listed
@@ -92,7 +91,7 @@ def set_up(config: ConfigDict) -> Setup:
     """
     seed, best_by = config.seed, config.train.best
     framing = batches.Framing.of(config)
-    interface.check(config)
+    stack.check_own_cells(config)
     corpus = corpora.load(config)
     vocab = corpora.vocabulary(config, corpus)
     encoded = {split: batches.encode(vocab, text, f"the {split} split", ADVICE) for split, text in corpus.splits.items()}

@@ -15,35 +15,43 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from charlm.config import keys, load
 from charlm.errors import UserError
-from charlm.models.cells import Cell, named, own
-from charlm.models.initializers import initializers
+from charlm.models.cells import named, own
+from charlm.models.initializers import Initializers
 
 FUNCTIONS = ("parameters", "zero_state", "window", "with_table", "prepare", "step", "operations")
 OPTIONAL = ("from_torch", "from_keras", "to_torch", "to_keras")
 
 
-def check(config: ConfigDict) -> None:
-    """Checks the cells of a config that are in files of the user. `own.load` must have loaded these cells.
+def check(
+    name: str, inputs: int, hidden: int, layers: int, encoding: str, initial: Initializers, dtype: jnp.dtype, config: ConfigDict
+) -> None:
+    """Checks the cell `model.cell=name` in a file of the user. `own.load` must have loaded the cell.
+
+    Args:
+      inputs: the number of inputs of the first layer.
+      hidden: the number of units of each layer.
+      layers: the number of layers. With one layer, the inputs of the cell are never outputs of a layer.
+      encoding: the input encoding, `embedding`, `onehot` or `scalar`.
+      initial: the initializers that the cell's `parameters` gets.
+      dtype: the dtype of the operands of matrix products.
+      config: the whole config.
 
     Raises:
       UserError: a cell does not have the interface. The message tells what was expected and what was found.
     """
-    for name in own.names(config):
-        cell, hidden = named(name), config.model.hidden
-        checks = _Checks(cell, f"model.cell={name}", pathlib.Path(own.file_of(name)), FrozenConfigDict(config))
-        checks.fields()
-        features = {"embedding": config.model.embedding, "scalar": 1}.get(config.model.input, hidden + 1)
-        checks.layer(features, hidden, is_first=True)
-        if config.model.layers > 1:
-            checks.layer(hidden, hidden, is_first=False)
+    checks = _Checks(name, initial, encoding, dtype, FrozenConfigDict(config))
+    checks.fields()
+    checks.layer(inputs, hidden, is_first=True)
+    if layers > 1:
+        checks.layer(hidden, hidden, is_first=False)
 
 
 class _Checks:
     """The checks of one cell. Each method raises a UserError if the cell does not have the interface."""
 
-    def __init__(self, cell: Cell, given_as: str, file: pathlib.Path, config: FrozenConfigDict):
-        self._cell, self._given_as, self._file, self._config = cell, given_as, file, config
-        self._dtype = jnp.dtype(config.model.dtype)
+    def __init__(self, name: str, initial: Initializers, encoding: str, dtype: jnp.dtype, config: FrozenConfigDict):
+        self._cell, self._given_as, self._file = named(name), f"model.cell={name}", pathlib.Path(own.file_of(name))
+        self._initial, self._encoding, self._dtype, self._config = initial, encoding, dtype, config
 
     def fields(self) -> None:
         """Checks the attributes that do not depend on the sizes of a layer."""
@@ -68,7 +76,7 @@ class _Checks:
         Args:
           is_first: whether the layer is the first one of the network. Its inputs are ids, unless `model.input` is `scalar`.
         """
-        cell, dtype, encoding = self._cell, self._dtype, self._config.model.input
+        cell, dtype, encoding = self._cell, self._dtype, self._encoding
         steps, rows = [size for size in (2, 3, 4, 5) if size not in (inputs, hidden)][:2]
         state = self._zero_state(rows, hidden)
         params = self._params(inputs, hidden)
@@ -107,10 +115,8 @@ class _Checks:
 
     def _params(self, inputs: int, hidden: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of the parameters of a layer."""
-        config = self._config
-        initial = initializers(config.model.init, hidden, config.model.init_scale, config.model.head_scale)
         call = f"parameters({inputs}, {hidden}, …)"
-        found = self._called("parameters", lambda: self._cell.parameters(inputs, hidden, initial, config))
+        found = self._called("parameters", lambda: self._cell.parameters(inputs, hidden, self._initial, self._config))
         self._returns(call, found, isinstance(found, dict) and bool(found), "a dict with at least one parameter")
         params = {}
         for name, declared in found.items():

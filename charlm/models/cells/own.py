@@ -22,7 +22,6 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from charlm.config import keys
 from charlm.config import load as config_load
 from charlm.errors import UserError
 from charlm.models import cells
@@ -34,7 +33,7 @@ _digests: dict[str, str] = {}  # FILE.py:NAME → SHA-256 digest of the file fro
 
 def names(config: ConfigDict) -> list[str]:
     """The values FILE.py:NAME in `model.cell`. Empty if all cells are charlm's."""
-    return keys.own_cells(config.model.cell)
+    return config_load.own_cells(config)
 
 
 def load(config: ConfigDict, recorded: Mapping[str, str] | None = None) -> None:

@@ -9,7 +9,8 @@ from conftest import ROOT, TINY
 
 from charlm.config import keys, load
 from charlm.errors import UserError
-from charlm.models.cells import interface, own
+from charlm.models import stack
+from charlm.models.cells import own
 from charlm.training import train
 from configs import base
 
@@ -30,7 +31,7 @@ def message_of(source, folder):
     file.write_text(source)
     own.load(config_of(file))
     with pytest.raises(UserError) as caught:
-        interface.check(config_of(file))
+        stack.check_own_cells(config_of(file))
     beginning, message = f"model.cell={file}:PEEPHOLE: ", str(caught.value)
     assert message.startswith(beginning)
     return message.removeprefix(beginning).replace(f"{folder}/", "")
@@ -165,16 +166,16 @@ def test_a_mistake_that_only_a_second_layer_meets(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(SOURCE.replace("product(x, kernel, dtype)", "x @ kernel.T"))
     own.load(config_of(file))
-    interface.check(config_of(file, layers=1))
+    stack.check_own_cells(config_of(file, layers=1))
     with pytest.raises(UserError, match=r"PEEPHOLE: step fails: .*own\.py line 42: TypeError: dot_general requires"):
-        interface.check(config_of(file, layers=2))
+        stack.check_own_cells(config_of(file, layers=2))
 
 
 @pytest.mark.parametrize(("hidden", "encoding"), [(1, "embedding"), (2, "onehot"), (8, "scalar")])
 def test_the_checks_accept_the_cells_of_the_package(hidden, encoding, monkeypatch):
     monkeypatch.setattr(own, "names", lambda config: [config.model.cell])
     for name in keys.KEYS["model.cell"].rule.options:
-        interface.check(config_of("", cell=name, hidden=hidden, embedding=2, input=encoding, dtype="bfloat16"))
+        stack.check_own_cells(config_of("", cell=name, hidden=hidden, embedding=2, input=encoding, dtype="bfloat16"))
 
 
 def test_a_cell_that_breaks_the_interface_begins_no_run(tmp_path, small):

@@ -21,7 +21,7 @@ from charlm.config import load
 from charlm.errors import UserError
 from charlm.inference import restore
 from charlm.models import cells, stack
-from charlm.models.cells import interface, own
+from charlm.models.cells import own
 from charlm.models.initializers import initializers
 from charlm.rundir.run import Run
 from charlm.sweeps import naming, sweep
@@ -400,7 +400,7 @@ def test_the_example_in_the_documentation_works(small, tmp_path, capsys):
     for encoding in ("embedding", "onehot", "scalar"):
         config = of_file(tmp_path / file, name, input=encoding)
         own.load(config)
-        interface.check(config)
+        stack.check_own_cells(config)
     overrides = small | {
         "model.cell": f"{tmp_path / file}:{name}",
         "train.steps": 20,
