@@ -178,10 +178,13 @@ def test_a_mistake_that_only_a_second_layer_meets(tmp_path):
 
 
 @pytest.mark.parametrize(("hidden", "encoding"), [(1, "embedding"), (2, "onehot"), (8, "scalar")])
-def test_the_checks_accept_the_cells_of_the_package(hidden, encoding, monkeypatch):
-    monkeypatch.setattr(own, "names", lambda config: [config.model.cell])
-    for name in keys.KEYS["model.cell"].rule.options:
-        interface.check(config_of("", cell=name, hidden=hidden, embedding=2, input=encoding, dtype="bfloat16"))
+def test_the_checks_accept_the_cells_of_the_package(hidden, encoding, tmp_path):
+    names, file = keys.KEYS["model.cell"].rule.options, tmp_path / "own.py"
+    file.write_text("".join(f"from charlm.models.cells.{name} import CELL as {name.upper()}\n" for name in names))
+    for name in names:
+        config = config_of("", cell=f"{file}:{name.upper()}", hidden=hidden, embedding=2, input=encoding, dtype="bfloat16")
+        own.load(config)
+        interface.check(config)
 
 
 def test_a_cell_that_breaks_the_interface_begins_no_run(tmp_path, small):
