@@ -106,10 +106,9 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
 def step(
     weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype, factor_BH: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Reads one character x: floats (B, I), or ids (B,). Training without recurrent dropout and zoneout uses `gru` instead,
-    which is faster and has a hand-written gradient.
+    """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate n; see `Cell.step`.
 
-    `factor_BH` multiplies the candidate n; see `Cell.step`.
+    Training without recurrent dropout and zoneout uses `gru` instead, which is faster and has a hand-written gradient.
     """
     h_BH, _ = _stepped(weights, x, h_BH, dtype, factor_BH)
     return h_BH, h_BH
