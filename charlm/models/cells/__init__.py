@@ -29,8 +29,8 @@ from charlm.errors import UserError
 
 Params = dict[str, jax.Array]  # the float32 parameters of one layer
 State = Any  # a tree whose leaves are float32 (B, …)
-# The config keys of the noise in training. `Cell.keys` says what a cell needs for each key. A cell that has a recurrent kernel,
-# a candidate and the state (c, h) can have all four keys.
+# The config keys of weight drop, recurrent dropout and zoneout. `Cell.keys` says what a cell needs for each key. A cell that
+# has a recurrent kernel, a candidate and the state (c, h) can have all four keys.
 NOISE_KEYS = ("model.weight_drop", "model.recurrent_dropout", "model.zoneout_cell", "model.zoneout_hidden")
 Inputs = jax.Array  # floats (…, I), or ids (…) that select rows of the input kernel
 

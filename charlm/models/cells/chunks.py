@@ -24,7 +24,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from charlm.models.cells import Params, is_ids
 from charlm.models.products import operand, product, product_with_transpose
 
-# The gates of a chunk take at most CHUNK_BYTES of memory, but a chunk of CHUNK_STEPS or fewer steps may take more.
+# The gates of a chunk take at most CHUNK_BYTES of memory. Two kinds of chunk may take more: a chunk of CHUNK_STEPS or fewer
+# steps, and a chunk that is the whole window.
 CHUNK_STEPS = 16
 CHUNK_BYTES = 5 * 2**19
 LANES = 16  # number of float32 values in the widest vector register of a CPU
@@ -89,7 +90,7 @@ def backward(
     Returns:
       The gradients of the inputs (None for ids), the input kernel, the bias, the recurrent kernel, the recurrent product
       (summed over time and rows), and the state before the window. If through_in is None, zeros take the place of the gradient
-      of the recurrent product, because it would equal the gradient of the bias.
+      of the recurrent product, because this sum would equal the gradient of the bias.
     """
     inputs, input_kernel_IG, recurrent_kernel_HG, h_BH, (hidden_KNBH, saved_KN) = saved
     d_hidden_TBH, d_h_BH = cotangents

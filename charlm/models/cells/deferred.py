@@ -98,7 +98,7 @@ def _rounded(kernels: Kernels, rows: int, dtype: jnp.dtype) -> Kernels:
     """The kernels, rounded once for all steps.
 
     Args:
-      rows: number of rows of the left operand. For a block-diagonal kernel, the left operand of each block has so many rows.
+      rows: number of rows of the left operand. For a block-diagonal kernel, the left operand of each block has `rows` rows.
     """
     return {name: operand(kernel, dtype, kernel[..., 0, 0].size * rows) for name, kernel in kernels.items()}
 

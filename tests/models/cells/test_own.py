@@ -248,7 +248,7 @@ def test_a_changed_file_is_not_run(folder, ran, tmp_path):
     charlm.load(stopped, trust_code=True)
 
 
-def test_a_run_that_starts_from_the_params_of_a_cell_of_the_user_needs_trust(folder, tmp_path):
+def test_train_init_from_with_a_cell_of_the_user_needs_trust_code(folder, tmp_path):
     config = load.checked(Run(folder / "complete").config())
     child = load.from_dict(load.flatten(config) | {"train.init_from": str(folder / "complete"), "train.steps": 1})
     with pytest.raises(UserError, match=r"^train\.init_from=.*complete: the run's cell is code in .*peephole\.py"):
