@@ -2,18 +2,18 @@
 
 To add a cell NAME:
 1. Write `cells/NAME.py`, which ends with `CELL = Cell(...)`. The attributes of `Cell` are described below. `rnn.py` is an
-   example. Most of the code in `lstm.py`, `gru.py` and `rnn.py` only makes these cells fast, and `chunks.py` has the code that
-   they share. For a simple cell, `window=by_steps(step)` is enough.
+   example. Most of the code in `lstm.py`, `gru.py` and `rnn.py` only makes these cells fast, and `chunks.py` has code that all
+   three use. A simple cell does not need such code: `window=by_steps(step)` is enough.
 2. Add "NAME" to the choices of `model.cell` in `charlm/config/keys.py`. If the cell has its own config keys, add these keys to
    the same table.
-Training, evaluation, sampling, sweeps, drawing, several devices and resume then work. The tests in
-`tests/models/cells/test_cells.py` include the new cell without changes.
+Then all of charlm works with the new cell: training (also on several devices, and resumed), evaluation, sampling, sweeps and
+drawing. The tests in `tests/models/cells/test_cells.py` include the new cell without changes.
 
 A cell can also be in a file of the user, with `model.cell=FILE.py:NAME`. `own.py` loads such a file, and `interface.py` checks
 the cell. configs/README.md has an example.
 
-Letters in the names and shapes of arrays: T time, B batch (rows), I input features, H hidden units, V rows of a table, which is
-the number of symbols.
+Letters in the names and shapes of arrays: T time, B batch (rows), I input features, H hidden units, V rows of a table, with one
+row for each symbol of the vocabulary.
 """
 
 import importlib
@@ -29,7 +29,8 @@ from charlm.errors import UserError
 
 Params = dict[str, jax.Array]  # the float32 parameters of one layer
 State = Any  # a tree whose leaves are float32 (B, …)
-# The keys of noise that a cell with a recurrent kernel, a candidate and the state (c, h) can read.
+# The config keys of weight drop, recurrent dropout and zoneout. `Cell.keys` says what a cell needs for each key. A cell that
+# has a recurrent kernel, a candidate and the state (c, h) can have all four keys.
 NOISE_KEYS = ("model.weight_drop", "model.recurrent_dropout", "model.zoneout_cell", "model.zoneout_hidden")
 Inputs = jax.Array  # floats (…, I), or ids (…) that select rows of the input kernel
 
@@ -38,7 +39,7 @@ class Inside(NamedTuple):
     """The values that a cell computes at a step, besides its output and its state. Each array is float32 (B, units).
 
     Attributes:
-      gates: name → array with values from 0 to 1. The share of time that a gate is nearly 0 or nearly 1 is of interest.
+      gates: name → array with values from 0 to 1. It is of interest how often a gate is nearly 0 or nearly 1.
       others: name → array with any values, such as the candidate of the new state.
     """
 
@@ -47,21 +48,24 @@ class Inside(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A recurrent cell: all that the rest of charlm uses of it.
+    """A recurrent cell. The rest of charlm uses a cell only through these attributes.
 
     Attributes:
       title: name of the cell in pictures.
       state_title: name of the cell's state in pictures.
-      keys: config keys that this cell reads, but that other cells may ignore, such as `model.forget_bias`. With one of
-        NOISE_KEYS, the cell lets the code outside this folder act on it. `model.weight_drop`: the cell has a parameter
-        `recurrent_kernel`. `model.recurrent_dropout`: `step` takes `factor_BH`. `model.zoneout_hidden`: the state is h, and
-        the output is h. `model.zoneout_cell` and `model.zoneout_hidden`: the state is (c, h), and the output is h.
-      parameters: (inputs, hidden, initial, config) → dict of name → (initializer, shape) for one layer. `initial` is an
-        `initializers.Initializers`. The order of the parameters determines their random numbers.
+      keys: config keys that this cell reads, but that other cells may ignore, such as `model.forget_bias`. The keys
+        in NOISE_KEYS are special: if a cell has such a key, the code outside this folder applies the noise to the cell.
+        Therefore each of these keys needs something from the cell. With `model.weight_drop`, the cell must have a parameter
+        `recurrent_kernel`. With `model.recurrent_dropout`, `step` must take `factor_BH`. With `model.zoneout_hidden` alone, the
+        state and the output must be h. With `model.zoneout_cell` and `model.zoneout_hidden`, the state must be (c, h) and the
+        output must be h.
+      parameters: (inputs, hidden, initial, config) → dict of name → (initializer, shape) for one layer with `inputs` input
+        features and `hidden` units. `initial` is an `initializers.Initializers`. The order of the parameters determines their
+        initial random numbers.
       zero_state: (rows, hidden) → the state before the first character, all zeros.
       window: (params, inputs, state, dtype, noise_keys_B=None) → (outputs_TBH, state). Runs a layer over a window. Inputs are
-        floats (T, B, I) or ids (T, B). `noise_keys_B` is None, or one random key per row, for cells that use random numbers.
-        Without noise, the result must equal the result of `by_steps(step)`.
+        floats (T, B, I) or ids (T, B). `noise_keys_B` has one random key per row, for cells that use random numbers. It is
+        None if there must be no noise. Without noise, the result must equal the result of `by_steps(step)`.
       with_table: (params, table_VI) → params for inputs that are ids. With these params, id i gives the same result as row i of
         `table_VI` gives with the original params.
       prepare: (params, rows, dtype, ids) → the params in the layout that `step` needs for a batch of `rows` rows. `ids` is True
@@ -76,7 +80,7 @@ class Cell(NamedTuple):
       to_torch, to_keras: (params) → arrays, the inverses of `from_torch` and `from_keras`. `from_torch(to_torch(params))` and
         `from_keras(to_keras(params))` equal `params` bit for bit. None if the framework has no such layer.
       keras_layer: name of the layer's class in Keras. Empty if the cell has no `to_keras`.
-      look: (prepared, x, state, dtype) → `Inside`. The arguments are those of `step`. The program inspect shows these values.
+      look: (prepared, x, state, dtype) → `Inside`, with the same arguments as `step`. The program `inspect` shows these values.
         None if the cell has nothing to show besides its output and its state.
 
     `dtype` is the dtype of the operands of matrix products. The parameters, the state and the results of matrix products are
@@ -107,7 +111,8 @@ loaded: dict[str, Cell] = {}  # FILE.py:NAME → the cell, for cells in files of
 def named(name: str) -> Cell:
     """The cell for `model.cell=name`. It is the object `CELL` in the file `name`.py of this folder.
 
-    If `name` is FILE.py:NAME, it is the object NAME in this file. Never runs the file: `own.load` must have loaded the cell.
+    If `name` is FILE.py:NAME, it is the object NAME in FILE.py. This function never runs the file. Therefore `own.load`
+    must have loaded the cell before.
     """
     if rules.own_cell(name):
         if name not in loaded:
@@ -117,7 +122,10 @@ def named(name: str) -> Cell:
 
 
 def short_name(name: str) -> str:
-    """The name of the cell `model.cell=name` in names of parameters. For FILE.py:NAME, it is NAME in lower case."""
+    """The name of the cell inside the names of its parameters, such as `lstm` in `lstm_0`.
+
+    `name` is a value of `model.cell`. For FILE.py:NAME, the result is NAME in lower case.
+    """
     found = rules.own_cell(name)
     return found[1].lower() if found else name
 
@@ -125,7 +133,7 @@ def short_name(name: str) -> str:
 def by_steps(step: Callable) -> Callable:
     """Makes the attribute `window` of a cell from `step`, by a scan over time.
 
-    `step` gets the params of the layer, not the result of `prepare`.
+    The scan calls `step` with the params of the layer, not with the result of `prepare`.
     """
 
     def window(params, inputs, state, dtype, noise_keys_B=None):

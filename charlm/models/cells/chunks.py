@@ -1,4 +1,4 @@
-"""Code that the fast cells share: a window in chunks of several steps, and the layouts of weights that are fast.
+"""Code that the three fast cells use. It computes a window in chunks of several steps, and it gives the weights a fast layout.
 
 The fast cells are `lstm`, `gru` and `rnn`. Only the products with the recurrent kernel need a loop over time. The products with
 the input kernel, and the products for the gradients of the weights, take all steps of a chunk at once. A chunk is long enough
@@ -8,9 +8,9 @@ to keep the matrix unit busy and short enough to stay in cache.
 loops.
 
 Letters: T time, B batch, I input features, H hidden units, G pre-activations of all gates, K chunks, N steps of a chunk,
-R = N·B rows of a chunk whose steps are joined, V rows of an embedding table, one for each id.
+R = N·B, the rows of all steps of a chunk, V rows of an embedding table, with one row for each id.
 
-Some lines of code are more complicated than needed, because XLA:CPU makes faster programs from them (jaxlib 0.10.2).
+Some lines of code are more complicated than necessary, because XLA:CPU makes faster programs from them (jaxlib 0.10.2).
 experiments/2026-11-22-speed gives the speed gains on CPU. The effect on other platforms has not been measured.
 """
 
@@ -24,7 +24,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from charlm.models.cells import Params, is_ids
 from charlm.models.products import operand, product, product_with_transpose
 
-# The gates of a chunk take at most CHUNK_BYTES. A chunk with no more than CHUNK_STEPS steps may exceed this limit.
+# The gates of a chunk take at most CHUNK_BYTES of memory. Two kinds of chunk may take more: a chunk of CHUNK_STEPS or fewer
+# steps, and a chunk that is the whole window.
 CHUNK_STEPS = 16
 CHUNK_BYTES = 5 * 2**19
 LANES = 16  # number of float32 values in the widest vector register of a CPU
@@ -44,7 +45,7 @@ def with_table(params: Params, table_VI: jax.Array) -> Params:
 def forward(
     step: Callable, inputs: jax.Array, input_kernel_IG: jax.Array, bias_G: jax.Array, h_BH: jax.Array, dtype: jnp.dtype
 ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-    """Runs a layer whose state is h over a window.
+    """Runs a layer over a window. The state of the layer must be only its output h.
 
     Args:
       step: (h_BH, z_in_BG) → (h_BH, saved). z_in_BG is the input times the input kernel, plus the bias. `saved` is a tree of
@@ -69,7 +70,7 @@ def forward(
 def backward(
     factors: Callable, saved: tuple, cotangents: tuple[jax.Array, jax.Array], dtype: jnp.dtype
 ) -> tuple[jax.Array | None, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The gradients of a layer whose state is h.
+    """The gradients of a layer whose state is only its output h.
 
     Let dh be the gradient of a step's output. It is the sum of two gradients: one comes from the output of this step, the other
     from the next step. All gradients of a step are products of dh and factors that depend only on the forward pass. The factors
@@ -77,15 +78,19 @@ def backward(
 
     Args:
       factors: (hidden, h_prev, saved) → (through_rec, through_h, through_in), for the N steps of a chunk.
-        dh · through_rec (N, B, G) is the gradient of the recurrent product. dh · through_h (N, B, H) is the gradient of the
-        previous h, without its part through the recurrent product. None: this gradient is 0. dh · through_in (N, B, H) is the
-        gradient of the last gate's z_in. None: for each gate, z_in and the recurrent product have the same gradient.
+        - dh · through_rec (N, B, G) is the gradient of the recurrent product, which is h_prev times the recurrent kernel. dh is
+          repeated for each gate.
+        - dh · through_h (N, B, H) is the gradient of h_prev, without the part that passes through the recurrent product.
+          through_h is None if this gradient is 0.
+        - dh · through_in (N, B, H) is the gradient of the last gate's z_in. The other gates have the same gradient for z_in as
+          for the recurrent product. through_in is None if the last gate has the same gradient for both, too.
       saved: (inputs, input_kernel_IG, recurrent_kernel_HG, h_BH, outputs), where `outputs` is the second result of `forward`.
       cotangents: (d_hidden_TBH, d_h_BH), the gradients of the outputs and of the state after the window.
 
     Returns:
       The gradients of the inputs (None for ids), the input kernel, the bias, the recurrent kernel, the recurrent product
-      (summed over time and rows), and the state before the window.
+      (summed over time and rows), and the state before the window. If through_in is None, zeros take the place of the gradient
+      of the recurrent product, because this sum would equal the gradient of the bias.
     """
     inputs, input_kernel_IG, recurrent_kernel_HG, h_BH, (hidden_KNBH, saved_KN) = saved
     d_hidden_TBH, d_h_BH = cotangents
@@ -148,11 +153,12 @@ def through_inputs(
     dtype: jnp.dtype,
     dtype_in: jnp.dtype,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The gradients of the input kernel and of the inputs of a chunk. The second gradient is None if the inputs are ids.
+    """For one chunk, the gradient of the input kernel and the gradient of the inputs, which is None if the inputs are ids.
 
     Args:
-      d_z_NBG, d_z_RG: the gradient of the input product, rounded to `dtype`, in two shapes.
-      kernel_IG: the input kernel, rounded to `dtype_in`, the result of `input_dtype`.
+      d_z_NBG, d_z_RG: the gradient of the input product, rounded to `dtype`: the same numbers as (N, B, G) and as (R, G).
+      kernel_IG: the input kernel, rounded to `dtype_in`.
+      dtype_in: the result of `input_dtype`.
     """
     if is_ids(inputs_N):
         features_IR = (jnp.arange(kernel_IG.shape[0])[:, None] == inputs_N.reshape(-1)[None, :]).astype(dtype)
@@ -199,7 +205,7 @@ def chunked(x_T: jax.Array, width: int) -> jax.Array:
     """The steps (T, B, …) as chunks (K, N, B, …) of equal length N. N is as large as CHUNK_STEPS and CHUNK_BYTES allow.
 
     Args:
-      width: number of values that the gates have in each row and step.
+      width: number of values of all gates together, for one row at one step.
     """
     steps, rows = x_T.shape[:2]
     longest = max(CHUNK_STEPS, CHUNK_BYTES // (4 * rows * width))  # a float32 has 4 bytes
@@ -217,8 +223,8 @@ def flat(x_KN: jax.Array) -> jax.Array:
 def laid_out(kernels: Sequence[jax.Array], gates: int, dtype: jnp.dtype, rows: int) -> tuple[jax.Array, ...]:
     """The kernels (·, G), rounded to `dtype`, in the layout that `gate_products` needs for `rows` rows.
 
-    For a single row, all kernels become one kernel (gates, ·, H) with a separate block for each gate. XLA:CPU reads the shorter
-    rows of this kernel faster, and one product costs less than two (experiments/2026-11-22-speed).
+    If `rows` is 1, all kernels become one kernel (gates, ·, H) with a separate block for each gate. XLA:CPU reads this kernel
+    faster, because its rows are shorter. Moreover, one product costs less than two (experiments/2026-11-22-speed).
     """
     if rows > 1:
         return tuple(operand(kernel, dtype, rows) for kernel in kernels)
@@ -227,7 +233,7 @@ def laid_out(kernels: Sequence[jax.Array], gates: int, dtype: jnp.dtype, rows: i
 
 
 def gate_products(z_BG: jax.Array, operands: Sequence[jax.Array], kernels: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
-    """z_BG plus the sum of the products of each operand (B, ·) with its kernel. The kernels are a result of `laid_out`."""
+    """Multiplies each operand (B, ·) by its kernel, and adds the products to z_BG. `laid_out` makes the kernels."""
     if kernels[0].ndim == 2:
         return sum((product(each, kernel, dtype) for each, kernel in zip(operands, kernels, strict=True)), z_BG)
     x_BI, (kernel_gIH,) = operand(jnp.concatenate(operands, axis=-1), dtype, rows=1), kernels
@@ -251,7 +257,7 @@ class Prepared(NamedTuple):
 
 
 def prepared(params: Params, gates: int, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
-    """The `Prepared` of a layer for `rows` rows."""
+    """Puts the weights of a layer into the layout that `pre_activations` needs for a batch of `rows` rows."""
     input_kernel_IG, bias_G, recurrent_kernel_HG = params["input_kernel"], params["bias"], params["recurrent_kernel"]
     if ids:
         return Prepared(input_kernel_IG + bias_G[None, :], bias_G, laid_out([recurrent_kernel_HG], gates, dtype, rows))

@@ -1,12 +1,13 @@
-"""A loop over time whose weight gradients are computed after the loop.
+"""A loop over time. In its backward pass, the gradients of the kernels are computed after the backward loop.
 
 The gradient of a kernel is a sum over all steps. With JAX's own gradient of `jax.lax.scan`, each step of the backward loop
-computes one term of this sum, which is a product with few rows, and adds it. Here the backward loop only saves the gradients of
-the products. After the loop, one product over all steps computes the gradient of a kernel. JAX derives all other gradients.
+computes one term of this sum, which is a matrix product with few rows, and adds the term to the sum. Here, each step of the
+backward loop only saves the gradient of its products with the kernels. After the loop, one matrix product over all steps
+computes the gradient of a kernel. JAX derives all other gradients.
 experiments/2026-11-28-cells/against_flax.py measures the speed.
 
 Letters: T time, B batch (rows), I inputs and O outputs of a kernel, N blocks of a block-diagonal kernel, G gate
-pre-activations, V rows of a table, one for each id, R = T·B rows of a window whose steps are joined.
+pre-activations, V rows of a table, with one row for each id, R = T·B, the rows of all steps of a window.
 """
 
 import functools
@@ -27,11 +28,11 @@ Kernels = dict[str, jax.Array]
 def scan(
     step: Callable, kernels: Kernels, others: Any, inputs_T: jax.Array, state: Any, dtype: jnp.dtype
 ) -> tuple[jax.Array, Any]:
-    """Runs a step over a window. The result is the result of `jax.lax.scan`, in value and in gradient.
+    """Calls `step` for each step of a window. Values and gradients equal the values and gradients of `jax.lax.scan`.
 
     Args:
       step: (times, others, x, state) → (output, state). `times(name, left)` is the product of `left` and the kernel `name`.
-        A step must use each kernel exactly once.
+        `step` must call `times` exactly once for each kernel.
       kernels: float32 (I, O) for a left operand (B, I), or (N, I, O) for a left operand (N, B, I).
       others: tree of the other parameters that `step` needs, such as gains. JAX derives their gradients.
       inputs_T: floats (T, …, B, ·), the input x of each step.
@@ -74,7 +75,8 @@ def _scan_fwd(step, kernels, others, inputs_T, state, dtype):
         state, (outputs_T, lefts_T) = jax.lax.scan(one, state, (inputs_T, probes_T))
         return (outputs_T, state), lefts_T
 
-    # The value of a probe is never used. Its gradient is the gradient of the product at each step.
+    # Each kernel has one probe per step, which is an array of zeros. The value of a probe is never used. Only its gradient is
+    # used: it equals the gradient of the product with the kernel at this step.
     sums = jnp.promote_types(inputs_T.dtype, jnp.float32)
     probes_T = {name: jnp.zeros((steps, *kernel.shape[:-2], rows, kernel.shape[-1]), sums) for name, kernel in kernels.items()}
     results, through, lefts_T = jax.vjp(run, others, inputs_T, state, probes_T, has_aux=True)
@@ -93,13 +95,20 @@ scan.defvjp(_scan_fwd, _scan_bwd)
 
 
 def _rounded(kernels: Kernels, rows: int, dtype: jnp.dtype) -> Kernels:
-    """The kernels, rounded once for all steps. A block-diagonal kernel has `rows` rows in the left operand of each block."""
+    """The kernels, rounded once for all steps.
+
+    Args:
+      rows: number of rows of the left operand. For a block-diagonal kernel, the left operand of each block has `rows` rows.
+    """
     return {name: operand(kernel, dtype, kernel[..., 0, 0].size * rows) for name, kernel in kernels.items()}
 
 
 @jax.custom_vjp
 def _probed(left: jax.Array, kernel: jax.Array, transposed: jax.Array, probe: jax.Array) -> jax.Array:
-    """`left @ kernel`. Its gradient becomes the gradient of `probe`, and the kernel gets no gradient."""
+    """`left @ kernel`. The gradient of this product becomes the gradient of `probe`, and the kernel gets no gradient.
+
+    `transposed` is the transposed kernel, which gives the gradient of `left`.
+    """
     del transposed, probe
     return product(left, kernel, kernel.dtype)
 
@@ -123,17 +132,23 @@ def _kernel_gradient(left_T: jax.Array, d_product_T: jax.Array, dtype: jnp.dtype
 
 
 def input_products(inputs: jax.Array, kernel_IG: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The products (…, G) of inputs (…, I) with the input kernel, or the rows of the kernel that ids (…) select."""
+    """The products (…, G) of the inputs (…, I) with the input kernel.
+
+    If the inputs are ids (…), the result is the rows of the input kernel that the ids select.
+    """
     if is_ids(inputs):
         return look_up(kernel_IG, inputs, dtype)
-    if kernel_IG.shape[0] == 1:  # a single feature is an id divided by the number of ids: bfloat16 has too few bits for it
+    if kernel_IG.shape[0] == 1:  # the single feature is an id divided by the number of ids, which needs more bits than bfloat16
         dtype = jnp.promote_types(dtype, jnp.float32)
     return _dense(inputs, kernel_IG, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def look_up(table_VG: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The rows (…, G) of a table. The gradient is a product with one-hot rows, because a sum row by row is slow."""
+    """The rows (…, G) of a table that the ids select.
+
+    The gradient of the table is computed as a product with one-hot rows. To add up the gradients row by row would be slow.
+    """
     del dtype
     return jnp.take(table_VG, ids, axis=0, mode="clip")
 
@@ -153,7 +168,7 @@ look_up.defvjp(_look_up_fwd, _look_up_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dense(inputs: jax.Array, kernel_IG: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`product`, with a gradient whose sums are float32 too. JAX's own gradient would be rounded to `dtype`."""
+    """Computes `product`. In the gradient, sums are float32, too. JAX's own gradient would be rounded to `dtype`."""
     return product(inputs, kernel_IG, dtype)
 
 

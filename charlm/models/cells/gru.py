@@ -1,8 +1,12 @@
 """The gated recurrent unit (Cho et al. 2014), in the form of PyTorch, cuDNN and Keras.
 
-    z_in = x W_in + b        z_rec = h' W_rec        h' is the state of the previous step; gate order r, z, n
-    r, z = sigmoid(z_in_r,z + z_rec_r,z)             n = tanh(z_in_n + r m)        m = z_rec_n + b_rec
+    z_in = x W_in + b                   z_rec = h' W_rec
+    r = sigmoid(z_in_r + z_rec_r)       z = sigmoid(z_in_z + z_rec_z)
+    n = tanh(z_in_n + r m)              m = z_rec_n + b_rec
     h = (1 - z) n + z h'
+
+h' is the state of the previous step. r is the reset gate, z the update gate, and n the candidate. z_in and z_rec are the
+pre-activations of all three, in the order r, z, n. For example, z_in_n is the part of z_in for n.
 
 The reset gate r multiplies m, which includes the recurrent product. In the paper, r multiplies h' before the product. b_rec is
 a separate parameter, because r multiplies b_rec but not b.
@@ -10,9 +14,11 @@ a separate parameter, because r multiplies b_rec but not b.
 Backward pass. dX is the gradient of the loss with respect to X. dh is the sum of two gradients: one comes from the output of
 this step, the other from the next step.
 
-    dz_in_n = dh (1 - z) (1 - n^2)          dz_rec_n = db_rec = dz_in_n r
+    dz_in_n = dh (1 - z) (1 - n^2)          dz_rec_n = dz_in_n r          db_rec = sum_t dz_rec_n
     dz_r = dz_in_n m r (1 - r)              dz_z = dh (h' - n) z (1 - z)
     dh' = dh z + dz_rec W_rec^T
+
+dz_r is the gradient of z_in_r and also of z_rec_r, because r depends only on the sum of both. The same holds for dz_z.
 
 Letters: T time, B batch, I input features, H hidden units, G = 3H columns of the kernels, N steps of a chunk, V rows of an
 embedding table.
@@ -41,7 +47,8 @@ def parameters(
 ) -> dict[str, tuple[Callable, tuple[int, ...]]]:
     """Name → (initializer, shape) of one layer's parameters.
 
-    PyTorch and Keras have two biases for each gate. Here, the bias of r and z is their sum, and n has both biases.
+    PyTorch and Keras have two biases for each gate. Here, r and z have one bias each, which is the sum of the two biases. n has
+    two biases: its part of `bias`, and `recurrent_bias`.
     """
     del config
     columns_G = GATES * hidden
@@ -73,8 +80,8 @@ class Prepared(NamedTuple):
       table_VG: float32, the input kernel plus the bias, with one row for each id. None if the inputs are floats.
       bias_G: float32.
       recurrent_bias_H: float32.
-      input_kernel: empty if the inputs are ids. `chunks.laid_out` explains the layout of the two kernels.
-      recurrent_kernel: the recurrent kernel.
+      input_kernel: the input kernel. Empty if the inputs are ids.
+      recurrent_kernel: the recurrent kernel. `chunks.laid_out` explains the layout of the two kernels.
     """
 
     table_VG: jax.Array | None
@@ -99,9 +106,9 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
 def step(
     weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype, factor_BH: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Reads one character x: floats (B, I), or ids (B,). Training uses `gru` instead, which has a gradient.
+    """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate n; see `Cell.step`.
 
-    `factor_BH` multiplies the candidate n; see `Cell.step`.
+    Training without recurrent dropout and zoneout uses `gru` instead, which is faster and has a hand-written gradient.
     """
     h_BH, _ = _stepped(weights, x, h_BH, dtype, factor_BH)
     return h_BH, h_BH
@@ -146,10 +153,11 @@ def from_torch(arrays: dict[str, np.ndarray]) -> Params:
 def from_keras(arrays: dict[str, np.ndarray]) -> Params:
     """Params from `kernel` (I, 3H), `recurrent_kernel` (H, 3H) and `bias` (2, 3H).
 
-    Keras's order of the gates is z, r, n. The second bias is inside the reset.
+    Keras's order of the gates is z, r, n. The first row of `bias` is added to the input product, the second row to the
+    recurrent product.
 
     Raises:
-      UserError: the layer has one bias, like a GRU with reset_after=False.
+      UserError: the layer has only one bias for each gate, like a GRU with reset_after=False.
     """
     if arrays["bias"].ndim != 2:
         raise UserError("its recurrent layers must be layers of Keras's GRU with reset_after=True, which have two biases.")
@@ -164,9 +172,10 @@ def from_keras(arrays: dict[str, np.ndarray]) -> Params:
 
 
 def to_torch(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`, which adds the two biases of r and z.
+    """The inverse of `from_torch`.
 
-    Their second bias is -0.0, because every number x stays the same in x + (-0.0). With 0.0, a bias of -0.0 would become 0.0.
+    `from_torch` adds the two biases of r and z. Here the second of these two biases is set to -0.0, because x + (-0.0) equals x
+    bit for bit for every number x. With 0.0 as the second bias, a first bias of -0.0 would become 0.0 in `from_torch`.
     """
     return {
         "weight_ih": params["input_kernel"].T,
@@ -187,8 +196,8 @@ def to_keras(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _biases(first_G, second_G, hidden):
     """(bias, recurrent_bias) from the two biases of another framework."""
-    others = 2 * hidden
-    return np.concatenate([first_G[:others] + second_G[:others], first_G[others:]]), second_G[others:]
+    rz_columns = 2 * hidden
+    return np.concatenate([first_G[:rz_columns] + second_G[:rz_columns], first_G[rz_columns:]]), second_G[rz_columns:]
 
 
 def _second_bias(params):
@@ -197,13 +206,17 @@ def _second_bias(params):
 
 
 def _swapped(array):
-    """The array after its first two gates have been exchanged, which turns the order r, z, n into Keras's order and back."""
+    """The array with its first two gates exchanged. This turns the order r, z, n into Keras's order z, r, n, and back."""
     first, second, third = np.split(array, GATES, axis=-1)
     return np.concatenate([second, first, third], axis=-1)
 
 
 def _bias(initial: Initializers) -> Callable:
-    """The initializer of the bias of all gates: the bias of n is one of two biases, and the other gates have only one bias."""
+    """The initializer of the parameter `bias`.
+
+    n has a second bias, the parameter `recurrent_bias`. Therefore `initial.one_bias` initialises the part of n, and
+    `initial.bias` the parts of r and z.
+    """
 
     def init(key, shape):
         hidden = shape[0] // GATES
@@ -230,7 +243,7 @@ def gru(
       input_kernel_IG: float32 (I, 3H).
       bias_G: float32 (3H,).
       recurrent_kernel_HG: float32 (H, 3H).
-      recurrent_bias_H: float32 (H,), the bias inside the reset.
+      recurrent_bias_H: float32 (H,), b_rec, which the reset gate multiplies.
       h_BH: float32 state before the first step.
       dtype: dtype of the operands of matrix products. Sums, state and gradients are float32.
 
@@ -268,14 +281,14 @@ gru.defvjp(_gru_fwd, _gru_bwd)
 
 
 def _cell(z_in_BG, z_rec_BG, recurrent_bias_H, h_BH, factor_BH=None):
-    """(h_BH, (r and z (B, 2H), n, m)) from the two pre-activations and the previous h. `factor_BH` multiplies n."""
-    others = 2 * h_BH.shape[-1]
+    """(h_BH, (rz, n, m)) from the two pre-activations and the previous h. rz (B, 2H) has r and z. `factor_BH` multiplies n."""
+    rz_columns = 2 * h_BH.shape[-1]
     # One tanh computes both gates, because sigmoid(x) = tanh(x / 2) / 2 + 1 / 2. XLA:CPU vectorises the tanh of one array, but
-    # not of two slices. Without the barrier, XLA:CPU computes the activations again for each use.
-    rz = jax.lax.optimization_barrier(jnp.tanh((z_in_BG[:, :others] + z_rec_BG[:, :others]) * 0.5) * 0.5 + 0.5)
+    # not the tanh of two slices. Without the barrier, XLA:CPU computes the activations again for each use.
+    rz = jax.lax.optimization_barrier(jnp.tanh((z_in_BG[:, :rz_columns] + z_rec_BG[:, :rz_columns]) * 0.5) * 0.5 + 0.5)
     r, z = jnp.split(rz, 2, axis=-1)
-    m = z_rec_BG[:, others:] + recurrent_bias_H[None, :]
-    n = jax.lax.optimization_barrier(jnp.tanh(z_in_BG[:, others:] + r * m))
+    m = z_rec_BG[:, rz_columns:] + recurrent_bias_H[None, :]
+    n = jax.lax.optimization_barrier(jnp.tanh(z_in_BG[:, rz_columns:] + r * m))
     if factor_BH is not None:
         n = n * factor_BH
     return n + z * (h_BH - n), (rz, n, m)

@@ -62,7 +62,10 @@ class _Checks:
             self._expect(name, value, value is None or callable(value), "a function or None")
 
     def layer(self, block: blocks.Block, shape: blocks.Shape) -> None:
-        """Checks a layer of these sizes. The inputs of the first layer are ids, unless `model.input` is `scalar`."""
+        """Checks the functions of the cell for one layer with the sizes of `block`.
+
+        The inputs of the first layer are ids, unless `model.input` is `scalar`.
+        """
         cell, dtype, encoding = self._cell, shape.dtype, shape.encoding
         hidden, is_first = block.width, block.inputs == 0
         inputs = block.inputs or {"embedding": shape.embedding, "scalar": 1}.get(encoding, hidden + 1)
@@ -75,7 +78,8 @@ class _Checks:
         if is_first and encoding != "onehot":
             table_VI = _array(jnp.float32, hidden + 2, inputs)
             with_table = self._traced("with_table", cell.with_table, params, table_VI)
-        # With `scalar`, a window of training has floats, and a step of the sampler has ids.
+        # With `scalar`, the inputs of the first layer are floats in a window of training, but ids in a single step of the
+        # sampler.
         x = _array(jnp.int32, rows) if is_first else _array(jnp.float32, rows, inputs)
         prepared = self._traced("prepare", lambda params: cell.prepare(params, rows, dtype, is_first), with_table)
         step = lambda prepared, x, state: cell.step(prepared, x, state, dtype)  # noqa: E731
@@ -131,7 +135,14 @@ class _Checks:
         self._returns(f"operations({inputs}, {hidden}, …)", found, type(found) is int and found >= 0, "an int, 0 or more")
 
     def _results(self, what: str, function: Callable, arguments: tuple, shape: tuple[int, ...], state: Any) -> None:
-        """Checks that a function returns (output, state). The state must have the shapes of the state before."""
+        """Checks that a function returns (output, state).
+
+        Args:
+          what: what messages call the function.
+          arguments: the arguments of the function.
+          shape: the shape that the output must have.
+          state: a tree with the structure, shapes and data types that the returned state must have.
+        """
         found = self._traced(what, function, *arguments)
         self._returns(what, _text(found), isinstance(found, tuple) and len(found) == 2, "a tuple (output, state)")
         output, new_state = found
@@ -193,7 +204,7 @@ def _text(tree: Any) -> str:
 
 
 class _Words(str):
-    """Text that has no quotation marks inside other objects."""
+    """Text that is shown without quotation marks if it is part of a tuple or a dict."""
 
     def __repr__(self) -> str:
         return str(self)

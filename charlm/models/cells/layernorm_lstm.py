@@ -2,12 +2,15 @@
 
 Letters: T time, B batch, I input features, H hidden units, G = 4H gate pre-activations in the order i, f, g, o.
 
-    z = LN(x W) a_x + LN(h R) a_h + b                 LN(v) = (v - mean(v)) / sqrt(variance(v) + EPSILON)
+    z = LN(x W) a_x + LN(h' R) a_h + b                LN(v) = (v - mean(v)) / sqrt(variance(v) + EPSILON)
     i, f, o = sigmoid(z_i, z_f, z_o)   g = tanh(z_g)
-    c = f c + i g                      h = o tanh(LN(c) a_c + b_c)
+    c = f c' + i g                     h = o tanh(LN(c) a_c + b_c)
 
-The first two LN run over all 4H values of a row, not over each gate. The state keeps c as it is: only the copy of c inside the
-tanh is normalised. LN(x W) does not depend on the state, so it is computed for the whole window before the loop over time.
+c' and h' are the state of the previous step. a_x, a_h and a_c are gains, and b and b_c are biases.
+
+LN(x W) and LN(h' R) normalise all 4H values of a row together, not each gate separately. The state keeps c as it is: only the
+copy of c inside the tanh is normalised. LN(x W) does not depend on the state, so it is computed for the whole window before the
+loop over time.
 """
 
 from collections.abc import Callable
@@ -29,7 +32,7 @@ GATES = 4
 def parameters(
     inputs: int, hidden: int, initial: Initializers, config: FrozenConfigDict
 ) -> dict[str, tuple[Callable, tuple[int, ...]]]:
-    """Name → (initializer, shape) of one layer's parameters: those of the LSTM, and three gains and one more bias."""
+    """Name → (initializer, shape) of one layer's parameters: the parameters of the LSTM, three gains, and a second bias."""
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
     return lstm.parameters(inputs, hidden, initial, config) | {
         "input_gain": (ones, (GATES * hidden,)),
@@ -53,7 +56,7 @@ def window(
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params:
-    """The params with rounded kernels. If the inputs are ids, the input kernel becomes a table of `_input_part`."""
+    """The params with rounded kernels. If the inputs are ids, `table` has the result of `_input_part` for each id."""
     kernel_IG = params["input_kernel"]
     prepared = {"table": _input_part(kernel_IG, params)} if ids else {"input_kernel": operand(kernel_IG, dtype, rows)}
     return params | {"recurrent_kernel": operand(params["recurrent_kernel"], dtype, rows)} | prepared

@@ -1,17 +1,18 @@
 """The LSTM: its parameters, a fast function for a window with a hand-written gradient, and a single step for sampling.
 
 Letters: T time, B batch, I input features, H hidden units, G = 4H gate pre-activations, K chunks, N steps of a chunk,
-R = N·B rows of a chunk whose steps are joined, V rows of an embedding table, one for each id.
+R = N·B, the rows of all steps of a chunk, V rows of an embedding table, with one row for each id.
 
-The cell (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; gate order i, f, g, o):
+The cell (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000). z is the pre-activations of i, f, g and o,
+in this order:
 
     z = x W_in + b + h' W_rec          h', c' are the state of the previous step
     i, f, o = sigmoid(z_i, z_f, z_o)   g = tanh(z_g)
     c = f c' + i g                     h = o tanh(c)
 
 Backward pass. dX is the gradient of the loss with respect to X. dh is the sum of two gradients: one comes from the output of
-this step, the other from the next step. dc at first comes from the next step only; the first line below adds the part that
-comes from h.
+this step, the other from the next step. At first, dc is only the gradient that comes from the next step. The first line
+below adds the gradient that comes from h of this step.
 
     dc += dh o (1 - tanh(c)^2)
     dz_i = dc g i (1 - i)     dz_f = dc c' f (1 - f)     dz_g = dc i (1 - g^2)     dz_o = dh tanh(c) o (1 - o)
@@ -88,9 +89,9 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
 def step(
     weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype, factor_BH: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
-    """Reads one character x: floats (B, I), or ids (B,). Training uses `lstm` instead, which has a gradient.
+    """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate g; see `Cell.step`.
 
-    `factor_BH` multiplies the candidate g; see `Cell.step`.
+    Training without recurrent dropout and zoneout uses `lstm` instead, which is faster and has a hand-written gradient.
     """
     c_BH, h_BH = state
     c_BH, h_BH, _ = _cell(pre_activations(weights, x, h_BH, dtype), c_BH, factor_BH)
@@ -242,7 +243,7 @@ def _cell(z_BG, c_BH, factor_BH=None):
 def activate(z_BG: jax.Array) -> jax.Array:
     """The activations of all four gates by one tanh, because sigmoid(x) = tanh(x / 2) / 2 + 1 / 2.
 
-    XLA:CPU vectorises the tanh of one array, but not of four slices.
+    XLA:CPU vectorises the tanh of one array, but not the tanh of four slices.
     """
     hidden = z_BG.shape[-1] // GATES
     scale = jnp.concatenate([jnp.full(2 * hidden, 0.5), jnp.ones(hidden), jnp.full(hidden, 0.5)])[None, :]

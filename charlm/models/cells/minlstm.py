@@ -33,7 +33,10 @@ def parameters(
 
 
 def pre_activations(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(u, v). sigmoid(u) = i / (f + i), because u = log i - log f. This u stays finite where f and i both become 0."""
+    """(u, v) from the pre-activations of f, i and v.
+
+    u = log i - log f, so sigmoid(u) = i / (f + i). Computed in this way, u stays finite even where f and i both underflow to 0.
+    """
     f, i, v = jnp.split(x, GATES, axis=-1)
     return jax.nn.softplus(-f) - jax.nn.softplus(-i), v
 

@@ -2,16 +2,17 @@
 
 Letters: T time, B batch, I input features, H hidden units, K rank, V rows of a table.
 
-With k = 0, 1, … model.mogrifier_rounds - 1:
+The rounds k = 0, 1, … model.mogrifier_rounds - 1 replace x and h in turn. x is the input, and h is the h of the previous step:
 
     k even: x = 2 sigmoid(h Q_k + b_k) x              k odd: h = 2 sigmoid(x R_k + b_k) h
 
-Then x and h go through a step of the LSTM of `lstm.py`. The paper counts the rounds from 1, and it has no bias b_k, but the
-authors' code has. Q_k and R_k are full matrices, or the product of two thin matrices if model.mogrifier_rank is not 0. Only the
-copy of h that the step reads is scaled. Without rounds, the cell is the LSTM exactly.
+Then a step of the LSTM of `lstm.py` reads x and h. The paper numbers the rounds from 1. The paper has no bias b_k, but the code
+of its authors has this bias. Q_k and R_k are full matrices if model.mogrifier_rank is 0. Otherwise each of them is the product
+of two thin matrices. Without rounds, the cell is exactly the LSTM.
 
 The scaled x depends on the state. So this cell can't multiply the inputs of all steps by the input kernel before the loop over
-time, and with ids the params need the features of each id: `with_table` adds them as `table`.
+time. If the inputs are ids, each step therefore needs the features of the id. `with_table` adds the features of all ids to the
+params, as `table`.
 """
 
 import functools
@@ -37,7 +38,8 @@ def parameters(
 ) -> dict[str, tuple[Callable, tuple[int, ...]]]:
     """Name → (initializer, shape) of one layer's parameters.
 
-    Round k has `round_bias_k`, and `round_kernel_k`, or `round_left_k` and `round_right_k` whose product is the kernel.
+    Round k has `round_bias_k` and, if model.mogrifier_rank is 0, `round_kernel_k`. Otherwise the kernel of round k is the
+    product of `round_left_k` and `round_right_k`.
     """
     declared = lstm.parameters(inputs, hidden, initial, config)
     rounds, rank = _rounds_and_rank(config)
@@ -68,7 +70,7 @@ def with_table(params: Params, table_VI: jax.Array) -> Params:
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params | lstm.Prepared:
-    """The params with rounded kernels. Without rounds, the result of `lstm.prepare`."""
+    """The params with rounded kernels. If the cell has no rounds, the result of `lstm.prepare` instead."""
     if not _round_biases(params):
         return lstm.prepare(params, rows, dtype, ids)
     dtype = input_dtype(params["input_kernel"], dtype)
@@ -85,9 +87,10 @@ def step(
 
 
 def look(weights: Params | lstm.Prepared, x: Inputs, state: State, dtype: jnp.dtype) -> Inside:
-    """The gates i, f and o, the candidate g, and half of the factors of each round, which are the values of the sigmoid.
+    """The gates i, f and o, the candidate g, and the sigmoid of each round, which is half of the factor of x or h.
 
-    `q0` has the factors of round 0, which scales x, `r1` has those of round 1, which scales h, and so on.
+    `q0` is the sigmoid of round 0, which scales x. `r1` is the sigmoid of round 1, which scales h. The other rounds are named
+    in the same way.
     """
     if isinstance(weights, lstm.Prepared):
         return lstm.look(weights, x, state, dtype)
@@ -106,8 +109,8 @@ def _arguments(weights: Params, x: Inputs, dtype: jnp.dtype) -> tuple[bool, Call
 def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     """Multiply-adds of one layer for one character.
 
-    If the inputs are ids, `inputs` is 0. The kernels multiply the features of the id at every step, but the number of features
-    is not known here. It is then taken to be `hidden`.
+    If the inputs are ids, `inputs` is 0. The kernels still multiply the features of the id at every step. This function does
+    not know the number of these features, so it uses `hidden` instead.
     """
     rounds, rank = _rounds_and_rank(config)
     if rounds == 0:
@@ -136,7 +139,7 @@ def _gates(
 ) -> tuple[jax.Array, list[jax.Array]]:
     """The four activated gates, and the factors of each round."""
 
-    def scale(k, source):  # the factors of round k
+    def scale(k, source):  # the factors of round k, from the one of x and h that is not scaled
         if is_thin:
             product_of_round = times(f"round_right_{k}", times(f"round_left_{k}", source))
         else:
@@ -167,7 +170,7 @@ def _is_thin(params: Params) -> bool:
 
 
 def _kernels(params: Params) -> Params:
-    """The kernels that a step uses. The input kernel and the recurrent kernel become one kernel (I + H, 4H)."""
+    """The kernels that a step uses. The input kernel and the recurrent kernel are joined to one kernel (I + H, 4H)."""
     of_rounds = {name: array for name, array in params.items() if name.startswith("round") and array.ndim == 2}
     return of_rounds | {"kernel": jnp.concatenate([params["input_kernel"], params["recurrent_kernel"]])}
 
@@ -183,7 +186,10 @@ def _biases(params: Params) -> dict[str, Any]:
 
 
 def _features(params: Params, inputs: Inputs, dtype: jnp.dtype) -> jax.Array:
-    """The features (…, I) of inputs that are ids. Without a table, the inputs are one-hot. Other inputs stay as they are."""
+    """The features (…, I) of the inputs. Inputs that are floats are returned as they are.
+
+    The features of ids are rows of `table`. If the params have no `table`, they are one-hot vectors.
+    """
     if not is_ids(inputs):
         return inputs
     if "table" in params:

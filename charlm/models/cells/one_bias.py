@@ -1,6 +1,6 @@
-"""Conversion of weights from PyTorch and Keras, and to them, for cells that have one bias per gate.
+"""Converts weights from and to PyTorch and Keras, for cells that have one bias per gate.
 
-The frameworks have the same order of gates as these cells. PyTorch has two biases per gate and adds them.
+PyTorch and Keras have the gates in the same order as these cells. PyTorch has two biases per gate and adds them.
 
 Letters: I input features, H hidden units, G columns of the kernels, which is H times the number of gates.
 """
@@ -12,7 +12,7 @@ from charlm.models.cells import Params
 
 
 def from_torch(arrays: dict[str, jax.Array]) -> Params:
-    """Params from `weight_ih` (G, I), `weight_hh` (G, H), `bias_ih` (G,) and `bias_hh` (G,). The bias is the sum of the two."""
+    """Params from `weight_ih` (G, I), `weight_hh` (G, H), `bias_ih` (G,) and `bias_hh` (G,). Adds the two biases."""
     return {
         "input_kernel": arrays["weight_ih"].T,
         "recurrent_kernel": arrays["weight_hh"].T,
@@ -26,9 +26,10 @@ def from_keras(arrays: dict[str, jax.Array]) -> Params:
 
 
 def to_torch(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`, which adds the two biases.
+    """The inverse of `from_torch`.
 
-    `bias_hh` is -0.0, because every number x stays the same in x + (-0.0). With 0.0, a bias of -0.0 would become 0.0.
+    `from_torch` adds the two biases. Here `bias_hh` is set to -0.0, because x + (-0.0) equals x bit for bit for every number x.
+    With 0.0 as `bias_hh`, a bias of -0.0 would become 0.0 in `from_torch`.
     """
     return {
         "weight_ih": params["input_kernel"].T,

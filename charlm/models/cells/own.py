@@ -1,15 +1,15 @@
 """Cells in files of the user: `model.cell=FILE.py:NAME`.
 
-To load such a cell, charlm runs the code in the file. A run directory must never make anybody run code. Therefore nothing is
-loaded as a side effect: `cells.named` finds only cells that a call of `load` has loaded before. A program calls `load` in two
-cases:
+To load such a cell, charlm runs the code in the file. A run directory may come from somebody else, so its use must not run code
+unless the user agrees. Therefore nothing is loaded as a side effect: `cells.named` finds only cells that a call of `load` has
+loaded before. A program calls `load` in two cases:
 
-- It begins a new run. The user has then named the file.
-- It uses a run directory, and `trusted` has returned. This function needs the user's word (`--trust_code`), and the file must
-  have the SHA-256 digest that the run directory recorded when the run began.
+- The program begins a new run. In this case, the user has named the file.
+- The program uses a run directory, and has called `trusted` without an error. `trusted` raises an error unless the user has
+  given `--trust_code` and the file still has the SHA-256 digest that the run directory recorded when the run began.
 
-A file is read once. Its digest is the digest of the code that runs. The digest covers only this file, so the file can import
-installed packages, but not the files beside it.
+`load` reads a file only once, and runs exactly the bytes whose digest it has computed. The digest covers only this file.
+Therefore the file can import installed packages, but not the other files in its folder.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _digests: dict[str, str] = {}  # FILE.py:NAME → SHA-256 digest of the file fro
 
 
 def names(config: ConfigDict) -> list[str]:
-    """The values FILE.py:NAME in `model.cell`. Empty if all cells are charlm's."""
+    """The values FILE.py:NAME in `model.cell`. Empty if charlm itself has all cells of the config."""
     return keys.own_cells(config)
 
 
@@ -72,10 +72,10 @@ def trusted(run: Run, trust_code: bool, given_as: str) -> dict[str, str]:
 
     Args:
       trust_code: whether the user trusts the code in these files.
-      given_as: what messages call the run, such as `--workdir=runs/first`.
+      given_as: the name of the run in messages, such as `--workdir=runs/first`.
 
     Raises:
-      UserError: the user has not said that he trusts a file, or the file has changed since the run began.
+      UserError: `trust_code` is False although the config names a file, or a file has changed since the run began.
     """
     found = names(run.config())
     recorded = run.cells() if found else {}
@@ -106,13 +106,13 @@ def file_of(name: str) -> str:
 def _read(name: str, file: str, given_as: str = "") -> bytes:
     try:
         return pathlib.Path(file).read_bytes()
-    except (OSError, ValueError) as error:  # a ValueError: the path can't be encoded
+    except (OSError, ValueError) as error:  # ValueError if the path can't be encoded
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
         raise UserError(f"{f'{given_as}: ' if given_as else ''}model.cell={name}: {file} can't be read ({reason}).") from error
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Runs the bytes whose digest is known. It does not read the file again, and has nothing to do with bytecode files."""
+    """Runs the bytes in `source`, whose digest is known. It does not read the file again, and uses no bytecode files (.pyc)."""
 
     def __init__(self, module: str, file: str, source: bytes):
         super().__init__(module, file)

@@ -3,17 +3,18 @@
 Letters: T time, B batch, I input features, H hidden units, N heads, D = H / N units of a head, G = 4H gate pre-activations in
 the order i, f, z, o, O = 4D gate pre-activations of a head.
 
-    u = x W + h R + b                     c, n, h, m are first the state of the previous step
-    f = sigmoid(u_f)   o = sigmoid(u_o)   z = tanh(u_z)   m' = max(log f + m, u_i)
-    i = exp(u_i - m')                     f = f exp(m - m')
-    c = f c + i z                         n = f n + i                               h = o c / n
+    u = x W + h' R + b                    c', n', h', m' are the state of the previous step
+    s = sigmoid(u_f)   o = sigmoid(u_o)   z = tanh(u_z)   m = max(log s + m', u_i)
+    i = exp(u_i - m)                      f = s exp(m' - m)
+    c = f c' + i z                        n = f n' + i                              h = o c / n
 
 R is block-diagonal with model.slstm_heads blocks: a unit reads only the h of the units of its own head. In
 `recurrent_kernel` (H, 4D), the blocks lie one below the other.
 
 The stabiliser prevents an overflow of exp(u_i). It does not change h, because c and n contain the same factor exp(-m). At the
-beginning of a text c, n, h and m are 0. A step that finds n = 0 therefore knows that it is the first one. It takes m = -inf, so
-that m' = u_i and n = 1, because with m = 0 a very negative u_i would give n = 0. After the first step, n is always at least 1.
+beginning of a text, c, n, h and m are 0. Later, n is always at least 1. Therefore n' = 0 tells that a step is the first step of
+a text. The first step uses m' = -inf instead of 0, which gives m = u_i and n = 1. With m' = 0, a very negative u_i would give
+n = 0.
 
 The paper puts a convolution, a normalisation and projections around this cell. They are not part of the cell.
 """
@@ -49,7 +50,7 @@ def parameters(
 
 
 def zero_state(rows: int, hidden: int) -> State:
-    c, n, h, m = (jnp.zeros((rows, hidden)) for _ in range(4))  # four buffers, because each one is donated
+    c, n, h, m = (jnp.zeros((rows, hidden)) for _ in range(4))  # four separate arrays, because evaluation donates each of them
     return c, n, h, m
 
 
@@ -68,7 +69,7 @@ def window(
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params:
-    """The params with rounded kernels. If the inputs are ids, the input kernel already holds the bias."""
+    """The params with rounded kernels. If the inputs are ids, `table` is the input kernel plus the bias."""
     recurrent = _blocks(params["recurrent_kernel"])
     prepared = {"recurrent_kernel": operand(recurrent, dtype, rows * recurrent.shape[0])}
     if ids:
@@ -87,7 +88,7 @@ def step(
 
 
 def look(weights: Params, x: Inputs, state: State, dtype: jnp.dtype) -> Inside:
-    """The gates i and f after the stabiliser, so both are at most 1, the gate o, and the candidate z."""
+    """The gates i, f and o, and the candidate z. The stabiliser makes i and f at most 1."""
     times, _, u, by_head = _arguments(weights, x, state, dtype)
     i, f, u_z, u_o, _ = map(_joined, _gates(times, u, by_head))
     return Inside({"i": i, "f": f, "o": jax.nn.sigmoid(u_o)}, {"z": jnp.tanh(u_z)})
@@ -148,14 +149,14 @@ def _blocks(kernel: jax.Array) -> jax.Array:
 
 
 def _by_head(x: jax.Array, heads: int, parts: int = 1) -> jax.Array:
-    """(…, B, parts · H) → (…, N, B, parts · D)."""
+    """Splits the units by head: (…, B, parts · H) → (…, N, B, parts · D). The array has `parts` values for each unit."""
     *before, rows, columns = x.shape
     x = x.reshape(*before, rows, parts, heads, columns // parts // heads)
     return jnp.moveaxis(x, -2, -4).reshape(*before, heads, rows, columns // heads)
 
 
 def _joined(x: jax.Array) -> jax.Array:
-    """(…, N, B, D) → (…, B, H)."""
+    """Joins the units of all heads: (…, N, B, D) → (…, B, H)."""
     return jnp.moveaxis(x, -3, -2).reshape(*x.shape[:-3], x.shape[-2], -1)
 
 

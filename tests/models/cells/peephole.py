@@ -7,9 +7,9 @@ Gers and Schmidhuber (2000), "Recurrent nets that time and count", in the notati
     c = z i + c' f
     o = sigmoid(x W_o + h' R_o + p_o c + b_o)       h = o tanh(c)
 
-c' and h' are the state of the previous step. The peepholes p are vectors. The output gate sees the new c, the other gates c'.
+c' and h' are the state of the previous step. The peepholes p are vectors. The gates i and f see c', and o sees c.
 
-The package does not have this cell. The tests use this file as a user uses a file with a cell of their own:
+The package does not have this cell. The tests use this file in the way a user would use a file with a cell of the user's own:
 `model.cell=tests/models/cells/peephole.py:PEEPHOLE`.
 """
 

@@ -1,10 +1,11 @@
 """A recurrent cell that only the tests use: the GRU of Cho et al. (2014), without optimisations for speed.
 
-The tests add this cell to charlm in the same way as a user adds a cell of their own.
+The tests add this cell to the package in the way a developer would add a new cell.
 
-    z, r = sigmoid(x W + h R + b)    n = tanh(x W_n + b_n + r (h R_n))    h' = (1 - z) n + z h
+    z = sigmoid(x W_z + h' R_z + b_z)     n = tanh(x W_n + b_n + r (h' R_n))
+    r = sigmoid(x W_r + h' R_r + b_r)     h = (1 - z) n + z h'
 
-x is the input, h is the state before the step, and h' is the state after the step.
+x is the input, h' is the state before the step, and h is the state after the step.
 
 The state is a dict with the key `memory`. The LSTM's state is a tuple (c, h) instead. Code that works only with the LSTM's
 state therefore fails with this cell.

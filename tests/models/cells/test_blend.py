@@ -1,4 +1,7 @@
-"""Tests `mingru` and `minlstm` against NumPy in float64, written from the equations of the paper, and their parallel scan."""
+"""Tests the cells `mingru` and `minlstm`, and the loop and the parallel scan that compute their states.
+
+The expected values are computed with NumPy in float64, from the equations of the paper.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +33,7 @@ def sigmoid(x):
 
 
 def factors(name, params, x):
-    """(keep, add) of all steps in float64: h = keep h' + add."""
+    """The arrays (keep, add) of all steps in float64. The state of a step is h = keep h' + add."""
     p, x = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, x))
     *gates, v = np.split(x @ p["input_kernel"] + p["bias"], len(p["bias"]) // HIDDEN, axis=-1)
     g = np.where(v >= 0, v + 0.5, sigmoid(v))
@@ -50,7 +53,10 @@ def paper(name, params, x, h):
 
 
 def in_log_space(keep, add, h):
-    """The paper's parallel scan: logarithms of the factors, and the state before the first step in front of them."""
+    """The states of all steps by the paper's parallel scan, which uses logarithms.
+
+    The arrays of logarithms begin with one more step, which sets the state before the first step.
+    """
     log_keep, log_add = jnp.log(jnp.concatenate([jnp.ones_like(h)[None], keep])), jnp.log(jnp.concatenate([h[None], add]))
 
     def joined(earlier, later):
@@ -75,13 +81,13 @@ def test_2000_steps_in_float32_equal_the_paper_in_float64(name, scan, bias, monk
     np.testing.assert_array_equal(end, outputs[-1])
 
 
-# With a share of 0.002, the errors of hundreds of steps add up. The limits are relative errors.
-@pytest.mark.parametrize(("share", "limit"), [(0.5, 4e-7), (0.002, 4e-6)])
+# With z = 0.002 on average, the errors of hundreds of steps add up. Errors are relative.
+@pytest.mark.parametrize(("z", "largest_error"), [(0.5, 4e-7), (0.002, 4e-6)])
 @pytest.mark.parametrize("scan", [blend._by_loop, blend._in_parallel])
-def test_the_scan_has_the_precision_of_float32_like_the_scan_in_log_space_of_the_paper(scan, share, limit):
+def test_our_scan_and_the_scan_of_the_paper_have_small_errors_in_float32(scan, z, largest_error):
     rng = np.random.default_rng(5)
-    share_TBH = rng.uniform(0, 2 * share, (2000, ROWS, HIDDEN))
-    factors = [np.float32(1 - share_TBH), np.float32(share_TBH * rng.uniform(0, 3, share_TBH.shape))]
+    z_TBH = rng.uniform(0, 2 * z, (2000, ROWS, HIDDEN))
+    factors = [np.float32(1 - z_TBH), np.float32(z_TBH * rng.uniform(0, 3, z_TBH.shape))]
     h, exact = np.full((ROWS, HIDDEN), 0.25, np.float32), []
     state = np.float64(h)
     for keep, add in zip(*factors, strict=True):
@@ -91,7 +97,7 @@ def test_the_scan_has_the_precision_of_float32_like_the_scan_in_log_space_of_the
         np.abs(np.float64(found) / exact - 1).max()
         for found in (scan(*map(jnp.asarray, (*factors, h)), reverse=False), in_log_space(*map(jnp.asarray, (*factors, h))))
     )
-    assert error < limit
+    assert error < largest_error
     assert 1e-7 < error_in_logs < 1e-6
 
 
@@ -110,18 +116,18 @@ def test_the_gradient_equals_the_gradient_that_jax_derives_from_a_loop(in_parall
     if in_parallel:
         monkeypatch.setattr(blend, "_by_loop", blend._in_parallel)
     rng = np.random.default_rng(3)
-    share, candidate, weights = jnp.asarray(rng.uniform(size=(3, 17, ROWS, HIDDEN)), jnp.float32)
+    z, candidate, weights = jnp.asarray(rng.uniform(size=(3, 17, ROWS, HIDDEN)), jnp.float32)
     h = jnp.asarray(rng.normal(size=(ROWS, HIDDEN)), jnp.float32)
 
-    def plain(share, candidate, h):
+    def plain(z, candidate, h):
         states = []
-        for each_share, each_candidate in zip(share, candidate, strict=True):
-            h = (1 - each_share) * h + each_share * each_candidate
+        for each_z, each_candidate in zip(z, candidate, strict=True):
+            h = (1 - each_z) * h + each_z * each_candidate
             states.append(h)
         return jnp.stack(states)
 
     found, expected = (
-        jax.jit(jax.grad(lambda *args, run=run: (run(*args) * weights).sum(), argnums=(0, 1, 2)))(share, candidate, h)
+        jax.jit(jax.grad(lambda *args, run=run: (run(*args) * weights).sum(), argnums=(0, 1, 2)))(z, candidate, h)
         for run in (blend.blended, plain)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
@@ -143,8 +149,8 @@ def test_a_gpu_and_a_tpu_run_the_parallel_scan_and_a_cpu_runs_the_loop(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_saturated_gates_give_finite_gradients_and_the_values_of_the_limit(name):
-    """The gates are pushed to ±500, where sigmoids and their quotients underflow."""
+def test_saturated_gates_give_correct_states_and_finite_gradients(name):
+    """The pre-activations of the gates are ±500 or ±490. Sigmoids, and therefore f + i, can underflow to 0 there."""
     cell, gates = cells.named(name), {"mingru": 1, "minlstm": 2}[name]
     rows = np.array([[-500.0, -490], [500, 490], [-500, 500], [500, -500], [-500, -500]])[:, :gates]
     params = {"input_kernel": jnp.asarray(np.repeat(rows, HIDDEN, axis=1), jnp.float32), "bias": jnp.zeros(gates * HIDDEN)}
@@ -154,14 +160,14 @@ def test_saturated_gates_give_finite_gradients_and_the_values_of_the_limit(name)
         "bias": jnp.zeros((gates + 1) * HIDDEN),
     }
     ids, h = jnp.arange(len(rows), dtype=jnp.int32)[:, None], jnp.full((1, HIDDEN), 8.0)
-    share = {
+    z = {
         "mingru": [0, 1, 0, 1, 0],
         "minlstm": [1, sigmoid(np.exp(-490.0)), 1, 0, 0.5],  # i / (f + i): 1 / (1 + exp(-10)), 1/2, 1, 0, 1/2
     }[name]
     if name == "minlstm":
-        share[0] = sigmoid(10.0)
+        z[0] = sigmoid(10.0)
     expected, state = [], 8.0
-    for each in share:
+    for each in z:
         state = (1 - each) * state + each * 2
         expected.append(state)
     value = lambda params: cell.window(params, ids, h, jnp.float32)[0]  # noqa: E731
@@ -196,7 +202,7 @@ def test_windows_with_carried_states_and_resets_equal_single_steps(name):
         np.testing.assert_allclose(found_BTV[row], np.stack(expected), atol=2e-5)
 
 
-def test_the_forget_bias_is_the_initial_bias_of_the_forget_gate_of_the_minlstm():
+def test_the_forget_gate_of_a_minlstm_starts_with_the_forget_bias():
     config = base.get_config()
     config.model.update({"cell": "minlstm", "layers": 1, "hidden": 4, "forget_bias": 2.5})
     bias = stack.functions(config, 3).init(jax.random.key(0))["minlstm_0"]["bias"]

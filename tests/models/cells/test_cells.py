@@ -1,6 +1,7 @@
 """Tests every cell: the choices of `model.cell`, and two cells that only the tests define.
 
-The tests put the plain GRU among the modules of charlm. The peephole LSTM is a cell in a file of its own.
+The tests add the plain GRU to the modules of charlm, like a cell of the package. They use the peephole LSTM like a cell in a
+file of the user, with `model.cell=FILE.py:NAME`.
 """
 
 import json
@@ -89,7 +90,7 @@ def weighted_sum(outputs, state):
 
 
 def has_products(params, kind) -> bool:
-    """Whether the cell multiplies by a matrix. A cell without a recurrent kernel only looks up the rows of ids."""
+    """Whether the cell multiplies by a matrix. With ids, a cell without a recurrent kernel only looks up rows of a table."""
     return kind == "floats" or sum(leaf.ndim == 2 for leaf in params.values()) > 1
 
 
@@ -159,7 +160,7 @@ def test_bfloat16_rounds_products_but_keeps_float32_results(name, kind):
     )
     assert {leaf.dtype for leaf in jax.tree.leaves((found, gradient))} == {jnp.dtype(jnp.float32)}
     error = max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True))
-    # The plain GRU rounds only inputs that are floats.
+    # The plain GRU rounds its inputs if they are floats, and rounds nothing else.
     is_exact = (name, kind) == (GRU, "ids") or not has_products(params, kind)
     assert error == 0 if is_exact else 0 < error < 0.05
     # The slope of minGRU's candidate jumps at 0, so rounding can change the gradient of an element by a factor of 4.
@@ -171,7 +172,7 @@ def test_bfloat16_rounds_products_but_keeps_float32_results(name, kind):
 
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize("name", NAMES)
-def test_windows_gradients_and_steps_lower_for_every_platform(name, rows):
+def test_windows_gradients_and_steps_can_be_lowered_for_every_platform(name, rows):
     cell = cells.named(name)
     params, state = layer(cell), cell.zero_state(rows, HIDDEN)
     for dtype, kind in ((jnp.float32, "floats"), (jnp.bfloat16, "ids")):
@@ -192,8 +193,8 @@ def test_windows_gradients_and_steps_lower_for_every_platform(name, rows):
                     assert "stablehlo.dot_general" in text
 
 
-def test_two_devices_make_the_training_step_of_one_device():
-    """Trains each cell for a step with dropout, and the LSTM for a step with all regularisers.
+def test_a_training_step_on_two_devices_equals_a_training_step_on_one_device():
+    """Makes one training step of each cell with dropout, and one training step of the LSTM with all regularisers.
 
     The training runs in a new process, because this process may have only one device.
     """

@@ -1,4 +1,4 @@
-"""Tests that `gru` and `rnn` equal the layers of PyTorch and Keras, and formulas in NumPy float64."""
+"""Tests that `gru` and `rnn` equal the layers of PyTorch and Keras, and PyTorch's formulas in NumPy with float64."""
 
 import os
 import re
@@ -69,7 +69,7 @@ def test_outputs_equal_the_formulas_of_pytorch_in_float64(name):
 
 @pytest.mark.parametrize("rows", [3, 16])
 @pytest.mark.parametrize("name", GATES)
-def test_outputs_and_gradients_equal_those_of_pytorch(name, rows, monkeypatch):
+def test_outputs_and_gradients_equal_the_outputs_and_gradients_of_pytorch(name, rows, monkeypatch):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 0)
     arrays, inputs, h = example(name, rows)
@@ -101,7 +101,7 @@ def test_outputs_and_gradients_equal_those_of_pytorch(name, rows, monkeypatch):
 
 
 @pytest.mark.parametrize("name", GATES)
-def test_outputs_equal_those_of_keras(name, monkeypatch):
+def test_outputs_equal_the_outputs_of_keras(name, monkeypatch):
     if "keras" not in sys.modules:
         monkeypatch.setenv("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras", reason="Keras is not installed")
@@ -120,7 +120,7 @@ def test_outputs_equal_those_of_keras(name, monkeypatch):
 
 
 def model_of(name):
-    """A config, a vocabulary and random parameters. One bias is -0.0."""
+    """A config, a vocabulary and random parameters. One number of a bias is -0.0, to test that its sign is kept."""
     config, vocab, rng = base.get_config(), Vocab("abcde"), np.random.default_rng(0)
     config.model.update({"cell": name, "hidden": HIDDEN, "layers": 2, "embedding": 4})
     abstract = jax.eval_shape(stack.functions(config, len(vocab)).init, jax.random.key(0))
@@ -178,7 +178,7 @@ def test_a_keras_gru_with_the_reset_before_the_product_is_refused(tmp_path):
         weights_module.params_of(keras_weights.read(os.fspath(tmp_path / "a.weights.h5")), config)
 
 
-def test_initial_biases_of_pytorch_are_those_of_two_biases():
+def test_initial_biases_have_the_ranges_of_the_initial_biases_of_pytorch():
     """PyTorch draws each bias from ±1/sqrt(H). The bias of r and z is a sum of two biases, so its bound is twice as high."""
     hidden = 400
     declared = cells.named("gru").parameters(INPUTS, hidden, initializers("pytorch", hidden, 0.1, 0.0), base.get_config())
@@ -191,7 +191,7 @@ def test_initial_biases_of_pytorch_are_those_of_two_biases():
     assert 0.9 < np.abs(biases["recurrent_bias"]).max() < 1
 
 
-def test_the_parameter_count_with_two_biases_is_the_count_of_pytorch():
+def test_the_reported_number_of_gru_parameters_includes_both_biases_as_in_pytorch():
     _, _, params = model_of("gru")
-    of_torch = 3 * HIDDEN * (4 + 3 * HIDDEN) + 2 * 2 * 3 * HIDDEN  # kernels for 4 and 6 inputs, and four biases
+    of_torch = 3 * HIDDEN * (4 + 3 * HIDDEN) + 2 * 2 * 3 * HIDDEN  # 2 layers: kernels, and 2 biases per layer
     assert stack.parameter_lines(params)[-1].split()[-1] == str(of_torch + 5 * 4 + HIDDEN * 5 + 5)

@@ -1,4 +1,7 @@
-"""Tests the checks of the interface of cells. The cell of these tests is peephole.py with one mistake."""
+"""Tests `interface.check`, which checks cells in files of the user.
+
+Most tests put one mistake into the cell of peephole.py.
+"""
 
 import os
 import pathlib
@@ -25,7 +28,10 @@ def config_of(file, **model):
 
 
 def message_of(source, folder):
-    """The message about a file with this text, without its beginning and without the name of the folder."""
+    """The error message for a cell file with the text `source`.
+
+    The beginning of the message, which names the cell, and the name of the folder are removed.
+    """
     file = folder / "own.py"
     file.write_text(source)
     own.load(config_of(file))
@@ -52,7 +58,7 @@ def message_of(source, folder):
         ("hidden, config: 4", "hidden: 4", "takes 2 positional arguments but 3 were given."),
     ],
 )
-def test_wrong_attributes(old, new, message, tmp_path):
+def test_wrong_attributes_are_refused(old, new, message, tmp_path):
     assert message in message_of(SOURCE.replace(old, new), tmp_path)
 
 
@@ -66,13 +72,13 @@ def test_wrong_attributes(old, new, message, tmp_path):
         ("jnp.zeros(())", "float32 ()"),
     ],
 )
-def test_wrong_states(new, found, tmp_path):
+def test_wrong_states_are_refused(new, found, tmp_path):
     wanted = "a tree of float32 arrays that are all zero and whose first axis has the length 3, the number of rows"
     expected = f"zero_state(3, 8) must return {wanted}, but returns {found}."
     assert message_of(SOURCE.replace(ZEROS, new), tmp_path) == expected
 
 
-def test_a_state_with_one_array_in_two_places(tmp_path):
+def test_a_state_with_one_array_in_two_places_is_refused(tmp_path):
     source = SOURCE.replace(ZEROS, '(lambda z: {"c": z, "h": z})(jnp.zeros((rows, hidden)))')
     expected = "zero_state(3, 8) must return a tree of separate arrays, but returns one array in two places."
     assert message_of(source, tmp_path) == expected
@@ -108,7 +114,7 @@ def test_a_state_with_one_array_in_two_places(tmp_path):
         ),
     ],
 )
-def test_wrong_parameters(old, new, message, tmp_path):
+def test_wrong_parameters_are_refused(old, new, message, tmp_path):
     assert message in message_of(SOURCE.replace(old, new), tmp_path)
 
 
@@ -141,7 +147,7 @@ def test_wrong_parameters(old, new, message, tmp_path):
         ("table_VI: {**params, ", "table_VI: {", "step fails: own.py line 43: KeyError: 'recurrent_kernel'."),
     ],
 )
-def test_wrong_steps(old, new, message, tmp_path):
+def test_wrong_steps_are_refused(old, new, message, tmp_path):
     assert message in message_of(SOURCE.replace(old, new), tmp_path)
 
 
@@ -162,13 +168,13 @@ def test_wrong_steps(old, new, message, tmp_path):
         ),
     ],
 )
-def test_wrong_windows(window, message, tmp_path):
+def test_wrong_windows_are_refused(window, message, tmp_path):
     found = message_of(SOURCE.replace("window=by_steps(step)", f"window={window}"), tmp_path)
     assert re.match("window( with noise_keys_B fails)?", found)
     assert message in found
 
 
-def test_a_mistake_that_only_a_second_layer_meets(tmp_path):
+def test_a_mistake_that_fails_only_in_a_second_layer_is_found(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(SOURCE.replace("product(x, kernel, dtype)", "x @ kernel.T"))
     own.load(config_of(file))
@@ -187,7 +193,7 @@ def test_the_checks_accept_the_cells_of_the_package(hidden, encoding, tmp_path):
         interface.check(config)
 
 
-def test_a_cell_that_breaks_the_interface_begins_no_run(tmp_path, small):
+def test_a_run_with_a_wrong_cell_does_not_begin(tmp_path, small):
     file = tmp_path / "own.py"
     file.write_text(SOURCE.replace("return h, {", "return h[:, :3], {"))
     config = load.load(os.fspath(ROOT / TINY), small | {"model.cell": f"{file}:PEEPHOLE"})

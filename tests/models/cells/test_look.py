@@ -1,6 +1,7 @@
 """Tests `Cell.look`, which gives the gates of a cell and the other values inside it.
 
-The outputs of each cell are computed again from these values, in NumPy and in float64, and compared with the cell's window.
+The outputs of each cell are computed again from these values, with NumPy in float64, and compared with the outputs of the
+cell's `window`.
 """
 
 import jax
@@ -59,7 +60,12 @@ CASES = (
 
 
 def watched(cell, options, kind):
-    """Random params, inputs, the states before each step by name, the outputs of the cell's window, and what `look` gives."""
+    """Runs a cell with random params over random inputs.
+
+    Returns:
+      (params, inputs, states, outputs, inside). `states` has the states before each step: name → array. `outputs` are the
+      outputs of the cell's `window`. `inside` is the result of `look` for each step.
+    """
     config, rng = base.get_config(), np.random.default_rng(0)
     config.model.update(options)
     declared = cell.parameters(INPUTS, HIDDEN, initializers("uniform", HIDDEN, 0.5, 0.0), FrozenConfigDict(config))
@@ -121,6 +127,6 @@ def test_the_rounds_of_a_mogrifier_scale_the_input_and_the_state_of_an_lstm():
     np.testing.assert_allclose(inside.others["g"], np.tanh(g), atol=1e-6)
 
 
-def test_every_cell_with_gates_shows_them():
+def test_every_cell_except_the_rnn_has_look():
     without = {name for name in keys.KEYS["model.cell"].rule.options if cells.named(name).look is None}
     assert without == {"rnn"}

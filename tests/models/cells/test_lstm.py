@@ -11,7 +11,7 @@ from charlm.models.cells.lstm import lstm
 
 
 def textbook(inputs_TBI, input_kernel, bias, recurrent_kernel, c, h, product=jnp.matmul):
-    """The textbook LSTM as a scan over its steps. JAX derives the gradient; the fast LSTM has hand-written gradients."""
+    """The textbook LSTM as a scan over its steps. JAX derives its gradient. The fast LSTM has a hand-written gradient."""
 
     def step(carry, x):
         c, h = carry
@@ -105,7 +105,7 @@ def test_gradients_equal_finite_differences_in_float64():
 
 
 def test_a_single_row_is_rounded_to_bfloat16_like_several_rows():
-    """On a CPU, a product with a single row takes another path: rounded to bfloat16, but multiplied in float32 (see `operand`).
+    """On a CPU, `products.operand` rounds a single row to bfloat16 precision, but the product is computed in float32.
 
     The result must be the same as for several rows.
     """

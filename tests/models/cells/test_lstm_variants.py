@@ -1,4 +1,7 @@
-"""Tests `layernorm_lstm`, `mogrifier_lstm` and `slstm` against NumPy in float64, written from the equations of the papers."""
+"""Tests the cells `layernorm_lstm`, `mogrifier_lstm` and `slstm`.
+
+The expected values are computed with NumPy in float64, from the equations of the papers.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +61,7 @@ def layernorm_step(p, x, state):
 
 def mogrifier_step(p, x, state):
     c, h = state
-    # The paper counts from 1: Q of the odd rounds scales x, and R of the even rounds scales h.
+    # The paper numbers the rounds from 1: Q of the odd rounds scales x, and R of the even rounds scales h.
     for number in range(1, 1 + sum(name.startswith("round_bias") for name in p)):
         k = number - 1
         kernel = p[f"round_left_{k}"] @ p[f"round_right_{k}"] if f"round_left_{k}" in p else p[f"round_kernel_{k}"]
@@ -88,7 +91,7 @@ def slstm_step(p, x, state):
 
 
 def unstabilised(state):
-    """The state of `slstm` as the state of `slstm_step`, in float64."""
+    """Converts a state (c, n, h, m) of the cell `slstm` to the state (c, n, h) of `slstm_step`, in float64."""
     c, n, h, m = (np.asarray(leaf, np.float64) for leaf in state)
     return np.exp(m) * c, np.exp(m) * n, h
 
@@ -155,7 +158,7 @@ def test_gradients_equal_finite_differences_in_float64(name, options, step):
 @each_variant
 @pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), ROWS])
 def test_bfloat16_rounds_only_the_operands_of_products(name, options, step, rows):
-    """The stepped cell has the same rounded operands as the window. Gradients are float32 and not rounded to bfloat16."""
+    """Single steps equal the window, because both round the same operands. Gradients are float32, not rounded to bfloat16."""
     del step
     cell, inputs = cells.named(name), inputs_of()[:, :rows]
     params, state = layer(cell, options), cell.zero_state(rows, HIDDEN)
@@ -212,7 +215,10 @@ def test_operations_equal_the_number_of_kernel_entries_for_every_option(name, op
 
 @pytest.mark.parametrize("size", [-300.0, 300.0])
 def test_the_slstm_stays_exact_where_the_input_gate_would_leave_the_range_of_float32(size):
-    """exp(300) is larger and exp(-300) smaller than every float32. Both fit float64. The states begin at zero."""
+    """exp(300) is larger, and exp(-300) is smaller, than all positive float32 numbers. Both numbers fit in float64.
+
+    The states begin at zero.
+    """
     cell, inputs = cells.named("slstm"), inputs_of()
     params = layer(cell, {})
     params["bias"] = params["bias"].at[:HIDDEN].add(size)

@@ -48,16 +48,17 @@ def sweep():
 
 @pytest.fixture(autouse=True)
 def _nothing_loaded(monkeypatch):
-    """As in a new process, no file of a cell has run."""
+    """Makes charlm forget all loaded cells, so that each test begins like a new process."""
     for module, name in ((own, "_modules"), (own, "_digests"), (cells, "loaded")):
         monkeypatch.setattr(module, name, {})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, corpus_file):
-    """A folder with a config file, a file with a cell, and a run of this config that was stopped at step 4 of 6.
+    """A folder with a config file, a file with a cell, and two runs of this config.
 
-    Whenever the file of the cell runs, it writes a line to the file `ran`.
+    The run `complete` has all 6 steps, and the run `stopped` was stopped at step 4. Whenever the file of the cell runs, it adds
+    a line to the file `ran`.
     """
     folder = tmp_path_factory.mktemp("own")
     (folder / "my cells").mkdir()
@@ -80,7 +81,7 @@ def folder(tmp_path_factory, corpus_file):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         config = load.load("config.py")
-        assert train.train(config, "straight") == 0
+        assert train.train(config, "complete") == 0
         original = train.steps_at_once
 
         def killed(setup, step):
@@ -96,7 +97,7 @@ def folder(tmp_path_factory, corpus_file):
 
 @pytest.fixture
 def ran(folder):
-    """A file that exists if the file of the cell has run during this test."""
+    """The path of a file that exists only if the file of the cell has run during this test."""
     (folder / "ran").unlink(missing_ok=True)
     return folder / "ran"
 
@@ -148,7 +149,7 @@ def test_the_peephole_lstm_equals_the_equations_in_numpy_float64():
 
 
 def test_a_cell_of_the_user_trains_resumes_scores_and_samples(folder, ran, tmp_path, capsys):
-    straight, stopped = folder / "straight", copied(folder, "stopped", tmp_path)
+    complete, stopped = folder / "complete", copied(folder, "stopped", tmp_path)
     config = Run(stopped).config()
     assert config.model.cell == f"{folder}/my cells/peephole.py:PEEPHOLE"
     with pytest.raises(
@@ -159,24 +160,24 @@ def test_a_cell_of_the_user_trains_resumes_scores_and_samples(folder, ran, tmp_p
     assert train.train(config, os.fspath(stopped), trust_code=True) == 0
     assert "of 8, embedding input" in (said := capsys.readouterr().out)
     assert "2 Peephole LSTM layers" in said
-    assert read_rows(stopped) == read_rows(straight)
-    assert_same(final_params(stopped), final_params(straight))
-    assert {"peephole_0", "peephole_1"} < final_params(straight).keys()
+    assert read_rows(stopped) == read_rows(complete)
+    assert_same(final_params(stopped), final_params(complete))
+    assert {"peephole_0", "peephole_1"} < final_params(complete).keys()
 
     model = charlm.load(stopped, "latest", trust_code=True)
     logged = [row for row in Run(stopped).rows() if row["split"] == "validation"][-1]
     assert model.score(Run(stopped).splits()["validation"])["nats"] == pytest.approx(logged["nats"], abs=1e-6)
     text = model.sample("a", length=30, temperature=0.0)
-    for _ in range(5):  # the sampler, which makes single steps, finds the likeliest character after any part of the text
+    for _ in range(5):  # the sampler makes single steps, and each character that it chose is the likeliest one in a window too
         ids = model.logits(text[:-1])[-1].argmax()
         assert model.vocab.decode(np.array([ids])) == text[-1]
         text = text[:-1]
-    assert train.train(config, os.fspath(stopped)) == 0  # the run is done: prints the result and runs no code
+    assert train.train(config, os.fspath(stopped)) == 0  # a run that is done only prints its result, and runs no code
     assert len(ran.read_text()) == 1
 
 
-def test_the_programs_take_the_flag(folder, ran, script, tmp_path):
-    workdir = f"--workdir={copied(folder, 'straight', tmp_path)}"
+def test_programs_need_and_accept_the_flag_trust_code(folder, ran, script, tmp_path):
+    workdir = f"--workdir={copied(folder, 'complete', tmp_path)}"
     before, sample = contents(tmp_path), ["sample", workdir, "--prompt=a", "--length=5"]
     message = script.fails(*sample)
     assert re.search(r"the run's cell is code in .*peephole\.py, .* add --trust_code \(in Python trust_code=True\)\.$", message)
@@ -186,25 +187,25 @@ def test_the_programs_take_the_flag(folder, ran, script, tmp_path):
         export = ["export", workdir, "--format=npz", f"--output={tmp_path / 'out.npz'}", "--trust_code"]
         export = pool.submit(script.fails, *export)
         evaluate, sample = (pool.submit(script, *each, "--trust_code") for each in (["evaluate", workdir], sample))
-    logged = [row for row in Run(tmp_path / "straight").rows() if row["split"] == "validation"][-1]
+    logged = [row for row in Run(tmp_path / "complete").rows() if row["split"] == "validation"][-1]
     assert json.loads(evaluate.result().stdout)["nats"] == pytest.approx(logged["nats"], abs=1e-6)
     assert len(sample.result().stdout) == 7
     assert export.result().endswith("layers of PyTorch can't be exported, since the cell has no to_torch.")
 
 
-def test_readers_of_many_runs_never_run_the_file(folder, ran, script, tmp_path, monkeypatch):
-    copied(folder, "straight", tmp_path)
+def test_code_that_reads_many_runs_never_runs_the_file_of_the_cell(folder, ran, script, tmp_path, monkeypatch):
+    copied(folder, "complete", tmp_path)
     other = copied(folder, "stopped", tmp_path) / "config.json"
     fields = {key: value for key, value in json.loads(other.read_text()).items() if key != "seal"}
     other.write_text(json.dumps(fields | {"model": fields["model"] | {"cell": "lstm"}}))
     found = {row["name"]: row["model.cell"] for row in charlm.runs(tmp_path)}
-    assert found == {"straight": f"{folder}/my cells/peephole.py:PEEPHOLE", "stopped": "lstm"}
+    assert found == {"complete": f"{folder}/my cells/peephole.py:PEEPHOLE", "stopped": "lstm"}
     monkeypatch.chdir(folder)
     (trial,) = sweep.load_trials("config.py", {})
     sweep.check_files(trial)
     assert sweep.Root(tmp_path / "root").matched([trial]) == [trial]
     done = script("compare", tmp_path, f"--html={tmp_path / 'report.html'}", f"--plot={tmp_path / 'p.png'}")
-    assert re.search(r"^peephole\.py:PEEPHOLE .* straight$", done.stdout, re.MULTILINE)
+    assert re.search(r"^peephole\.py:PEEPHOLE .* complete$", done.stdout, re.MULTILINE)
     assert "my cells" not in done.stdout
     assert not ran.exists()
 
@@ -247,18 +248,18 @@ def test_a_changed_file_is_not_run(folder, ran, tmp_path):
     charlm.load(stopped, trust_code=True)
 
 
-def test_a_parent_with_a_cell_of_the_user_needs_trust(folder, tmp_path):
-    config = load.checked(Run(folder / "straight").config())
-    child = load.from_dict(load.flatten(config) | {"train.init_from": str(folder / "straight"), "train.steps": 1})
-    with pytest.raises(UserError, match=r"^train\.init_from=.*straight: the run's cell is code in .*peephole\.py"):
+def test_train_init_from_with_a_cell_of_the_user_needs_trust_code(folder, tmp_path):
+    config = load.checked(Run(folder / "complete").config())
+    child = load.from_dict(load.flatten(config) | {"train.init_from": str(folder / "complete"), "train.steps": 1})
+    with pytest.raises(UserError, match=r"^train\.init_from=.*complete: the run's cell is code in .*peephole\.py"):
         train.train(child, os.fspath(tmp_path / "child"))
-    with pytest.raises(UserError, match=r"^train\.init_from=.*straight: the run's cell is code in .*peephole\.py"):
+    with pytest.raises(UserError, match=r"^train\.init_from=.*complete: the run's cell is code in .*peephole\.py"):
         opening.describe_only(child, str(tmp_path / "net.dot"), 1)
     assert not list(tmp_path.iterdir())
     assert train.train(child, os.fspath(tmp_path / "child"), trust_code=True) == 0
     assert_same(
         restore.load(tmp_path / "child", "0", trust_code=True).params,
-        restore.load(folder / "straight", "best", trust_code=True).params,
+        restore.load(folder / "complete", "best", trust_code=True).params,
     )
     longer = load.from_dict(load.flatten(child) | {"train.steps": 2})
     with pytest.raises(UserError, match=r"^--workdir=.*child: the run's cell is code"):
@@ -268,7 +269,7 @@ def test_a_parent_with_a_cell_of_the_user_needs_trust(folder, tmp_path):
     assert train.train(longer, os.fspath(tmp_path / "child"), extend=True, trust_code=True) == 0
 
 
-def test_a_sweep_hands_the_flag_to_trials_that_resume(folder, ran, script, tmp_path, monkeypatch):
+def test_a_sweep_passes_the_flag_trust_code_to_trials_that_resume(folder, ran, script, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     (trial,) = sweep.load_trials("config.py", {})
     assert re.fullmatch(r"cell=peephole\.py_PEEPHOLE-[0-9a-f]{8}", trial.name)
@@ -303,11 +304,11 @@ def test_a_sweep_trains_and_resumes_a_cell_of_the_user(folder, script, tmp_path,
     arguments = ["--config=config.py", f"--root={tmp_path / 'root'}"]
     script("sweep", *arguments)
     (workdir,) = (tmp_path / "root").glob("cell=*")
-    assert read_rows(workdir) == read_rows(folder / "straight")
+    assert read_rows(workdir) == read_rows(folder / "complete")
     shutil.rmtree(workdir)
     shutil.copytree(folder / "stopped", workdir)
     script("sweep", *arguments, "--trust_code")
-    assert read_rows(workdir) == read_rows(folder / "straight")
+    assert read_rows(workdir) == read_rows(folder / "complete")
 
 
 @pytest.mark.parametrize(
