@@ -124,12 +124,12 @@ _GRID = flags.DEFINE_bool(
     "--dynamic_learning_rate and --dynamic_lambda, and take the pair with the lowest loss",
 )
 _ENSEMBLE = flags.DEFINE_bool(
-    "ensemble", False, "score the text with several runs together; the arguments are their run directories"
+    "ensemble", False, "score the text with several runs together, whose directories are the arguments"
 )
 _NGRAM = flags.DEFINE_string(
     "ngram",
     None,
-    "order of an n-gram that scores the text instead of the model, such as 5; or a range of orders, such as 2..10",
+    "score the text with an n-gram instead of the model; the value is the order, such as 5, or a range such as 2..10",
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by the loss that train.best names), latest, or a step")
 _TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
@@ -348,8 +348,6 @@ def _size(scored: inputs.ScoredText, encoded: Encoded, protocol: Protocol) -> st
     lengths_D, limit = encoded.lengths_D, protocol.framing.length
     if _TEXT.value is not None and (cut := cut_in_words(lengths_D, limit)):
         warn(cut)
-    skipped = (
-        "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "
-    )  # for a split, training already printed this number
+    skipped = "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "  # for a split, training printed this number
     cut = f"{(lengths_D > limit).sum():,} cut to batch.length={limit}"
     return f"{counted(int(lengths_D.sum()), 'char')} of {counted(len(lengths_D), 'document')} ({skipped}{cut})"

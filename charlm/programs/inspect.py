@@ -4,8 +4,9 @@
     scripts/inspect.py --workdir=runs/quickstart --text=FILE
 
 The page colours the text by the surprisal of its characters, or by a value of any unit, such as its state, a gate or the
-candidate of its new state. Move the mouse pointer over a character, or use the arrow keys, to see the likeliest next characters.
-The page also shows:
+candidate of its new state. To see the likeliest next characters, move the mouse pointer over a character, or use the arrow
+keys. The page also shows:
+
 - the units that tell a property of the text, such as whether a character is inside quotes
 - how often each gate is saturated (close to 0 or close to 1)
 - the loss of the whole text, of each symbol, and by the number of characters that the model has read since the zero state
@@ -60,9 +61,7 @@ _CHARS = flags.DEFINE_integer(
     None,
     "number of characters that the page shows; default: 5000, or fewer if the model is so large that the page would be slow",
 )
-_READ = flags.DEFINE_integer(
-    "read", 50_000, "largest number of characters that the model reads; it computes the losses from all of them"
-)
+_READ = flags.DEFINE_integer("read", 50_000, "largest number of characters that the model reads and scores")
 _NGRAM = flags.DEFINE_string(
     "ngram", "2..10", "orders of the n-grams, such as 5 or 2..10; with an empty value, no n-gram is computed"
 )

@@ -226,7 +226,7 @@ def hand_made_params(functions, vocab, seed=0):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run whose vocabulary has control characters and the characters of HTML. The end of the corpus is its validation split."""
+    """A run whose vocabulary has HTML characters and control characters. The validation split is the end of the corpus."""
     folder = tmp_path_factory.mktemp("looking")
     (folder / "text").write_bytes((HOSTILE + "\n" + QUOTES_AND_BRACKETS).encode())
     fixed = {"corpus.path": os.fspath(folder / "text"), "model.hidden": 8, "model.input": "onehot", "batch.size": 2}
