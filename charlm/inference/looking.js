@@ -129,7 +129,8 @@ function showDetails() {
   const name = source.signal ? source.title : `${source.title}, unit ${byId("unit").value}`;
   byId("details").replaceChildren(
     make("p", {}, make("b", {}, label(id)), ` at position ${count(current + 1)}`),
-    make("p", {}, surprisal === null ? `the model does not predict this ${data.unit}` : `surprisal ${surprisal.toFixed(2)} bits`),
+    make("p", {}, surprisal === null ? `the model does not predict this ${data.unit}` :
+      `surprisal ${surprisal.toFixed(2)} bits`),
     make("p", {}, `${name}: ${values[current] === null ? "none" : Number(values[current].toPrecision(3))}`),
     make("p", {class: "soft"}, `likeliest next ${data.unit}s`),
     make("table", {id: "next"}, ...rows),
@@ -161,10 +162,10 @@ byId("about").replaceChildren(...[`Text: ${data.where}.`, ...data.notes].map((no
 
 // The units that were found.
 const row = (cells, tag = "td") => make("tr", {}, ...cells.map((cell, index) => make(tag, index ? {} : {class: "text"}, cell)));
-byId("searched").textContent = `The number of a unit is the correlation between its activation after a symbol and the property ` +
-  `of this symbol. The units were chosen on the first ${count(data.searched.chosen)} ${data.unit}s of ${data.searched.where}. ` +
-  `The numbers were then computed on the next ${count(data.searched.tested)} ${data.unit}s. Click on a unit to colour the text ` +
-  `by its values.`;
+byId("searched").textContent = `The number of a unit is the correlation between its activation after a symbol and the ` +
+  `property of this symbol. The units were chosen on the first ${count(data.searched.chosen)} ${data.unit}s of ` +
+  `${data.searched.where}. The numbers were then computed on the next ${count(data.searched.tested)} ${data.unit}s. ` +
+  `Click on a unit to colour the text by its values.`;
 byId("found").append(...data.found.map((each) => make("tr", {},
   make("td", {class: "text", title: each.meaning}, each.property),
   make("td", {class: "text"}, ...(each.units.length ? each.units.map((found) => {
@@ -178,8 +179,8 @@ byId("found").append(...data.found.map((each) => make("tr", {},
 
 // The gates.
 byId("gates").hidden = data.gates.length === 0;
-byId("about_gates").textContent = `A unit of a gate is left-saturated at a ${data.unit} if the gate is below ${data.left}, and ` +
-  `right-saturated if the gate is above ${data.right}. The table shows the percentage of the ${data.unit}s of ` +
+byId("about_gates").textContent = `A unit of a gate is left-saturated at a ${data.unit} if the gate is below ${data.left}, ` +
+  `and right-saturated if the gate is above ${data.right}. The table shows the percentage of the ${data.unit}s of ` +
   `${data.searched.where} at which this happens, averaged over the units of the gate. In a plot, each dot is one unit. The x ` +
   `axis shows how often the unit is right-saturated, from 0 to 100 %, and the y axis shows how often it is left-saturated.`;
 const mean = (list) => list.reduce((sum, value) => sum + value, 0) / list.length;
@@ -204,9 +205,9 @@ byId("totals").append(
 );
 byId("totals").after(make("p", {class: "soft"}, `The losses are means over ${count(data.count)} scored ${data.unit}s. The ` +
   `n-grams count the ${data.unit}s of the run's train split and have Witten-Bell smoothing.` + (data.best_ngram === null ? "" :
-  ` The n-gram of order ${data.best_ngram} has the lowest loss on this text, so the rest of the page shows only this n-gram.`)));
-byId("about_distance").textContent = `For this table, the text is cut into pieces, and the model reads each piece from the zero ` +
-  `state. The distance of a prediction is the number of ${data.unit}s of the piece that the model has read before it.`;
+  ` The n-gram of order ${data.best_ngram} has the lowest loss on this text, so the rest of the page shows this n-gram.`)));
+byId("about_distance").textContent = `For this table, the text is cut into pieces, and the model reads each piece from the ` +
+  `zero state. The distance of a prediction is the number of ${data.unit}s of the piece that the model has read before it.`;
 const range = (each) => each.first === each.last ? count(each.first) : `${count(each.first)} to ${count(each.last)}`;
 byId("distance").append(
   row(["distance", `scored ${data.unit}s`, "nats"], "th"),

@@ -121,8 +121,8 @@ def look(
       split: a split of the run's corpus, or None. If the text has fewer than `most` symbols and this split has more symbols
         than the text, units are searched in the split instead of in the text.
       most: the largest number of symbols that are read from the beginning of each text.
-      shown: the number of symbols whose activations are kept for the page. None: SHOWN, or fewer if SHOWN
-        symbols do not fit into PAGE_BYTES.
+      shown: the number of symbols whose activations are kept for the page. None: SHOWN, or fewer if SHOWN symbols do not fit
+        into PAGE_BYTES.
       orders: the orders of the n-grams. May be empty.
 
     Raises:
@@ -208,8 +208,8 @@ def _notes(trained: Trained, text: Text, kept: int, counts_itself: bool) -> list
     framing = Framing.of(trained.config)
     if framing.kind in ("windows", "chunks"):
         notes.append(
-            f"The model was trained on {framing.kind} of {framing.length} symbols, each of which starts from the zero state. "
-            "Here, the state is carried through the text."
+            f"The model was trained on {framing.kind} of {framing.length} symbols. In training, the state was zero at the "
+            f"start of each {framing.kind.removesuffix('s')}. Here, the state is carried through the text."
         )
     if counts_itself:
         notes.append(
@@ -224,8 +224,8 @@ def _notes(trained: Trained, text: Text, kept: int, counts_itself: bool) -> list
 def loss_by_symbol(ids_P: np.ndarray, nats_P: np.ndarray, ngram_P: np.ndarray | None) -> list[dict[str, Any]]:
     """The loss of each symbol, the symbol with the largest sum of nats first.
 
-    Each dict has `id`, `count` (how often the symbol is scored), `nats` (the mean loss), `share` (the sum of
-    its nats, as a fraction of the sum over the text) and `ngram` (the mean loss of an n-gram for this symbol, or None).
+    Each dict has `id`, `count` (how often the symbol is scored), `nats` (the mean loss), `share` (the sum of its
+    nats, as a fraction of the sum over the whole text) and `ngram` (the mean loss of an n-gram for this symbol, or None).
     """
     scored_P = ~np.isnan(nats_P)
     ids_M, nats_M = ids_P[scored_P], nats_P[scored_P]
@@ -335,7 +335,7 @@ def _characters(ids_P: np.ndarray, vocab: Vocab) -> list[str | None]:
     """What the page shows for each byte of the text.
 
     For the last byte of a character, this is the character. For the other bytes of the character, it is a dot. None if the name
-    of the byte is a character itself, because the page then shows this name.
+    of the byte is a single character, because the page then shows this name.
     """
     decode = vocab.decoder()
     shown = [decode([index], False) or "·" for index in ids_P]

@@ -124,7 +124,7 @@ _GRID = flags.DEFINE_bool(
     "--dynamic_learning_rate and --dynamic_lambda, and take the pair with the lowest loss",
 )
 _ENSEMBLE = flags.DEFINE_bool(
-    "ensemble", False, "score the text with several runs together, whose directories are the arguments"
+    "ensemble", False, "score the text with several runs together; give their directories as arguments"
 )
 _NGRAM = flags.DEFINE_string(
     "ngram",
