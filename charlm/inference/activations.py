@@ -1,10 +1,12 @@
-"""Reads a text with a trained model, and records what each layer computes: its state, its gates and the values behind them.
+"""Reads a text with a trained model, and records what each layer computes.
 
-A series is one quantity of a layer, such as the forget gate. Each unit of a series has one value for each symbol of the text.
-The values of a long text need too much memory, so only those of its beginning are kept. Of all values, sums are kept.
+The recorded values are the state of the layer, its gates, and other values such as the candidate of its new state. A series is
+one of these quantities, such as the forget gate of layer 0. Each unit of a series has one value (its activation) for each
+symbol of the text. All values of a long text would need too much memory. Therefore, the values are kept only for the beginning
+of the text. Sums over the values are computed for the whole text; see `Moments`.
 
-Letters: P symbols of the text, T symbols of a window, J units of all series, K properties of a symbol, V vocabulary,
-A likeliest symbols.
+Letters in the names of arrays: P symbols of the text, T symbols of a window, J units of all series one after the other, H units
+of one series, K properties of a symbol (see `findings`), B rows (always 1), V size of the vocabulary, A likeliest symbols.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +20,9 @@ from charlm.models import stack
 from charlm.models.stack import Functions
 
 WINDOW = 512  # symbols that one call of the compiled program reads
-ALTERNATIVES = 5
+ALTERNATIVES = 5  # the number of likeliest next symbols that are recorded
 LEFT, RIGHT = 0.1, 0.9  # a gate below LEFT or above RIGHT is saturated (Karpathy, Johnson & Li 2015)
-HALVES = 2
+HALVES = 2  # the text is divided into two halves, and each half has its own sums
 
 
 class Series(NamedTuple):
@@ -29,8 +31,8 @@ class Series(NamedTuple):
     Attributes:
       layer: the number of the layer, from 0.
       name: the name of the quantity, such as `h` or `f`.
-      is_gate: whether the values are from 0 to 1.
-      columns: the columns of the quantity in an array of all units.
+      is_gate: whether the quantity is a gate, whose values are from 0 to 1.
+      columns: the columns of this quantity in an array with the axis J.
     """
 
     layer: int
@@ -66,13 +68,16 @@ class Reading(NamedTuple):
 
     Attributes:
       series: the quantities of all layers.
-      values_PJ: float32, the activations after each of the first symbols; see `read` for their number.
-      nats_P: float64, the surprisal of each symbol. nan if nothing predicts the symbol.
+      values_PJ: float32, the activations after each symbol at the beginning of the text. The argument `kept` of `read` is the
+        number of these symbols.
+      nats_P: float64, the surprisal of each symbol. nan if the state is zero before the symbol, because the model then does not
+        predict it.
       likeliest_PA: the ids that are likeliest after each symbol, in descending order of probability.
       probabilities_PA: the probabilities of these ids.
-      halves: the sums over the first and over the second half of the text.
-      saturated: for each unit of a gate, the share of the symbols at which it is below LEFT, and the share above RIGHT. float64
-        (2, J). The columns of other quantities have no meaning.
+      halves: the sums over the first half of the text, and the sums over the second half.
+      saturated: float64 (2, J). For each unit of a gate, row 0 has the fraction of the symbols at which the gate is below LEFT,
+        and row 1 has the fraction of the symbols at which the gate is above RIGHT. The columns of other quantities have no
+        meaning.
     """
 
     series: list[Series]
@@ -110,9 +115,9 @@ class Reader:
 
         Args:
           ids_P: the ids of the text.
-          first_P: bool, whether the state is zero before a symbol. True for the first symbol.
+          first_P: bool, whether the state is set to zero before a symbol. It must be True for the first symbol.
           properties_PK: the properties of each symbol, with which the activations are correlated.
-          kept: the number of symbols at the beginning whose activations are kept.
+          kept: the number of symbols at the beginning of the text whose activations are kept.
           progress: called after each window with its number of symbols and the sum of their nats.
         """
         total, width = len(ids_P), self.series[-1].columns.stop
@@ -135,7 +140,7 @@ class Reader:
         return Reading(self.series, values_PJ, nats_P, likeliest_PA, probabilities_PA, tuple(halves), saturated / total)
 
     def _windows(self, ids_P: np.ndarray, first_P: np.ndarray) -> Iterator[tuple[int, Any]]:
-        """The start of each window, and its results. The last window is padded at its end."""
+        """Yields the start of each window, and what the program computes for it. The last window is padded at its end."""
         count = -(-len(ids_P) // WINDOW) * WINDOW
         ids, first = np.zeros(count + 1, np.int32), np.zeros(count, bool)
         ids[: len(ids_P)], first[: len(ids_P)] = ids_P, first_P
@@ -146,9 +151,10 @@ class Reader:
             yield start, results
 
     def _quantities(self) -> tuple[list[Series], list[bool]]:
-        """The series of all layers, and whether the output of a layer is a series of its own.
+        """Returns the series of all layers, and for each layer whether its output is a series of its own.
 
-        The output of most cells is also a part of their state. Two steps show whether it is.
+        In most cells, the output is also a part of the state, so it must not become a second series. To find this out, the
+        model reads two symbols, and the output of each layer is compared with the parts of its state.
         """
 
         def two_steps(weights, carry):
@@ -170,7 +176,7 @@ class Reader:
 
     def _make_window(self) -> Callable:
         def window(weights, ids_T, following_T, first_T, carry):
-            def one(carry, each):
+            def read_symbol(carry, each):
                 id_, following, is_first = each
                 seen: list[stack.Seen] = []
                 carry = stack.keep_rows(carry, jnp.logical_not(is_first)[None])
@@ -184,21 +190,27 @@ class Reader:
                 best_A, ids_A = jax.lax.top_k(log_p_V, min(ALTERNATIVES, len(log_p_V)))
                 return carry, (jnp.concatenate(values), -log_p_V[following], ids_A, jnp.exp(best_A))
 
-            return jax.lax.scan(one, carry, (ids_T, following_T, first_T))
+            return jax.lax.scan(read_symbol, carry, (ids_T, following_T, first_T))
 
         return window
 
 
 def half_bounds(total: int) -> list[tuple[int, int]]:
-    """The positions at which the two halves of a text start and end."""
+    """(start, end) of each half of a text of `total` symbols."""
     middle = total // 2
     return [(0, middle), (middle, total)]
 
 
 def _arrays(seen: stack.Seen, has_output: bool) -> list[tuple[str, Any, bool]]:
-    """(name, array, whether it is a gate) of each quantity of a layer. `has_output`: whether the output is one of them."""
-    # JAX sorts the keys of a dict that a compiled function returns. Sorted here, they have the same order everywhere. The h of
-    # a state comes first, because most layers pass it on.
+    """(name, array, whether the quantity is a gate) for each quantity of a layer.
+
+    Args:
+      seen: what the layer computed.
+      has_output: whether the output of the layer is a quantity of its own.
+    """
+    # JAX sorts the keys of a dict that a compiled function returns, but this function is also called inside such a function,
+    # where the keys are not sorted yet. It therefore sorts them itself, so that the order is always the same. h comes first,
+    # because it is the output of most layers.
     named = [(name, seen.state[name], False) for name in sorted(seen.state, key=lambda name: (name != "h", name))]
     named += [(name, seen.inside.gates[name], True) for name in sorted(seen.inside.gates)]
     named += [(name, seen.inside.others[name], False) for name in sorted(seen.inside.others)]
@@ -235,12 +247,12 @@ def correlations(sums: Moments) -> np.ndarray:
 
 
 def _spread(mean_square: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """The standard deviation. nan if it is so small that it may be nothing but rounding."""
+    """The standard deviation. nan if it is so small that it may come only from rounding errors."""
     variance = mean_square - mean * mean
     return np.sqrt(np.where(variance > 1e-12 * np.maximum(mean_square, 1e-300), variance, np.nan))
 
 
 def named(series: Sequence[Series], column: int) -> tuple[Series, int]:
-    """The series and the unit of a column of all units."""
+    """The series to which a column of the axis J belongs, and the number of the unit in this series."""
     found = next(each for each in series if each.columns.start <= column < each.columns.stop)
     return found, column - found.columns.start

@@ -4,22 +4,25 @@ The text is read as a stream, in segments of L characters. The model first score
 
     theta += min(lambda s / mean(s), 1) (theta_0 - theta) - eta g / (s + epsilon)
 
-theta is a weight, and theta_0 its trained value. g is the gradient of the mean loss of the segment. s is the root of the mean
-of g^2 over the segments of the training text, with the trained weights, and mean(s) is the mean over all weights. The first
-term lets a weight decay to its trained value. A weight with large gradients decays faster. The second term is a step of
-gradient descent, scaled by s. The recurrent state is carried from segment to segment. Gradients do not flow back into the
-previous segment.
+theta is a weight, and theta_0 is its trained value. g is the gradient of the mean loss of the segment. s is the root mean
+square of g over the segments of the training text. While s is computed, the weights keep their trained values. Each weight has
+its own s, and mean(s) is the mean of s over all weights.
 
-s is computed in several lanes at once (parts of the training text). The gradient of every single segment would need too much
-time and memory. Therefore, the loss of each lane gets a random sign, +1 or -1, and a single gradient of the sum is squared.
-In the mean over many steps, the products of the gradients of two lanes cancel out, because their signs are independent. What
-is left is the sum of the squares of the gradients of single segments. With one lane, the result is exact. The signs are the
-same in each evaluation.
+The term with lambda lets a weight decay to its trained value. A weight with a large s decays faster. The term with eta is a
+step of gradient descent, divided by s + epsilon. The recurrent state is carried from segment to segment. Gradients do not flow
+back into the previous segment.
+
+To compute s, the training text is cut into parts (lanes), which are read at the same time. In each step, every lane reads one
+segment. A separate gradient for each of these segments would need too much time and memory. Therefore, the loss of each lane is
+multiplied by a random sign, +1 or -1. The program computes only the gradient of the sum of these losses, and squares it. The
+square contains products of the gradients of two different lanes. Over many steps, these products cancel out, because the signs
+of two lanes are independent. The sum of the squared gradients of the single segments is left. With one lane, there are no such
+products, so s is exact. The signs come from a fixed random seed, so they are the same in each evaluation.
 
 Reference: https://arxiv.org/abs/1709.07432
 
-Letters in the names of arrays: B rows or lanes, T = L characters of a segment, K segments of one call of a program, N ids of a
-text, M = N - 1 scored characters.
+Letters in the names of arrays: B rows or lanes, T characters of a segment (T is L, and T1 is T + 1), K segments that one call
+of a compiled program reads, N ids of a text, M = N - 1 scored characters.
 """
 
 import itertools
@@ -38,24 +41,25 @@ from charlm.models.stack import Functions
 from charlm.progress import counted
 
 SEGMENT = 20
-# The published settings for segments of PUBLISHED_SEGMENT characters. The rates are proportional to the length of a segment.
+# The published settings, for segments of PUBLISHED_SEGMENT characters. For segments of another length, the learning rate and
+# lambda (PUBLISHED_DECAY) are multiplied by length / PUBLISHED_SEGMENT.
 PUBLISHED_SEGMENT, PUBLISHED_RATE, PUBLISHED_DECAY, PUBLISHED_EPSILON = 5, 5e-5, 2e-3, 2e-5
 # A grid multiplies the learning rate and lambda by these factors.
 GRID_RATES, GRID_DECAYS = (0.5, 1.0, 2.0, 4.0, 8.0), (0.0, 1.0, 3.0)
-GRID_PART = 0.2  # the part of the validation split on which a grid is tuned, from its beginning
-MOST_LANES = 64  # for the statistics
-STEPS_OF_STATISTICS = 256  # at least this number of segments in each lane, so that few lanes are used for a short text
-CALL_CHARS = 1024  # characters of a lane in one call of a program
+GRID_PART = 0.2  # a grid is tuned on this fraction of the validation split, at the beginning of the split
+MOST_LANES = 64  # the largest number of lanes in which the statistics (s for each weight) are computed
+STEPS_OF_STATISTICS = 256  # each lane has at least this number of segments, so a short text has few lanes
+CALL_CHARS = 1024  # one call of a compiled program reads about this number of characters of each lane
 
 
 class Settings(NamedTuple):
-    """The settings of a dynamic evaluation.
+    """The settings of a dynamic evaluation. The formula at the beginning of this module shows their effect.
 
     Attributes:
       segment: L, the number of characters of a segment.
       learning_rate: eta.
       decay: lambda.
-      epsilon: added to s.
+      epsilon: a positive number that is added to s, so that no step divides by zero.
     """
 
     segment: int
@@ -71,7 +75,10 @@ class Settings(NamedTuple):
         decay: float | None = None,
         epsilon: float | None = None,
     ) -> "Settings":
-        """Checks the settings. None stands for the default: SEGMENT, and the published rates times segment / 5.
+        """Checks the settings, and replaces None by a default.
+
+        The default segment is SEGMENT. The default learning rate and lambda are the published values times
+        segment / PUBLISHED_SEGMENT. The default epsilon is the published value.
 
         Raises:
           UserError: a setting is not in its range. The message names the flag of evaluate.py.
@@ -116,18 +123,19 @@ def check_length(ids_N: Ids, segment: int, where: str) -> None:
 
 
 def lanes_of(ids_N: Ids, segment: int) -> int:
-    """The number of lanes in which the statistics over a text of these ids are computed."""
+    """The number of lanes in which `Evaluator.statistics` reads this text."""
     return max(1, min(MOST_LANES, (len(ids_N) - 1) // segment // STEPS_OF_STATISTICS))
 
 
 class Evaluator:
-    """Runs dynamic evaluations of one model. Its programs are compiled once for each length of a segment.
+    """Runs dynamic evaluations of one model. JAX compiles its programs once for each length of a segment.
 
     Args:
       model: the model as pure functions.
 
     Attributes:
-      known_scales: L → the statistics over the run's training text with segments of L, for a caller that needs them again.
+      known_scales: a dict from a segment length L to the statistics over the run's training text in segments of L characters.
+        `dynamic_run.evaluate` stores the statistics here, so that it computes them only once for each L.
     """
 
     def __init__(self, model: Functions):
@@ -140,7 +148,7 @@ class Evaluator:
     def statistics(self, params: Any, ids_N: Ids, segment: int, progress: Progress = lambda chars, nats: None) -> Any:
         """s for each weight: the root of the mean squared gradient over the segments of a text.
 
-        Each lane begins with the zero state. Characters at the end of a lane that do not fill a segment are left out.
+        Each lane starts from the zero state. If the last characters of a lane do not fill a segment, they are left out.
 
         Args:
           params: the trained weights.
@@ -182,7 +190,7 @@ class Evaluator:
         """
         check_length(ids_N, settings.segment, "the text")
         rates, decays = self._prepare(scales, settings.learning_rate, settings.decay, settings.epsilon)
-        # The program reuses the memory of its weights, so it gets a copy.
+        # The compiled program overwrites the weights that it receives, so it receives a copy of the trained weights.
         weights, carry = jax.tree.map(jnp.copy, params), self._zero_carry(1, params)
         scored, parts = len(ids_N) - 1, []
         for begin, _, positions_KBT1 in _calls(np.zeros(1, np.int64), -(-scored // settings.segment), settings.segment):
@@ -202,11 +210,11 @@ class Evaluator:
         return np.concatenate(parts)
 
     def _zero_carry(self, rows: int, params: Any) -> Any:
-        """The zero state, placed like the parameters. All later states are placed in this way, so one program is compiled."""
+        """The zero state, on the devices of the parameters. Later states are there too, so JAX compiles only once."""
         return jax.device_put(self._model.zero_carry(rows), jax.tree.leaves(params)[0].sharding)
 
     def _loss(self, params, carry, ids_BT1, weights_BT, signs_B):
-        """The sum over rows of the sign times the mean loss of a row, and (the nats of each character, the new carry)."""
+        """Returns the sum of sign times mean loss over the rows, and the pair (nats of each character, new carry)."""
         inputs_BT, targets_BT = ids_BT1[:, :-1], ids_BT1[:, 1:]
         batch = Batch(inputs_BT, targets_BT, weights_BT, jnp.zeros(len(ids_BT1), bool))
         logits_BTV, carry = self._model.apply(params, batch, carry)
@@ -250,7 +258,7 @@ class Evaluator:
 
 
 def _factors(scales: Any, learning_rate: jax.Array, decay: jax.Array, epsilon: jax.Array) -> tuple[Any, Any]:
-    """The factors of the gradient and of the decay for each weight."""
+    """Returns two factors for each weight: eta / (s + epsilon) for its gradient, and the factor of its decay."""
     leaves = jax.tree.leaves(scales)
     mean = sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
     rates = jax.tree.map(lambda s: learning_rate / (s + epsilon), scales)
@@ -259,10 +267,11 @@ def _factors(scales: Any, learning_rate: jax.Array, decay: jax.Array, epsilon: j
 
 
 def _calls(starts_B: np.ndarray, segments: int, segment: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """The calls of a program: the number of the first segment, the number of segments, and the positions of their ids.
+    """Yields a tuple for each call of a compiled program, which reads K segments of each lane.
 
-    All calls have the same number of segments K, so that one program is compiled. The last segments of the last call may lie
-    behind the end of the lane.
+    The tuple has the index of the first segment of the call, the number of its segments that lie inside the lane, and the
+    positions of the ids of all K segments. K is the same in all calls, so that JAX compiles only one program. Some segments of
+    the last call may therefore lie behind the end of the lane.
     """
     number = min(segments, max(1, CALL_CHARS // segment))
     for begin in range(0, segments, number):

@@ -1,6 +1,7 @@
-"""Dynamic evaluation of a run: the statistics over its training text, a grid on its validation split, and the result as a dict.
+"""Dynamic evaluation of a run.
 
-The module `dynamic` has the method.
+This module computes the statistics over the run's training text, chooses the settings on the run's validation split if the user
+wants this, and returns the result as a dict. The module `dynamic` explains and implements the method.
 """
 
 import contextlib
@@ -34,10 +35,10 @@ def silent(what: str, total: int) -> AbstractContextManager[Progress]:
 
 
 def check(protocol: Protocol, splits: dict[str, Any], grid: bool) -> None:
-    """Raises a UserError if the protocol is not that of a stream, or if there is no split for the grid.
+    """Raises a UserError if the protocol does not read a text as a stream, or if a grid has no validation split.
 
     Args:
-      protocol: the protocol of the evaluation without learning.
+      protocol: the protocol under which the text would be scored without dynamic evaluation.
       splits: a dict whose keys are the names of the run's splits.
       grid: whether a grid is tuned.
     """
@@ -46,7 +47,7 @@ def check(protocol: Protocol, splits: dict[str, Any], grid: bool) -> None:
             f"--dynamic reads a text as a stream, but the framing is {protocol.framing.kind!r}: add --framing=stream."
         )
     if grid and "validation" not in splits:
-        raise UserError("--dynamic_grid needs a validation split, but this run has none: leave it out.")
+        raise UserError("--dynamic_grid needs a validation split, but this run has none: leave out --dynamic_grid.")
 
 
 def evaluate(
@@ -63,20 +64,22 @@ def evaluate(
     Args:
       run: the run directory, from which the training split is read.
       trained: the trained model. Its parameters are not changed.
-      evaluator: the programs for `trained.functions`. It keeps the statistics for the next call.
+      evaluator: the compiled programs for `trained.functions`. The statistics are stored in it for the next call.
       scored: the text.
-      settings: the settings.
-      grid: whether the learning rate and lambda are chosen on the beginning of the validation split, among `settings.grid()`.
-      show: makes the display of the progress.
+      settings: the settings. With `grid`, multiples of their learning rate and lambda are tried.
+      grid: whether to try all settings of `settings.grid()` on the beginning of the validation split, and to score the text
+        with the settings that have the lowest loss there.
+      show: returns a context manager that shows the progress, such as `progress.characters`.
 
     Returns:
       The fields of `Model.score`. The protocol also has `method`, which describes the settings. With `grid`, the result also
-      has `tuning`: the part of the validation split, and the loss for each setting. If the text is the validation split, `rest`
-      has the loss of the characters after this part.
+      has `tuning`, which names the part of the validation split that was used to choose the settings, the chosen settings, and
+      the loss of all settings that were tried. If the text is the validation split itself, `rest` has the loss of the
+      characters after this part.
 
     Raises:
-      UserError: a text does not fit, or the corpus of the run can't be read.
-      Failure: the loss is not finite.
+      UserError: a text is shorter than one segment or has unknown symbols, or the corpus of the run can't be read.
+      Failure: the loss is not a finite number, because the learning rate is too high.
     """
     begin = time.perf_counter()
     protocol = Protocol.of_run(trained.config, "stream")
@@ -110,7 +113,7 @@ def evaluate(
     if part_N is not None:
         result["tuning"] = {key: value for key, value in tuning.items() if key != "in_words"}
         if scored.split == "validation" and len(part_N) < len(encoded.ids_N):
-            start = len(part_N) - 1  # the last character of the part is an input of the first character of the rest
+            start = len(part_N) - 1  # the last character of the part is read before the first scored character of the rest
             positions = np.arange(start, len(encoded.ids_N))
             assert encoded.sizes_N is not None
             rest = encoded._replace(ids_N=encoded.ids_N[positions], sizes_N=encoded.sizes_N[positions])
@@ -131,7 +134,10 @@ def _part(ids_N: batches.Ids) -> np.ndarray:
 def _tuned(
     trained: Trained, evaluator: Evaluator, scales: Any, part_N: np.ndarray, settings: Settings, show: Show
 ) -> tuple[Settings, dict[str, Any]]:
-    """The best settings of the grid on a part of the validation split, and what was tried."""
+    """Returns the settings of the grid with the lowest loss on `part_N`, and a dict for the field `tuning` of the result.
+
+    The dict also has `in_words`, which the protocol needs.
+    """
     grid = settings.grid()
     tried = []
     for number, each in enumerate(grid, start=1):
@@ -139,7 +145,7 @@ def _tuned(
         with show(what, len(part_N) - 1) as progress:
             try:
                 nats = float(evaluator.nats(trained.params, scales, part_N, each, progress).mean(dtype=np.float64))
-            except Failure:  # the settings with the highest rate may diverge
+            except Failure:  # settings with a high learning rate may diverge
                 nats = math.inf
         tried.append(nats)
     if min(tried) == math.inf:
@@ -147,10 +153,10 @@ def _tuned(
     best = grid[tried.index(min(tried))]
     rates = sorted({each.learning_rate for each in grid})
     if len(rates) > 1 and best.learning_rate in (rates[0], rates[-1]):
-        end = "lowest" if best.learning_rate == rates[0] else "highest"
+        end, beyond = ("lowest", "lower") if best.learning_rate == rates[0] else ("highest", "higher")
         warn(
-            f"the best learning rate, {best.learning_rate:g}, is the {end} of the grid: a grid around "
-            f"--dynamic_learning_rate={best.learning_rate:g} may find a better one."
+            f"the best learning rate, {best.learning_rate:g}, is the {end} of the grid, so a {beyond} learning rate may be "
+            f"better: run again with --dynamic_learning_rate={best.learning_rate:g}, whose grid also has {beyond} values."
         )
     decays = sorted({each.decay for each in grid})
     words = (

@@ -33,7 +33,7 @@ def check(runs: Sequence[Run], framing: str | None, uses_split: bool) -> None:
 
     Args:
       runs: the runs, at least one.
-      framing: the framing that the user gives, or None.
+      framing: the framing that the user gives. None means that the config of each run decides.
       uses_split: whether the text is a split of the runs' corpus.
     """
     first = runs[0]
@@ -48,7 +48,10 @@ def check(runs: Sequence[Run], framing: str | None, uses_split: bool) -> None:
                 "need the same vocabulary."
             )
         if (other_state := _state(Protocol.of_run(other_config, framing))) != state:
-            raise UserError(f"{both} read a text differently (state {state}; state {other_state}): give --framing=stream.")
+            raise UserError(
+                f"{both} read a text differently (recurrent state in the first: {state}; in the second: {other_state}): "
+                "give --framing=stream."
+            )
         if uses_split and any(other_corpus.get(key) != corpus.get(key) for key in ("sha256", "splits", "documents")):
             raise UserError(f"{both} have different corpora or splits: give the text to score with --text.")
         if not uses_split and _preparation(other_config, other_corpus) != _preparation(config, corpus):
@@ -68,8 +71,8 @@ def evaluate(models: Sequence["Model"], scored: ScoredText, encoded: Encoded, pr
       protocol: how the text is read.
 
     Returns:
-      The fields of `Model.score`, without `step`. The protocol also has `method`. `members` has the run directory, the step and
-      the loss of each model alone, in nats per character.
+      The fields of `Model.score`, without `step`. The protocol also has `method`, which describes the ensemble. `members` has
+      the run directory and the step of each model, and the loss of this model alone in nats per character.
 
     Raises:
       UserError: the text does not fit the protocol.

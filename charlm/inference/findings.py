@@ -1,10 +1,11 @@
 """Finds the units of a model whose activation tells a property of the text, such as whether a symbol is inside quotes.
 
-The score of a unit is the correlation of its activation after a symbol with the property of this symbol. A unit is chosen on
-the first half of the text. Its score is then computed on the second half. A model has so many units that the best score on the
-half where it was chosen would be too high by luck.
+The score of a unit is the correlation of its activation after a symbol with the property of this symbol. The units with the
+best scores on the first half of the text are chosen. Their scores are then computed again on the second half, and only this
+second score is shown. A model has so many units that the best score on the first half is too high by chance.
 
-Letters: P symbols of the text, K properties, J units of all series.
+Letters in the names of arrays: P symbols of the text, K properties, J units of all series. A series is one quantity of a layer,
+such as a gate; see `activations`.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ import numpy as np
 
 from charlm.inference.activations import Moments, Series, correlations, named
 
-BEST = 3  # units that are found for each property
-FEWEST = 20  # symbols that each half needs
+BEST = 3  # the number of units that are found for each property
+FEWEST = 20  # units are searched only if each half of the text has at least this number of symbols
 
 PROPERTIES = {
     "inside quotes": "1 from an opening double quote to the symbol before the closing quote, else 0",
     "position in line": "number of symbols since the line break",
-    "indentation": "number of spaces and tabs at the beginning of the line, up to here",
+    "indentation": "number of spaces and tabs at the beginning of the line, up to this symbol",
     "inside brackets": "1 from an opening (, [ or { to the symbol before the closing bracket, else 0",
     "upper case": "1 for a capital letter, else 0",
     "after a blank line": "1 in the first line after a blank line, else 0",
@@ -33,7 +34,7 @@ class Found(NamedTuple):
     """A unit that tells a property.
 
     Attributes:
-      series: the quantity.
+      series: the quantity of a layer to which the unit belongs.
       unit: the number of the unit, from 0.
       correlation: the correlation on the second half of the text, from -1 to 1.
     """
@@ -82,9 +83,11 @@ def properties(symbols: Sequence[str], first_P: np.ndarray) -> np.ndarray:
 
 
 def find(halves: Sequence[Moments], series: Sequence[Series]) -> dict[str, list[Found]]:
-    """The units that tell each property best, the best first. Empty if the property is constant in one of the halves.
+    """The units that tell each property best, the best unit first.
 
-    Two quantities of one unit, such as its c and its h, count as one unit: the better one is taken.
+    The list of a property is empty if the property is constant in one of the halves, or if a half is too short (see FEWEST).
+    A unit is listed only once for a property. If several of its quantities tell the property, such as its c and its h, the
+    quantity with the strongest correlation is taken.
     """
     if min(half.symbols for half in halves) < FEWEST:
         return {name: [] for name in PROPERTIES}

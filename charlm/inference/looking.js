@@ -20,7 +20,7 @@ const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)} %`;
 const count = (value) => value.toLocaleString("en");
 const bits = (nats) => nats === null ? null : nats / Math.LN2;
 
-// A control character, or another character without a picture of its own, is shown as its number.
+// A control character, or another character that would be invisible, is shown as an escape with its code point.
 const isOdd = (name) => /^[\p{C}\p{Zl}\p{Zp}]$/u.test(name);
 const escaped = (name) => `\\u{${name.codePointAt(0).toString(16)}}`;
 function label(id) {
@@ -43,7 +43,8 @@ const symbols = data.ids.map((id, position) => {
 byId("text").append(...symbols);
 for (const position of data.starts.slice(1)) symbols[position].before(make("hr"));
 
-// What colours the text. A signal belongs to the text. A series belongs to a layer and has several units.
+// What can colour the text. A signal has one value for each symbol, such as the surprisal. A series is a quantity of a layer,
+// such as a gate. It has several units, and each unit has one value for each symbol.
 const sources = [
   ...data.signals.map((signal) => ({title: signal.name, signal})),
   ...data.series.map((series) => ({title: `layer ${series.layer}: ${series.name}${series.gate ? " (gate)" : ""}`, series})),
@@ -128,14 +129,16 @@ function showDetails() {
   const name = source.signal ? source.title : `${source.title}, unit ${byId("unit").value}`;
   byId("details").replaceChildren(
     make("p", {}, make("b", {}, label(id)), ` at position ${count(current + 1)}`),
-    make("p", {}, surprisal === null ? "nothing predicts it" : `surprisal ${surprisal.toFixed(2)} bits`),
+    make("p", {}, surprisal === null ? `the model does not predict this ${data.unit}` :
+      `surprisal ${surprisal.toFixed(2)} bits`),
     make("p", {}, `${name}: ${values[current] === null ? "none" : Number(values[current].toPrecision(3))}`),
     make("p", {class: "soft"}, `likeliest next ${data.unit}s`),
     make("table", {id: "next"}, ...rows),
   );
 }
 
-// If the arrow keys scroll the text, the browser reports that the pointer is over another symbol, although it did not move.
+// If the arrow keys scroll the text, the browser reports that the pointer is over another symbol, although the pointer did not
+// move. Such a report is ignored.
 let pointer = "";
 byId("text").addEventListener("mousemove", (event) => {
   const place = `${event.clientX} ${event.clientY}`;
@@ -159,9 +162,10 @@ byId("about").replaceChildren(...[`Text: ${data.where}.`, ...data.notes].map((no
 
 // The units that were found.
 const row = (cells, tag = "td") => make("tr", {}, ...cells.map((cell, index) => make(tag, index ? {} : {class: "text"}, cell)));
-byId("searched").textContent = `The number is the correlation of the activation after a symbol with the property of the symbol. ` +
-  `Units were chosen on the first ${count(data.searched.chosen)} ${data.unit}s of ${data.searched.where}, and the number was ` +
-  `computed on the ${count(data.searched.tested)} after them.`;
+byId("searched").textContent = `The number of a unit is the correlation between its activation after a symbol and the ` +
+  `property of this symbol. The units were chosen on the first ${count(data.searched.chosen)} ${data.unit}s of ` +
+  `${data.searched.where}. The numbers were then computed on the next ${count(data.searched.tested)} ${data.unit}s. ` +
+  `Click on a unit to colour the text by its values.`;
 byId("found").append(...data.found.map((each) => make("tr", {},
   make("td", {class: "text", title: each.meaning}, each.property),
   make("td", {class: "text"}, ...(each.units.length ? each.units.map((found) => {
@@ -175,12 +179,13 @@ byId("found").append(...data.found.map((each) => make("tr", {},
 
 // The gates.
 byId("gates").hidden = data.gates.length === 0;
-byId("about_gates").textContent = `The share of the ${data.unit}s of ${data.searched.where} at which a gate is below ${data.left} ` +
-  `(left-saturated) or above ${data.right} (right-saturated). The table has means over the units. In a plot, each dot is a unit: ` +
-  `its share right is on the x axis, and its share left is on the y axis, both from 0 to 1.`;
+byId("about_gates").textContent = `A unit of a gate is left-saturated at a ${data.unit} if the gate is below ${data.left}, ` +
+  `and right-saturated if the gate is above ${data.right}. The table shows the percentage of the ${data.unit}s of ` +
+  `${data.searched.where} at which this happens, averaged over the units of the gate. In a plot, each dot is one unit. The x ` +
+  `axis shows how often the unit is right-saturated, from 0 to 100 %, and the y axis shows how often it is left-saturated.`;
 const mean = (list) => list.reduce((sum, value) => sum + value, 0) / list.length;
 byId("saturation").append(
-  row(["layer", "gate", "left", "right"], "th"),
+  row(["layer", "gate", "left-saturated", "right-saturated"], "th"),
   ...data.gates.map((gate) => row([String(gate.layer), gate.name, percent(mean(gate.left)), percent(mean(gate.right))])),
 );
 byId("scatter").append(...data.gates.map((gate) => make("div", {},
@@ -188,7 +193,7 @@ byId("scatter").append(...data.gates.map((gate) => make("div", {},
   make("svg", {viewBox: "0 0 220 220", role: "img", "aria-label": `saturation of gate ${gate.name} in layer ${gate.layer}`},
     make("path", {class: "axis", d: "M20 10V200H210 M20 10L210 200"}),
     ...gate.left.map((left, unit) => make("circle", {class: "dot", r: 2.5, cx: 20 + 190 * gate.right[unit], cy: 200 - 190 * left},
-      make("title", {}, `unit ${unit}: left ${percent(left)}, right ${percent(gate.right[unit])}`))),
+      make("title", {}, `unit ${unit}: left-saturated ${percent(left)}, right-saturated ${percent(gate.right[unit])}`))),
     make("text", {x: 20, y: 214}, "right-saturated →"),
     make("text", {x: 26, y: 20}, "↑ left-saturated")))));
 
@@ -198,14 +203,14 @@ byId("totals").append(
   ...[["this model", data.nats], ...data.ngrams.map((each) => [`n-gram of order ${each.order}`, each.nats])].map(([name, nats]) =>
     row([name, fixed(nats, 4), fixed(bits(nats), 4), nats === null ? "" : fixed(Math.exp(nats), 3)])),
 );
-byId("totals").after(make("p", {class: "soft"}, `Mean over ${count(data.count)} scored ${data.unit}s. The n-grams have Witten-Bell ` +
-  "smoothing and count the run's train split." + (data.best_ngram === null ? "" :
-  ` Order ${data.best_ngram} is the best on this text, so the rest of the page shows this order.`)));
-byId("about_distance").textContent = `Each piece of the text is read from the zero state. The distance is the number of ` +
-  `${data.unit}s that the model has read since then.`;
+byId("totals").after(make("p", {class: "soft"}, `The losses are means over ${count(data.count)} scored ${data.unit}s. The ` +
+  `n-grams count the ${data.unit}s of the run's train split and have Witten-Bell smoothing.` + (data.best_ngram === null ? "" :
+  ` The n-gram of order ${data.best_ngram} has the lowest loss on this text, so the rest of the page shows this n-gram.`)));
+byId("about_distance").textContent = `For this table, the text is cut into pieces, and the model reads each piece from the ` +
+  `zero state. The distance of a prediction is the number of ${data.unit}s of the piece that the model has read before it.`;
 const range = (each) => each.first === each.last ? count(each.first) : `${count(each.first)} to ${count(each.last)}`;
 byId("distance").append(
-  row(["distance", `${data.unit}s`, "nats"], "th"),
+  row(["distance", `scored ${data.unit}s`, "nats"], "th"),
   ...data.by_distance.map((each) => row([range(each), count(each.count), fixed(each.nats, 4)])),
 );
 if (data.by_distance.length > 1) {

@@ -1,8 +1,10 @@
 """Looks inside a trained model while it reads a text, and writes what it finds as one HTML page.
 
-The page contains its data and needs no network. It shows the text, and the names of runs, as text, never as HTML.
+The page contains its data and needs no network. The text and the names of runs are inserted into the page as plain text, never
+as HTML.
 
-Letters: P symbols of the text, K properties, J units of all series, M predictions of a piece.
+A series is one quantity of a layer, such as a gate; see `activations`. Letters in the names of arrays: P symbols of the text, K
+properties, J units of all series one after the other, U units of one series, M predictions of a piece.
 """
 
 import base64
@@ -27,20 +29,21 @@ from charlm.inference.restore import Trained
 from charlm.progress import characters, counted
 from charlm.rundir.run import Run
 
-PAGE_BYTES = 20_000_000  # the size of the activations of a page, unless the user asks for a number of symbols
-MOST_PAGE_BYTES = 200_000_000  # browsers can't open much larger pages
+PAGE_BYTES = 20_000_000  # by default, the activations in a page have at most this size
+MOST_PAGE_BYTES = 200_000_000  # the largest size of the activations in a page, because browsers can't open much larger pages
 SHOWN = 5000  # symbols that a page shows by default, if they fit into PAGE_BYTES
-PIECE = 512  # symbols of a piece of a running text, for the loss by the distance from the zero state
+# For the loss by distance from the zero state, a text without documents is cut into pieces of this number of symbols.
+PIECE = 512
 
 
 class Text(NamedTuple):
     """A text that the model reads.
 
     Attributes:
-      ids_P: the ids, with a start symbol before each document if the model reads one.
+      ids_P: the ids, with a start symbol before each document if the model reads start symbols.
       first_P: bool, whether the state is zero before a symbol.
       where: the name of the text in messages.
-      total: the number of symbols of the whole text, of which `ids_P` may be the beginning.
+      total: the number of symbols of the whole text. `ids_P` may have only the beginning of this text.
     """
 
     ids_P: np.ndarray
@@ -63,7 +66,7 @@ class Text(NamedTuple):
         return cls(ids_N[:most], first_N[:most], scored.where, len(encoded.ids_N))
 
     def pieces(self) -> list[np.ndarray]:
-        """The documents, or a running text in pieces of PIECE symbols."""
+        """The ids of each document. If the text has no documents, the ids of each piece of PIECE symbols."""
         starts = np.flatnonzero(self.first_P)[1:] if self.first_P.sum() > 1 else np.arange(PIECE, len(self.ids_P), PIECE)
         return np.split(self.ids_P, starts)
 
@@ -78,10 +81,11 @@ class Looked(NamedTuple):
       text: the text.
       reading: what the model computed for the text.
       properties_PK: the properties of each symbol of the text; see `findings.properties`.
-      searched: the name of the text in which units were searched and gates were counted, and its number of symbols.
+      searched: the text in which units were searched and saturated gates were counted: its name and its number of symbols.
       found: the units that tell a property; see `findings.find`.
-      saturated: see `Reading`, for the text that was searched.
-      ngrams: order → the nats of each symbol of the text under an n-gram. nan where `reading.nats_P` is nan. May be empty.
+      saturated: `Reading.saturated` of the text that was searched.
+      ngrams: a dict from the order of an n-gram to the nats of each symbol of the text. nan where `reading.nats_P` is nan.
+        Empty if no n-gram was computed.
       by_symbol: see `loss_by_symbol`.
       by_distance: see `loss_by_distance`.
     """
@@ -114,10 +118,12 @@ def look(
       run: the run, whose train split the n-grams count.
       trained: the model.
       scored: the text.
-      split: a split of the run's corpus in which units are searched if it has more symbols than the text. May be None.
+      split: a split of the run's corpus, or None. If the text has fewer than `most` symbols and this split has more symbols
+        than the text, units are searched in the split instead of in the text.
       most: the largest number of symbols that are read from the beginning of each text.
-      shown: the number of symbols whose activations are kept for the page. None: SHOWN, or as many as fit into PAGE_BYTES.
-      orders: the orders of the n-grams.
+      shown: the number of symbols whose activations are kept for the page. None: SHOWN, or fewer if SHOWN symbols do not fit
+        into PAGE_BYTES.
+      orders: the orders of the n-grams. May be empty.
 
     Raises:
       UserError: the page would be too large, or the corpus of the run can't be read.
@@ -164,8 +170,8 @@ def look(
 
 
 def _ngrams(train: Ids, text: Text, trained: Trained, orders: list[int]) -> dict[int, np.ndarray]:
-    """Order → the nats of each symbol. nan at the symbols that the model does not predict, either."""
-    # An n-gram reads no start symbols: the <eos> of the document before has the same effect.
+    """A dict from each order to the nats of each symbol. nan at the symbols that the model does not predict."""
+    # The n-grams do not read start symbols, because the <eos> at the end of the previous document has the same effect.
     starts = batches.start_ids(trained.config, trained.vocab)
     read_P = ~text.first_P if starts else np.ones(len(text.ids_P), bool)
     found = {}
@@ -178,7 +184,7 @@ def _ngrams(train: Ids, text: Text, trained: Trained, orders: list[int]) -> dict
 
 def _kept(width: int, shown: int | None) -> int:
     """The number of symbols whose activations the page shows."""
-    size = 4 * width / 3  # a byte for each value, in base64
+    size = 4 * width / 3  # bytes of a symbol: each value is one byte, and base64 writes 3 bytes as 4 characters
     if shown is None:
         return max(1, min(SHOWN, int(PAGE_BYTES / size)))
     if shown * size > MOST_PAGE_BYTES:
@@ -193,17 +199,23 @@ def _notes(trained: Trained, text: Text, kept: int, counts_itself: bool) -> list
     unit = "byte" if trained.vocab.of_bytes else "symbol"
     notes, read = [], len(text.ids_P)
     if read < text.total:
-        notes.append(f"The model read the first {counted(read, unit)} of {text.total:,} (--read).")
+        notes.append(f"The model read only the first {counted(read, unit)} of {text.total:,} (flag --read).")
     if kept < read:
-        notes.append(f"The text below is the first {counted(kept, unit)} (--chars). The losses are those of all {read:,}.")
+        notes.append(
+            f"The page shows the first {counted(kept, unit)} of the text (flag --chars). The losses are computed from all "
+            f"{counted(read, unit)} that the model read."
+        )
     framing = Framing.of(trained.config)
     if framing.kind in ("windows", "chunks"):
         notes.append(
-            f"The model was trained on {framing.kind} of {framing.length} symbols that start from the zero state. Here, the "
-            "state is carried through the text."
+            f"The model was trained on {framing.kind} of {framing.length} symbols. In training, the state was zero at the "
+            f"start of each {framing.kind.removesuffix('s')}. Here, the state is carried through the text."
         )
     if counts_itself:
-        notes.append("The n-grams count the train split, which this text is a part of, so their losses are too low.")
+        notes.append(
+            "The n-grams count the symbols of the train split. This text is a part of the train split, so the losses of the "
+            "n-grams are too low."
+        )
     if text.first_P.sum() > 1:
         notes.append("The state is zero before each document.")
     return notes
@@ -212,8 +224,8 @@ def _notes(trained: Trained, text: Text, kept: int, counts_itself: bool) -> list
 def loss_by_symbol(ids_P: np.ndarray, nats_P: np.ndarray, ngram_P: np.ndarray | None) -> list[dict[str, Any]]:
     """The loss of each symbol, the symbol with the largest sum of nats first.
 
-    Each dict has `id`, `count` (how often the symbol is scored), `nats` (the mean loss), `share` (of the loss of the text) and
-    `ngram` (the mean loss of an n-gram, or None).
+    Each dict has `id`, `count` (how often the symbol is scored), `nats` (the mean loss), `share` (the sum of its
+    nats, as a fraction of the sum over the whole text) and `ngram` (the mean loss of an n-gram for this symbol, or None).
     """
     scored_P = ~np.isnan(nats_P)
     ids_M, nats_M = ids_P[scored_P], nats_P[scored_P]
@@ -236,8 +248,9 @@ def loss_by_symbol(ids_P: np.ndarray, nats_P: np.ndarray, ngram_P: np.ndarray | 
 def loss_by_distance(trained: Trained, text: Text) -> list[dict[str, Any]]:
     """The loss by the number of symbols that the model has read since the zero state.
 
-    Each piece of the text is read from the zero state; see `Text.pieces`. Each dict has `first` and `last` (the range of this
-    number), `count` (of scored symbols) and `nats` (the mean loss).
+    This number of symbols is the distance. Each piece of the text is read from the zero state; see `Text.pieces`. The result
+    has one dict for each range of distances, with `first` and `last` (the smallest and the largest distance), `count` (the
+    number of symbols that were scored at these distances) and `nats` (their mean loss).
     """
     parts = text.pieces()
     rows = min(Protocol.of_run(trained.config).rows, len(parts))
@@ -319,9 +332,10 @@ def content(looked: Looked) -> dict[str, Any]:
 
 
 def _characters(ids_P: np.ndarray, vocab: Vocab) -> list[str | None]:
-    """What the page shows for each byte: a dot for the first bytes of a character, and the character for its last byte.
+    """What the page shows for each byte of the text.
 
-    None for a byte whose name the page shows.
+    For the last byte of a character, this is the character. For the other bytes of the character, it is a dot. None if the name
+    of the byte is a single character, because the page then shows this name.
     """
     decode = vocab.decoder()
     shown = [decode([index], False) or "·" for index in ids_P]
@@ -333,7 +347,7 @@ def _mean(nats_P: np.ndarray) -> float | None:
 
 
 def _signal(name: str, values_P: np.ndarray, unit: str) -> dict[str, Any]:
-    """Values that belong to the text and not to a layer. JSON has no nan, so nan becomes None."""
+    """One value for each symbol of the text, independent of any layer. JSON has no nan, so nan becomes None."""
     return {"name": name, "unit": unit, "values": [None if np.isnan(each) else round(float(each), 3) for each in values_P]}
 
 
@@ -343,10 +357,11 @@ def _gate(series: Series, saturated: np.ndarray) -> dict[str, Any]:
 
 
 def _series(series: Series, values_PU: np.ndarray) -> dict[str, Any]:
-    """A quantity of a layer, in bytes: `data` has a row for each unit, each row padded to a multiple of 3 bytes, in base64.
+    """A quantity of a layer as JSON values. `data` has one byte for each value, in base64.
 
-    The rows of different units can then be decoded separately. For a gate, a byte b is the value b / 255. For other quantities,
-    it is (b - 128) / 127 times the unit's `scale`, its largest absolute value.
+    The bytes of each unit are a row. Base64 writes 3 bytes as 4 characters. Each row is therefore padded to a multiple of 3
+    bytes, so that the page can decode the row of one unit without the other rows. For a gate, a byte b is the value b / 255.
+    For other quantities, b is the value (b - 128) / 127 times `scale`, which is the largest absolute value of the unit.
     """
     if series.is_gate:
         scale_U = np.ones(series.units)

@@ -9,12 +9,15 @@ from matplotlib.figure import Figure
 from charlm.inference.activations import LEFT, RIGHT
 from charlm.inference.looking import Looked, symbol_text
 
-MOST_SYMBOLS = 30  # of the plot of the loss by symbol
+MOST_SYMBOLS = 30  # symbols in the plot of the loss by symbol
 MOST_SHOWN = 120  # symbols on the x axis of the plot of units
 
 
 def draw(looked: Looked) -> dict[str, bytes]:
-    """Name of a file → PNG. A plot without content, such as the gates of a cell without gates, is left out."""
+    """Draws all plots, and returns a dict from the name of a file to its PNG data.
+
+    A plot without content, such as the gates of a cell without gates, is left out.
+    """
     figures = {
         "saturation.png": _saturation(looked),
         "units.png": _units(looked),
@@ -31,7 +34,11 @@ def draw(looked: Looked) -> dict[str, bytes]:
 
 
 def _saturation(looked: Looked) -> Figure | None:
-    """The share of the text at which each unit is left- and right-saturated, as in Karpathy, Johnson & Li 2015."""
+    """One dot for each unit of a gate, as in Karpathy, Johnson & Li 2015.
+
+    x is the fraction of the symbols at which the unit is above RIGHT (right-saturated), and y is the fraction of the symbols at
+    which the unit is below LEFT (left-saturated).
+    """
     gates = [each for each in looked.reading.series if each.is_gate]
     if not gates:
         return None
@@ -47,13 +54,17 @@ def _saturation(looked: Looked) -> Figure | None:
             axis.set_visible(True)
             axis.scatter(right, left, s=9, alpha=0.5)
             axis.plot([0, 1], [1, 0], color="0.8", linewidth=1)
-            axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=f"share above {RIGHT}", ylabel=f"share below {LEFT}")
+            axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=f"above {RIGHT} (share of symbols)")
+            axis.set_ylabel(f"below {LEFT} (share of symbols)")
             axis.set_title(f"layer {layer}, {gate.name}", fontsize=10)
     return figure
 
 
 def _units(looked: Looked) -> Figure | None:
-    """The activation of the best unit for each property, along the symbols where the property changes most."""
+    """One plot for each property: the property and the activation of its best unit.
+
+    All plots show the same part of the text, in which as many properties as possible change.
+    """
     best = {name: units[0] for name, units in looked.found.items() if units}
     total = len(looked.reading.values_PJ)
     if not best or not total:
@@ -66,7 +77,7 @@ def _units(looked: Looked) -> Figure | None:
     for axis, (name, found) in zip(axes, best.items(), strict=True):
         property_P = looked.properties_PK[part, names.index(name)]
         at = np.arange(len(property_P))
-        # The height of the grey area is a part of the plot's height, whatever the values of the unit are.
+        # The height of the grey area is a fraction of the plot's height, so it does not depend on the values of the unit.
         heights_P, of_plot = property_P / max(property_P.max(), 1), axis.get_xaxis_transform()
         axis.fill_between(at, heights_P, step="mid", color="0.88", label=name, transform=of_plot)
         values_P = looked.reading.values_PJ[part, found.series.columns.start + found.unit]
@@ -81,7 +92,7 @@ def _units(looked: Looked) -> Figure | None:
 
 
 def _liveliest(properties_PK: np.ndarray) -> int:
-    """The start of the MOST_SHOWN symbols along which the most properties change."""
+    """The position from which the next MOST_SHOWN symbols contain a change of as many properties as possible."""
     varied = np.abs(np.diff(properties_PK, axis=0, prepend=properties_PK[:1])) > 0
     sums = np.concatenate([np.zeros((1, varied.shape[1])), varied.cumsum(0)])
     starts = np.arange(max(1, len(varied) - MOST_SHOWN))

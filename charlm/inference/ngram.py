@@ -1,15 +1,16 @@
-"""N-gram models of symbols with interpolated Witten-Bell smoothing, a yardstick for the loss of a neural model.
+"""N-gram models of symbols with interpolated Witten-Bell smoothing. They are a yardstick for the loss of a neural model.
 
 An n-gram of order n predicts a symbol w from the n - 1 symbols before it, the context h. Let h' be h without its first symbol.
 
     P(w|h) = (c(hw) + N(h) P(w|h')) / (c(h) + N(h))
 
 c(hw) is the number of times that w follows h in the training text, and c(h) is the sum of c(hw) over all w. N(h) is the number
-of different symbols that follow h in the training text. P(w|h') is computed in the same way from the shorter context. Below
-the empty context is the uniform distribution 1/V. If nothing follows h in the training text, P(w|h) is P(w|h'). The smoothing
-follows Witten & Bell 1991, in the interpolated form of Chen & Goodman 1998.
+of different symbols that follow h in the training text. P(w|h') is computed in the same way from the shorter context. The empty
+context has no shorter context, so the uniform distribution 1/V takes the place of P(w|h'). If nothing follows h in the training
+text, P(w|h) is P(w|h'). The smoothing follows Witten & Bell 1991, in the interpolated form of Chen & Goodman 1998.
 
-This module must not import JAX. Letters: N symbols of the training text, M symbols of the scored text, K keys, V vocabulary.
+This module must not import JAX, because inspect.py imports this module before it prepares the devices. Letters in the names of
+arrays: N symbols of the training text, M symbols of the scored text, K keys (see `scores`). V is the size of the vocabulary.
 """
 
 import operator
@@ -45,7 +46,7 @@ def orders_of(text: str) -> list[int]:
 
 
 def check(protocol: Protocol) -> None:
-    """Raises a UserError if the protocol is not that of a stream."""
+    """Raises a UserError if the protocol does not read a text as a stream."""
     if not protocol.framing.carries_state:
         raise UserError(
             f"--ngram reads a text as a stream, but the framing is {protocol.framing.kind!r}: add --framing=stream."
@@ -63,10 +64,11 @@ def evaluate(run: Run, scored: ScoredText, encoded: batches.Encoded, orders: lis
 
     Returns:
       One dict for each order, with `order` and the fields of `Model.score` without `step`. The scored characters are those of a
-      stream: all except the first. `seconds` is the time of all orders together. The protocol also has `method`.
+      stream: all except the first. `seconds` is the time of all orders together. The protocol also has `method`, which names
+      the n-gram.
 
     Raises:
-      UserError: a text does not fit, or the corpus of the run can't be read.
+      UserError: a text is too short or has unknown symbols, or the corpus of the run can't be read.
     """
     begin = time.perf_counter()
     protocol, vocab = Protocol.of_run(run.config(), "stream"), run.vocab()
@@ -85,12 +87,14 @@ def evaluate(run: Run, scored: ScoredText, encoded: batches.Encoded, orders: lis
 
 
 def score(train_ids: Ids, ids: Ids, vocab_size: int, order: int) -> np.ndarray:
-    """The nats of each symbol of a text under the n-gram of one order; see `scores`."""
+    """The nats (-ln P) of each symbol of a text under the n-gram of one order; see `scores`."""
     return scores(train_ids, ids, vocab_size, [order])[order]
 
 
 def scores(train_ids: Ids, ids: Ids, vocab_size: int, orders: Iterable[int]) -> dict[int, np.ndarray]:
-    """The nats of each symbol of a text under n-grams of several orders. All orders take as long as the highest order alone.
+    """The nats (-ln P) of each symbol of a text under n-grams of several orders.
+
+    All orders together take as long as the highest order alone, because its computation passes through all lower orders.
 
     Args:
       train_ids: (N,) the ids of the training text.
@@ -110,16 +114,17 @@ def scores(train_ids: Ids, ids: Ids, vocab_size: int, orders: Iterable[int]) -> 
     text_M = _checked(ids, vocab_size, "the text to score")
     found = {}
     probability_M = np.full(len(text_M), 1 / vocab_size)
-    # The contexts of one length that the text and the training text share are numbered from 0. `scored` and `trained` are the
-    # positions in the two texts whose context has a number, and `context` and `train_context` are these numbers. At first, the
-    # context is empty at every position. Positions whose context only one of the texts has are dropped, because these contexts
-    # and all longer ones do not change any probability.
+    # In each pass of the loop, all contexts have the same length, which is 0 in the first pass. The contexts that occur in both
+    # texts are numbered from 0. `scored` has the positions of the text to score at which such a context ends, and `context` has
+    # the number of the context at each of these positions. `trained` and `train_context` have the same for the training text.
+    # Positions whose context occurs in only one of the two texts are dropped: neither this context nor any longer context that
+    # contains it changes a probability.
     scored, context = np.arange(len(text_M)), np.zeros(len(text_M), np.int64)
     trained, train_context = np.arange(len(train_N)), np.zeros(len(train_N), np.int64)
     contexts = 1
     for order in range(1, max(orders, default=0) + 1):
-        # A key stands for a context and the symbol after it. Different pairs have different keys. Keys are less than M V,
-        # so they fit into 64 bits.
+        # A key is a number that stands for a context and the symbol after it. Different pairs of a context and a symbol have
+        # different keys. Every key is less than M times V, so it fits into 64 bits.
         keys = context * vocab_size + text_M[scored]
         train_keys = train_context * vocab_size + train_N[trained]
         unique_K, counts_K = np.unique(train_keys, return_counts=True)
@@ -130,13 +135,13 @@ def scores(train_ids: Ids, ids: Ids, vocab_size: int, orders: Iterable[int]) -> 
             in_training = unique_K[places] == keys
             hits = np.where(in_training, counts_K[places], 0)
             lower = probability_M[scored]
-            # kinds is 0 if the context is only at the end of the training text
+            # `kinds` is 0 if the context occurs only at the end of the training text, because no symbol follows it there.
             probability_M[scored] = np.where(kinds > 0, (hits + kinds * lower) / np.maximum(counts + kinds, 1), lower)
-            # A context with the symbol after it is the context, longer by one, of the next position.
-            shared = np.unique(keys[in_training])
-            contexts = len(shared)
-            scored, context = _next(scored, keys, shared, len(text_M))
-            trained, train_context = _next(trained, train_keys, shared, len(train_N))
+            # A context and the symbol after it together are the context of the next position. It is longer by one symbol.
+            in_both = np.unique(keys[in_training])
+            contexts = len(in_both)
+            scored, context = _next(scored, keys, in_both, len(text_M))
+            trained, train_context = _next(trained, train_keys, in_both, len(train_N))
         if order in orders:
             found[order] = -np.log(probability_M)
     return found
@@ -153,17 +158,28 @@ def checked_order(order: int) -> int:
     return number
 
 
-def _next(positions: np.ndarray, keys: np.ndarray, shared: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The positions after those whose key is among the sorted `shared` keys, and the index of that key for each of them."""
-    if not len(shared):
+def _next(positions: np.ndarray, keys: np.ndarray, in_both: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The positions and the numbers of the contexts that are longer by one symbol.
+
+    Args:
+      positions: positions of a text.
+      keys: the key at each position.
+      in_both: the keys that occur in both texts, sorted. The index of a key is the number of the longer context.
+      length: the length of the text.
+
+    Returns:
+      For each position whose key is in `in_both`: the position after it, and the index of the key. The last position of the
+      text is left out, because no position comes after it.
+    """
+    if not len(in_both):
         return positions[:0], keys[:0]
-    places = np.minimum(np.searchsorted(shared, keys), len(shared) - 1)
-    kept = (shared[places] == keys) & (positions + 1 < length)
+    places = np.minimum(np.searchsorted(in_both, keys), len(in_both) - 1)
+    kept = (in_both[places] == keys) & (positions + 1 < length)
     return positions[kept] + 1, places[kept]
 
 
 def _checked(ids: Ids, vocab_size: int, name: str) -> np.ndarray:
-    """The ids as int32. Raises a UserError if there are none, or if one is outside the vocabulary."""
+    """The ids as int32. Raises a UserError if there are no ids, or if an id is outside the vocabulary."""
     if not len(ids):
         raise UserError(f"{name} is empty: an n-gram needs at least one symbol.")
     array = ids[np.arange(len(ids))]

@@ -33,9 +33,9 @@ document.
 --dynamic is dynamic evaluation (Krause et al. 2018). The text is read as a stream, in segments. After the model has scored a
 segment, the weights learn from it. Every character is therefore scored before the model learns from it. The run directory keeps
 the trained weights. First, the program computes the mean squared gradient of each weight over the training split.
---dynamic_grid tries several learning rates and lambdas on the beginning of the validation split, and then scores the text with
-the best of them. If the text is the validation split itself, `rest` has the loss of the characters that were not used for this
-choice.
+lambda is the rate at which the weights decay to their trained values. --dynamic_grid tries several pairs of a learning rate and
+a lambda on the beginning of the validation split, and then scores the text with the pair that has the lowest loss there. If the
+text is the validation split itself, `rest` has the loss of the characters that were not used to choose the pair.
 
 --ensemble scores a text with several runs that have the same vocabulary. The probability of a character is the mean of the
 probabilities that the runs give it.
@@ -44,8 +44,8 @@ probabilities that the runs give it.
 of the training split and has Witten-Bell smoothing. It scores the same characters as the model with --framing=stream. For a
 range of orders, the program prints one JSON object for each order.
 
-The protocols of dynamic evaluations, of ensembles and of n-grams have the field `method`. The program compare leaves these
-results out.
+In the results of dynamic evaluations, ensembles and n-grams, the object `protocol` has the field `method`. The program compare
+leaves out results that have this field.
 """
 
 import json
@@ -99,8 +99,8 @@ _FRAMING = flags.DEFINE_enum(
     "framing",
     None,
     FRAMINGS,
-    "how the text is read; stream: the state is carried through the text; chunks, windows, documents: each of them starts "
-    "from the zero state; default: eval.framing of the run's config",
+    "how the text is read; stream: the state is carried through the text; chunks, windows, documents: the state is zero at "
+    "the start of each chunk, window or document; default: eval.framing of the run's config",
 )
 _LANES = flags.DEFINE_integer(
     "lanes",
@@ -112,20 +112,24 @@ _DYNAMIC = flags.DEFINE_bool(
     "dynamic", False, "dynamic evaluation: after each segment of the text is scored, the weights learn from it"
 )
 _SEGMENT = flags.DEFINE_integer("dynamic_segment", None, "number of characters of a segment; default: 20")
-_RATE = flags.DEFINE_float("dynamic_learning_rate", None, "learning rate; default: 5e-5 times segment / 5")
+_RATE = flags.DEFINE_float("dynamic_learning_rate", None, "learning rate; default: 5e-5 times --dynamic_segment / 5")
 _LAMBDA = flags.DEFINE_float(
-    "dynamic_lambda", None, "rate of the decay to the trained weights; default: 0.002 times segment / 5"
+    "dynamic_lambda", None, "rate of the decay to the trained weights; default: 0.002 times --dynamic_segment / 5"
 )
 _EPSILON = flags.DEFINE_float("dynamic_epsilon", None, "number added to the root mean squared gradients; default: 2e-5")
 _GRID = flags.DEFINE_bool(
     "dynamic_grid",
     False,
-    "choose the learning rate and lambda on the beginning of the validation split, among multiples of the values that the "
-    "other flags set",
+    "choose the learning rate and lambda on the beginning of the validation split: try multiples of the values of "
+    "--dynamic_learning_rate and --dynamic_lambda, and take the pair with the lowest loss",
 )
-_ENSEMBLE = flags.DEFINE_bool("ensemble", False, "score the text with all runs whose directories are the arguments")
+_ENSEMBLE = flags.DEFINE_bool(
+    "ensemble", False, "score the text with several runs together; give their directories as arguments"
+)
 _NGRAM = flags.DEFINE_string(
-    "ngram", None, "score the text with an n-gram of this order instead of the model, or of each order in a range such as 2..10"
+    "ngram",
+    None,
+    "score the text with an n-gram instead of the model; the value is the order, such as 5, or a range such as 2..10",
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by the loss that train.best names), latest, or a step")
 _TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
@@ -202,7 +206,7 @@ def _check_flags(workdirs: list[str]) -> None:
 
 
 def _check_workdirs(workdirs: list[str]) -> None:
-    """Raises a UserError if these are not at least two different run directories."""
+    """Raises a UserError unless these are at least two different run directories."""
     if len(workdirs) < 2:
         raise UserError(f"--ensemble has {counted(len(workdirs), 'argument')}: give at least two run directories.")
     seen: dict[str, str] = {}
@@ -240,7 +244,7 @@ def _score_ngrams(run: Run, text: str) -> None:
 
 
 def _score_ensemble(runs: list[Run]) -> None:
-    # The first run reads the text for all runs, because `ensemble.check` makes sure that each run would prepare it in this way.
+    # The first run reads the text for all runs: `ensemble.check` makes sure that all runs would prepare it in the same way.
     from charlm.inference import ensemble
 
     ensemble.check(runs, _FRAMING.value, uses_split=_TEXT.value is None)
@@ -344,6 +348,6 @@ def _size(scored: inputs.ScoredText, encoded: Encoded, protocol: Protocol) -> st
     lengths_D, limit = encoded.lengths_D, protocol.framing.length
     if _TEXT.value is not None and (cut := cut_in_words(lengths_D, limit)):
         warn(cut)
-    skipped = "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "  # for a split, training printed it
+    skipped = "" if _TEXT.value is None else f"{scored.empty:,} empty skipped, "  # for a split, training printed this number
     cut = f"{(lengths_D > limit).sum():,} cut to batch.length={limit}"
     return f"{counted(int(lengths_D.sum()), 'char')} of {counted(len(lengths_D), 'document')} ({skipped}{cut})"

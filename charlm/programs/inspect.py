@@ -3,17 +3,21 @@
     scripts/inspect.py --workdir=runs/quickstart [--html=page.html] [--plots=FOLDER]
     scripts/inspect.py --workdir=runs/quickstart --text=FILE
 
-The page colours the text by the surprisal of its characters, or by the activation of any unit: its state, its gates, and the
-values behind them. It also shows the units that tell a property of the text, such as whether a character is inside quotes; how
-often each gate is saturated; the loss by symbol and by distance from the zero state; and n-grams as a yardstick. The mouse
-pointer, or the arrow keys, show the likeliest next characters.
+The page colours the text by the surprisal of its characters, or by a value of any unit, such as its state, a gate or the
+candidate of its new state. To see the likeliest next characters, move the mouse pointer over a character, or use the arrow
+keys. The page also shows:
+
+- the units that tell a property of the text, such as whether a character is inside quotes
+- how often each gate is saturated (close to 0 or close to 1)
+- the loss of the whole text, of each symbol, and by the number of characters that the model has read since the zero state
+- the losses of n-grams, as a yardstick for the model
 
 Without --text, the page shows the beginning of the run's validation split. Your own text is normalised like the run's corpus.
 The model reads at most --read characters. The state is carried from the first character to the last. If the run's corpus has
 documents, the state is zero before each document.
 
-If your own text has fewer than --read characters, the units are searched in the validation split, as long as it has more
-characters than your text.
+A longer text is better for finding the units that tell a property. If your own text has fewer than --read characters, and the
+validation split has more characters than your text, these units are searched in the validation split instead of in your text.
 """
 
 import os
@@ -55,9 +59,9 @@ _PLOTS = flags.DEFINE_string("plots", None, "folder that receives plots as PNG f
 _CHARS = flags.DEFINE_integer(
     "chars",
     None,
-    "characters that the page shows; default: 5000, or fewer if the model is so large that the page would be slow",
+    "number of characters that the page shows; default: 5000, or fewer if the model is so large that the page would be slow",
 )
-_READ = flags.DEFINE_integer("read", 50_000, "characters that the model reads at most; the losses are those of all of them")
+_READ = flags.DEFINE_integer("read", 50_000, "largest number of characters that the model reads and scores")
 _NGRAM = flags.DEFINE_string(
     "ngram", "2..10", "orders of the n-grams, such as 5 or 2..10; with an empty value, no n-gram is computed"
 )
@@ -122,7 +126,7 @@ def _split(run: Run, scored: inputs.ScoredText, has_ngrams: bool) -> inputs.Scor
         if has_ngrams:
             raise UserError(f"{error} Without the corpus, add --ngram= to compute no n-grams.") from error
         if len(corpora.joined(scored.text)) < _READ.value:
-            warn(f"units are searched only in --text, because of this: {error}")
+            warn(f"units are searched only in --text, because no split can be read: {error}")
         return None
 
 

@@ -1,7 +1,7 @@
 """Tests of dynamic evaluation and of ensembles.
 
-The expected values come from plain NumPy loops that are written from the formulas. Their gradients come from `jax.grad` of an
-LSTM that is written out step by step, so they share no code with the package.
+The expected values come from plain NumPy loops that are written from the formulas. The loops get their gradients from
+`jax.grad` of an LSTM that this file writes out step by step. The expected values therefore use no code of the package.
 """
 
 import contextlib
@@ -103,14 +103,14 @@ def test_statistics_and_losses_equal_a_loop_from_the_formulas(model):
     scales = evaluator.statistics(params, TRAIN, SEGMENT)
     expected = textbook_scales(params, TRAIN)
     jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, rtol=2e-4, atol=1e-7), scales, expected)
-    # With a high lambda, some weights reach the limit 1 / lambda. The last segment has fewer than 7 characters.
+    # With a high lambda, d of some weights reaches its limit 1 / decay. The last segment of IDS is shorter than SEGMENT.
     for rate, decay, epsilon in ((3e-3, 0.05, 1e-3), (2e-2, 0.9, 1e-4)):
         nats_M = evaluator.nats(params, scales, IDS, Settings(SEGMENT, rate, decay, epsilon))
         assert nats_M.shape == (len(IDS) - 1,)
         wanted_M = textbook_dynamic(params, expected, IDS, rate, decay, epsilon)
         np.testing.assert_allclose(nats_M, wanted_M, rtol=1e-3, atol=1e-4)
         static_M = textbook_nats(params, ZERO, IDS)[0]
-        assert np.abs(wanted_M - static_M).max() > 0.05  # the comparison above would see whether the weights learn
+        assert np.abs(wanted_M - static_M).max() > 0.05  # learning changes the losses, so the comparison above tests it
 
 
 def test_without_learning_the_loss_is_the_loss_of_static_evaluation(model):
@@ -128,7 +128,7 @@ def test_without_learning_the_loss_is_the_loss_of_static_evaluation(model):
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
-def test_every_character_is_scored_before_it_is_learnt(model):
+def test_every_character_is_scored_before_the_weights_learn_from_it(model):
     _, params, evaluator = model
     scales, settings = evaluator.statistics(params, TRAIN, SEGMENT), Settings(SEGMENT, 0.01, 0.01, 1e-4)
     nats_M = evaluator.nats(params, scales, IDS, settings)
@@ -169,7 +169,7 @@ def test_defaults_scale_with_the_length_of_a_segment():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Run directories: two seeds with the same text, one with another vocabulary, and one evaluated in chunks."""
+    """A folder of runs. a and b differ in their seed and size. Each other run differs from a in what its name says."""
     folder = tmp_path_factory.mktemp("dynamic")
     texts = {"text": make_text(6000), "other": make_text(6000).replace("e", "é")}
     for name, text in texts.items():
@@ -204,7 +204,7 @@ def test_evaluate_with_a_grid_reports_what_it_tuned_on(script, runs, tmp_path):
     assert "setting 15 of 15: learning rate 0.0008, lambda 0.012" in stderr
     jax.tree.map(np.testing.assert_array_equal, final_params(workdir), before)
 
-    # The split has 600 characters, and its first 120 are for tuning.
+    # The validation split has 600 characters. The first 120 of them are used for tuning.
     tuning = result["tuning"]
     assert (tuning["split"], tuning["first_char"], tuning["last_char"]) == ("validation", 1, 120)
     assert min(tuning["tried"], key=lambda entry: entry["nats"])["learning_rate"] == tuning["learning_rate"]
@@ -261,7 +261,7 @@ def test_the_probability_of_an_ensemble_is_the_mean_of_the_probabilities(script,
         assert json.loads((runs / workdir / "evaluations.jsonl").read_text().splitlines()[-1])["members"] == result["members"]
 
 
-def test_the_windows_of_an_ensemble_of_one_model_give_the_loss_of_that_model(runs):
+def test_an_ensemble_of_a_model_with_itself_has_the_loss_of_that_model_in_each_framing(runs):
     model = charlm.load(runs / "a")
     scored = inputs.string_to_score(model.run, make_text(400))
     for framing in ("stream", "windows", "chunks"):
@@ -285,7 +285,7 @@ def test_the_windows_of_an_ensemble_of_one_model_give_the_loss_of_that_model(run
             ["a", "chunks"],
             None,
             True,
-            r"read a text differently \(state carried; state zero at every chunk of 32\)",
+            r"read a text differently \(recurrent state in the first: carried; in the second: zero at every chunk of 32\)",
         ),
         (["a", "chunks"], "stream", True, None),
     ],
@@ -301,7 +301,7 @@ def test_dynamic_evaluation_needs_a_stream_and_a_grid_needs_a_validation_split(r
     for framing in (None, "windows", "documents"):
         with pytest.raises(UserError, match=f"but the framing is '{framing or 'chunks'}': add --framing=stream"):
             dynamic_run.check(Protocol.of_run(config, framing), {"train": 9}, False)
-    with pytest.raises(UserError, match="--dynamic_grid needs a validation split"):
+    with pytest.raises(UserError, match=r"--dynamic_grid needs a validation split, .*: leave out --dynamic_grid"):
         dynamic_run.check(Protocol.of_run(config, "stream"), {"train": 9}, True)
 
 

@@ -26,7 +26,7 @@ from charlm.models import stack
 from charlm.rundir.run import Run
 from configs import base
 
-FIRST = (0, 300)  # in the text of `watched`, the state is zero before these symbols
+FIRST = (0, 300)  # in the text of `watched`, the state is zero before the symbols at these positions
 
 
 def sigmoid(x):
@@ -58,7 +58,10 @@ def numpy_lstm(params, ids, first):
 
 @pytest.fixture(scope="module")
 def watched():
-    """A reading of a text of two pieces, longer than a window, its properties, and the same values by NumPy."""
+    """(reading, ids, properties, values and log-probabilities by NumPy) of a text that is longer than a window.
+
+    The state is zero before the symbols at the positions FIRST.
+    """
     params, _ = make_model()
     params = jax.tree.map(lambda leaf: leaf * 4, params)  # so that some gates are saturated
     config = base.get_config()
@@ -122,7 +125,7 @@ def test_the_share_of_saturated_gates_is_counted(watched):
     ],
 )
 def test_other_cells_and_layers_are_read_as_the_model_reads_them(model, names):
-    """The surprisal equals that of the model's window, and the carry after the text equals the last values."""
+    """The surprisal equals the loss that `apply` of the model gives, and the state after `apply` equals the last values."""
     config = base.get_config()
     config.model.update({"hidden": 6, "layers": 2, "embedding": 6} | model)
     functions = stack.functions(config, 9)
@@ -147,7 +150,7 @@ def test_a_unit_that_never_changes_has_no_correlation():
     np.testing.assert_array_equal(np.isnan(activations.correlations(sums)), [[True, False], [True, True]])
 
 
-# Each row of a case is a property as digits, one for each symbol of the text.
+# The values of each property after each symbol of TEXT_BY_HAND. Each value is one digit. The + signs separate the lines.
 TEXT_BY_HAND = 'a("B c")\n  d\n\nE[\n'
 BY_HAND = {
     "inside quotes": "00111100" + "0" + "0000" + "0" + "000",
@@ -197,8 +200,9 @@ HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window
 def hand_made_params(functions, vocab, seed=0):
     """The parameters of an LSTM with one-hot inputs, of which two units are made by hand. The others are random.
 
-    Unit 3 is high inside quotes: at a double quote, it forgets its c and takes the opposite of its last h. At all other
-    symbols, it keeps its c. Unit 5 takes 1 at ( and -1 at ), and otherwise keeps its c.
+    Unit 3 is positive inside quotes. At a double quote, it forgets its c. The new c is about 1 if the last h was 0 or negative,
+    and about -1 if the last h was positive. At all other symbols, unit 3 keeps its c. The c of unit 5 becomes 1 at ( and -1 at
+    ). At all other symbols, unit 5 keeps its c.
     """
     params = jax.tree.map(lambda leaf: np.array(leaf), functions.init(jax.random.key(seed)))
     layer = params["lstm_0"]
@@ -222,7 +226,7 @@ def hand_made_params(functions, vocab, seed=0):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run whose vocabulary has HTML and control characters. The end of the corpus is its validation split."""
+    """A run whose vocabulary has HTML characters and control characters. The validation split is the end of the corpus."""
     folder = tmp_path_factory.mktemp("looking")
     (folder / "text").write_bytes((HOSTILE + "\n" + QUOTES_AND_BRACKETS).encode())
     fixed = {"corpus.path": os.fspath(folder / "text"), "model.hidden": 8, "model.input": "onehot", "batch.size": 2}
@@ -417,7 +421,7 @@ def _check_page(page, looked):
         inside += 1
         assert f"at position {inside + 1}" in page.locator("#details").inner_text().replace(",", "")
     page.locator("#text").press("Home")
-    assert "nothing predicts it" in page.locator("#details").inner_text()
+    assert "the model does not predict this symbol" in page.locator("#details").inner_text()
     assert page.locator("#saturation tr").count() == 1 + 3
     assert page.locator("#scatter circle").count() == 3 * 8
     assert page.locator("#symbols tr").count() == 1 + len(looked.by_symbol)
@@ -452,7 +456,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(run, script, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "one"]
 
 
-def test_pythons_own_module_inspect_is_found_although_the_script_has_its_name():
+def test_pythons_own_module_inspect_is_found_although_a_script_has_the_same_name():
     code = "import inspect, dataclasses; print(inspect.signature(dataclasses.field), inspect.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", code],

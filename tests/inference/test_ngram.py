@@ -42,6 +42,7 @@ def probability(after, context, symbol, vocab_size):
 
 
 def brute_force(train, text, vocab_size, order):
+    """The nats of each symbol of a text, by the recursion above."""
     train, text = tuple(map(int, train)), tuple(map(int, text))
     after = followers(train)
     return [
@@ -60,7 +61,7 @@ def test_every_order_equals_a_recursion_over_dictionaries(vocab_size, used, trai
     symbols = np.sort(random.permutation(vocab_size)[:used])
     train, text = (symbols[random.integers(0, used, size)] for size in (train_length, length))
     text[:: max(length // 7, 1)] = vocab_size - 1
-    # A copy of the end of the training text gives contexts after which the training text has nothing.
+    # The second half of the text is copied from the training text, so that long contexts occur in both texts.
     text[length // 2 :] = np.resize(train, 2 * length)[-(length - length // 2) :]
     found = ngram.scores(train, text, vocab_size, range(1, 11))
     assert list(found) == list(range(1, 11))
@@ -71,7 +72,7 @@ def test_every_order_equals_a_recursion_over_dictionaries(vocab_size, used, trai
 
 
 def test_the_end_of_the_training_text_has_no_successor():
-    """The training text is aab. After b, ab and aab comes nothing, so the shorter context decides."""
+    """The training text is aab. Nothing follows b, ab or aab in it, so P(a|aab) is the probability without a context."""
     np.testing.assert_allclose(
         ngram.score(np.array([0, 0, 1]), np.array([0, 0, 1, 0]), 2, 4), brute_force([0, 0, 1], [0, 0, 1, 0], 2, 4)
     )
@@ -81,17 +82,18 @@ def test_the_end_of_the_training_text_has_no_successor():
 def test_values_worked_out_by_hand():
     """The training text is abracadabra, and V = 6: a, b, c, d, r and z.
 
-    Of its 11 symbols, 5 are a, and 5 kinds occur: P(a) = (5 + 5/6) / 16 = 35/96, P(b) = P(r) = (2 + 5/6) / 16 = 17/96, and
-    P(z) = (5/6) / 16 = 5/96. After a come b, c, d, b, thus 3 kinds in 4 symbols: P(b|a) = (2 + 3 · 17/96) / 7 = 81/224, and
-    P(z|a) = (3 · 5/96) / 7 = 5/224. After b comes r twice: P(r|b) = (2 + 17/96) / 3 = 209/288, and after ab too:
-    P(r|ab) = (2 + 209/288) / 3 = 785/864. After z comes nothing: P(a|bz) = P(a|z) = P(a).
+    The training text has 11 symbols of 5 kinds, and 5 of the symbols are a: P(a) = (5 + 5/6) / 16 = 35/96,
+    P(b) = P(r) = (2 + 5/6) / 16 = 17/96, and P(z) = (5/6) / 16 = 5/96. The symbols b, c, d and b follow a, which are 4 symbols
+    of 3 kinds: P(b|a) = (2 + 3 · 17/96) / 7 = 81/224, and P(z|a) = (3 · 5/96) / 7 = 5/224. r follows b twice:
+    P(r|b) = (2 + 17/96) / 3 = 209/288. r also follows ab twice: P(r|ab) = (2 + 209/288) / 3 = 785/864. Nothing follows z:
+    P(a|rz) = P(a|z) = P(a).
     """
     letters = "abcdrz"
     train, text = (np.array([letters.index(letter) for letter in word], np.uint8) for word in ("abracadabra", "abrzaz"))
     found = ngram.scores(train, text, 6, [3, 2])
     bigram = [35 / 96, 81 / 224, 209 / 288, np.nan, 35 / 96, 5 / 224]
     trigram = [35 / 96, 81 / 224, 785 / 864, np.nan, 35 / 96, 5 / 224]
-    # After r comes a twice: P(z|r) = (5/96) / 3. After br too: P(z|br) = (5/288) / 3.
+    # a follows r twice: P(z|r) = (5/96) / 3. a also follows br twice: P(z|br) = (5/288) / 3.
     bigram[3], trigram[3] = 5 / 288, 5 / 864
     np.testing.assert_allclose(np.exp(-found[2]), bigram)
     np.testing.assert_allclose(np.exp(-found[3]), trigram)
