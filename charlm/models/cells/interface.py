@@ -72,6 +72,7 @@ class _Checks:
         steps, rows = [size for size in (2, 3, 4, 5) if size not in (inputs, hidden)][:2]
         state = self._zero_state(rows, hidden)
         params = self._params(inputs, hidden)
+        self._noise_keys(params, state, (rows, hidden))
         self._operations(block.inputs, hidden)
         ids_TB, floats_TBI = _array(jnp.int32, steps, rows), _array(jnp.float32, steps, rows, inputs)
         with_table = params
@@ -129,6 +130,21 @@ class _Checks:
             self._returns(f"the initializer of {name}", _text(value), _same(value, expected), _text(expected))
             params[name] = expected
         return params
+
+    def _noise_keys(self, params: dict[str, jax.ShapeDtypeStruct], state: Any, shape: tuple[int, ...]) -> None:
+        """Checks what the cell needs for the noise that its keys name; see `Cell.keys`. `shape` is the shape of h."""
+        keys = self._cell.keys
+        if "model.weight_drop" in keys:
+            kernel = params.get("recurrent_kernel")
+            is_right = kernel is not None and len(kernel.shape) == 2
+            wanted = "a dict with a matrix recurrent_kernel, since keys has model.weight_drop"
+            self._expect("parameters", _text(params), is_right, wanted)
+        of_state = [key for key in ("model.zoneout_cell", "model.zoneout_hidden") if key in keys]
+        if of_state:
+            shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
+            is_right = shapes == [shape] * (2 if "model.zoneout_cell" in keys else 1)
+            wanted = f"{'c and h' if 'model.zoneout_cell' in keys else 'h'}, since keys has {' and '.join(of_state)}"
+            self._expect("the state", _text(state), is_right, wanted)
 
     def _operations(self, inputs: int, hidden: int) -> None:
         found = self._called("operations", lambda: self._cell.operations(inputs, hidden, self._config))

@@ -152,6 +152,18 @@ def test_wrong_steps_are_refused(old, new, message, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("noise", "old", "new", "message"),
+    [
+        ("weight_drop", '"recurrent_kernel"', '"kernel"', "'kernel': float32 (8, 32), 'peepholes': float32 (24,)}."),
+        ("zoneout_hidden", "", "", f"the state must be h, since keys has model.zoneout_hidden, but is {STATE}."),
+    ],
+)
+def test_keys_of_noise_whose_needs_the_cell_does_not_meet(noise, old, new, message, tmp_path):
+    source = SOURCE.replace("keys=(", f'keys=("model.{noise}", ').replace(old, new)
+    assert message in message_of(source, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("window", "message"),
     [
         (
