@@ -99,7 +99,7 @@ def checked(name: str, value: object) -> object:
 
 def _nearest(value: object, options: tuple[str, ...]) -> str:
     """The end of a message about a wrong value that is not one of the options."""
-    if not (options and isinstance(value, str) and value.isidentifier()):
+    if not (options and isinstance(value, str) and value.replace("-", "_").isidentifier()):
         return ""
     return f"; the nearest is {difflib.get_close_matches(value, options, n=1, cutoff=0.0)[0]!r}"
 

@@ -354,11 +354,11 @@ def test_values_that_name_neither_a_cell_nor_a_file_are_refused(value):
         load.load(TINY_PATH, {"model.cell": value})
 
 
-def test_an_unknown_name_is_refused_and_the_nearest_cell_is_named():
-    with pytest.raises(
-        UserError, match=r"^model\.cell='gruu': .* or FILE\.py:NAME for a cell in your own file; the nearest is 'gru'\.$"
-    ):
-        load.load(TINY_PATH, {"model.cell": "gruu"})
+@pytest.mark.parametrize(("value", "nearest"), [("gruu", "gru"), ("mogrifier-lstm", "mogrifier_lstm")])
+def test_an_unknown_name_is_refused_and_the_nearest_cell_is_named(value, nearest):
+    message = rf"^model\.cell='{value}': .* or FILE\.py:NAME for a cell in your own file; the nearest is '{nearest}'\.$"
+    with pytest.raises(UserError, match=message):
+        load.load(TINY_PATH, {"model.cell": value})
 
 
 def test_paths_are_absolute_and_names_are_short(tmp_path, monkeypatch):
