@@ -275,7 +275,7 @@ def _latest(setup: Setup, run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 
 
 def _note_extensions(run: Run, step: int, saved: dict) -> None:
-    """Applies the extensions of a run (`train.py --extend`) to a saved progress.
+    """Applies the extensions of a run, which are the recorded changes of its config, to a saved progress.
 
     Removes the best evaluation from the progress if an extension has changed the evaluation protocol since the progress was
     saved. Warns if the run was extended at a step after `step`. The steps from `step` to the extension are then trained with
