@@ -1,0 +1,64 @@
+"""Draws the losses of the sweep in this folder, and prints them as a table.
+
+    python experiments/2026-11-28-budgets/plot.py runs/budgets
+
+Of each cell and width, the learning rate with the lowest mean validation loss is used, among the rates with most seeds.
+"""
+
+import collections
+import pathlib
+import statistics
+import sys
+
+from matplotlib.figure import Figure
+
+import charlm
+
+HERE = pathlib.Path(__file__).parent
+BUDGETS = (50_000, 130_000, 400_000)
+
+
+def best_trials(root: str) -> dict[tuple[str, int], list[dict]]:
+    """(cell, budget) → the trials with the best learning rate, one trial for each seed."""
+    trials = collections.defaultdict(list)
+    for run in charlm.runs(root):
+        if run["state"] == "done":
+            budget = min(BUDGETS, key=lambda budget: abs(budget - run["parameters"]))
+            trials[run["model.cell"], budget, run["optim.learning_rate"]].append(run)
+    best = {}
+    for (cell, budget, _), runs in sorted(trials.items(), key=lambda item: (-len(item[1]), mean(item[1]))):
+        best.setdefault((cell, budget), runs)
+    return best
+
+
+def mean(runs: list[dict]) -> float:
+    return statistics.fmean(run["best"] for run in runs)
+
+
+def main() -> None:
+    best = best_trials(sys.argv[1])
+    print("| cell | budget | width | parameters | rate | nats | seeds | train | chars/s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (cell, budget), runs in sorted(best.items(), key=lambda item: (item[0][1], mean(item[1]))):
+        error = statistics.stdev(run["best"] for run in runs) / len(runs) ** 0.5 if len(runs) > 1 else 0.0
+        train, speed = (statistics.fmean(run[key] for run in runs) for key in ("train", "chars_per_second"))
+        width, parameters, rate = (runs[0][key] for key in ("model.hidden", "parameters", "optim.learning_rate"))
+        print(
+            f"| `{cell}` | {budget:,} | {width} | {parameters:,} | {rate:g} | {mean(runs):.4f} ± {error:.4f} | {len(runs)} "
+            f"| {train:.4f} | {speed:,.0f} |"
+        )
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for cell in sorted({cell for cell, _ in best}, key=lambda cell: -min(mean(best[key]) for key in best if key[0] == cell)):
+        points = sorted((runs[0]["parameters"], mean(runs)) for (name, _), runs in best.items() if name == cell)
+        axes.plot(*zip(*points, strict=True), marker="o", label=cell)
+    axes.set(xscale="log", xlabel="parameters", ylabel="validation loss, nats/char")
+    axes.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS], minor=False)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    figure.savefig(HERE / "budgets.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()
