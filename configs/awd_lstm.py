@@ -2,14 +2,15 @@
 
     scripts/train.py --config=configs/awd_lstm.py --workdir=runs/awd_lstm
 
-The dropout, the weight drop, Adam's learning rate, the window of 150 characters and the schedule are those that the paper uses
-for the characters of Penn Treebank. The learning rate is divided by 10 after 60 % and after 80 % of the training. The penalties
-AR and TAR are 0, as in the paper's recipes for characters.
+The dropout, the weight drop, Adam's learning rate, the window of 150 characters and the schedule are taken from the paper's
+training on the characters of Penn Treebank. The learning rate is divided by 10 after 60 % and after 80 % of the training. The
+penalties AR and TAR are 0, as in the paper's recipes for characters.
 
 Differences from the original:
-- The first two layers have 512 units instead of 1000, and the training has 40 epochs instead of 500, so that it ends within an
-  hour on 2 CPU cores. As in the original, the last layer is as wide as the embedding (200), which is also the head.
-- A batch has 64 rows instead of 128, so that 40 epochs have more steps.
+- The first two layers have 512 units instead of 1000, and the training has 40 epochs instead of 500, so that the training
+  ends within an hour on 2 CPU cores. As in the original, the last layer is as wide as the embedding (200), and the head uses
+  the weights of the embedding.
+- A batch has 64 rows instead of 128, so that the 40 epochs have twice as many steps.
 - Every window has 150 characters. In the original, the length of a window varies at random.
 - The initial weights and the clipping of the gradient are charlm's defaults, and there is no weight decay.
 - Matrix products use bfloat16.

@@ -6,12 +6,13 @@
 Published: 1.548 nats/char (minGRU) and 1.555 nats/char (minLSTM) on random windows of the last tenth of the text.
 Result: not measured yet; see experiments/2026-11-28-cells/min.md.
 
-A block is RMSNorm, the cell, a skip connection, and a dense network (MLP) with RMSNorm and a skip connection of its own.
+A block consists of RMSNorm, the cell and a skip connection, followed by a second RMSNorm, a feed-forward network (MLP) and a
+second skip connection.
 
 Differences from the published network and training:
-- The public code also has a convolution over 4 characters before each cell, and wider cells than blocks.
+- The public code also has a convolution over 4 characters before each cell, and its cells are wider than its blocks.
 - The paper trains in the framework of nanoGPT, on random windows that begin with the zero state. Here the text is read in
-  streams that carry their state, in small batches. The learning rate is ours.
+  streams that carry their state, in small batches. We chose the learning rate ourselves.
 """
 
 from charlm.errors import UserError
@@ -31,7 +32,7 @@ def get_config(arg: str | None = None):
     config.model.residual = True
     config.model.norm = True
     config.model.mlp = 2
-    config.model.dropout = 0.2
+    config.model.dropout = 0.3
     config.model.dtype = "bfloat16"
     config.optim.learning_rate = 4e-3
     config.optim.warmup_steps = 50

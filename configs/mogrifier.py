@@ -7,11 +7,13 @@ Result: not measured yet.
 Published: 1.120 bits/char on the characters of Penn Treebank, with 24 million parameters and 100,000 steps.
 Differences from the published training:
 - The text is tiny Shakespeare, and the training has 16 epochs.
-- Two layers of 512 units instead of about 1,200, batches of 64 x 100 instead of 64 x 150.
-- The dropout of the recurrent state (0.17) is weight drop of the recurrent kernel here, with the same share. The other shares
-  are larger, because the text is smaller: 0.3 before the first layer, between layers and before the head.
-- The head reads the last layer, not the sum of all layers. The published code caps the input gate at 1 - f; this cell does not.
-- L2 is left out. The average of the weights is the plain mean over the last fifth of the steps.
+- The two layers have 512 units instead of about 1,200. A batch has 64 rows of 100 characters instead of 64 rows of 150.
+- The published training drops a fraction of 0.17 of the recurrent state. Here, weight drop drops the same fraction of the
+  recurrent kernel. The other dropout rates are larger than the published rates, because the text is smaller: 0.3 before the
+  first layer, between layers and before the head.
+- The head reads the output of the last layer, not the sum of the outputs of all layers. The published code limits the input
+  gate to at most 1 - f, where f is the forget gate. The cell of charlm has no such limit.
+- There is no L2 regularisation. The average of the weights is the plain mean over the last fifth of the steps.
 """
 
 from configs import base

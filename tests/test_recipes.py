@@ -113,6 +113,10 @@ def test_sample_uses_each_prompt_with_each_temperature(script, texts, tmp_path):
     )
 
 
+LSTMS_OF_512 = (128 + 512 + 1) * 2048 + (512 + 512 + 1) * 2048
+ROUNDS_OF_RANK_40 = 5 * (640 + 1024) * 40 + 3 * 128 + 2 * 512 + 5 * 512
+
+
 @pytest.mark.parametrize(
     ("name", "symbols", "count", "count_of_torch"),
     [
@@ -121,7 +125,10 @@ def test_sample_uses_each_prompt_with_each_temperature(script, texts, tmp_path):
         ("sonnets_keras", 48, 1_852_464, None),
         ("ag_news_keras", 84, 119_892, None),
         ("alice_axon", 29, (1 + 256 + 1) * 1024 + 257 * 29, None),
-        ("awd_lstm", 65, 65 * 128 + (128 + 512 + 1) * 2048 + 2 * (512 + 512 + 1) * 2048 + 513 * 65, None),
+        # The head of awd_lstm is the embedding, so that only its bias is added.
+        ("awd_lstm", 65, 65 * 200 + (200 + 512 + 1) * 2048 + (512 + 512 + 1) * 2048 + (512 + 200 + 1) * 800 + 65, None),
+        ("mogrifier", 65, 65 * 128 + LSTMS_OF_512 + ROUNDS_OF_RANK_40 + 513 * 65, None),
+        ("mingru", 65, 65 * 384 + 3 * (385 * 768 + 385 * 768 + 769 * 384 + 2 * 384) + 384 + 385 * 65, None),
     ],
 )
 def test_recipes_have_the_expected_number_of_parameters(name, symbols, count, count_of_torch):

@@ -14,6 +14,6 @@ To add a key:
 Some keys affect a run only together with other keys. For example, `batch.stride` needs `batch.framing=windows`. If your key
 needs other keys, add these other keys to CONTEXT in tests/config/test_keys.py.
 
-The config of a run that was made before the key existed gets the key's default. If such runs behaved differently from the
-default, set `Key.before` to the value that describes their behaviour.
+The config of a run that was made before the key existed gets the key's default. If charlm behaved differently before the key
+existed, set `Key.before` to the value that gives the old behaviour.
 """

@@ -11,9 +11,9 @@ from charlm.config import keys
 from charlm.config.rules import MOST, SEED, own_cell
 from charlm.errors import UserError
 
-# If the first key is set, the second one must be set too.
+# Pairs of keys. If the first key of a pair is set, the second key must be set too.
 NEEDS = (("corpus.test_path", "corpus.validation_path"), ("corpus.validation_path", "corpus.path"))
-# At most one of the two keys can be set.
+# Pairs of keys. At most one of the two keys of a pair can be set.
 CONFLICTS = (("corpus.path", "corpus.tfds"), ("corpus.documents", "corpus.tfds"))
 TYPES = {
     bool: "true or false",
@@ -63,7 +63,10 @@ def parsed(name: str, text: str) -> object:
 
 
 def checked(name: str, value: object) -> object:
-    """Checks a value and returns it in the key's type. Converts integers to floats, lists to tuples and NumPy scalars.
+    """Checks a value and returns it in the key's type.
+
+    If the key's type needs it, an integer is converted to a float, and a list to a tuple. A NumPy scalar is converted to the
+    Python value that it holds.
 
     Raises:
       UserError: the value has another type, or the key's rule does not allow the value.
@@ -98,7 +101,7 @@ def checked(name: str, value: object) -> object:
 
 
 def _nearest(value: object, options: tuple[str, ...]) -> str:
-    """The end of a message about a wrong value that is not one of the options."""
+    """The end of a message about a wrong value: names the nearest option. Empty if the rule has no options."""
     if not (options and isinstance(value, str) and value.replace("-", "_").isidentifier()):
         return ""
     return f"; the nearest is {difflib.get_close_matches(value, options, n=1, cutoff=0.0)[0]!r}"

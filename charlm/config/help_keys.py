@@ -16,7 +16,7 @@ def help_text(form: str = "") -> str:
       form: `markdown` for a Markdown table. Empty for plain text that fits the width of the terminal.
 
     Raises:
-      UserError: `form` has another value.
+      UserError: `form` is neither empty nor `markdown`.
     """
     if form not in ("", "markdown"):
         raise UserError(f"--helpkeys={form}: must be markdown or empty.")

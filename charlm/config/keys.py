@@ -170,54 +170,61 @@ TABLE = (
     Key("model.hidden", 256, POSITIVE, "number of units of each layer"),
     Key("model.widths", (), WIDTHS, "number of units of each layer, one by one; (): all layers have model.hidden units"),
     Key("model.residual", False, ANY,
-        "skip connections: the input of each layer is added to its output; the first layer has one if it reads an embedding as "
-        "wide as the layer; the layers must have equal widths"),
+        "skip connections: the input of each layer is added to the output of the layer; the first layer has a skip connection "
+        "only if it reads an embedding that is as wide as the layer; all layers must have the same width"),
     Key("model.norm", False, ANY,
         "divide the input of each layer and of the head by its root mean square, and scale it by learnt factors (RMSNorm); "
         "inputs that are onehot or scalar are not divided"),
     Key("model.mlp", 0, NOT_NEGATIVE,
-        "each layer of H units is followed by a feed-forward block: RMSNorm, model.mlp * H units with GELU, H units, and a "
-        "skip connection; 0: no such block"),
+        "each layer of H units is followed by a feed-forward block: RMSNorm, a dense layer of model.mlp * H units with GELU, a "
+        "dense layer of H units, and a skip connection; 0: no such block"),
     Key("model.tie", False, ANY,
-        "the weights of the head are the transposed embedding; outputs of another width are first projected to its width; "
+        "the weights of the head are the transposed embedding; if the width of the last layer is not model.embedding, a learnt "
+        "matrix first projects the outputs of this layer to the width of the embedding; "
         "needs model.input=embedding"),
     Key("model.dropout", 0.0, FRACTION, "fraction of outputs dropped after each layer, including the last"),
     Key("model.dropout_input", 0.0, FRACTION, "fraction of the embedding's features dropped before the first layer"),
-    Key("model.dropout_hidden", 0.0, FRACTION, "fraction of outputs dropped between layers; 0.0: model.dropout"),
-    Key("model.dropout_output", 0.0, FRACTION, "fraction of outputs dropped before the head; 0.0: model.dropout"),
+    Key("model.dropout_hidden", 0.0, FRACTION, "fraction of outputs dropped between layers; 0.0: same as model.dropout"),
+    Key("model.dropout_output", 0.0, FRACTION, "fraction of outputs dropped before the head; 0.0: same as model.dropout"),
     Key("model.dropout_kind", "step", one_of("step", "variational"),
-        "masks of the dropout before, between and after layers; step: a new mask at each character; variational: one mask for "
-        "each row and window of batch.length characters"),
+        "masks of the dropout before, between and after layers; step: a new mask at each character; variational: each row has "
+        "one mask for all characters of a window of batch.length characters"),
     Key("model.weight_drop", 0.0, FRACTION,
         "fraction of the recurrent weights dropped; one mask for all rows and characters of a training step"),
     Key("model.embedding_dropout", 0.0, FRACTION,
         "fraction of the symbols whose embedding is dropped; one mask for all rows and characters of a training step"),
     Key("model.recurrent_dropout", 0.0, FRACTION,
-        "fraction of the candidate dropped that enters the state; a new mask at each character"),
+        "fraction dropped of the candidate, the new values that a cell adds to its state; a new mask at each character"),
     Key("model.zoneout_cell", 0.0, FRACTION,
-        "fraction of the units of c that keep their value of the character before; evaluations use the expected value"),
+        "fraction of the units of the cell state c that keep the value that they had after the previous character; evaluations "
+        "use the expected value"),
     Key("model.zoneout_hidden", 0.0, FRACTION,
-        "fraction of the units of h that keep their value of the character before; evaluations use the expected value"),
+        "fraction of the units of the hidden state h that keep the value that they had after the previous character; "
+        "evaluations use the expected value"),
     Key("model.ar", 0.0, NOT_NEGATIVE,
-        "activation regularisation: factor of the mean square of the last layer's outputs, added to the loss that is trained"),
+        "activation regularisation: the mean square of the last layer's outputs, times this factor, is added to the loss that "
+        "the training minimises; reported losses do not include it"),
     Key("model.tar", 0.0, NOT_NEGATIVE,
-        "temporal activation regularisation: factor of the mean squared difference of the last layer's outputs at successive "
-        "characters, added to the loss that is trained"),
+        "temporal activation regularisation: the mean squared difference of the last layer's outputs at successive characters, "
+        "times this factor, is added to the loss that the training minimises; reported losses do not include it"),
     Key("model.init", "orthogonal", INITS,
         "initial weights; orthogonal: as in Flax; glorot: as in Keras; axon: as in Axon; pytorch: as in PyTorch; "
         "uniform: see model.init_scale"),
     Key("model.init_scale", 0.1, POSITIVE,
-        "model.init=uniform: weights are drawn uniformly from -model.init_scale to +model.init_scale"),
+        "used if model.init is uniform: weights are drawn uniformly from -model.init_scale to +model.init_scale"),
     Key("model.head_scale", 0.0, NOT_NEGATIVE,
-        "head weights are drawn uniformly from -model.head_scale to +model.head_scale, head biases are 0; "
-        "0.0: model.init also sets the head weights and biases"),
+        "initial weights of the head are drawn uniformly from -model.head_scale to +model.head_scale, and its biases are 0; "
+        "0.0: model.init also chooses the initial weights and biases of the head"),
     Key("model.forget_bias", 1.0, ANY, "initial bias of the forget gate"),
     Key("model.mogrifier_rounds", 5, NOT_NEGATIVE,
-        "mogrifier_lstm: number of times that the input and the state scale each other before a step; 0: the LSTM"),
+        "mogrifier_lstm: number of rounds before each step of the LSTM; in turn, the state scales the input in one round, and "
+        "the input scales the state in the next round; 0: the plain LSTM"),
     Key("model.mogrifier_rank", 0, NOT_NEGATIVE,
-        "mogrifier_lstm: rank of the kernels of the rounds, each the product of two thin matrices; 0: full matrices"),
+        "mogrifier_lstm: rank of the kernel of each round; the kernel is then the product of two thin matrices; 0: the kernel "
+        "is a full matrix"),
     Key("model.slstm_heads", 1, POSITIVE,
-        "slstm: number of heads; a unit reads only the units of its own head; must divide model.hidden"),
+        "slstm: number of heads; a unit reads only the units of its own head; must divide the number of "
+        "units of each layer"),
     Key("model.dtype", "float32", DTYPES, "data type of the operands in matrix products; state and weights are always float32"),
     # the optimiser and its learning rate
     Key("optim.name", "adam", OPTIMISERS, "the optimiser; configs/README.md lists published settings"),
@@ -230,22 +237,23 @@ TABLE = (
         "exponential, step: the learning rate is multiplied by this factor every optim.decay_steps steps, "
         "or every optim.decay_epochs epochs"),
     Key("optim.decay_steps", 1000, POSITIVE,
-        "exponential, step: number of steps in which the learning rate is multiplied once by optim.decay_rate; "
+        "exponential, step: number of steps after which the learning rate has been multiplied once more by optim.decay_rate; "
         "trapezoid: length of the final decay in steps; used if optim.decay_epochs is 0"),
     Key("optim.decay_epochs", 0.0, NOT_NEGATIVE,
         "replaces optim.decay_steps by a number of epochs; optim.decay_after is then also in epochs; 0.0: optim.decay_steps is "
         "used, and optim.decay_after is in steps"),
     Key("optim.decay_after", 0.0, NOT_NEGATIVE,
         "exponential, step: after the warm-up, the learning rate is constant for this number of steps (epochs if "
-        "optim.decay_epochs is set); step: the rate is multiplied for the first time when this time ends; 0.0: the "
-        "schedule begins right after the warm-up"),
+        "optim.decay_epochs is set); step: the first multiplication comes at the end of this time; 0.0: the "
+        "schedule begins directly after the warm-up"),
     Key("optim.beta1", 0.9, FRACTION,
-        "adam, adamw, adan, muon: decay rate of the running mean of the gradient; lion: share of this mean in the update; "
-        "schedule_free_adamw: share of the averaged weights in the weights at which the gradient is taken"),
+        "adam, adamw, adan, muon: decay rate of the running mean of the gradient; lion: the update is the sign of "
+        "optim.beta1 * (running mean of the gradient) + (1 - optim.beta1) * gradient; schedule_free_adamw: the gradient is "
+        "taken at the weights optim.beta1 * (average of the weights) + (1 - optim.beta1) * (raw weights)"),
     Key("optim.beta2", 0.999, FRACTION,
         "adam, adamw, rmsprop, adan, muon, schedule_free_adamw: decay rate of the running mean of the squared gradient; "
         "lion: decay rate of the running mean of the gradient"),
-    Key("optim.beta3", 0.92, FRACTION, "adan: decay rate of the running mean of the difference of successive gradients"),
+    Key("optim.beta3", 0.92, FRACTION, "adan: decay rate of the running mean of the difference between successive gradients"),
     Key("optim.eps", 1e-8, POSITIVE,
         "adam, adamw, rmsprop, adan, muon, schedule_free_adamw: constant added to the root of the mean squared gradient"),
     Key("optim.eps_form", "outer", one_of("outer", "keras"),
@@ -258,18 +266,19 @@ TABLE = (
     Key("optim.weight_decay", 0.0, NOT_NEGATIVE,
         "weight decay; adam, rmsprop, sgd: L2 regularisation; all other optimisers: decoupled from the gradient"),
     Key("optim.average", "", AVERAGES,
-        "average of the weights, which is evaluated, sampled and exported, while the training goes on with the raw weights; "
-        "ema: exponential mean; tail: mean over the last steps; nt_asgd: mean from the step at which the validation loss stops "
-        "improving; empty: no average"),
-    Key("optim.average_decay", 0.999, INSIDE_0_AND_1, "ema: decay rate of the mean, whose start is corrected for bias",
+        "kind of average of the weights over the steps; the average is evaluated, sampled and exported, while the training "
+        "goes on with the raw weights; ema: exponential mean; tail: mean over the last steps; nt_asgd: mean over all steps "
+        "after the validation loss stops improving; empty: no average"),
+    Key("optim.average_decay", 0.999, INSIDE_0_AND_1, "ema: decay rate of the exponential mean; the mean is corrected for bias",
         only_with=("optim.average",)),
-    Key("optim.average_last", 0.25, FACTOR, "tail: share of the training, at its end, over which the mean is taken",
+    Key("optim.average_last", 0.25, FACTOR,
+        "tail: the mean is taken over this fraction of the training steps, at the end of the training",
         only_with=("optim.average",)),
     Key("optim.average_patience", 5, NOT_NEGATIVE,
-        "nt_asgd: the mean begins when a validation loss is above the best of all earlier losses except the last ones; this is "
-        "the number of these last losses",
+        "nt_asgd: the mean begins when a new validation loss is higher than the lowest earlier validation loss; this "
+        "comparison leaves out the last optim.average_patience of the earlier losses",
         only_with=("optim.average",)),
-    Key("optim.decay_biases", False, ANY, "apply weight decay to biases too, as in MXNet; False: only to matrices"),
+    Key("optim.decay_biases", False, ANY, "apply weight decay to biases too, as in MXNet; False: apply it only to matrices"),
     # first parameters, length, logging, evaluations and checkpoints
     _path("train.init_from",
         "another run, written as RUN or RUN:CHECKPOINT; the new run begins with the parameters of this checkpoint; CHECKPOINT "
@@ -312,7 +321,7 @@ TABLE = (
 )
 # fmt: on
 KEYS = {key.name: key for key in TABLE}
-# The keys of which tables and names of trials show only the last part of a path, such as `cell.py:NAME`.
+# Keys whose values are long paths. Tables and names of trials show only the last part of the path, such as `cell.py:NAME`.
 SHOWN_BY_LAST_PART = frozenset(key.name for key in TABLE if key.is_path or key.rule is CELL)
 TEXT_PATHS = tuple(key.name for key in TABLE if key.rule is LOCAL)
 RUN_PATHS = ("train.init_from",)
@@ -371,7 +380,7 @@ def resumable(config: Mapping[str, object]) -> frozenset[str]:
 
     With `train.patience`, evaluations decide when the training ends. With `train.halvings`, a diverged run goes back to its
     last checkpoint, and each evaluation writes a checkpoint. With `optim.average=nt_asgd`, evaluations decide when the average
-    of the parameters begins. Some of the keys then do change the parameters.
+    of the parameters begins. In these three cases, some of the keys do change the parameters, and are not returned.
 
     Args:
       config: the config of the run, dotted key → value.

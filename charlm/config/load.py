@@ -144,9 +144,10 @@ def flatten(fields: Mapping | ConfigDict, prefix: str = "") -> dict[str, object]
 def differences(saved: Mapping, given: Mapping) -> dict[str, tuple]:
     """Dotted key → (saved value, given value), for the keys in which two configs differ.
 
-    Keys that do not change results are left out. Keys that have no effect in both configs are left out too. If a config was
-    saved before a key existed, the config is compared with the value that the key table defines for older runs. A key with
-    `is_seen_in_data` is also left out if its saved value is its value for older runs, and its given value is its default.
+    Keys that do not change results are left out. A key that has no effect in either of the two configs is left out too. If a
+    config was saved before a key existed, the key gets the value that the key table defines for older runs, and this value is
+    compared. A key with `is_seen_in_data` is also left out if its saved value is its value for older runs, and its given value
+    is its default.
 
     Args:
       saved: config of an existing run, as a nested or flat dict.
@@ -159,7 +160,8 @@ def differences(saved: Mapping, given: Mapping) -> dict[str, tuple]:
 
 
 def results_config(fields: Mapping) -> str:
-    """The keys of a config that change results, with their values, as JSON text. Configs with equal texts have equal results.
+    """The keys of a config that change results, with their values, as JSON text. If two configs give the same JSON text,
+    their runs have the same results.
 
     Args:
       fields: a config as a nested or flat dict of JSON values, perhaps saved before some keys existed.
@@ -317,11 +319,11 @@ def _is_in_folder(module: types.ModuleType, folder: str) -> bool:
 
 
 def error_message(error: Exception | SystemExit, file: pathlib.Path, otherwise: str) -> str:
-    """Describes an exception of a user's file in one sentence, with the file and the line that raised the exception.
+    """Describes in one sentence an exception that a user's file raised, and names the file and the line that raised it.
 
     Args:
-      file: the file. The exception may also come from another file in its folder.
-      otherwise: the beginning of the sentence if the exception came from no line of these files.
+      file: the user's file. The exception may also come from another file in the same folder.
+      otherwise: the beginning of the sentence if no line of a file in this folder raised the exception.
     """
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{_sibling(error.filename, file)} line {error.lineno}: {type(error).__name__}: {error.msg}."

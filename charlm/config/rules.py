@@ -1,4 +1,4 @@
-"""Rules for the values of config keys: which values are allowed, and the words for them in messages.
+"""Rules for the values of config keys: which values are allowed, and how messages describe the allowed values.
 
 Rules with the names of cells, optimisers and the like are in `keys`, next to the table of keys.
 """
@@ -58,7 +58,10 @@ def _is_text_encoding(value: str) -> bool:
 
 
 def own_cell(value: object) -> tuple[str, str] | None:
-    """The file and the name in `FILE.py:NAME`, a value of `model.cell` for a cell of the user. None for any other value."""
+    """Splits FILE.py:NAME, a value of `model.cell` that names a cell in the user's own file, into the file and the name.
+
+    Returns None for any other value.
+    """
     match = re.fullmatch(r"([^\0]*[^\0/]\.py):([A-Za-z_][A-Za-z0-9_]*)", value, re.DOTALL) if isinstance(value, str) else None
     return None if match is None or is_address(match[0]) else (match[1], match[2])
 

@@ -6,7 +6,8 @@
 - `initializers` makes initial weights.
 - `products` multiplies matrices in the data type that the config key `model.dtype` sets.
 - `dropout` drops activations, weights and embeddings.
-- `regularisers` reads from the config which dropout acts where, and computes the penalties on activations.
+- `regularisers` reads the dropout rates of each place in the network from the config, and computes the penalties on
+  activations.
 - `recurrent_noise` adds zoneout and recurrent dropout to a cell.
 - `objective` computes the loss.
 - `drawing` draws a network with Graphviz.

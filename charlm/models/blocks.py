@@ -6,8 +6,9 @@ Let x be the input of a layer. With all options, the output of the layer is
     z = y + mlp(norm'(y))         model.mlp
 
 norm is RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467): a vector is divided by its root mean square and multiplied by learnt
-scales. mlp is a layer with model.mlp * H units and GELU, followed by a layer with H units. With all options, the blocks are
-those of the public code for the minGRU and the minLSTM (Feng et al. 2024, arXiv:2410.01201). norm' belongs to the mlp.
+scales. norm' is another RMSNorm, and its scales are parameters of the mlp. mlp is a dense layer with model.mlp * H units and
+GELU, followed by a dense layer with H units. With all options, the layers are those of the public code for the minGRU and the
+minLSTM (Feng et al. 2024, arXiv:2410.01201), except that this code also has a convolution before each cell.
 
 With `model.tie`, the head multiplies by the transposed embedding (Press & Wolf 2017, arXiv:1608.05859; Inan et al. 2017,
 arXiv:1611.01462).
@@ -37,7 +38,7 @@ class Block(NamedTuple):
 
     Attributes:
       name: name of the parameters of its cell, such as `lstm_0`.
-      cell: the recurrent cell, with the noise of the config.
+      cell: the recurrent cell, with zoneout and recurrent dropout if the config sets them.
       inputs: number of input features. It is 0 for the first layer, because the first layer looks up ids.
       width: H, the number of units.
       skip: whether the input is added to the output of the cell.
@@ -59,16 +60,16 @@ class Block(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The network, as far as its names, sizes and connections.
+    """The names, sizes and connections of the network, without its weights.
 
     Attributes:
       blocks: the layers, the first layer first.
       encoding: input encoding of an id: `embedding`, `onehot`, or `scalar` (the id divided by V).
-      embedding: E, the number of features of the embedding. 0 if the encoding is another one.
+      embedding: E, the number of features of the embedding. 0 with any other encoding.
       dtype: dtype of the operands of matrix products. Parameters, state and sums are float32.
       regularisers: the dropout outside the recurrence, and the penalties on activations.
       norm: whether the input of the head is normalised.
-      tie: whether the head multiplies by the embedding.
+      tie: whether the head multiplies by the transposed embedding.
     """
 
     blocks: tuple[Block, ...]
@@ -160,18 +161,18 @@ def make_initializers(config: ConfigDict, width: int) -> Initializers:
 def tied(head_kernel: Callable) -> Callable:
     """The initializer of an embedding (V, E) that is also the head: it is drawn as a head's kernel (E, V) and transposed.
 
-    Initial embeddings of other scales, such as the standard normal, would make the initial logits too large.
+    An initial embedding drawn from the standard normal distribution would make the initial logits too large.
     """
     return lambda key, shape: head_kernel(key, shape[::-1]).T
 
 
 def vectors(x: jax.Array, table_VE: jax.Array | None) -> jax.Array:
-    """The vectors that a layer reads: x, or the rows of the table if x has ids."""
+    """The vectors that a layer reads: x itself, or, if x contains ids, the rows of the table that these ids select."""
     return x if table_VE is None else jnp.take(table_VE, x, axis=0, mode="clip")
 
 
 def normalised(x: jax.Array, table_VE: jax.Array | None, scale: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """The inputs (x, table_VE) of a layer after RMSNorm. If x has ids, the rows of the table are normalised."""
+    """The inputs (x, table_VE) of a layer after RMSNorm. If x contains ids, the rows of the table are normalised."""
     return (rms_norm(x, scale), None) if table_VE is None else (x, rms_norm(table_VE, scale))
 
 
@@ -182,7 +183,7 @@ def rms_norm(x: jax.Array, scale_H: jax.Array) -> jax.Array:
 
 
 def mlp_parameters(config: ConfigDict, block: Block) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """Random key → the initial parameters of the block's feed-forward block."""
+    """Returns a function: random key → initial parameters of the feed-forward block of the layer `block`."""
     into, out = make_initializers(config, block.width), make_initializers(config, block.mlp)
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
@@ -199,22 +200,22 @@ def mlp_parameters(config: ConfigDict, block: Block) -> Callable[[jax.Array], di
 
 
 def mlp(params: dict[str, jax.Array], x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The feed-forward block (…, H) → (…, H), without the addition of x."""
+    """The output (…, H) of the feed-forward block for the input x (…, H). The caller adds x to this output."""
     x_F = product(rms_norm(x, params["scale"]), params["up_kernel"], dtype)
     x_F = jax.nn.gelu(x_F + _as_row(params["up_bias"], x), approximate=False)
     return product(x_F, params["down_kernel"], dtype) + _as_row(params["down_bias"], x)
 
 
 def prepared_mlp(params: dict[str, jax.Array], dtype: jnp.dtype, rows: int) -> dict[str, jax.Array]:
-    """The parameters of `mlp`, with kernels that are already rounded for products with `rows` rows."""
+    """The parameters of `mlp`, whose kernels are already rounded to `dtype`, for inputs of `rows` rows."""
     return {name: operand(leaf, dtype, rows) if leaf.ndim == 2 else leaf for name, leaf in params.items()}
 
 
 def head_kernels(params: dict[str, Any]) -> list[jax.Array]:
     """The matrices by which the head multiplies one after the other, from the parameters of a model.
 
-    It is one matrix (H, V). With `model.tie`, it is the transposed embedding (E, V), and before it a projection (H, E) if the
-    last layer has another width.
+    Without `model.tie`, the list has one matrix (H, V). With `model.tie`, the list has the transposed embedding (E, V). If the
+    width H of the last layer is not E, a projection (H, E) precedes the transposed embedding.
     """
     if "head_kernel" in params:
         return [params["head_kernel"]]

@@ -13,12 +13,12 @@ from charlm.models.blocks import Shape
 def unrolled(shape: Shape, steps: int, last_only: bool = False) -> str:
     """The Graphviz text of a network over `steps` characters.
 
-    Ids are at the bottom and predictions at the top. Time runs from left to right.
+    Ids are at the bottom and predictions at the top. Time runs from left to right. A dashed arrow is a skip connection.
 
     Args:
-      shape: the layers, the input encoding, the dropout and the head. A dashed arrow is a skip connection.
+      shape: the layers, the input encoding, the dropout and the head.
       steps: number of characters in the drawing.
-      last_only: True if only the last step predicts a character. This is so with the framing `windows`.
+      last_only: whether only the last step predicts a character, as with the framing `windows`.
     """
     lines = [
         "digraph network {",

@@ -1,8 +1,8 @@
 """Dropout of activations, of weights and of embeddings.
 
-All of them are inverted dropout: a value is set to 0 with the probability `rate`, and the other values are scaled so that the
-expected value of the result is the value that was given. `rate` is rounded to a multiple of 2^-16, so that 16 random bits are
-enough for a value. One random 32-bit word is then enough for two values, which halves the cost of drawing random numbers.
+All three kinds are inverted dropout: a value is set to 0 with the probability `rate`, and the other values are scaled. The
+expected value of the result is therefore the original value. `rate` is rounded to a multiple of 2^-16, so that 16 random bits
+are enough for a value. One random 32-bit word is then enough for two values, which halves the cost of drawing random numbers.
 
 Letters: B rows of a batch, T time, H hidden units or other features, N random words for each row, V symbols, I inputs and O
 outputs of a kernel.
@@ -17,7 +17,7 @@ def dropout(keys_B: jax.Array, x_TBH: jax.Array, rate: float, per_window: bool =
 
     Args:
       keys_B: a random key for each row. The key alone determines which values of the row are set to 0, so the result does not
-        depend on which device holds the row.
+        depend on the device that holds the row.
       x_TBH: the activations.
       rate: the probability that a value is set to 0.
       per_window: whether all steps of a row have the same mask (variational dropout, Gal & Ghahramani 2016). Otherwise each
@@ -38,16 +38,16 @@ def kept(keys_B: jax.Array, steps: int, hidden: int, rate: float) -> jax.Array:
 
 
 def weight_dropout(key: jax.Array, kernel_IO: jax.Array, rate: float) -> jax.Array:
-    """Dropout of each value of a kernel on its own (DropConnect, Wan et al. 2013; weight drop, Merity et al. 2018).
+    """Dropout of the single values of a kernel (DropConnect, Wan et al. 2013; weight drop, Merity et al. 2018).
 
     Args:
-      key: one key for all rows and steps of a window, so that they all use the same kernel.
+      key: one key for all rows and steps of a window. All rows and steps therefore use the same kernel.
     """
     return dropout(key[None], kernel_IO[:, None, :], rate)[:, 0, :]
 
 
 def embedding_dropout(key: jax.Array, table_VI: jax.Array, rate: float) -> jax.Array:
-    """Dropout of whole symbols: a row of the table is set to 0 as a whole, or scaled (Gal & Ghahramani 2016).
+    """Dropout of whole symbols: some rows of the table are set to 0, the others are scaled (Gal & Ghahramani 2016).
 
     Args:
       key: one key for all rows and steps of a window. A dropped symbol has the embedding 0 wherever it occurs.

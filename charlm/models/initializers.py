@@ -1,4 +1,4 @@
-"""Weight initialisation as in five other libraries: Flax, Keras, Axon, PyTorch and MXNet.
+"""Weight initialisation as in five libraries: Flax, Keras, Axon, PyTorch and MXNet.
 
 The initializers work for every cell whose kernels store the gates side by side. Such a kernel of a layer with `gates` gates has
 the shape (inputs, gates * hidden). Each gate has one block of columns.
@@ -23,10 +23,10 @@ class Initializers(NamedTuple):
 
     Attributes:
       embedding, head_kernel, head_bias: initializers of the weights outside the layers.
-      input_kernel, recurrent_kernel: functions, number of gates → initializer of a layer's kernel.
+      input_kernel, recurrent_kernel: functions that take the number of gates, and return the initializer of a layer's kernel.
       bias: initializer of a layer's bias. A cell may add a constant to this bias. For example, the LSTM adds
         `model.forget_bias` to the bias of the forget gate.
-      one_bias: initializer of a layer's bias that PyTorch adds to no other bias, such as a bias of the GRU's candidate.
+      one_bias: initializer of a bias to which PyTorch adds no second bias, such as a bias of the GRU's candidate.
     """
 
     embedding: Initializer
@@ -44,8 +44,8 @@ def initializers(name: str, hidden: int, scale: float, head_scale: float) -> Ini
     - `orthogonal` (Flax): kernels are LeCun normal. The recurrent kernel of each gate is an orthogonal matrix.
     - `glorot` (Keras): kernels are Glorot uniform. The recurrent kernel of all gates is one matrix with orthonormal rows.
     - `axon` (Axon): kernels are Glorot uniform, with a separate bound for each gate.
-    - `pytorch` (PyTorch): kernels and biases are uniform in ±1/sqrt(hidden). PyTorch adds two such biases in each layer, so the
-      single bias of a layer here is the sum of two random draws. The embedding is standard normal.
+    - `pytorch` (PyTorch): kernels and biases are uniform in ±1/sqrt(hidden). A layer of PyTorch adds two such biases. A layer
+      of charlm has one bias, which is drawn as the sum of two such random biases. The embedding is standard normal.
     - `uniform` (MXNet): kernels and the embedding are uniform in ±scale.
 
     Biases are 0, except for `pytorch`.

@@ -1,6 +1,7 @@
-"""The regularisers that a config sets: which dropout acts where, and the penalties on activations.
+"""The regularisers that a config sets: the dropout rates of each place, and the penalties on activations.
 
-`dropout.py` has the dropout of activations, weights and embeddings. `recurrent_noise.py` has what acts inside the recurrence.
+`dropout.py` drops activations, weights and embeddings. `recurrent_noise.py` has zoneout and recurrent dropout, which act inside
+the recurrence.
 
 Letters: B batch, T time, S scored positions, H hidden units.
 """
@@ -18,13 +19,13 @@ class Regularisers(NamedTuple):
     """The regularisers outside the recurrence. A value of 0 turns a regulariser off.
 
     Attributes:
-      input: share dropped of the features that the first layer reads.
-      hidden: share dropped of the outputs of each layer except the last.
-      output: share dropped of the outputs of the last layer, before the head.
-      per_window: whether these three have one mask for all steps of a window.
-      weight_drop: share dropped of the recurrent kernels.
-      embedding: share of the symbols whose embedding is dropped.
-      ar, tar: the factors alpha and beta of the two penalties; see `penalty`.
+      input: dropout rate of the features that the first layer reads.
+      hidden: dropout rate of the outputs of each layer except the last.
+      output: dropout rate of the outputs of the last layer, before the head.
+      per_window: whether the dropout with the rates `input`, `hidden` and `output` has one mask for all steps of a window.
+      weight_drop: dropout rate of the weights in the recurrent kernels.
+      embedding: fraction of the symbols whose embedding is dropped.
+      ar, tar: the factors alpha and beta of the penalties AR and TAR; see `penalty`.
     """
 
     input: float
@@ -38,11 +39,11 @@ class Regularisers(NamedTuple):
 
     @property
     def needs_shared_key(self) -> bool:
-        """Whether a mask is the same for all rows, so that it can't be drawn from the key of a row."""
+        """Whether some masks are the same for all rows. Such a mask can't be drawn from the key of one row."""
         return self.weight_drop > 0 or self.embedding > 0
 
     def dropout(self, layers: int) -> tuple[float, ...]:
-        """The shares dropped before the first layer and after each of `layers` layers."""
+        """The dropout rate before the first layer, and the dropout rate after each of `layers` layers."""
         return (self.input, *[self.hidden] * (layers - 1), self.output)
 
 
@@ -73,7 +74,7 @@ def of(config: ConfigDict | FrozenConfigDict, encoding: str) -> Regularisers:
 
 
 def keys_without_effect(config: ConfigDict, layers: int) -> list[str]:
-    """A sentence for each key of dropout that is set but has no effect, because of other keys."""
+    """A sentence for each dropout key that is set, but has no effect because of other keys."""
     sentences = []
     hidden, output = config.model.dropout_hidden, config.model.dropout_output
     if hidden and layers == 1:
@@ -89,18 +90,22 @@ def keys_without_effect(config: ConfigDict, layers: int) -> list[str]:
 def penalty(
     regularisers: Regularisers, outputs_TBH: jax.Array, dropped_SBH: jax.Array, weights_BS: jax.Array
 ) -> jax.Array | None:
-    """What AR and TAR add to the sum of the loss (Merity et al. 2017, arXiv:1708.01009). None if both are off.
+    """The penalties AR and TAR, which are added to the sum of the loss (Merity et al. 2017, arXiv:1708.01009).
+
+    Returns None if both penalties are off.
 
     AR is alpha times the mean square of the last layer's outputs after dropout. TAR is beta times the mean squared difference
     of the last layer's outputs, before dropout, at successive positions of a window.
 
-    The loss of a step is a sum over all devices, divided by the sum of the weights over all devices. So this function returns
-    the mean times the sum of the weights of its rows. Padding, whose weight is 0, is left out.
+    The training step adds the losses and the penalties of all devices, and divides this sum by the sum of the weights of all
+    devices. Therefore this function returns the mean penalty of its rows times the sum of the weights of its rows. Padding has
+    weight 0, so it adds nothing to the penalty.
 
     Args:
       outputs_TBH: the outputs of the last layer before dropout.
       dropped_SBH: the outputs of the last layer at the scored positions, after dropout.
-      weights_BS: the weights of the scored positions. Positions before them have the weight of the first scored position.
+      weights_BS: the weights of the scored positions. In each row, every position before the scored
+        positions has the weight of the first scored position.
     """
     if not (regularisers.ar or regularisers.tar):
         return None

@@ -22,7 +22,7 @@ from charlm.models.dropout import dropout, embedding_dropout, weight_dropout
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
 
-# The random keys of an operation are made with `jax.random.fold_in`. The dropout after layer i folds in the number i. Random
+# The random keys of each operation are made with `jax.random.fold_in`. The dropout after layer i folds in the number i. Random
 # operations inside the cell of layer i fold in the number CELL_NOISE + i. The dropout after the feed-forward block of layer i
 # folds in the number MLP_NOISE + i. The weight drop of layer i folds the number i into the key that all rows share.
 CELL_NOISE = 1 << 16
@@ -67,7 +67,7 @@ class CharLM(nn.Module):
     Attributes:
       shape: the layers, the input encoding, the dropout and the kind of head.
       vocab_size: V, the number of symbols in the vocabulary.
-      config: the whole config. Keys that only one line of code reads have no attribute here and are read from this config.
+      config: the whole config. If only one line of code reads a key, the key has no attribute here and is read from `config`.
     """
 
     shape: blocks.Shape
@@ -78,10 +78,12 @@ class CharLM(nn.Module):
     def __call__(
         self, batch: Batch, carry: tuple, noise_keys_B: jax.Array | None = None, shared_key: jax.Array | None = None
     ) -> tuple[jax.Array, tuple, jax.Array | None]:
-        """Returns (logits_BSV, carry after the window, penalty). The penalty is None if there is none; see `regularisers`.
+        """Returns (logits_BSV, carry after the window, penalty).
+
+        The penalty is None without noise, and if the config sets no penalty; see `regularisers.penalty`.
 
         `noise_keys_B` holds one random key per row, and `shared_key` is the key of masks that are the same for all rows. Each
-        random operation folds a different number into these keys. If `noise_keys_B` is None, nothing is random.
+        random operation folds a different number into these keys. Without noise, `noise_keys_B` is None and nothing is random.
         """
         config, shape, used = self.config, self.shape, self.shape.regularisers
         initial = blocks.make_initializers(config, shape.blocks[-1].width)
@@ -140,7 +142,7 @@ class CharLM(nn.Module):
     def _dropped_input(
         self, ids_TB: jax.Array, table_VE: jax.Array, noise_keys_B: jax.Array | None, shared_key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The input of the first layer after dropout: (ids_TB, table of their features), or (features_TBE, None)."""
+        """The input of the first layer after dropout: (ids_TB, table of the features of all ids), or (features_TBE, None)."""
         used = self.shape.regularisers
         if shared_key is not None and used.embedding > 0:
             table_VE = embedding_dropout(jax.random.fold_in(shared_key, EMBEDDING_NOISE), table_VE, used.embedding)
@@ -158,8 +160,8 @@ class Functions(NamedTuple):
       apply: (params, batch, carry, noise_keys_B=None, shared_key=None) → (logits_BSV, carry). Without `noise_keys_B`, nothing
         is random. Otherwise each row has its own random key. The dropout mask of a row therefore does not depend on the device
         that holds the row.
-      penalised: takes the arguments of `apply`, and returns (logits_BSV, carry, penalty). The penalty is added to the sum of
-        the loss that is trained; see `regularisers.penalty`. It is None if no penalty is set.
+      penalised: takes the arguments of `apply`, and returns (logits_BSV, carry, penalty). The training
+        minimises the sum of the loss plus the penalty; see `regularisers.penalty`. The penalty is None if no penalty is set.
       needs_shared_key: whether `noise_keys_B` must come with `shared_key`, the random key of masks that all rows share.
       zero_carry: number of rows → the carry at the beginning of a text. A carry is a tuple with the state of each layer.
       stepwise: (params, rows) → the weights in the layout that `step` needs for `rows` rows.
@@ -167,7 +169,7 @@ class Functions(NamedTuple):
         dropout. If `inside` is a list, the `Seen` of each layer is added to it.
       operations: number of multiply-adds of all layers and the head for one character. The lookup of an id adds nothing to
         this number.
-      shape: what the description and the drawing of the network show.
+      shape: the names, sizes and connections of the network, for its description and its drawing.
     """
 
     init: Callable
@@ -186,10 +188,11 @@ class Stepwise(NamedTuple):
 
     Attributes:
       layers: the result of `Cell.prepare` for each layer.
-      norms: the scales of RMSNorm for each layer. None if the layer has none, or if the weights of the layer include it.
-      mlps: the parameters of the feed-forward block of each layer. None if the layer has none.
-      embedding_VE: the input of the first layer's skip connection. None if it has none.
-      head_norm_H: the scales of RMSNorm before the head, or None.
+      norms: the scales of RMSNorm for each layer. None for a layer without RMSNorm, and for the first layer, because its
+        weights in `layers` already include RMSNorm.
+      mlps: the parameters of the feed-forward block of each layer. None for a layer without this block.
+      embedding_VE: the input of the first layer's skip connection. None if the first layer has no skip connection.
+      head_norm_H: the scales of RMSNorm before the head. None if there is no RMSNorm before the head.
       head_kernels: the matrices by which the head multiplies, one after the other.
     """
 
@@ -289,7 +292,7 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
 
 
 def look(cell: cells.Cell, weights: Any, x: cells.Inputs, state: Any, dtype: jnp.dtype) -> Seen:
-    """What a cell computes for the character x. The arguments after `cell` are those of `Cell.step`."""
+    """What a cell computes for one character. The arguments after `cell` are the arguments of `Cell.step`."""
     output_BH, after = cell.step(weights, x, state, dtype)
     leaves, names = jax.tree.leaves(after), cell.state_title.split(", ")
     if len(names) != len(leaves):
@@ -342,8 +345,9 @@ def parameter_count(params: Any) -> int:
 def parameter_lines(params: Any) -> list[str]:
     """The table of parameters as lines of text.
 
-    A layer of PyTorch has two biases for each gate. Most layers here have one. The last line gives the total with two biases
-    per layer. A `recurrent_bias` already is a part of the second bias.
+    A layer of PyTorch has two biases for each gate. Most layers of charlm have one bias for each gate. The last line gives the
+    number of parameters that the model has with two biases for each gate. If a layer has a `recurrent_bias`, as the GRU has,
+    this array already is a part of the second bias.
     """
     table = parameter_table(params)
     total = parameter_count(params)

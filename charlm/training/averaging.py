@@ -2,16 +2,17 @@
 
 The training goes on with the raw weights. Evaluations, samples, exports and other runs use the average. A checkpoint has both.
 
-Every average is a running mean. After each step, average += share * (raw weights - average). The kinds of average differ in
-the share:
+Every average is a running mean. After each step, average += share * (raw weights - average). The number `share` depends on the
+kind of average:
 
 - `ema`: an exponential mean with decay rate d. After step n, the share is (1 - d) / (1 - d^n). This is the exponential mean
   that begins at 0, divided by 1 - d^n to correct its start (as Kingma & Ba 2015 do for the moments of Adam).
 - `tail`: the plain mean over the last steps of the training. The share is 1 / n, where n counts the steps of the tail.
-- `nt_asgd`: the plain mean since the validation loss has stopped improving (Merity et al. 2018, arXiv:1708.02182, algorithm 1).
+- `nt_asgd`: the plain mean of the weights after the validation loss stops improving (Merity et al. 2018, arXiv:1708.02182,
+  algorithm 1). The share is 1 / n, where n counts the weights in the mean.
 - `schedule_free`: the mean of schedule-free training (Defazio et al. 2024, arXiv:2405.15682). The share is r² divided by the
-  sum of the r² of all steps, where r is the largest learning rate so far. The gradient is taken between the raw weights and
-  the average. `optim.name` chooses this kind, not `optim.average`.
+  sum of r² over all steps so far, where r is the largest learning rate up to a step. The gradient is taken at a point between
+  the raw weights and the average. `optim.name` chooses this kind, not `optim.average`.
 
 Before the mean of `tail` or `nt_asgd` begins, the average is a copy of the raw weights.
 """
@@ -36,8 +37,8 @@ class Average(NamedTuple):
 
     Attributes:
       params: the average, a tree like the parameters of the model.
-      number: int32 scalar, how many raw weights the average contains. 0 if the average has not begun; `params` is then a copy
-        of the raw weights.
+      number: int32 scalar, the number of steps whose raw weights the average contains. 0 if the average has not begun; `params`
+        is then a copy of the raw weights.
       rates: with `schedule_free`, the largest learning rate so far and the sum of its squares, as float32 scalars. Otherwise
         empty.
     """
@@ -54,8 +55,9 @@ class Averaging(NamedTuple):
       kind: `ema`, `tail`, `nt_asgd` or `schedule_free`.
       decay: with `ema`, the decay rate.
       before: with `tail`, the number of steps before the tail.
-      patience: with `nt_asgd`, the number of latest evaluations whose losses a new loss is not compared with.
-      gradient_share: the share of the average in the weights at which the gradient is taken.
+      patience: with `nt_asgd`, the number of latest evaluations that are left out when a new loss is compared with earlier
+        losses; see `stops_improving`.
+      gradient_share: a number s from 0 to 1. The gradient is taken at the weights (1 - s) * raw weights + s * average.
     """
 
     kind: str
@@ -129,7 +131,7 @@ def updated(
 
     Args:
       params: the raw weights after the step.
-      step: the number of steps, this step included.
+      step: the number of steps so far, including this step.
       rate: the learning rate of the step.
     """
     if averaging is None or average is None:
@@ -141,11 +143,11 @@ def updated(
         number = jnp.where(average.number > 0, number, 0)
     if averaging.kind == "ema":
         log = math.log(averaging.decay)
-        share = math.expm1(log) / jnp.expm1(number * log)  # accurate even if the decay rate is close to 1
+        share = math.expm1(log) / jnp.expm1(number * log)  # equals (1 - d) / (1 - d^n), and is accurate even if d is close to 1
     elif averaging.kind == "schedule_free":
         largest = jnp.maximum(average.rates[0], rate)
         rates = (largest, average.rates[1] + largest**2)
-        share = jnp.where(rates[1] > 0, largest**2 / rates[1], 1)  # the rate of the first step of a warm-up is 0
+        share = jnp.where(rates[1] > 0, largest**2 / rates[1], 1)  # in the first step of a warm-up, the learning rate is 0
     else:
         share = 1 / jnp.maximum(number, 1)
     is_copy = number <= 1
@@ -154,14 +156,15 @@ def updated(
 
 
 def begun(average: Average) -> Average:
-    """The average of `nt_asgd` when it begins: it contains the present weights, and the weights after each later step."""
+    """The average of `nt_asgd` when it begins. It contains the present weights. Each later step adds its weights."""
     return average._replace(number=average.number + 1)
 
 
 def stops_improving(loss: float, earlier: list[float], patience: int) -> bool:
     """Whether the average of `nt_asgd` begins at this evaluation.
 
-    It begins if the loss is above the best loss of the earlier evaluations, where the last `patience` of them do not count.
+    The average begins if `loss` is higher than the lowest of the losses in `earlier`. The last `patience` losses in `earlier`
+    are left out of this comparison.
     """
     compared = earlier[: max(0, len(earlier) - patience)]
     return bool(compared) and loss > min(compared)

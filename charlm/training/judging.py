@@ -63,10 +63,10 @@ def evaluation_rows(
     """The metrics rows of one evaluation, or None if a signal arrived during the evaluation.
 
     One row holds the average training loss since the previous evaluation. If the corpus has a validation split, another row
-    holds the validation loss. The last row decides which checkpoint is the best. `train.best` says whether this row holds the
-    training loss or the validation loss.
+    holds the validation loss. The last row decides which checkpoint is the best. `train.best` sets whether the last row
+    holds the training loss or the validation loss.
 
-    In each row, `seconds` is the time that the run had taken in all when the loss of this row was known. The difference between
+    In each row, `seconds` is the total time of the run until the loss of this row was known. The difference between
     the two rows is therefore the time that the evaluation took.
     """
     begin = time.perf_counter()
@@ -143,7 +143,10 @@ def is_evaluation_due(setup: Setup, progress: Progress) -> bool:
 
 
 def is_evaluation_shown(setup: Setup, progress: Progress) -> bool:
-    """Whether the evaluation at this step is printed: the last one, and the first one of each `shown_every` steps."""
+    """Whether the evaluation at this step is printed.
+
+    The evaluation after the last step is printed, and the first evaluation in each interval of `shown_every` steps.
+    """
     before, now = (step // setup.shown_every for step in (progress.step - setup.eval_every, progress.step))
     return progress.step >= setup.total_steps or now > before
 
@@ -154,7 +157,7 @@ def is_log_due(setup: Setup, progress: Progress) -> bool:
 
 
 def is_checkpoint_due(setup: Setup, progress: Progress) -> bool:
-    """Whether `train.checkpoint_every` requires a checkpoint at this step. Each evaluation also saves a checkpoint."""
+    """Whether `train.checkpoint_every` requires a checkpoint at this step. In addition, each evaluation saves a checkpoint."""
     return setup.checkpoint_every > 0 and progress.step % setup.checkpoint_every == 0
 
 

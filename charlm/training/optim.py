@@ -113,7 +113,7 @@ def unread_keys(config: ConfigDict) -> dict[str, str]:
     """The keys that are set, although the schedule or the optimiser does not read them.
 
     Returns:
-      key → the setting that makes the key useless, such as `optim.schedule=cosine`.
+      key → the setting because of which the key has no effect, such as `optim.schedule=cosine`.
     """
     schedule, name, unread = config.optim.schedule, config.optim.name, {}
     if config.optim.decay_after and schedule not in ("exponential", "step"):
@@ -134,7 +134,7 @@ def has_constant_rate(config: ConfigDict) -> bool:
 
 
 def schedule_free_share(config: ConfigDict) -> float | None:
-    """For a schedule-free optimiser, the share of the average in the weights at which the gradient is taken; otherwise None."""
+    """For a schedule-free optimiser, the value of `Averaging.gradient_share` in the module `averaging`. Otherwise None."""
     return config.optim.beta1 if config.optim.name == "schedule_free_adamw" else None
 
 

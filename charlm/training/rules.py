@@ -1,4 +1,7 @@
-"""Update rules that Optax does not have as a single function. Each is for a learning rate of 1 and has no minus sign."""
+"""Update rules that Optax does not have as a single function.
+
+Each rule computes updates for a learning rate of 1, without a minus sign. `optim.optimizer` adds the minus sign.
+"""
 
 from typing import NamedTuple
 
@@ -6,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-MUON_RMS = 0.2  # the root mean square of an update of Muon, so that it fits a learning rate of AdamW (Liu et al. 2025)
+MUON_RMS = 0.2  # root mean square of Muon's updates; with 0.2, Muon can use AdamW's learning rate (Liu et al. 2025)
 
 
 class AdanState(NamedTuple):
-    """The number of steps, and running means of the gradient, of its differences and of the squares. Also the last gradient."""
+    """The number of steps, running means of the gradient, of its differences and of the squares, and the last gradient."""
 
     number: jax.Array
     mean: optax.Updates
@@ -20,9 +23,9 @@ class AdanState(NamedTuple):
 
 
 def keras_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
-    """Adam with eps added to the root of v before v, the running mean of the squared gradient, is corrected for bias.
+    """Adam that adds eps to sqrt(v) before the bias correction of v. v is the running mean of the squared gradient.
 
-    This form equals optax's Adam with eps / sqrt(1 - beta2^t) in place of eps.
+    In step t, the result equals the result of `optax.scale_by_adam` with eps / sqrt(1 - beta2^t) instead of eps.
     """
 
     def init(params: optax.Params) -> optax.OptState:
@@ -38,7 +41,10 @@ def keras_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransfor
 
 
 def adafactor(momentum: float) -> optax.GradientTransformation:
-    """Adafactor (Shazeer & Stern 2018). All matrices are factored, and an update is relative to the scale of its parameter."""
+    """Adafactor (Shazeer & Stern 2018).
+
+    The mean squared gradient of every matrix is stored in factored form. Each update is relative to the scale of its parameter.
+    """
     return optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=1),
         optax.clip_by_block_rms(1.0),
@@ -50,8 +56,8 @@ def adafactor(momentum: float) -> optax.GradientTransformation:
 def adan(mean_decay: float, square_decay: float, difference_decay: float, eps: float) -> optax.GradientTransformation:
     """Adan (Xie et al. 2022, algorithm 1, with the authors' correction for bias).
 
-    The paper writes 1 - decay for each decay rate. `optax.scale_by_adan` of Optax 0.2.8 is not used, because it multiplies the
-    differences by 1 - `difference_decay` instead of `difference_decay`.
+    A decay rate d here is 1 - d in the notation of the paper. `optax.scale_by_adan` of Optax 0.2.8 is not used, because it
+    multiplies the differences by 1 - `difference_decay` instead of `difference_decay`.
     """
 
     def init(params: optax.Params) -> AdanState:

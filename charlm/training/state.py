@@ -24,7 +24,7 @@ from charlm.training.step import TrainState
 
 
 def params_to_evaluate(state: TrainState) -> Any:
-    """The parameters that evaluations and samples use, and that a checkpoint offers to other programs: the average, if any."""
+    """The parameters that evaluations, samples and other programs use: the average, or without averaging the raw parameters."""
     return state.params if state.average is None else state.average.params
 
 
@@ -57,7 +57,8 @@ class Sums:
     """Sums of `StepMetrics` over steps.
 
     Attributes:
-      loss_means: the sum of the average losses of the steps. If `batch.padding` is `counted`, each average includes padding.
+      loss_means: the sum of one number for each step, the mean loss of the step. If `batch.padding` is `counted`, the mean
+        includes padding.
       steps: the number of steps added.
     """
 
@@ -106,7 +107,7 @@ class Progress:
       interval_seconds: seconds of training since the last row of training metrics.
       seconds: seconds of the whole run, including evaluations.
       best: {"step", "nats", "split"} of the best evaluation so far.
-      since_best: number of evaluations after the best evaluation.
+      since_best: number of evaluations since the best evaluation, without the best evaluation itself.
       evaluated: loss of the evaluation at this step in nats per character; None if no evaluation was made at this step.
       rows: number of metrics rows written.
       halvings: number of times that the learning rate was halved after a divergence.
@@ -128,7 +129,7 @@ class Progress:
     began_at: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The progress as a checkpoint saves it. The variables of `nt_asgd` are left out if they have their first values."""
+        """The progress as a checkpoint saves it. The variables of `nt_asgd` are left out if they have their initial values."""
         saved = dataclasses.asdict(self)
         if not self.losses:
             del saved["losses"]
@@ -189,8 +190,8 @@ def placed(state: TrainState, mesh: Mesh) -> TrainState:
 def resumed(setup: Setup, run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Progress]:
     """The state and progress of the latest readable checkpoint, or the initial state and progress if no checkpoint exists.
 
-    First reads the state and the progress. Then deletes the metrics rows of later steps. A checkpoint holds no batches and no
-    random keys, because the step and the seed determine the next batches and random numbers.
+    First reads the state and the progress. Then deletes the metrics rows of steps after the checkpoint. A checkpoint holds
+    no batches and no random keys, because the step and the seed determine the next batches and random numbers.
 
     Args:
       checkpoints: None in every process except the first process. The first process sends the state and the progress to the
@@ -221,7 +222,7 @@ class Latest(NamedTuple):
 
     Attributes:
       params, rest, progress: what `Checkpoints.restore` returns.
-      unreadable: the steps of all later checkpoints. None of them can be read.
+      unreadable: the steps of all checkpoints after this checkpoint. None of these checkpoints can be read.
     """
 
     step: int
@@ -250,7 +251,7 @@ def forget_best(progress: Progress) -> None:
 
 
 def _latest(setup: Setup, run: Run, checkpoints: Checkpoints) -> tuple[TrainState, dict] | None:
-    """The state and progress in the latest readable checkpoint, or None. Deletes the metrics rows of later steps."""
+    """The state and progress in the latest readable checkpoint, or None. Deletes the metrics rows of steps after it."""
     if found := latest_checkpoint(setup, checkpoints):
         step, params, rest, saved, unreadable = found
         for later in unreadable:
@@ -274,10 +275,11 @@ def _latest(setup: Setup, run: Run, checkpoints: Checkpoints) -> tuple[TrainStat
 
 
 def _note_extensions(run: Run, step: int, saved: dict) -> None:
-    """Removes the best evaluation from a saved progress if an extension has changed the protocol since the progress was saved.
+    """Applies the extensions of a run, which are the recorded changes of its config, to a saved progress.
 
-    Warns if the run was extended at a step after `step`. The steps in between are then trained with the changed config,
-    although they come before the extension.
+    Removes the best evaluation from the progress if an extension has changed the evaluation protocol since the progress was
+    saved. Warns if the run was extended at a step after `step`. The steps from `step` to the extension are then trained with
+    the changed config, although they come before the extension.
 
     Args:
       step: the step of the checkpoint from which the run resumes.

@@ -80,10 +80,10 @@ def make_train_step(
     two threads (jaxlib 0.10.2), and with several processes each extra array would cost a round trip between the processes.
 
     Each row has its own random key, made from the seed, the step and the index of the row. The model folds a different number
-    into the key for each random operation, such as dropout in each layer. Masks that are the same for all rows, such as those
-    of weight drop, are drawn from a key of the step, so they are the same on all devices.
+    into the key for each random operation, such as dropout in each layer. Masks that are the same for all rows, such as the
+    masks of weight drop, are drawn from a key of the step, so they are the same on all devices.
 
-    The gradient is that of the loss plus the model's penalty. The metrics never include the penalty.
+    The gradient is computed from the sum of the loss and the model's penalty. The metrics never include the penalty.
 
     With several processes, `asked_D` has one number per device: 1 if the process of the device was asked to stop, else 0. The
     metrics contain the sum of these numbers, so every process learns whether any process was asked to stop.

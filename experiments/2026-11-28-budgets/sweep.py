@@ -2,9 +2,10 @@
 
     scripts/sweep.py --config=experiments/2026-11-28-budgets/sweep.py --root=runs/budgets --parallel=2
 
-Each trial has two layers and reads 3 epochs of the text, so all trials read the same characters. A cell has a width for each
-budget, such that the number of parameters is as close to the budget as an even width allows. Each cell and budget is trained
-with all learning rates of RATES. The rate with the lowest validation loss is repeated with two more seeds.
+A budget is a number of parameters. For each cell and budget, the layers have the even width that brings the number of
+parameters as close to the budget as possible. Each trial has two layers and reads 3 epochs of the text, so all trials read the
+same characters. Each cell is trained at each budget with all learning rates of RATES. For each cell and budget, the learning
+rate with the lowest validation loss is repeated with two more seeds.
 """
 
 import bisect
@@ -20,9 +21,10 @@ SYMBOLS = 65  # size of the vocabulary of tiny Shakespeare
 BUDGETS = (50_000, 130_000, 400_000)
 CELLS = ("lstm", "rnn", "gru", "layernorm_lstm", "mogrifier_lstm", "slstm", "mingru", "minlstm")
 RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
-# The rates that are tried in addition, because the best of RATES is at the edge. Filled in after the trials with RATES.
+# (cell, budget) → additional learning rates, if the best of RATES is the lowest or the highest of RATES. These are filled in
+# after the trials with RATES.
 MORE_RATES = {}
-# The rate with the lowest validation loss of each cell and budget. Filled in after the trials with seed 0.
+# (cell, budget) → the learning rate with the lowest validation loss. Filled in after the trials with seed 0.
 BEST = {}
 
 

@@ -3,7 +3,8 @@
     scripts/sweep.py --config=experiments/2026-11-28-regularisers/sweep.py --root=runs/regularisers --parallel=2
 
 The recipe is configs/tiny_shakespeare.py without its dropout. Each trial reads 8 epochs. Each regulariser is tried with one
-strength, which is about the published one for characters. The best settings are repeated with two more seeds.
+strength, which is near the strength that was published for models of characters. The best settings are repeated with two more
+seeds.
 """
 
 import itertools
