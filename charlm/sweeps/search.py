@@ -179,7 +179,9 @@ class Search:
 def _suggest(trial: "optuna.trial.Trial", key: str, values: sweep.Interval | sweep.Choice) -> object:
     """The value that the study proposes for a key. It is rounded in the same way as in `sweep.sample`."""
     if isinstance(values, sweep.Choice):
-        return trial.suggest_categorical(key, values.options)
+        # Optuna saves the options as JSON, which has no tuples.
+        saved = [str(option) if isinstance(option, list | tuple) else option for option in values.options]
+        return values.options[saved.index(trial.suggest_categorical(key, saved))]
     if values.integer:
         return trial.suggest_int(key, int(values.low), int(values.high), log=values.log)
     return values.rounded(trial.suggest_float(key, values.low, values.high, log=values.log))

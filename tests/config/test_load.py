@@ -28,6 +28,7 @@ def test_every_config_can_be_loaded_and_its_file_shows_the_train_command(file):
     assert set(load.flatten(config)) == set(keys.KEYS)
     if file.stem != "base":
         assert f"scripts/train.py --config=configs/{file.name} --workdir=" in file.read_text()
+        assert f"\n| `{file.stem}`" in (ROOT / "configs" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -9,6 +9,7 @@ import pytest
 from test_sweep import CONFIG, trainings, wait_for_steps
 
 from charlm.compare import reading
+from charlm.sweeps import search, sweep
 
 pytest.importorskip("optuna", reason="optuna is not installed. Run pip install -e '.[search]'")
 
@@ -146,6 +147,22 @@ def test_a_search_ends_when_all_trials_of_a_small_space_were_tried(script, write
     assert "best: hidden=" in again
     message = script.fails("sweep", *flags, "--trials=5", "--config.train.steps=6")
     assert "another config: train.steps (5 saved, 6 given)" in message
+
+
+def test_a_search_over_tuples_goes_on_in_another_process(write_config, tmp_path):
+    root = sweep.Root(tmp_path)
+    space = '\n\ndef space():\n    return {"model.widths": choice((), (12,)), "model.cell": choice("gru", ("lstm",))}\n'
+    file, names = write_config(space=space), []
+    for total in (1, 2, 3):  # every search opens the study anew, and also gets the unfinished trials of the searches before
+        opened = search.Search(root, file, {}, "asha", total)
+        opened.open()
+        trials = list(opened.trials())
+        assert len(trials) == total
+        names.append({trial.name for trial in trials})
+        for trial in trials:
+            assert trial.config.model.widths in ((), (12,))
+            assert trial.config.model.cell in ("gru", ("lstm",))
+    assert names[0] < names[1] < names[2]
 
 
 @pytest.mark.slow

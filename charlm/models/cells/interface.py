@@ -15,10 +15,11 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from charlm.config import keys, load, rules
 from charlm.errors import UserError
-from charlm.models import blocks
+from charlm.models import blocks, cells
 from charlm.models.cells import Cell, Inside, own
 
 FUNCTIONS = ("parameters", "zero_state", "window", "with_table", "prepare", "step", "operations")
+TAKEN = ("norm", "mlp")  # the network has parameters such as `norm_0` and `mlp_0`
 OPTIONAL = ("from_torch", "from_keras", "to_torch", "to_keras", "look")
 
 
@@ -33,6 +34,8 @@ def check(config: ConfigDict) -> None:
         sizes = name, block.inputs, block.width
         if rules.own_cell(name) and sizes not in checked:
             checked.add(sizes)
+            if (short := cells.short_name(name)) in TAKEN:
+                raise UserError(f"model.cell={name}: the network has parameters named {short}_0: give the cell another name.")
             checks = _Checks(block.cell, f"model.cell={name}", pathlib.Path(own.file_of(name)), FrozenConfigDict(config))
             checks.fields()
             checks.layer(block, shape)

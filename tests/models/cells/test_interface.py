@@ -212,3 +212,13 @@ def test_a_run_with_a_wrong_cell_does_not_begin(tmp_path, small):
     with pytest.raises(UserError, match=r"step must return the output float32 \(3, 8\), but returns"):
         train.train(config, os.fspath(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["NORM", "mlp"])
+def test_a_cell_with_a_name_that_the_network_uses_is_refused(name, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(SOURCE.replace("PEEPHOLE =", f"{name} ="))
+    config = config_of("", cell=f"{file}:{name}", norm=True, mlp=2)
+    own.load(config)
+    with pytest.raises(UserError, match=rf":{name}: the network has parameters named {name.lower()}_0: give the cell another"):
+        interface.check(config)
