@@ -17,10 +17,6 @@ from charlm.errors import Broken, Failure, UserError
 PREFIX = "config."
 HELP_KEYS = "--helpkeys"
 ABOUT_HELP_KEYS = f"  {HELP_KEYS}: list all config keys; {HELP_KEYS}=markdown prints the list as Markdown"
-ABOUT_TRUST_CODE = (
-    "if the cell of a run is in a file of its own (model.cell=FILE.py:NAME), run the code in this file; give this flag only if "
-    "you trust the file"
-)
 ADVICE_ON_MEMORY = "use a smaller model, batch (rows, length), eval.rows or eval.lanes, or draw fewer samples at once."
 
 

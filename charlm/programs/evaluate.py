@@ -63,6 +63,7 @@ from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import inputs
 from charlm.inference.protocol import Protocol
+from charlm.programs import model_flags
 from charlm.progress import characters, counted, warn
 from charlm.rundir.run import Run, check_checkpoint_name
 
@@ -72,22 +73,7 @@ if TYPE_CHECKING:
 MOST_ON_PAGE = 200_000  # characters; browsers are slow with larger pages
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory")
-_SPLIT = flags.DEFINE_string(
-    "split", None, "train, validation or test; default: validation, or train if the corpus has no validation split"
-)
-_TEXT = flags.DEFINE_string(
-    "text", None, "text file or folder to score instead of a split, read like the run's corpus; -: standard input"
-)
-_ENCODING = flags.DEFINE_string(
-    "encoding", None, "encoding of --text; default: corpus.encoding of the run's config, or utf-8 for standard input"
-)
-_UNKNOWN = flags.DEFINE_enum(
-    "unknown",
-    None,
-    inputs.UNKNOWN_IN_TEXT,
-    "characters of --text outside the vocabulary; error: stop with a message; skip: drop them; unk: score them as <unk>; "
-    "default: unk if the vocabulary has <unk>, otherwise error",
-)
+_TEXT, _SPLIT, _ENCODING, _UNKNOWN = model_flags.text("score")
 _PER_LINE = flags.DEFINE_bool("per_line", False, "print one JSON object for each line, instead of one for the whole text")
 _PER_CHAR = flags.DEFINE_string(
     "per_char",
@@ -131,9 +117,9 @@ _NGRAM = flags.DEFINE_string(
     None,
     "score the text with an n-gram instead of the model; the value is the order, such as 5, or a range such as 2..10",
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by the loss that train.best names), latest, or a step")
-_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
-_VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
+_CHECKPOINT = model_flags.checkpoint()
+_TRUST_CODE = model_flags.trust_code()
+_VERBOSE = model_flags.verbose()
 
 
 def run() -> None:

@@ -16,6 +16,7 @@ import os
 from absl import flags
 
 from charlm import cli, files
+from charlm.programs import model_flags
 from charlm.progress import counted
 from charlm.rundir.run import Run, check_checkpoint_name
 
@@ -24,9 +25,9 @@ SUFFIXES = {"safetensors": (".safetensors",), "npz": (".npz",), "torch": (".pt",
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 _FORMAT = flags.DEFINE_enum("format", None, list(SUFFIXES), "format of the file", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "file to write; an existing file is replaced", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (chosen by train.best), latest, or a step")
+_CHECKPOINT = model_flags.checkpoint()
 
-_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
+_TRUST_CODE = model_flags.trust_code()
 
 
 def run() -> None:

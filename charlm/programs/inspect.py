@@ -30,30 +30,16 @@ from charlm.data import corpora
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import inputs, ngram
+from charlm.programs import model_flags
 from charlm.progress import warn
 from charlm.rundir.run import Run, check_checkpoint_name
 
 FILE = "inspect.html"  # in the run directory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory")
-_TEXT = flags.DEFINE_string(
-    "text", None, "text file or folder to show instead of a split, read like the run's corpus; -: standard input"
-)
-_SPLIT = flags.DEFINE_string(
-    "split", None, "train, validation or test; default: validation, or train if the corpus has no validation split"
-)
-_ENCODING = flags.DEFINE_string(
-    "encoding", None, "encoding of --text; default: corpus.encoding of the run's config, or utf-8 for standard input"
-)
-_UNKNOWN = flags.DEFINE_enum(
-    "unknown",
-    None,
-    inputs.UNKNOWN_IN_TEXT,
-    "characters of --text outside the vocabulary; error: stop with a message; skip: drop them; unk: read them as <unk>; "
-    "default: unk if the vocabulary has <unk>, otherwise error",
-)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by the loss that train.best names), latest, or a step")
-_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
+_TEXT, _SPLIT, _ENCODING, _UNKNOWN = model_flags.text("show")
+_CHECKPOINT = model_flags.checkpoint()
+_TRUST_CODE = model_flags.trust_code()
 _HTML = flags.DEFINE_string("html", None, f"file that receives the page; default: {FILE} in the run directory")
 _PLOTS = flags.DEFINE_string("plots", None, "folder that receives plots as PNG files; it is made if it does not exist")
 _CHARS = flags.DEFINE_integer(

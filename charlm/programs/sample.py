@@ -39,13 +39,14 @@ from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import inputs
+from charlm.programs import model_flags
 from charlm.rundir.run import Run, check_checkpoint_name
 
 if TYPE_CHECKING:
     from charlm.inference.session import Session
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (chosen by train.best), latest, or a step")
+_CHECKPOINT = model_flags.checkpoint()
 _PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "text that the sample continues; empty: a new document (see batch.start_symbol)"
 )
@@ -98,8 +99,8 @@ _STOP = flags.DEFINE_multi_string(
 _INTERACTIVE = flags.DEFINE_bool(
     "interactive", False, "read prompts from standard input, one a line, until Ctrl-D; /continue continues the last text"
 )
-_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
-_VERBOSE = flags.DEFINE_bool("verbose", False, "print the settings of XLA and the C library on stderr")
+_TRUST_CODE = model_flags.trust_code()
+_VERBOSE = model_flags.verbose()
 
 
 def run() -> None:

@@ -31,6 +31,7 @@ from absl import flags
 from charlm import cli, progress
 from charlm.config import help_keys, keys, load
 from charlm.errors import UserError
+from charlm.programs import model_flags
 from charlm.rundir.run import Run
 from charlm.sweeps import conclusion, launch, search, slurm, sweep
 
@@ -68,7 +69,7 @@ _TASKS = flags.DEFINE_integer(
     "tasks", 1, "SLURM: number of processes on each node; all processes of a trial train one model together"
 )
 _MEMORY = flags.DEFINE_integer("memory", None, "SLURM: gigabytes of memory that a trial uses on each node")
-_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
+_TRUST_CODE = model_flags.trust_code()
 
 LISTED = 3  # the maximum number of trials that the message about equal configs lists
 # With -P, Python does not import a folder named charlm from the current directory.

@@ -38,6 +38,7 @@ from charlm import cli
 from charlm.config import help_keys, load
 from charlm.errors import UserError
 from charlm.hardware import devices, processes
+from charlm.programs import model_flags
 from charlm.rundir.run import Run
 from charlm.training import start
 
@@ -68,7 +69,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "with several processes: index of this process; process 0 writes the run directory"
 )
-_TRUST_CODE = flags.DEFINE_bool("trust_code", False, cli.ABOUT_TRUST_CODE)
+_TRUST_CODE = model_flags.trust_code()
 _GRAPH = flags.DEFINE_string("graph", "network.dot", "with --describe: file for the drawing of the network")
 _GRAPH_STEPS = flags.DEFINE_integer("graph_steps", 3, "with --describe: number of time steps in the drawing")
 

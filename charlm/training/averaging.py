@@ -67,12 +67,14 @@ class Averaging(NamedTuple):
     gradient_share: float = 0.0
 
 
-def of_config(config: ConfigDict, total_steps: int, has_validation: bool) -> Averaging | None:
+def of_config(config: ConfigDict, total_steps: int, has_validation: bool, patience: int, best_by: str) -> Averaging | None:
     """The averaging that a config describes, or None.
 
     Args:
       total_steps: the length of the training.
       has_validation: whether the corpus has a validation split.
+      patience: the number of evaluations without a new best loss after which the training ends; 0 if it never ends early.
+      best_by: which loss selects the best checkpoint, `validation` or `train`.
 
     Raises:
       UserError: the keys do not fit together, or `nt_asgd` has no validation loss.
@@ -93,6 +95,16 @@ def of_config(config: ConfigDict, total_steps: int, has_validation: bool) -> Ave
         progress.warn(f"{setting} is meant for a learning rate that does not fall: set optim.schedule=constant.")
     if share is not None:
         return Averaging("schedule_free", gradient_share=share)
+    if kind == "tail" and patience:
+        progress.warn(
+            "optim.average=tail and train.patience: if the training ends before the tail begins, there is no average; "
+            "optim.average=ema always has one."
+        )
+    if kind and best_by == "train":
+        progress.warn(
+            f"train.best=train and optim.average={kind}: the training loss of the raw weights selects the best checkpoint, "
+            "but its average is evaluated and sampled."
+        )
     tail = max(1, round(config.optim.average_last * total_steps))
     return {
         "": None,

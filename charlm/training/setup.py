@@ -93,7 +93,7 @@ def set_up(config: ConfigDict) -> Setup:
     Raises:
       UserError: the corpus can't be used or does not match the config, or a user's cell does not have the interface.
     """
-    seed, best_by = config.seed, config.train.best
+    seed, best_by, patience = config.seed, config.train.best, config.train.patience
     framing = batches.Framing.of(config)
     interface.check(config)
     corpus = corpora.load(config)
@@ -126,12 +126,12 @@ def set_up(config: ConfigDict) -> Setup:
         steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions),
         rates=learning_rates(config, training.steps_per_epoch),
         optimizer=optim.optimizer(config),
-        averaging=averaging.of_config(config, total_steps, "validation" in encoded),
+        averaging=averaging.of_config(config, total_steps, "validation" in encoded, patience, best_by),
         log_every=config.train.log_every,
         eval_every=config.train.eval_every or training.steps_per_epoch,
         shown_every=shown_every(config, training.steps_per_epoch),
         checkpoint_every=config.train.checkpoint_every,
-        patience=config.train.patience,
+        patience=patience,
         halvings=config.train.halvings,
         best_by=best_by,
         protocol=protocol,

@@ -207,7 +207,7 @@ def test_a_run_stopped_between_evaluations_resumes_bit_by_bit(kind, small, tmp_p
         assert not {"losses", "began_at"} & found[1].keys()
 
 
-def test_the_average_is_evaluated_loaded_and_inherited(small, plain, tmp_path):
+def test_the_average_is_evaluated_loaded_exported_and_inherited(script, small, plain, tmp_path):
     config = config_of(small, **EMA, **{"train.eval_every": 6, "optim.schedule": "constant"})
     assert train.train(config, str(tmp_path / "run")) == 0
     found, _ = saved(tmp_path / "run", config)
@@ -218,6 +218,9 @@ def test_the_average_is_evaluated_loaded_and_inherited(small, plain, tmp_path):
     assert row["weights"] == "average"
     text = Run(tmp_path / "run").splits()["validation"]
     assert model.score(str(text))["nats"] == pytest.approx(row["nats"], abs=1e-5)
+    script("export", f"--workdir={tmp_path / 'run'}", "--format=npz", f"--output={tmp_path / 'run.npz'}")
+    with np.load(tmp_path / "run.npz") as exported:
+        np.testing.assert_array_equal(exported["head.bias"], model.params["head_bias"])
     child = config_of(small, **EMA, **{"train.init_from": os.fspath(tmp_path / "run"), "train.steps": 2})
     made = setup.set_up(child)
     inherited = train.inheriting.read(child, made).state
@@ -297,3 +300,7 @@ def test_keys_without_effect_and_rates_that_fall_are_told(small, capsys):
         assert warning in capsys.readouterr().err
         setup.set_up(config_of(small, **overrides, **{"optim.schedule": "constant"}))
         assert capsys.readouterr().err == ""
+    setup.set_up(config_of(small, **{"optim.average": "tail", "train.patience": 2, "train.best": "train"}))
+    told = capsys.readouterr().err
+    assert "optim.average=tail and train.patience: if the training ends before the tail begins, there is no average" in told
+    assert "train.best=train and optim.average=tail: the training loss of the raw weights selects the best" in told
