@@ -32,6 +32,8 @@ OPTIONS = {
     "mogrifier_lstm:rank=40": {"rank": 40},
     "slstm": {},
     "slstm:heads=4": {"heads": 4},
+    "mingru": {},
+    "minlstm": {},
 }
 
 CELLS = flags.DEFINE_list("cells", list(OPTIONS), "cells to measure, with their options")
@@ -102,7 +104,44 @@ class SLSTM(nn.Module):
         return (c, n, h, m), h
 
 
-MODULES = {"layernorm_lstm": LayerNormLSTM, "mogrifier_lstm": MogrifierLSTM, "slstm": SLSTM}
+class MinGRU(nn.Module):
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, state, x):
+        (h,) = state
+        z, v = jnp.split(nn.Dense(2 * self.hidden, dtype=self.dtype)(x).astype(jnp.float32), 2, axis=-1)
+        z = nn.sigmoid(z)
+        h = (1 - z) * h + z * candidate(v)
+        return (h,), h
+
+
+class MinLSTM(nn.Module):
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, state, x):
+        (h,) = state
+        f, i, v = jnp.split(nn.Dense(3 * self.hidden, dtype=self.dtype)(x).astype(jnp.float32), 3, axis=-1)
+        f, i = nn.sigmoid(f), nn.sigmoid(i)
+        h = f / (f + i) * h + i / (f + i) * candidate(v)
+        return (h,), h
+
+
+def candidate(v):
+    return jnp.where(v >= 0, v + 0.5, nn.sigmoid(v))
+
+
+MODULES = {
+    "layernorm_lstm": LayerNormLSTM,
+    "mogrifier_lstm": MogrifierLSTM,
+    "slstm": SLSTM,
+    "mingru": MinGRU,
+    "minlstm": MinLSTM,
+}
+STATES = {"slstm": 4, "mingru": 1, "minlstm": 1}  # number of arrays in the state, if it is not 2
 
 
 class Plain(nn.Module):
@@ -143,7 +182,7 @@ def charlm_function(name, options, hidden, batch):
 
 def plain_function(name, options, hidden, batch):
     """The same for the plain Flax network."""
-    rows, states = batch.inputs_BT.shape[0], 4 if name == "slstm" else 2
+    rows, states = batch.inputs_BT.shape[0], STATES.get(name, 2)
     model = Plain(MODULES[name], options, hidden, jnp.dtype(DTYPE.value))
     carry = tuple(tuple(jnp.zeros((rows, hidden)) for _ in range(states)) for _ in range(2))
 

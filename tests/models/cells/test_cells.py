@@ -193,7 +193,10 @@ def test_windows_gradients_and_steps_can_be_lowered_for_every_platform(name, row
                     assert "stablehlo.dot_general" in text
 
 
-def test_a_training_step_on_two_devices_equals_a_training_step_on_one_device():
+@pytest.mark.parametrize(
+    "names", [("lstm", "mingru"), pytest.param((*IN_PACKAGE[1:], PEEPHOLE), marks=pytest.mark.slow, id="all other cells")]
+)
+def test_a_training_step_on_two_devices_equals_a_training_step_on_one_device(names):
     """Makes one training step of each cell with dropout, and one training step of the LSTM with all regularisers.
 
     The training runs in a new process, because this process may have only one device.
@@ -201,7 +204,6 @@ def test_a_training_step_on_two_devices_equals_a_training_step_on_one_device():
     code = """
 import sys, jax, numpy as np
 from jax.sharding import Mesh
-from charlm.config import keys
 from charlm.data import batches
 from charlm.models import stack
 from charlm.models.cells import own
@@ -212,8 +214,7 @@ from configs import base
 assert len(jax.devices()) == 2
 noise = {"dropout_kind": "variational", "dropout_input": 0.2, "weight_drop": 0.3, "embedding_dropout": 0.2,
          "recurrent_dropout": 0.2, "zoneout_cell": 0.4, "zoneout_hidden": 0.2, "ar": 2.0, "tar": 1.0}
-every = [*keys.KEYS["model.cell"].rule.options, sys.argv[1]]
-for name, regularisers in [*((name, {}) for name in every), ("lstm", noise)]:
+for name, regularisers in [*((name, {}) for name in sys.argv[1:]), ("lstm", noise)]:
     config = base.get_config()
     config.model.update({"cell": name, "hidden": 6, "embedding": 5, "layers": 1, "dropout": 0.5, "init": "uniform"})
     config.model.update(regularisers)
@@ -231,9 +232,9 @@ for name, regularisers in [*((name, {}) for name in every), ("lstm", noise)]:
     print(name)
 """
     environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {TWO_DEVICES}", "PYTHONPATH": "."}
-    done = subprocess.run([sys.executable, "-c", code, PEEPHOLE], env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *names], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [*IN_PACKAGE, PEEPHOLE, "lstm"]
+    assert done.stdout.splitlines() == [*names, "lstm"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -314,7 +315,7 @@ def test_config_keys_that_the_chosen_cell_does_not_read_are_listed():
 
 @pytest.mark.parametrize(
     ("name", "regularisers"),
-    [(GRU, {}), ("lstm", NOISE), *(pytest.param(name, {}, marks=pytest.mark.slow) for name in IN_PACKAGE)],
+    [("lstm", NOISE), *(pytest.param(name, {}, marks=pytest.mark.slow) for name in (GRU, *IN_PACKAGE))],
 )
 def test_a_cell_trains_resumes_evaluates_and_samples(name, regularisers, small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
