@@ -23,7 +23,10 @@ CELLS = ("lstm", "rnn", "gru", "layernorm_lstm", "mogrifier_lstm", "slstm", "min
 RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
 # (cell, budget) → additional learning rates, if the best of RATES is the lowest or the highest of RATES. These are filled in
 # after the trials with RATES.
-MORE_RATES = {}
+MORE_RATES = {
+    **{(cell, 50_000): (4.8e-2,) for cell in ("lstm", "gru", "layernorm_lstm", "slstm", "mingru", "minlstm")},
+    **{(cell, 130_000): (4.8e-2,) for cell in ("lstm", "gru", "layernorm_lstm")},
+}
 # (cell, budget) → the learning rate with the lowest validation loss. Filled in after the trials with seed 0.
 BEST = {}
 
