@@ -203,6 +203,7 @@ def test_new_text_lengths_compile_nothing(model, caplog):
     assert len([message for message in compiled(caplog) if "carried_chunk" in message]) == 1
 
 
+@pytest.mark.slow
 def test_samples_equal_the_output_of_the_sample_script(script, model, run):
     flags = [f"--workdir={run}", "--prompt=But", "--length=90", "--temperature=0.8", "--seed=5"]
     single = model.sample("But", length=90, temperature=0.8, seed=5)

@@ -235,6 +235,7 @@ def test_sample_and_evaluate_take_missing_flags_from_the_config_of_the_run(scrip
     assert train["protocol"]["split"] == "train"
 
 
+@pytest.mark.slow
 def test_the_number_of_documents_that_are_cut_is_reported(script, texts, tmp_path):
     describe = [*flags_of("ag_news_keras", texts), "--describe", f"--graph={tmp_path / 'net.dot'}"]
     printed = script("train", *describe).stdout

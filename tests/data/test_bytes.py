@@ -207,6 +207,7 @@ def test_a_model_of_bytes_trains_scores_and_samples_any_text(byte_overrides, tmp
     assert all(sample.read_bytes().decode("utf-8") for sample in samples)
 
 
+@pytest.mark.slow
 def test_a_character_drawn_in_two_chunks_is_one_character(small, tmp_path):
     (tmp_path / "text").write_text("é" * 3000, encoding="utf-8")
     overrides = small | {"corpus.path": str(tmp_path / "text"), "vocab.source": "bytes", "sample.length": 0}

@@ -96,6 +96,7 @@ def test_a_continued_text_equals_one_long_sample(model, window):
     assert said(session, "12 ") == model.sample("12 ", length=length, temperature=0, window=window)
 
 
+@pytest.mark.slow
 def test_a_session_with_a_model_of_bytes_leaves_out_a_character_that_is_not_complete(tmp_path):
     model = trained(tmp_path, "äöü €\n" * 900, **{"vocab.source": "bytes", "train.steps": 250})
     session = session_of(model, 6 * SHORT)

@@ -201,7 +201,7 @@ def test_a_training_step_equals_numpy_with_the_drawn_masks():
     assert float(penalty) == pytest.approx(ar + tar, rel=1e-4)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
 def test_the_gradient_of_a_step_with_all_regularisers_equals_finite_differences(cell):
     batch, rng = batch_of(), np.random.default_rng(2)
     with jax.enable_x64(True):

@@ -321,6 +321,7 @@ def test_missing_texts_and_parents_are_refused_before_any_trial(script, write_co
         assert not root.exists()
 
 
+@pytest.mark.slow
 def test_a_trial_with_the_config_of_an_existing_run_uses_this_run(script, write_config, tmp_path):
     """A key is added to the sweep. The trials with the default of this key have the same configs as the existing runs."""
     root, hidden = tmp_path / "root", {"model.hidden": [8]}
