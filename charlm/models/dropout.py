@@ -28,6 +28,11 @@ def dropout(keys_B: jax.Array, x_TBH: jax.Array, rate: float, per_window: bool =
     return jnp.where(kept_TBH, x_TBH * _scale(rate), 0)
 
 
+def fold_in(keys_B: jax.Array, number: int) -> jax.Array:
+    """The random keys of the rows, with a number folded into each of them."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number)
+
+
 def kept(keys_B: jax.Array, steps: int, hidden: int, rate: float) -> jax.Array:
     """A bool array (steps, B, hidden) whose values are independent and True with the probability 1 - rate."""
     rows = len(keys_B)

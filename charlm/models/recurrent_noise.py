@@ -102,9 +102,7 @@ class _Noise(NamedTuple):
 
 
 def _noise(keys_B: jax.Array, chosen: Rates, steps: int, hidden: int) -> _Noise:
-    of_candidate, of_cell, of_hidden = (
-        jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number) for number in (CANDIDATE, CELL_STATE, HIDDEN_STATE)
-    )
+    of_candidate, of_cell, of_hidden = (dropout.fold_in(keys_B, number) for number in (CANDIDATE, CELL_STATE, HIDDEN_STATE))
     ones_TBH = jnp.ones((steps, len(keys_B), hidden))
 
     def keeps(keys_B, rate):

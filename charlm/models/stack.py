@@ -18,7 +18,7 @@ from charlm.config import keys, load
 from charlm.data.batches import Batch
 from charlm.models import blocks, cells, regularisers
 from charlm.models.cells.deferred import look_up
-from charlm.models.dropout import dropout, embedding_dropout, weight_dropout
+from charlm.models.dropout import dropout, embedding_dropout, fold_in, weight_dropout
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
 
@@ -105,7 +105,7 @@ class CharLM(nn.Module):
             layer = Layer(
                 block.cell, own_initial, features, block.width, shape.dtype, config, used.weight_drop, name=block.name
             )
-            cell_keys_B = None if noise_keys_B is None else _fold_in(noise_keys_B, CELL_NOISE + index)
+            cell_keys_B = None if noise_keys_B is None else fold_in(noise_keys_B, CELL_NOISE + index)
             weight_key = jax.random.fold_in(shared_key, index) if shared_key is not None and used.weight_drop > 0 else None
             outputs_TBH, state = layer(x, carry[index], table_VE, cell_keys_B, weight_key)
             new_carry.append(state)
@@ -137,7 +137,7 @@ class CharLM(nn.Module):
     def _dropped(self, x: jax.Array, noise_keys_B: jax.Array | None, number: int, rate: float) -> jax.Array:
         if noise_keys_B is None or rate == 0:
             return x
-        return dropout(_fold_in(noise_keys_B, number), x, rate, self.shape.regularisers.per_window)
+        return dropout(fold_in(noise_keys_B, number), x, rate, self.shape.regularisers.per_window)
 
     def _dropped_input(
         self, ids_TB: jax.Array, table_VE: jax.Array, noise_keys_B: jax.Array | None, shared_key: jax.Array | None
@@ -325,10 +325,6 @@ def unread_keys(config: ConfigDict) -> list[str]:
 def keep_rows(carry: Any, keep_B: jax.Array) -> Any:
     """The carry after the states of some rows are set to 0. These are the rows for which `keep_B` is False."""
     return jax.tree.map(lambda leaf: jnp.where(keep_B.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), carry)
-
-
-def _fold_in(keys_B: jax.Array, number: int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number)
 
 
 def parameter_table(params: Any) -> list[tuple[str, tuple[int, ...], int]]:

@@ -73,7 +73,8 @@ if TYPE_CHECKING:
 MOST_ON_PAGE = 200_000  # characters; browsers are slow with larger pages
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory")
-_TEXT, _SPLIT, _ENCODING, _UNKNOWN = model_flags.text("score")
+_CHOICE_OF_TEXT = model_flags.text("score")
+_TEXT, _SPLIT, _ENCODING, _UNKNOWN = _CHOICE_OF_TEXT
 _PER_LINE = flags.DEFINE_bool("per_line", False, "print one JSON object for each line, instead of one for the whole text")
 _PER_CHAR = flags.DEFINE_string(
     "per_char",
@@ -180,14 +181,9 @@ def _check_flags(workdirs: list[str]) -> None:
         raise UserError(f"--lanes={_LANES.value} has no effect with {given[0]}: leave it out.")
     if _NGRAM.value is not None and _CHECKPOINT.present:
         raise UserError(f"--checkpoint={_CHECKPOINT.value} has no effect with --ngram: leave it out.")
-    if _SPLIT.value is not None and _TEXT.value is not None:
-        raise UserError("--split and --text are given together: give only one of them.")
+    _CHOICE_OF_TEXT.check()
     if _LANES.value < 1:
         raise UserError(f"--lanes={_LANES.value}: must be 1 or more.")
-    if _UNKNOWN.value is not None and _TEXT.value is None:
-        raise UserError("--unknown is given without --text: the symbols of a split are in the vocabulary.")
-    if _ENCODING.value is not None and _TEXT.value is None:
-        raise UserError("--encoding is given without --text: a split is read in the encoding of the corpus.")
     check_checkpoint_name(_CHECKPOINT.value)
 
 

@@ -37,7 +37,8 @@ from charlm.rundir.run import Run, check_checkpoint_name
 FILE = "inspect.html"  # in the run directory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "run directory")
-_TEXT, _SPLIT, _ENCODING, _UNKNOWN = model_flags.text("show")
+_CHOICE_OF_TEXT = model_flags.text("show")
+_TEXT, _SPLIT, _ENCODING, _UNKNOWN = _CHOICE_OF_TEXT
 _CHECKPOINT = model_flags.checkpoint()
 _TRUST_CODE = model_flags.trust_code()
 _HTML = flags.DEFINE_string("html", None, f"file that receives the page; default: {FILE} in the run directory")
@@ -88,11 +89,7 @@ def _check_flags() -> list[int]:
     """Raises a UserError if flags are wrong or do not fit together. Returns the orders of the n-grams."""
     if _WORKDIR.value is None:
         raise UserError("--workdir is not given: see --help.")
-    if _SPLIT.value is not None and _TEXT.value is not None:
-        raise UserError("--split and --text are given together: give only one of them.")
-    for flag in (_UNKNOWN, _ENCODING):
-        if flag.value is not None and _TEXT.value is None:
-            raise UserError(f"--{flag.name} is given without --text: it has no effect on a split.")
+    _CHOICE_OF_TEXT.check()
     for number, least in ((_CHARS, 1), (_READ, 2)):
         if number.value is not None and number.value < least:
             raise UserError(f"--{number.name}={number.value}: must be {least} or more.")

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from absl import flags
 
+from charlm.errors import UserError
 from charlm.inference import inputs
 
 flags.disclaim_key_flags()  # absl then lists these flags in the --help of the program that calls a function
@@ -16,6 +17,15 @@ class Text(NamedTuple):
     split: flags.FlagHolder
     encoding: flags.FlagHolder
     unknown: flags.FlagHolder
+
+    def check(self) -> None:
+        """Raises a UserError if the flags do not fit together."""
+        if self.split.value is not None and self.text.value is not None:
+            raise UserError("--split and --text are given together: give only one of them.")
+        if self.unknown.value is not None and self.text.value is None:
+            raise UserError("--unknown is given without --text: the symbols of a split are in the vocabulary.")
+        if self.encoding.value is not None and self.text.value is None:
+            raise UserError("--encoding is given without --text: a split is read in the encoding of the corpus.")
 
 
 def checkpoint() -> flags.FlagHolder:
