@@ -95,7 +95,7 @@ class Cell(NamedTuple):
     window: Callable[..., tuple[jax.Array, State]]
     with_table: Callable[[Params, jax.Array], Params]
     prepare: Callable[[Params, int, jnp.dtype, bool], Any]
-    step: Callable[[Any, Inputs, State, jnp.dtype], tuple[jax.Array, State]]
+    step: Callable[..., tuple[jax.Array, State]]
     operations: Callable[[int, int, FrozenConfigDict], int]
     from_torch: Callable[[dict], Params] | None = None
     from_keras: Callable[[dict], Params] | None = None

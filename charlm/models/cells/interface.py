@@ -88,6 +88,10 @@ class _Checks:
         prepared = self._traced("prepare", lambda params: cell.prepare(params, rows, dtype, is_first), with_table)
         step = lambda prepared, x, state: cell.step(prepared, x, state, dtype)  # noqa: E731
         self._results("step", step, (prepared, x, state), (rows, hidden), state)
+        if "model.recurrent_dropout" in cell.keys:
+            factor_BH = _array(jnp.float32, rows, hidden)
+            with_factor = lambda prepared, x, state, factor_BH: cell.step(prepared, x, state, dtype, factor_BH=factor_BH)  # noqa: E731
+            self._results("step with factor_BH", with_factor, (prepared, x, state, factor_BH), (rows, hidden), state)
         if (look := cell.look) is not None:
             self._inside(lambda prepared, x, state: look(prepared, x, state, dtype), prepared, x, state)
         reads_ids = is_first and encoding != "scalar"

@@ -155,12 +155,23 @@ def test_wrong_steps_are_refused(old, new, message, tmp_path):
     ("noise", "old", "new", "message"),
     [
         ("weight_drop", '"recurrent_kernel"', '"kernel"', "'kernel': float32 (8, 32), 'peepholes': float32 (24,)}."),
+        ("recurrent_dropout", "", "", "step() got an unexpected keyword argument 'factor_BH'."),
         ("zoneout_hidden", "", "", f"the state must be h, since keys has model.zoneout_hidden, but is {STATE}."),
     ],
 )
 def test_keys_of_noise_whose_needs_the_cell_does_not_meet(noise, old, new, message, tmp_path):
     source = SOURCE.replace("keys=(", f'keys=("model.{noise}", ').replace(old, new)
     assert message in message_of(source, tmp_path)
+
+
+def test_a_cell_whose_step_takes_the_factor_of_recurrent_dropout(tmp_path):
+    source = SOURCE.replace("keys=(", 'keys=("model.recurrent_dropout", ').replace(
+        "state, dtype):", "state, dtype, factor_BH=1.0):"
+    )
+    file = tmp_path / "own.py"
+    file.write_text(source.replace("jnp.tanh(u_z) * i", "jnp.tanh(u_z) * i * factor_BH"))
+    own.load(config_of(file))
+    interface.check(config_of(file))
 
 
 @pytest.mark.parametrize(
