@@ -10,7 +10,8 @@ A block consists of RMSNorm, the cell and a skip connection, followed by a secon
 second skip connection.
 
 Differences from the published network and training:
-- The public code also has a convolution over 4 characters before each cell, and its cells are wider than its blocks.
+- The public code also has a convolution over 4 characters before each cell, its cells are wider than its blocks,
+  and its feed-forward network has four times the units of the block. Here it has twice the units.
 - The paper trains in the framework of nanoGPT, on random windows that begin with the zero state. Here the text is read in
   streams that carry their state, in small batches. We chose the learning rate ourselves.
 """
