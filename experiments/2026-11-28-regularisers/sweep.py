@@ -21,6 +21,8 @@ REGULARISERS = {
     "embedding_dropout": {"model.embedding_dropout": 0.05},
     "ar_tar": {"model.ar": 2.0, "model.tar": 1.0},
 }
+# `dropout` and `variational` are two kinds of the same dropout, so they make no pair.
+PAIRS = [pair for pair in itertools.combinations(REGULARISERS, 2) if set(pair) != {"dropout", "variational"}]
 # The trials with the lowest validation losses. Filled in after the trials with seed 0.
 BEST = []
 
@@ -33,9 +35,5 @@ def get_config():
 
 def sweep():
     alone = [{}, *REGULARISERS.values()]
-    pairs = [
-        first | second
-        for (name, first), (other, second) in itertools.combinations(REGULARISERS.items(), 2)
-        if {name, other} != {"dropout", "variational"}  # two kinds of the same dropout
-    ]
+    pairs = [REGULARISERS[first] | REGULARISERS[second] for first, second in PAIRS]
     return chain(alone, pairs, repeat(BEST, seeds=[1, 2]))
