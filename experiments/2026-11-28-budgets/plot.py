@@ -2,7 +2,8 @@
 
     python experiments/2026-11-28-budgets/plot.py runs/budgets
 
-Of each cell and width, the learning rate with the lowest mean validation loss is used, among the rates with most seeds.
+Of each cell and budget, the learning rate with the lowest mean validation loss is used, among the rates with most seeds. The
+speed is that of the fastest seed, because other work on the machine can only slow a trial down.
 """
 
 import collections
@@ -18,11 +19,11 @@ HERE = pathlib.Path(__file__).parent
 BUDGETS = (50_000, 130_000, 400_000)
 
 
-def best_trials(root: str) -> dict[tuple[str, int], list[dict]]:
-    """(cell, budget) → the trials with the best learning rate, one trial for each seed."""
+def best_trials(root: str, encoding: str) -> dict[tuple[str, int], list[dict]]:
+    """(cell, budget) → the trials with the best learning rate, one trial for each seed. `encoding` is model.input."""
     trials = collections.defaultdict(list)
     for run in charlm.runs(root):
-        if run["state"] == "done":
+        if run["state"] == "done" and run["model.input"] == encoding:
             budget = min(BUDGETS, key=lambda budget: abs(budget - run["parameters"]))
             trials[run["model.cell"], budget, run["optim.learning_rate"]].append(run)
     best = {}
@@ -35,18 +36,23 @@ def mean(runs: list[dict]) -> float:
     return statistics.fmean(run["best"] for run in runs)
 
 
-def main() -> None:
-    best = best_trials(sys.argv[1])
+def print_table(best: dict[tuple[str, int], list[dict]]) -> None:
     print("| cell | budget | width | parameters | rate | nats | seeds | train | chars/s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for (cell, budget), runs in sorted(best.items(), key=lambda item: (item[0][1], mean(item[1]))):
-        error = statistics.stdev(run["best"] for run in runs) / len(runs) ** 0.5 if len(runs) > 1 else 0.0
-        train, speed = (statistics.fmean(run[key] for run in runs) for key in ("train", "chars_per_second"))
+        error = f" ± {statistics.stdev(run['best'] for run in runs) / len(runs) ** 0.5:.4f}" if len(runs) > 1 else ""
+        train, speed = statistics.fmean(run["train"] for run in runs), max(run["chars_per_second"] for run in runs)
         width, parameters, rate = (runs[0][key] for key in ("model.hidden", "parameters", "optim.learning_rate"))
         print(
-            f"| `{cell}` | {budget:,} | {width} | {parameters:,} | {rate:g} | {mean(runs):.4f} ± {error:.4f} | {len(runs)} "
+            f"| `{cell}` | {budget:,} | {width} | {parameters:,} | {rate:g} | {mean(runs):.4f}{error} | {len(runs)} "
             f"| {train:.4f} | {speed:,.0f} |"
         )
+
+
+def main() -> None:
+    print_table(best := best_trials(sys.argv[1], "onehot"))
+    print("\nWith an embedding of 64 values as the input:\n")
+    print_table(best_trials(sys.argv[1], "embedding"))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for cell in sorted({cell for cell, _ in best}, key=lambda cell: -min(mean(best[key]) for key in best if key[0] == cell)):
