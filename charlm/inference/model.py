@@ -19,8 +19,10 @@ from ml_collections import ConfigDict
 
 from charlm import measures
 from charlm.config.keys import FRAMINGS, defaults
-from charlm.data.batches import Batch, Encoded, Framing, start_ids
+from charlm.data.batches import Batch
 from charlm.data.corpora import Normalisation
+from charlm.data.framing import Framing, start_ids
+from charlm.data.ids import Encoded
 from charlm.data.vocab import UNK, Vocab
 from charlm.errors import UserError
 from charlm.hardware import cache, devices

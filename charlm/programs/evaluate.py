@@ -58,7 +58,8 @@ from absl import flags
 
 from charlm import cli, files, measures
 from charlm.config.keys import FRAMINGS
-from charlm.data.batches import Encoded, cut_in_words
+from charlm.data.framing import cut_in_words
+from charlm.data.ids import Encoded
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import inputs
