@@ -33,7 +33,8 @@ from charlm.inference.inputs import ScoredText
 from charlm.inference.protocol import Protocol
 from charlm.inference.windows import LONG, SHORT, windows
 from charlm.models import stack
-from charlm.rundir.run import Run, check_checkpoint_name
+from charlm.rundir.directory import check_checkpoint_name
+from charlm.rundir.run import Run
 
 
 def load(

@@ -66,7 +66,8 @@ from charlm.inference import inputs
 from charlm.inference.protocol import Protocol
 from charlm.programs import model_flags
 from charlm.progress import characters, counted, warn
-from charlm.rundir.run import Run, check_checkpoint_name
+from charlm.rundir.directory import check_checkpoint_name
+from charlm.rundir.run import Run
 
 if TYPE_CHECKING:
     from charlm.inference.model import Model
