@@ -21,7 +21,8 @@ from hypothesis import strategies
 
 from charlm.compare import reading
 from charlm.config import keys, load
-from charlm.data import batches, corpora, sources, textfiles
+from charlm.data import corpora, sources, textfiles
+from charlm.data.ids import encode
 from charlm.data.textfiles import Reading
 from charlm.data.vocab import Vocab, symbols_of
 from charlm.errors import Failure, UserError
@@ -554,5 +555,5 @@ def test_the_source_uses_neither_pickle_nor_eval():
 def test_ids_of_one_and_two_bytes_are_decoded_without_loss():
     for symbols in (MANY_SYMBOLS[:255], MANY_SYMBOLS[:257], MANY_SYMBOLS):
         vocab = Vocab.of("".join(sorted(symbols)), unknown=False)
-        encoded = batches.encode(vocab, symbols, "the text")
+        encoded = encode(vocab, symbols, "the text")
         assert vocab.decode(encoded.ids_N) == symbols

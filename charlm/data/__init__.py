@@ -6,7 +6,9 @@
 - `documents` divides the text of a file into documents.
 - `longtext` encodes a text that is too long for memory.
 - `vocab` maps symbols to ids.
-- `batches` has the framings. To add a framing, add a class.
+- `ids` encodes a split as ids.
+- `framing` has the settings of a framing. `batches` has the framings themselves. To add a framing, add a class to `batches`.
+- `order` has the order of the examples in an epoch, and shuffles them.
 
 The code in this package computes with NumPy only. It must not import JAX or `charlm.models`.
 """

@@ -12,21 +12,19 @@ With several processes, each process builds only its own rows of a batch. The ar
 Shape letters: B rows of a batch, T time, S scored positions, N characters of the corpus, D documents.
 """
 
-import bisect
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from charlm.data.longtext import Ids, LongText, Translated
-from charlm.data.vocab import EOS, UNK, Vocab, utf8_sizes
+from charlm.data.framing import Framing
+from charlm.data.ids import Encoded
+from charlm.data.longtext import Ids
+from charlm.data.order import ALL, Order, hash64
 from charlm.errors import UserError
 from charlm.progress import counted
 
-ALL = slice(None)  # all rows of a batch
 PAD_ID = 0  # the id at positions without text; a vocabulary for documents has `<pad>` at this id
 
 
@@ -48,108 +46,6 @@ class Batch(NamedTuple):
     targets_BS: Array
     weights_BS: Array
     reset_B: Array
-
-
-class Encoded(NamedTuple):
-    """A split of the corpus, encoded as ids.
-
-    Attributes:
-      ids_N: the ids of the running text, or the ids of all documents in one array, in which `<eos>` follows each document.
-      starts_D1: int64 (D + 1,), the position in `ids_N` at which each document starts. The last item is N. None for a running
-        text.
-      name: the name of the split in error messages.
-      sizes_N: the number of bytes of each character in UTF-8. `<eos>` has no bytes. `<unk>` has the bytes of the character that
-        it stands for. None if the bytes are not needed.
-    """
-
-    ids_N: Ids
-    starts_D1: np.ndarray | None = None
-    name: str = "the text"
-    sizes_N: Ids | None = None
-
-    @property
-    def lengths_D(self) -> np.ndarray:
-        """The number of characters of each document, without its `<eos>`. A running text has no lengths."""
-        assert self.starts_D1 is not None
-        return np.diff(self.starts_D1) - 1
-
-
-class Framing(NamedTuple):
-    """How a text is arranged into rows.
-
-    `kind` is the value of the config key `batch.framing`, and `rows` is the value of `batch.size`. Each of the other fields is
-    the value of the key `batch.NAME`, where NAME is the name of the field.
-    """
-
-    kind: str
-    rows: int
-    length: int
-    shift: bool
-    stride: int
-    shuffle: bool
-    bucket: int
-    padding: str
-    start_symbol: bool = False
-
-    @classmethod
-    def of(cls, config: ConfigDict) -> "Framing":
-        return cls(
-            kind=config.batch.framing,
-            rows=config.batch.size,
-            length=config.batch.length,
-            shift=config.batch.shift,
-            stride=config.batch.stride,
-            shuffle=config.batch.shuffle,
-            bucket=config.batch.bucket,
-            padding=config.batch.padding,
-            # With batch.padding=counted, the padding comes before the text, and the model predicts the first character from it.
-            # A start symbol is then not needed.
-            start_symbol=config.batch.start_symbol and config.batch.padding == "masked",
-        )
-
-    @property
-    def carries_state(self) -> bool:
-        """Whether each batch of an epoch, except the first, starts from the final state of the previous batch."""
-        return self.kind == "stream"
-
-    @property
-    def is_of_documents(self) -> bool:
-        """Whether each row is a document. The batches of documents have different lengths."""
-        return self.kind == "documents"
-
-    def state_in_words(self, lanes: int = 1, burn_in: int = 0) -> str:
-        """Says in words from which recurrent state each row starts when a split is scored with this framing.
-
-        Run directories store these words with each result, as a part of the description of how the result was measured (the
-        protocol). Results are compared only if their protocols are equal, so a change of these words makes old and new results
-        incomparable.
-
-        Args:
-          lanes: see `evaluation_windows`. Only a stream has lanes.
-          burn_in: see `evaluation_windows`. Only a stream has a burn-in.
-        """
-        match self.kind:
-            case "stream" if lanes == 1:
-                return "carried"
-            case "stream":
-                return f"carried in {lanes} lanes, {burn_in} chars of burn-in"
-            case "chunks":
-                return f"zero at every chunk of {self.length}"
-            case "windows":
-                return f"zero at every window of {self.length}, one every {self.stride}, its next char scored"
-            case "documents":
-                start = ", read after <eos>" if self.start_symbol else ""
-                return f"zero at every document{start}, of which the first {self.length} chars"
-        raise UserError(f"the framing {self.kind!r} is unknown: it must be stream, chunks, windows or documents.")
-
-    @property
-    def window(self) -> int:
-        """The number of characters that the model reads, from the zero state, before each prediction. 0 if this number varies.
-
-        The number is fixed only for the framing `windows`. The sampler uses it for models that were trained with this framing:
-        before the sampler draws a character, the model reads this many characters.
-        """
-        return self.length if self.kind == "windows" else 0
 
 
 class Batches(Protocol):
@@ -204,7 +100,7 @@ class Stream:
 
     def _offset(self, epoch: int) -> int:
         spare = len(self.ids_N) - 1 - self.steps_per_epoch * self.rows * self.length
-        return _hash64(self.seed, epoch) % (spare + 1) if self.shift else 0
+        return hash64(self.seed, epoch) % (spare + 1) if self.shift else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +114,7 @@ class Chunks:
     ids_N: Ids
     rows: int
     length: int
-    order: "Order"
+    order: Order
 
     @property
     def num_chunks(self) -> int:
@@ -253,7 +149,7 @@ class Windows:
     rows: int
     length: int
     stride: int
-    order: "Order"
+    order: Order
 
     @property
     def num_windows(self) -> int:
@@ -296,7 +192,7 @@ class Documents:
     length: int
     bucket: int
     padding: str
-    order: "Order"
+    order: Order
     start_symbol: bool = False
 
     @property
@@ -338,124 +234,6 @@ class Documents:
             weights_BS=(scored_BS & valid_B[:, None]).astype(np.float32),
             reset_B=np.ones(len(valid_B), bool),
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Order:
-    """The order of the examples (chunks, windows or documents) in an epoch: the order of the text, or a shuffled order.
-
-    A shuffled order is a pseudorandom permutation that depends on the seed and the epoch. A function computes the index of an
-    example from its position in the epoch, so no list of all examples is stored. The function is a Feistel network (Luby &
-    Rackoff 1988). It permutes the numbers below the smallest power of four (at least 4) that is not less than the number of
-    examples. If its result is not the index of an example, the network is applied to this result again, until the result is
-    the index of an example (cycle walking).
-    """
-
-    shuffle: bool
-    seed: int = 0
-
-    def at(self, step: int, rows: int, examples: int, part: slice = ALL) -> tuple[np.ndarray, np.ndarray]:
-        """The examples of a step.
-
-        Args:
-          step: counted from 0 over all epochs.
-          rows: B, the number of rows of the whole batch.
-          examples: the number of examples in an epoch.
-          part: the rows to return.
-
-        Returns:
-          Two arrays with one item for each row of `part`: the index of the row's example, int64, and whether the row is valid,
-          bool. The last batch of an epoch may have rows without an example. Such a row is not valid, and its index is the index
-          of the last example of the epoch.
-        """
-        epoch, step_of_epoch = divmod(step, -(-examples // rows))
-        positions_B = step_of_epoch * rows + np.arange(rows)[part]
-        valid_B = positions_B < examples
-        positions_B = np.minimum(positions_B, examples - 1)
-        return (self._permuted(positions_B, epoch, examples) if self.shuffle else positions_B), valid_B
-
-    def _permuted(self, positions_B: np.ndarray, epoch: int, examples: int) -> np.ndarray:
-        half = np.uint64(max(1, -(-(examples - 1).bit_length() // 2)))
-        mask = np.uint64((1 << int(half)) - 1)
-        keys = [np.uint64(_hash64(self.seed, epoch, turn)) for turn in range(8)]
-        examples_B, outside_B = positions_B.astype(np.uint64), np.ones(len(positions_B), bool)
-        while outside_B.any():
-            left, right = examples_B[outside_B] >> half, examples_B[outside_B] & mask
-            for key in keys:
-                left, right = right, left ^ (_splitmix64(right ^ key) & mask)
-            examples_B[outside_B] = (left << half) | right
-            outside_B = examples_B >= examples
-        return examples_B.astype(np.int64)
-
-
-def encode(vocab: Vocab, split: str | LongText | list[str], where: str, advice: str = "") -> Encoded:
-    """Encodes a running text, or a list of documents, as ids.
-
-    Args:
-      vocab: the vocabulary. For documents, it must have `<eos>`.
-      split: the text or the documents.
-      where: the name of the split in error messages.
-      advice: what the user can do about unknown symbols, for error messages.
-
-    Raises:
-      UserError: the split has characters outside the vocabulary, and the vocabulary has no `<unk>`.
-    """
-    if isinstance(split, LongText):
-        return Encoded(split.encode(vocab, where, advice), None, where, split.sizes_N)
-    has_unknown = UNK in vocab.specials  # the id of `<unk>` does not tell how many bytes a character has
-    if isinstance(split, str):
-        ids_N = vocab.encode(split, where, advice)
-        return Encoded(ids_N, None, where, utf8_sizes(split) if has_unknown else Translated(ids_N, vocab.sizes_V))
-    starts_D1 = np.cumsum([0, *(vocab.length_of(document) + 1 for document in split)])
-    texts_N = vocab.encode("".join(split), where, advice)
-    # Fill the array with <eos>. Then write the characters at all positions except the last position of each document.
-    ids_N = np.full(starts_D1[-1], vocab.id_of(EOS), texts_N.dtype)
-    is_text_N = np.ones(len(ids_N), bool)
-    is_text_N[starts_D1[1:] - 1] = False
-    ids_N[is_text_N] = texts_N
-    if not has_unknown:
-        return Encoded(ids_N, starts_D1, where, Translated(ids_N, vocab.sizes_V))
-    sizes_N = np.zeros(len(ids_N), np.uint8)
-    sizes_N[is_text_N] = utf8_sizes("".join(split))
-    return Encoded(ids_N, starts_D1, where, sizes_N)
-
-
-def start_ids(config: ConfigDict, vocab: Vocab) -> list[int]:
-    """The ids that the model reads before the first character of a text: `<eos>` or nothing.
-
-    The model reads `<eos>` if its corpus has documents and `batch.start_symbol` is set. The model then knows how texts begin.
-    """
-    end = vocab.id_of(EOS)
-    return [] if end is None or not Framing.of(config).start_symbol else [end]
-
-
-def cut_in_words(lengths_D: np.ndarray, limit: int) -> str:
-    """Says how much of the text is lost because `batch.length` cuts the documents. Empty if no document is cut.
-
-    Args:
-      lengths_D: the number of characters of each document.
-      limit: the value of `batch.length`.
-    """
-
-    def lost(length: int) -> float:
-        """The fraction of the characters that the model does not read with this `batch.length`."""
-        return float(np.maximum(lengths_D - length, 0).sum() / lengths_D.sum())
-
-    cut, longest = int((lengths_D > limit).sum()), int(lengths_D.max(initial=0))
-    if not cut:
-        return ""
-    # If one document is very long, keeping all text needs a very large batch.length. The message then also names the smallest
-    # batch.length that keeps 99% of the text.
-    most = bisect.bisect_left(range(longest), True, key=lambda length: lost(length) <= 0.01)
-    nearly = f", and batch.length={most} keeps 99%" if limit < most < longest // 2 else ""
-    return (
-        f"batch.length={limit} cuts {cut:,} of {counted(len(lengths_D), 'document')}, and {_percent(lost(limit))} of the text "
-        f"is lost: batch.length={longest} keeps all of it{nearly}."
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
 
 
 def training_batches(framing: Framing, encoded: Encoded, seed: int) -> Batches:
@@ -568,19 +346,3 @@ def evaluation_windows(ids_N: Ids, length: int, lanes: int = 1, burn_in: int = 0
 def once_through(batches: Batches) -> Iterator[Batch]:
     """The batches of the first epoch, in order."""
     return (batches.batch_at(step) for step in range(batches.steps_per_epoch))
-
-
-def _hash64(*numbers: int) -> int:
-    """A pseudorandom integer of 64 bits that is computed from the numbers.
-
-    A run that is resumed with another version of NumPy must read the same data as before. A new version of NumPy may change the
-    random generators, so this function uses a hash instead of a random generator.
-    """
-    return int.from_bytes(hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()[:8], "big")
-
-
-def _splitmix64(bits: np.ndarray) -> np.ndarray:
-    """The last step of the random generator splitmix64, which mixes the bits of each number (Steele et al. 2014)."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from ml_collections import ConfigDict
 
 from charlm.data import documents, longtext, sources, textfiles
-from charlm.data.batches import Framing
+from charlm.data.framing import Framing
 from charlm.data.longtext import LongText
 from charlm.data.textfiles import Reading
 from charlm.data.vocab import Vocab, counts_of, is_odd, symbols_of

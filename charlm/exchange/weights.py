@@ -25,6 +25,7 @@ from charlm.data.vocab import EOS, PAD, UNK, Vocab
 from charlm.errors import UserError
 from charlm.models import blocks, cells, recurrent_noise, stack
 from charlm.models.cells import Cell, own
+from charlm.rundir import directory
 from charlm.rundir import run as run_module
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.training.setup import Setup, set_up
@@ -198,7 +199,7 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
       UserError: the run directory already holds a run, the shapes of the weights differ from the shapes that the config needs,
         or the symbols can't be a vocabulary for the config. The message says what is wrong.
     """
-    if run_module.exists(workdir, config):
+    if directory.exists(workdir, config):
         raise UserError(f"--workdir={workdir} already holds a run: choose another directory.")
     symbols = weights.symbols if symbols_file is None else symbols_in(symbols_file)
     own.load(config)
@@ -222,7 +223,7 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
 
 
 def _write(config: ConfigDict, workdir: str, setup: Setup, vocab: Vocab, params: Params, file: str) -> None:
-    run_module.make(workdir)
+    directory.make(workdir)
     run = run_module.Run(workdir)
     with run.locked(), contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
         run.begin(config, vocab, setup.provenance, cells=own.digests(config))

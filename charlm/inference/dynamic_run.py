@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from charlm import measures
-from charlm.data import batches
+from charlm.data.ids import Encoded, encode
+from charlm.data.longtext import Ids
 from charlm.data.vocab import Vocab
 from charlm.errors import Failure, UserError
 from charlm.inference import dynamic
@@ -86,11 +87,11 @@ def evaluate(
     encoded = scored.encoded(trained.vocab)
     dynamic.check_length(encoded.ids_N, settings.segment, scored.where)
     splits = run.splits()
-    train = batches.encode(trained.vocab, splits["train"], "the train split").ids_N
+    train = encode(trained.vocab, splits["train"], "the train split").ids_N
     dynamic.check_length(train, settings.segment, "the train split")
     part_N = None
     if grid:
-        part_N = _part(batches.encode(trained.vocab, splits["validation"], "the validation split").ids_N)
+        part_N = _part(encode(trained.vocab, splits["validation"], "the validation split").ids_N)
         dynamic.check_length(part_N, settings.segment, "the part of the validation split for --dynamic_grid")
 
     if (scales := evaluator.known_scales.get(settings.segment)) is None:
@@ -121,12 +122,12 @@ def evaluate(
     return result
 
 
-def _measured(vocab: Vocab, encoded: batches.Encoded, protocol: Protocol, nats_M: np.ndarray) -> dict[str, Any]:
+def _measured(vocab: Vocab, encoded: Encoded, protocol: Protocol, nats_M: np.ndarray) -> dict[str, Any]:
     nats = float(nats_M.sum(dtype=np.float64))
     return measures.of_text(nats, len(nats_M), *protocol.counts(encoded, vocab))
 
 
-def _part(ids_N: batches.Ids) -> np.ndarray:
+def _part(ids_N: Ids) -> np.ndarray:
     """The beginning of the validation split, on which a grid is tuned."""
     return ids_N[np.arange(math.ceil(dynamic.GRID_PART * len(ids_N)))]
 

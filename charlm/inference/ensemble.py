@@ -14,7 +14,7 @@ import numpy as np
 
 from charlm import measures
 from charlm.data import corpora
-from charlm.data.batches import Encoded
+from charlm.data.ids import Encoded
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference.evaluate import placement

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from charlm.data.batches import Batch, Encoded
+from charlm.data.batches import Batch
+from charlm.data.ids import Encoded
 from charlm.inference.protocol import Protocol
 from charlm.models import objective
 from charlm.models.stack import Functions

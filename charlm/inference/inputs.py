@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 
 from charlm import files
 from charlm.config.rules import ENCODING, MOST
-from charlm.data import batches, corpora, documents
+from charlm.data import corpora, documents
+from charlm.data.framing import start_ids
+from charlm.data.ids import Encoded, encode
 from charlm.data.textfiles import Reading
 from charlm.data.vocab import EOS, UNK, Vocab, shown
 from charlm.errors import UserError
@@ -101,9 +103,9 @@ class ScoredText(NamedTuple):
     empty: int = 0
     skipped: int = 0
 
-    def encoded(self, vocab: Vocab) -> batches.Encoded:
+    def encoded(self, vocab: Vocab) -> Encoded:
         """The text as ids. Raises a UserError if the text has unknown symbols and the vocabulary has no `<unk>`."""
-        return batches.encode(vocab, self.text, self.where)
+        return encode(vocab, self.text, self.where)
 
 
 def split_to_score(run: Run, split: str | None) -> ScoredText:
@@ -344,7 +346,7 @@ def _in_vocabulary(prompt: str, config: ConfigDict, vocab: Vocab, unknown: str) 
             f"the prompt has {shown(unknown_symbols)}, outside the run's vocabulary: --unknown=skip drops such symbols.{hint}"
         )
     prompt = "".join(symbol for symbol in prompt if symbol not in unknown_symbols)
-    if not prompt and not batches.start_ids(config, vocab):
+    if not prompt and not start_ids(config, vocab):
         has_documents = vocab.id_of(EOS) is not None
         raise UserError(f"the prompt is empty{f', and {UNKNOWN_BEGINNING}' if has_documents else f': {EMPTY}'}")
     if unknown_symbols:

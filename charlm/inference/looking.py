@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from charlm import files
-from charlm.data import batches
-from charlm.data.batches import Framing
+from charlm.data.framing import Framing, start_ids
+from charlm.data.ids import encode
 from charlm.data.longtext import Ids
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
@@ -59,7 +59,7 @@ class Text(NamedTuple):
         first_N = np.arange(len(ids_N)) == 0
         if encoded.starts_D1 is not None:
             starts = encoded.starts_D1[encoded.starts_D1 < len(ids_N)]
-            if start := batches.start_ids(trained.config, trained.vocab):
+            if start := start_ids(trained.config, trained.vocab):
                 ids_N, first_N = np.insert(ids_N, starts, start[0]), np.insert(np.zeros(len(ids_N), bool), starts, True)
             else:
                 first_N[starts] = True
@@ -136,7 +136,7 @@ def look(
     names = trained.vocab.names
     ngrams = {}
     if orders:
-        train = batches.encode(trained.vocab, run.splits()["train"], "the train split").ids_N
+        train = encode(trained.vocab, run.splits()["train"], "the train split").ids_N
         print(f"counting n-grams of the train split: {counted(len(train), 'char')} …", file=sys.stderr, flush=True)
         ngrams = _ngrams(train, text, trained, orders)
 
@@ -172,7 +172,7 @@ def look(
 def _ngrams(train: Ids, text: Text, trained: Trained, orders: list[int]) -> dict[int, np.ndarray]:
     """A dict from each order to the nats of each symbol. nan at the symbols that the model does not predict."""
     # The n-grams do not read start symbols, because the <eos> at the end of the previous document has the same effect.
-    starts = batches.start_ids(trained.config, trained.vocab)
+    starts = start_ids(trained.config, trained.vocab)
     read_P = ~text.first_P if starts else np.ones(len(text.ids_P), bool)
     found = {}
     for order, nats in ngram.scores(train, text.ids_P[read_P], len(trained.vocab), orders).items():

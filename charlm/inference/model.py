@@ -19,8 +19,10 @@ from ml_collections import ConfigDict
 
 from charlm import measures
 from charlm.config.keys import FRAMINGS, defaults
-from charlm.data.batches import Batch, Encoded, Framing, start_ids
+from charlm.data.batches import Batch
 from charlm.data.corpora import Normalisation
+from charlm.data.framing import Framing, start_ids
+from charlm.data.ids import Encoded
 from charlm.data.vocab import UNK, Vocab
 from charlm.errors import UserError
 from charlm.hardware import cache, devices
@@ -31,7 +33,8 @@ from charlm.inference.inputs import ScoredText
 from charlm.inference.protocol import Protocol
 from charlm.inference.windows import LONG, SHORT, windows
 from charlm.models import stack
-from charlm.rundir.run import Run, check_checkpoint_name
+from charlm.rundir.directory import check_checkpoint_name
+from charlm.rundir.run import Run
 
 
 def load(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from charlm import measures
-from charlm.data import batches
+from charlm.data.ids import Encoded, encode
 from charlm.data.longtext import Ids
 from charlm.errors import UserError
 from charlm.inference.inputs import ScoredText
@@ -53,7 +53,7 @@ def check(protocol: Protocol) -> None:
         )
 
 
-def evaluate(run: Run, scored: ScoredText, encoded: batches.Encoded, orders: list[int]) -> list[dict[str, Any]]:
+def evaluate(run: Run, scored: ScoredText, encoded: Encoded, orders: list[int]) -> list[dict[str, Any]]:
     """Scores a text with n-grams that count the symbols of the run's train split.
 
     Args:
@@ -73,7 +73,7 @@ def evaluate(run: Run, scored: ScoredText, encoded: batches.Encoded, orders: lis
     begin = time.perf_counter()
     protocol, vocab = Protocol.of_run(run.config(), "stream"), run.vocab()
     protocol.check(encoded)
-    train = batches.encode(vocab, run.splits()["train"], "the train split")
+    train = encode(vocab, run.splits()["train"], "the train split")
     found = scores(train.ids_N, encoded.ids_N, len(vocab), orders)
     counts, seconds = protocol.counts(encoded, vocab), round(time.perf_counter() - begin, 3)
     results = []

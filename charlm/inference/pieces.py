@@ -43,7 +43,7 @@ def encoded(vocab: Vocab, texts: Sequence[str], where: str, start: Sequence[int]
     """The ids of each text. If the vocabulary has `<eos>`, it follows each text, as in training.
 
     Args:
-      start: the ids that come before each text; see `batches.start_ids`.
+      start: the ids that come before each text; see `framing.start_ids`.
 
     Raises:
       UserError: a text has characters outside the vocabulary, and the vocabulary has no `<unk>`.

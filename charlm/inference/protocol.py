@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from charlm.data.batches import Batch, Encoded, Framing, evaluation_batches
+from charlm.data.batches import Batch, evaluation_batches
+from charlm.data.framing import Framing
+from charlm.data.ids import Encoded
 from charlm.data.vocab import UNK, Vocab
 
 

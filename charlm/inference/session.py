@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from charlm.data.batches import Framing
+from charlm.data.framing import Framing
 from charlm.errors import UserError
 from charlm.inference.model import SHORT, Model
 

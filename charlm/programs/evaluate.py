@@ -58,14 +58,16 @@ from absl import flags
 
 from charlm import cli, files, measures
 from charlm.config.keys import FRAMINGS
-from charlm.data.batches import Encoded, cut_in_words
+from charlm.data.framing import cut_in_words
+from charlm.data.ids import Encoded
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import inputs
 from charlm.inference.protocol import Protocol
 from charlm.programs import model_flags
 from charlm.progress import characters, counted, warn
-from charlm.rundir.run import Run, check_checkpoint_name
+from charlm.rundir.directory import check_checkpoint_name
+from charlm.rundir.run import Run
 
 if TYPE_CHECKING:
     from charlm.inference.model import Model

@@ -18,7 +18,8 @@ from absl import flags
 from charlm import cli, files
 from charlm.programs import model_flags
 from charlm.progress import counted
-from charlm.rundir.run import Run, check_checkpoint_name
+from charlm.rundir.directory import check_checkpoint_name
+from charlm.rundir.run import Run
 
 SUFFIXES = {"safetensors": (".safetensors",), "npz": (".npz",), "torch": (".pt", ".pth"), "keras": (".keras",)}
 

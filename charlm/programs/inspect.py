@@ -32,7 +32,8 @@ from charlm.hardware import devices
 from charlm.inference import inputs, ngram
 from charlm.programs import model_flags
 from charlm.progress import warn
-from charlm.rundir.run import Run, check_checkpoint_name
+from charlm.rundir.directory import check_checkpoint_name
+from charlm.rundir.run import Run
 
 FILE = "inspect.html"  # in the run directory
 

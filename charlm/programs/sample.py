@@ -40,7 +40,8 @@ from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import inputs
 from charlm.programs import model_flags
-from charlm.rundir.run import Run, check_checkpoint_name
+from charlm.rundir.directory import check_checkpoint_name
+from charlm.rundir.run import Run
 
 if TYPE_CHECKING:
     from charlm.inference.session import Session

@@ -34,6 +34,8 @@ from charlm.errors import UserError
 from charlm.programs import model_flags
 from charlm.rundir.run import Run
 from charlm.sweeps import conclusion, launch, search, slurm, sweep
+from charlm.sweeps.display import Display
+from charlm.sweeps.status import TrialStatus, read_status
 
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -118,7 +120,7 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
         conditions = " ".join(f"--only={condition}" for condition in _ONLY.value)
         words = "this condition" if len(_ONLY.value) == 1 else "all these conditions"
         raise UserError(f"{conditions}: no trial of {_CONFIG.value} meets {words}.")
-    statuses = {trial.name: launch.read_status(root.run(trial)) for trial in trials}
+    statuses = {trial.name: read_status(root.run(trial)) for trial in trials}
     skipped_states = ("done", "diverged") if _RETRY_FAILED.value else ("done", "diverged", "failed")
     to_start = [trial for trial in trials if statuses[trial.name].state not in skipped_states]
     for trial in to_start:
@@ -140,7 +142,7 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
         for trial in trials:
             print(f"{statuses[trial.name].state:<10} {trial.name}\n           {shlex.join(command_of(trial))}")
         return 0
-    display = launch.Display(len(trials))
+    display = Display(len(trials))
     with root.locked():
         root.record(_CONFIG.value, trials)
         for trial in trials:
@@ -150,7 +152,7 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
             stopped_by = _by_slurm(root, to_start, command_of, display)
         else:
             stopped_by = launch.run_local(root, iter(to_start), command_of, _slots(), display)
-    return _conclude({trial.name: launch.TrialStatus("new") for trial in trials} | display.statuses(), display, stopped_by)
+    return _conclude({trial.name: TrialStatus("new") for trial in trials} | display.statuses(), display, stopped_by)
 
 
 def _search(root: sweep.Root, common: dict[str, str], command_of: CommandOf, method: str) -> int:
@@ -166,7 +168,7 @@ def _search(root: sweep.Root, common: dict[str, str], command_of: CommandOf, met
         pruned = root.recorded("pruned") or []
         _check_trust([Run(root.path / name) for name in root.recorded("trials") if name not in pruned])
     print(f"searching {_CONFIG.value} with {progress.counted(_TRIALS.value, 'trial')} in {_ROOT.value}")
-    display = launch.Display(_TRIALS.value)
+    display = Display(_TRIALS.value)
     with root.locked():
         root.record(_CONFIG.value, [], search=current_search.description())
         current_search.open()
@@ -180,7 +182,7 @@ def _search(root: sweep.Root, common: dict[str, str], command_of: CommandOf, met
             on_end=current_search.on_end,
             should_stop=current_search.should_stop,
         )
-    statuses = {name: launch.read_status(Run(root.path / name)) for name in current_search.tried()}
+    statuses = {name: read_status(Run(root.path / name)) for name in current_search.tried()}
     statuses |= {name: statuses[name]._replace(state="pruned") for name in current_search.pruned()}
     return _conclude(statuses | display.statuses(), display, stopped_by)
 
@@ -203,7 +205,7 @@ def _slots() -> list[launch.Slot]:
     return launch.divide_machine(_PARALLEL.value, launch.available_cores(), launch.available_gpus())
 
 
-def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of: CommandOf, display: launch.Display) -> int:
+def _by_slurm(root: sweep.Root, trials: list[sweep.Trial], command_of: CommandOf, display: Display) -> int:
     resources = slurm.Resources(
         partition=_PARTITION.value,
         account=_ACCOUNT.value,
@@ -226,7 +228,7 @@ def _is_chosen(trial: sweep.Trial) -> bool:
     return all(holds(flat[keys.full_name(key)]) for key, holds in conditions)
 
 
-def _announce(statuses: dict[str, launch.TrialStatus], removed: list[str]) -> None:
+def _announce(statuses: dict[str, TrialStatus], removed: list[str]) -> None:
     """Prints the number of trials in each state, the trials removed from the sweep, and why trials failed or diverged."""
     states = conclusion.count_states(statuses, incomplete="to resume")
     print(f"{progress.counted(len(statuses), 'trial')} in {_ROOT.value}: {states}")
@@ -235,7 +237,7 @@ def _announce(statuses: dict[str, launch.TrialStatus], removed: list[str]) -> No
     _print_reasons(statuses, ("failed", "diverged"))
 
 
-def _conclude(statuses: dict[str, launch.TrialStatus], display: launch.Display, stopped_by: int) -> int:
+def _conclude(statuses: dict[str, TrialStatus], display: Display, stopped_by: int) -> int:
     """Prints how the sweep ended. Returns the exit status."""
     if display.is_live:  # the live table did not show the reasons
         _print_reasons(statuses, ("failed", "diverged", "stopped"))
@@ -248,7 +250,7 @@ def _conclude(statuses: dict[str, launch.TrialStatus], display: launch.Display, 
     return 0 if {status.state for status in statuses.values()} <= {"done", "pruned"} else 1
 
 
-def _print_reasons(statuses: dict[str, launch.TrialStatus], states: tuple[str, ...]) -> None:
+def _print_reasons(statuses: dict[str, TrialStatus], states: tuple[str, ...]) -> None:
     """Prints a line for each trial in one of these states. The line says why the trial is in this state, if this is known."""
     for name, status in statuses.items():
         if status.state in states:

@@ -15,33 +15,27 @@ evaluations.jsonl  results of the program evaluate
 """
 
 import contextlib
-import datetime
 import fcntl
-import importlib.metadata
 import os
 import pathlib
 import platform
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from charlm import cli, files, measures
+from charlm import files, measures
 from charlm.config import keys, load
 from charlm.data import corpora
 from charlm.data.vocab import Vocab
 from charlm.errors import Broken, UserError
 from charlm.files import opened, sealed
 from charlm.progress import warn
+from charlm.rundir import environment
 
 STATES = ("incomplete", "done", "diverged", "failed")
-# The files that a new run writes first.
-FIRST_FILES = {"lock", "vocab.json", "corpus.json", "parent.json", "cells.json", "config.json", "status.json"}
-PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Run:
@@ -336,22 +330,7 @@ class Run:
         except UserError:
             if self._metrics.exists():  # the run is resumed; training does not need the earlier entries
                 warn(f"{self.workdir / 'environment.json'} is damaged or missing: its entries for earlier starts are lost.")
-        starts.append(
-            {
-                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "command": sys.orig_argv,
-                "directory": os.getcwd(),
-                "commit": _commit(),
-                "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-                "device": device,
-                "machine": f"{platform.node()} {platform.machine()} {os.cpu_count()} cores",
-                "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-                "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
-                "parameters": parameters,
-                "total_steps": total_steps,
-                "extensions": len(self.extensions()),
-            }
-        )
+        starts.append(environment.entry(device, parameters, total_steps, len(self.extensions())))
         self._write("environment.json", {"starts": starts})
 
     def _noted_extensions(self) -> int:
@@ -448,97 +427,3 @@ class Run:
         path = self.workdir / name
         path.parent.mkdir(exist_ok=True)
         files.write(path, text)
-
-
-def check_checkpoint_name(which: str) -> None:
-    """Raises a UserError if --checkpoint is neither best, latest nor a step."""
-    if which not in ("best", "latest") and not (which.isascii() and which.isdigit()):
-        raise UserError(f"--checkpoint={which}: must be best, latest or a step.")
-
-
-def run_and_checkpoint(given: str, given_as: str) -> tuple[str, str]:
-    """Divides RUN[:CHECKPOINT]. The default checkpoint is `best`. RUN may contain colons.
-
-    Raises a UserError that begins with `given_as` if RUN is not the directory of a run.
-    """
-    path, colon, which = given.rpartition(":")
-    if os.path.isdir(given) or not colon:
-        path, which = given, "best"
-    if not os.path.isfile(os.path.join(path, "status.json")):
-        raise UserError(f"{given_as}: {path} is not the directory of a run: give RUN, or RUN:CHECKPOINT.")
-    if which not in ("best", "latest") and not (which.isascii() and which.isdigit()):
-        raise UserError(f"{given_as}: the checkpoint {which!r} must be best, latest or a step.")
-    return path, which
-
-
-def exists(workdir: str | os.PathLike, config: ConfigDict, extend: bool = False) -> bool:
-    """Whether the directory already holds a run with this config. Writes nothing.
-
-    The config may differ from the config of the run in the keys that `keys.resumable` returns.
-
-    Args:
-      extend: whether the config may also differ in the keys that --extend may change.
-
-    Raises:
-      UserError: the directory holds other files, holds a run with another config, or can't be written.
-    """
-    path = pathlib.Path(workdir)
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError as error:  # TensorStore opens only paths in UTF-8
-        raise UserError(f"--workdir={workdir} is not UTF-8: choose a directory with a UTF-8 name.") from error
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--workdir={workdir} is a file: give a directory.")
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
-        raise UserError(f"--workdir={workdir} can't be written: choose another directory.")
-    names = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    if "status.json" not in names:
-        if {"config.json", "checkpoints"} <= names:
-            raise UserError(f"{path / 'status.json'} is missing, but the directory holds a run: restore it from a copy.")
-        # A training that was killed early leaves `lock`, and perhaps other files of FIRST_FILES. All other files belong to the
-        # user.
-        if names and ("lock" not in names or {name.removesuffix(".new") for name in names} - FIRST_FILES):
-            raise UserError(f"--workdir={workdir} is not empty and not the directory of a run: choose another directory.")
-        return False
-    run = Run(path)
-    run.status()
-    different = load.differences(load.to_dict(run.config()), load.to_dict(config))
-    fixed = {name: values for name, values in different.items() if name not in keys.EXTENDABLE}
-    if fixed and extend:
-        raise UserError(f"--extend can't change {load.in_words(fixed)} of the run in --workdir={workdir}: leave them as saved.")
-    resumable = keys.resumable(run.config_fields())
-    refused = {name: values for name, values in different.items() if name not in resumable}
-    if refused and not extend:
-        advice = "choose another directory" if fixed else "choose another directory, add --extend to change the run"
-        raise UserError(
-            f"--workdir={workdir} holds a run with another config: {load.in_words(refused)}; {advice}, "
-            f"or resume the run with its own config: {cli.command('train')} --workdir={workdir}{run.started_by()}."
-        )
-    return True
-
-
-def make(workdir: str | os.PathLike) -> None:
-    """Creates the directory of a run. Raises a UserError if this fails."""
-    try:
-        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} can't be written ({error.strerror}): choose another directory.") from error
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of this Git checkout, with a final `+` if tracked files have changed. None if this is not a checkout."""
-    git = ["git", "-C", os.fspath(pathlib.Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True, timeout=10)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
-        return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

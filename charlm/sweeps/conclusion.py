@@ -4,7 +4,7 @@ import collections
 from collections.abc import Mapping
 
 from charlm import measures
-from charlm.sweeps.launch import TrialStatus
+from charlm.sweeps.status import TrialStatus
 
 
 def best_in_words(statuses: Mapping[str, TrialStatus]) -> str | None:

@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep as processes on this machine, and shows the status of each trial."""
+"""Runs the trials of a sweep as processes on this machine."""
 
 import contextlib
 import os
@@ -8,53 +8,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-
-from charlm import measures, progress
-from charlm.compare import reading
-from charlm.errors import UserError
-from charlm.rundir.run import Run
 from charlm.sweeps import sweep
+from charlm.sweeps.display import Display
+from charlm.sweeps.status import FINAL_STATES, TrialStatus, failure_message, read_status
 
 POLL_SECONDS = 0.2
-REPORT_SECONDS = 60.0  # without a terminal, the time between two reports on the running trials
 EXTERNAL = "in another process"
-FINAL_STATES = ("done", "diverged", "failed", "pruned")
 STOPPED_CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that saved its state and stopped
-TAIL_BYTES = 2**14  # number of bytes to read from the end of metrics.jsonl; enough for many rows
-
-
-class TrialStatus(NamedTuple):
-    """The status of a trial, read from its run directory.
-
-    Attributes:
-      state: `new`, one of run.STATES, or a state that only a launcher sets: `running`, `queued`, `stopped` or `pruned`.
-      step: number of steps trained.
-      total_steps: number of steps of the whole training; None if the training has not started.
-      best: {"step", "nats", "split"} of the best evaluation so far.
-      chars_per_second: training speed in the last log interval.
-      seconds: training time so far.
-      message: reason why the trial failed, diverged or stopped.
-    """
-
-    state: str
-    step: int = 0
-    total_steps: int | None = None
-    best: dict[str, Any] | None = None
-    chars_per_second: float | None = None
-    seconds: float | None = None
-    message: str = ""
-
-    @property
-    def seconds_left(self) -> float | None:
-        """The remaining time, estimated from the average speed so far; None if the speed is unknown."""
-        if not (self.seconds and self.step and self.total_steps):
-            return None
-        return self.seconds / self.step * max(self.total_steps - self.step, 0)
 
 
 class Slot(NamedTuple):
@@ -69,40 +31,6 @@ class Slot(NamedTuple):
     cores: tuple[int, ...]
     gpus: str | None
     shares_gpu: bool
-
-
-def read_status(run: Run) -> TrialStatus:
-    """Reads the status of a run. Another process may write to the run directory at the same time.
-
-    If the run directory is damaged, the returned state is `failed`.
-    """
-    if not (run.workdir / "status.json").exists():
-        return TrialStatus("new")
-    try:
-        status = run.status()
-        starts = run.starts() if (run.workdir / "environment.json").exists() else []
-    except UserError as error:
-        return TrialStatus("failed", message=str(error))
-    row = _last_train_row(run.workdir / "metrics.jsonl")
-    return TrialStatus(
-        status["state"],
-        max(status.get("step", 0), row.get("step", 0)),
-        starts[-1].get("total_steps") if starts else None,
-        status.get("best"),
-        row.get("chars_per_second"),
-        row.get("seconds"),
-        status.get("message", ""),
-    )
-
-
-def failure_message(log: pathlib.Path) -> str:
-    """The error message at the end of a training's log, or else its last line. An empty string if no log exists."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    errors = [line.removeprefix("error: ") for line in lines[-3:] if line.startswith("error: ")]
-    return (errors or lines or [""])[-1][:300]
 
 
 def divide_machine(parallel: int, cores: Iterable[int], gpus: list[str]) -> list[Slot]:
@@ -169,7 +97,7 @@ def run_local(
     trials: Iterator[sweep.Trial],
     command_of: Callable[[sweep.Trial], list[str]],
     slots: list[Slot],
-    display: "Display",
+    display: Display,
     on_end: Callable[[sweep.Trial, TrialStatus], None] = lambda trial, status: None,
     should_stop: Callable[[sweep.Trial], bool] = lambda trial: False,
 ) -> int:
@@ -202,7 +130,7 @@ class _LocalLauncher:
         trials: Iterator[sweep.Trial],
         command_of: Callable[[sweep.Trial], list[str]],
         slots: list[Slot],
-        display: "Display",
+        display: Display,
         on_end: Callable[[sweep.Trial, TrialStatus], None],
         should_stop: Callable[[sweep.Trial], bool],
     ):
@@ -291,120 +219,6 @@ class _LocalLauncher:
         self._display.set(trial, read_status(self._root.run(trial))._replace(state="running", message=message))
 
 
-class Display:
-    """Shows the status of trials.
-
-    On a terminal, the display is a live table. Without a terminal, the display prints a line when a trial starts or ends, and
-    every minute a line for each running trial.
-    """
-
-    def __init__(self, total: int):
-        """`total` is the number of trials in the sweep."""
-        self._total = total
-        self._statuses: dict[str, TrialStatus] = {}
-        self._console = Console()
-        self._live = None
-        self._reported = time.monotonic()
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=4)
-
-    def __enter__(self) -> "Display":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the display is a live table. The table does not show why a trial failed."""
-        return self._live is not None
-
-    def set(self, trial: sweep.Trial, status: TrialStatus) -> None:
-        """Updates the status of a trial. Without a live table, prints the status if the state has changed."""
-        before = self._statuses.get(trial.name)
-        self._statuses[trial.name] = status
-        if not self._live and (before is None or before.state != status.state):
-            self._print(trial.name, status)
-
-    def set_silently(self, trial: sweep.Trial, status: TrialStatus) -> None:
-        """Updates the status of a trial without printing it."""
-        self._statuses[trial.name] = status
-
-    def refresh(self) -> None:
-        """Without a live table, prints the running trials once a minute."""
-        if not self._live and time.monotonic() - self._reported > REPORT_SECONDS:
-            self._reported = time.monotonic()
-            for name, status in self._statuses.items():
-                if status.state == "running":
-                    self._print(name, status)
-
-    def statuses(self) -> dict[str, TrialStatus]:
-        """Trial name → status, for all trials whose status was set."""
-        return dict(self._statuses)
-
-    def _print(self, name: str, status: TrialStatus) -> None:
-        parts = [f"{status.state:<8} {name}"]
-        if status.step:
-            parts.append(f"step {status.step}" + (f"/{status.total_steps}" if status.total_steps else ""))
-        if status.best:
-            parts.append(measures.best_in_words(status.best))
-        if status.state == "running" and status.seconds_left is not None:
-            parts.append(f"{progress.duration(status.seconds_left)} left")
-        if status.message:
-            parts.append(status.message)
-        if status.state in FINAL_STATES:
-            parts.append(f"({sum(other.state in FINAL_STATES for other in self._statuses.values())} of {self._total} ended)")
-        print("  ".join(parts), flush=True)
-
-    def _table(self) -> Table:
-        """The table of trials.
-
-        Running trials come first, then queued trials, then failed and stopped trials, then all other trials. Trials with the
-        same state are sorted by their best loss. The table shows only as many trials as fit on the screen.
-        """
-        order = {"running": 0, "queued": 1, "failed": 2, "stopped": 2, "diverged": 3, "done": 4, "pruned": 5}
-        rows = sorted(
-            self._statuses.items(),
-            key=lambda item: (order.get(item[1].state, 6), item[1].best["nats"] if item[1].best else float("inf")),
-        )
-        max_rows = max(3, self._console.height - 6)
-        hidden = len(rows) - max_rows
-        table = Table(box=None, pad_edge=False, caption_justify="left")
-        table.caption = self._caption() + (f"; {hidden} more not shown" if hidden > 0 else "")
-        table.add_column("trial", overflow="fold")
-        table.add_column("state", no_wrap=True)
-        for name in ("step", "best ppl", "chars/s", "left"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for name, status in rows[:max_rows]:
-            table.add_row(*_table_row(name, status))
-        return table
-
-    def _caption(self) -> str:
-        counts: dict[str, int] = {}
-        for status in self._statuses.values():
-            counts[status.state] = counts.get(status.state, 0) + 1
-        text = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
-        waiting = self._total - len(self._statuses)
-        return text + (f", {waiting} waiting" if waiting > 0 else "")
-
-
-def _table_row(name: str, status: TrialStatus) -> list[str]:
-    colours = {"running": "cyan", "done": "green", "diverged": "magenta", "failed": "red", "stopped": "yellow"}
-    colour = colours.get(status.state, "default")
-    is_running = status.state == "running"
-    return [
-        name,
-        f"[{colour}]{status.state}[/{colour}]",
-        f"{status.step}/{status.total_steps}" if status.total_steps else str(status.step or ""),
-        f"{measures.perplexity(status.best['nats']):.4f}" if status.best else "",
-        f"{status.chars_per_second:,.0f}" if status.chars_per_second else "",
-        progress.duration(status.seconds_left) if is_running and status.seconds_left is not None else "",
-    ]
-
-
 def _status_after_exit(root: sweep.Root, trial: sweep.Trial, code: int, was_pruned: bool) -> TrialStatus:
     """The status of a trial whose process has exited with `code`. `code` is -n if signal n killed the process."""
     status = read_status(root.run(trial))
@@ -417,18 +231,6 @@ def _status_after_exit(root: sweep.Root, trial: sweep.Trial, code: int, was_prun
     if code in STOPPED_CODES:
         return status._replace(state="stopped")
     return status._replace(state="failed", message=failure_message(root.log(trial)) or f"exit status {code}")
-
-
-def _last_train_row(file: pathlib.Path) -> dict[str, Any]:
-    """The last row of the split `train` in a metrics file. An empty dict if the last TAIL_BYTES have no such row."""
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL_BYTES))
-            lines = opened.read().splitlines()
-    except OSError:
-        return {}
-    rows = (reading.parsed(line) for line in reversed(lines))
-    return next((row for row in rows if row is not None and row["split"] == "train"), {})
 
 
 @contextlib.contextmanager

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from charlm.compare import reading
 from charlm.config import keys, load
 from charlm.errors import UserError
-from charlm.sweeps import launch, naming, sweep
+from charlm.sweeps import naming, sweep
+from charlm.sweeps.status import TrialStatus
 
 if TYPE_CHECKING:
     import optuna
@@ -145,7 +146,7 @@ class Search:
         self._reported[trial.name] = len(nats)
         return is_new and proposed.should_prune()
 
-    def on_end(self, trial: sweep.Trial, status: launch.TrialStatus) -> None:
+    def on_end(self, trial: sweep.Trial, status: TrialStatus) -> None:
         """Reports the result of a trial to the study. A trial that was interrupted is not reported, because the next
         launch resumes the trial.
         """

@@ -18,6 +18,8 @@ from typing import Any
 
 from charlm.errors import Failure, UserError
 from charlm.sweeps import launch, sweep
+from charlm.sweeps.display import Display
+from charlm.sweeps.status import FINAL_STATES, TrialStatus, failure_message, read_status
 
 POLL_SECONDS = 2.0
 MAX_UNANSWERED = 30  # consecutive failed queries of SLURM
@@ -132,7 +134,7 @@ def run_on_slurm(
     trials: Sequence[sweep.Trial],
     command_of: Callable[[sweep.Trial], list[str]],
     resources: Resources,
-    display: launch.Display,
+    display: Display,
     record: Callable[[dict[str, str]], None],
 ) -> int:
     """Submits the trials as one job array, and shows the status of all trials until they end.
@@ -172,7 +174,7 @@ def run_on_slurm(
 
 
 def _watch(
-    root: sweep.Root, trials: Sequence[sweep.Trial], jobs: dict[str, str], display: launch.Display, interrupted: list[int]
+    root: sweep.Root, trials: Sequence[sweep.Trial], jobs: dict[str, str], display: Display, interrupted: list[int]
 ) -> list[sweep.Trial]:
     """Shows the trials until all trials have ended or a signal arrives. Returns the trials that have not ended."""
     unfinished, unanswered = list(trials), 0
@@ -233,27 +235,25 @@ def _queue() -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if line.strip())
 
 
-def _status(root: sweep.Root, trial: sweep.Trial, state: str | None) -> launch.TrialStatus:
+def _status(root: sweep.Root, trial: sweep.Trial, state: str | None) -> TrialStatus:
     """The status of a trial. `state` is the state of its job in SLURM, or None if SLURM does not list the job.
 
     While the job is waiting or running, the state of the trial comes from SLURM. After the job has ended, the state comes from
     the run directory if that state is final, and otherwise from SLURM.
     """
-    status = launch.read_status(root.run(trial))
+    status = read_status(root.run(trial))
     if state in WAITING:
         return status._replace(state="queued", message="")
     if state in RUNNING:
         return status._replace(state="running", message="")
-    if status.state in launch.FINAL_STATES:
+    if status.state in FINAL_STATES:
         return status
     message = (state or "no longer in SLURM's queue").lower()
     if state in ("CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL", "DEADLINE", None):
         return status._replace(state="stopped", message=message)
     if state == "COMPLETED" and status.step:
         return status._replace(state="stopped", message=message)
-    return status._replace(
-        state="failed", message=launch.failure_message(root.log(trial)) or f"{message}, see {root.path}/logs/slurm"
-    )
+    return status._replace(state="failed", message=failure_message(root.log(trial)) or f"{message}, see {root.path}/logs/slurm")
 
 
 def _slurm_message(error: Exception) -> str:

@@ -27,6 +27,7 @@ from charlm import files
 from charlm.config import keys as config_keys
 from charlm.config import load
 from charlm.errors import UserError
+from charlm.rundir import directory
 from charlm.rundir import run as run_module
 from charlm.sweeps import naming
 
@@ -232,7 +233,7 @@ def check_files(trial: Trial) -> None:
             raise UserError(f"trial {trial.name}: model.cell={cell}: no such file.")
     for name in config_keys.RUN_PATHS:
         if values[name]:
-            run_module.run_and_checkpoint(str(values[name]), f"trial {trial.name}: {name}={values[name]}")
+            directory.run_and_checkpoint(str(values[name]), f"trial {trial.name}: {name}={values[name]}")
 
 
 def train_flags(config: ConfigDict) -> list[str]:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from charlm import cli
 from charlm import progress as messages
 from charlm.config import keys, load
-from charlm.data.batches import Framing
+from charlm.data.framing import Framing
 from charlm.errors import Failure, UserError
 from charlm.inference.protocol import Protocol
 from charlm.rundir.checkpoint import Checkpoints

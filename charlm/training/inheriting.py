@@ -18,8 +18,7 @@ from charlm.data.vocab import shown
 from charlm.errors import UserError
 from charlm.inference import restore
 from charlm.models import stack
-from charlm.rundir import checkpoint
-from charlm.rundir import run as run_module
+from charlm.rundir import checkpoint, directory
 from charlm.rundir.run import Run
 from charlm.training.setup import Setup
 from charlm.training.state import Progress, TrainState, initial_state_maker, state_with, to_checkpoint
@@ -58,7 +57,7 @@ def read(
     if given is None:
         return None
     given_as = f"train.init_from={given}"
-    path, which = run_module.run_and_checkpoint(given, given_as)
+    path, which = directory.run_and_checkpoint(given, given_as)
     step_or_name = str(recorded["step"]) if recorded else which
     trained = restore.load(path, step_or_name, given_as=given_as, trust_code=trust_code)
     digest = checkpoint.digest(trained.params)

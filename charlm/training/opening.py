@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 
 from charlm import progress as messages
 from charlm.config import keys, load
-from charlm.data.batches import Framing
+from charlm.data.framing import Framing
 from charlm.errors import Failure, UserError
 from charlm.hardware import processes
 from charlm.models import drawing, stack
 from charlm.models.cells import own
-from charlm.rundir import run as run_module
+from charlm.rundir import directory
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
 from charlm.training import extending, inheriting
@@ -34,7 +34,7 @@ def has_ended(run: Run, config: ConfigDict, extend: bool = False) -> bool:
       UserError: the directory can't be used.
       Failure: the run in the directory has diverged.
     """
-    if not run_module.exists(str(run.workdir), config, extend):
+    if not directory.exists(str(run.workdir), config, extend):
         if extend:
             raise UserError(f"--extend: --workdir={run.workdir} holds no run: leave out --extend to begin one.")
         return False
@@ -111,15 +111,15 @@ def open_run(
       extend: whether the config may change the run that the directory holds.
       trust_code: whether the user trusts the code of the cell of `train.init_from`, if this cell is in a file.
     """
-    begun = run_module.exists(str(run.workdir), config, extend)
+    begun = directory.exists(str(run.workdir), config, extend)
     extension = extending.plan(run, config, setup, extend) if begun else None
     inheritance = inheriting.for_run(run, config, setup, begun, trust_code)
-    run_module.make(str(run.workdir))
+    directory.make(str(run.workdir))
     stack_of_contexts.enter_context(run.locked())
     # Check again, because another process could begin or end the run before this process held the lock.
     if extension:
         extending.apply(run, extension)
-    if not run_module.exists(str(run.workdir), config):
+    if not directory.exists(str(run.workdir), config):
         run.begin(config, setup.vocab, setup.provenance, inheritance and inheritance.parent, own.digests(config))
     elif has_ended(run, config):
         return True

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 
 from charlm import progress
 from charlm.data import batches, corpora
+from charlm.data.framing import Framing, cut_in_words, start_ids
+from charlm.data.ids import Encoded, encode
 from charlm.data.vocab import ADVICE, PAD, Vocab
 from charlm.errors import UserError
 from charlm.hardware import devices
@@ -53,7 +55,7 @@ class Setup:
 
     vocab: Vocab
     provenance: dict
-    encoded: dict[str, batches.Encoded]
+    encoded: dict[str, Encoded]
     batches: batches.Batches
     functions: stack.Functions
     mesh: Mesh
@@ -94,11 +96,11 @@ def set_up(config: ConfigDict) -> Setup:
       UserError: the corpus can't be used or does not match the config, or a user's cell does not have the interface.
     """
     seed, best_by, patience = config.seed, config.train.best, config.train.patience
-    framing = batches.Framing.of(config)
+    framing = Framing.of(config)
     interface.check(config)
     corpus = corpora.load(config)
     vocab = corpora.vocabulary(config, corpus)
-    encoded = {split: batches.encode(vocab, text, f"the {split} split", ADVICE) for split, text in corpus.splits.items()}
+    encoded = {split: encode(vocab, text, f"the {split} split", ADVICE) for split, text in corpus.splits.items()}
     training = batches.training_batches(framing, encoded["train"], seed)
     for key in stack.unread_keys(config):
         progress.warn(f"{key} has no effect: model.cell={config.model.cell} does not read it.")
@@ -162,7 +164,7 @@ def learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable[[int, i
     return optim.rates(optim.schedule(config, length(config, steps_per_epoch), steps_per_epoch))
 
 
-def steps_per_call(wanted: int, framing: batches.Framing, functions: stack.Functions) -> int:
+def steps_per_call(wanted: int, framing: Framing, functions: stack.Functions) -> int:
     """The number of training steps in one call of a compiled function.
 
     The result is `wanted`, unless `wanted` is 0. With 0, the result depends on the operations of a step: a call has several
@@ -201,7 +203,7 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
             f"{evaluations}, one every {setup.eval_every} steps; at most {MOST_SHOWN} are printed, metrics.jsonl has all"
         )
     progress.tell("\n".join(lines))
-    if cut := batches.cut_in_words(_lengths_of_cut_splits(setup), setup.protocol.framing.length):
+    if cut := cut_in_words(_lengths_of_cut_splits(setup), setup.protocol.framing.length):
         progress.warn(cut)
 
 
@@ -245,7 +247,7 @@ def _mesh(rows: int, wanted: int) -> Mesh:
 
 
 def _sample_drawer(
-    config: ConfigDict, functions: stack.Functions, vocab: Vocab, seed: int, framing: batches.Framing, splits: dict
+    config: ConfigDict, functions: stack.Functions, vocab: Vocab, seed: int, framing: Framing, splits: dict
 ) -> Callable[[Any, int], str] | None:
     """A function (params, step) → the text of a sample during training. None if `sample.length` is 0."""
     length, temperature = config.sample.length, config.sample.temperature
@@ -253,7 +255,7 @@ def _sample_drawer(
         return None
     prompt = corpora.sample_prompt(config, lambda: splits)
     encoded = vocab.encode(prompt, "sample.prompt")
-    prompt_ids = np.concatenate([np.array(batches.start_ids(config, vocab), encoded.dtype), encoded])
+    prompt_ids = np.concatenate([np.array(start_ids(config, vocab), encoded.dtype), encoded])
     generate = sample.sampler(functions, vocab, config.sample.top_k, window=framing.window)
 
     def draw(params: Any, step: int) -> str:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from charlm import progress
 from charlm.config import load
-from charlm.data.batches import Framing
+from charlm.data.framing import Framing
 from charlm.errors import UserError
 from charlm.hardware import cache, devices
 from charlm.hardware.processes import ProcessSpec

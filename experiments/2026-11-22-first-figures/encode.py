@@ -9,7 +9,8 @@ import tempfile
 import time
 
 from charlm.config import keys
-from charlm.data import batches, corpora
+from charlm.data import corpora
+from charlm.data.ids import encode
 from charlm.data.vocab import Vocab
 
 
@@ -32,7 +33,7 @@ def main() -> None:
         loaded = time.perf_counter()
         vocab = Vocab.of(corpora.symbols_in(corpus.splits["train"]), unknown=False)
         encode_begin = time.perf_counter()
-        ids = {name: batches.encode(vocab, text, name) for name, text in corpus.splits.items()}
+        ids = {name: encode(vocab, text, name) for name, text in corpus.splits.items()}
         end = time.perf_counter()
         chars, ratio = sum(map(len, ids.values())), (peak_bytes() - before) / size
         print(f"{size / 1e6:.0f} MB, {chars:,} chars: read, checked and cut in {loaded - begin:.1f} s,", end=" ")

@@ -20,6 +20,8 @@ from jax.sharding import Mesh
 
 from charlm.config import load as config
 from charlm.data import batches, corpora
+from charlm.data.framing import Framing
+from charlm.data.ids import encode
 from charlm.data.vocab import PAD, Vocab, symbols_of
 from charlm.exchange import keras as keras_weights
 from charlm.exchange import weights
@@ -43,9 +45,7 @@ def sonnets(text_file: str, folder: str) -> None:
     overrides = {"model.dropout": 0.0, "model.dtype": "float32", "corpus.path": text_file}
     recipe = config.load("configs/sonnets_keras.py:original", overrides)
     vocab = Vocab.of(symbols_of(text[:20_000]), unknown=False)
-    training = batches.training_batches(
-        batches.Framing.of(recipe), batches.encode(vocab, text[:20_000], text_file), recipe.seed
-    )
+    training = batches.training_batches(Framing.of(recipe), encode(vocab, text[:20_000], text_file), recipe.seed)
     keras.utils.set_random_seed(0)
     layers = [keras.layers.LSTM(256, return_sequences=index < 3) for index in range(4)]
     network = keras.Sequential([keras.Input((100, 1)), *layers, keras.layers.Dense(len(vocab), activation="softmax")])
@@ -71,7 +71,7 @@ def ag_news(csv_file: str, folder: str) -> None:
     recipe = config.load(f"configs/ag_news_keras.py:{csv_file}", overrides | {"train.best": "train"})
     documents = corpora.load(recipe).splits["train"]
     vocab = Vocab.of(symbols_of(corpora.joined(documents)), unknown=False, documents=True)
-    training = batches.training_batches(batches.Framing.of(recipe), batches.encode(vocab, documents, csv_file), recipe.seed)
+    training = batches.training_batches(Framing.of(recipe), encode(vocab, documents, csv_file), recipe.seed)
     keras.utils.set_random_seed(0)
     hidden = keras.layers.LSTM(128, return_sequences=True)
     network = keras.Sequential([keras.Input((None, len(vocab))), hidden, keras.layers.Dense(len(vocab), activation="softmax")])

@@ -19,6 +19,7 @@ import numpy as np
 
 from charlm import measures
 from charlm.data import batches
+from charlm.data.ids import encode
 from charlm.inference import evaluate, restore
 from charlm.rundir.run import Run
 
@@ -28,7 +29,7 @@ LANES, LENGTH = 128, 100
 def main() -> None:
     workdir, which = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "best"
     trained = restore.load(workdir, which)
-    encoded = batches.encode(trained.vocab, Run(workdir).splits()["validation"], "the validation split")
+    encoded = encode(trained.vocab, Run(workdir).splits()["validation"], "the validation split")
     stream = batches.Stream(encoded.ids_N, LANES, LENGTH, shift=False, seed=0)
     true = list(batches.once_through(stream))
     targets_BS = true[-1].targets_BS.copy()

@@ -15,7 +15,8 @@ import time
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, os.fspath(ROOT))
 
-from charlm.data import batches  # noqa: E402
+from charlm.data.framing import Framing  # noqa: E402
+from charlm.data.ids import encode  # noqa: E402
 from charlm.hardware import devices  # noqa: E402
 from charlm.inference.protocol import Protocol  # noqa: E402
 from charlm.rundir import run  # noqa: E402
@@ -35,8 +36,8 @@ def main() -> None:
     trained = restore.load(sys.argv[1], "best")
     mesh = devices.mesh(max(lanes for lanes, _ in LANES), 0)
     params = jax.device_put(trained.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    encoded = batches.encode(trained.vocab, trained_run.splits()["validation"], "the validation split")
-    protocol = Protocol.of(trained.config, batches.Framing.of(trained.config))
+    encoded = encode(trained.vocab, trained_run.splits()["validation"], "the validation split")
+    protocol = Protocol.of(trained.config, Framing.of(trained.config))
     for lanes, burn_in in LANES:
         evaluated, seconds = evaluate.evaluator(trained.functions, mesh), []
         for _ in range(4):

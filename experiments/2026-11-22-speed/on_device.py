@@ -35,6 +35,8 @@ def measure(name: str, rounds: int) -> None:
     import numpy as np
 
     from charlm.data import batches
+    from charlm.data.framing import Framing
+    from charlm.data.ids import Encoded
     from charlm.models import stack
     from charlm.training import optim, setup, state
     from charlm.training import step as step_module
@@ -44,8 +46,8 @@ def measure(name: str, rounds: int) -> None:
     keys.model.input = "embedding" if shape.embedding else "onehot"
     keys.batch.update({"size": shape.batch, "length": shape.length, "shift": False})
     ids_N = np.random.default_rng(0).integers(0, measuring.VOCAB, 1_000_000).astype(np.uint8)
-    framing = batches.Framing.of(keys)
-    stream = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
+    framing = Framing.of(keys)
+    stream = batches.training_batches(framing, Encoded(ids_N), seed=0)
     functions, optimizer = stack.functions(keys, measuring.VOCAB), optim.optimizer(keys)
     mesh = devices.mesh(shape.batch, 0)
     train_step = step_module.make_train_step(functions, optimizer, mesh)

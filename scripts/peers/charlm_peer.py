@@ -53,6 +53,8 @@ def train(job: dict, config) -> None:
     import numpy as np
 
     from charlm.data import batches
+    from charlm.data.framing import Framing
+    from charlm.data.ids import Encoded
     from charlm.hardware import devices
     from charlm.models import stack
     from charlm.training import optim, setup
@@ -60,8 +62,8 @@ def train(job: dict, config) -> None:
     from charlm.training.step import make_train_step, several
 
     ids_N = np.random.default_rng(0).integers(0, job["vocab"], 1_000_000).astype(np.uint8)
-    framing = batches.Framing.of(config)
-    data = batches.training_batches(framing, batches.Encoded(ids_N), seed=0)
+    framing = Framing.of(config)
+    data = batches.training_batches(framing, Encoded(ids_N), seed=0)
     functions, optimizer = stack.functions(config, job["vocab"]), optim.optimizer(config)
     mesh = devices.mesh(data.rows, devices.wanted(config))
     step = jax.jit(several(make_train_step(functions, optimizer, mesh)), donate_argnums=0)

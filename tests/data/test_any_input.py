@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings, strategies
 
 from charlm.config import keys
-from charlm.data import batches, corpora, encodings, textfiles
+from charlm.data import corpora, encodings, textfiles
+from charlm.data.ids import encode
 from charlm.data.textfiles import Reading
 from charlm.errors import UserError
 
@@ -142,6 +143,6 @@ def test_a_text_is_read_back_from_every_encoding_with_and_without_a_byte_order_m
     if expected:
         vocab = corpora.Vocab.of(corpora.symbols_in(long), unknown=False)
         assert vocab.symbols == "".join(sorted(set(expected)))
-        ids = [batches.encode(vocab, split, "the text").ids_N for split in (short, long)]
+        ids = [encode(vocab, split, "the text").ids_N for split in (short, long)]
         np.testing.assert_array_equal(ids[1][np.arange(len(expected))], ids[0])
         assert [vocab.symbols[index] for index in ids[0]] == list(expected)

@@ -11,18 +11,10 @@ from conftest import ROOT
 
 from charlm.config import load
 from charlm.data import batches
-from charlm.data.batches import (
-    Chunks,
-    Documents,
-    Encoded,
-    Framing,
-    Order,
-    Stream,
-    Windows,
-    evaluation_windows,
-    once_through,
-    training_batches,
-)
+from charlm.data.batches import Chunks, Documents, Stream, Windows, evaluation_windows, once_through, training_batches
+from charlm.data.framing import Framing
+from charlm.data.ids import Encoded, encode
+from charlm.data.order import Order
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 
@@ -136,7 +128,7 @@ def test_the_sonnets_give_the_published_numbers_of_windows_and_steps():
 
 DOCUMENTS = ["abc", "d", "efghijkl", "", "mn"]
 VOCAB = Vocab.of("abcdefghijklmn", unknown=False, documents=True)
-ENCODED = batches.encode(VOCAB, [document for document in DOCUMENTS if document], "the documents")
+ENCODED = encode(VOCAB, [document for document in DOCUMENTS if document], "the documents")
 
 
 def as_text(ids):
@@ -195,27 +187,6 @@ def test_document_batches_have_only_multiples_of_the_bucket_as_lengths():
     shapes = {batch.inputs_BT.shape[1] for batch in batches_of_epoch(framing)}
     assert shapes <= set(range(16, 129, 16))
     assert sum(batch.weights_BS.sum() for batch in batches_of_epoch(framing)) == np.minimum(lengths, 128).sum()
-
-
-@pytest.mark.parametrize("examples", [1, 2, 3, 64, 1000, 4097])
-def test_shuffling_is_a_permutation_that_depends_on_seed_and_epoch(examples):
-    def epoch(order, number):
-        steps = -(-examples // 7)
-        taken = [order.at(step, 7, examples) for step in range(number * steps, (number + 1) * steps)]
-        return np.concatenate([examples_B[valid_B] for examples_B, valid_B in taken]).tolist()
-
-    in_order = epoch(Order(shuffle=False), 3)
-    assert in_order == list(range(examples))
-    orders = [epoch(Order(True, seed), number) for seed in (0, 1) for number in (0, 1)]
-    for order in orders:
-        assert sorted(order) == in_order
-    if examples > 60:
-        assert len(set(map(tuple, orders))) == 4
-        # Of the pairs of consecutive examples, less than a tenth are neighbours in the text. The shuffled order also does not
-        # correlate with the order of the text: for a random order, the absolute correlation exceeds 4 / sqrt(examples) in only
-        # one of 16,000 cases.
-        assert np.mean(np.abs(np.diff(orders[0])) == 1) < 0.1
-        assert abs(np.corrcoef(orders[0], in_order)[0, 1]) < 4 / np.sqrt(examples)
 
 
 def test_chunk_window_and_document_batches_depend_only_on_the_step():
@@ -280,7 +251,7 @@ def test_a_corpus_that_is_too_short_or_has_no_documents_is_refused(kind, length,
 )
 def test_the_smaller_batch_that_a_short_text_needs_is_named_and_works(chars, advice):
     framing = Framing("stream", rows=16, length=32, shift=True, stride=1, shuffle=True, bucket=1, padding="masked")
-    text = batches.Encoded(np.zeros(chars, np.uint8), None, "the text", np.ones(chars, np.uint8))
+    text = Encoded(np.zeros(chars, np.uint8), None, "the text", np.ones(chars, np.uint8))
     with pytest.raises(UserError, match=f"or set {advice}\\.$"):
         batches.training_batches(framing, text, 0)
     values = dict(part.split("=") for part in advice.replace("batch.", "").split(" and "))

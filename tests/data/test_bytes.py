@@ -13,7 +13,8 @@ from hypothesis import given, settings, strategies
 import charlm
 from charlm.compare import reading
 from charlm.config import load
-from charlm.data import batches, corpora
+from charlm.data import corpora
+from charlm.data.ids import encode
 from charlm.data.textfiles import Reading
 from charlm.data.vocab import BYTES, EOS, PAD, Vocab
 from charlm.errors import UserError
@@ -112,7 +113,7 @@ def test_long_and_short_texts_give_the_same_bytes_and_are_cut_between_characters
         config.cache_dir = str(tmp_path / "cache")
         corpus = corpora.load(config)
         vocab = corpora.vocabulary(config, corpus)
-        encoded = {name: batches.encode(vocab, split, name) for name, split in corpus.splits.items()}
+        encoded = {name: encode(vocab, split, name) for name, split in corpus.splits.items()}
         ids = {name: np.asarray(each.ids_N[np.arange(len(each.ids_N))]) for name, each in encoded.items()}
         sizes = {name: each.sizes_N[np.arange(len(each.ids_N))].tolist() for name, each in encoded.items()}
         prompts = corpora.sample_prompt(config, lambda corpus=corpus: corpus.splits)
@@ -146,7 +147,7 @@ def test_documents_are_counted_and_framed_in_bytes(tmp_path):
     config = config_of(tmp_path / "lines", documents="lines", split=(1.0,))
     corpus = corpora.load(config)
     assert corpus.provenance["splits"] == {"train": len("".join(documents).encode())}
-    encoded = batches.encode(corpora.vocabulary(config, corpus), corpus.splits["train"], "train")
+    encoded = encode(corpora.vocabulary(config, corpus), corpus.splits["train"], "train")
     assert encoded.lengths_D.tolist() == [len(document.encode()) for document in documents]
     assert DOCUMENTS.decode(encoded.ids_N) == "".join(f"{document}{EOS}" for document in documents)
 

@@ -2,13 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
 from conftest import TINY
 
 import charlm
 from charlm.config import load
-from charlm.data import batches, corpora, documents
+from charlm.data import corpora, documents
 from charlm.errors import UserError
 from charlm.training import train
 from configs import base
@@ -81,21 +80,6 @@ def test_a_corpus_of_one_document_is_refused_but_a_validation_text_may_be_one(tm
 def test_wrong_forms_are_refused(form):
     with pytest.raises(UserError, match="must be empty, lines, blank, files, separator:TEXT, csv:COLUMN or jsonl:FIELD"):
         load.load(TINY, {"corpus.documents": form})
-
-
-def test_the_note_about_cut_documents_gives_the_lost_percentage_and_the_length_that_loses_nothing():
-    assert batches.cut_in_words(np.array([3, 8]), 8) == ""
-    assert batches.cut_in_words(np.zeros(0, int), 8) == ""
-    assert batches.cut_in_words(np.array([4, 10, 20]), 8) == (  # 2 + 12 of 34 chars are lost
-        "batch.length=8 cuts 2 of 3 documents, and 41% of the text is lost: batch.length=20 keeps all of it."
-    )
-    # With a length of 10, only 90 of 10,090 chars are lost, which is less than 1%.
-    assert batches.cut_in_words(np.array([10] * 999 + [100]), 8) == (
-        "batch.length=8 cuts 1,000 of 1,000 documents, and 21% of the text is lost: batch.length=100 keeps all of it, and "
-        "batch.length=10 keeps 99%."
-    )
-    assert "and 0.2% of the text is lost" in batches.cut_in_words(np.array([8] * 999 + [24]), 8)
-    assert "and less than 0.1% of the text is lost" in batches.cut_in_words(np.array([8] * 999 + [9]), 8)
 
 
 def test_training_and_evaluation_name_the_text_that_is_lost(tmp_path, small, script, capsys):

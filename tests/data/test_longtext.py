@@ -10,6 +10,8 @@ from faults.runs import make_text
 
 from charlm.config import load as config
 from charlm.data import batches, corpora, longtext, textfiles
+from charlm.data.framing import Framing
+from charlm.data.ids import encode
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 
@@ -148,9 +150,9 @@ def test_batches_are_the_same_as_in_memory(tmp_path, monkeypatch, unknown):
     in_memory, on_disk = load_both_ways(file, tmp_path, monkeypatch)
     vocab = Vocab.of(corpora.symbols_in(on_disk.splits["train"]), unknown)
     assert vocab == Vocab.of(corpora.symbols_in(in_memory.splits["train"]), unknown)
-    framing = batches.Framing("stream", 4, 16, True, 1, True, 16, "masked")
+    framing = Framing("stream", 4, 16, True, 1, True, 16, "masked")
     for split in ("train", "validation"):
-        expected, encoded = (batches.encode(vocab, corpus.splits[split], split) for corpus in (in_memory, on_disk))
+        expected, encoded = (encode(vocab, corpus.splits[split], split) for corpus in (in_memory, on_disk))
         assert np.array_equal(encoded.ids_N[np.arange(len(encoded.ids_N))], expected.ids_N)
         for actual, wanted in zip(
             (batches.training_batches(framing, encoded, 3).batch_at(step) for step in range(9)),
@@ -173,7 +175,7 @@ def test_symbols_outside_the_vocabulary_give_the_same_error(tmp_path, monkeypatc
     for corpus in load_both_ways(file, tmp_path, monkeypatch):
         vocab = Vocab.of(corpora.symbols_in(corpus.splits["train"]), unknown=False)
         with pytest.raises(UserError, match="Z") as error:
-            batches.encode(vocab, corpus.splits["validation"], "the validation split")
+            encode(vocab, corpus.splits["validation"], "the validation split")
         messages.add(str(error.value))
     assert len(messages) == 1
 

@@ -14,6 +14,8 @@ from faults.checks import read_rows
 from faults.runs import as_flags, free_port, make_text, wait_for_step
 
 from charlm.data import batches
+from charlm.data.framing import Framing
+from charlm.data.ids import encode
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
 from charlm.hardware import processes
@@ -275,9 +277,9 @@ def test_a_process_builds_only_its_rows_of_a_batch():
     text = make_text(3000)
     documents = [line for line in text.split("\n") if len(line) > 1]
     vocab = Vocab.of(sorted(set(text)), False, documents=True)
-    encoded_text, encoded_documents = batches.encode(vocab, text, "the text"), batches.encode(vocab, documents, "the documents")
+    encoded_text, encoded_documents = encode(vocab, text, "the text"), encode(vocab, documents, "the documents")
     for kind in ("stream", "chunks", "windows", "documents"):
-        framing = batches.Framing(kind, 6, 20, True, 3, True, 8, "masked")
+        framing = Framing(kind, 6, 20, True, 3, True, 8, "masked")
         training = batches.training_batches(framing, encoded_documents if kind == "documents" else encoded_text, seed=1)
         for step in (0, 3, training.steps_per_epoch - 1, training.steps_per_epoch + 2):
             batch = training.batch_at(step)

@@ -17,8 +17,9 @@ import charlm
 from charlm import measures
 from charlm.compare import reading, tables
 from charlm.config import load
-from charlm.data import batches, longtext, textfiles
-from charlm.data.batches import Framing
+from charlm.data import longtext, textfiles
+from charlm.data.framing import Framing
+from charlm.data.ids import encode
 from charlm.data.vocab import Vocab
 from charlm.inference.protocol import Protocol
 from charlm.training import train
@@ -54,7 +55,7 @@ def test_exactly_the_bytes_and_unknown_symbols_of_the_scored_characters_are_coun
         (tmp_path / "text").write_text(TEXT, encoding="utf-8")
         text = longtext.load([tmp_path / "text"], textfiles.DEFAULT, lambda block: block, {}, tmp_path)
     vocab = Vocab.of(symbols, unknown=True)
-    encoded = batches.encode(vocab, text, "the text")
+    encoded = encode(vocab, text, "the text")
     scored = "".join(scored_pieces(kind, TEXT))
     assert protocol(kind, lanes, burn_in).counts(encoded, vocab) == (
         len(scored.encode()),
@@ -66,7 +67,7 @@ def test_exactly_the_bytes_and_unknown_symbols_of_the_scored_characters_are_coun
 def test_the_end_of_a_document_has_no_bytes_and_cut_characters_are_not_counted(unknown):
     documents = ["é", "a€b", "😀" * 20, "ab"]
     vocab = Vocab.of("aé😀" if unknown else "abé€😀", unknown, documents=True)
-    counts = protocol("documents").counts(batches.encode(vocab, documents, "the text"), vocab)
+    counts = protocol("documents").counts(encode(vocab, documents, "the text"), vocab)
     # The first character of a document is not scored. The third document is cut: the model reads its first 8 characters, so
     # the characters from the second to the ninth are scored.
     assert counts == (0 + len("€b".encode()) + 8 * 4 + 1, 3 if unknown else 0)

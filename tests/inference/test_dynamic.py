@@ -21,7 +21,7 @@ from faults.runs import make_text
 import charlm
 from charlm.compare import reading
 from charlm.config import load
-from charlm.data.batches import Encoded
+from charlm.data.ids import Encoded
 from charlm.errors import Failure, UserError
 from charlm.inference import dynamic, dynamic_run, ensemble, evaluate, inputs
 from charlm.inference.dynamic import Settings

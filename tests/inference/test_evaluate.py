@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from charlm.data.batches import Encoded, Framing
+from charlm.data.framing import Framing
+from charlm.data.ids import Encoded
 from charlm.inference import evaluate
 from charlm.inference.protocol import Protocol
 from charlm.models import stack

@@ -11,7 +11,7 @@ from conftest import ROOT
 from charlm.config import load
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
-from charlm.rundir.run import Run, exists
+from charlm.rundir.run import Run
 
 TINY = os.fspath(ROOT / "configs" / "tiny.py")
 CORPUS = {"name": "made up", "sha256": "0", "splits": {"train": 3}}
@@ -36,37 +36,6 @@ def test_files_of_a_new_run_are_read_back_unchanged(tmp_path):
     assert run.corpus() == CORPUS
     assert run.status() == {"state": "incomplete", "step": 0, "best": None, "message": "", "rows": 0}
     assert not list((tmp_path / "run").glob("*.new"))
-
-
-def test_the_error_for_a_different_config_lists_the_keys_that_differ(tmp_path):
-    begin_run(tmp_path / "run")
-    assert exists(tmp_path / "run", load.load(TINY))
-    with pytest.raises(
-        UserError, match=r"model\.hidden \(32 saved, 64 given\), optim\.name \('adam' saved, 'sgd' given\); choose"
-    ):
-        exists(tmp_path / "run", load.load(TINY, {"model.hidden": 64, "optim.name": "sgd"}))
-
-
-def test_files_and_directories_with_other_content_are_refused(tmp_path):
-    config = load.load(TINY)
-    assert not exists(tmp_path / "new" / "deeper", config)
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="is a file"):
-        exists(tmp_path / "file", config)
-    with pytest.raises(UserError, match="can't be written"):
-        exists(tmp_path / "file" / "below", config)
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with pytest.raises(UserError, match="not empty and not the directory of a run"):
-        exists(tmp_path / "thesis", config)
-    assert os.listdir(tmp_path / "thesis") == ["chapter.tex"]
-
-
-def test_a_directory_with_only_a_lock_and_a_temporary_file_is_not_a_run(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "lock").touch()
-    (tmp_path / "run" / "vocab.json.new").write_text("{")
-    assert not exists(tmp_path / "run", load.load(TINY))
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "corpus.json", "status.json"])

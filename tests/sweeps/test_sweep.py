@@ -21,6 +21,8 @@ from charlm.errors import UserError
 from charlm.rundir import run as run_module
 from charlm.rundir.run import Run
 from charlm.sweeps import conclusion, launch, naming, slurm, sweep
+from charlm.sweeps.display import Display
+from charlm.sweeps.status import TrialStatus
 from charlm.training import train
 
 CONFIG = """
@@ -207,7 +209,7 @@ def test_the_same_command_leaves_finished_trials_unchanged(script, uninterrupted
 
 def test_the_best_trial_is_named_with_its_state_and_a_stopped_trial_with_its_step():
     def status(state, nats, **more):
-        return launch.TrialStatus(state, best=nats and {"step": 5, "nats": nats, "split": "validation"}, **more)
+        return TrialStatus(state, best=nats and {"step": 5, "nats": nats, "split": "validation"}, **more)
 
     statuses = {"a": status("done", 2.0), "b": status("stopped", 1.5, step=5, total_steps=60), "c": status("failed", None)}
     words = f"b (stopped): best validation 1.5000 nats/char, perplexity {math.exp(1.5):.4f}"
@@ -503,7 +505,7 @@ def test_a_launcher_stops_its_trainings_if_an_exception_is_raised(tmp_path):
             one_trial_then_an_exception(),
             lambda _: [sys.executable, "-c", code, f"--workdir={tmp_path}"],
             slots,
-            launch.Display(2),
+            Display(2),
         )
     assert trainings(tmp_path) == []
 

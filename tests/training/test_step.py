@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 
 from charlm.config import load
 from charlm.data import batches
+from charlm.data.ids import Encoded
+from charlm.data.order import Order
 from charlm.inference import evaluate
 from charlm.models import objective, stack
 from charlm.training import feeding, optim, setup
@@ -67,9 +69,9 @@ def batch_with(kind):
     part of the loss.
     """
     ids_N = np.random.default_rng(0).integers(2, 7, 60).astype(np.uint8)
-    order = batches.Order(shuffle=True)
+    order = Order(shuffle=True)
     ids_N[[9, 15, 36, 59]] = 1
-    documents = batches.Encoded(ids_N, np.array([0, 10, 16, 37, 60]))
+    documents = Encoded(ids_N, np.array([0, 10, 16, 37, 60]))
     return {
         "stream": batches.Stream(ids_N, 2, 10, False, 0).batch_at(1),
         "chunks": batches.Chunks(ids_N, 2, 10, order).batch_at(2),

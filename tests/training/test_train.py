@@ -19,7 +19,7 @@ from faults.checks import read_rows
 from faults.runs import as_flags
 
 from charlm.config import load
-from charlm.data import batches
+from charlm.data.framing import Framing
 from charlm.errors import Failure, UserError
 from charlm.inference import evaluate
 from charlm.models import stack
@@ -183,7 +183,7 @@ def test_a_call_makes_fewer_steps_if_each_step_computes_more(small, rows, steps_
     config = load.load(TINY, small | {"model.hidden": 64, "model.layers": 2, "batch.size": rows, "batch.length": 1000})
     functions = stack.functions(config, 20)
     parameters = stack.parameter_count(jax.eval_shape(functions.init, jax.random.key(0)))
-    assert setup.steps_per_call(0, batches.Framing.of(config), functions) == steps_per_call
+    assert setup.steps_per_call(0, Framing.of(config), functions) == steps_per_call
     assert steps_per_call * 6 * parameters * rows * 1000 <= 1e12 or steps_per_call == 1
 
 

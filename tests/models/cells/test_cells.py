@@ -21,6 +21,8 @@ from ml_collections import FrozenConfigDict
 
 from charlm.config import keys, load, rules
 from charlm.data import batches
+from charlm.data.framing import Framing
+from charlm.data.ids import encode
 from charlm.inference import evaluate, restore, sample
 from charlm.inference.protocol import Protocol
 from charlm.models import cells, stack
@@ -346,8 +348,8 @@ def test_a_cell_trains_resumes_evaluates_and_samples(name, regularisers, small, 
 
     trained = restore.load(uninterrupted, "latest")
     run = Run(uninterrupted)
-    encoded = batches.encode(trained.vocab, run.splits()["validation"], "validation")
-    protocol = Protocol.of(trained.config, batches.Framing.of(trained.config))
+    encoded = encode(trained.vocab, run.splits()["validation"], "validation")
+    protocol = Protocol.of(trained.config, Framing.of(trained.config))
     nats, chars = evaluate.evaluator(trained.functions)(trained.params, encoded, protocol)
     logged = [row for row in run.rows() if row["split"] == "validation"][-1]
     assert nats / chars == pytest.approx(logged["nats"], abs=1e-6)
