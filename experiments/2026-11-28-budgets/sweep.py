@@ -30,7 +30,8 @@ MORE_RATES = {
     **{(cell, 50_000): (4.8e-2,) for cell in ("gru", "layernorm_lstm", "slstm", "minlstm")},
     **{(cell, 50_000): (4.8e-2, 9.6e-2) for cell in ("lstm", "mingru")},
     **{(cell, 130_000): (4.8e-2,) for cell in ("lstm", "gru", "layernorm_lstm")},
-    **{(cell, 130_000): (4.8e-2, 9.6e-2) for cell in ("mingru", "minlstm")},
+    **{(cell, 130_000): (4.8e-2, 9.6e-2, 0.192) for cell in ("mingru", "minlstm")},
+    **{(cell, 400_000): (4.8e-2, 9.6e-2) for cell in ("mingru", "minlstm")},
     ("lstm", 400_000): (4.8e-2, 9.6e-2),
 }
 # (cell, budget) → the learning rate with the lowest validation loss. Filled in after the trials with seed 0.
@@ -49,8 +50,8 @@ BEST = {
     ("layernorm_lstm", 130_000): 2.4e-2,
     ("mogrifier_lstm", 130_000): 1.2e-2,
     ("slstm", 130_000): 1.2e-2,
-    ("mingru", 130_000): 4.8e-2,
-    ("minlstm", 130_000): 4.8e-2,
+    ("mingru", 130_000): 9.6e-2,
+    ("minlstm", 130_000): 9.6e-2,
     ("lstm", 400_000): 4.8e-2,
     ("rnn", 400_000): 6e-3,
     ("gru", 400_000): 1.2e-2,
