@@ -1,4 +1,4 @@
-"""Draws the losses of the sweep in this folder, and prints them as a table.
+"""Draws the losses of the sweep in this folder, and prints them as tables.
 
     python experiments/2026-11-28-budgets/plot.py runs/budgets
 
@@ -24,12 +24,15 @@ def best_trials(root: str, encoding: str) -> dict[tuple[str, int], list[dict]]:
     trials = collections.defaultdict(list)
     for run in charlm.runs(root):
         if run["state"] == "done" and run["model.input"] == encoding:
-            budget = min(BUDGETS, key=lambda budget: abs(budget - run["parameters"]))
-            trials[run["model.cell"], budget, run["optim.learning_rate"]].append(run)
+            trials[run["model.cell"], budget_of(run), run["optim.learning_rate"]].append(run)
     best = {}
     for (cell, budget, _), runs in sorted(trials.items(), key=lambda item: (-len(item[1]), mean(item[1]))):
         best.setdefault((cell, budget), runs)
     return best
+
+
+def budget_of(run: dict) -> int:
+    return min(BUDGETS, key=lambda budget: abs(budget - run["parameters"]))
 
 
 def mean(runs: list[dict]) -> float:
@@ -49,10 +52,28 @@ def print_table(best: dict[tuple[str, int], list[dict]]) -> None:
         )
 
 
+def print_rates(root: str) -> None:
+    """Prints the loss of each cell and budget with each learning rate, for seed 0 and one-hot input."""
+    losses = collections.defaultdict(dict)
+    for run in charlm.runs(root):
+        if run["state"] in ("done", "diverged") and run["model.input"] == "onehot" and run["seed"] == 0:
+            loss = f"{run['best']:.4f}" if run["state"] == "done" else "diverged"
+            losses[budget_of(run), run["model.cell"]][run["optim.learning_rate"]] = loss
+    rates = sorted({rate for of_rates in losses.values() for rate in of_rates})
+    print("| budget | cell |", " | ".join(f"{rate:g}" for rate in rates), "|")
+    print("|---" * (len(rates) + 2) + "|")
+    for (budget, cell), of_rates in sorted(losses.items()):
+        lowest = min(of_rates.values())
+        cells = (of_rates.get(rate, "") for rate in rates)
+        print(f"| {budget:,} | `{cell}` |", " | ".join(f"**{loss}**" if loss == lowest else loss for loss in cells), "|")
+
+
 def main() -> None:
     print_table(best := best_trials(sys.argv[1], "onehot"))
     print("\nWith an embedding of 64 values as the input:\n")
     print_table(best_trials(sys.argv[1], "embedding"))
+    print("\nEach learning rate, seed 0:\n")
+    print_rates(sys.argv[1])
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for cell in sorted({cell for cell, _ in best}, key=lambda cell: -min(mean(best[key]) for key in best if key[0] == cell)):
