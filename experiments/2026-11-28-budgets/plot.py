@@ -11,12 +11,16 @@ import pathlib
 import statistics
 import sys
 
+from matplotlib.axes import Axes
+from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 
 import charlm
 
 HERE = pathlib.Path(__file__).parent
 BUDGETS = (50_000, 130_000, 400_000)
+CELLS = ("layernorm_lstm", "gru", "slstm", "lstm", "mogrifier_lstm", "rnn", "minlstm", "mingru")
+INPUTS = {"embedding": "embedding of 64 values", "onehot": "one-hot input"}
 
 
 def best_trials(root: str, encoding: str) -> dict[tuple[str, int], list[dict]]:
@@ -52,11 +56,11 @@ def print_table(best: dict[tuple[str, int], list[dict]]) -> None:
         )
 
 
-def print_rates(root: str) -> None:
-    """Prints the loss of each cell and budget with each learning rate, for seed 0 and one-hot input."""
+def print_rates(root: str, encoding: str) -> None:
+    """Prints the loss of each cell and budget with each learning rate, for seed 0."""
     losses = collections.defaultdict(dict)
     for run in charlm.runs(root):
-        if run["state"] in ("done", "diverged") and run["model.input"] == "onehot" and run["seed"] == 0:
+        if run["state"] in ("done", "diverged") and run["model.input"] == encoding and run["seed"] == 0:
             loss = f"{run['best']:.4f}" if run["state"] == "done" else "diverged"
             losses[budget_of(run), run["model.cell"]][run["optim.learning_rate"]] = loss
     rates = sorted({rate for of_rates in losses.values() for rate in of_rates})
@@ -68,22 +72,30 @@ def print_rates(root: str) -> None:
         print(f"| {budget:,} | `{cell}` |", " | ".join(f"**{loss}**" if loss == lowest else loss for loss in cells), "|")
 
 
-def main() -> None:
-    print_table(best := best_trials(sys.argv[1], "onehot"))
-    print("\nWith an embedding of 64 values as the input:\n")
-    print_table(best_trials(sys.argv[1], "embedding"))
-    print("\nEach learning rate, seed 0:\n")
-    print_rates(sys.argv[1])
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for cell in sorted({cell for cell, _ in best}, key=lambda cell: -min(mean(best[key]) for key in best if key[0] == cell)):
+def draw(axes: Axes, best: dict[tuple[str, int], list[dict]]) -> None:
+    for cell, colour in zip(CELLS, TABLEAU_COLORS, strict=False):
         points = sorted((runs[0]["parameters"], mean(runs)) for (name, _), runs in best.items() if name == cell)
-        axes.plot(*zip(*points, strict=True), marker="o", label=cell)
-    axes.set(xscale="log", xlabel="parameters", ylabel="validation loss, nats/char")
-    axes.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS], minor=False)
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=cell, color=colour)
+    axes.set(xscale="log", xlabel="parameters")
+    axes.set_xticks(BUDGETS, [f"{budget // 1000} K" for budget in BUDGETS], minor=False)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+
+
+def main() -> None:
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    both = figure.subplots(1, 2, sharey=True)
+    both[0].set_ylabel("validation loss, nats/char")
+    for axes, (encoding, title) in zip(both, INPUTS.items(), strict=True):
+        best = best_trials(sys.argv[1], encoding)
+        draw(axes, best)
+        axes.set_title(title)
+        print(f"\n{title}:\n")
+        print_table(best)
+        print("\nEach learning rate, seed 0:\n")
+        print_rates(sys.argv[1], encoding)
+    figure.legend(*both[1].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(HERE / "budgets.png", dpi=150)
 
 
