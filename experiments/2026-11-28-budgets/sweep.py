@@ -25,7 +25,7 @@ INPUTS = {"embedding": {"input": "embedding", "embedding": 64}, "onehot": {}}
 RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
 # input → (cell, budget) → the additional learning rates. Filled in after the trials with RATES.
 MORE_RATES = {
-    "embedding": {},
+    "embedding": {(cell, 50_000): (4.8e-2,) for cell in ("lstm", "minlstm")},
     "onehot": {
         **{(cell, 50_000): (4.8e-2,) for cell in ("gru", "layernorm_lstm", "slstm", "minlstm")},
         **{(cell, 50_000): (4.8e-2, 9.6e-2) for cell in ("lstm", "mingru")},
