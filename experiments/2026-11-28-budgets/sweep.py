@@ -4,8 +4,8 @@
 
 A budget is a number of parameters. For each cell and budget, the layers have the even width that brings the number of
 parameters as close to the budget as possible. Each trial has two layers and reads 3 epochs of the text, so all trials read the
-same characters. Each cell is trained at each budget with all learning rates of RATES, and with higher rates if the highest of
-them is best. The learning rate with the lowest validation loss is repeated with two more seeds. All this is done with two
+same characters. Each cell is trained at each budget with all learning rates of RATES, and with further rates if the highest or the
+lowest of them is best. The learning rate with the lowest validation loss is repeated with two more seeds. All this is done with two
 inputs: an embedding of 64 values, and one-hot vectors.
 """
 
@@ -25,7 +25,10 @@ INPUTS = {"embedding": {"input": "embedding", "embedding": 64}, "onehot": {}}
 RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
 # input → (cell, budget) → the additional learning rates. Filled in after the trials with RATES.
 MORE_RATES = {
-    "embedding": {(cell, 50_000): (4.8e-2,) for cell in ("lstm", "minlstm")},
+    "embedding": {
+        **{(cell, 50_000): (4.8e-2,) for cell in ("lstm", "minlstm")},
+        **{(cell, 400_000): (1.5e-3,) for cell in ("rnn", "mogrifier_lstm")},
+    },
     "onehot": {
         **{(cell, 50_000): (4.8e-2,) for cell in ("gru", "layernorm_lstm", "slstm", "minlstm")},
         **{(cell, 50_000): (4.8e-2, 9.6e-2) for cell in ("lstm", "mingru")},
@@ -37,7 +40,16 @@ MORE_RATES = {
 }
 # input → cell → for each budget, the learning rate with the lowest validation loss. Filled in after the trials with seed 0.
 BEST = {
-    "embedding": {},
+    "embedding": {
+        "lstm": (2.4e-2, 1.2e-2, 1.2e-2),
+        "rnn": (1.2e-2, 6e-3, 3e-3),
+        "gru": (1.2e-2, 6e-3, 6e-3),
+        "layernorm_lstm": (1.2e-2, 1.2e-2, 1.2e-2),
+        "mogrifier_lstm": (6e-3, 6e-3, 3e-3),
+        "slstm": (1.2e-2, 1.2e-2, 6e-3),
+        "mingru": (1.2e-2, 6e-3, 6e-3),
+        "minlstm": (2.4e-2, 1.2e-2, 6e-3),
+    },
     "onehot": {
         "lstm": (4.8e-2, 2.4e-2, 4.8e-2),
         "rnn": (1.2e-2, 6e-3, 6e-3),
