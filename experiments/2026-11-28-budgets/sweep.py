@@ -4,9 +4,9 @@
 
 A budget is a number of parameters. For each cell and budget, the layers have the even width that brings the number of
 parameters as close to the budget as possible. Each trial has two layers and reads 3 epochs of the text, so all trials read the
-same characters. Each cell is trained at each budget with all learning rates of RATES, and with further rates if the highest or the
-lowest of them is best. The learning rate with the lowest validation loss is repeated with two more seeds. All this is done with two
-inputs: an embedding of 64 values, and one-hot vectors.
+same characters. Each cell is trained at each budget with all learning rates of RATES, and with further rates if the highest or
+the lowest of them is best. The learning rate with the lowest validation loss is repeated with two more seeds. All this is done
+with two inputs: an embedding of 64 values, and one-hot vectors.
 """
 
 import bisect
