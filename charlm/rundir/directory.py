@@ -16,7 +16,7 @@ FIRST_FILES = {"lock", "vocab.json", "corpus.json", "parent.json", "cells.json",
 
 def check_checkpoint_name(which: str) -> None:
     """Raises a UserError if --checkpoint is neither best, latest nor a step."""
-    if which not in ("best", "latest") and not (which.isascii() and which.isdigit()):
+    if not _is_checkpoint_name(which):
         raise UserError(f"--checkpoint={which}: must be best, latest or a step.")
 
 
@@ -30,9 +30,13 @@ def run_and_checkpoint(given: str, given_as: str) -> tuple[str, str]:
         path, which = given, "best"
     if not os.path.isfile(os.path.join(path, "status.json")):
         raise UserError(f"{given_as}: {path} is not the directory of a run: give RUN, or RUN:CHECKPOINT.")
-    if which not in ("best", "latest") and not (which.isascii() and which.isdigit()):
+    if not _is_checkpoint_name(which):
         raise UserError(f"{given_as}: the checkpoint {which!r} must be best, latest or a step.")
     return path, which
+
+
+def _is_checkpoint_name(which: str) -> bool:
+    return which in ("best", "latest") or (which.isascii() and which.isdigit())
 
 
 def exists(workdir: str | os.PathLike, config: ConfigDict, extend: bool = False) -> bool:
