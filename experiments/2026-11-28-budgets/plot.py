@@ -23,15 +23,15 @@ CELLS = ("layernorm_lstm", "gru", "slstm", "lstm", "mogrifier_lstm", "rnn", "min
 INPUTS = {"embedding": "embedding of 64 values", "onehot": "one-hot input"}
 
 
-def best_trials(root: str, encoding: str) -> dict[tuple[str, int], list[dict]]:
-    """(cell, budget) → the trials with the best learning rate, one trial for each seed. `encoding` is model.input."""
+def best_trials(runs: list[dict]) -> dict[tuple[str, int], list[dict]]:
+    """(cell, budget) → the trials with the best learning rate, one trial for each seed."""
     trials = collections.defaultdict(list)
-    for run in charlm.runs(root):
-        if run["state"] == "done" and run["model.input"] == encoding:
+    for run in runs:
+        if run["state"] == "done":
             trials[run["model.cell"], budget_of(run), run["optim.learning_rate"]].append(run)
     best = {}
-    for (cell, budget, _), runs in sorted(trials.items(), key=lambda item: (-len(item[1]), mean(item[1]))):
-        best.setdefault((cell, budget), runs)
+    for (cell, budget, _), of_rate in sorted(trials.items(), key=lambda item: (-len(item[1]), mean(item[1]))):
+        best.setdefault((cell, budget), of_rate)
     return best
 
 
@@ -56,11 +56,11 @@ def print_table(best: dict[tuple[str, int], list[dict]]) -> None:
         )
 
 
-def print_rates(root: str, encoding: str) -> None:
+def print_rates(runs: list[dict]) -> None:
     """Prints the loss of each cell and budget with each learning rate, for seed 0."""
     losses = collections.defaultdict(dict)
-    for run in charlm.runs(root):
-        if run["state"] in ("done", "diverged") and run["model.input"] == encoding and run["seed"] == 0:
+    for run in runs:
+        if run["state"] in ("done", "diverged") and run["seed"] == 0:
             loss = f"{run['best']:.4f}" if run["state"] == "done" else "diverged"
             losses[budget_of(run), run["model.cell"]][run["optim.learning_rate"]] = loss
     rates = sorted({rate for of_rates in losses.values() for rate in of_rates})
@@ -84,17 +84,19 @@ def draw(axes: Axes, best: dict[tuple[str, int], list[dict]]) -> None:
 
 
 def main() -> None:
+    every = charlm.runs(sys.argv[1])
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     both = figure.subplots(1, 2, sharey=True)
     both[0].set_ylabel("validation loss, nats/char")
     for axes, (encoding, title) in zip(both, INPUTS.items(), strict=True):
-        best = best_trials(sys.argv[1], encoding)
+        runs = [run for run in every if run["model.input"] == encoding]
+        best = best_trials(runs)
         draw(axes, best)
         axes.set_title(title)
         print(f"\n{title}:\n")
         print_table(best)
         print("\nEach learning rate, seed 0:\n")
-        print_rates(sys.argv[1], encoding)
+        print_rates(runs)
     figure.legend(*both[1].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(HERE / "budgets.png", dpi=150)
 
