@@ -11,7 +11,10 @@ characters per second of both, as the median over the rounds, and the median rat
 both networks have the same number of parameters.
 """
 
+import os
+import pathlib
 import statistics
+import sys
 import time
 
 import flax.linen as nn
@@ -22,6 +25,8 @@ from absl import app, flags
 
 from charlm.data.batches import Batch
 from charlm.models import objective, stack
+
+sys.path.insert(0, os.fspath(pathlib.Path(__file__).parents[2]))
 from configs import base
 
 SHAPES = {"S": (128, 50, 50), "M": (256, 32, 32), "L": (512, 128, 100)}  # hidden, batch, length

@@ -6,11 +6,14 @@ The diagonal has the regularisers alone. The other cells have the pairs. A cell 
 the training loss at the end. Only trials with seed 0 are shown.
 """
 
+import os
+import pathlib
 import sys
 
-import sweep
-
 import charlm
+
+sys.path.insert(0, os.fspath(pathlib.Path(__file__).parents[2]))  # sweep imports configs
+import sweep
 
 KEYS = sorted({key for settings in sweep.REGULARISERS.values() for key in settings})
 
