@@ -69,6 +69,7 @@ def test_a_run_killed_twice_resumes_to_the_same_result(script, uninterrupted, co
     assert all(file.name.isdigit() for file in (workdir / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_sigterm_resumes_to_the_same_result(script, uninterrupted, corpus_file, tmp_path):
     workdir = tmp_path / "run"
     assert stop_at(100, signal.SIGTERM, script, corpus_file, workdir) == 128 + signal.SIGTERM

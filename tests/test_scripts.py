@@ -339,6 +339,7 @@ def test_shell_scripts_refuse_an_old_or_missing_python(tmp_path, name):
     assert not (tmp_path / "repo" / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_a_text_in_another_encoding_is_trained_on_and_scored(script, tmp_path):
     (tmp_path / "text").write_bytes("\u6625\u6765\u96e8\u843d\uff0c\u98ce\u843d\u6c34\u591c\u3002\n".encode("gb18030") * 60)
     flags = ["--config=tiny", f"--config.corpus.path={tmp_path / 'text'}", f"--workdir={tmp_path / 'run'}"]

@@ -1,4 +1,4 @@
-"""Draws the losses of the sweep in this folder, and prints them as tables.
+"""Draws the losses of the sweep in this folder, prints them as tables, and writes those of all trials into trials.csv.
 
     python experiments/2026-11-28-budgets/plot.py runs/budgets
 
@@ -7,6 +7,7 @@ speed is that of the fastest seed, because other work on the machine can only sl
 """
 
 import collections
+import csv
 import pathlib
 import statistics
 import sys
@@ -43,16 +44,28 @@ def mean(runs: list[dict]) -> float:
     return statistics.fmean(run["best"] for run in runs)
 
 
-def print_table(best: dict[tuple[str, int], list[dict]]) -> None:
-    print("| cell | budget | width | parameters | rate | nats | seeds | train | chars/s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+def print_losses(best: dict[tuple[str, int], list[dict]]) -> None:
+    """Prints the mean validation loss ± standard error: one row for each cell, one column for each budget."""
+    print("| cell |", " | ".join(f"{budget:,}" for budget in BUDGETS), "|")
+    print("|---" * (1 + len(BUDGETS)) + "|")
+    for cell in CELLS:
+        losses = [f"{mean(best[cell, budget]):.4f}{standard_error(best[cell, budget])}" for budget in BUDGETS]
+        print(f"| `{cell}` |", " | ".join(losses), "|")
+
+
+def standard_error(runs: list[dict]) -> str:
+    return f" ± {statistics.stdev(run['best'] for run in runs) / len(runs) ** 0.5:.4f}" if len(runs) > 1 else ""
+
+
+def print_details(best: dict[tuple[str, int], list[dict]]) -> None:
+    print("| budget | cell | width | parameters | learning rate | training loss | seeds | chars/s |")
+    print("|---|---|---|---|---|---|---|---|")
     for (cell, budget), runs in sorted(best.items(), key=lambda item: (item[0][1], mean(item[1]))):
-        error = f" ± {statistics.stdev(run['best'] for run in runs) / len(runs) ** 0.5:.4f}" if len(runs) > 1 else ""
         train, speed = statistics.fmean(run["train"] for run in runs), max(run["chars_per_second"] for run in runs)
         width, parameters, rate = (runs[0][key] for key in ("model.hidden", "parameters", "optim.learning_rate"))
         print(
-            f"| `{cell}` | {budget:,} | {width} | {parameters:,} | {rate:g} | {mean(runs):.4f}{error} | {len(runs)} "
-            f"| {train:.4f} | {speed:,.0f} |"
+            f"| {budget:,} | `{cell}` | {width} | {parameters:,} | {rate:g} | {train:.4f} | {len(runs)} "
+            f"| {float(f'{speed:.2g}'):,.0f} |"
         )
 
 
@@ -72,6 +85,19 @@ def print_rates(runs: list[dict]) -> None:
         print(f"| {budget:,} | `{cell}` |", " | ".join(f"**{loss}**" if loss == lowest else loss for loss in cells), "|")
 
 
+def write_trials(runs: list[dict]) -> None:
+    """Writes the validation loss of each trial after each epoch, its last training loss and its time in seconds."""
+    with (HERE / "trials.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["trial", "parameters", "epoch 1", "epoch 2", "epoch 3", "train", "seconds"])
+        for run in runs:
+            losses = [f"{row['nats']:.4f}" for row in run["rows"] if row["split"] == "validation"]
+            if run["state"] == "diverged":
+                losses = (losses + ["diverged"] * 3)[:3]
+            train = f"{run['train']:.4f}" if run["train"] else ""
+            rows.writerow([run["name"], run["parameters"], *losses, train, f"{run['seconds']:.0f}"])
+
+
 def draw(axes: Axes, best: dict[tuple[str, int], list[dict]]) -> None:
     for cell, colour in zip(CELLS, TABLEAU_COLORS, strict=False):
         points = sorted((runs[0]["parameters"], mean(runs)) for (name, _), runs in best.items() if name == cell)
@@ -85,6 +111,7 @@ def draw(axes: Axes, best: dict[tuple[str, int], list[dict]]) -> None:
 
 def main() -> None:
     every = charlm.runs(sys.argv[1])
+    write_trials(every)
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     both = figure.subplots(1, 2, sharey=True)
     both[0].set_ylabel("validation loss, nats/char")
@@ -94,7 +121,9 @@ def main() -> None:
         draw(axes, best)
         axes.set_title(title)
         print(f"\n{title}:\n")
-        print_table(best)
+        print_losses(best)
+        print("\nThe trials of this table:\n")
+        print_details(best)
         print("\nEach learning rate, seed 0:\n")
         print_rates(runs)
     figure.legend(*both[1].get_legend_handles_labels(), loc="outside right center")

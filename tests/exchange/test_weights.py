@@ -89,6 +89,7 @@ def import_flags(weights, workdir, corpus_file, *more):
     return [f"--weights={weights}", tiny, f"--workdir={workdir}", *as_flags(config_overrides(corpus_file)), *more]
 
 
+@pytest.mark.slow
 def test_an_imported_pytorch_model_gives_the_loss_and_the_sample_of_the_documented_formulas(script, corpus_file, tmp_path):
     text = corpus_file.read_text()
     symbols = sorted(set(text))

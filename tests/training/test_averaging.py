@@ -174,9 +174,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("ema", "tail", "adafactor", "lion"))) for kind in KINDS]
-)
+SLOW = ("ema", "tail", "adafactor", "lion", "nt_asgd")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in KINDS])
 def test_a_run_stopped_between_evaluations_resumes_bit_by_bit(kind, small, tmp_path, monkeypatch):
     lengths = {"train.steps": 10, "train.eval_every": 2, "train.log_every": 1, "train.steps_per_call": 1}
     config = config_of(small, **lengths, **KINDS[kind])

@@ -84,6 +84,7 @@ def test_the_changed_keys_act_from_the_first_step_after_the_change(small, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_compare_shows_the_change_and_does_not_average_extended_runs_with_other_runs(small, tmp_path, script):
     for name, seed, step in (("run0", 0, 4), ("run1", 1, 8)):
         long = config_of(small, **CONSTANT, **{"train.steps": 8, "seed": seed})

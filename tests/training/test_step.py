@@ -209,7 +209,8 @@ shared = jax.device_put(stream.batch_at(0), jax.tree.leaves(state.carry)[0].shar
 window = jax.jit(evaluate.make_window(functions))
 print(window.lower(state.params, shared, state.carry).compile().as_text().count("all-reduce"))
 """
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": "."}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": "."}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "0"]

@@ -121,7 +121,7 @@ def test_the_result_does_not_depend_on_the_number_of_devices(small, corpus_file,
     )
     more = {"model.dropout": 0.3, "train.steps": 12, "train.checkpoint_every": 0, "sample.length": 0}
     pairs = [f"{key}={value}" for key, value in (small | more).items()]
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"}
     done = subprocess.run([sys.executable, "-c", code, tmp_path, *pairs], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     used = [int(number) for number in re.findall(r"4 rows on (\d) cpu devices", done.stdout)]
@@ -239,6 +239,7 @@ def test_a_run_with_short_epochs_prints_a_part_of_its_evaluations_and_writes_all
     assert [row["step"] for row in read_rows(tmp_path / "run") if row["split"] == "validation"] == [4, 8, 12, 16, 20]
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_training_rows_only_with_the_flag_rows(small, tmp_path, script):
     """Runs the program on a pseudo-terminal and reads what the terminal gets."""
     flags = as_flags(small | {"train.eval_every": 6, "sample.length": 0})
