@@ -2,7 +2,8 @@
 
     scripts/train.py --config=configs/mogrifier.py --workdir=runs/mogrifier
 
-Result: not measured yet.
+Result: 1.4308 nats/char (2.0641 bits/char) on the last tenth of the text, with the carried state.
+Time: 38 min on 2 CPU cores.
 
 Published: 1.120 bits/char on the characters of Penn Treebank, with 24 million parameters and 100,000 steps.
 Differences from the published training:

@@ -128,7 +128,7 @@ ROUNDS_OF_RANK_40 = 5 * (640 + 1024) * 40 + 3 * 128 + 2 * 512 + 5 * 512
         # The head of awd_lstm is the embedding, so that only its bias is added.
         ("awd_lstm", 65, 65 * 200 + (200 + 512 + 1) * 2048 + (512 + 512 + 1) * 2048 + (512 + 200 + 1) * 800 + 65, None),
         ("mogrifier", 65, 65 * 128 + LSTMS_OF_512 + ROUNDS_OF_RANK_40 + 513 * 65, None),
-        ("mingru", 65, 65 * 384 + 3 * (385 * 768 + 385 * 768 + 769 * 384 + 2 * 384) + 384 + 385 * 65, None),
+        ("mingru", 65, 65 * 256 + 6 * (257 * 512 + 257 * 1024 + 1025 * 256 + 2 * 256) + 256 + 257 * 65, None),
     ],
 )
 def test_recipes_have_the_expected_number_of_parameters(name, symbols, count, count_of_torch):
