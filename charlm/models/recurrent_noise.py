@@ -12,13 +12,16 @@ Recurrent dropout (Semeniuta et al. 2016, arXiv:1603.05118): in training, values
 the state. The state itself is never dropped. The mask is new at every step. The paper scales g by 1 - rate in evaluation. Here,
 g is scaled by 1 / (1 - rate) in training, and evaluation uses the plain cell.
 
-A cell with zoneout or recurrent dropout is trained with a plain loop over its steps. Zoneout changes the evaluation too, so
-evaluation with zoneout also uses the plain loop. Evaluation with recurrent dropout alone uses the fast `window` of the cell. If
-the config sets none of the keys, `with_noise` returns the cell unchanged.
+With zoneout or recurrent dropout, training does not use the fast `window` of the cell. It uses the loop over time in
+`cells/deferred.py` if the cell has a `recurrence`, and otherwise a plain loop over the steps of the cell. Zoneout changes the
+evaluation too, so evaluation with zoneout uses the plain loop. Evaluation with recurrent dropout alone uses the fast `window`.
+If the config sets none of the keys, `with_noise` returns the cell unchanged.
 
 Letters: T time, B batch (rows), H hidden units.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +29,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from charlm.models import dropout
-from charlm.models.cells import Cell, Inputs, Params, State, is_ids
+from charlm.models.cells import Cell, Inputs, Params, State, deferred, is_ids
 
 # The numbers that are folded into the random keys of the rows.
 CANDIDATE, CELL_STATE, HIDDEN_STATE = range(3)
@@ -61,27 +64,17 @@ def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Cell:
     def window(
         params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
     ) -> tuple[jax.Array, State]:
-        steps, rows = inputs.shape[:2]
         if noise_keys_B is None:
             if not chosen.has_zoneout:
                 return cell.window(params, inputs, state, dtype)
-            noise_T, dtype_of_weights = None, dtype
-        else:
-            noise_T = _noise(noise_keys_B, chosen, steps, jax.tree.leaves(state)[0].shape[-1])
-            # `cell.step` rounds the kernels. If they were rounded here, the sum of their gradients would be rounded too.
-            dtype_of_weights = jnp.promote_types(dtype, jnp.float32)
-        weights = cell.prepare(params, rows, dtype_of_weights, is_ids(inputs))
-
-        def one(state, arguments):
-            x, noise = arguments
-            output_BH, state = _step(cell, chosen, weights, x, state, dtype, noise)
-            return state, output_BH
-
-        state, outputs_TBH = jax.lax.scan(one, state, (inputs, noise_T))
-        return outputs_TBH, state
+            return _by_steps(cell, chosen, params, inputs, state, dtype, None)
+        noise_T = _noise(noise_keys_B, chosen, inputs.shape[0], jax.tree.leaves(state)[0].shape[-1])
+        if cell.recurrence is None:
+            return _by_steps(cell, chosen, params, inputs, state, dtype, noise_T)
+        return _deferred(chosen, cell.recurrence(params, inputs, state, dtype), noise_T)
 
     def step(weights: Any, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
-        return _step(cell, chosen, weights, x, state, dtype, None)
+        return _with_noise(functools.partial(cell.step, weights, x, state, dtype), chosen, state, None)
 
     return cell._replace(window=window, step=step)
 
@@ -115,12 +108,42 @@ def _noise(keys_B: jax.Array, chosen: Rates, steps: int, hidden: int) -> _Noise:
     )
 
 
-def _step(
-    cell: Cell, chosen: Rates, weights: Any, x: Inputs, state: State, dtype: jnp.dtype, noise: _Noise | None
+def _by_steps(
+    cell: Cell, chosen: Rates, params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_T: _Noise | None
 ) -> tuple[jax.Array, State]:
-    """A step of the cell with noise. If `noise` is None, nothing is random, and zoneout uses the expected values."""
+    """Runs a layer over a window by a plain loop over the steps of the cell."""
+    # In training, `cell.step` rounds the kernels. If they were rounded here, the sum of their gradients would be rounded too.
+    dtype_of_weights = dtype if noise_T is None else jnp.promote_types(dtype, jnp.float32)
+    weights = cell.prepare(params, inputs.shape[1], dtype_of_weights, is_ids(inputs))
+
+    def one(state, x_and_noise):
+        x, noise = x_and_noise
+        output_BH, state = _with_noise(functools.partial(cell.step, weights, x, state, dtype), chosen, state, noise)
+        return state, output_BH
+
+    state, outputs_TBH = jax.lax.scan(one, state, (inputs, noise_T))
+    return outputs_TBH, state
+
+
+def _deferred(chosen: Rates, recurrence: tuple, noise_T: _Noise) -> tuple[jax.Array, State]:
+    """Runs a layer over a window by `deferred.scan`. `recurrence` is the result of `Cell.recurrence`."""
+    step, kernels, others, inputs_T, state, dtype = recurrence
+
+    def one(times, others, x_and_noise, state):
+        x, noise = x_and_noise
+        return _with_noise(functools.partial(step, times, others, x, state), chosen, state, noise)
+
+    return deferred.scan(one, kernels, others, (inputs_T, noise_T), state, dtype)
+
+
+def _with_noise(step: Callable, chosen: Rates, state: State, noise: _Noise | None) -> tuple[jax.Array, State]:
+    """A step of the cell with noise. If `noise` is None, nothing is random, and zoneout uses the expected values.
+
+    Args:
+      step: (**factor_BH) → (output_BH, state), the step of the cell from `state`.
+    """
     candidate = {} if noise is None or noise.factor is None else {"factor_BH": noise.factor.astype(_dtype_of(state))}
-    output_BH, new_state = cell.step(weights, x, state, dtype, **candidate)
+    output_BH, new_state = step(**candidate)
     if not chosen.has_zoneout:
         return output_BH, new_state
     # The state of a cell with zoneout is h, or (c, h), and its output is h.

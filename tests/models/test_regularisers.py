@@ -292,6 +292,32 @@ def test_zoneout_in_evaluations_and_samples_takes_the_expected_value(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), end, expected)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if cells.named(name).recurrence is not None])
+@pytest.mark.parametrize("ids", [True, False], ids=["ids", "floats"])
+def test_the_fast_form_of_a_recurrence_with_noise_equals_the_plain_loop_over_steps(name, ids):
+    cell, keys_B = cells.named(name), row_keys()[1]
+    config = config_of(recurrent_dropout=0.3, zoneout_cell=0.4, zoneout_hidden=0.2)
+
+    def loss(cell, params, inputs, state):
+        outputs, end = recurrent_noise.with_noise(cell, config).window(params, inputs, state, jnp.float64, keys_B)
+        return sum((jnp.sin(3 * leaf) * leaf).sum() for leaf in jax.tree.leaves((outputs, end))), outputs
+
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), layer(cell))
+        state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64) + 0.3, cell.zero_state(ROWS, HIDDEN))
+        inputs = jax.random.randint(jax.random.key(1), (STEPS, ROWS), 0, EMBEDDING)
+        if not ids:
+            inputs = jax.random.normal(jax.random.key(1), (STEPS, ROWS, EMBEDDING), jnp.float64)
+        by_steps = cell._replace(recurrence=None)
+        asked = (0, 2) if ids else (0, 1, 2)
+        both = [
+            jax.jit(jax.value_and_grad(functools.partial(loss, form), asked, has_aux=True))(params, inputs, state)
+            for form in (cell, by_steps)
+        ]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), *both)
+        assert all(np.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(both[0][1]))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if "model.recurrent_dropout" in cells.named(name).keys])
 def test_recurrent_dropout_multiplies_the_candidate_and_never_the_state(name):
     cell = cells.named(name)

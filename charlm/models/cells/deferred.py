@@ -25,9 +25,7 @@ Kernels = dict[str, jax.Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
-def scan(
-    step: Callable, kernels: Kernels, others: Any, inputs_T: jax.Array, state: Any, dtype: jnp.dtype
-) -> tuple[jax.Array, Any]:
+def scan(step: Callable, kernels: Kernels, others: Any, inputs_T: Any, state: Any, dtype: jnp.dtype) -> tuple[jax.Array, Any]:
     """Calls `step` for each step of a window. Values and gradients equal the values and gradients of `jax.lax.scan`.
 
     Args:
@@ -35,14 +33,14 @@ def scan(
         `step` must call `times` exactly once for each kernel.
       kernels: float32 (I, O) for a left operand (B, I), or (N, I, O) for a left operand (N, B, I).
       others: tree of the other parameters that `step` needs, such as gains. JAX derives their gradients.
-      inputs_T: floats (T, …, B, ·), the input x of each step.
+      inputs_T: the input x of each step, as a tree of arrays (T, …, B, ·). The first array must be floats.
       state: tree of float32 arrays, the state before the first step.
       dtype: dtype of the operands of matrix products.
 
     Returns:
       (outputs_T, state after the last step).
     """
-    kernels = _rounded(kernels, inputs_T.shape[-2], dtype)
+    kernels = _rounded(kernels, jax.tree.leaves(inputs_T)[0].shape[-2], dtype)
 
     def one(state, x):
         output, state = step(lambda name, left: product(left, kernels[name], dtype), others, x, state)
@@ -53,7 +51,8 @@ def scan(
 
 
 def _scan_fwd(step, kernels, others, inputs_T, state, dtype):
-    steps, rows = inputs_T.shape[0], inputs_T.shape[-2]
+    first = jax.tree.leaves(inputs_T)[0]
+    steps, rows = first.shape[0], first.shape[-2]
     rounded = _rounded(kernels, rows, dtype)
     transposed = jax.lax.optimization_barrier({name: kernel.swapaxes(-1, -2) for name, kernel in kernels.items()})
     transposed = {name: kernel.astype(dtype) for name, kernel in transposed.items()}
@@ -77,7 +76,7 @@ def _scan_fwd(step, kernels, others, inputs_T, state, dtype):
 
     # Each kernel has one probe per step, which is an array of zeros. The value of a probe is never used. Only its gradient is
     # used: it equals the gradient of the product with the kernel at this step.
-    sums = jnp.promote_types(inputs_T.dtype, jnp.float32)
+    sums = jnp.promote_types(first.dtype, jnp.float32)
     probes_T = {name: jnp.zeros((steps, *kernel.shape[:-2], rows, kernel.shape[-1]), sums) for name, kernel in kernels.items()}
     results, through, lefts_T = jax.vjp(run, others, inputs_T, state, probes_T, has_aux=True)
     return results, (through, lefts_T)

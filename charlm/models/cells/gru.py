@@ -34,7 +34,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from charlm.errors import UserError
-from charlm.models.cells import Cell, Inside, Params
+from charlm.models.cells import Cell, Inside, Params, deferred
 from charlm.models.cells.chunks import backward, flat, forward, gate_products, laid_out, with_table
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
@@ -111,6 +111,24 @@ def step(
     Training without recurrent dropout and zoneout uses `gru` instead, which is faster and has a hand-written gradient.
     """
     h_BH, _ = _stepped(weights, x, h_BH, dtype, factor_BH)
+    return h_BH, h_BH
+
+
+def recurrence(params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype) -> tuple:
+    """The arguments of `deferred.scan` for one layer; see `Cell.recurrence`."""
+    z_in_TBG = deferred.input_products(inputs, params["input_kernel"], dtype) + params["bias"][None, None, :]
+    kernels = {"recurrent_kernel": params["recurrent_kernel"]}
+    return _recurrent_step, kernels, params["recurrent_bias"], z_in_TBG, state, dtype
+
+
+def _recurrent_step(
+    times: Callable,
+    recurrent_bias_H: jax.Array,
+    z_in_BG: jax.Array,
+    h_BH: jax.Array,
+    factor_BH: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    h_BH, _ = _cell(z_in_BG, times("recurrent_kernel", h_BH), recurrent_bias_H, h_BH, factor_BH)
     return h_BH, h_BH
 
 
@@ -321,4 +339,5 @@ CELL = Cell(
     to_keras=to_keras,
     keras_layer="GRU",
     look=look,
+    recurrence=recurrence,
 )

@@ -47,12 +47,16 @@ def window(
 ) -> tuple[jax.Array, State]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because the cell uses no random numbers."""
     del noise_keys_B
+    return deferred.scan(*recurrence(params, inputs, state, dtype))
+
+
+def recurrence(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype) -> tuple:
+    """The arguments of `deferred.scan` for one layer; see `Cell.recurrence`."""
     if is_ids(inputs):
         z_in_TBG = deferred.look_up(_input_part(params["input_kernel"], params), inputs, dtype)
     else:
         z_in_TBG = _input_part(deferred.input_products(inputs, params["input_kernel"], dtype), params)
-    kernels = {"recurrent_kernel": params["recurrent_kernel"]}
-    return deferred.scan(_step, kernels, _gains(params), z_in_TBG, state, dtype)
+    return _step, {"recurrent_kernel": params["recurrent_kernel"]}, _gains(params), z_in_TBG, state, dtype
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Params:
@@ -125,4 +129,5 @@ CELL = Cell(
     step=step,
     operations=lstm.operations,
     look=look,
+    recurrence=recurrence,
 )

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import NOISE_KEYS, Cell, Inside, Params, one_bias
+from charlm.models.cells import NOISE_KEYS, Cell, Inside, Params, deferred, one_bias
 from charlm.models.cells.chunks import (
     Prepared,
     back_through,
@@ -95,6 +95,21 @@ def step(
     """
     c_BH, h_BH = state
     c_BH, h_BH, _ = _cell(pre_activations(weights, x, h_BH, dtype), c_BH, factor_BH)
+    return h_BH, (c_BH, h_BH)
+
+
+def recurrence(params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype) -> tuple:
+    """The arguments of `deferred.scan` for one layer; see `Cell.recurrence`."""
+    z_in_TBG = deferred.input_products(inputs, params["input_kernel"], dtype) + params["bias"][None, None, :]
+    return _recurrent_step, {"recurrent_kernel": params["recurrent_kernel"]}, None, z_in_TBG, state, dtype
+
+
+def _recurrent_step(
+    times: Callable, others: None, z_in_BG: jax.Array, state: State, factor_BH: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    del others
+    c_BH, h_BH = state
+    c_BH, h_BH, _ = _cell(z_in_BG + times("recurrent_kernel", h_BH), c_BH, factor_BH)
     return h_BH, (c_BH, h_BH)
 
 
@@ -277,4 +292,5 @@ CELL = Cell(
     to_keras=one_bias.to_keras,
     keras_layer="LSTM",
     look=look,
+    recurrence=recurrence,
 )

@@ -60,8 +60,16 @@ def window(
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because the cell uses no random numbers."""
     if not _round_biases(params):
         return lstm.window(params, inputs, state, dtype, noise_keys_B)
+    return deferred.scan(*recurrence(params, inputs, state, dtype))
+
+
+def recurrence(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype) -> tuple:
+    """The arguments of `deferred.scan` for one layer; see `Cell.recurrence`."""
+    if not _round_biases(params):
+        return lstm.recurrence(params, inputs, state, dtype)
     dtype = input_dtype(params["input_kernel"], dtype)
-    return deferred.scan(_step_of(params), _kernels(params), _biases(params), _features(params, inputs, dtype), state, dtype)
+    step_of_layer = functools.partial(_step, _is_thin(params))
+    return step_of_layer, _kernels(params), _biases(params), _features(params, inputs, dtype), state, dtype
 
 
 def with_table(params: Params, table_VI: jax.Array) -> Params:
@@ -161,10 +169,6 @@ def _rounds_and_rank(config: FrozenConfigDict) -> tuple[int, int]:
     return config.model.mogrifier_rounds, config.model.mogrifier_rank
 
 
-def _step_of(params: Params) -> Callable:
-    return functools.partial(_step, _is_thin(params))
-
-
 def _is_thin(params: Params) -> bool:
     return "round_left_0" in params
 
@@ -209,4 +213,5 @@ CELL = Cell(
     step=step,
     operations=operations,
     look=look,
+    recurrence=recurrence,
 )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import Cell, Params, one_bias
+from charlm.models.cells import Cell, Params, deferred, one_bias
 from charlm.models.cells.chunks import Prepared, backward, flat, forward, pre_activations, prepared, with_table
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
@@ -55,6 +55,18 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
 def step(weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """Reads one character x: floats (B, I), or ids (B,). Training without zoneout uses `rnn` instead, which is faster."""
     h_BH = jnp.tanh(pre_activations(weights, x, h_BH, dtype))
+    return h_BH, h_BH
+
+
+def recurrence(params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype) -> tuple:
+    """The arguments of `deferred.scan` for one layer; see `Cell.recurrence`."""
+    z_in_TBH = deferred.input_products(inputs, params["input_kernel"], dtype) + params["bias"][None, None, :]
+    return _recurrent_step, {"recurrent_kernel": params["recurrent_kernel"]}, None, z_in_TBH, state, dtype
+
+
+def _recurrent_step(times: Callable, others: None, z_in_BH: jax.Array, h_BH: jax.Array) -> tuple[jax.Array, jax.Array]:
+    del others
+    h_BH = jnp.tanh(z_in_BH + times("recurrent_kernel", h_BH))
     return h_BH, h_BH
 
 
@@ -133,4 +145,5 @@ CELL = Cell(
     to_torch=one_bias.to_torch,
     to_keras=one_bias.to_keras,
     keras_layer="SimpleRNN",
+    recurrence=recurrence,
 )
