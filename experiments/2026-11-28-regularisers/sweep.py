@@ -2,9 +2,9 @@
 
     scripts/sweep.py --config=experiments/2026-11-28-regularisers/sweep.py --root=runs/regularisers --parallel=2
 
-The recipe is configs/tiny_shakespeare.py without its dropout. Each trial reads 8 epochs. Each regulariser is tried with one
-strength, which is near the strength that was published for models of characters. The best settings are repeated with two more
-seeds.
+The recipe is configs/tiny_shakespeare.py without its dropout, with 32 rows instead of 64, and with 3 epochs instead of 8. A
+trial makes 1,470 steps, three quarters of the steps of the recipe. Each regulariser is tried with one strength, which is near
+the strength that was published for models of characters. The best settings are repeated with two more seeds.
 """
 
 import itertools
@@ -23,6 +23,8 @@ REGULARISERS = {
 }
 # `dropout` and `variational` are two kinds of the same dropout, so they make no pair.
 PAIRS = [pair for pair in itertools.combinations(REGULARISERS, 2) if set(pair) != {"dropout", "variational"}]
+# Trials with these keys are slower, so they run last.
+SLOW = {"model.recurrent_dropout", "model.zoneout_cell"}
 # The trials with the lowest validation losses. Filled in after the trials with seed 0.
 BEST = []
 
@@ -30,10 +32,13 @@ BEST = []
 def get_config():
     config = tiny_shakespeare.get_config()
     config.model.dropout = 0.0
+    config.batch.size = 32
+    config.train.epochs = 3.0
     return config
 
 
 def sweep():
     alone = [{}, *REGULARISERS.values()]
     pairs = [REGULARISERS[first] | REGULARISERS[second] for first, second in PAIRS]
-    return chain(alone, pairs, repeat(BEST, seeds=[1, 2]))
+    by_time = sorted(chain(alone, pairs), key=lambda trial: len(SLOW & set(trial)))
+    return chain(by_time, repeat(BEST, seeds=[1, 2]))
