@@ -1,4 +1,4 @@
-"""Our best recipe for tiny Shakespeare: 2 LSTM layers of 512 units with dropout, 8 epochs.
+"""Tiny Shakespeare: 2 LSTM layers of 512 units with dropout, 8 epochs.
 
     scripts/train.py --config=configs/tiny_shakespeare.py --workdir=runs/tiny_shakespeare
 

@@ -1,4 +1,4 @@
-"""Tests the five recipes. A recipe is a file in configs/ that repeats the training of a published system.
+"""Tests the recipes in configs/: those of the five published systems, and charlm's own.
 
 The tests train, resume, evaluate and sample a small version of each recipe. For the full recipes, the numbers of parameters
 and steps must equal numbers that are published or computed by hand.
