@@ -100,7 +100,7 @@ def test_embedding_dropout_drops_whole_symbols():
 
 def test_the_shares_inside_the_recurrence_and_that_their_masks_are_independent():
     shares = recurrent_noise.Rates(recurrent_dropout=0.1, zoneout_cell=0.5, zoneout_hidden=0.05)
-    noise = recurrent_noise._noise(jax.random.split(jax.random.key(0), 9), shares, 20, 101)
+    noise = recurrent_noise._noise(jax.random.split(jax.random.key(0), 9), shares, 20, 101, jnp.float32)
     factor, keeps_cell, keeps_hidden = (np.asarray(each) for each in noise)
     assert_share(factor == 0, 0.1)
     np.testing.assert_allclose(factor[factor != 0], 1 / 0.9, rtol=1e-4)
@@ -292,9 +292,9 @@ def test_zoneout_in_evaluations_and_samples_takes_the_expected_value(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), end, expected)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if cells.named(name).recurrence is not None])
+@pytest.mark.parametrize("name", [name for name in NAMES if cells.named(name).noisy_window is not None])
 @pytest.mark.parametrize("ids", [True, False], ids=["ids", "floats"])
-def test_the_fast_form_of_a_recurrence_with_noise_equals_the_plain_loop_over_steps(name, ids):
+def test_the_fast_window_with_noise_equals_the_plain_loop_over_steps(name, ids):
     cell, keys_B = cells.named(name), row_keys()[1]
     config = config_of(recurrent_dropout=0.3, zoneout_cell=0.4, zoneout_hidden=0.2)
 
@@ -308,7 +308,7 @@ def test_the_fast_form_of_a_recurrence_with_noise_equals_the_plain_loop_over_ste
         inputs = jax.random.randint(jax.random.key(1), (STEPS, ROWS), 0, EMBEDDING)
         if not ids:
             inputs = jax.random.normal(jax.random.key(1), (STEPS, ROWS, EMBEDDING), jnp.float64)
-        by_steps = cell._replace(recurrence=None)
+        by_steps = cell._replace(noisy_window=None)
         asked = (0, 2) if ids else (0, 1, 2)
         both = [
             jax.jit(jax.value_and_grad(functools.partial(loss, form), asked, has_aux=True))(params, inputs, state)

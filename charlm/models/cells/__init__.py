@@ -82,9 +82,9 @@ class Cell(NamedTuple):
       keras_layer: name of the layer's class in Keras. Empty if the cell has no `to_keras`.
       look: (prepared, x, state, dtype) → `Inside`, with the same arguments as `step`. The program `inspect` shows these values.
         None if the cell has nothing to show besides its output and its state.
-      recurrence: (params, inputs, state, dtype) → the arguments with which `deferred.scan` runs a layer over a window. Training
-        with recurrent dropout or zoneout is faster in this form. With `model.recurrent_dropout` among the keys, the step in
-        these arguments takes `factor_BH=None` as its last argument. If `recurrence` is None, such training uses `Cell.step`.
+      noisy_window: (params, inputs, state, dtype, noise_T) → (outputs_TBH, state). `window` with recurrent dropout and zoneout;
+        `noise_T` is a `noise.Noise`. It must do the same as `noise.noisy_step` at each step. None: charlm uses this function
+        with `step`, which is slower.
 
     `dtype` is the dtype of the operands of matrix products. The parameters, the state and the results of matrix products are
     float32.
@@ -106,7 +106,7 @@ class Cell(NamedTuple):
     to_keras: Callable[[dict], dict] | None = None
     keras_layer: str = ""
     look: Callable[[Any, Inputs, State, jnp.dtype], Inside] | None = None
-    recurrence: Callable[..., tuple] | None = None
+    noisy_window: Callable[..., tuple[jax.Array, State]] | None = None
 
 
 loaded: dict[str, Cell] = {}  # FILE.py:NAME → the cell, for cells in files of the user; only `own.load` changes this dict

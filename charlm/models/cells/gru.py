@@ -34,8 +34,9 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from charlm.errors import UserError
-from charlm.models.cells import Cell, Inside, Params, deferred
+from charlm.models.cells import Cell, Inside, Params, deferred, noise
 from charlm.models.cells.chunks import backward, flat, forward, gate_products, laid_out, with_table
+from charlm.models.cells.noise import Noise
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
 
@@ -114,8 +115,15 @@ def step(
     return h_BH, h_BH
 
 
-def recurrence(params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype) -> tuple:
-    """The arguments of `deferred.scan` for one layer; see `Cell.recurrence`."""
+def noisy_window(
+    params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype, noise_T: Noise
+) -> tuple[jax.Array, jax.Array]:
+    """Runs one layer over a window with noise; see `Cell.noisy_window`."""
+    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T)
+
+
+def _recurrence(params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype) -> tuple:
+    """The arguments of `deferred.scan` for one layer."""
     z_in_TBG = deferred.input_products(inputs, params["input_kernel"], dtype) + params["bias"][None, None, :]
     kernels = {"recurrent_kernel": params["recurrent_kernel"]}
     return _recurrent_step, kernels, params["recurrent_bias"], z_in_TBG, state, dtype
@@ -339,5 +347,5 @@ CELL = Cell(
     to_keras=to_keras,
     keras_layer="GRU",
     look=look,
-    recurrence=recurrence,
+    noisy_window=noisy_window,
 )

@@ -16,11 +16,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from charlm.config import keys, load, rules
 from charlm.errors import UserError
 from charlm.models import blocks, cells
-from charlm.models.cells import Cell, Inside, deferred, own
+from charlm.models.cells import Cell, Inside, own
+from charlm.models.cells.noise import Noise
 
 FUNCTIONS = ("parameters", "zero_state", "window", "with_table", "prepare", "step", "operations")
 TAKEN = ("norm", "mlp")  # the network has parameters such as `norm_0` and `mlp_0`
-OPTIONAL = ("from_torch", "from_keras", "to_torch", "to_keras", "look", "recurrence")
+OPTIONAL = ("from_torch", "from_keras", "to_torch", "to_keras", "look", "noisy_window")
 
 
 def check(config: ConfigDict) -> None:
@@ -98,9 +99,9 @@ class _Checks:
         arguments: tuple = (with_table, ids_TB, state) if reads_ids else (params, floats_TBI, state)
         outputs = steps, rows, hidden
         self._results("window", lambda *args: cell.window(*args, dtype), arguments, outputs, state)
-        if (recurrence := cell.recurrence) is not None:
-            loop = lambda *args: deferred.scan(*recurrence(*args, dtype))  # noqa: E731
-            self._results("deferred.scan(*recurrence(…))", loop, arguments, outputs, state)
+        if (noisy_window := cell.noisy_window) is not None:
+            without = lambda *args: noisy_window(*args, dtype, Noise())  # noqa: E731
+            self._results("noisy_window without noise", without, arguments, outputs, state)
         keys_B = _array(_key().dtype, rows)
         with_noise = lambda params, inputs, state, keys_B: cell.window(params, inputs, state, dtype, keys_B)  # noqa: E731
         self._results("window with noise_keys_B", with_noise, (*arguments, keys_B), outputs, state)

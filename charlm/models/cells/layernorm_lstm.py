@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Inside, Params, deferred, is_ids, lstm
+from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Inside, Params, deferred, is_ids, lstm, noise
 from charlm.models.cells.lstm import State
+from charlm.models.cells.noise import Noise
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
 
@@ -47,11 +48,16 @@ def window(
 ) -> tuple[jax.Array, State]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because the cell uses no random numbers."""
     del noise_keys_B
-    return deferred.scan(*recurrence(params, inputs, state, dtype))
+    return deferred.scan(*_recurrence(params, inputs, state, dtype))
 
 
-def recurrence(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype) -> tuple:
-    """The arguments of `deferred.scan` for one layer; see `Cell.recurrence`."""
+def noisy_window(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_T: Noise) -> tuple[jax.Array, State]:
+    """Runs one layer over a window with noise; see `Cell.noisy_window`."""
+    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T)
+
+
+def _recurrence(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype) -> tuple:
+    """The arguments of `deferred.scan` for one layer."""
     if is_ids(inputs):
         z_in_TBG = deferred.look_up(_input_part(params["input_kernel"], params), inputs, dtype)
     else:
@@ -129,5 +135,5 @@ CELL = Cell(
     step=step,
     operations=lstm.operations,
     look=look,
-    recurrence=recurrence,
+    noisy_window=noisy_window,
 )

@@ -24,6 +24,9 @@ factors that depend only on the forward pass. These factors are computed before 
 several steps. Within a chunk, each sum over t is one matrix product. A chunk is long enough to keep the matrix unit busy and
 short enough to stay in cache.
 
+Recurrent dropout multiplies g by a factor in the line of c. Zoneout then replaces values of c and h by those of c' and h'; the
+gradients of the replaced values go to dc' and dh'. `models/recurrent_noise.py` explains both.
+
 Some lines of code are more complicated than these formulas, because XLA:CPU makes faster programs from them (jaxlib 0.10.2).
 experiments/2026-11-22-speed gives the speed gains on CPU. The effect on other platforms has not been measured.
 """
@@ -35,7 +38,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import NOISE_KEYS, Cell, Inside, Params, deferred, one_bias
+from charlm.models.cells import NOISE_KEYS, Cell, Inside, Params, one_bias
 from charlm.models.cells.chunks import (
     Prepared,
     back_through,
@@ -49,6 +52,7 @@ from charlm.models.cells.chunks import (
     through_inputs,
     with_table,
 )
+from charlm.models.cells.noise import Noise, kept
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
 
@@ -78,7 +82,12 @@ def window(
 ) -> tuple[jax.Array, State]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because an LSTM uses no random numbers."""
     del noise_keys_B
-    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype)
+    return noisy_window(params, inputs, state, dtype, Noise())
+
+
+def noisy_window(params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_T: Noise) -> tuple[jax.Array, State]:
+    """Runs one layer over a window with noise; see `Cell.noisy_window`."""
+    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, noise_T, dtype)
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
@@ -89,27 +98,9 @@ def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
 def step(
     weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype, factor_BH: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
-    """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate g; see `Cell.step`.
-
-    Training without recurrent dropout and zoneout uses `lstm` instead, which is faster and has a hand-written gradient.
-    """
+    """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate g; see `Cell.step`."""
     c_BH, h_BH = state
     c_BH, h_BH, _ = _cell(pre_activations(weights, x, h_BH, dtype), c_BH, factor_BH)
-    return h_BH, (c_BH, h_BH)
-
-
-def recurrence(params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype) -> tuple:
-    """The arguments of `deferred.scan` for one layer; see `Cell.recurrence`."""
-    z_in_TBG = deferred.input_products(inputs, params["input_kernel"], dtype) + params["bias"][None, None, :]
-    return _recurrent_step, {"recurrent_kernel": params["recurrent_kernel"]}, None, z_in_TBG, state, dtype
-
-
-def _recurrent_step(
-    times: Callable, others: None, z_in_BG: jax.Array, state: State, factor_BH: jax.Array | None = None
-) -> tuple[jax.Array, State]:
-    del others
-    c_BH, h_BH = state
-    c_BH, h_BH, _ = _cell(z_in_BG + times("recurrent_kernel", h_BH), c_BH, factor_BH)
     return h_BH, (c_BH, h_BH)
 
 
@@ -131,7 +122,7 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     return GATES * hidden * (inputs + hidden)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
 def lstm(
     inputs: jax.Array,
     input_kernel_IG: jax.Array,
@@ -139,6 +130,7 @@ def lstm(
     recurrent_kernel_HG: jax.Array,
     c_BH: jax.Array,
     h_BH: jax.Array,
+    noise_T: Noise = Noise(),  # noqa: B008 - the tuple is immutable
     dtype: jnp.dtype = jnp.float32,
 ) -> tuple[jax.Array, State]:
     """Runs one LSTM layer over a window.
@@ -149,46 +141,49 @@ def lstm(
       bias_G: float32 (4H,).
       recurrent_kernel_HG: float32 (H, 4H).
       c_BH, h_BH: float32 state before the first step.
+      noise_T: recurrent dropout and zoneout. Its arrays have no gradients.
       dtype: dtype of the operands of matrix products. Sums, state and gradients are float32.
 
     Returns:
       (hidden_TBH, (c_BH, h_BH)): the float32 outputs of all steps, and the state after the last step.
     """
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
-    (carry, _, _), hidden_TBH = _forward(inputs, weights, (c_BH, h_BH), dtype, residuals=False)
+    (carry, _, _), hidden_TBH = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, residuals=False)
     return hidden_TBH, carry
 
 
-def _forward(inputs, weights, carry, dtype, residuals):
+def _forward(inputs, weights, carry, noise_T, dtype, residuals):
     input_kernel_IG, bias_G, recurrent_kernel_HG = weights
     columns_G = recurrent_kernel_HG.shape[1]
     dtype_in = input_dtype(input_kernel_IG, dtype)
     recurrent_kernel = operand(recurrent_kernel_HG, dtype, rows=carry[0].shape[0])
 
-    def step(carry, z_in_BG):
-        c_BH, h_BH = carry
-        c_BH, h_BH, gates_BG = _cell(z_in_BG + product(h_BH, recurrent_kernel, dtype), c_BH)
+    def step(carry, z_in_and_noise):
+        (c_BH, h_BH), (z_in_BG, noise) = carry, z_in_and_noise
+        new_c_BH, new_h_BH, gates_BG = _cell(z_in_BG + product(h_BH, recurrent_kernel, dtype), c_BH, noise.factor)
+        c_BH, h_BH = kept(noise.keeps_cell, c_BH, new_c_BH), kept(noise.keeps_hidden, h_BH, new_h_BH)
         return (c_BH, h_BH), (h_BH, c_BH, gates_BG) if residuals else h_BH
 
-    def chunk(carry, inputs_N):
-        return jax.lax.scan(step, carry, projected(inputs_N, input_kernel_IG, bias_G, dtype_in))
+    def chunk(carry, inputs_and_noise):
+        inputs_N, noise_N = inputs_and_noise
+        return jax.lax.scan(step, carry, (projected(inputs_N, input_kernel_IG, bias_G, dtype_in), noise_N))
 
-    carry, outputs = jax.lax.scan(chunk, carry, chunked(inputs, columns_G))
+    carry, outputs = jax.lax.scan(chunk, carry, (chunked(inputs, columns_G), _chunked_noise(noise_T, columns_G)))
     if not residuals:
         return (carry, None, None), flat(outputs)
     hidden_KNBH, cells, gates = outputs
     return (carry, cells, gates), hidden_KNBH
 
 
-def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype):
+def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, noise_T, dtype):
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
-    (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(inputs, weights, (c_BH, h_BH), dtype, residuals=True)
-    saved = (inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH)
+    (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, residuals=True)
+    saved = (inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH, noise_T)
     return (flat(hidden_KNBH), carry), saved
 
 
 def _lstm_bwd(dtype, saved, cotangents):
-    inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH = saved
+    inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH, noise_T = saved
     d_hidden_TBH, (d_c_BH, d_h_BH) = cotangents
     columns_G = recurrent_kernel_HG.shape[1]
     back_through_h = back_through(recurrent_kernel_HG.astype(dtype), rows=c_BH.shape[0])
@@ -197,18 +192,20 @@ def _lstm_bwd(dtype, saved, cotangents):
 
     def step(carry, factors):
         d_c, d_h = carry
-        d_out, through_z, through_h, f = factors
-        d_h = d_h + d_out
+        d_out, through_z, through_h, f, keeps_cell, keeps_hidden = factors
+        d_h, d_old_h = _divided(keeps_hidden, d_h + d_out)
+        d_c, d_old_c = _divided(keeps_cell, d_c)
         d_c = d_c + d_h * through_h
         d_z = jnp.concatenate([d_c, d_c, d_c, d_h], axis=-1) * through_z
-        return (d_c * f, back_through_h(d_z.astype(dtype))), d_z
+        return (_sum(d_c * f, d_old_c), _sum(back_through_h(d_z.astype(dtype)), d_old_h)), d_z
 
     def chunk(carry, arrays_of_chunk):
         state, d_input_kernel, d_bias, d_recurrent_kernel = carry
-        features, d_out, out, cells, gates, h_before, c_before = arrays_of_chunk
+        features, d_out, out, cells, gates, h_before, c_before, noise = arrays_of_chunk
         c_prev = jnp.concatenate([c_before[None], cells[:-1]])
         h_prev = jnp.concatenate([h_before[None], out[:-1]])
-        state, d_z = jax.lax.scan(step, state, (d_out, *_factors(gates, cells, c_prev)), reverse=True)
+        factors = _factors(gates, cells, c_prev, noise)
+        state, d_z = jax.lax.scan(step, state, (d_out, *factors, noise.keeps_cell, noise.keeps_hidden), reverse=True)
         d_bias = d_bias + d_z.sum((0, 1))
         # For the matrix products below, d_z is rounded once per chunk, because rounding it at each step is slow.
         d_z = jax.lax.optimization_barrier(d_z.astype(dtype))
@@ -230,9 +227,10 @@ def _lstm_bwd(dtype, saved, cotangents):
         gates_KNBG,
         h_before_KBH,
         c_before_KBH,
+        _chunked_noise(noise_T, columns_G),
     )
     ((d_c_BH, d_h_BH), *d_weights), d_inputs = jax.lax.scan(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
-    return (None if d_inputs is None else flat(d_inputs), *d_weights, d_c_BH, d_h_BH)
+    return (None if d_inputs is None else flat(d_inputs), *d_weights, d_c_BH, d_h_BH, None)
 
 
 lstm.defvjp(_lstm_fwd, _lstm_bwd)
@@ -267,12 +265,30 @@ def activate(z_BG: jax.Array) -> jax.Array:
     return jnp.tanh(z_BG * scale) * scale + shift
 
 
-def _factors(gates, cells, c_prev):
+def _factors(gates, cells, c_prev, noise):
     """The factors by which the backward loop over time multiplies dc and dh. The module's docstring gives the formulas."""
     i, f, g, o = jnp.split(gates, GATES, axis=-1)
+    candidate = g if noise.factor is None else g * noise.factor
+    if noise.keeps_cell is not None:  # `cells` has c after zoneout, but the tanh reads c before zoneout
+        cells = f * c_prev + i * candidate
     tanh_c = jnp.tanh(cells)
-    through_z = jnp.concatenate([g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], axis=-1)
-    return through_z, o * (1 - tanh_c * tanh_c), f
+    through_z = [candidate * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)]
+    if noise.factor is not None:
+        through_z[2] *= noise.factor
+    return jnp.concatenate(through_z, axis=-1), o * (1 - tanh_c * tanh_c), f
+
+
+def _divided(keeps, gradient):
+    """The parts of the gradient of `kept(keeps, old, new)` that belong to `new` and to `old`. The second is None if it is 0."""
+    return (gradient, None) if keeps is None else (jnp.where(keeps, 0, gradient), jnp.where(keeps, gradient, 0))
+
+
+def _sum(x, y):
+    return x if y is None else x + y
+
+
+def _chunked_noise(noise_T, columns_G):
+    return jax.tree.map(lambda x_TBH: chunked(x_TBH, columns_G), noise_T)
 
 
 CELL = Cell(
@@ -292,5 +308,5 @@ CELL = Cell(
     to_keras=one_bias.to_keras,
     keras_layer="LSTM",
     look=look,
-    recurrence=recurrence,
+    noisy_window=noisy_window,
 )

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Inside, Params, deferred, is_ids, lstm
+from charlm.models.cells import NOISE_KEYS, Cell, Inputs, Inside, Params, deferred, is_ids, lstm, noise
 from charlm.models.cells.chunks import input_dtype
 from charlm.models.cells.lstm import State
+from charlm.models.cells.noise import Noise
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
 
@@ -60,13 +61,18 @@ def window(
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because the cell uses no random numbers."""
     if not _round_biases(params):
         return lstm.window(params, inputs, state, dtype, noise_keys_B)
-    return deferred.scan(*recurrence(params, inputs, state, dtype))
+    return deferred.scan(*_recurrence(params, inputs, state, dtype))
 
 
-def recurrence(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype) -> tuple:
-    """The arguments of `deferred.scan` for one layer; see `Cell.recurrence`."""
+def noisy_window(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_T: Noise) -> tuple[jax.Array, State]:
+    """Runs one layer over a window with noise; see `Cell.noisy_window`."""
     if not _round_biases(params):
-        return lstm.recurrence(params, inputs, state, dtype)
+        return lstm.noisy_window(params, inputs, state, dtype, noise_T)
+    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T)
+
+
+def _recurrence(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype) -> tuple:
+    """The arguments of `deferred.scan` for one layer."""
     dtype = input_dtype(params["input_kernel"], dtype)
     step_of_layer = functools.partial(_step, _is_thin(params))
     return step_of_layer, _kernels(params), _biases(params), _features(params, inputs, dtype), state, dtype
@@ -213,5 +219,5 @@ CELL = Cell(
     step=step,
     operations=operations,
     look=look,
-    recurrence=recurrence,
+    noisy_window=noisy_window,
 )

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from charlm.models.cells import Cell, Params, deferred, one_bias
+from charlm.models.cells import Cell, Params, deferred, noise, one_bias
 from charlm.models.cells.chunks import Prepared, backward, flat, forward, pre_activations, prepared, with_table
+from charlm.models.cells.noise import Noise
 from charlm.models.initializers import Initializers
 from charlm.models.products import operand, product
 
@@ -58,8 +59,15 @@ def step(weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype) -> 
     return h_BH, h_BH
 
 
-def recurrence(params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype) -> tuple:
-    """The arguments of `deferred.scan` for one layer; see `Cell.recurrence`."""
+def noisy_window(
+    params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype, noise_T: Noise
+) -> tuple[jax.Array, jax.Array]:
+    """Runs one layer over a window with noise; see `Cell.noisy_window`."""
+    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T)
+
+
+def _recurrence(params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype) -> tuple:
+    """The arguments of `deferred.scan` for one layer."""
     z_in_TBH = deferred.input_products(inputs, params["input_kernel"], dtype) + params["bias"][None, None, :]
     return _recurrent_step, {"recurrent_kernel": params["recurrent_kernel"]}, None, z_in_TBH, state, dtype
 
@@ -145,5 +153,5 @@ CELL = Cell(
     to_torch=one_bias.to_torch,
     to_keras=one_bias.to_keras,
     keras_layer="SimpleRNN",
-    recurrence=recurrence,
+    noisy_window=noisy_window,
 )

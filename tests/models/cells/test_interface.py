@@ -54,7 +54,7 @@ def message_of(source, folder):
         ),
         ("step=step,", "step=None,", "step must be a function, but is None."),
         ("operations=", "to_keras=1, operations=", "to_keras must be a function or None, but is 1."),
-        ("operations=", "recurrence=1, operations=", "recurrence must be a function or None, but is 1."),
+        ("operations=", "noisy_window=1, operations=", "noisy_window must be a function or None, but is 1."),
         ("config: 4 *", "config: 4.0 *", "operations(0, 8, …) must return an int, 0 or more, but returns 256.0."),
         ("hidden, config: 4", "hidden: 4", "takes 2 positional arguments but 3 were given."),
     ],
@@ -146,9 +146,8 @@ def test_wrong_parameters_are_refused(old, new, message, tmp_path):
         ("operations=", "look=lambda params, x: None, operations=", "takes 2 positional arguments but 4 were given."),
         (
             "operations=",
-            "recurrence=lambda params, x, state, dtype: (lambda *_: (x, state), {}, None, jnp.ones((2, 3, 8)), state, dtype), "
-            "operations=",
-            "deferred.scan(*recurrence(…)) must return the output float32 (2, 3, 8), but returns the output int32 (2, 2, 3).",
+            "noisy_window=lambda params, x, state, dtype, noise: (x, state), operations=",
+            "noisy_window without noise must return the output float32 (2, 3, 8), but returns the output int32 (2, 3).",
         ),
         ("params, rows, dtype, ids: params", "params: params", "takes 1 positional argument but 4 were given."),
         ("table_VI: {**params, ", "table_VI: {", "step fails: own.py line 43: KeyError: 'recurrent_kernel'."),
