@@ -25,7 +25,8 @@ several steps. Within a chunk, each sum over t is one matrix product. A chunk is
 short enough to stay in cache.
 
 Some lines of code are more complicated than these formulas, because XLA:CPU makes faster programs from them (jaxlib 0.10.2).
-experiments/2026-11-22-speed gives the speed gains on CPU. The effect on other platforms has not been measured.
+experiments/2026-11-22-speed gives the speed gains. Programs for other platforms do not have these lines (`platform.is_cpu`), or
+have them because they do no harm there.
 """
 
 import functools
@@ -35,6 +36,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
+from charlm.models import platform
 from charlm.models.cells import NOISE_KEYS, Cell, Inside, Params, deferred, one_bias
 from charlm.models.cells.chunks import (
     Prepared,
@@ -46,6 +48,7 @@ from charlm.models.cells.chunks import (
     pre_activations,
     prepared,
     projected,
+    scan_chunks,
     through_inputs,
     with_table,
 )
@@ -173,7 +176,7 @@ def _forward(inputs, weights, carry, dtype, residuals):
     def chunk(carry, inputs_N):
         return jax.lax.scan(step, carry, projected(inputs_N, input_kernel_IG, bias_G, dtype_in))
 
-    carry, outputs = jax.lax.scan(chunk, carry, chunked(inputs, columns_G))
+    carry, outputs = scan_chunks(chunk, carry, chunked(inputs, columns_G))
     if not residuals:
         return (carry, None, None), flat(outputs)
     hidden_KNBH, cells, gates = outputs
@@ -211,7 +214,7 @@ def _lstm_bwd(dtype, saved, cotangents):
         state, d_z = jax.lax.scan(step, state, (d_out, *_factors(gates, cells, c_prev)), reverse=True)
         d_bias = d_bias + d_z.sum((0, 1))
         # For the matrix products below, d_z is rounded once per chunk, because rounding it at each step is slow.
-        d_z = jax.lax.optimization_barrier(d_z.astype(dtype))
+        d_z = platform.cpu_barrier(d_z.astype(dtype))
         rows_RG = d_z.reshape(-1, columns_G)
         kernel_sum, d_inputs = through_inputs(features, d_z, rows_RG, input_kernel, dtype, dtype_in)
         d_input_kernel = d_input_kernel + kernel_sum
@@ -231,7 +234,7 @@ def _lstm_bwd(dtype, saved, cotangents):
         h_before_KBH,
         c_before_KBH,
     )
-    ((d_c_BH, d_h_BH), *d_weights), d_inputs = jax.lax.scan(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
+    ((d_c_BH, d_h_BH), *d_weights), d_inputs = scan_chunks(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
     return (None if d_inputs is None else flat(d_inputs), *d_weights, d_c_BH, d_h_BH)
 
 
@@ -249,7 +252,7 @@ def _with_forget_bias(initializer: Callable, forget_bias: float) -> Callable:
 def _cell(z_BG, c_BH, factor_BH=None):
     """(c_BH, h_BH, gates_BG) from the pre-activations of the gates and the previous c. `factor_BH` multiplies g."""
     # Without the barrier, XLA:CPU computes the activations again for each use.
-    gates_BG = jax.lax.optimization_barrier(activate(z_BG))
+    gates_BG = platform.cpu_barrier(activate(z_BG))
     i, f, g, o = jnp.split(gates_BG, GATES, axis=-1)
     c_BH = f * c_BH + i * (g if factor_BH is None else g * factor_BH)
     return c_BH, o * jnp.tanh(c_BH), gates_BG
