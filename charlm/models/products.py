@@ -8,19 +8,17 @@ import jax.numpy as jnp
 
 from charlm.models import platform
 
-# How JAX names the values of `model.precision`. On a GPU, "high" is TF32, or float32 if the GPU has no TF32. On a TPU, it is
-# three products of bfloat16 operands, and "highest" is six.
+# JAX's names for the values of `model.precision`. On a GPU, "high" is TF32, or float32 if the GPU has no TF32, and "highest" is
+# float32. On a TPU, "high" is three products of bfloat16 operands, and "highest" is six.
 PRECISIONS = {"tf32": "high", "float32": "highest"}
 
 
 def in_precision(precision: str, function: Callable) -> Callable:
-    """Makes a function whose float32 products have this precision on GPUs and TPUs. A CPU has only float32 products.
-
-    The precision also holds for products that are only traced in a call of the function, such as those of a gradient.
+    """The same function, but on a GPU or TPU, all its products of float32 operands have this precision.
 
     Args:
-      precision: a value of `model.precision`.
-      function: any function.
+      precision: a value of `model.precision`. On a CPU, it has no effect, because a CPU multiplies in float32.
+      function: any function that JAX can trace.
     """
 
     @functools.wraps(function)
