@@ -82,6 +82,7 @@ CELL = Rule(
 )
 INITS = one_of("orthogonal", "glorot", "axon", "pytorch", "uniform")
 DTYPES = one_of("float32", "bfloat16")
+PRECISIONS = one_of("tf32", "float32")
 OPTIMISERS = one_of("adam", "adamw", "rmsprop", "sgd", "lion", "adafactor", "adan", "muon", "schedule_free_adamw")
 AVERAGES = Rule(
     lambda value: value in ("", "ema", "tail", "nt_asgd"), "empty, ema, tail or nt_asgd", ("", "ema", "tail", "nt_asgd")
@@ -226,6 +227,9 @@ TABLE = (
         "slstm: number of heads; a unit reads only the units of its own head; must divide the number of "
         "units of each layer"),
     Key("model.dtype", "float32", DTYPES, "data type of the operands in matrix products; state and weights are always float32"),
+    Key("model.precision", "tf32", PRECISIONS,
+        "how GPUs and TPUs multiply float32 operands; tf32: in TF32 on GPUs that have it, as three bfloat16 products on TPUs; "
+        "float32: in float32 on GPUs, as six bfloat16 products on TPUs; a CPU always multiplies in float32"),
     # the optimiser and its learning rate
     Key("optim.name", "adam", OPTIMISERS, "the optimiser; configs/README.md lists published settings"),
     Key("optim.learning_rate", 3e-3, POSITIVE, "peak learning rate"),

@@ -1,21 +1,26 @@
-"""Chooses the devices that process a batch together, and sets CPU options of XLA and glibc before JAX starts.
+"""Chooses and describes the devices that process a batch together, and sets CPU options of XLA and glibc before JAX starts.
 
 "To share" a batch always means that its rows are divided among devices or processes. Each device gets the same number of rows.
 
 On a CPU, JAX devices are virtual. charlm makes up to one device per core. With one device per core, each device uses one
-thread, so small matrix products are not split over threads. On a GPU or TPU host, charlm uses the physical devices.
+thread, so small matrix products are not split over threads. On a GPU or TPU host, charlm uses the physical devices and sets no
+CPU options.
 """
 
 import os
 import pathlib
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from charlm.errors import UserError
+from charlm.hardware import accelerators
+from charlm.progress import counted
 
 if TYPE_CHECKING:
+    from jax import Device
     from jax.sharding import Mesh, Sharding
 
 HUGE_PAGES_SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -79,6 +84,14 @@ def local(mesh: "Mesh") -> "Mesh":
     return jax.sharding.Mesh(local_devices, mesh.axis_names)
 
 
+def in_words(devices: "Iterable[Device]") -> str:
+    """The number and the kind of some devices of the same platform, such as `2 cpu devices` or `1 gpu device (NVIDIA H200)`."""
+    listed = list(devices)
+    platform = listed[0].platform
+    kinds = sorted({device.device_kind for device in listed} - {platform})
+    return counted(len(listed), f"{platform} device") + (f" ({', '.join(kinds)})" if kinds else "")
+
+
 def put(tree: Any, sharding: "Sharding") -> Any:
     """Places arrays on devices as the sharding defines. The devices may belong to several processes.
 
@@ -127,8 +140,9 @@ def cpu_devices(config: ConfigDict, rows: int, processes: int = 1) -> int:
 def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
     """Adds the number of virtual CPU devices to XLA_FLAGS. Call this function before JAX starts.
 
-    Does not change XLA_FLAGS if the user has set the number of devices in XLA_FLAGS, or if XLA_FLAGS names a file of flags.
-    With as many devices as cores, each device gets one thread. With fewer devices, matrix products use all cores.
+    Does not change XLA_FLAGS if the user has set the number of devices in XLA_FLAGS, if XLA_FLAGS names a file of flags, or if
+    JAX will use a GPU or TPU. With as many devices as cores, each device gets one thread. With fewer devices, matrix products
+    use all cores.
 
     Args:
       rows: number of rows of a batch.
@@ -137,12 +151,13 @@ def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
     Returns:
       NAME=VALUE for each environment variable that charlm has set.
     """
+    accelerators.leave_out_missing()
     number = cpu_devices(config, rows, processes)
     tunables = os.environ.get("GLIBC_TUNABLES")
     settings = [f"GLIBC_TUNABLES={tunables}"] if tunables == HUGE_PAGES else []
     given = os.environ.get("XLA_FLAGS", "")
     is_file = given.strip()[:1] not in ("", "-")
-    if "--xla_force_host_platform_device_count" in given or is_file:
+    if "--xla_force_host_platform_device_count" in given or is_file or accelerators.is_expected():
         return settings
     flags = [f"--xla_force_host_platform_device_count={number}"]
     if number == _cores() > 1:
@@ -167,15 +182,16 @@ def jax_has_started() -> bool:
 def use_huge_pages() -> None:
     """Restarts this program once, with GLIBC_TUNABLES set to use huge pages. Arguments and process id stay the same.
 
-    Does nothing if Linux does not offer huge pages on request, or if GLIBC_TUNABLES is already set. The restart is necessary
-    because glibc reads the setting only when a program starts. XLA allocates the large arrays of a step again at each step.
-    With pages of 4 kB, the first access to these arrays takes a part of the step's time (experiments/2026-11-22-speed).
+    Does nothing if Linux does not offer huge pages on request, if GLIBC_TUNABLES is already set, or if JAX will use a GPU or
+    TPU. The restart is necessary because glibc reads the setting only when a program starts. XLA allocates the large arrays of
+    a step again at each step. With pages of 4 kB, the first access to these arrays takes a part of the step's time
+    (experiments/2026-11-22-speed). On a GPU or TPU, these arrays are in the memory of the device.
     """
     try:
         on_request = "[madvise]" in HUGE_PAGES_SETTING.read_text()
     except OSError:  # not Linux
         return
-    if on_request and "GLIBC_TUNABLES" not in os.environ:
+    if on_request and "GLIBC_TUNABLES" not in os.environ and not accelerators.is_expected():
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES})

@@ -67,6 +67,7 @@ class Shape(NamedTuple):
       encoding: input encoding of an id: `embedding`, `onehot`, or `scalar` (the id divided by V).
       embedding: E, the number of features of the embedding. 0 with any other encoding.
       dtype: dtype of the operands of matrix products. Parameters, state and sums are float32.
+      precision: how GPUs and TPUs compute float32 products: a key of `products.PRECISIONS`.
       regularisers: the dropout outside the recurrence, and the penalties on activations.
       norm: whether the input of the head is normalised.
       tie: whether the head multiplies by the transposed embedding.
@@ -76,6 +77,7 @@ class Shape(NamedTuple):
     encoding: str
     embedding: int
     dtype: jnp.dtype
+    precision: str
     regularisers: Regularisers
     norm: bool
     tie: bool
@@ -96,6 +98,7 @@ def shape_of(config: ConfigDict) -> Shape:
         encoding=encoding,
         embedding=config.model.embedding if encoding == "embedding" else 0,
         dtype=jnp.dtype(config.model.dtype),
+        precision=config.model.precision,
         regularisers=regularisers.of(config, encoding),
         norm=config.model.norm,
         tie=config.model.tie,

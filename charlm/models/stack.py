@@ -6,6 +6,7 @@
 Letters: B batch, T time, S scored positions, E embedding, I input features, H hidden units, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from charlm.models import blocks, cells, regularisers
 from charlm.models.cells.deferred import look_up
 from charlm.models.dropout import dropout, embedding_dropout, fold_in, weight_dropout
 from charlm.models.initializers import Initializers
-from charlm.models.products import operand, product
+from charlm.models.products import in_precision, operand, product
 
 # The random keys of each operation are made with `jax.random.fold_in`. The dropout after layer i folds in the number i. Random
 # operations inside the cell of layer i fold in the number CELL_NOISE + i. The dropout after the feed-forward block of layer i
@@ -162,6 +163,8 @@ class Functions(NamedTuple):
         that holds the row.
       penalised: takes the arguments of `apply`, and returns (logits_BSV, carry, penalty). The training
         minimises the sum of the loss plus the penalty; see `regularisers.penalty`. The penalty is None if no penalty is set.
+      grad: `jax.grad` for functions that call the model. With `jax.grad` itself, the products of the cells' backward passes
+        would not have the precision that `model.precision` sets, because JAX traces them after the model has returned.
       needs_shared_key: whether `noise_keys_B` must come with `shared_key`, the random key of masks that all rows share.
       zero_carry: number of rows → the carry at the beginning of a text. A carry is a tuple with the state of each layer.
       stepwise: (params, rows) → the weights in the layout that `step` needs for `rows` rows.
@@ -175,6 +178,7 @@ class Functions(NamedTuple):
     init: Callable
     apply: Callable
     penalised: Callable
+    grad: Callable
     needs_shared_key: bool
     zero_carry: Callable
     stepwise: Callable
@@ -287,8 +291,19 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
             x = product(x, kernel, dtype)
         return x + weights.head_bias_V[None, :], tuple(new_carry)
 
-    operations = layer_operations(config) + shape.head_operations(vocab_size)
-    return Functions(init, apply, penalised, needs_shared_key, zero_carry, stepwise, step, operations, shape)
+    precise = functools.partial(in_precision, shape.precision)
+    return Functions(
+        init=init,
+        apply=precise(apply),
+        penalised=precise(penalised),
+        grad=lambda function, **options: precise(jax.grad(function, **options)),
+        needs_shared_key=needs_shared_key,
+        zero_carry=zero_carry,
+        stepwise=precise(stepwise),
+        step=precise(step),
+        operations=layer_operations(config) + shape.head_operations(vocab_size),
+        shape=shape,
+    )
 
 
 def look(cell: cells.Cell, weights: Any, x: cells.Inputs, state: Any, dtype: jnp.dtype) -> Seen:

@@ -12,7 +12,7 @@ from charlm import progress as messages
 from charlm.config import keys, load
 from charlm.data.framing import Framing
 from charlm.errors import Failure, UserError
-from charlm.hardware import processes
+from charlm.hardware import devices, processes
 from charlm.models import drawing, stack
 from charlm.models.cells import own
 from charlm.rundir import directory
@@ -129,7 +129,7 @@ def open_run(
     if own.names(config) and run.cells() != own.digests(config):
         raise UserError(f"another process has begun {run.workdir} just now with another cell: give the command again.")
     run.note_start(
-        device=f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}",
+        device=devices.in_words(setup.mesh.devices.flat),
         parameters=stack.parameter_count(jax.eval_shape(setup.functions.init, jax.random.key(0))),
         total_steps=setup.total_steps,
     )

@@ -21,7 +21,7 @@ from charlm.data.framing import Framing, cut_in_words, start_ids
 from charlm.data.ids import Encoded, encode
 from charlm.data.vocab import ADVICE, PAD, Vocab
 from charlm.errors import UserError
-from charlm.hardware import devices
+from charlm.hardware import accelerators, devices
 from charlm.inference import sample
 from charlm.inference.protocol import Counts, Protocol
 from charlm.models import blocks, regularisers, stack
@@ -181,7 +181,7 @@ def steps_per_call(wanted: int, framing: Framing, functions: stack.Functions) ->
 
 
 def describe(setup: Setup, params: Any, verbose: bool) -> None:
-    """Prints the data, the model, the length and the devices of a training.
+    """Prints the data, the model, the length and the devices of a training. Also says if JAX can't use the machine's GPU.
 
     Args:
       params: the parameters, or their shapes.
@@ -192,8 +192,8 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
     if verbose:
         lines = [*_data_lines(setup), *_odd_symbol_lines(setup), model, *stack.parameter_lines(params)]
     steps, epoch = setup.total_steps, setup.batches.steps_per_epoch
-    rows, number = setup.batches.rows, setup.mesh.size
-    where = f"{rows} rows on {progress.counted(number, f'{jax.default_backend()} device')}"
+    rows = setup.batches.rows
+    where = f"{rows} rows on {devices.in_words(setup.mesh.devices.flat)}"
     where += f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     length = f"{progress.counted(steps, 'step')}, {steps / epoch:.2f} epochs of {progress.counted(epoch, 'step')}"
     lines.append(f"training: {length}; {where}")
@@ -205,6 +205,8 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
     progress.tell("\n".join(lines))
     if cut := cut_in_words(_lengths_of_cut_splits(setup), setup.protocol.framing.length):
         progress.warn(cut)
+    if sentence := accelerators.missing():
+        progress.warn(sentence)
 
 
 def _data_lines(setup: Setup) -> list[str]:

@@ -109,7 +109,7 @@ def make_train_step(
             penalised = loss_sums[0] if penalty is None else loss_sums[0] + penalty
             return penalised, ((*text_sums, *loss_sums), new_carry)
 
-        grads, (sums, new_carry) = jax.grad(loss, has_aux=True)(params)
+        grads, (sums, new_carry) = functions.grad(loss, has_aux=True)(params)
         asked = jax.tree.map(jnp.sum, asked_D)
         sums_N, as_tree = jax.flatten_util.ravel_pytree((grads, sums, asked))
         return as_tree(jax.lax.psum(sums_N, axis)), new_carry

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from charlm.models import platform
 from charlm.models.cells import is_ids
 from charlm.models.products import operand, product, product_with_transpose
 
@@ -54,7 +55,7 @@ def _scan_fwd(step, kernels, others, inputs_T, state, dtype):
     first = jax.tree.leaves(inputs_T)[0]
     steps, rows = first.shape[0], first.shape[-2]
     rounded = _rounded(kernels, rows, dtype)
-    transposed = jax.lax.optimization_barrier({name: kernel.swapaxes(-1, -2) for name, kernel in kernels.items()})
+    transposed = platform.cpu_barrier({name: kernel.swapaxes(-1, -2) for name, kernel in kernels.items()})
     transposed = {name: kernel.astype(dtype) for name, kernel in transposed.items()}
 
     def run(others, inputs_T, state, probes_T):
@@ -125,7 +126,7 @@ _probed.defvjp(_probed_fwd, _probed_bwd)
 
 def _kernel_gradient(left_T: jax.Array, d_product_T: jax.Array, dtype: jnp.dtype) -> jax.Array:
     sums = d_product_T.dtype
-    d_product_T = jax.lax.optimization_barrier(d_product_T.astype(dtype))
+    d_product_T = platform.cpu_barrier(d_product_T.astype(dtype))
     letters = "tbi,tbo->io" if left_T.ndim == 3 else "tnbi,tnbo->nio"
     return jnp.einsum(letters, left_T.astype(dtype), d_product_T, preferred_element_type=sums)
 

@@ -34,6 +34,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from charlm.errors import UserError
+from charlm.models import platform
 from charlm.models.cells import Cell, Inside, Params, deferred, noise
 from charlm.models.cells.chunks import backward, flat, forward, gate_products, laid_out, with_table
 from charlm.models.cells.noise import Noise
@@ -311,10 +312,10 @@ def _cell(z_in_BG, z_rec_BG, recurrent_bias_H, h_BH, factor_BH=None):
     rz_columns = 2 * h_BH.shape[-1]
     # One tanh computes both gates, because sigmoid(x) = tanh(x / 2) / 2 + 1 / 2. XLA:CPU vectorises the tanh of one array, but
     # not the tanh of two slices. Without the barrier, XLA:CPU computes the activations again for each use.
-    rz = jax.lax.optimization_barrier(jnp.tanh((z_in_BG[:, :rz_columns] + z_rec_BG[:, :rz_columns]) * 0.5) * 0.5 + 0.5)
+    rz = platform.cpu_barrier(jnp.tanh((z_in_BG[:, :rz_columns] + z_rec_BG[:, :rz_columns]) * 0.5) * 0.5 + 0.5)
     r, z = jnp.split(rz, 2, axis=-1)
     m = z_rec_BG[:, rz_columns:] + recurrent_bias_H[None, :]
-    n = jax.lax.optimization_barrier(jnp.tanh(z_in_BG[:, rz_columns:] + r * m))
+    n = platform.cpu_barrier(jnp.tanh(z_in_BG[:, rz_columns:] + r * m))
     if factor_BH is not None:
         n = n * factor_BH
     return n + z * (h_BH - n), (rz, n, m)

@@ -28,7 +28,8 @@ Recurrent dropout multiplies g by a factor in the line of c. Zoneout then replac
 gradients of the replaced values go to dc' and dh'. `models/recurrent_noise.py` explains both.
 
 Some lines of code are more complicated than these formulas, because XLA:CPU makes faster programs from them (jaxlib 0.10.2).
-experiments/2026-11-22-speed gives the speed gains on CPU. The effect on other platforms has not been measured.
+experiments/2026-11-22-speed gives the speed gains. Programs for other platforms do not have these lines (`platform.is_cpu`), or
+have them because they do no harm there.
 """
 
 import functools
@@ -38,6 +39,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
+from charlm.models import platform
 from charlm.models.cells import NOISE_KEYS, Cell, Inside, Params, one_bias
 from charlm.models.cells.chunks import (
     Prepared,
@@ -49,6 +51,7 @@ from charlm.models.cells.chunks import (
     pre_activations,
     prepared,
     projected,
+    scan_chunks,
     through_inputs,
     with_table,
 )
@@ -168,7 +171,7 @@ def _forward(inputs, weights, carry, noise_T, dtype, residuals):
         inputs_N, noise_N = inputs_and_noise
         return jax.lax.scan(step, carry, (projected(inputs_N, input_kernel_IG, bias_G, dtype_in), noise_N))
 
-    carry, outputs = jax.lax.scan(chunk, carry, (chunked(inputs, columns_G), _chunked_noise(noise_T, columns_G)))
+    carry, outputs = scan_chunks(chunk, carry, (chunked(inputs, columns_G), _chunked_noise(noise_T, columns_G)))
     if not residuals:
         return (carry, None, None), flat(outputs)
     hidden_KNBH, cells, gates = outputs
@@ -208,7 +211,7 @@ def _lstm_bwd(dtype, saved, cotangents):
         state, d_z = jax.lax.scan(step, state, (d_out, *factors, noise.keeps_cell, noise.keeps_hidden), reverse=True)
         d_bias = d_bias + d_z.sum((0, 1))
         # For the matrix products below, d_z is rounded once per chunk, because rounding it at each step is slow.
-        d_z = jax.lax.optimization_barrier(d_z.astype(dtype))
+        d_z = platform.cpu_barrier(d_z.astype(dtype))
         rows_RG = d_z.reshape(-1, columns_G)
         kernel_sum, d_inputs = through_inputs(features, d_z, rows_RG, input_kernel, dtype, dtype_in)
         d_input_kernel = d_input_kernel + kernel_sum
@@ -229,7 +232,7 @@ def _lstm_bwd(dtype, saved, cotangents):
         c_before_KBH,
         _chunked_noise(noise_T, columns_G),
     )
-    ((d_c_BH, d_h_BH), *d_weights), d_inputs = jax.lax.scan(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
+    ((d_c_BH, d_h_BH), *d_weights), d_inputs = scan_chunks(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
     return (None if d_inputs is None else flat(d_inputs), *d_weights, d_c_BH, d_h_BH, None)
 
 
@@ -247,7 +250,7 @@ def _with_forget_bias(initializer: Callable, forget_bias: float) -> Callable:
 def _cell(z_BG, c_BH, factor_BH=None):
     """(c_BH, h_BH, gates_BG) from the pre-activations of the gates and the previous c. `factor_BH` multiplies g."""
     # Without the barrier, XLA:CPU computes the activations again for each use.
-    gates_BG = jax.lax.optimization_barrier(activate(z_BG))
+    gates_BG = platform.cpu_barrier(activate(z_BG))
     i, f, g, o = jnp.split(gates_BG, GATES, axis=-1)
     c_BH = f * c_BH + i * (g if factor_BH is None else g * factor_BH)
     return c_BH, o * jnp.tanh(c_BH), gates_BG
