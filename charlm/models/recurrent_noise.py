@@ -55,8 +55,12 @@ def rates(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Rates:
     )
 
 
-def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Cell:
-    """The cell with the zoneout and the recurrent dropout of the config."""
+def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict, unroll: int = 1) -> Cell:
+    """The cell with the zoneout and the recurrent dropout of the config.
+
+    Args:
+      unroll: number of steps that XLA compiles as one iteration of the loops over time in this file.
+    """
     chosen = rates(cell, config)
     if not any(chosen):
         return cell
@@ -67,11 +71,11 @@ def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Cell:
         if noise_keys_B is None:
             if not chosen.has_zoneout:
                 return cell.window(params, inputs, state, dtype)
-            return _by_steps(cell, chosen, params, inputs, state, dtype, None)
+            return _by_steps(cell, chosen, params, inputs, state, dtype, None, unroll)
         noise_T = _noise(noise_keys_B, chosen, inputs.shape[0], jax.tree.leaves(state)[0].shape[-1])
         if cell.recurrence is None:
-            return _by_steps(cell, chosen, params, inputs, state, dtype, noise_T)
-        return _deferred(chosen, cell.recurrence(params, inputs, state, dtype), noise_T)
+            return _by_steps(cell, chosen, params, inputs, state, dtype, noise_T, unroll)
+        return _deferred(chosen, cell.recurrence(params, inputs, state, dtype), noise_T, unroll)
 
     def step(weights: Any, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
         return _with_noise(functools.partial(cell.step, weights, x, state, dtype), chosen, state, None)
@@ -109,7 +113,14 @@ def _noise(keys_B: jax.Array, chosen: Rates, steps: int, hidden: int) -> _Noise:
 
 
 def _by_steps(
-    cell: Cell, chosen: Rates, params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_T: _Noise | None
+    cell: Cell,
+    chosen: Rates,
+    params: Params,
+    inputs: Inputs,
+    state: State,
+    dtype: jnp.dtype,
+    noise_T: _Noise | None,
+    unroll: int,
 ) -> tuple[jax.Array, State]:
     """Runs a layer over a window by a plain loop over the steps of the cell."""
     # In training, `cell.step` rounds the kernels. If they were rounded here, the sum of their gradients would be rounded too.
@@ -121,11 +132,11 @@ def _by_steps(
         output_BH, state = _with_noise(functools.partial(cell.step, weights, x, state, dtype), chosen, state, noise)
         return state, output_BH
 
-    state, outputs_TBH = jax.lax.scan(one, state, (inputs, noise_T))
+    state, outputs_TBH = jax.lax.scan(one, state, (inputs, noise_T), unroll=unroll)
     return outputs_TBH, state
 
 
-def _deferred(chosen: Rates, recurrence: tuple, noise_T: _Noise) -> tuple[jax.Array, State]:
+def _deferred(chosen: Rates, recurrence: tuple, noise_T: _Noise, unroll: int) -> tuple[jax.Array, State]:
     """Runs a layer over a window by `deferred.scan`. `recurrence` is the result of `Cell.recurrence`."""
     step, kernels, others, inputs_T, state, dtype = recurrence
 
@@ -133,7 +144,7 @@ def _deferred(chosen: Rates, recurrence: tuple, noise_T: _Noise) -> tuple[jax.Ar
         x, noise = x_and_noise
         return _with_noise(functools.partial(step, times, others, x, state), chosen, state, noise)
 
-    return deferred.scan(one, kernels, others, (inputs_T, noise_T), state, dtype)
+    return deferred.scan(one, kernels, others, (inputs_T, noise_T), state, dtype, unroll)
 
 
 def _with_noise(step: Callable, chosen: Rates, state: State, noise: _Noise | None) -> tuple[jax.Array, State]:

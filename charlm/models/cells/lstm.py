@@ -74,11 +74,16 @@ def zero_state(rows: int, hidden: int) -> State:
 
 
 def window(
-    params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+    params: Params,
+    inputs: jax.Array,
+    state: State,
+    dtype: jnp.dtype,
+    noise_keys_B: jax.Array | None = None,
+    unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because an LSTM uses no random numbers."""
     del noise_keys_B
-    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype)
+    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype, unroll)
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
@@ -131,7 +136,7 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     return GATES * hidden * (inputs + hidden)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def lstm(
     inputs: jax.Array,
     input_kernel_IG: jax.Array,
@@ -140,6 +145,7 @@ def lstm(
     c_BH: jax.Array,
     h_BH: jax.Array,
     dtype: jnp.dtype = jnp.float32,
+    unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs one LSTM layer over a window.
 
@@ -150,16 +156,17 @@ def lstm(
       recurrent_kernel_HG: float32 (H, 4H).
       c_BH, h_BH: float32 state before the first step.
       dtype: dtype of the operands of matrix products. Sums, state and gradients are float32.
+      unroll: number of steps that XLA compiles as one iteration of a loop over the steps of a chunk.
 
     Returns:
       (hidden_TBH, (c_BH, h_BH)): the float32 outputs of all steps, and the state after the last step.
     """
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
-    (carry, _, _), hidden_TBH = _forward(inputs, weights, (c_BH, h_BH), dtype, residuals=False)
+    (carry, _, _), hidden_TBH = _forward(inputs, weights, (c_BH, h_BH), dtype, unroll, residuals=False)
     return hidden_TBH, carry
 
 
-def _forward(inputs, weights, carry, dtype, residuals):
+def _forward(inputs, weights, carry, dtype, unroll, residuals):
     input_kernel_IG, bias_G, recurrent_kernel_HG = weights
     columns_G = recurrent_kernel_HG.shape[1]
     dtype_in = input_dtype(input_kernel_IG, dtype)
@@ -171,7 +178,7 @@ def _forward(inputs, weights, carry, dtype, residuals):
         return (c_BH, h_BH), (h_BH, c_BH, gates_BG) if residuals else h_BH
 
     def chunk(carry, inputs_N):
-        return jax.lax.scan(step, carry, projected(inputs_N, input_kernel_IG, bias_G, dtype_in))
+        return jax.lax.scan(step, carry, projected(inputs_N, input_kernel_IG, bias_G, dtype_in), unroll=unroll)
 
     carry, outputs = jax.lax.scan(chunk, carry, chunked(inputs, columns_G))
     if not residuals:
@@ -180,14 +187,14 @@ def _forward(inputs, weights, carry, dtype, residuals):
     return (carry, cells, gates), hidden_KNBH
 
 
-def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype):
+def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype, unroll):
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
-    (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(inputs, weights, (c_BH, h_BH), dtype, residuals=True)
+    (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(inputs, weights, (c_BH, h_BH), dtype, unroll, residuals=True)
     saved = (inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH)
     return (flat(hidden_KNBH), carry), saved
 
 
-def _lstm_bwd(dtype, saved, cotangents):
+def _lstm_bwd(dtype, unroll, saved, cotangents):
     inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH = saved
     d_hidden_TBH, (d_c_BH, d_h_BH) = cotangents
     columns_G = recurrent_kernel_HG.shape[1]
@@ -208,7 +215,8 @@ def _lstm_bwd(dtype, saved, cotangents):
         features, d_out, out, cells, gates, h_before, c_before = arrays_of_chunk
         c_prev = jnp.concatenate([c_before[None], cells[:-1]])
         h_prev = jnp.concatenate([h_before[None], out[:-1]])
-        state, d_z = jax.lax.scan(step, state, (d_out, *_factors(gates, cells, c_prev)), reverse=True)
+        factors = _factors(gates, cells, c_prev)
+        state, d_z = jax.lax.scan(step, state, (d_out, *factors), reverse=True, unroll=unroll)
         d_bias = d_bias + d_z.sum((0, 1))
         # For the matrix products below, d_z is rounded once per chunk, because rounding it at each step is slow.
         d_z = jax.lax.optimization_barrier(d_z.astype(dtype))
@@ -278,7 +286,7 @@ def _factors(gates, cells, c_prev):
 CELL = Cell(
     title="LSTM",
     state_title="c, h",
-    keys=("model.forget_bias", *NOISE_KEYS),
+    keys=("model.forget_bias", "model.kernel", "model.unroll", *NOISE_KEYS),
     parameters=parameters,
     zero_state=zero_state,
     window=window,

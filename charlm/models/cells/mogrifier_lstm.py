@@ -55,12 +55,17 @@ def parameters(
 
 
 def window(
-    params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+    params: Params,
+    inputs: Inputs,
+    state: State,
+    dtype: jnp.dtype,
+    noise_keys_B: jax.Array | None = None,
+    unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because the cell uses no random numbers."""
     if not _round_biases(params):
-        return lstm.window(params, inputs, state, dtype, noise_keys_B)
-    return deferred.scan(*recurrence(params, inputs, state, dtype))
+        return lstm.window(params, inputs, state, dtype, noise_keys_B, unroll)
+    return deferred.scan(*recurrence(params, inputs, state, dtype), unroll)
 
 
 def recurrence(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype) -> tuple:
@@ -204,7 +209,7 @@ def _features(params: Params, inputs: Inputs, dtype: jnp.dtype) -> jax.Array:
 CELL = Cell(
     title="Mogrifier LSTM",
     state_title="c, h",
-    keys=("model.forget_bias", *NOISE_KEYS, "model.mogrifier_rounds", "model.mogrifier_rank"),
+    keys=("model.forget_bias", "model.unroll", *NOISE_KEYS, "model.mogrifier_rounds", "model.mogrifier_rank"),
     parameters=parameters,
     zero_state=lstm.zero_state,
     window=window,
