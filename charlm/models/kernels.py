@@ -1,9 +1,9 @@
 """Chooses the program that runs a cell over a window: the config keys `model.kernel` and `model.unroll`.
 
 Both keys are choices of the machine. Parameters and checkpoints do not depend on them, and results change only by rounding.
-Therefore a run may be resumed with other values. On a machine without a CUDA device, evaluation uses charlm's own loop, whatever
-`model.kernel` is. Only a training with `model.kernel=cudnn` needs a CUDA device; see `check`. Samples are drawn by `Cell.step`,
-which does not depend on the kernel.
+Therefore a run may be resumed with other values. On a machine without a CUDA device, evaluation uses charlm's own loop,
+whatever `model.kernel` is. Only a training with `model.kernel=cudnn` needs a CUDA device; see `check`. Samples are drawn by
+`Cell.step`, which does not depend on the kernel.
 """
 
 import functools
