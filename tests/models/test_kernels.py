@@ -301,3 +301,9 @@ def test_a_cell_without_a_loop_over_time_reports_that_unroll_has_no_effect():
     assert stack.unread_keys(config) == ["model.kernel", "model.unroll"]
     config.model.update({"cell": "lstm", "kernel": "auto"})
     assert stack.unread_keys(config) == []
+
+
+def test_a_network_can_be_described_before_jax_starts(monkeypatch):
+    """The program `sample` counts the weights before it sets XLA_FLAGS, so this must not start JAX."""
+    monkeypatch.setattr(devices, "is_cuda", None)  # a call would fail
+    assert stack.layer_operations(config_of()) == stack.layer_operations(config_of(kernel="xla"))
