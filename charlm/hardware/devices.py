@@ -1,4 +1,4 @@
-"""Chooses and describes the devices that process a batch together, and sets CPU options of XLA and glibc before JAX starts.
+"""Chooses and describes the devices that process a batch together, and sets options of XLA and glibc before JAX starts.
 
 "To share" a batch always means that its rows are divided among devices or processes. Each device gets the same number of rows.
 
@@ -7,6 +7,8 @@ thread, so small matrix products are not split over threads. On a GPU or TPU hos
 CPU options.
 """
 
+import importlib.util
+import mmap
 import os
 import pathlib
 import sys
@@ -31,6 +33,12 @@ MAX_SHARED_WEIGHTS = 4 * 2**20
 # Minimum number of rows of one device, unless the config sets the number of devices. With fewer rows, the matrices of a product
 # have so few rows that another core does not help.
 MIN_ROWS = 16
+# The XLA flags of `command_buffers`. By default, XLA records neither while loops nor sequences of fewer than 5 operations.
+COMMAND_BUFFERS = (
+    "--xla_gpu_enable_command_buffer=+WHILE",
+    "--xla_gpu_command_buffer_unroll_loops=true",
+    "--xla_gpu_graph_min_graph_size=1",
+)
 
 
 def shared_by(rows: int, available: int, wanted: int) -> int:
@@ -137,6 +145,51 @@ def cpu_devices(config: ConfigDict, rows: int, processes: int = 1) -> int:
     return shared_by(max(1, rows // processes), _cores(), -(-wanted(config) // processes))
 
 
+def prepare(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
+    """Sets the options of XLA and glibc for the devices of this machine. Call this function before JAX starts.
+
+    The arguments are those of `prepare_cpu`.
+
+    Returns:
+      NAME=VALUE for each environment variable that charlm has set.
+
+    Raises:
+      UserError: the installed JAX does not have an option that the config sets.
+    """
+    settings = [*prepare_gpu(config), *prepare_cpu(config, rows, processes)]
+    # If both functions have changed XLA_FLAGS, the second value has all flags.
+    return list({setting.partition("=")[0]: setting for setting in settings}.values())
+
+
+def prepare_gpu(config: ConfigDict) -> list[str]:
+    """Adds the flags of `command_buffers` to XLA_FLAGS, if this key is set and JAX has a plugin for CUDA.
+
+    Does not change a flag that the user has set, and does not change XLA_FLAGS if it names a file of flags.
+
+    Returns:
+      [] or [XLA_FLAGS=VALUE].
+
+    Raises:
+      UserError: XLA does not know one of the flags. With an unknown flag, XLA would end the process.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = [flag for flag in COMMAND_BUFFERS if flag.partition("=")[0] not in given]
+    if not config.command_buffers or not flags or not _expects_cuda() or _is_file(given):
+        return []
+    if unknown := _unknown_flags(flags):
+        raise UserError(f"command_buffers=True: the installed jaxlib has no flag {unknown[0]}: set command_buffers=False.")
+    os.environ["XLA_FLAGS"] = " ".join([*flags, given]).strip()
+    return [f"XLA_FLAGS={os.environ['XLA_FLAGS']}"]
+
+
+def without_effect(config: ConfigDict) -> list[str]:
+    """A sentence if `command_buffers` is set, but has no effect. Call this function after `prepare`."""
+    name = COMMAND_BUFFERS[0].partition("=")[0]
+    if not config.command_buffers or (is_cuda() and name in os.environ.get("XLA_FLAGS", "")):
+        return []
+    return ["command_buffers has no effect: it needs a CUDA GPU, and XLA_FLAGS that charlm can change before JAX starts."]
+
+
 def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
     """Adds the number of virtual CPU devices to XLA_FLAGS. Call this function before JAX starts.
 
@@ -156,8 +209,7 @@ def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
     tunables = os.environ.get("GLIBC_TUNABLES")
     settings = [f"GLIBC_TUNABLES={tunables}"] if tunables == HUGE_PAGES else []
     given = os.environ.get("XLA_FLAGS", "")
-    is_file = given.strip()[:1] not in ("", "-")
-    if "--xla_force_host_platform_device_count" in given or is_file or accelerators.is_expected():
+    if "--xla_force_host_platform_device_count" in given or _is_file(given) or accelerators.is_expected():
         return settings
     flags = [f"--xla_force_host_platform_device_count={number}"]
     if number == _cores() > 1:
@@ -165,6 +217,13 @@ def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
     # If a flag occurs twice, XLA uses the last value. The flags of the user therefore come last.
     os.environ["XLA_FLAGS"] = " ".join([*flags, given]).strip()
     return [*settings, f"XLA_FLAGS={os.environ['XLA_FLAGS']}"]
+
+
+def is_cuda() -> bool:
+    """Whether JAX computes on a GPU of NVIDIA. Starts JAX."""
+    from jax.extend import backend
+
+    return "cuda" in backend.get_backend().platform_version.lower()  # the platform is `gpu` on GPUs of AMD, too
 
 
 def jax_has_started() -> bool:
@@ -195,6 +254,30 @@ def use_huge_pages() -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES})
+
+
+def _expects_cuda() -> bool:
+    """Whether JAX will look for CUDA devices when it starts. Does not start JAX."""
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return not {"cuda", "gpu"}.isdisjoint(platforms.split(","))
+    return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+
+
+def _unknown_flags(flags: list[str]) -> list[str]:
+    """The names of the flags --NAME=VALUE that do not occur in the libraries of jaxlib. Reading them takes about 0.4 s."""
+    unknown = [flag.partition("=")[0] for flag in flags]
+    jaxlib = importlib.util.find_spec("jaxlib")
+    assert jaxlib is not None
+    assert jaxlib.origin is not None
+    for library in pathlib.Path(jaxlib.origin).parent.glob("*.so"):
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            unknown = [name for name in unknown if content.find(f"{name.lstrip('-')}\0".encode()) < 0]
+    return unknown
+
+
+def _is_file(xla_flags: str) -> bool:
+    """Whether the value of XLA_FLAGS names a file of flags."""
+    return xla_flags.strip()[:1] not in ("", "-")
 
 
 def _cores() -> int:

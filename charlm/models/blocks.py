@@ -25,7 +25,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from charlm import progress
 from charlm.config import keys
-from charlm.models import cells, recurrent_noise, regularisers
+from charlm.models import cells, kernels, recurrent_noise, regularisers
 from charlm.models.initializers import Initializers, initializers
 from charlm.models.products import operand, product
 from charlm.models.regularisers import Regularisers
@@ -38,7 +38,7 @@ class Block(NamedTuple):
 
     Attributes:
       name: name of the parameters of its cell, such as `lstm_0`.
-      cell: the recurrent cell, with zoneout and recurrent dropout if the config sets them.
+      cell: the recurrent cell with the kernel of the config, and with zoneout and recurrent dropout if the config sets them.
       inputs: number of input features. It is 0 for the first layer, because the first layer looks up ids.
       width: H, the number of units.
       skip: whether the input is added to the output of the cell.
@@ -117,7 +117,7 @@ def blocks_of(config: ConfigDict) -> tuple[Block, ...]:
     return tuple(
         Block(
             name=f"{cells.short_name(name)}_{index}",
-            cell=recurrent_noise.with_noise(cells.named(name), config),
+            cell=_cell(name, config),
             inputs=features if index else 0,
             width=width,
             skip=config.model.residual and features == width,
@@ -126,6 +126,11 @@ def blocks_of(config: ConfigDict) -> tuple[Block, ...]:
         )
         for index, (name, features, width) in enumerate(zip(names, inputs, widths, strict=True))
     )
+
+
+def _cell(name: str, config: ConfigDict) -> cells.Cell:
+    cell = cells.named(name)
+    return recurrent_noise.with_noise(kernels.with_kernel(cell, config), config, kernels.unroll(cell, config))
 
 
 def without_effect(config: ConfigDict) -> list[str]:

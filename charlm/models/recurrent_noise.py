@@ -56,8 +56,12 @@ def rates(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Rates:
     )
 
 
-def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Cell:
-    """The cell with the zoneout and the recurrent dropout of the config."""
+def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict, unroll: int = 1) -> Cell:
+    """The cell with the zoneout and the recurrent dropout of the config.
+
+    Args:
+      unroll: number of steps that XLA compiles as one iteration of the loops over time in this file.
+    """
     chosen = rates(cell, config)
     if not any(chosen):
         return cell
@@ -68,12 +72,12 @@ def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Cell:
         if noise_keys_B is None:
             if not chosen.has_zoneout:
                 return cell.window(params, inputs, state, dtype)
-            return _by_steps(cell, chosen, params, inputs, state, dtype, None)
+            return _by_steps(cell, chosen, params, inputs, state, dtype, None, unroll)
         like_BH = jax.tree.leaves(state)[0]
         noise_T = _noise(noise_keys_B, chosen, inputs.shape[0], like_BH.shape[-1], like_BH.dtype)
         if cell.noisy_window is None:
-            return _by_steps(cell, chosen, params, inputs, state, dtype, noise_T)
-        return cell.noisy_window(params, inputs, state, dtype, noise_T)
+            return _by_steps(cell, chosen, params, inputs, state, dtype, noise_T, unroll)
+        return cell.noisy_window(params, inputs, state, dtype, noise_T, unroll)
 
     def step(weights: Any, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
         return _expected(functools.partial(cell.step, weights, x, state, dtype), chosen, state)
@@ -96,7 +100,14 @@ def _noise(keys_B: jax.Array, chosen: Rates, steps: int, hidden: int, dtype: jnp
 
 
 def _by_steps(
-    cell: Cell, chosen: Rates, params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_T: Noise | None
+    cell: Cell,
+    chosen: Rates,
+    params: Params,
+    inputs: Inputs,
+    state: State,
+    dtype: jnp.dtype,
+    noise_T: Noise | None,
+    unroll: int,
 ) -> tuple[jax.Array, State]:
     """Runs a layer over a window by a plain loop over the steps of the cell."""
     # In training, `cell.step` rounds the kernels. If they were rounded here, the sum of their gradients would be rounded too.
@@ -109,7 +120,7 @@ def _by_steps(
         output_BH, state = _expected(step, chosen, state) if noise is None else noisy_step(step, state, noise)
         return state, output_BH
 
-    state, outputs_TBH = jax.lax.scan(one, state, (inputs, noise_T))
+    state, outputs_TBH = jax.lax.scan(one, state, (inputs, noise_T), unroll=unroll)
     return outputs_TBH, state
 
 

@@ -13,7 +13,7 @@ from charlm.config import keys, load
 from charlm.data.framing import Framing
 from charlm.errors import Failure, UserError
 from charlm.hardware import devices, processes
-from charlm.models import drawing, stack
+from charlm.models import drawing, kernels, stack
 from charlm.models.cells import own
 from charlm.rundir import directory
 from charlm.rundir.checkpoint import Checkpoints
@@ -84,12 +84,13 @@ def identical_setup(run: Run, config: ConfigDict, trust_code: bool) -> Setup:
 
     Raises:
       UserError: the processes of this training made different setups, or a cell can't be loaded, or the user does not trust the
-        cells of the run that the directory holds.
+        cells of the run that the directory holds, or this machine or the model does not have the kernel of the config.
     """
     recorded = processes.run_on_first_process(trusted_cells, run, config, trust_code)
 
     def make() -> Setup:
         own.load(config, recorded)
+        kernels.check(config)
         return set_up(config)
 
     return processes.make_identical(make, functools.partial(_fingerprint, config))
@@ -132,6 +133,7 @@ def open_run(
         device=devices.in_words(setup.mesh.devices.flat),
         parameters=stack.parameter_count(jax.eval_shape(setup.functions.init, jax.random.key(0))),
         total_steps=setup.total_steps,
+        kernel=kernels.chosen(config),
     )
     if inheritance:
         inheriting.save(run, inheritance)

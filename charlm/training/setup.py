@@ -104,7 +104,7 @@ def set_up(config: ConfigDict) -> Setup:
     training = batches.training_batches(framing, encoded["train"], seed)
     for key in stack.unread_keys(config):
         progress.warn(f"{key} has no effect: model.cell={config.model.cell} does not read it.")
-    for sentence in blocks.without_effect(config):
+    for sentence in [*blocks.without_effect(config), *devices.without_effect(config)]:
         progress.warn(sentence)
     for key, setting in (optim.unread_keys(config) | averaging.unread_keys(config)).items():
         progress.warn(f"{key} has no effect: {setting} does not read it.")

@@ -45,7 +45,13 @@ def with_table(params: Params, table_VI: jax.Array) -> Params:
 
 
 def forward(
-    step: Callable, inputs: jax.Array, input_kernel_IG: jax.Array, bias_G: jax.Array, h_BH: jax.Array, dtype: jnp.dtype
+    step: Callable,
+    inputs: jax.Array,
+    input_kernel_IG: jax.Array,
+    bias_G: jax.Array,
+    h_BH: jax.Array,
+    dtype: jnp.dtype,
+    unroll: int,
 ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
     """Runs a layer over a window. The state of the layer must be only its output h.
 
@@ -54,6 +60,7 @@ def forward(
         the arrays that the backward pass needs.
       inputs: floats (T, B, I), or ids (T, B) that select rows of the input kernel.
       dtype: dtype of the operands of matrix products.
+      unroll: number of steps that XLA compiles as one iteration of the loop over time.
 
     Returns:
       (h_BH, (hidden_KNBH, saved)): the state after the window, and the outputs and `saved` of all steps, in chunks.
@@ -64,13 +71,14 @@ def forward(
         return h_BH, (h_BH, saved)
 
     def chunk(h_BH, inputs_N):
-        return jax.lax.scan(one, h_BH, projected(inputs_N, input_kernel_IG, bias_G, input_dtype(input_kernel_IG, dtype)))
+        z_in_NBG = projected(inputs_N, input_kernel_IG, bias_G, input_dtype(input_kernel_IG, dtype))
+        return jax.lax.scan(one, h_BH, z_in_NBG, unroll=unroll)
 
     return scan_chunks(chunk, h_BH, chunked(inputs, bias_G.shape[0]))
 
 
 def backward(
-    factors: Callable, saved: tuple, cotangents: tuple[jax.Array, jax.Array], dtype: jnp.dtype
+    factors: Callable, saved: tuple, cotangents: tuple[jax.Array, jax.Array], dtype: jnp.dtype, unroll: int
 ) -> tuple[jax.Array | None, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """The gradients of a layer whose state is only its output h.
 
@@ -88,6 +96,7 @@ def backward(
           for the recurrent product. through_in is None if the last gate has the same gradient for both, too.
       saved: (inputs, input_kernel_IG, recurrent_kernel_HG, h_BH, outputs), where `outputs` is the second result of `forward`.
       cotangents: (d_hidden_TBH, d_h_BH), the gradients of the outputs and of the state after the window.
+      dtype, unroll: as in `forward`.
 
     Returns:
       The gradients of the inputs (None for ids), the input kernel, the bias, the recurrent kernel, the recurrent product
@@ -113,7 +122,8 @@ def backward(
         features, d_out, out, h_before, saved = arrays_of_chunk
         h_prev = jnp.concatenate([h_before[None], out[:-1]])
         through_rec, through_h, through_in = factors(out, h_prev, saved)
-        d_h_BH, (d_rec, d_h) = jax.lax.scan(step, d_h_BH, (d_out, through_rec, through_h), reverse=True)
+        arrays = (d_out, through_rec, through_h)
+        d_h_BH, (d_rec, d_h) = jax.lax.scan(step, d_h_BH, arrays, reverse=True, unroll=unroll)
         # For the matrix products below, gradients are rounded once per chunk, because rounding at each step is slow.
         d_rec_rounded = platform.cpu_barrier(d_rec.astype(dtype))
         if through_in is None:

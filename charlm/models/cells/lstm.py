@@ -81,16 +81,23 @@ def zero_state(rows: int, hidden: int) -> State:
 
 
 def window(
-    params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+    params: Params,
+    inputs: jax.Array,
+    state: State,
+    dtype: jnp.dtype,
+    noise_keys_B: jax.Array | None = None,
+    unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because an LSTM uses no random numbers."""
     del noise_keys_B
-    return noisy_window(params, inputs, state, dtype, Noise())
+    return noisy_window(params, inputs, state, dtype, Noise(), unroll)
 
 
-def noisy_window(params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_T: Noise) -> tuple[jax.Array, State]:
+def noisy_window(
+    params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_T: Noise, unroll: int = 1
+) -> tuple[jax.Array, State]:
     """Runs one layer over a window with noise; see `Cell.noisy_window`."""
-    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, noise_T, dtype)
+    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, noise_T, dtype, unroll)
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
@@ -125,7 +132,7 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     return GATES * hidden * (inputs + hidden)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
 def lstm(
     inputs: jax.Array,
     input_kernel_IG: jax.Array,
@@ -135,6 +142,7 @@ def lstm(
     h_BH: jax.Array,
     noise_T: Noise = Noise(),  # noqa: B008 - the tuple is immutable
     dtype: jnp.dtype = jnp.float32,
+    unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs one LSTM layer over a window.
 
@@ -146,16 +154,17 @@ def lstm(
       c_BH, h_BH: float32 state before the first step.
       noise_T: recurrent dropout and zoneout. Its arrays have no gradients.
       dtype: dtype of the operands of matrix products. Sums, state and gradients are float32.
+      unroll: number of steps that XLA compiles as one iteration of a loop over the steps of a chunk.
 
     Returns:
       (hidden_TBH, (c_BH, h_BH)): the float32 outputs of all steps, and the state after the last step.
     """
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
-    (carry, _, _), hidden_TBH = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, residuals=False)
+    (carry, _, _), hidden_TBH = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, unroll, residuals=False)
     return hidden_TBH, carry
 
 
-def _forward(inputs, weights, carry, noise_T, dtype, residuals):
+def _forward(inputs, weights, carry, noise_T, dtype, unroll, residuals):
     input_kernel_IG, bias_G, recurrent_kernel_HG = weights
     columns_G = recurrent_kernel_HG.shape[1]
     dtype_in = input_dtype(input_kernel_IG, dtype)
@@ -169,7 +178,7 @@ def _forward(inputs, weights, carry, noise_T, dtype, residuals):
 
     def chunk(carry, inputs_and_noise):
         inputs_N, noise_N = inputs_and_noise
-        return jax.lax.scan(step, carry, (projected(inputs_N, input_kernel_IG, bias_G, dtype_in), noise_N))
+        return jax.lax.scan(step, carry, (projected(inputs_N, input_kernel_IG, bias_G, dtype_in), noise_N), unroll=unroll)
 
     carry, outputs = scan_chunks(chunk, carry, (chunked(inputs, columns_G), _chunked_noise(noise_T, columns_G)))
     if not residuals:
@@ -178,14 +187,16 @@ def _forward(inputs, weights, carry, noise_T, dtype, residuals):
     return (carry, cells, gates), hidden_KNBH
 
 
-def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, noise_T, dtype):
+def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, noise_T, dtype, unroll):
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
-    (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, residuals=True)
+    (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(
+        inputs, weights, (c_BH, h_BH), noise_T, dtype, unroll, residuals=True
+    )
     saved = (inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH, noise_T)
     return (flat(hidden_KNBH), carry), saved
 
 
-def _lstm_bwd(dtype, saved, cotangents):
+def _lstm_bwd(dtype, unroll, saved, cotangents):
     inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH, noise_T = saved
     d_hidden_TBH, (d_c_BH, d_h_BH) = cotangents
     columns_G = recurrent_kernel_HG.shape[1]
@@ -208,7 +219,8 @@ def _lstm_bwd(dtype, saved, cotangents):
         c_prev = jnp.concatenate([c_before[None], cells[:-1]])
         h_prev = jnp.concatenate([h_before[None], out[:-1]])
         factors = _factors(gates, cells, c_prev, noise)
-        state, d_z = jax.lax.scan(step, state, (d_out, *factors, noise.keeps_cell, noise.keeps_hidden), reverse=True)
+        factors = (d_out, *factors, noise.keeps_cell, noise.keeps_hidden)
+        state, d_z = jax.lax.scan(step, state, factors, reverse=True, unroll=unroll)
         d_bias = d_bias + d_z.sum((0, 1))
         # For the matrix products below, d_z is rounded once per chunk, because rounding it at each step is slow.
         d_z = platform.cpu_barrier(d_z.astype(dtype))
@@ -297,7 +309,7 @@ def _chunked_noise(noise_T, columns_G):
 CELL = Cell(
     title="LSTM",
     state_title="c, h",
-    keys=("model.forget_bias", *NOISE_KEYS),
+    keys=("model.forget_bias", "model.kernel", "model.unroll", *NOISE_KEYS),
     parameters=parameters,
     zero_state=zero_state,
     window=window,
