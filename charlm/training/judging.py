@@ -42,7 +42,7 @@ def add_metrics(progress: Progress, metrics: StepMetrics) -> bool:
                 raise Diverged(f"the {name} of step {progress.step - len(steps) + number + 1} is not finite")
         for sums in (progress.interval, progress.epoch):
             sums.add(nats, chars, loss_nats, loss_weight, grad_norm)
-    return bool(asked)
+    return asked is not None and bool(np.any(asked))
 
 
 def train_row(setup: Setup, progress: Progress) -> dict[str, Any]:

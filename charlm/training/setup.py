@@ -170,10 +170,9 @@ def steps_per_call(wanted: int, framing: Framing, functions: stack.Functions) ->
     The result is `wanted`, unless `wanted` is 0. With 0, the result depends on the operations of a step: a call has several
     steps if the steps are short, or else one step.
 
-    For documents, the result is always 1, because batches of documents differ in length. With several processes, the result is
-    also always 1, because the processes tell each other at each step whether they have received a signal.
+    For documents, the result is always 1, because batches of documents differ in length.
     """
-    if framing.is_of_documents or jax.process_count() > 1:
+    if framing.is_of_documents:
         return 1
     # For each character, each multiply-add takes 2 operations in the forward pass and 4 in the backward pass.
     operations = 6 * functions.operations * framing.rows * framing.length

@@ -134,13 +134,19 @@ def make_train_step(
 
 
 def several(train_step: Callable) -> Callable:
-    """Returns the pure function (state, batches_K, rates_K, seed) → (state, StepMetrics) that makes K steps.
+    """Returns the pure function (state, batches_K, rates_K, seed, asked_KD=None) → (state, StepMetrics) that makes K steps.
 
-    The first axis of the batches, the rates and the metrics is K. For small models, one call of K steps is faster than K calls
-    of one step.
+    The first axis of the batches, the rates, `asked_KD` and the metrics is K. For small models, one call of K steps is faster
+    than K calls of one step.
     """
 
-    def steps(state: TrainState, batches_K: Batch, rates_K: jax.Array, seed: jax.Array) -> tuple[TrainState, StepMetrics]:
-        return jax.lax.scan(lambda state, arguments: train_step(state, *arguments, seed), state, (batches_K, rates_K))
+    def steps(
+        state: TrainState, batches_K: Batch, rates_K: jax.Array, seed: jax.Array, asked_KD: jax.Array | None = None
+    ) -> tuple[TrainState, StepMetrics]:
+        def one(state, arguments):
+            batch, rate, asked_D = arguments
+            return train_step(state, batch, rate, seed, asked_D)
+
+        return jax.lax.scan(one, state, (batches_K, rates_K, asked_KD))
 
     return steps
