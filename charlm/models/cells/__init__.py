@@ -84,9 +84,9 @@ class Cell(NamedTuple):
       keras_layer: name of the layer's class in Keras. Empty if the cell has no `to_keras`.
       look: (prepared, x, state, dtype) → `Inside`, with the same arguments as `step`. The program `inspect` shows these values.
         None if the cell has nothing to show besides its output and its state.
-      noisy_window: (params, inputs, state, dtype, noise_T, unroll) → (outputs_TBH, state). `window` with recurrent dropout and zoneout;
-        `noise_T` is a `noise.Noise`. It must do the same as `noise.noisy_step` at each step. None: charlm uses this function
-        with `step`, which is slower.
+      noisy_window: (params, inputs, state, dtype, noise_T, unroll) → (outputs_TBH, state). `window` with recurrent dropout and
+        zoneout; `noise_T` is a `noise.Noise`. It must do the same as `noise.noisy_step` at each step. None: charlm uses this
+        function with `step`, which is slower.
 
     `dtype` is the dtype of the operands of matrix products. The parameters, the state and the results of matrix products are
     float32.

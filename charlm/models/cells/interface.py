@@ -101,7 +101,7 @@ class _Checks:
         outputs = steps, rows, hidden
         self._results("window", lambda *args: cell.window(*args, dtype), arguments, outputs, state)
         if (noisy_window := cell.noisy_window) is not None:
-            without = lambda *args: noisy_window(*args, dtype, Noise())  # noqa: E731
+            without = lambda *args: noisy_window(*args, dtype, Noise(), 1)  # noqa: E731
             self._results("noisy_window without noise", without, arguments, outputs, state)
         keys_B = _array(_key().dtype, rows)
         with_noise = lambda params, inputs, state, keys_B: cell.window(params, inputs, state, dtype, keys_B)  # noqa: E731

@@ -146,7 +146,7 @@ def test_wrong_parameters_are_refused(old, new, message, tmp_path):
         ("operations=", "look=lambda params, x: None, operations=", "takes 2 positional arguments but 4 were given."),
         (
             "operations=",
-            "noisy_window=lambda params, x, state, dtype, noise: (x, state), operations=",
+            "noisy_window=lambda params, x, state, dtype, noise, unroll: (x, state), operations=",
             "noisy_window without noise must return the output float32 (2, 3, 8), but returns the output int32 (2, 3).",
         ),
         ("params, rows, dtype, ids: params", "params: params", "takes 1 positional argument but 4 were given."),
