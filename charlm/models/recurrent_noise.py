@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from charlm.config.packs import is_on
 from charlm.models import dropout
 from charlm.models.cells import Cell, Inputs, Params, State, deferred, is_ids
 
@@ -38,7 +39,7 @@ CANDIDATE, CELL_STATE, HIDDEN_STATE = range(3)
 class Rates(NamedTuple):
     """The probabilities of dropout and zoneout for one cell. If the cell does not read a key, the rate of the key is 0."""
 
-    recurrent_dropout: float
+    recurrent_dropout: dropout.Rate
     zoneout_cell: float
     zoneout_hidden: float
 
@@ -58,7 +59,7 @@ def rates(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Rates:
 def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Cell:
     """The cell with the zoneout and the recurrent dropout of the config."""
     chosen = rates(cell, config)
-    if not any(chosen):
+    if not any(map(is_on, chosen)):
         return cell
 
     def window(
@@ -102,7 +103,7 @@ def _noise(keys_B: jax.Array, chosen: Rates, steps: int, hidden: int) -> _Noise:
         return jnp.logical_not(dropout.kept(keys_B, steps, hidden, rate)) if rate > 0 else None
 
     return _Noise(
-        factor=dropout.dropout(of_candidate, ones_TBH, chosen.recurrent_dropout) if chosen.recurrent_dropout > 0 else None,
+        factor=dropout.dropout(of_candidate, ones_TBH, chosen.recurrent_dropout) if is_on(chosen.recurrent_dropout) else None,
         keeps_cell=keeps(of_cell, chosen.zoneout_cell),
         keeps_hidden=keeps(of_hidden, chosen.zoneout_hidden),
     )

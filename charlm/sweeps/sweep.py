@@ -364,6 +364,10 @@ class Root:
         """The value of the field `name` in sweep.json; None if sweep.json has no such field."""
         return self._read_record().get(name)
 
+    def packs(self) -> list[list[str]]:
+        """The names of the trials of each pack that sweep.json records; see the module `packed`."""
+        return (self.recorded("packs") or []) if self._record_file.exists() else []
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the folder, and locks the folder for one launcher.
