@@ -119,8 +119,10 @@ def rows_to_share(config: ConfigDict, weights: int, rows: int, dtype: str) -> in
     return rows if helps or wanted(config) else 1
 
 
-def for_trials(trials: int, available: int, wanted: int) -> tuple[int, int]:
-    """Returns the number of devices that share the trials of a pack, and the largest number of trials on a device.
+def for_trials(trials: int, available: int, wanted: int) -> int:
+    """Returns the number of devices that share the trials of a pack.
+
+    No device gets more trials than necessary. With this condition, the number is as small as possible.
 
     Args:
       trials: number of trials of the pack.
@@ -128,7 +130,7 @@ def for_trials(trials: int, available: int, wanted: int) -> tuple[int, int]:
       wanted: maximum number of devices in the config. 0 sets no maximum.
     """
     each = -(-trials // min(available, wanted or available))
-    return -(-trials // each), each
+    return -(-trials // each)
 
 
 def trials_mesh(trials: int, wanted: int) -> "Mesh":
@@ -136,7 +138,7 @@ def trials_mesh(trials: int, wanted: int) -> "Mesh":
     import jax
     import numpy as np
 
-    number, _ = for_trials(trials, len(jax.devices()), wanted)
+    number = for_trials(trials, len(jax.devices()), wanted)
     return jax.sharding.Mesh(np.array(jax.devices()[:number]), ("trials",))
 
 
@@ -157,7 +159,7 @@ def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
 
 def prepare_cpu_for_trials(config: ConfigDict, trials: int) -> list[str]:
     """Sets the number of virtual CPU devices that share the trials of a pack; see `set_cpu_devices`."""
-    return set_cpu_devices(for_trials(trials, _cores(), wanted(config))[0])
+    return set_cpu_devices(for_trials(trials, _cores(), wanted(config)))
 
 
 def set_cpu_devices(number: int) -> list[str]:

@@ -251,7 +251,7 @@ class Root:
     """The folder of a sweep or a search. It contains a run directory for each trial, logs/ and sweep.json.
 
     sweep.json records the config file, the trials, and a digest of each trial's config. For a search, it also records the
-    method, the ranges of the space, and the names of the pruned trials.
+    method, the ranges of the space, and the names of the pruned trials. For packs, it records the names of their trials.
     """
 
     def __init__(self, path: str | os.PathLike):
