@@ -93,13 +93,13 @@ def train(places: Sequence[Trial | None], trust_code: bool = False) -> int:
 
 def _train_together(members: "dict[int, _Member]", places: Sequence[Trial | None]) -> None:
     """Answers the requests of the members until all of them have ended."""
-    begins = {place: request for place, member in members.items() if (request := member.resume(None)) is not None}
-    if not begins:
+    waiting: dict[int, Any] = {place: member.resume(None) for place, member in members.items()}
+    waiting = {place: begin for place, begin in waiting.items() if begin is not None}
+    if not waiting:
         return
-    pack = Pack([trial and trial.config for trial in places], begins)  # type: ignore[arg-type]
-    messages.tell(f"{messages.counted(len(begins), 'trial')} in a pack on {messages.counted(pack.devices, 'device')}")
-    answers: dict[int, Any] = {place: _Place(pack, place) for place in begins}
-    waiting: dict[int, Any] = {}
+    pack = Pack([trial and trial.config for trial in places], waiting)
+    messages.tell(f"{messages.counted(len(waiting), 'trial')} in a pack on {messages.counted(pack.devices, 'device')}")
+    answers: dict[int, Any] = {place: _Place(pack, place) for place in waiting}
     while True:
         for place, answer in answers.items():
             request = members[place].resume(answer)
