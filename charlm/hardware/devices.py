@@ -140,6 +140,29 @@ def rows_to_share(config: ConfigDict, weights: int, rows: int, dtype: str) -> in
     return rows if helps or wanted(config) else 1
 
 
+def for_trials(trials: int, available: int, wanted: int) -> int:
+    """Returns the number of devices that share the trials of a pack.
+
+    No device gets more trials than necessary. With this condition, the number is as small as possible.
+
+    Args:
+      trials: number of trials of the pack.
+      available: number of available devices.
+      wanted: maximum number of devices in the config. 0 sets no maximum.
+    """
+    each = -(-trials // min(available, wanted or available))
+    return -(-trials // each)
+
+
+def trials_mesh(trials: int, wanted: int) -> "Mesh":
+    """Returns a mesh of the JAX devices that share the trials of a pack. The mesh has one axis, `trials`."""
+    import jax
+    import numpy as np
+
+    number = for_trials(trials, len(jax.devices()), wanted)
+    return jax.sharding.Mesh(np.array(jax.devices()[:number]), ("trials",))
+
+
 def cpu_devices(config: ConfigDict, rows: int, processes: int = 1) -> int:
     """Returns the number of virtual CPU devices for this process, if the processes share the rows equally."""
     return shared_by(max(1, rows // processes), _cores(), -(-wanted(config) // processes))
@@ -191,21 +214,31 @@ def without_effect(config: ConfigDict) -> list[str]:
 
 
 def prepare_cpu(config: ConfigDict, rows: int, processes: int = 1) -> list[str]:
+    """Sets the number of virtual CPU devices that share a batch; see `set_cpu_devices`.
+
+    Args:
+      rows: number of rows of a batch.
+      processes: number of processes that share the rows.
+    """
+    return set_cpu_devices(cpu_devices(config, rows, processes))
+
+
+def prepare_cpu_for_trials(config: ConfigDict, trials: int) -> list[str]:
+    """Sets the number of virtual CPU devices that share the trials of a pack; see `set_cpu_devices`."""
+    return set_cpu_devices(for_trials(trials, _cores(), wanted(config)))
+
+
+def set_cpu_devices(number: int) -> list[str]:
     """Adds the number of virtual CPU devices to XLA_FLAGS. Call this function before JAX starts.
 
     Does not change XLA_FLAGS if the user has set the number of devices in XLA_FLAGS, if XLA_FLAGS names a file of flags, or if
     JAX will use a GPU or TPU. With as many devices as cores, each device gets one thread. With fewer devices, matrix products
     use all cores.
 
-    Args:
-      rows: number of rows of a batch.
-      processes: number of processes that share the rows.
-
     Returns:
       NAME=VALUE for each environment variable that charlm has set.
     """
     accelerators.leave_out_missing()
-    number = cpu_devices(config, rows, processes)
     tunables = os.environ.get("GLIBC_TUNABLES")
     settings = [f"GLIBC_TUNABLES={tunables}"] if tunables == HUGE_PAGES else []
     given = os.environ.get("XLA_FLAGS", "")

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from charlm.config.packs import is_on
 from charlm.models import dropout
 from charlm.models.cells import Cell, Inputs, Params, State, is_ids
 from charlm.models.cells.noise import Noise, noisy_step
@@ -39,7 +40,7 @@ CANDIDATE, CELL_STATE, HIDDEN_STATE = range(3)
 class Rates(NamedTuple):
     """The probabilities of dropout and zoneout for one cell. If the cell does not read a key, the rate of the key is 0."""
 
-    recurrent_dropout: float
+    recurrent_dropout: dropout.Rate
     zoneout_cell: float
     zoneout_hidden: float
 
@@ -63,7 +64,7 @@ def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict, unroll: int = 
       unroll: number of steps that XLA compiles as one iteration of the loops over time in this file.
     """
     chosen = rates(cell, config)
-    if not any(chosen):
+    if not any(map(is_on, chosen)):
         return cell
 
     def window(
@@ -93,7 +94,7 @@ def _noise(keys_B: jax.Array, chosen: Rates, steps: int, hidden: int, dtype: jnp
         return jnp.logical_not(dropout.kept(keys_B, steps, hidden, rate)) if rate > 0 else None
 
     return Noise(
-        factor=dropout.dropout(of_candidate, ones_TBH, chosen.recurrent_dropout) if chosen.recurrent_dropout > 0 else None,
+        factor=dropout.dropout(of_candidate, ones_TBH, chosen.recurrent_dropout) if is_on(chosen.recurrent_dropout) else None,
         keeps_cell=keeps(of_cell, chosen.zoneout_cell),
         keeps_hidden=keeps(of_hidden, chosen.zoneout_hidden),
     )

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
@@ -79,8 +80,8 @@ def describe_only(
     return 0
 
 
-def identical_setup(run: Run, config: ConfigDict, trust_code: bool) -> Setup:
-    """The setup of a config. Also loads the cells of the config that are in files of the user.
+def identical_setup(run: Run, config: ConfigDict, trust_code: bool, make_setup: Callable[[ConfigDict], Setup]) -> Setup:
+    """The setup of a config, as `make_setup` makes it. Also loads the cells of the config that are in files of the user.
 
     Raises:
       UserError: the processes of this training made different setups, or a cell can't be loaded, or the user does not trust the
@@ -91,7 +92,7 @@ def identical_setup(run: Run, config: ConfigDict, trust_code: bool) -> Setup:
     def make() -> Setup:
         own.load(config, recorded)
         kernels.check(config)
-        return set_up(config)
+        return make_setup(config)
 
     return processes.make_identical(make, functools.partial(_fingerprint, config))
 

@@ -40,6 +40,12 @@ def prepare(config: ConfigDict, spec: ProcessSpec, verbose: bool = False) -> Non
     cache.keep_compiled(cache.folder_of(config))  # imports JAX, which takes a second
 
 
+def prepare_pack(config: ConfigDict, trials: int) -> None:
+    """Sets up virtual CPU devices and the cache of compiled programs for a pack of trials; see `packing`."""
+    devices.prepare_cpu_for_trials(config, trials)
+    cache.keep_compiled(cache.folder_of(config))
+
+
 def train(config: ConfigDict, workdir: str | os.PathLike, extend: bool = False, trust_code: bool = False) -> dict[str, Any]:
     """Trains a config from Python; see `charlm.train`."""
     if not isinstance(config, ConfigDict):

@@ -150,3 +150,12 @@ def test_number_of_devices_that_share_a_batch():
     assert devices.shared_by(rows=8, available=2, wanted=2) == 2
     assert devices.shared_by(rows=7, available=4, wanted=3) == 1
     assert devices.shared_by(rows=128, available=8, wanted=3) == 2
+
+
+def test_number_of_devices_that_share_the_trials_of_a_pack():
+    cases = ((8, 2, 0, 2), (3, 2, 0, 2), (5, 4, 0, 3), (12, 8, 0, 6), (4, 8, 0, 4), (4, 8, 2, 2), (9, 4, 16, 3), (2, 1, 0, 1))
+    for trials, available, wanted, expected in cases:
+        number = devices.for_trials(trials, available, wanted)
+        assert number == expected
+        # No device could have fewer trials at most, and one device less would have more.
+        assert -(-trials // number) == -(-trials // min(available, wanted or available))
