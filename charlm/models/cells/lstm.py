@@ -87,7 +87,7 @@ def window(
 
 def noisy_window(params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_T: Noise) -> tuple[jax.Array, State]:
     """Runs one layer over a window with noise; see `Cell.noisy_window`."""
-    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, noise_T, dtype)
+    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype, noise_T)
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
@@ -122,7 +122,7 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     return GATES * hidden * (inputs + hidden)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def lstm(
     inputs: jax.Array,
     input_kernel_IG: jax.Array,
@@ -130,8 +130,8 @@ def lstm(
     recurrent_kernel_HG: jax.Array,
     c_BH: jax.Array,
     h_BH: jax.Array,
-    noise_T: Noise = Noise(),  # noqa: B008 - the tuple is immutable
     dtype: jnp.dtype = jnp.float32,
+    noise_T: Noise = Noise(),  # noqa: B008 - the tuple is immutable
 ) -> tuple[jax.Array, State]:
     """Runs one LSTM layer over a window.
 
@@ -141,8 +141,8 @@ def lstm(
       bias_G: float32 (4H,).
       recurrent_kernel_HG: float32 (H, 4H).
       c_BH, h_BH: float32 state before the first step.
-      noise_T: recurrent dropout and zoneout. Its arrays have no gradients.
       dtype: dtype of the operands of matrix products. Sums, state and gradients are float32.
+      noise_T: recurrent dropout and zoneout. Its arrays have no gradients.
 
     Returns:
       (hidden_TBH, (c_BH, h_BH)): the float32 outputs of all steps, and the state after the last step.
@@ -175,7 +175,7 @@ def _forward(inputs, weights, carry, noise_T, dtype, residuals):
     return (carry, cells, gates), hidden_KNBH
 
 
-def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, noise_T, dtype):
+def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype, noise_T):
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
     (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, residuals=True)
     saved = (inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH, noise_T)
