@@ -18,7 +18,8 @@ sys.path.insert(0, os.fspath(pathlib.Path(__file__).parents[2]))  # sweep import
 import sweep
 
 HERE = pathlib.Path(__file__).parent
-KEYS = sorted({key for settings in sweep.REGULARISERS.values() for key in settings})
+SETTINGS = sweep.REGULARISERS | sweep.ALONE
+KEYS = sorted({key for settings in SETTINGS.values() for key in settings})
 OFF = {key: sweep.get_config().model[key.removeprefix("model.")] for key in KEYS}
 
 
@@ -26,7 +27,7 @@ def values_of(*names: str) -> tuple:
     """The values of KEYS in a trial with these regularisers."""
     settings = OFF.copy()
     for name in names:
-        settings |= sweep.REGULARISERS[name]
+        settings |= SETTINGS[name]
     return tuple(settings.values())
 
 
@@ -48,7 +49,9 @@ def main() -> None:
         cells = [cell(row, column) if row == column or (row, column) in sweep.PAIRS else "" for column in names]
         print(f"| `{row}` |", " | ".join(cells), "|")
     print()
-    settings = [(), *((name,) for name in names), *sweep.PAIRS]
+    for name in sweep.ALONE:
+        print(f"{name}: {cell(name)}")
+    settings = [(), *((name,) for name in SETTINGS), *sweep.PAIRS]
     for chosen in settings:
         losses = [run["best"] for run in trials.get(values_of(*chosen), [])]
         if len(losses) > 1:

@@ -80,8 +80,8 @@ def test_each_series_equals_numpy_in_float64(watched):
     assert reading.values_PJ.shape == (550, 2 * 6 * 12)
     for each in reading.series:
         np.testing.assert_allclose(
-            reading.values_PJ[:, each.columns], values[each.layer, each.name][:550], rtol=1e-5, atol=2e-5
-        )
+            reading.values_PJ[:, each.columns], values[each.layer, each.name][:550], rtol=1e-5, atol=1e-4
+        )  # float32 rounds at each of 550 steps, and not in the same way on all processors
 
 
 def test_the_surprisal_and_the_likeliest_symbols_equal_numpy(watched):

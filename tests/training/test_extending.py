@@ -224,14 +224,14 @@ def test_another_protocol_begins_a_new_best(done, tmp_path, monkeypatch):
 
 
 def test_a_run_that_train_patience_ended_is_not_extended_with_the_same_train_patience(small, tmp_path):
-    overrides = {"optim.learning_rate": 5.0, "train.eval_every": 1, "train.patience": 2, "train.steps": 15, "sample.length": 0}
+    overrides = {"optim.learning_rate": 5.0, "train.eval_every": 1, "train.patience": 2, "train.steps": 60, "sample.length": 0}
     train_to(config_of(small, **overrides), tmp_path / "run")
     step = Run(tmp_path / "run").status()["step"]
-    assert step < 15
+    assert step < 60
     with pytest.raises(UserError, match=r"train.patience=2 ends .* because its last 2 evaluations had no new best loss"):
-        train.train(config_of(small, **overrides | {"train.steps": 20}), str(tmp_path / "run"), extend=True)
+        train.train(config_of(small, **overrides | {"train.steps": 80}), str(tmp_path / "run"), extend=True)
     train_to(config_of(small, **overrides | {"train.patience": 0}), tmp_path / "run", extend=True)
-    assert Run(tmp_path / "run").status()["step"] == 15
+    assert Run(tmp_path / "run").status()["step"] == 60
 
 
 def test_a_resume_from_a_checkpoint_before_the_change_gives_a_warning(done, tmp_path, capsys):

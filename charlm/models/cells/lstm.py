@@ -97,7 +97,7 @@ def noisy_window(
     params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_T: Noise, unroll: int = 1
 ) -> tuple[jax.Array, State]:
     """Runs one layer over a window with noise; see `Cell.noisy_window`."""
-    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, noise_T, dtype, unroll)
+    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype, unroll, noise_T)
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
@@ -132,7 +132,7 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     return GATES * hidden * (inputs + hidden)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def lstm(
     inputs: jax.Array,
     input_kernel_IG: jax.Array,
@@ -140,9 +140,9 @@ def lstm(
     recurrent_kernel_HG: jax.Array,
     c_BH: jax.Array,
     h_BH: jax.Array,
-    noise_T: Noise = Noise(),  # noqa: B008 - the tuple is immutable
     dtype: jnp.dtype = jnp.float32,
     unroll: int = 1,
+    noise_T: Noise = Noise(),  # noqa: B008 - the tuple is immutable
 ) -> tuple[jax.Array, State]:
     """Runs one LSTM layer over a window.
 
@@ -152,9 +152,9 @@ def lstm(
       bias_G: float32 (4H,).
       recurrent_kernel_HG: float32 (H, 4H).
       c_BH, h_BH: float32 state before the first step.
-      noise_T: recurrent dropout and zoneout. Its arrays have no gradients.
       dtype: dtype of the operands of matrix products. Sums, state and gradients are float32.
       unroll: number of steps that XLA compiles as one iteration of a loop over the steps of a chunk.
+      noise_T: recurrent dropout and zoneout. Its arrays have no gradients.
 
     Returns:
       (hidden_TBH, (c_BH, h_BH)): the float32 outputs of all steps, and the state after the last step.
@@ -187,7 +187,7 @@ def _forward(inputs, weights, carry, noise_T, dtype, unroll, residuals):
     return (carry, cells, gates), hidden_KNBH
 
 
-def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, noise_T, dtype, unroll):
+def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype, unroll, noise_T):
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
     (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(
         inputs, weights, (c_BH, h_BH), noise_T, dtype, unroll, residuals=True
