@@ -49,7 +49,7 @@ def _share_compilation_cache(tmp_path_factory):
 #
 # The test modules in FULLY_OPTIMISED always compile with all optimisations. There is one exception: in the default suite, the
 # XLA flags of the pytest process do not change for these modules, because XLA reads its flags only once per process.
-FULLY_OPTIMISED = {"cache", "lstm", "resume"}
+FULLY_OPTIMISED = {"cache", "lstm"}
 QUICK_COMPILATION = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
@@ -79,6 +79,11 @@ def _set_compilation_speed(request):
     jax.config.update("jax_disable_most_optimizations", quick)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(quick)
     set_xla_flags(quick)
+
+
+def slow(*values, id=None):
+    """A case of a parametrised test that only `scripts/test.sh --slow` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow, id=id)
 
 
 @pytest.fixture(scope="session")

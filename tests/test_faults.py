@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, assert_same, final_params
+from conftest import ROOT, TINY, assert_same, final_params, slow
 from faults.checks import read_rows
 from faults.disk import limit_file_size
 from faults.runs import HARMS, TEXTS, as_flags, harm, make_text, metrics_bytes, wait_for_step
@@ -67,7 +67,7 @@ def stop_at(workdir, step: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in HARMS if how != "flipped")])
+@pytest.mark.parametrize("how", ["flipped", *(slow(how) for how in HARMS if how != "flipped")])
 @pytest.mark.parametrize("name", TEXTS)
 def test_training_names_a_damaged_file_in_a_note_or_an_error(script, stopped, tmp_path, name, how):
     """HARMS lists the kinds of damage. TEXTS lists the text files of a run."""

@@ -15,7 +15,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, slow
 from faults.runs import as_flags
 from hypothesis import strategies
 
@@ -159,7 +159,7 @@ def test_random_overrides_give_a_config_or_an_error_that_names_a_key(overrides):
     assert load.differences(load.to_dict(again), load.to_dict(config)) == {}
 
 
-@pytest.mark.parametrize("examples", [5, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [5, slow(1000)])
 def test_training_with_random_overrides_succeeds_or_gives_a_clear_error(examples, corpus_file, tmp_path_factory):
     seen = {"trained": 0, "refused": 0}
 
@@ -255,9 +255,9 @@ MANY_SYMBOLS = "".join(chr(code) for code in range(0x20, 0x20 + 61_000) if not 0
         ("a" * 3000, None),
         ("\n" * 3000, None),
         ("\r\n" * 3000, None),
-        pytest.param("a\0b" * 1000, None, marks=pytest.mark.slow),
-        pytest.param("e\u0301\U0001f600\u200d" * 800, None, marks=pytest.mark.slow),
-        pytest.param(MANY_SYMBOLS, None, marks=pytest.mark.slow),
+        slow("a\0b" * 1000, None),
+        slow("e\u0301\U0001f600\u200d" * 800, None),
+        slow(MANY_SYMBOLS, None),
     ],
     ids=["empty", "one char", "one symbol", "newlines", "CRLF", "NUL", "emoji and combining marks", "58,952 symbols"],
 )

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, slow
 
 from charlm.compare import reading, report, tables
 from charlm.compare.plots import readable_on
@@ -320,7 +320,7 @@ def test_curve_points_have_the_chars_and_seconds_of_their_metrics_rows(tmp_path)
     assert curves["train"]["seconds"] == [0.5 * number for number in range(1, 9)]
 
 
-@pytest.mark.parametrize("number", [2, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [2, slow(60)])
 def test_plots_of_curves_and_means_are_written(script, tmp_path, number):
     for place in range(number):
         overrides = {"model.hidden": 8 * (1 + place // 2), "seed": place % 2}

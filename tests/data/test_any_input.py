@@ -7,6 +7,7 @@ from encodings.aliases import aliases
 
 import numpy as np
 import pytest
+from conftest import slow
 from hypothesis import example, given, settings, strategies
 
 from charlm.config import keys
@@ -75,7 +76,7 @@ def test_only_codecs_that_read_files_are_allowed():
     assert refused <= set(CODECS) - set(ENCODINGS)
 
 
-@pytest.mark.parametrize("examples", [100, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [100, slow(3000)])
 def test_any_bytes_in_any_encoding_are_read_or_refused_with_one_sentence(examples, tmp_path):
     """The text in memory and the text on disk must equal the text that Python decodes from the whole file."""
 

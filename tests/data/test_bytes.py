@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, slow
 from faults.checks import read_rows
 from faults.runs import make_text
 from hypothesis import given, settings, strategies
@@ -168,7 +168,7 @@ def byte_overrides(small, tmp_path):
     return small | {"corpus.path": str(tmp_path / "text"), "vocab.source": "bytes"}
 
 
-@pytest.mark.parametrize("framing", [pytest.param("stream", marks=pytest.mark.slow), "windows", "documents"])
+@pytest.mark.parametrize("framing", [slow("stream"), "windows", "documents"])
 def test_a_model_of_bytes_trains_scores_and_samples_any_text(byte_overrides, tmp_path, script, capsys, framing):
     overrides = byte_overrides | {"batch.framing": framing, "batch.stride": 9}
     if framing == "documents":

@@ -82,6 +82,7 @@ def test_wrong_forms_are_refused(form):
         load.load(TINY, {"corpus.documents": form})
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_name_the_text_that_is_lost(tmp_path, small, script, capsys):
     stories = [f"story {number} " * (1 + number % 4) for number in range(40)]
     (tmp_path / "stories").write_text("\n<|end|>\n".join(stories), encoding="utf-8")

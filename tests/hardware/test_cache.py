@@ -40,6 +40,7 @@ def test_evaluate_and_sample_ignore_the_cache_folder_in_the_config_of_a_run(scri
     assert (tmp_path / "user" / "charlm" / "compiled").is_dir()
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_cached_and_reused(script, small, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")

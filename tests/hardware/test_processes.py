@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_same, final_params
+from conftest import ROOT, assert_same, final_params, slow
 from faults.checks import read_rows
 from faults.runs import as_flags, free_port, make_text, wait_for_step
 
@@ -211,7 +211,7 @@ def start_joining(index, port) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("index", [0, slow(1)])
 def test_a_process_that_no_other_process_joins_ends_with_an_error(index):
     waiting = start_joining(index, free_port())
     _, errors = waiting.communicate(timeout=60)

@@ -194,6 +194,7 @@ def scored_by(script, *flags):
     return json.loads(result.stdout.splitlines()[-1]), result.stderr
 
 
+@pytest.mark.slow
 def test_evaluate_with_a_grid_reports_what_it_tuned_on(script, runs, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(runs / "a", workdir)

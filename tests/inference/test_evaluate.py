@@ -9,6 +9,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from conftest import slow
 
 from charlm.data.framing import Framing
 from charlm.data.ids import Encoded
@@ -131,7 +132,7 @@ def test_a_model_with_zero_weights_has_the_loss_of_a_uniform_distribution(model)
     assert nats / chars == pytest.approx(np.log(VOCAB), rel=1e-6)
 
 
-@pytest.mark.parametrize("rows", [5, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (1, 64))])
+@pytest.mark.parametrize("rows", [5, *(slow(rows) for rows in (1, 64))])
 def test_every_chunk_window_and_document_starts_with_the_zero_state(model_per_encoding, rows):
     params, evaluator = model_per_encoding
     ids = IDS[:203]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, slow
 from jax.sharding import Mesh
 
 from charlm.config import checking, keys, load
@@ -201,7 +201,7 @@ def test_a_training_step_equals_numpy_with_the_drawn_masks():
     assert float(penalty) == pytest.approx(ar + tar, rel=1e-4)
 
 
-@pytest.mark.parametrize("cell", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cell", ["lstm", slow("gru")])
 def test_the_gradient_of_a_step_with_all_regularisers_equals_finite_differences(cell):
     batch, rng = batch_of(), np.random.default_rng(2)
     with jax.enable_x64(True):
@@ -293,7 +293,7 @@ def test_zoneout_in_evaluations_and_samples_takes_the_expected_value(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if cells.named(name).noisy_window is not None])
-@pytest.mark.parametrize("ids", [True, False], ids=["ids", "floats"])
+@pytest.mark.parametrize("ids", [True, slow(False)], ids=["ids", "floats"])
 def test_the_fast_window_with_noise_equals_the_plain_loop_over_steps(name, ids):
     cell, keys_B = cells.named(name), row_keys()[1]
     config = config_of(recurrent_dropout=0.3, zoneout_cell=0.4, zoneout_hidden=0.2)

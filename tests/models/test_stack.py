@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow
 
 from charlm.data.batches import Batch
 from charlm.models import stack
@@ -78,8 +79,7 @@ def test_one_pass_equals_two_passes_with_carried_state(encoding):  # invariant 3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), end, end_of_second)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("rows", "dtype"), [(1, "float32"), (3, "bfloat16"), slow(1, "bfloat16"), slow(3, "float32")])
 @pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
 def test_single_character_steps_equal_a_pass_over_the_window(encoding, dtype, rows):
     functions, params = build(input=encoding, dtype=dtype)

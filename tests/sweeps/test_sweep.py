@@ -247,6 +247,7 @@ def trainings(root) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_training_and_ctrl_c_do_not_change_the_results(script, uninterrupted, tmp_path):
     root = tmp_path / "root"
     command = script.command("sweep", f"--config={uninterrupted / 'swept.py'}", f"--root={root}", "--parallel=2")

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import TINY
+from conftest import TINY, slow
 from hypothesis import example, given, settings, strategies
 
 from charlm.config import load
@@ -49,7 +49,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("examples", [3, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [3, slow(150)])
 def test_any_change_is_refused_without_a_trace_or_the_run_is_trained_to_its_end(examples, small, tmp_path):
     done, number, seen = tmp_path / "done", iter(range(10**6)), {"refused": 0, "trained": 0}
     assert train.train(load.load(TINY, small), str(done)) == 0

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, assert_same
+from conftest import ROOT, assert_same, slow
 from faults.checks import read_rows
 from jax.sharding import Mesh
 
 import charlm
 from charlm.config import keys, load
 from charlm.errors import UserError
+from charlm.inference.sample import sampler
 from charlm.models import objective
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
@@ -177,7 +178,7 @@ KINDS = {
 SLOW = ("ema", "tail", "adafactor", "lion", "nt_asgd")
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in KINDS])
+@pytest.mark.parametrize("kind", [slow(kind) if kind in SLOW else kind for kind in KINDS])
 def test_a_run_stopped_between_evaluations_resumes_bit_by_bit(kind, small, tmp_path, monkeypatch):
     lengths = {"train.steps": 10, "train.eval_every": 2, "train.log_every": 1, "train.steps_per_call": 1}
     config = config_of(small, **lengths, **KINDS[kind])
@@ -219,6 +220,13 @@ def test_the_average_is_evaluated_loaded_exported_and_inherited(script, small, p
     assert row["weights"] == "average"
     text = Run(tmp_path / "run").splits()["validation"]
     assert model.score(str(text))["nats"] == pytest.approx(row["nats"], abs=1e-5)
+    generate, noise = sampler(setup.set_up(config).functions, model.vocab), jax.random.fold_in(jax.random.key(0), 0)
+    drawn = [
+        np.concatenate(list(generate(params, model.vocab.encode("ab"), 1, 200, 1.0, noise)), axis=1)[0]
+        for params in (found.average.params, found.params)
+    ]
+    assert model.sample("ab", 200, 1.0, top_k=0, window=0) == "ab" + model.vocab.decode(drawn[0])
+    assert not np.array_equal(*drawn)
     script("export", f"--workdir={tmp_path / 'run'}", "--format=npz", f"--output={tmp_path / 'run.npz'}")
     with np.load(tmp_path / "run.npz") as exported:
         np.testing.assert_array_equal(exported["head.bias"], model.params["head_bias"])

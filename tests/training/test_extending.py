@@ -223,6 +223,7 @@ def test_another_protocol_begins_a_new_best(done, tmp_path, monkeypatch):
     assert Run(tmp_path / "run").status()["best"] == best
 
 
+@pytest.mark.slow
 def test_a_run_that_train_patience_ended_is_not_extended_with_the_same_train_patience(small, tmp_path):
     overrides = {"optim.learning_rate": 5.0, "train.eval_every": 1, "train.patience": 2, "train.steps": 60, "sample.length": 0}
     train_to(config_of(small, **overrides), tmp_path / "run")

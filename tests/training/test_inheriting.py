@@ -217,6 +217,7 @@ def test_scalar_input_needs_the_same_vocabulary(texts, tmp_path, small):
         opening.describe_only(config, str(tmp_path / "n.dot"), 1)
 
 
+@pytest.mark.slow
 def test_a_child_killed_before_its_first_checkpoint_begins_again_with_the_same_parameters(texts, tmp_path, small, monkeypatch):
     """Before the child begins again, the parent gets a later checkpoint, so `latest` is now another checkpoint."""
     parent = config_of(small, texts / "first.txt")
@@ -248,6 +249,7 @@ def test_a_child_killed_before_its_first_checkpoint_begins_again_with_the_same_p
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_after_a_killed_first_start_a_start_with_another_config_does_not_get_the_old_parent(
     parent, texts, tmp_path, monkeypatch
 ):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, slow
 from jax.sharding import Mesh
 
 from charlm.config import load
@@ -32,9 +32,15 @@ def _in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("encoding", "rows", "steps_per_call"), [("embedding", 4, 1), ("onehot", 16, 2), ("scalar", 1, 1)])
-def test_training_evaluation_and_sampling_lower_for_every_platform(dtype, encoding, rows, steps_per_call):
+@pytest.mark.parametrize(
+    ("encoding", "rows", "steps_per_call", "dtype"),
+    [
+        *(("embedding", 4, 1, "bfloat16"), ("onehot", 16, 2, "float32")),
+        *(slow(*each) for each in (("embedding", 4, 1, "float32"), ("onehot", 16, 2, "bfloat16"))),
+        *(slow("scalar", 1, 1, dtype) for dtype in ("float32", "bfloat16")),
+    ],
+)
+def test_training_evaluation_and_sampling_lower_for_every_platform(encoding, rows, steps_per_call, dtype):
     config = base.get_config()
     config.model.update({"hidden": 16, "dropout": 0.3, "dtype": dtype, "input": encoding})
     if encoding == "embedding":
@@ -81,7 +87,7 @@ def batch_with(kind):
     }[kind]
 
 
-@pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
+@pytest.mark.parametrize("encoding", ["embedding", slow("onehot"), slow("scalar")])
 @pytest.mark.parametrize("kind", ["stream", "chunks", "windows", "documents", "counted"])
 def test_the_gradient_of_a_step_equals_finite_differences_in_float64(encoding, kind):
     """Plain SGD with a learning rate of 1 subtracts exactly the gradient. The test computes it from the new parameters."""
@@ -118,9 +124,7 @@ def test_the_gradient_of_a_step_equals_finite_differences_in_float64(encoding, k
             np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "rule", ["rmsprop", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "adamw", "sgd"))]
-)
+@pytest.mark.parametrize("rule", ["rmsprop", *(slow(name) for name in ("adam", "adamw", "sgd"))])
 def test_the_learning_rate_scales_the_update_and_is_halved_for_each_divergence(small, rule):
     config = load.load(TINY, small | {"optim.name": rule, "optim.weight_decay": 0.1, "seed": 5})
     made = setup.set_up(config)

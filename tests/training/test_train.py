@@ -14,7 +14,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, assert_same, final_params
+from conftest import ROOT, TINY, assert_same, final_params, slow
 from faults.checks import read_rows
 from faults.runs import as_flags
 
@@ -158,9 +158,7 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(small, tmp_path
         train.train(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    "optimizer", ["adam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adamw", "rmsprop"))]
-)
+@pytest.mark.parametrize("optimizer", ["adam", *(slow(name) for name in ("sgd", "adamw", "rmsprop"))])
 def test_a_run_with_a_learning_rate_of_1000_is_marked_diverged_within_a_log_interval(small, tmp_path, optimizer):
     """The change of the parameters in each step is bounded, so the loss is large but finite. The run is marked diverged."""
     wild = {
@@ -266,6 +264,7 @@ def test_a_terminal_shows_the_training_rows_only_with_the_flag_rows(small, tmp_p
     assert "chars/s" in without  # the progress bar
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_the_evaluation_that_a_signal_stopped(small, tmp_path, monkeypatch):
     config = load.load(TINY, small | {"train.steps": 8, "train.eval_every": 4})
     train.train(config, tmp_path / "uninterrupted")
@@ -322,6 +321,7 @@ def test_a_run_with_a_damaged_checkpoint_resumes_from_the_previous_checkpoint(sm
     assert read_rows(tmp_path / "damaged") == read_rows(tmp_path / "uninterrupted")
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_it_wrote_its_final_status_is_done_after_a_resume(small, tmp_path):
     for name, extra in (
         ("steps", {}),
@@ -453,7 +453,7 @@ def test_only_the_first_signal_is_caught(handler):
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("framing", ["stream", pytest.param("windows", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("framing", ["stream", slow("windows")])
 def test_several_steps_in_one_call_give_the_same_result_as_single_steps(small, tmp_path, framing):
     """The two results are equal bit for bit, although there are log rows, evaluations and checkpoints between the calls."""
     every = {"train.log_every": 7, "train.eval_every": 16, "train.checkpoint_every": 11}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain_gru
 import pytest
-from conftest import ROOT, TINY, assert_same, final_params
+from conftest import ROOT, TINY, assert_same, final_params, slow
 from faults.checks import read_rows
 from ml_collections import FrozenConfigDict
 
@@ -101,8 +101,13 @@ def nonzero_state(cell, rows):
 
 
 # The fast cells split a window of 32 steps into two chunks, and 16 rows of float32 fill the widest vector of a CPU.
-@pytest.mark.parametrize("kind", ["floats", "ids"])
-@pytest.mark.parametrize(("rows", "steps"), [(1, STEPS), (3, STEPS), (16, 32)])
+@pytest.mark.parametrize(
+    ("rows", "steps", "kind"),
+    [
+        *((1, STEPS, "ids"), (16, 32, "floats")),
+        *(slow(*each) for each in ((1, STEPS, "floats"), (3, STEPS, "floats"), (3, STEPS, "ids"), (16, 32, "ids"))),
+    ],
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_window_equals_single_steps_in_value_and_gradient(name, rows, steps, kind, monkeypatch):  # invariants 7 and 10
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 0)  # with the usual CHUNK_BYTES, a small window is always one chunk
@@ -146,7 +151,7 @@ def test_gradients_equal_finite_differences_in_float64(name, monkeypatch):
             np.testing.assert_allclose((gradient * direction).sum(), difference, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["floats", "ids"])
+@pytest.mark.parametrize("kind", ["floats", slow("ids")])
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_rounds_products_but_keeps_float32_results(name, kind):
     cell, inputs = cells.named(name), inputs_of(kind, 3, steps=32)
@@ -172,7 +177,7 @@ def test_bfloat16_rounds_products_but_keeps_float32_results(name, kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.01), found, by_steps)
 
 
-@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("rows", [slow(1), 16])
 @pytest.mark.parametrize("name", NAMES)
 def test_windows_gradients_and_steps_can_be_lowered_for_every_platform(name, rows):
     cell = cells.named(name)
@@ -195,9 +200,7 @@ def test_windows_gradients_and_steps_can_be_lowered_for_every_platform(name, row
                     assert "stablehlo.dot_general" in text
 
 
-@pytest.mark.parametrize(
-    "names", [("lstm", "mingru"), pytest.param((*IN_PACKAGE[1:], PEEPHOLE), marks=pytest.mark.slow, id="all other cells")]
-)
+@pytest.mark.parametrize("names", [("lstm", "mingru"), slow((*IN_PACKAGE[1:], PEEPHOLE), id="all other cells")])
 def test_a_training_step_on_two_devices_equals_a_training_step_on_one_device(names):
     """Makes one training step of each cell with dropout, and one training step of the LSTM with all regularisers.
 
@@ -317,7 +320,7 @@ def test_config_keys_that_the_chosen_cell_does_not_read_are_listed():
 
 @pytest.mark.parametrize(
     ("name", "regularisers"),
-    [("lstm", NOISE), *(pytest.param(name, {}, marks=pytest.mark.slow) for name in (GRU, *IN_PACKAGE))],
+    [slow("lstm", NOISE), *(slow(name, {}) for name in (GRU, *IN_PACKAGE))],
 )
 def test_a_cell_trains_resumes_evaluates_and_samples(name, regularisers, small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow
 from ml_collections import FrozenConfigDict
 
 from charlm.config import keys
@@ -88,7 +89,7 @@ def watched(cell, options, kind):
     return params, np.eye(INPUTS)[inputs.astype(int)] if kind == "ids" else inputs, by_name, outputs_TBH, inside
 
 
-@pytest.mark.parametrize("kind", ["floats", "ids"])
+@pytest.mark.parametrize("kind", [slow("floats"), "ids"])
 @pytest.mark.parametrize(("name", "options", "output"), CASES, ids=[f"{name}{i}" for i, (name, _, _) in enumerate(CASES)])
 def test_the_outputs_of_a_cell_follow_from_its_gates(name, options, output, kind):
     params, _, states, outputs_TBH, inside = watched(cells.named(name), options, kind)

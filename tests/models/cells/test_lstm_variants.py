@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, slow
 from ml_collections import FrozenConfigDict
 
 from charlm.config import load
@@ -156,7 +156,7 @@ def test_gradients_equal_finite_differences_in_float64(name, options, step):
 
 
 @each_variant
-@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), ROWS])
+@pytest.mark.parametrize("rows", [slow(1), ROWS])
 def test_bfloat16_rounds_only_the_operands_of_products(name, options, step, rows):
     """Single steps equal the window, because both round the same operands. Gradients are float32, not rounded to bfloat16."""
     del step

@@ -248,6 +248,7 @@ def test_a_changed_file_is_not_run(folder, ran, tmp_path):
     charlm.load(stopped, trust_code=True)
 
 
+@pytest.mark.slow
 def test_train_init_from_with_a_cell_of_the_user_needs_trust_code(folder, tmp_path):
     config = load.checked(Run(folder / "complete").config())
     child = load.from_dict(load.flatten(config) | {"train.init_from": str(folder / "complete"), "train.steps": 1})
@@ -269,6 +270,7 @@ def test_train_init_from_with_a_cell_of_the_user_needs_trust_code(folder, tmp_pa
     assert train.train(longer, os.fspath(tmp_path / "child"), extend=True, trust_code=True) == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_passes_the_flag_trust_code_to_trials_that_resume(folder, ran, script, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     (trial,) = sweep.load_trials("config.py", {})
