@@ -8,6 +8,7 @@ import importlib
 import sys
 
 PROGRAMS = ("train", "evaluate", "sample", "sweep", "compare", "inspect", "import_torch", "import_keras", "export")
+INTERNAL = ("train_pack",)  # programs that only other programs start
 USAGE = f"usage: charlm PROGRAM [flags]\nprograms: {', '.join(PROGRAMS)}\ncharlm PROGRAM --help lists the flags of a program."
 
 
@@ -17,7 +18,7 @@ def main() -> None:
     if name in ("--help", "-h"):
         print(USAGE)
         sys.exit(0)
-    if name not in PROGRAMS:
+    if name not in PROGRAMS + INTERNAL:
         nearest = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0.0)[0]
         print(f"error: charlm has no program {name!r}: the nearest name is {nearest!r}.", file=sys.stderr)
         sys.exit(2)

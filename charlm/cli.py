@@ -78,6 +78,8 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
         except OSError as error:
             _end(_one_line(error), 1)
         except (MemoryError, RuntimeError) as error:  # jaxlib raises a RuntimeError when memory runs out
+            if str(error).startswith("Unable to initialize backend"):  # JAX's message also says what to do
+                _end(_one_line(error), 1)
             if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
                 raise
             allocation = re.search(r"allocat\w+ [\d.]+ ?\w+", str(error))

@@ -2,6 +2,7 @@
 # Installs charlm in .venv, trains configs/quickstart.py, evaluates the best checkpoint and prints three samples.
 # If you start the script again, it resumes the run, or reports that the run is done.
 # `PYTHON=python3.13 scripts/quickstart.sh` makes .venv with this interpreter, if .venv does not exist yet.
+# `ACCELERATOR=cuda12 scripts/quickstart.sh` also installs JAX for NVIDIA GPUs. Other values are cuda13 and tpu.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/setup.sh

@@ -5,7 +5,8 @@
 # --slow runs the long tests too.
 # --slurm runs only the tests of SLURM, which start and stop SLURM on this machine. If SLURM is not installed, this script first
 # installs SLURM with apt-get, which needs root.
-# To choose the Python interpreter, set the environment variable PYTHON, for example to python3.13.
+# To choose the Python interpreter, set the environment variable PYTHON, for example to python3.13. To install JAX for an
+# accelerator, set ACCELERATOR to cuda12, cuda13 or tpu.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 marks=(-m 'not slow and not slurm')

@@ -23,6 +23,9 @@ SHARED_CORPORA = ROOT.parent / "shared" / "corpora"
 TINY = "configs/tiny.py"  # path relative to ROOT
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests expect virtual CPU devices. The tests therefore run on the CPU, even if JAX is installed for a GPU or TPU. With the
+# variable in the environment, the scripts use the CPU, too.
+jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
 # If GLIBC_TUNABLES is not set, each script sets it in devices.use_huge_pages and then restarts itself, which takes time.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 # If PYTHONDONTWRITEBYTECODE is set, Python saves no bytecode. Each of the about 250 processes that the tests start would then

@@ -3,14 +3,19 @@
 The tests check the output, the error messages and the exit status.
 """
 
+import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
+import sys
+import tomllib
 
 import pytest
 from conftest import ROOT
 from faults.runs import as_flags
+
+from charlm.hardware import accelerators
 
 TINY = f"--config={ROOT / 'configs' / 'tiny.py'}"
 
@@ -337,6 +342,69 @@ def test_shell_scripts_refuse_an_old_or_missing_python(tmp_path, name):
         result = subprocess.run(command, env={**os.environ, "PYTHON": python}, capture_output=True, text=True, cwd=tmp_path)
         assert (result.returncode, result.stderr, result.stdout) == (2, message, "")
     assert not (tmp_path / "repo" / ".venv").exists()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A function that runs a shell script of a copy of scripts/, and returns its result and the commands given to Python.
+
+    The Python of the copy's .venv only writes these commands to a file. It really runs commands that ask for its version.
+    """
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    python, commands = tmp_path / ".venv" / "bin" / "python", tmp_path / "commands"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec "{sys.executable}" "$@"\necho "$*" >> "{commands}"\n')
+    python.chmod(0o755)
+
+    def run(name, **environment):
+        commands.write_text("")
+        env = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "ACCELERATOR")} | environment
+        result = subprocess.run(["bash", tmp_path / "scripts" / f"{name}.sh"], env=env, capture_output=True, text=True)
+        return result, commands.read_text().splitlines()
+
+    return run
+
+
+def installed(commands) -> list[str]:
+    """The packages that pip was asked to install."""
+    return [command.split("--editable ")[1] for command in commands if command.startswith("-m pip install")]
+
+
+def test_an_accelerator_is_installed_once_for_each_script_and_is_then_used(checkout):
+    for name, extra in (("quickstart", "[cuda12]"), ("test", "[test,cuda12]")):
+        result, commands = checkout(name, ACCELERATOR="cuda12")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert installed(commands) == [f".{extra}"]
+        assert f"installing charlm{extra} (several minutes, because the packages for cuda12 are large) …\n" in result.stdout
+        again, commands = checkout(name, ACCELERATOR="cuda12")
+        assert (again.returncode, installed(commands)) == (0, [])
+    _, commands = checkout("quickstart")
+    assert installed(commands) == ["."]
+    # The script trains with the Python into which JAX was installed.
+    assert any(command.startswith("scripts/train.py --config=configs/quickstart.py") for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "message"),
+    [
+        ("rocm", "error: ACCELERATOR=rocm: must be cuda12, cuda13 or tpu; leave it out for the CPU.\n"),
+        ("cuda13", "error: ACCELERATOR=cuda13: .venv already has JAX for tpu: remove .venv to make a new one.\n"),
+    ],
+)
+def test_an_unknown_or_a_second_accelerator_is_refused(checkout, accelerator, message):
+    assert installed(checkout("test", ACCELERATOR="tpu")[1]) == [".[test,tpu]"]
+    for name in ("quickstart", "test"):
+        result, commands = checkout(name, ACCELERATOR=accelerator)
+        assert (result.returncode, result.stdout, result.stderr, commands) == (2, "", message, [])
+
+
+def test_each_accelerator_is_an_extra_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name in accelerators.ACCELERATORS:
+        assert project["optional-dependencies"][name] == [f"jax[{name}]"]
+        needed = [line for line in importlib.metadata.requires("jax") if f'extra == "{name}"' in line]
+        assert any(line.startswith(accelerators.ACCELERATORS[name].package) for line in needed), needed
 
 
 @pytest.mark.slow

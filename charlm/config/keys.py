@@ -45,7 +45,8 @@ class Key(NamedTuple):
       rule: the allowed values.
       meaning: what the key sets, with its unit.
       type_if_set: type of the values if the default is None. Otherwise the values have the type of the default.
-      changes_results: False if the key changes only time or memory. A run may then be resumed with another value of the key.
+      changes_results: False if the key changes only time, memory and rounding. A run may then be resumed with another value of
+        the key.
       is_path: True if the value is a path. Relative paths are converted to absolute paths.
       before: the value to assume for runs that were made before the key existed. SAME stands for the key's default.
       is_seen_in_data: True if a change of the value changes only the text or the vocabulary. A run with the value of `before`
@@ -80,8 +81,10 @@ CELL = Rule(
     f"one of {', '.join(CELLS)}, or FILE.py:NAME for a cell in your own file",
     CELLS,
 )
+KERNELS = one_of("auto", "xla", "cudnn")
 INITS = one_of("orthogonal", "glorot", "axon", "pytorch", "uniform")
 DTYPES = one_of("float32", "bfloat16")
+PRECISIONS = one_of("tf32", "float32")
 OPTIMISERS = one_of("adam", "adamw", "rmsprop", "sgd", "lion", "adafactor", "adan", "muon", "schedule_free_adamw")
 AVERAGES = Rule(
     lambda value: value in ("", "ema", "tail", "nt_asgd"), "empty, ema, tail or nt_asgd", ("", "ema", "tail", "nt_asgd")
@@ -137,6 +140,10 @@ TABLE = (
     Key("devices", 0, NOT_NEGATIVE,
         "maximum number of devices among which the rows of each batch are divided; on a CPU, each core can be one device; "
         "0: charlm chooses a fast number; batch.size is always a multiple of the number of devices used"),
+    Key("command_buffers", False, ANY,
+        "on CUDA GPUs, XLA records the loops over time in CUDA graphs (command buffers), so that the CPU does not start each "
+        "operation of the loops; not yet measured",
+        changes_results=False),
     Key("batch.framing", "stream", one_of(*FRAMINGS),
         "how text is cut into rows; stream: the text is cut into batch.size long pieces (lanes), which are read in parallel "
         "and carry their state from step to step; chunks, windows, documents: each row starts from the zero state"),
@@ -226,6 +233,17 @@ TABLE = (
         "slstm: number of heads; a unit reads only the units of its own head; must divide the number of "
         "units of each layer"),
     Key("model.dtype", "float32", DTYPES, "data type of the operands in matrix products; state and weights are always float32"),
+    Key("model.precision", "tf32", PRECISIONS,
+        "how GPUs and TPUs multiply float32 operands; tf32: in TF32 on GPUs that have it, as three bfloat16 products on TPUs; "
+        "float32: in float32 on GPUs, as six bfloat16 products on TPUs; a CPU always multiplies in float32"),
+    Key("model.kernel", "auto", KERNELS,
+        "program that runs an LSTM layer over a window; xla: charlm's loop over time; cudnn: NVIDIA's library, on CUDA GPUs, "
+        "for model.dtype=float32 without recurrent dropout and zoneout; auto: xla",
+        changes_results=False),
+    Key("model.unroll", 1, POSITIVE,
+        "number of steps that XLA compiles as one iteration of a loop over time; more may be faster on GPUs, but takes longer "
+        "to compile",
+        changes_results=False),
     # the optimiser and its learning rate
     Key("optim.name", "adam", OPTIMISERS, "the optimiser; configs/README.md lists published settings"),
     Key("optim.learning_rate", 3e-3, POSITIVE, "peak learning rate"),

@@ -139,7 +139,7 @@ class Evaluator:
     """
 
     def __init__(self, model: Functions):
-        self._model = model
+        self._model, self._grad = model, model.grad(self._loss, has_aux=True)
         self.known_scales: dict[int, Any] = {}
         self._add_squares = jax.jit(self._squares_of_call, donate_argnums=(1, 2))
         self._learn = jax.jit(self._learning_of_call, donate_argnums=(0, 1))
@@ -228,7 +228,7 @@ class Evaluator:
             squares, carry = state
             ids_BT1, is_valid, signs_B = of_segment
             weights_BT = jnp.ones(ids_BT1[:, 1:].shape)
-            gradients, (nats_BT, carry) = jax.grad(self._loss, has_aux=True)(params, carry, ids_BT1, weights_BT, signs_B)
+            gradients, (nats_BT, carry) = self._grad(params, carry, ids_BT1, weights_BT, signs_B)
             squares = jax.tree.map(lambda sum_, g: sum_ + is_valid * g * g, squares, gradients)
             return (squares, carry), is_valid * nats_BT.sum()
 
@@ -240,9 +240,7 @@ class Evaluator:
         def segment(state, of_segment):
             weights, carry = state
             ids_T1, weights_T = of_segment
-            gradients, (nats_BT, carry) = jax.grad(self._loss, has_aux=True)(
-                weights, carry, ids_T1[None], weights_T[None], jnp.ones(1)
-            )
+            gradients, (nats_BT, carry) = self._grad(weights, carry, ids_T1[None], weights_T[None], jnp.ones(1))
             weights = jax.tree.map(
                 lambda weight, trained, g, rate, decay: weight + decay * (trained - weight) - rate * g,
                 weights,

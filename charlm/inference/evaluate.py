@@ -6,7 +6,7 @@ The last letters of an array name are its axes: B rows of the batch, T time, S s
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -58,18 +58,34 @@ def evaluator(model: Functions, mesh: Mesh | None = None, lengths: Sequence[int]
     ) -> tuple[float, int] | None:
         place, params = placement(mesh, protocol.rows_at_once, params)
         carry = place(model.zero_carry(protocol.rows_at_once))
-        sums = []
-        for batch in protocol.batches(encoded):
-            row_sums, carry = window(params, place(_padded(batch, lengths)), carry)
-            sums.append(row_sums)
-            if len(sums) > AHEAD:
-                jax.block_until_ready(sums[-AHEAD])
-            if asked_to_stop():
-                return None
-        nats, chars = np.asarray(jax.device_get(sums), np.float64).sum((0, 2))
-        return float(nats), int(chars)
+        batches = (place(_padded(batch, lengths)) for batch in protocol.batches(encoded))
+        sums = summed(window, params, batches, carry, asked_to_stop)
+        return None if sums is None else (float(sums[0]), int(sums[1]))
 
     return evaluate
+
+
+def summed(
+    window: Callable, params: Any, batches: Iterable[Batch], carry: Any, asked_to_stop: Callable[[], bool]
+) -> np.ndarray | None:
+    """The sums of the nats and of the characters over all batches and rows: float64 (2,).
+
+    Returns None as soon as `asked_to_stop` returns True after a batch.
+
+    Args:
+      window: the compiled function that `make_window` describes. If it evaluates M models at once, it returns arrays (M, B),
+        and the result has the shape (2, M).
+      carry: the state before the first batch, which `window` may overwrite.
+    """
+    sums = []
+    for batch in batches:
+        row_sums, carry = window(params, batch, carry)
+        sums.append(row_sums)
+        if len(sums) > AHEAD:
+            jax.block_until_ready(sums[-AHEAD])
+        if asked_to_stop():
+            return None
+    return np.asarray(jax.device_get(sums), np.float64).sum((0, -1))
 
 
 def _padded(batch: Batch, lengths: Sequence[int]) -> Batch:

@@ -5,6 +5,7 @@
 - `cells` has one file for each kind of recurrent cell.
 - `initializers` makes initial weights.
 - `products` multiplies matrices in the data type that the config key `model.dtype` sets.
+- `platform` tells whether a program is traced for a CPU, so that programs for a GPU or TPU leave out what only helps a CPU.
 - `dropout` drops activations, weights and embeddings.
 - `regularisers` reads the dropout rates of each place in the network from the config, and computes the penalties on
   activations.

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from charlm import progress
 from charlm.config import keys
-from charlm.models import cells, recurrent_noise, regularisers
+from charlm.models import cells, kernels, recurrent_noise, regularisers
 from charlm.models.initializers import Initializers, initializers
 from charlm.models.products import operand, product
 from charlm.models.regularisers import Regularisers
@@ -38,7 +38,7 @@ class Block(NamedTuple):
 
     Attributes:
       name: name of the parameters of its cell, such as `lstm_0`.
-      cell: the recurrent cell, with zoneout and recurrent dropout if the config sets them.
+      cell: the recurrent cell with the kernel of the config, and with zoneout and recurrent dropout if the config sets them.
       inputs: number of input features. It is 0 for the first layer, because the first layer looks up ids.
       width: H, the number of units.
       skip: whether the input is added to the output of the cell.
@@ -67,6 +67,7 @@ class Shape(NamedTuple):
       encoding: input encoding of an id: `embedding`, `onehot`, or `scalar` (the id divided by V).
       embedding: E, the number of features of the embedding. 0 with any other encoding.
       dtype: dtype of the operands of matrix products. Parameters, state and sums are float32.
+      precision: how GPUs and TPUs compute float32 products: a key of `products.PRECISIONS`.
       regularisers: the dropout outside the recurrence, and the penalties on activations.
       norm: whether the input of the head is normalised.
       tie: whether the head multiplies by the transposed embedding.
@@ -76,6 +77,7 @@ class Shape(NamedTuple):
     encoding: str
     embedding: int
     dtype: jnp.dtype
+    precision: str
     regularisers: Regularisers
     norm: bool
     tie: bool
@@ -96,6 +98,7 @@ def shape_of(config: ConfigDict) -> Shape:
         encoding=encoding,
         embedding=config.model.embedding if encoding == "embedding" else 0,
         dtype=jnp.dtype(config.model.dtype),
+        precision=config.model.precision,
         regularisers=regularisers.of(config, encoding),
         norm=config.model.norm,
         tie=config.model.tie,
@@ -114,7 +117,7 @@ def blocks_of(config: ConfigDict) -> tuple[Block, ...]:
     return tuple(
         Block(
             name=f"{cells.short_name(name)}_{index}",
-            cell=recurrent_noise.with_noise(cells.named(name), config),
+            cell=_cell(name, config),
             inputs=features if index else 0,
             width=width,
             skip=config.model.residual and features == width,
@@ -123,6 +126,11 @@ def blocks_of(config: ConfigDict) -> tuple[Block, ...]:
         )
         for index, (name, features, width) in enumerate(zip(names, inputs, widths, strict=True))
     )
+
+
+def _cell(name: str, config: ConfigDict) -> cells.Cell:
+    cell = cells.named(name)
+    return recurrent_noise.with_noise(kernels.with_kernel(cell, config), config, kernels.unroll(cell, config))
 
 
 def without_effect(config: ConfigDict) -> list[str]:

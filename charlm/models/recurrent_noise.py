@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from charlm.config.packs import is_on
 from charlm.models import dropout
 from charlm.models.cells import Cell, Inputs, Params, State, is_ids
 from charlm.models.cells.noise import Noise, noisy_step
@@ -39,7 +40,7 @@ CANDIDATE, CELL_STATE, HIDDEN_STATE = range(3)
 class Rates(NamedTuple):
     """The probabilities of dropout and zoneout for one cell. If the cell does not read a key, the rate of the key is 0."""
 
-    recurrent_dropout: float
+    recurrent_dropout: dropout.Rate
     zoneout_cell: float
     zoneout_hidden: float
 
@@ -56,10 +57,14 @@ def rates(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Rates:
     )
 
 
-def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Cell:
-    """The cell with the zoneout and the recurrent dropout of the config."""
+def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict, unroll: int = 1) -> Cell:
+    """The cell with the zoneout and the recurrent dropout of the config.
+
+    Args:
+      unroll: number of steps that XLA compiles as one iteration of the loops over time in this file.
+    """
     chosen = rates(cell, config)
-    if not any(chosen):
+    if not any(map(is_on, chosen)):
         return cell
 
     def window(
@@ -68,12 +73,12 @@ def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict) -> Cell:
         if noise_keys_B is None:
             if not chosen.has_zoneout:
                 return cell.window(params, inputs, state, dtype)
-            return _by_steps(cell, chosen, params, inputs, state, dtype, None)
+            return _by_steps(cell, chosen, params, inputs, state, dtype, None, unroll)
         like_BH = jax.tree.leaves(state)[0]
         noise_T = _noise(noise_keys_B, chosen, inputs.shape[0], like_BH.shape[-1], like_BH.dtype)
         if cell.noisy_window is None:
-            return _by_steps(cell, chosen, params, inputs, state, dtype, noise_T)
-        return cell.noisy_window(params, inputs, state, dtype, noise_T)
+            return _by_steps(cell, chosen, params, inputs, state, dtype, noise_T, unroll)
+        return cell.noisy_window(params, inputs, state, dtype, noise_T, unroll)
 
     def step(weights: Any, x: Inputs, state: State, dtype: jnp.dtype) -> tuple[jax.Array, State]:
         return _expected(functools.partial(cell.step, weights, x, state, dtype), chosen, state)
@@ -89,14 +94,21 @@ def _noise(keys_B: jax.Array, chosen: Rates, steps: int, hidden: int, dtype: jnp
         return jnp.logical_not(dropout.kept(keys_B, steps, hidden, rate)) if rate > 0 else None
 
     return Noise(
-        factor=dropout.dropout(of_candidate, ones_TBH, chosen.recurrent_dropout) if chosen.recurrent_dropout > 0 else None,
+        factor=dropout.dropout(of_candidate, ones_TBH, chosen.recurrent_dropout) if is_on(chosen.recurrent_dropout) else None,
         keeps_cell=keeps(of_cell, chosen.zoneout_cell),
         keeps_hidden=keeps(of_hidden, chosen.zoneout_hidden),
     )
 
 
 def _by_steps(
-    cell: Cell, chosen: Rates, params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_T: Noise | None
+    cell: Cell,
+    chosen: Rates,
+    params: Params,
+    inputs: Inputs,
+    state: State,
+    dtype: jnp.dtype,
+    noise_T: Noise | None,
+    unroll: int,
 ) -> tuple[jax.Array, State]:
     """Runs a layer over a window by a plain loop over the steps of the cell."""
     # In training, `cell.step` rounds the kernels. If they were rounded here, the sum of their gradients would be rounded too.
@@ -109,7 +121,7 @@ def _by_steps(
         output_BH, state = _expected(step, chosen, state) if noise is None else noisy_step(step, state, noise)
         return state, output_BH
 
-    state, outputs_TBH = jax.lax.scan(one, state, (inputs, noise_T))
+    state, outputs_TBH = jax.lax.scan(one, state, (inputs, noise_T), unroll=unroll)
     return outputs_TBH, state
 
 

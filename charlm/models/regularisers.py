@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from charlm.config.packs import is_on
 from charlm.errors import UserError
+from charlm.models.dropout import Rate
 
 
 class Regularisers(NamedTuple):
@@ -28,21 +30,21 @@ class Regularisers(NamedTuple):
       ar, tar: the factors alpha and beta of the penalties AR and TAR; see `penalty`.
     """
 
-    input: float
-    hidden: float
-    output: float
+    input: Rate
+    hidden: Rate
+    output: Rate
     per_window: bool
-    weight_drop: float
-    embedding: float
+    weight_drop: Rate
+    embedding: Rate
     ar: float
     tar: float
 
     @property
     def needs_shared_key(self) -> bool:
         """Whether some masks are the same for all rows. Such a mask can't be drawn from the key of one row."""
-        return self.weight_drop > 0 or self.embedding > 0
+        return is_on(self.weight_drop) or is_on(self.embedding)
 
-    def dropout(self, layers: int) -> tuple[float, ...]:
+    def dropout(self, layers: int) -> tuple[Rate, ...]:
         """The dropout rate before the first layer, and the dropout rate after each of `layers` layers."""
         return (self.input, *[self.hidden] * (layers - 1), self.output)
 
@@ -59,8 +61,8 @@ def of(config: ConfigDict | FrozenConfigDict, encoding: str) -> Regularisers:
     everywhere, hidden, output = config.model.dropout, config.model.dropout_hidden, config.model.dropout_output
     made = Regularisers(
         input=config.model.dropout_input,
-        hidden=hidden or everywhere,
-        output=output or everywhere,
+        hidden=hidden if is_on(hidden) else everywhere,
+        output=output if is_on(output) else everywhere,
         per_window=config.model.dropout_kind == "variational",
         weight_drop=config.model.weight_drop,
         embedding=config.model.embedding_dropout,
@@ -68,7 +70,7 @@ def of(config: ConfigDict | FrozenConfigDict, encoding: str) -> Regularisers:
         tar=config.model.tar,
     )
     for name, rate in (("dropout_input", made.input), ("embedding_dropout", made.embedding)):
-        if rate > 0 and encoding != "embedding":
+        if is_on(rate) and encoding != "embedding":
             raise UserError(f"model.{name}={rate}: needs an embedding, but model.input={encoding}.")
     return made
 

@@ -6,6 +6,7 @@
 Letters: B batch, T time, S scored positions, E embedding, I input features, H hidden units, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,12 +16,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from charlm.config import keys, load
+from charlm.config.packs import is_on
 from charlm.data.batches import Batch
 from charlm.models import blocks, cells, regularisers
 from charlm.models.cells.deferred import look_up
-from charlm.models.dropout import dropout, embedding_dropout, fold_in, weight_dropout
+from charlm.models.dropout import Rate, dropout, embedding_dropout, fold_in, weight_dropout
 from charlm.models.initializers import Initializers
-from charlm.models.products import operand, product
+from charlm.models.products import in_precision, operand, product
 
 # The random keys of each operation are made with `jax.random.fold_in`. The dropout after layer i folds in the number i. Random
 # operations inside the cell of layer i fold in the number CELL_NOISE + i. The dropout after the feed-forward block of layer i
@@ -39,7 +41,7 @@ class Layer(nn.Module):
     hidden: int
     dtype: jnp.dtype
     config: FrozenConfigDict
-    weight_drop: float = 0.0
+    weight_drop: Rate = 0.0
 
     @nn.compact
     def __call__(self, inputs, state, table_VI=None, noise_keys_B=None, weight_key=None):
@@ -106,7 +108,7 @@ class CharLM(nn.Module):
                 block.cell, own_initial, features, block.width, shape.dtype, config, used.weight_drop, name=block.name
             )
             cell_keys_B = None if noise_keys_B is None else fold_in(noise_keys_B, CELL_NOISE + index)
-            weight_key = jax.random.fold_in(shared_key, index) if shared_key is not None and used.weight_drop > 0 else None
+            weight_key = jax.random.fold_in(shared_key, index) if shared_key is not None and is_on(used.weight_drop) else None
             outputs_TBH, state = layer(x, carry[index], table_VE, cell_keys_B, weight_key)
             new_carry.append(state)
             x, features, table_VE = outputs_TBH, block.width, None
@@ -134,8 +136,8 @@ class CharLM(nn.Module):
         logits_BSV = product(x_BSH, head_HV, shape.dtype) + head_bias_V[None, None, :]
         return logits_BSV, tuple(new_carry), penalty
 
-    def _dropped(self, x: jax.Array, noise_keys_B: jax.Array | None, number: int, rate: float) -> jax.Array:
-        if noise_keys_B is None or rate == 0:
+    def _dropped(self, x: jax.Array, noise_keys_B: jax.Array | None, number: int, rate: Rate) -> jax.Array:
+        if noise_keys_B is None or not is_on(rate):
             return x
         return dropout(fold_in(noise_keys_B, number), x, rate, self.shape.regularisers.per_window)
 
@@ -144,9 +146,9 @@ class CharLM(nn.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """The input of the first layer after dropout: (ids_TB, table of the features of all ids), or (features_TBE, None)."""
         used = self.shape.regularisers
-        if shared_key is not None and used.embedding > 0:
+        if shared_key is not None and is_on(used.embedding):
             table_VE = embedding_dropout(jax.random.fold_in(shared_key, EMBEDDING_NOISE), table_VE, used.embedding)
-        if noise_keys_B is None or used.input == 0:
+        if noise_keys_B is None or not is_on(used.input):
             return ids_TB, table_VE
         # Each row has its own mask, so the features can't come from a table that all rows share.
         return self._dropped(look_up(table_VE, ids_TB, self.shape.dtype), noise_keys_B, INPUT_NOISE, used.input), None
@@ -162,6 +164,8 @@ class Functions(NamedTuple):
         that holds the row.
       penalised: takes the arguments of `apply`, and returns (logits_BSV, carry, penalty). The training
         minimises the sum of the loss plus the penalty; see `regularisers.penalty`. The penalty is None if no penalty is set.
+      grad: `jax.grad` for functions that call the model. With `jax.grad` itself, the products of the cells' backward passes
+        would not have the precision that `model.precision` sets, because JAX traces them after the model has returned.
       needs_shared_key: whether `noise_keys_B` must come with `shared_key`, the random key of masks that all rows share.
       zero_carry: number of rows → the carry at the beginning of a text. A carry is a tuple with the state of each layer.
       stepwise: (params, rows) → the weights in the layout that `step` needs for `rows` rows.
@@ -175,6 +179,7 @@ class Functions(NamedTuple):
     init: Callable
     apply: Callable
     penalised: Callable
+    grad: Callable
     needs_shared_key: bool
     zero_carry: Callable
     stepwise: Callable
@@ -287,8 +292,19 @@ def functions(config: ConfigDict, vocab_size: int) -> Functions:
             x = product(x, kernel, dtype)
         return x + weights.head_bias_V[None, :], tuple(new_carry)
 
-    operations = layer_operations(config) + shape.head_operations(vocab_size)
-    return Functions(init, apply, penalised, needs_shared_key, zero_carry, stepwise, step, operations, shape)
+    precise = functools.partial(in_precision, shape.precision)
+    return Functions(
+        init=init,
+        apply=precise(apply),
+        penalised=precise(penalised),
+        grad=lambda function, **options: precise(jax.grad(function, **options)),
+        needs_shared_key=needs_shared_key,
+        zero_carry=zero_carry,
+        stepwise=precise(stepwise),
+        step=precise(step),
+        operations=layer_operations(config) + shape.head_operations(vocab_size),
+        shape=shape,
+    )
 
 
 def look(cell: cells.Cell, weights: Any, x: cells.Inputs, state: Any, dtype: jnp.dtype) -> Seen:

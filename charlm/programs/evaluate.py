@@ -261,7 +261,7 @@ def _scored_text(run: Run) -> inputs.ScoredText:
 
 def _load_model(run: Run, rows: int) -> "Model":
     """Prepares the devices for this number of rows before JAX starts, and reads the checkpoint that the flags name."""
-    settings = devices.prepare_cpu(run.config(), rows)
+    settings = devices.prepare(run.config(), rows)
     if _VERBOSE.value:
         print("".join(f"{setting}\n" for setting in settings), end="", file=sys.stderr)
 

@@ -22,9 +22,9 @@ def define(kinds_of_file: str) -> None:
 
 
 def config(overrides: dict[str, str]) -> ConfigDict:
-    """Returns the config that --config names, with model.dtype=float32.
+    """Returns the config that --config names, with model.dtype=float32 and model.precision=float32.
 
-    The imported weights come from a float32 model. If a recipe uses bfloat16 matrix products, the results would differ from the
-    results of the original model. An override of model.dtype is kept.
+    The imported weights come from a float32 model. With bfloat16 or TF32 matrix products, the results would differ from the
+    results of the original model. Overrides of the two keys are kept.
     """
-    return load.load(flags.FLAGS.config, {"model.dtype": "float32"} | overrides)
+    return load.load(flags.FLAGS.config, {"model.dtype": "float32", "model.precision": "float32"} | overrides)

@@ -72,9 +72,9 @@ def main(overrides: dict[str, str]) -> None:
     else:
         scored = inputs.file_to_score(run, _TEXT.value, _UNKNOWN.value, _ENCODING.value)
         split = _split(run, scored, has_ngrams=bool(orders))
-    devices.prepare_cpu(run.config(), 1)
+    devices.prepare(run.config(), 1)
 
-    # These modules import JAX, which reads the settings of `prepare_cpu`.
+    # These modules import JAX, which reads the settings of `prepare`.
     from charlm.inference import looking, looking_plots, model
 
     trained = model.load(run.workdir, _CHECKPOINT.value, trust_code=_TRUST_CODE.value).trained

@@ -122,7 +122,7 @@ def main(overrides: dict[str, str]) -> None:
     own.load(config, own.trusted(run, _TRUST_CODE.value, f"--workdir={_WORKDIR.value}"))
     weights = stack.layer_operations(config)
     rows = devices.rows_to_share(config, weights, _NUM.value, _DTYPE.value or config.model.dtype)
-    settings = devices.prepare_cpu(config, rows)
+    settings = devices.prepare(config, rows)
     if _VERBOSE.value:
         print("".join(f"{setting}\n" for setting in settings), end="", file=sys.stderr)
 

@@ -1,6 +1,7 @@
 """Trains the trials of a config's sweep(). Each trial has its own run directory.
 
     scripts/sweep.py --config=configs/FILE.py[:ARG] --root=runs/NAME [--parallel=2] [--only='model.hidden>=256'] [--dry_run]
+    scripts/sweep.py ... --launcher=packed [--pack=8]
     scripts/sweep.py ... --launcher=slurm --partition=gpu --time=240 --gpus=1 --cpus=4
     scripts/sweep.py ... --search=asha|tpe --trials=50
 
@@ -9,6 +10,9 @@ resumed trial gives, bit for bit, the result of an uninterrupted trial. Done and
 trials are resumed only with --retry_failed. --config.KEY=VALUE sets a key of all trials.
 
 After Ctrl-C, each training saves its state, and the program ends. With SLURM, only the program ends, and the jobs continue.
+
+With --launcher=packed, trials that differ only in their seeds, learning rates, schedules, weight decay, dropout or initial
+scales are trained as one compiled program. --dry_run shows which trials these are.
 
 With --search, Optuna draws the trials from the ranges that the config's space() returns. The config's sweep() is not used.
 
@@ -24,7 +28,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from absl import flags
 
@@ -33,7 +37,7 @@ from charlm.config import help_keys, keys, load
 from charlm.errors import UserError
 from charlm.programs import model_flags
 from charlm.rundir.run import Run
-from charlm.sweeps import conclusion, launch, search, slurm, sweep
+from charlm.sweeps import conclusion, launch, packed, search, slurm, sweep
 from charlm.sweeps.display import Display
 from charlm.sweeps.status import TrialStatus, read_status
 
@@ -56,8 +60,13 @@ _PARALLEL = flags.DEFINE_integer(
     "number of trials that run at the same time. On this machine, each trial gets an equal part of the cores and GPUs",
 )
 _LAUNCHER = flags.DEFINE_enum(
-    "launcher", "local", ("local", "slurm"), "local: trials are processes on this machine; slurm: trials are SLURM jobs"
+    "launcher",
+    "local",
+    ("local", "packed", "slurm"),
+    "local: trials are processes on this machine; packed: each process on this machine trains several trials as one compiled "
+    "program; slurm: trials are SLURM jobs",
 )
+_PACK = flags.DEFINE_integer("pack", None, "with --launcher=packed: maximum number of trials of a process (8)")
 
 _SEARCH = flags.DEFINE_enum("search", None, search.METHODS, "search the config's space() with Optuna by this method")
 _TRIALS = flags.DEFINE_integer("trials", 20, "with --search: number of trials, including the trials of earlier starts")
@@ -75,7 +84,8 @@ _TRUST_CODE = model_flags.trust_code()
 
 LISTED = 3  # the maximum number of trials that the message about equal configs lists
 # With -P, Python does not import a folder named charlm from the current directory.
-TRAIN = [sys.executable, "-P", "-m", "charlm", "train"]
+CHARLM = [sys.executable, "-P", "-m", "charlm"]
+PACK = 8  # the default of --pack
 CommandOf = Callable[[sweep.Trial], list[str]]  # returns the command that trains a trial
 
 
@@ -90,12 +100,14 @@ def main(common: dict[str, str]) -> int:
     Args:
       common: the overrides for all trials, as a dict from dotted keys to the values as text.
     """
-    for flag in (_PARALLEL, _TRIALS, _TIME, _GPUS, _CPUS, _NODES, _TASKS, _MEMORY):
+    for flag in (_PARALLEL, _PACK, _TRIALS, _TIME, _GPUS, _CPUS, _NODES, _TASKS, _MEMORY):
         if flag.value is not None and flag.value < 1:
             raise UserError(f"--{flag.name}={flag.value}: must be 1 or more.")
     if _LAUNCHER.value == "slurm" and not _DRY_RUN.value:
         slurm.check()
-    if _LAUNCHER.value == "local" and _TASKS.value * _NODES.value > 1:
+    if _PACK.value is not None and _LAUNCHER.value != "packed":
+        raise UserError(f"--pack={_PACK.value}: needs --launcher=packed, because only a pack trains several trials together.")
+    if _LAUNCHER.value != "slurm" and _TASKS.value * _NODES.value > 1:
         raise UserError(
             f"--tasks={_TASKS.value} --nodes={_NODES.value}: needs --launcher=slurm, because a local trial runs in one process."
         )
@@ -105,7 +117,7 @@ def main(common: dict[str, str]) -> int:
         workdir = os.path.abspath(root.path / trial.name)  # a job may start in another directory
         distributed = ["--distributed"] if _TASKS.value * _NODES.value > 1 else []
         trust_code = ["--trust_code"] if _TRUST_CODE.value else []
-        return [*TRAIN, f"--workdir={workdir}", *distributed, *trust_code, *sweep.train_flags(trial.config)]
+        return [*CHARLM, "train", f"--workdir={workdir}", *distributed, *trust_code, *sweep.train_flags(trial.config)]
 
     return _search(root, common, command_of, _SEARCH.value) if _SEARCH.value else _sweep(root, common, command_of)
 
@@ -138,20 +150,28 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
     if same := [f"{renamed[name]} is {name}" for name in statuses if name in renamed]:
         more = f", and {len(same) - LISTED} more" if len(same) > LISTED else ""
         print(f"not new, because existing trials have the same configs: {', '.join(same[:LISTED])}{more}")
+    division = packed.Division([], to_start)
+    if _LAUNCHER.value == "packed":
+        steps = {name: status.step for name, status in statuses.items()}
+        division = packed.divide(to_start, steps, root.packs(), _PACK.value or PACK)
+        for line in division.sentences():
+            print(line)
     if _DRY_RUN.value:
-        for trial in trials:
-            print(f"{statuses[trial.name].state:<10} {trial.name}\n           {shlex.join(command_of(trial))}")
+        _print_commands(root, trials, statuses, division, command_of)
         return 0
     display = Display(len(trials))
     with root.locked():
         root.record(_CONFIG.value, trials)
+        if division.packs:
+            recorded = dict(enumerate(root.packs())) | {pack.number: pack.names for pack in division.packs}
+            root.record(_CONFIG.value, trials, packs=[recorded[number] for number in sorted(recorded)])
         for trial in trials:
             if trial not in to_start:
                 display.set_silently(trial, statuses[trial.name])
         if _LAUNCHER.value == "slurm":
             stopped_by = _by_slurm(root, to_start, command_of, display)
         else:
-            stopped_by = launch.run_local(root, iter(to_start), command_of, _slots(), display)
+            stopped_by = launch.run_local(root, iter(_jobs(root, division, command_of)), _slots(), display)
     return _conclude({trial.name: TrialStatus("new") for trial in trials} | display.statuses(), display, stopped_by)
 
 
@@ -175,8 +195,7 @@ def _search(root: sweep.Root, common: dict[str, str], command_of: CommandOf, met
         root.record(_CONFIG.value, [], pruned=sorted(current_search.pruned()))
         stopped_by = launch.run_local(
             root,
-            current_search.trials(),
-            command_of,
+            (_job_of_trial(root, trial, command_of) for trial in current_search.trials()),
             _slots(),
             display,
             on_end=current_search.on_end,
@@ -199,6 +218,42 @@ def _check_trust(runs: Iterable[Run]) -> None:
 
         for run in with_own_cells:
             own.trusted(run, _TRUST_CODE.value, f"--workdir={run.workdir}")
+
+
+def _print_commands(
+    root: sweep.Root,
+    trials: Iterable[sweep.Trial],
+    statuses: dict[str, TrialStatus],
+    division: packed.Division,
+    command_of: CommandOf,
+) -> None:
+    """Prints the state of each trial, and its command. Below the command of a pack, prints the trials of the pack."""
+    in_packs = set()
+    for pack in division.packs:
+        print(f"pack {pack.number}: {shlex.join(_job_of_pack(root, pack).command)}")
+        for trial in pack.trials:
+            in_packs.add(trial.name)
+            print(f"{statuses[trial.name].state:<10} {trial.name}")
+    for trial in trials:
+        if trial.name not in in_packs:
+            print(f"{statuses[trial.name].state:<10} {trial.name}\n           {shlex.join(command_of(trial))}")
+
+
+def _jobs(root: sweep.Root, division: packed.Division, command_of: CommandOf) -> Iterator[launch.Job]:
+    for pack in division.packs:
+        packed.write(root, pack)
+        yield _job_of_pack(root, pack)
+    for trial in division.alone:
+        yield _job_of_trial(root, trial, command_of)
+
+
+def _job_of_trial(root: sweep.Root, trial: sweep.Trial, command_of: CommandOf) -> launch.Job:
+    return launch.Job((trial,), command_of(trial), root.log(trial))
+
+
+def _job_of_pack(root: sweep.Root, pack: packed.Pack) -> launch.Job:
+    file, trust_code = packed.file_of(root, pack), ["--trust_code"] if _TRUST_CODE.value else []
+    return launch.Job(tuple(pack.trials), [*CHARLM, "train_pack", f"--pack={file}", *trust_code], file.with_suffix(".log"))
 
 
 def _slots() -> list[launch.Slot]:

@@ -12,13 +12,14 @@ from typing import Any
 PACKAGES = ("charlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def entry(device: str, parameters: int, total_steps: int, extensions: int) -> dict[str, Any]:
+def entry(device: str, parameters: int, total_steps: int, kernel: str | None, extensions: int) -> dict[str, Any]:
     """An entry of environment.json for a start of the training in this process.
 
     Args:
       device: description of the devices that train.
       parameters: number of parameters.
       total_steps: number of steps of the whole training.
+      kernel: the program that runs the layers. None: nothing is trained.
       extensions: number of changes in extensions.json.
     """
     return {
@@ -28,6 +29,7 @@ def entry(device: str, parameters: int, total_steps: int, extensions: int) -> di
         "commit": _commit(),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": device,
+        "kernel": kernel,
         "machine": f"{platform.node()} {platform.machine()} {os.cpu_count()} cores",
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),

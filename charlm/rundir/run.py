@@ -313,7 +313,7 @@ class Run:
             )
         return starts
 
-    def note_start(self, device: str, parameters: int, total_steps: int) -> None:
+    def note_start(self, device: str, parameters: int, total_steps: int, kernel: str | None = None) -> None:
         """Adds an entry for this start of the training to environment.json.
 
         The entry includes the command, the commit, the versions of packages, the machine, the arguments of this method and the
@@ -323,6 +323,7 @@ class Run:
           device: description of the devices that train.
           parameters: number of parameters.
           total_steps: number of steps of the whole training.
+          kernel: the program that runs the layers; see `charlm.models.kernels`. None: nothing is trained.
         """
         starts: list[dict[str, Any]] = []
         try:
@@ -330,7 +331,7 @@ class Run:
         except UserError:
             if self._metrics.exists():  # the run is resumed; training does not need the earlier entries
                 warn(f"{self.workdir / 'environment.json'} is damaged or missing: its entries for earlier starts are lost.")
-        starts.append(environment.entry(device, parameters, total_steps, len(self.extensions())))
+        starts.append(environment.entry(device, parameters, total_steps, kernel, len(self.extensions())))
         self._write("environment.json", {"starts": starts})
 
     def _noted_extensions(self) -> int:

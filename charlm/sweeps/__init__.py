@@ -2,7 +2,7 @@
 
 - `sweep` builds lists of trials, and manages the folder of a sweep.
 - `naming` names trials, and finds runs with the same config.
-- `launch` runs trials as processes on this machine.
+- `launch` runs trials as processes on this machine. `packed` divides the trials into packs; one process trains a pack.
 - `status` reads the status of a trial. `display` shows the status of all trials on the terminal. `conclusion` says in words how
   the trials ended.
 - `slurm` submits trials as SLURM jobs.

@@ -19,6 +19,20 @@ EXTERNAL = "in another process"
 STOPPED_CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that saved its state and stopped
 
 
+class Job(NamedTuple):
+    """A process that trains one trial, or a pack of trials.
+
+    Attributes:
+      trials: the trials.
+      command: the command of the process.
+      log: the file to which the output of the process is appended. The output of a trial of a pack goes to `Root.log`.
+    """
+
+    trials: tuple[sweep.Trial, ...]
+    command: list[str]
+    log: pathlib.Path
+
+
 class Slot(NamedTuple):
     """The part of the machine for one of several concurrent processes.
 
@@ -94,31 +108,29 @@ def start_training(command: list[str], slot: Slot, log: pathlib.Path) -> subproc
 
 def run_local(
     root: sweep.Root,
-    trials: Iterator[sweep.Trial],
-    command_of: Callable[[sweep.Trial], list[str]],
+    jobs: Iterator[Job],
     slots: list[Slot],
     display: Display,
     on_end: Callable[[sweep.Trial, TrialStatus], None] = lambda trial, status: None,
     should_stop: Callable[[sweep.Trial], bool] = lambda trial: False,
 ) -> int:
-    """Runs trials on this machine. Each slot runs one trial at a time.
+    """Runs trials on this machine. Each slot runs one job at a time.
 
     If a launcher was killed, the trainings that it started may still be running. If one of these trainings already trains a
-    trial, this launcher does not start the trial, but waits until the training ends.
+    trial, this launcher does not start the job of the trial, but waits until the training ends.
 
     Args:
       root: folder of the sweep.
-      trials: an iterator over the trials. The launcher takes the next trial only when a slot is free.
-      command_of: trial → the command that trains the trial.
+      jobs: an iterator over the jobs. The launcher takes the next job only when a slot is free.
       slots: the parts of the machine.
       display: shows the trials.
       on_end: called with a trial and its status when the trial ends.
-      should_stop: called repeatedly for each running trial. True stops the trial and makes its state `pruned`.
+      should_stop: called repeatedly for each running trial. True stops the job of the trial and makes its state `pruned`.
 
     Returns:
       The number of the signal that stopped the launcher, or 0.
     """
-    return _LocalLauncher(root, trials, command_of, slots, display, on_end, should_stop).run()
+    return _LocalLauncher(root, jobs, slots, display, on_end, should_stop).run()
 
 
 class _LocalLauncher:
@@ -127,17 +139,16 @@ class _LocalLauncher:
     def __init__(
         self,
         root: sweep.Root,
-        trials: Iterator[sweep.Trial],
-        command_of: Callable[[sweep.Trial], list[str]],
+        jobs: Iterator[Job],
         slots: list[Slot],
         display: Display,
         on_end: Callable[[sweep.Trial, TrialStatus], None],
         should_stop: Callable[[sweep.Trial], bool],
     ):
-        self._root, self._trials, self._command_of, self._slots, self._display = root, trials, command_of, slots, display
+        self._root, self._jobs, self._slots, self._display = root, jobs, slots, display
         self._on_end, self._should_stop = on_end, should_stop
-        self._running: dict[int, tuple[sweep.Trial, subprocess.Popen]] = {}  # index of the slot → trial and its process
-        self._external: dict[int, sweep.Trial] = {}  # index of the slot → trial that another process trains
+        self._running: dict[int, tuple[Job, subprocess.Popen]] = {}  # index of the slot → job and its process
+        self._external: dict[int, Job] = {}  # index of the slot → job with a trial that another process trains
         self._pruned: set[str] = set()
         self._all_taken = False
         self._signals: list[int] = []
@@ -160,53 +171,65 @@ class _LocalLauncher:
         return [process for _, process in self._running.values()]
 
     def _poll_running(self, slot: int) -> None:
-        trial, process = self._running[slot]
+        job, process = self._running[slot]
         if process.poll() is not None:
             del self._running[slot]
             # A training exits with status 2 if another process holds the lock of the run directory. This other process may be
             # a training that a killed launcher has started.
-            if process.returncode == 2 and self._root.run(trial).is_training():
-                self._external[slot] = trial
+            if process.returncode == 2 and self._is_training(job):
+                self._external[slot] = job
                 return
-            self._end(trial, _status_after_exit(self._root, trial, process.returncode, trial.name in self._pruned))
-        elif not self._signals and trial.name not in self._pruned and self._should_stop(trial):
-            self._pruned.add(trial.name)
-            process.send_signal(signal.SIGTERM)
-        else:
-            self._show_running(trial)
+            for trial in job.trials:
+                was_pruned = trial.name in self._pruned
+                self._end(trial, _status_after_exit(self._root, trial, job.log, process.returncode, was_pruned))
+            return
+        for trial in job.trials:
+            if not self._signals and trial.name not in self._pruned and self._should_stop(trial):
+                self._pruned.add(trial.name)
+                process.send_signal(signal.SIGTERM)
+            else:
+                self._show_running(trial)
 
     def _poll_external(self, slot: int) -> None:
-        trial = self._external[slot]
-        if self._root.run(trial).is_training():
-            self._show_running(trial, EXTERNAL)
+        job = self._external[slot]
+        if self._is_training(job):
+            for trial in job.trials:
+                self._show_running(trial, EXTERNAL)
             return
         del self._external[slot]
-        status = read_status(self._root.run(trial))
-        if status.state not in FINAL_STATES and not self._signals:
-            self._start(slot, trial)
+        statuses = [read_status(self._root.run(trial)) for trial in job.trials]
+        if any(status.state not in FINAL_STATES for status in statuses) and not self._signals:
+            self._start(slot, job)
         else:
-            self._end(trial, status)
+            for trial, status in zip(job.trials, statuses, strict=True):
+                self._end(trial, status)
 
     def _fill(self, slot: int) -> None:
-        """Starts the next trial in the slot if the slot is free and trials are left.
+        """Starts the next job in the slot if the slot is free and jobs are left.
 
-        If another process already trains the trial, the slot waits for this process instead.
+        If another process already trains a trial of the job, the slot waits for this process instead.
         """
         if slot in self._running or slot in self._external or self._all_taken or self._signals:
             return
-        trial = next(self._trials, None)
-        if trial is None:
+        job = next(self._jobs, None)
+        if job is None:
             self._all_taken = True
-        elif self._root.run(trial).is_training():
-            self._external[slot] = trial
-            self._show_running(trial, EXTERNAL)
+            return
+        is_external = self._is_training(job)
+        if is_external:
+            self._external[slot] = job
         else:
-            self._start(slot, trial)
-            self._show_running(trial)
+            self._start(slot, job)
+        for trial in job.trials:
+            self._show_running(trial, EXTERNAL if is_external else "")
 
-    def _start(self, slot: int, trial: sweep.Trial) -> None:
-        process = start_training(self._command_of(trial), self._slots[slot], self._root.log(trial))
-        self._running[slot] = (trial, process)
+    def _is_training(self, job: Job) -> bool:
+        """Whether a process is training a trial of this job now."""
+        return any(self._root.run(trial).is_training() for trial in job.trials)
+
+    def _start(self, slot: int, job: Job) -> None:
+        process = start_training(job.command, self._slots[slot], job.log)
+        self._running[slot] = (job, process)
         # A signal that arrived while the process was starting was not forwarded to it, because it was not in `_running` yet.
         if self._signals:
             process.send_signal(self._signals[0])
@@ -216,11 +239,18 @@ class _LocalLauncher:
         self._on_end(trial, status)
 
     def _show_running(self, trial: sweep.Trial, message: str = "") -> None:
-        self._display.set(trial, read_status(self._root.run(trial))._replace(state="running", message=message))
+        status = read_status(self._root.run(trial))
+        if status.state not in ("done", "diverged"):  # a trial of a pack may end before the other trials
+            status = status._replace(state="running", message=message)
+        self._display.set(trial, status)
 
 
-def _status_after_exit(root: sweep.Root, trial: sweep.Trial, code: int, was_pruned: bool) -> TrialStatus:
-    """The status of a trial whose process has exited with `code`. `code` is -n if signal n killed the process."""
+def _status_after_exit(root: sweep.Root, trial: sweep.Trial, log: pathlib.Path, code: int, was_pruned: bool) -> TrialStatus:
+    """The status of a trial whose process has exited with `code`. `code` is -n if signal n killed the process.
+
+    Args:
+      log: the output of the process.
+    """
     status = read_status(root.run(trial))
     if status.state in FINAL_STATES:
         return status
@@ -230,7 +260,7 @@ def _status_after_exit(root: sweep.Root, trial: sweep.Trial, code: int, was_prun
         return status._replace(state="stopped", message=f"killed by {signal.Signals(-code).name}")
     if code in STOPPED_CODES:
         return status._replace(state="stopped")
-    return status._replace(state="failed", message=failure_message(root.log(trial)) or f"exit status {code}")
+    return status._replace(state="failed", message=failure_message(root.log(trial), log) or f"exit status {code}")
 
 
 @contextlib.contextmanager

@@ -65,14 +65,22 @@ def read_status(run: Run) -> TrialStatus:
     )
 
 
-def failure_message(log: pathlib.Path) -> str:
-    """The error message at the end of a training's log, or else its last line. An empty string if no log exists."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    errors = [line.removeprefix("error: ") for line in lines[-3:] if line.startswith("error: ")]
-    return (errors or lines or [""])[-1][:300]
+def failure_message(*logs: pathlib.Path) -> str:
+    """The error message at the end of the first log that ends with one, or else the last line of the last log.
+
+    Empty if no log exists.
+    """
+    last_line = ""
+    for log in logs:
+        try:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            continue
+        for line in reversed(lines[-3:]):
+            if line.startswith("error: "):
+                return line.removeprefix("error: ")[:300]
+        last_line = lines[-1] if lines else last_line
+    return last_line[:300]
 
 
 def _last_train_row(file: pathlib.Path) -> dict[str, Any]:

@@ -251,7 +251,7 @@ class Root:
     """The folder of a sweep or a search. It contains a run directory for each trial, logs/ and sweep.json.
 
     sweep.json records the config file, the trials, and a digest of each trial's config. For a search, it also records the
-    method, the ranges of the space, and the names of the pruned trials.
+    method, the ranges of the space, and the names of the pruned trials. For packs, it records the names of their trials.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -363,6 +363,10 @@ class Root:
     def recorded(self, name: str) -> Any:
         """The value of the field `name` in sweep.json; None if sweep.json has no such field."""
         return self._read_record().get(name)
+
+    def packs(self) -> list[list[str]]:
+        """The names of the trials of each pack that sweep.json records; see the module `packed`."""
+        return (self.recorded("packs") or []) if self._record_file.exists() else []
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from charlm.data.batches import Batch
+from charlm.data.batches import ALL, Batch
 from charlm.hardware import devices, processes
 from charlm.training.setup import Setup
 from charlm.training.state import Progress
@@ -32,8 +32,8 @@ def arguments_maker(setup: Setup) -> Callable[[Progress, int, list[int]], tuple]
     """Returns a function that makes the arguments of one call of the training step, except the training state.
 
     The function takes `progress`, the number of steps `count`, and the list of received signals. It returns the batches, the
-    learning rates and the seed. With several processes, a call makes one step. The function then also returns whether this
-    process has received a signal to stop.
+    learning rates and the seed. With several processes, the function also returns whether this process has received a signal
+    to stop.
     """
     seed = np.uint32(setup.seed)
 
@@ -42,15 +42,17 @@ def arguments_maker(setup: Setup) -> Callable[[Progress, int, list[int]], tuple]
 
     if processes.count() == 1:
         return arguments
-    sharding = NamedSharding(setup.mesh, PartitionSpec(*setup.mesh.axis_names))
     local_devices = devices.local(setup.mesh).size
     rows = setup.batches.rows // processes.count()
     part = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
     def local_arguments(progress: Progress, count: int, signals: list[int]) -> tuple:
-        local = (setup.batches.batch_at(progress.step, part), np.full(local_devices, bool(signals), np.float32))
-        batch, asked_D = jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), local)
-        return batch, learning_rates(setup, progress, progress.step, count), seed, asked_D
+        before = () if count == 1 else (count,)  # the axis of the steps
+        asked = np.full((*before, local_devices), bool(signals), np.float32)
+        sharding = NamedSharding(setup.mesh, PartitionSpec(*(None for _ in before), *setup.mesh.axis_names))
+        local = _batches(setup, progress.step, count, part), asked
+        batch, asked = jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), local)
+        return batch, learning_rates(setup, progress, progress.step, count), seed, asked
 
     return local_arguments
 
@@ -65,7 +67,8 @@ def learning_rates(setup: Setup, progress: Progress, step: int, count: int) -> n
     return rates[0] if count == 1 else rates
 
 
-def _batches(setup: Setup, step: int, count: int) -> Batch:
+def _batches(setup: Setup, step: int, count: int, rows: slice = ALL) -> Batch:
     if count == 1:
-        return setup.batches.batch_at(step)
-    return jax.tree.map(lambda *steps: np.stack(steps), *(setup.batches.batch_at(step + number) for number in range(count)))
+        return setup.batches.batch_at(step, rows)
+    batches = (setup.batches.batch_at(step + number, rows) for number in range(count))
+    return jax.tree.map(lambda *steps: np.stack(steps), *batches)

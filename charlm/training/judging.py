@@ -1,8 +1,6 @@
 """Makes the metrics rows of a training, keeps its best evaluation, detects divergence, and decides when the training ends."""
 
 import math
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +8,6 @@ import numpy as np
 import optax
 
 from charlm import measures
-from charlm.hardware import processes
 from charlm.inference import evaluate
 from charlm.training.averaging import has_begun, stops_improving
 from charlm.training.feeding import learning_rates
@@ -42,7 +39,7 @@ def add_metrics(progress: Progress, metrics: StepMetrics) -> bool:
                 raise Diverged(f"the {name} of step {progress.step - len(steps) + number + 1} is not finite")
         for sums in (progress.interval, progress.epoch):
             sums.add(nats, chars, loss_nats, loss_weight, grad_norm)
-    return bool(asked)
+    return asked is not None and bool(np.any(asked))
 
 
 def train_row(setup: Setup, progress: Progress) -> dict[str, Any]:
@@ -57,10 +54,8 @@ def train_row(setup: Setup, progress: Progress) -> dict[str, Any]:
     }
 
 
-def evaluation_rows(
-    setup: Setup, progress: Progress, evaluate_split: Callable, params: Any, signals: list[int]
-) -> list[dict[str, Any]] | None:
-    """The metrics rows of one evaluation, or None if a signal arrived during the evaluation.
+def evaluation_rows(setup: Setup, progress: Progress, sums: tuple[float, int], duration: float) -> list[dict[str, Any]]:
+    """The metrics rows of one evaluation.
 
     One row holds the average training loss since the previous evaluation. If the corpus has a validation split, another row
     holds the validation loss. The last row decides which checkpoint is the best. `train.best` sets whether the last row
@@ -68,21 +63,18 @@ def evaluation_rows(
 
     In each row, `seconds` is the total time of the run until the loss of this row was known. The difference between
     the two rows is therefore the time that the evaluation took.
+
+    Args:
+      sums: (nats, chars) of the validation split; see `requests.Evaluation`.
+      duration: the seconds that the evaluation took.
     """
-    begin = time.perf_counter()
     rows = [{**_place(setup, progress, "train_mean"), **progress.epoch.measures(), "seconds": progress.seconds}]
     if "validation" in setup.encoded:
-        if processes.count() > 1:
-            params = evaluate.on_one_device(params)
-        sums = evaluate_split(params, setup.encoded["validation"], setup.protocol, lambda: bool(signals))
-        if sums is None:
-            return None
         nats, chars = sums
         protocol = setup.protocol.named(setup.provenance["sha256"], "validation", chars)
         result = {**measures.of_text(nats, chars, *setup.validation_counts), "protocol": protocol}
-        seconds = progress.seconds + time.perf_counter() - begin
         weights = {"weights": "average"} if has_begun(setup.averaging, progress.step, progress.began_at) else {}
-        rows.append({**_place(setup, progress, "validation"), **result, **weights, "seconds": seconds})
+        rows.append({**_place(setup, progress, "validation"), **result, **weights, "seconds": progress.seconds + duration})
     return rows if setup.best_by == "validation" else rows[::-1]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
@@ -12,8 +13,8 @@ from charlm import progress as messages
 from charlm.config import keys, load
 from charlm.data.framing import Framing
 from charlm.errors import Failure, UserError
-from charlm.hardware import processes
-from charlm.models import drawing, stack
+from charlm.hardware import devices, processes
+from charlm.models import drawing, kernels, stack
 from charlm.models.cells import own
 from charlm.rundir import directory
 from charlm.rundir.checkpoint import Checkpoints
@@ -79,18 +80,19 @@ def describe_only(
     return 0
 
 
-def identical_setup(run: Run, config: ConfigDict, trust_code: bool) -> Setup:
-    """The setup of a config. Also loads the cells of the config that are in files of the user.
+def identical_setup(run: Run, config: ConfigDict, trust_code: bool, make_setup: Callable[[ConfigDict], Setup]) -> Setup:
+    """The setup of a config, as `make_setup` makes it. Also loads the cells of the config that are in files of the user.
 
     Raises:
       UserError: the processes of this training made different setups, or a cell can't be loaded, or the user does not trust the
-        cells of the run that the directory holds.
+        cells of the run that the directory holds, or this machine or the model does not have the kernel of the config.
     """
     recorded = processes.run_on_first_process(trusted_cells, run, config, trust_code)
 
     def make() -> Setup:
         own.load(config, recorded)
-        return set_up(config)
+        kernels.check(config)
+        return make_setup(config)
 
     return processes.make_identical(make, functools.partial(_fingerprint, config))
 
@@ -129,9 +131,10 @@ def open_run(
     if own.names(config) and run.cells() != own.digests(config):
         raise UserError(f"another process has begun {run.workdir} just now with another cell: give the command again.")
     run.note_start(
-        device=f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}",
+        device=devices.in_words(setup.mesh.devices.flat),
         parameters=stack.parameter_count(jax.eval_shape(setup.functions.init, jax.random.key(0))),
         total_steps=setup.total_steps,
+        kernel=kernels.chosen(config),
     )
     if inheritance:
         inheriting.save(run, inheritance)

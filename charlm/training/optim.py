@@ -16,6 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from charlm.config import keys, load
+from charlm.config.packs import is_on
 from charlm.training import rules
 
 BLOCK = 1024  # number of learning rates computed in one call
@@ -176,7 +177,7 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     clip_norm, clip_value = config.optim.clip_norm, config.optim.clip_value
     nothing = optax.identity()
     decay = nothing
-    if weight_decay > 0:
+    if is_on(weight_decay):
         decay = optax.add_decayed_weights(
             weight_decay, lambda params: jax.tree.map(lambda leaf: decay_biases or leaf.ndim > 1, params)
         )

@@ -94,7 +94,7 @@ class Record:
             if is_shown:
                 self._reporter.row(row, note="  best so far" if row is rows[-1] and progress.since_best == 0 else "")
         if self._setup.draw_sample:
-            text = self._setup.draw_sample(evaluate.on_one_device(params), progress.step)
+            text = self._setup.draw_sample(evaluate.on_one_device(params), progress.step, self._setup.seed)
             self._run.write_sample(progress.step, text)
             self._events.sample(progress.step, text)
 

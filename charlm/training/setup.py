@@ -21,7 +21,7 @@ from charlm.data.framing import Framing, cut_in_words, start_ids
 from charlm.data.ids import Encoded, encode
 from charlm.data.vocab import ADVICE, PAD, Vocab
 from charlm.errors import UserError
-from charlm.hardware import devices
+from charlm.hardware import accelerators, devices
 from charlm.inference import sample
 from charlm.inference.protocol import Counts, Protocol
 from charlm.models import blocks, regularisers, stack
@@ -50,7 +50,7 @@ class Setup:
       averaging: how the parameters are averaged; None: they are not averaged.
       shown_every: the minimum number of steps between two printed evaluations. All evaluations are written to metrics.jsonl.
       best_by: the loss that chooses the best checkpoint, `validation` or `train`.
-      draw_sample: (params, step) → text; None if `sample.length` is 0.
+      draw_sample: (params, step, seed) → text; None if `sample.length` is 0.
     """
 
     vocab: Vocab
@@ -72,7 +72,7 @@ class Setup:
     halvings: int
     best_by: str
     protocol: Protocol
-    draw_sample: Callable[[Any, int], str] | None
+    draw_sample: Callable[[Any, int, int], str] | None
     seed: int
 
     @property
@@ -89,8 +89,14 @@ class Setup:
         return self.protocol.counts(self.encoded["validation"], self.vocab)
 
 
-def set_up(config: ConfigDict) -> Setup:
+def set_up(config: ConfigDict, trials: int = 1, like: Setup | None = None) -> Setup:
     """Loads the corpus, and makes the model and the optimiser. `own.load` must have loaded the cells in files of the user.
+
+    Args:
+      trials: the number of trials in the pack of this training; 1 if it trains alone. The trials of a pack share the devices,
+        so each of them uses one device.
+      like: the setup of another trial of the same pack. The trials of a pack have the same text, and the same model except for
+        its initial parameters, so the new setup uses these parts of `like`.
 
     Raises:
       UserError: the corpus can't be used or does not match the config, or a user's cell does not have the interface.
@@ -98,17 +104,24 @@ def set_up(config: ConfigDict) -> Setup:
     seed, best_by, patience = config.seed, config.train.best, config.train.patience
     framing = Framing.of(config)
     interface.check(config)
-    corpus = corpora.load(config)
-    vocab = corpora.vocabulary(config, corpus)
-    encoded = {split: encode(vocab, text, f"the {split} split", ADVICE) for split, text in corpus.splits.items()}
+    if like is None:
+        corpus = corpora.load(config)
+        vocab, provenance = corpora.vocabulary(config, corpus), corpus.provenance
+        encoded = {split: encode(vocab, text, f"the {split} split", ADVICE) for split, text in corpus.splits.items()}
+    else:
+        vocab, provenance, encoded = like.vocab, like.provenance, like.encoded
     training = batches.training_batches(framing, encoded["train"], seed)
     for key in stack.unread_keys(config):
         progress.warn(f"{key} has no effect: model.cell={config.model.cell} does not read it.")
-    for sentence in blocks.without_effect(config):
+    for sentence in [*blocks.without_effect(config), *devices.without_effect(config)]:
         progress.warn(sentence)
     for key, setting in (optim.unread_keys(config) | averaging.unread_keys(config)).items():
         progress.warn(f"{key} has no effect: {setting} does not read it.")
     functions = stack.functions(config, len(vocab))
+    if like is None:
+        draw_sample = _sample_drawer(config, functions, vocab, framing, corpus.splits)
+    else:
+        functions, draw_sample = like.functions._replace(init=functions.init), like.draw_sample
     for sentence in regularisers.keys_without_effect(config, len(functions.shape.blocks)):
         progress.warn(sentence)
     protocol = Protocol.of(config, framing)
@@ -119,13 +132,13 @@ def set_up(config: ConfigDict) -> Setup:
     total_steps = length(config, training.steps_per_epoch)
     return Setup(
         vocab=vocab,
-        provenance=corpus.provenance,
+        provenance=provenance,
         encoded=encoded,
         batches=training,
         functions=functions,
-        mesh=_mesh(training.rows, devices.wanted(config)),
+        mesh=_mesh(training.rows, devices.wanted(config) if trials == 1 else 1),
         total_steps=total_steps,
-        steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions),
+        steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions, trials),
         rates=learning_rates(config, training.steps_per_epoch),
         optimizer=optim.optimizer(config),
         averaging=averaging.of_config(config, total_steps, "validation" in encoded, patience, best_by),
@@ -137,7 +150,7 @@ def set_up(config: ConfigDict) -> Setup:
         halvings=config.train.halvings,
         best_by=best_by,
         protocol=protocol,
-        draw_sample=_sample_drawer(config, functions, vocab, seed, framing, corpus.splits),
+        draw_sample=draw_sample,
         seed=seed,
     )
 
@@ -164,24 +177,23 @@ def learning_rates(config: ConfigDict, steps_per_epoch: int) -> Callable[[int, i
     return optim.rates(optim.schedule(config, length(config, steps_per_epoch), steps_per_epoch))
 
 
-def steps_per_call(wanted: int, framing: Framing, functions: stack.Functions) -> int:
+def steps_per_call(wanted: int, framing: Framing, functions: stack.Functions, trials: int = 1) -> int:
     """The number of training steps in one call of a compiled function.
 
     The result is `wanted`, unless `wanted` is 0. With 0, the result depends on the operations of a step: a call has several
-    steps if the steps are short, or else one step.
+    steps if the steps are short, or else one step. In a pack, a step has the operations of all its trials.
 
-    For documents, the result is always 1, because batches of documents differ in length. With several processes, the result is
-    also always 1, because the processes tell each other at each step whether they have received a signal.
+    For documents, the result is always 1, because batches of documents differ in length.
     """
-    if framing.is_of_documents or jax.process_count() > 1:
+    if framing.is_of_documents:
         return 1
     # For each character, each multiply-add takes 2 operations in the forward pass and 4 in the backward pass.
-    operations = 6 * functions.operations * framing.rows * framing.length
+    operations = 6 * functions.operations * framing.rows * framing.length * trials
     return wanted or next((steps for steps in STEPS_PER_CALL if steps * operations <= MAX_OPERATIONS), 1)
 
 
 def describe(setup: Setup, params: Any, verbose: bool) -> None:
-    """Prints the data, the model, the length and the devices of a training.
+    """Prints the data, the model, the length and the devices of a training. Also says if JAX can't use the machine's GPU.
 
     Args:
       params: the parameters, or their shapes.
@@ -192,8 +204,8 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
     if verbose:
         lines = [*_data_lines(setup), *_odd_symbol_lines(setup), model, *stack.parameter_lines(params)]
     steps, epoch = setup.total_steps, setup.batches.steps_per_epoch
-    rows, number = setup.batches.rows, setup.mesh.size
-    where = f"{rows} rows on {progress.counted(number, f'{jax.default_backend()} device')}"
+    rows = setup.batches.rows
+    where = f"{rows} rows on {devices.in_words(setup.mesh.devices.flat)}"
     where += f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     length = f"{progress.counted(steps, 'step')}, {steps / epoch:.2f} epochs of {progress.counted(epoch, 'step')}"
     lines.append(f"training: {length}; {where}")
@@ -205,6 +217,8 @@ def describe(setup: Setup, params: Any, verbose: bool) -> None:
     progress.tell("\n".join(lines))
     if cut := cut_in_words(_lengths_of_cut_splits(setup), setup.protocol.framing.length):
         progress.warn(cut)
+    if sentence := accelerators.missing():
+        progress.warn(sentence)
 
 
 def _data_lines(setup: Setup) -> list[str]:
@@ -247,9 +261,9 @@ def _mesh(rows: int, wanted: int) -> Mesh:
 
 
 def _sample_drawer(
-    config: ConfigDict, functions: stack.Functions, vocab: Vocab, seed: int, framing: Framing, splits: dict
-) -> Callable[[Any, int], str] | None:
-    """A function (params, step) → the text of a sample during training. None if `sample.length` is 0."""
+    config: ConfigDict, functions: stack.Functions, vocab: Vocab, framing: Framing, splits: dict
+) -> Callable[[Any, int, int], str] | None:
+    """A function (params, step, seed) → the text of a sample during training. None if `sample.length` is 0."""
     length, temperature = config.sample.length, config.sample.temperature
     if length == 0:
         return None
@@ -258,7 +272,7 @@ def _sample_drawer(
     prompt_ids = np.concatenate([np.array(start_ids(config, vocab), encoded.dtype), encoded])
     generate = sample.sampler(functions, vocab, config.sample.top_k, window=framing.window)
 
-    def draw(params: Any, step: int) -> str:
+    def draw(params: Any, step: int, seed: int) -> str:
         key = jax.random.fold_in(jax.random.key(seed), step)
         pieces = generate(params, prompt_ids, 1, length, temperature, key)
         return prompt + vocab.decode(sample.until_end(np.concatenate(list(pieces), axis=1)[0], vocab))

@@ -25,7 +25,7 @@ def check_rows(config: ConfigDict, processes: int) -> int:
 
 
 def prepare(config: ConfigDict, spec: ProcessSpec, verbose: bool = False) -> None:
-    """Sets up virtual CPU devices and the cache of compiled programs.
+    """Sets options of XLA and the C library, and the cache of compiled programs.
 
     If JAX has already started, its devices stay as they are.
 
@@ -33,11 +33,17 @@ def prepare(config: ConfigDict, spec: ProcessSpec, verbose: bool = False) -> Non
       verbose: whether to print the settings for XLA and the C library.
     """
     rows = check_rows(config, spec.num_processes)
-    settings = [] if devices.jax_has_started() else devices.prepare_cpu(config, rows, spec.num_processes)
+    settings = [] if devices.jax_has_started() else devices.prepare(config, rows, spec.num_processes)
     if verbose and spec.process_id == 0:
         for setting in settings:
             progress.tell(setting)
     cache.keep_compiled(cache.folder_of(config))  # imports JAX, which takes a second
+
+
+def prepare_pack(config: ConfigDict, trials: int) -> None:
+    """Sets up virtual CPU devices and the cache of compiled programs for a pack of trials; see `packing`."""
+    devices.prepare_cpu_for_trials(config, trials)
+    cache.keep_compiled(cache.folder_of(config))
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, extend: bool = False, trust_code: bool = False) -> dict[str, Any]:

@@ -4,7 +4,6 @@ The last letters of an array name are its axes: B rows of the batch, T time, S s
 call, D devices, N elements of the flat array of gradients and sums.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,7 +63,7 @@ class StepMetrics(NamedTuple):
 def make_train_step(
     functions: Functions,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: Mesh | None,
     pad: int | None = None,
     averaging: Averaging | None = None,
 ) -> Callable:
@@ -89,15 +88,11 @@ def make_train_step(
     metrics contain the sum of these numbers, so every process learns whether any process was asked to stop.
 
     Args:
+      mesh: the devices. None: the function runs on one device, and is a part of a program that divides the devices itself.
       pad: id of `<pad>`. The reported nats exclude padding, even if the loss counts padding.
       averaging: how the parameters are averaged; None: the state has no average.
     """
-    (axis,) = mesh.axis_names
-    replicated, by_row = PartitionSpec(), PartitionSpec(axis)
 
-    in_specs = (replicated, replicated, *4 * (by_row,))
-
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=in_specs, out_specs=(replicated, by_row), check_vma=False)
     def gradients(params, shared_key, batch, carry, noise_keys_B, asked_D):
         def loss(params):
             logits_BSV, new_carry, penalty = functions.penalised(params, batch, carry, noise_keys_B, shared_key)
@@ -109,10 +104,17 @@ def make_train_step(
             penalised = loss_sums[0] if penalty is None else loss_sums[0] + penalty
             return penalised, ((*text_sums, *loss_sums), new_carry)
 
-        grads, (sums, new_carry) = jax.grad(loss, has_aux=True)(params)
+        grads, (sums, new_carry) = functions.grad(loss, has_aux=True)(params)
         asked = jax.tree.map(jnp.sum, asked_D)
+        if mesh is None:
+            return (grads, sums, asked), new_carry
         sums_N, as_tree = jax.flatten_util.ravel_pytree((grads, sums, asked))
-        return as_tree(jax.lax.psum(sums_N, axis)), new_carry
+        return as_tree(jax.lax.psum(sums_N, mesh.axis_names[0])), new_carry
+
+    if mesh is not None:
+        replicated, by_row = PartitionSpec(), PartitionSpec(*mesh.axis_names)
+        in_specs = (replicated, replicated, *4 * (by_row,))
+        gradients = jax.shard_map(gradients, mesh=mesh, in_specs=in_specs, out_specs=(replicated, by_row), check_vma=False)
 
     def train_step(
         state: TrainState, batch: Batch, rate: jax.Array, seed: jax.Array, asked_D: jax.Array | None = None
@@ -134,13 +136,19 @@ def make_train_step(
 
 
 def several(train_step: Callable) -> Callable:
-    """Returns the pure function (state, batches_K, rates_K, seed) → (state, StepMetrics) that makes K steps.
+    """Returns the pure function (state, batches_K, rates_K, seed, asked_KD=None) → (state, StepMetrics) that makes K steps.
 
-    The first axis of the batches, the rates and the metrics is K. For small models, one call of K steps is faster than K calls
-    of one step.
+    The first axis of the batches, the rates, `asked_KD` and the metrics is K. For small models, one call of K steps is faster
+    than K calls of one step.
     """
 
-    def steps(state: TrainState, batches_K: Batch, rates_K: jax.Array, seed: jax.Array) -> tuple[TrainState, StepMetrics]:
-        return jax.lax.scan(lambda state, arguments: train_step(state, *arguments, seed), state, (batches_K, rates_K))
+    def steps(
+        state: TrainState, batches_K: Batch, rates_K: jax.Array, seed: jax.Array, asked_KD: jax.Array | None = None
+    ) -> tuple[TrainState, StepMetrics]:
+        def one(state, arguments):
+            batch, rate, asked_D = arguments
+            return train_step(state, batch, rate, seed, asked_D)
+
+        return jax.lax.scan(one, state, (batches_K, rates_K, asked_KD))
 
     return steps

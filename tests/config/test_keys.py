@@ -107,8 +107,8 @@ CONTEXT = {
     "corpus.test_path": {"corpus.validation_path": "the corpus"},
 }
 # These keys change the memory use or the time of a run, but not its results. Their tests are below, in test_cache.py and in
-# test_train.py.
-WITHOUT_EFFECT = {"eval.length", "eval.rows", *keys.CHANGE_NO_RESULT}
+# test_train.py. `model.precision` has no effect on a CPU. Its test is in test_lowering.py.
+WITHOUT_EFFECT = {"eval.length", "eval.rows", "model.precision", *keys.CHANGE_NO_RESULT}
 
 
 def another(key: keys.Key, value: object) -> object:

@@ -1,5 +1,6 @@
 """Tests how many devices divide the rows of a batch among them, and how XLA and the C library are set up for the CPU."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.models import stack
 from configs import base
@@ -42,6 +44,53 @@ def test_prepare_cpu_sets_xla_flags_unless_the_user_has_set_them(monkeypatch, ro
     assert devices.prepare_cpu(config, rows, processes) == []
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")  # other flags of the user are kept
     assert devices.prepare_cpu(config, rows, processes) == [f"XLA_FLAGS={expected} --xla_dump_to=x"]
+
+
+def test_command_buffers_add_flags_if_jax_has_a_plugin_for_cuda(monkeypatch, tmp_path):
+    for name in ("XLA_FLAGS", "JAX_PLATFORMS", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    config, flags = base.get_config(), " ".join(devices.COMMAND_BUFFERS)
+    config.command_buffers = True
+    with monkeypatch.context() as without_plugin:
+        without_plugin.setattr(importlib.util, "find_spec", lambda name: None)
+        assert devices.prepare_gpu(config) == []
+    (tmp_path / "jax_cuda13_plugin").mkdir()
+    (tmp_path / "jax_cuda13_plugin" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert devices.prepare_gpu(config) == [f"XLA_FLAGS={flags}"]
+    assert devices.prepare_gpu(config) == []  # the flags are already set
+    assert os.environ["XLA_FLAGS"] == flags
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("XLA_FLAGS")
+    assert devices.prepare_gpu(config) == []
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    monkeypatch.setenv("XLA_FLAGS", "/a/file/of/flags")
+    assert devices.prepare_gpu(config) == []
+    assert devices.without_effect(config) != []
+    user_flags = "--xla_gpu_graph_min_graph_size=3 --xla_force_host_platform_device_count=1"
+    monkeypatch.setenv("XLA_FLAGS", user_flags)
+    assert devices.prepare(config, 16) == [f"XLA_FLAGS={' '.join(devices.COMMAND_BUFFERS[:2])} {user_flags}"]
+    monkeypatch.delenv("XLA_FLAGS")
+    (setting,) = devices.prepare(config, 16)
+    assert setting.startswith("XLA_FLAGS=--xla_force_host_platform_device_count=")
+    assert setting.endswith(flags)
+    monkeypatch.delenv("XLA_FLAGS")
+    config.command_buffers = False
+    assert devices.prepare_gpu(config) == []
+    assert devices.without_effect(config) == []
+
+
+def test_xla_knows_the_flags_of_command_buffers_and_an_unknown_flag_is_refused(monkeypatch):
+    """XLA ends the process if XLA_FLAGS has an unknown flag or a wrong value."""
+    environment = {**os.environ, "XLA_FLAGS": " ".join(devices.COMMAND_BUFFERS)}
+    done = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(devices, "COMMAND_BUFFERS", (*devices.COMMAND_BUFFERS, "--xla_gpu_graph_min_graph=1"))
+    config = base.get_config()
+    config.command_buffers = True
+    with pytest.raises(UserError, match=r"jaxlib has no flag --xla_gpu_graph_min_graph: set command_buffers=False\."):
+        devices.prepare_gpu(config)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +150,12 @@ def test_number_of_devices_that_share_a_batch():
     assert devices.shared_by(rows=8, available=2, wanted=2) == 2
     assert devices.shared_by(rows=7, available=4, wanted=3) == 1
     assert devices.shared_by(rows=128, available=8, wanted=3) == 2
+
+
+def test_number_of_devices_that_share_the_trials_of_a_pack():
+    cases = ((8, 2, 0, 2), (3, 2, 0, 2), (5, 4, 0, 3), (12, 8, 0, 6), (4, 8, 0, 4), (4, 8, 2, 2), (9, 4, 16, 3), (2, 1, 0, 1))
+    for trials, available, wanted, expected in cases:
+        number = devices.for_trials(trials, available, wanted)
+        assert number == expected
+        # No device could have fewer trials at most, and one device less would have more.
+        assert -(-trials // number) == -(-trials // min(available, wanted or available))

@@ -1,4 +1,4 @@
-"""Tests the training step: its gradient, metrics and random numbers, and that JAX can lower it for every platform."""
+"""Tests the training step: its gradient, metrics and random numbers."""
 
 import functools
 import os
@@ -16,7 +16,6 @@ from charlm.config import load
 from charlm.data import batches
 from charlm.data.ids import Encoded
 from charlm.data.order import Order
-from charlm.inference import evaluate
 from charlm.models import objective, stack
 from charlm.training import feeding, optim, setup
 from charlm.training import state as state_module
@@ -30,42 +29,6 @@ RATE, SEED = np.float32(1), np.uint32(0)
 @pytest.fixture(autouse=True)
 def _in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
-
-
-@pytest.mark.parametrize(
-    ("encoding", "rows", "steps_per_call", "dtype"),
-    [
-        *(("embedding", 4, 1, "bfloat16"), ("onehot", 16, 2, "float32")),
-        *(slow(*each) for each in (("embedding", 4, 1, "float32"), ("onehot", 16, 2, "bfloat16"))),
-        *(slow("scalar", 1, 1, dtype) for dtype in ("float32", "bfloat16")),
-    ],
-)
-def test_training_evaluation_and_sampling_lower_for_every_platform(encoding, rows, steps_per_call, dtype):
-    config = base.get_config()
-    config.model.update({"hidden": 16, "dropout": 0.3, "dtype": dtype, "input": encoding})
-    if encoding == "embedding":
-        config.model.update({"dropout_input": 0.1, "embedding_dropout": 0.1, "weight_drop": 0.3, "dropout_kind": "variational"})
-        config.model.update({"recurrent_dropout": 0.1, "zoneout_cell": 0.4, "zoneout_hidden": 0.1, "ar": 2.0, "tar": 1.0})
-    functions, optimizer = stack.functions(config, 11), optim.optimizer(config)
-    state = jax.eval_shape(lambda: state_module.initial_state(functions, optimizer, rows, 0))
-    batch = batches.Stream(np.zeros(1000, np.uint8), rows, 32, True, 0).batch_at(0)
-    step, call_arguments = step_module.make_train_step(functions, optimizer, ONE_DEVICE), (batch, RATE)
-    if steps_per_call > 1:
-        step = step_module.several(step)
-        call_arguments = jax.tree.map(lambda leaf: np.stack([leaf] * steps_per_call), call_arguments)
-    weights = jax.eval_shape(lambda params: functions.stepwise(params, rows), state.params)
-    traced = {
-        "train": jax.jit(step, donate_argnums=0).trace(state, *call_arguments, SEED),
-        "evaluate": jax.jit(evaluate.make_window(functions)).trace(state.params, batch, state.carry),
-        "lay out": jax.jit(functions.stepwise, static_argnums=1).trace(state.params, rows),
-        "sample": jax.jit(functions.step).trace(weights, np.zeros(rows, np.int32), state.carry),
-    }
-    for platform in ("cpu", "cuda", "rocm", "tpu"):
-        text = {name: each.lower(lowering_platforms=(platform,)).as_text() for name, each in traced.items()}
-        assert "stablehlo.while" in text["train"]
-        assert "stablehlo.while" in text["evaluate"]
-        assert "stablehlo.dot_general" in text["sample"]
-        assert text["lay out"]
 
 
 def batch_with(kind):
@@ -195,7 +158,6 @@ def test_a_step_sums_over_devices_once_and_an_evaluation_never(tmp_path):
 import jax, numpy as np
 from jax.sharding import Mesh
 from charlm.data import batches
-from charlm.inference import evaluate
 from charlm.models import stack
 from charlm.training import optim
 from charlm.training import step as step_module

@@ -58,7 +58,9 @@ class Cell(NamedTuple):
         Therefore each of these keys needs something from the cell. With `model.weight_drop`, the cell must have a parameter
         `recurrent_kernel`. With `model.recurrent_dropout`, `step` must take `factor_BH`. With `model.zoneout_hidden` alone, the
         state and the output must be h. With `model.zoneout_cell` and `model.zoneout_hidden`, the state must be (c, h) and the
-        output must be h.
+        output must be h. Two more keys need something from the cell. With `model.unroll`, `window` must take the keyword
+        argument `unroll`, the number of steps that XLA compiles as one iteration of the loop over time. With `model.kernel`,
+        the params, the state and the results must be those of the LSTM, because cuDNN may then run the window.
       parameters: (inputs, hidden, initial, config) → dict of name → (initializer, shape) for one layer with `inputs` input
         features and `hidden` units. `initial` is an `initializers.Initializers`. The order of the parameters determines their
         initial random numbers.
@@ -82,9 +84,9 @@ class Cell(NamedTuple):
       keras_layer: name of the layer's class in Keras. Empty if the cell has no `to_keras`.
       look: (prepared, x, state, dtype) → `Inside`, with the same arguments as `step`. The program `inspect` shows these values.
         None if the cell has nothing to show besides its output and its state.
-      noisy_window: (params, inputs, state, dtype, noise_T) → (outputs_TBH, state). `window` with recurrent dropout and zoneout;
-        `noise_T` is a `noise.Noise`. It must do the same as `noise.noisy_step` at each step. None: charlm uses this function
-        with `step`, which is slower.
+      noisy_window: (params, inputs, state, dtype, noise_T, unroll) → (outputs_TBH, state). `window` with recurrent dropout and
+        zoneout; `noise_T` is a `noise.Noise`. It must do the same as `noise.noisy_step` at each step. None: charlm uses this
+        function with `step`, which is slower.
 
     `dtype` is the dtype of the operands of matrix products. The parameters, the state and the results of matrix products are
     float32.
@@ -137,17 +139,18 @@ def short_name(name: str) -> str:
 def by_steps(step: Callable) -> Callable:
     """Makes the attribute `window` of a cell from `step`, by a scan over time.
 
-    The scan calls `step` with the params of the layer, not with the result of `prepare`.
+    The scan calls `step` with the params of the layer, not with the result of `prepare`. The window takes `unroll`, so a cell
+    with this window may have `model.unroll` among its keys.
     """
 
-    def window(params, inputs, state, dtype, noise_keys_B=None):
+    def window(params, inputs, state, dtype, noise_keys_B=None, unroll=1):
         del noise_keys_B
 
         def one(state, x):
             output_BH, state = step(params, x, state, dtype)
             return state, output_BH
 
-        state, outputs_TBH = jax.lax.scan(one, state, inputs)
+        state, outputs_TBH = jax.lax.scan(one, state, inputs, unroll=unroll)
         return outputs_TBH, state
 
     return window

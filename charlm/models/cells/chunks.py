@@ -11,7 +11,8 @@ Letters: T time, B batch, I input features, H hidden units, G pre-activations of
 R = N·B, the rows of all steps of a chunk, V rows of an embedding table, with one row for each id.
 
 Some lines of code are more complicated than necessary, because XLA:CPU makes faster programs from them (jaxlib 0.10.2).
-experiments/2026-11-22-speed gives the speed gains on CPU. The effect on other platforms has not been measured.
+experiments/2026-11-22-speed gives the speed gains. Programs for other platforms have the plain form (`platform.is_cpu`), and
+their windows are one chunk.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,11 +22,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from charlm.models import platform
 from charlm.models.cells import Params, is_ids
 from charlm.models.products import operand, product, product_with_transpose
 
-# The gates of a chunk take at most CHUNK_BYTES of memory. Two kinds of chunk may take more: a chunk of CHUNK_STEPS or fewer
-# steps, and a chunk that is the whole window.
+# On a CPU, the gates of a chunk take at most CHUNK_BYTES of memory. Two kinds of chunk may take more: a chunk of CHUNK_STEPS or
+# fewer steps, and a chunk that is the whole window.
 CHUNK_STEPS = 16
 CHUNK_BYTES = 5 * 2**19
 LANES = 16  # number of float32 values in the widest vector register of a CPU
@@ -43,7 +45,13 @@ def with_table(params: Params, table_VI: jax.Array) -> Params:
 
 
 def forward(
-    step: Callable, inputs: jax.Array, input_kernel_IG: jax.Array, bias_G: jax.Array, h_BH: jax.Array, dtype: jnp.dtype
+    step: Callable,
+    inputs: jax.Array,
+    input_kernel_IG: jax.Array,
+    bias_G: jax.Array,
+    h_BH: jax.Array,
+    dtype: jnp.dtype,
+    unroll: int,
 ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
     """Runs a layer over a window. The state of the layer must be only its output h.
 
@@ -52,6 +60,7 @@ def forward(
         the arrays that the backward pass needs.
       inputs: floats (T, B, I), or ids (T, B) that select rows of the input kernel.
       dtype: dtype of the operands of matrix products.
+      unroll: number of steps that XLA compiles as one iteration of the loop over time.
 
     Returns:
       (h_BH, (hidden_KNBH, saved)): the state after the window, and the outputs and `saved` of all steps, in chunks.
@@ -62,13 +71,14 @@ def forward(
         return h_BH, (h_BH, saved)
 
     def chunk(h_BH, inputs_N):
-        return jax.lax.scan(one, h_BH, projected(inputs_N, input_kernel_IG, bias_G, input_dtype(input_kernel_IG, dtype)))
+        z_in_NBG = projected(inputs_N, input_kernel_IG, bias_G, input_dtype(input_kernel_IG, dtype))
+        return jax.lax.scan(one, h_BH, z_in_NBG, unroll=unroll)
 
-    return jax.lax.scan(chunk, h_BH, chunked(inputs, bias_G.shape[0]))
+    return scan_chunks(chunk, h_BH, chunked(inputs, bias_G.shape[0]))
 
 
 def backward(
-    factors: Callable, saved: tuple, cotangents: tuple[jax.Array, jax.Array], dtype: jnp.dtype
+    factors: Callable, saved: tuple, cotangents: tuple[jax.Array, jax.Array], dtype: jnp.dtype, unroll: int
 ) -> tuple[jax.Array | None, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """The gradients of a layer whose state is only its output h.
 
@@ -86,6 +96,7 @@ def backward(
           for the recurrent product. through_in is None if the last gate has the same gradient for both, too.
       saved: (inputs, input_kernel_IG, recurrent_kernel_HG, h_BH, outputs), where `outputs` is the second result of `forward`.
       cotangents: (d_hidden_TBH, d_h_BH), the gradients of the outputs and of the state after the window.
+      dtype, unroll: as in `forward`.
 
     Returns:
       The gradients of the inputs (None for ids), the input kernel, the bias, the recurrent kernel, the recurrent product
@@ -111,14 +122,15 @@ def backward(
         features, d_out, out, h_before, saved = arrays_of_chunk
         h_prev = jnp.concatenate([h_before[None], out[:-1]])
         through_rec, through_h, through_in = factors(out, h_prev, saved)
-        d_h_BH, (d_rec, d_h) = jax.lax.scan(step, d_h_BH, (d_out, through_rec, through_h), reverse=True)
+        arrays = (d_out, through_rec, through_h)
+        d_h_BH, (d_rec, d_h) = jax.lax.scan(step, d_h_BH, arrays, reverse=True, unroll=unroll)
         # For the matrix products below, gradients are rounded once per chunk, because rounding at each step is slow.
-        d_rec_rounded = jax.lax.optimization_barrier(d_rec.astype(dtype))
+        d_rec_rounded = platform.cpu_barrier(d_rec.astype(dtype))
         if through_in is None:
             d_in, d_in_rounded = d_rec, d_rec_rounded
         else:
             d_in = jnp.concatenate([d_rec[..., :-hidden], d_h * through_in], axis=-1)
-            d_in_rounded = jax.lax.optimization_barrier(d_in.astype(dtype))
+            d_in_rounded = platform.cpu_barrier(d_in.astype(dtype))
             d_recurrent_bias = d_recurrent_bias + d_rec.sum((0, 1))
         d_bias = d_bias + d_in.sum((0, 1))
         rows_RG = d_in_rounded.reshape(-1, columns_G)
@@ -132,7 +144,7 @@ def backward(
     zeros_G = jnp.zeros_like(recurrent_kernel_HG[0])
     zeros = (d_h_BH, jnp.zeros_like(input_kernel_IG), zeros_G, jnp.zeros_like(recurrent_kernel_HG), zeros_G)
     chunks = (chunked(inputs, columns_G), chunked(d_hidden_TBH, columns_G), hidden_KNBH, h_before_KBH, saved_KN)
-    (d_h_BH, *d_weights), d_inputs = jax.lax.scan(chunk, zeros, chunks, reverse=True)
+    (d_h_BH, *d_weights), d_inputs = scan_chunks(chunk, zeros, chunks, reverse=True)
     d_input_kernel, d_bias_G, d_recurrent_kernel, d_recurrent_G = d_weights
     d_inputs = None if d_inputs is None else flat(d_inputs)
     return d_inputs, d_input_kernel, d_bias_G, d_recurrent_kernel, d_recurrent_G, d_h_BH
@@ -172,11 +184,13 @@ def through_inputs(
 def back_through(recurrent_kernel_HG: jax.Array, rows: int) -> Callable[[jax.Array], jax.Array]:
     """The function dz → dz W_rec^T, in the fastest form for this number of rows.
 
-    If the number of rows is a multiple of LANES, the function computes W_rec dz^T and transposes the result. Otherwise it
-    multiplies dz by a transposed copy of W_rec. Without the barriers, XLA would merge the transposes into the product, which is
-    slower (experiments/2026-11-22-speed).
+    On a CPU, if the number of rows is a multiple of LANES, the function computes W_rec dz^T and transposes the result.
+    Otherwise, it multiplies dz by a transposed copy of W_rec. Without the barriers, XLA:CPU would merge the transposes into the
+    product, which is slower (experiments/2026-11-22-speed).
     """
     dtype = recurrent_kernel_HG.dtype
+    if not platform.is_cpu():
+        return lambda d_z_BG: product_with_transpose(d_z_BG, recurrent_kernel_HG, dtype)
     if rows % LANES == 0:
         return lambda d_z_BG: jax.lax.optimization_barrier(product_with_transpose(recurrent_kernel_HG, d_z_BG, dtype)).T
     recurrent_kernel_GH = jax.lax.optimization_barrier(recurrent_kernel_HG.T)
@@ -189,7 +203,8 @@ def columns(x_NBI: jax.Array, dtype: jnp.dtype) -> jax.Array:
     The layout constraint makes XLA:CPU store the transposed array in memory. Otherwise XLA:CPU merges the transpose into the
     product, and the product is slower (experiments/2026-11-22-speed).
     """
-    return with_layout_constraint(x_NBI.reshape(-1, x_NBI.shape[-1]).T.astype(dtype), Layout(major_to_minor=(0, 1)))
+    x_IR = x_NBI.reshape(-1, x_NBI.shape[-1]).T.astype(dtype)
+    return with_layout_constraint(x_IR, Layout(major_to_minor=(0, 1))) if platform.is_cpu() else x_IR
 
 
 def input_dtype(input_kernel_IG: jax.Array, dtype: jnp.dtype) -> jnp.dtype:
@@ -204,15 +219,24 @@ def input_dtype(input_kernel_IG: jax.Array, dtype: jnp.dtype) -> jnp.dtype:
 def chunked(x_T: jax.Array, width: int) -> jax.Array:
     """The steps (T, B, …) as chunks (K, N, B, …) of equal length N. N is as large as CHUNK_STEPS and CHUNK_BYTES allow.
 
+    On a GPU or TPU, all steps are one chunk.
+
     Args:
       width: number of values of all gates together, for one row at one step.
     """
     steps, rows = x_T.shape[:2]
+    if not platform.is_cpu():
+        return x_T[None]
     longest = max(CHUNK_STEPS, CHUNK_BYTES // (4 * rows * width))  # a float32 has 4 bytes
     length = max(n for n in range(1, steps + 1) if steps % n == 0 and n <= longest)
     if length < 8:  # the products of short chunks are slow, so the whole window becomes one chunk
         length = steps
     return x_T.reshape(-1, length, *x_T.shape[1:])
+
+
+def scan_chunks(chunk: Callable, carry: Any, chunks: Any, reverse: bool = False) -> tuple[Any, Any]:
+    """`jax.lax.scan` over the chunks. On a GPU or TPU, there is one chunk, so the program has no loop over chunks."""
+    return jax.lax.scan(chunk, carry, chunks, reverse=reverse, unroll=1 if platform.is_cpu() else 0)
 
 
 def flat(x_KN: jax.Array) -> jax.Array:
@@ -223,10 +247,10 @@ def flat(x_KN: jax.Array) -> jax.Array:
 def laid_out(kernels: Sequence[jax.Array], gates: int, dtype: jnp.dtype, rows: int) -> tuple[jax.Array, ...]:
     """The kernels (·, G), rounded to `dtype`, in the layout that `gate_products` needs for `rows` rows.
 
-    If `rows` is 1, all kernels become one kernel (gates, ·, H) with a separate block for each gate. XLA:CPU reads this kernel
-    faster, because its rows are shorter. Moreover, one product costs less than two (experiments/2026-11-22-speed).
+    On a CPU, if `rows` is 1, all kernels become one kernel (gates, ·, H) with a separate block for each gate. XLA:CPU reads
+    this kernel faster, because its rows are shorter. Moreover, one product costs less than two (experiments/2026-11-22-speed).
     """
-    if rows > 1:
+    if rows > 1 or not platform.is_cpu():
         return tuple(operand(kernel, dtype, rows) for kernel in kernels)
     kernel = jnp.concatenate(kernels)
     return (operand(kernel.reshape(kernel.shape[0], gates, -1).swapaxes(0, 1), dtype, rows),)

@@ -18,14 +18,17 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from charlm.models import platform
 from charlm.models.cells import is_ids
 from charlm.models.products import operand, product, product_with_transpose
 
 Kernels = dict[str, jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
-def scan(step: Callable, kernels: Kernels, others: Any, inputs_T: Any, state: Any, dtype: jnp.dtype) -> tuple[jax.Array, Any]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
+def scan(
+    step: Callable, kernels: Kernels, others: Any, inputs_T: Any, state: Any, dtype: jnp.dtype, unroll: int = 1
+) -> tuple[jax.Array, Any]:
     """Calls `step` for each step of a window. Values and gradients equal the values and gradients of `jax.lax.scan`.
 
     Args:
@@ -36,6 +39,7 @@ def scan(step: Callable, kernels: Kernels, others: Any, inputs_T: Any, state: An
       inputs_T: the input x of each step, as a tree of arrays (T, …, B, ·). The first array must be floats.
       state: tree of float32 arrays, the state before the first step.
       dtype: dtype of the operands of matrix products.
+      unroll: number of steps that XLA compiles as one iteration of the loop.
 
     Returns:
       (outputs_T, state after the last step).
@@ -46,15 +50,15 @@ def scan(step: Callable, kernels: Kernels, others: Any, inputs_T: Any, state: An
         output, state = step(lambda name, left: product(left, kernels[name], dtype), others, x, state)
         return state, output
 
-    state, outputs_T = jax.lax.scan(one, state, inputs_T)
+    state, outputs_T = jax.lax.scan(one, state, inputs_T, unroll=unroll)
     return outputs_T, state
 
 
-def _scan_fwd(step, kernels, others, inputs_T, state, dtype):
+def _scan_fwd(step, kernels, others, inputs_T, state, dtype, unroll):
     first = jax.tree.leaves(inputs_T)[0]
     steps, rows = first.shape[0], first.shape[-2]
     rounded = _rounded(kernels, rows, dtype)
-    transposed = jax.lax.optimization_barrier({name: kernel.swapaxes(-1, -2) for name, kernel in kernels.items()})
+    transposed = platform.cpu_barrier({name: kernel.swapaxes(-1, -2) for name, kernel in kernels.items()})
     transposed = {name: kernel.astype(dtype) for name, kernel in transposed.items()}
 
     def run(others, inputs_T, state, probes_T):
@@ -71,7 +75,7 @@ def _scan_fwd(step, kernels, others, inputs_T, state, dtype):
 
         # The backward loop computes the activations again from the products. This is faster than to save and read all of them.
         one = jax.checkpoint(one, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names("product"))
-        state, (outputs_T, lefts_T) = jax.lax.scan(one, state, (inputs_T, probes_T))
+        state, (outputs_T, lefts_T) = jax.lax.scan(one, state, (inputs_T, probes_T), unroll=unroll)
         return (outputs_T, state), lefts_T
 
     # Each kernel has one probe per step, which is an array of zeros. The value of a probe is never used. Only its gradient is
@@ -82,8 +86,8 @@ def _scan_fwd(step, kernels, others, inputs_T, state, dtype):
     return results, (through, lefts_T)
 
 
-def _scan_bwd(step, dtype, saved, cotangents):
-    del step
+def _scan_bwd(step, dtype, unroll, saved, cotangents):
+    del step, unroll  # the backward loop is unrolled like the forward loop
     through, lefts_T = saved
     d_others, d_inputs_T, d_state, d_products_T = through(cotangents)
     d_kernels = {name: _kernel_gradient(lefts_T[name], d_products_T[name], dtype) for name in lefts_T}
@@ -125,7 +129,7 @@ _probed.defvjp(_probed_fwd, _probed_bwd)
 
 def _kernel_gradient(left_T: jax.Array, d_product_T: jax.Array, dtype: jnp.dtype) -> jax.Array:
     sums = d_product_T.dtype
-    d_product_T = jax.lax.optimization_barrier(d_product_T.astype(dtype))
+    d_product_T = platform.cpu_barrier(d_product_T.astype(dtype))
     letters = "tbi,tbo->io" if left_T.ndim == 3 else "tnbi,tnbo->nio"
     return jnp.einsum(letters, left_T.astype(dtype), d_product_T, preferred_element_type=sums)
 

@@ -34,6 +34,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from charlm.errors import UserError
+from charlm.models import platform
 from charlm.models.cells import Cell, Inside, Params, deferred, noise
 from charlm.models.cells.chunks import backward, flat, forward, gate_products, laid_out, with_table
 from charlm.models.cells.noise import Noise
@@ -66,12 +67,17 @@ def zero_state(rows: int, hidden: int) -> jax.Array:
 
 
 def window(
-    params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+    params: Params,
+    inputs: jax.Array,
+    state: jax.Array,
+    dtype: jnp.dtype,
+    noise_keys_B: jax.Array | None = None,
+    unroll: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because a GRU uses no random numbers."""
     del noise_keys_B
     weights = (params[name] for name in ("input_kernel", "bias", "recurrent_kernel", "recurrent_bias"))
-    return gru(inputs, *weights, state, dtype)
+    return gru(inputs, *weights, state, dtype, unroll)
 
 
 class Prepared(NamedTuple):
@@ -116,10 +122,10 @@ def step(
 
 
 def noisy_window(
-    params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype, noise_T: Noise
+    params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype, noise_T: Noise, unroll: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """Runs one layer over a window with noise; see `Cell.noisy_window`."""
-    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T)
+    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T, unroll)
 
 
 def _recurrence(params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype) -> tuple:
@@ -252,7 +258,7 @@ def _bias(initial: Initializers) -> Callable:
     return init
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def gru(
     inputs: jax.Array,
     input_kernel_IG: jax.Array,
@@ -261,6 +267,7 @@ def gru(
     recurrent_bias_H: jax.Array,
     h_BH: jax.Array,
     dtype: jnp.dtype = jnp.float32,
+    unroll: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs one GRU layer over a window.
 
@@ -272,16 +279,17 @@ def gru(
       recurrent_bias_H: float32 (H,), b_rec, which the reset gate multiplies.
       h_BH: float32 state before the first step.
       dtype: dtype of the operands of matrix products. Sums, state and gradients are float32.
+      unroll: number of steps that XLA compiles as one iteration of a loop over the steps of a chunk.
 
     Returns:
       (hidden_TBH, h_BH): the float32 outputs of all steps, and the state after the last step.
     """
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG, recurrent_bias_H)
-    h_BH, (hidden_KNBH, _) = _forward(inputs, weights, h_BH, dtype, residuals=False)
+    h_BH, (hidden_KNBH, _) = _forward(inputs, weights, h_BH, dtype, unroll, residuals=False)
     return flat(hidden_KNBH), h_BH
 
 
-def _forward(inputs, weights, h_BH, dtype, residuals):
+def _forward(inputs, weights, h_BH, dtype, unroll, residuals):
     input_kernel_IG, bias_G, recurrent_kernel_HG, recurrent_bias_H = weights
     recurrent_kernel = operand(recurrent_kernel_HG, dtype, rows=h_BH.shape[0])
 
@@ -289,17 +297,17 @@ def _forward(inputs, weights, h_BH, dtype, residuals):
         h_BH, gates = _cell(z_in_BG, product(h_BH, recurrent_kernel, dtype), recurrent_bias_H, h_BH)
         return h_BH, gates if residuals else None
 
-    return forward(step, inputs, input_kernel_IG, bias_G, h_BH, dtype)
+    return forward(step, inputs, input_kernel_IG, bias_G, h_BH, dtype, unroll)
 
 
-def _gru_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, recurrent_bias_H, h_BH, dtype):
+def _gru_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, recurrent_bias_H, h_BH, dtype, unroll):
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG, recurrent_bias_H)
-    end_BH, outputs = _forward(inputs, weights, h_BH, dtype, residuals=True)
+    end_BH, outputs = _forward(inputs, weights, h_BH, dtype, unroll, residuals=True)
     return (flat(outputs[0]), end_BH), (inputs, input_kernel_IG, recurrent_kernel_HG, h_BH, outputs)
 
 
-def _gru_bwd(dtype, saved, cotangents):
-    *d_weights, d_recurrent_G, d_h_BH = backward(_factors, saved, cotangents, dtype)
+def _gru_bwd(dtype, unroll, saved, cotangents):
+    *d_weights, d_recurrent_G, d_h_BH = backward(_factors, saved, cotangents, dtype, unroll)
     return *d_weights, d_recurrent_G[-d_h_BH.shape[-1] :], d_h_BH
 
 
@@ -311,10 +319,10 @@ def _cell(z_in_BG, z_rec_BG, recurrent_bias_H, h_BH, factor_BH=None):
     rz_columns = 2 * h_BH.shape[-1]
     # One tanh computes both gates, because sigmoid(x) = tanh(x / 2) / 2 + 1 / 2. XLA:CPU vectorises the tanh of one array, but
     # not the tanh of two slices. Without the barrier, XLA:CPU computes the activations again for each use.
-    rz = jax.lax.optimization_barrier(jnp.tanh((z_in_BG[:, :rz_columns] + z_rec_BG[:, :rz_columns]) * 0.5) * 0.5 + 0.5)
+    rz = platform.cpu_barrier(jnp.tanh((z_in_BG[:, :rz_columns] + z_rec_BG[:, :rz_columns]) * 0.5) * 0.5 + 0.5)
     r, z = jnp.split(rz, 2, axis=-1)
     m = z_rec_BG[:, rz_columns:] + recurrent_bias_H[None, :]
-    n = jax.lax.optimization_barrier(jnp.tanh(z_in_BG[:, rz_columns:] + r * m))
+    n = platform.cpu_barrier(jnp.tanh(z_in_BG[:, rz_columns:] + r * m))
     if factor_BH is not None:
         n = n * factor_BH
     return n + z * (h_BH - n), (rz, n, m)
@@ -333,7 +341,7 @@ def _factors(hidden_NBH, h_prev, gates):
 CELL = Cell(
     title="GRU",
     state_title="h",
-    keys=("model.weight_drop", "model.recurrent_dropout", "model.zoneout_hidden"),
+    keys=("model.unroll", "model.weight_drop", "model.recurrent_dropout", "model.zoneout_hidden"),
     parameters=parameters,
     zero_state=zero_state,
     window=window,

@@ -77,6 +77,7 @@ class _Checks:
         state = self._zero_state(rows, hidden)
         params = self._params(inputs, hidden)
         self._noise_keys(params, state, (rows, hidden))
+        self._kernel_key(params, state, (rows, hidden), inputs)
         self._operations(block.inputs, hidden)
         ids_TB, floats_TBI = _array(jnp.int32, steps, rows), _array(jnp.float32, steps, rows, inputs)
         with_table = params
@@ -100,7 +101,7 @@ class _Checks:
         outputs = steps, rows, hidden
         self._results("window", lambda *args: cell.window(*args, dtype), arguments, outputs, state)
         if (noisy_window := cell.noisy_window) is not None:
-            without = lambda *args: noisy_window(*args, dtype, Noise())  # noqa: E731
+            without = lambda *args: noisy_window(*args, dtype, Noise(), 1)  # noqa: E731
             self._results("noisy_window without noise", without, arguments, outputs, state)
         keys_B = _array(_key().dtype, rows)
         with_noise = lambda params, inputs, state, keys_B: cell.window(params, inputs, state, dtype, keys_B)  # noqa: E731
@@ -156,6 +157,18 @@ class _Checks:
             is_right = shapes == [shape] * (2 if "model.zoneout_cell" in keys else 1)
             wanted = f"{'c and h' if 'model.zoneout_cell' in keys else 'h'}, since keys has {' and '.join(of_state)}"
             self._expect("the state", _text(state), is_right, wanted)
+
+    def _kernel_key(self, params: dict[str, jax.ShapeDtypeStruct], state: Any, shape: tuple[int, int], inputs: int) -> None:
+        """Checks that the cell has the parameters and the state of the LSTM, if its keys have `model.kernel`."""
+        if "model.kernel" not in self._cell.keys:
+            return
+        columns = 4 * shape[1]
+        of_lstm = {"input_kernel": (inputs, columns), "recurrent_kernel": (shape[1], columns), "bias": (columns,)}
+        is_right = {name: param.shape for name, param in params.items()} == of_lstm
+        wanted = f"a dict with the shapes {of_lstm}, since keys has model.kernel"
+        self._expect("parameters", _text(params), is_right, wanted)
+        is_right = [leaf.shape for leaf in jax.tree.leaves(state)] == [shape] * 2
+        self._expect("the state", _text(state), is_right, "c and h, since keys has model.kernel")
 
     def _operations(self, inputs: int, hidden: int) -> None:
         found = self._called("operations", lambda: self._cell.operations(inputs, hidden, self._config))

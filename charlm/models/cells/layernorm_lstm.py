@@ -44,16 +44,23 @@ def parameters(
 
 
 def window(
-    params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+    params: Params,
+    inputs: Inputs,
+    state: State,
+    dtype: jnp.dtype,
+    noise_keys_B: jax.Array | None = None,
+    unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because the cell uses no random numbers."""
     del noise_keys_B
-    return deferred.scan(*_recurrence(params, inputs, state, dtype))
+    return deferred.scan(*_recurrence(params, inputs, state, dtype), unroll)
 
 
-def noisy_window(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_T: Noise) -> tuple[jax.Array, State]:
+def noisy_window(
+    params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_T: Noise, unroll: int = 1
+) -> tuple[jax.Array, State]:
     """Runs one layer over a window with noise; see `Cell.noisy_window`."""
-    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T)
+    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T, unroll)
 
 
 def _recurrence(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype) -> tuple:
@@ -126,7 +133,7 @@ def _normalised(x: jax.Array) -> jax.Array:
 CELL = Cell(
     title="LSTM with layer norm",
     state_title="c, h",
-    keys=("model.forget_bias", *NOISE_KEYS),
+    keys=("model.forget_bias", "model.unroll", *NOISE_KEYS),
     parameters=parameters,
     zero_state=lstm.zero_state,
     window=window,

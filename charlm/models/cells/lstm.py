@@ -28,7 +28,8 @@ Recurrent dropout multiplies g by a factor in the line of c. Zoneout then replac
 gradients of the replaced values go to dc' and dh'. `models/recurrent_noise.py` explains both.
 
 Some lines of code are more complicated than these formulas, because XLA:CPU makes faster programs from them (jaxlib 0.10.2).
-experiments/2026-11-22-speed gives the speed gains on CPU. The effect on other platforms has not been measured.
+experiments/2026-11-22-speed gives the speed gains. Programs for other platforms do not have these lines (`platform.is_cpu`), or
+have them because they do no harm there.
 """
 
 import functools
@@ -38,6 +39,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
+from charlm.models import platform
 from charlm.models.cells import NOISE_KEYS, Cell, Inside, Params, one_bias
 from charlm.models.cells.chunks import (
     Prepared,
@@ -49,6 +51,7 @@ from charlm.models.cells.chunks import (
     pre_activations,
     prepared,
     projected,
+    scan_chunks,
     through_inputs,
     with_table,
 )
@@ -78,16 +81,23 @@ def zero_state(rows: int, hidden: int) -> State:
 
 
 def window(
-    params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+    params: Params,
+    inputs: jax.Array,
+    state: State,
+    dtype: jnp.dtype,
+    noise_keys_B: jax.Array | None = None,
+    unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because an LSTM uses no random numbers."""
     del noise_keys_B
-    return noisy_window(params, inputs, state, dtype, Noise())
+    return noisy_window(params, inputs, state, dtype, Noise(), unroll)
 
 
-def noisy_window(params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_T: Noise) -> tuple[jax.Array, State]:
+def noisy_window(
+    params: Params, inputs: jax.Array, state: State, dtype: jnp.dtype, noise_T: Noise, unroll: int = 1
+) -> tuple[jax.Array, State]:
     """Runs one layer over a window with noise; see `Cell.noisy_window`."""
-    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype, noise_T)
+    return lstm(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], *state, dtype, unroll, noise_T)
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
@@ -122,7 +132,7 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     return GATES * hidden * (inputs + hidden)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def lstm(
     inputs: jax.Array,
     input_kernel_IG: jax.Array,
@@ -131,6 +141,7 @@ def lstm(
     c_BH: jax.Array,
     h_BH: jax.Array,
     dtype: jnp.dtype = jnp.float32,
+    unroll: int = 1,
     noise_T: Noise = Noise(),  # noqa: B008 - the tuple is immutable
 ) -> tuple[jax.Array, State]:
     """Runs one LSTM layer over a window.
@@ -142,17 +153,18 @@ def lstm(
       recurrent_kernel_HG: float32 (H, 4H).
       c_BH, h_BH: float32 state before the first step.
       dtype: dtype of the operands of matrix products. Sums, state and gradients are float32.
+      unroll: number of steps that XLA compiles as one iteration of a loop over the steps of a chunk.
       noise_T: recurrent dropout and zoneout. Its arrays have no gradients.
 
     Returns:
       (hidden_TBH, (c_BH, h_BH)): the float32 outputs of all steps, and the state after the last step.
     """
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
-    (carry, _, _), hidden_TBH = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, residuals=False)
+    (carry, _, _), hidden_TBH = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, unroll, residuals=False)
     return hidden_TBH, carry
 
 
-def _forward(inputs, weights, carry, noise_T, dtype, residuals):
+def _forward(inputs, weights, carry, noise_T, dtype, unroll, residuals):
     input_kernel_IG, bias_G, recurrent_kernel_HG = weights
     columns_G = recurrent_kernel_HG.shape[1]
     dtype_in = input_dtype(input_kernel_IG, dtype)
@@ -166,23 +178,25 @@ def _forward(inputs, weights, carry, noise_T, dtype, residuals):
 
     def chunk(carry, inputs_and_noise):
         inputs_N, noise_N = inputs_and_noise
-        return jax.lax.scan(step, carry, (projected(inputs_N, input_kernel_IG, bias_G, dtype_in), noise_N))
+        return jax.lax.scan(step, carry, (projected(inputs_N, input_kernel_IG, bias_G, dtype_in), noise_N), unroll=unroll)
 
-    carry, outputs = jax.lax.scan(chunk, carry, (chunked(inputs, columns_G), _chunked_noise(noise_T, columns_G)))
+    carry, outputs = scan_chunks(chunk, carry, (chunked(inputs, columns_G), _chunked_noise(noise_T, columns_G)))
     if not residuals:
         return (carry, None, None), flat(outputs)
     hidden_KNBH, cells, gates = outputs
     return (carry, cells, gates), hidden_KNBH
 
 
-def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype, noise_T):
+def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype, unroll, noise_T):
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
-    (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, residuals=True)
+    (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(
+        inputs, weights, (c_BH, h_BH), noise_T, dtype, unroll, residuals=True
+    )
     saved = (inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH, noise_T)
     return (flat(hidden_KNBH), carry), saved
 
 
-def _lstm_bwd(dtype, saved, cotangents):
+def _lstm_bwd(dtype, unroll, saved, cotangents):
     inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH, noise_T = saved
     d_hidden_TBH, (d_c_BH, d_h_BH) = cotangents
     columns_G = recurrent_kernel_HG.shape[1]
@@ -205,10 +219,11 @@ def _lstm_bwd(dtype, saved, cotangents):
         c_prev = jnp.concatenate([c_before[None], cells[:-1]])
         h_prev = jnp.concatenate([h_before[None], out[:-1]])
         factors = _factors(gates, cells, c_prev, noise)
-        state, d_z = jax.lax.scan(step, state, (d_out, *factors, noise.keeps_cell, noise.keeps_hidden), reverse=True)
+        factors = (d_out, *factors, noise.keeps_cell, noise.keeps_hidden)
+        state, d_z = jax.lax.scan(step, state, factors, reverse=True, unroll=unroll)
         d_bias = d_bias + d_z.sum((0, 1))
         # For the matrix products below, d_z is rounded once per chunk, because rounding it at each step is slow.
-        d_z = jax.lax.optimization_barrier(d_z.astype(dtype))
+        d_z = platform.cpu_barrier(d_z.astype(dtype))
         rows_RG = d_z.reshape(-1, columns_G)
         kernel_sum, d_inputs = through_inputs(features, d_z, rows_RG, input_kernel, dtype, dtype_in)
         d_input_kernel = d_input_kernel + kernel_sum
@@ -229,7 +244,7 @@ def _lstm_bwd(dtype, saved, cotangents):
         c_before_KBH,
         _chunked_noise(noise_T, columns_G),
     )
-    ((d_c_BH, d_h_BH), *d_weights), d_inputs = jax.lax.scan(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
+    ((d_c_BH, d_h_BH), *d_weights), d_inputs = scan_chunks(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
     return (None if d_inputs is None else flat(d_inputs), *d_weights, d_c_BH, d_h_BH, None)
 
 
@@ -247,7 +262,7 @@ def _with_forget_bias(initializer: Callable, forget_bias: float) -> Callable:
 def _cell(z_BG, c_BH, factor_BH=None):
     """(c_BH, h_BH, gates_BG) from the pre-activations of the gates and the previous c. `factor_BH` multiplies g."""
     # Without the barrier, XLA:CPU computes the activations again for each use.
-    gates_BG = jax.lax.optimization_barrier(activate(z_BG))
+    gates_BG = platform.cpu_barrier(activate(z_BG))
     i, f, g, o = jnp.split(gates_BG, GATES, axis=-1)
     c_BH = f * c_BH + i * (g if factor_BH is None else g * factor_BH)
     return c_BH, o * jnp.tanh(c_BH), gates_BG
@@ -294,7 +309,7 @@ def _chunked_noise(noise_T, columns_G):
 CELL = Cell(
     title="LSTM",
     state_title="c, h",
-    keys=("model.forget_bias", *NOISE_KEYS),
+    keys=("model.forget_bias", "model.kernel", "model.unroll", *NOISE_KEYS),
     parameters=parameters,
     zero_state=zero_state,
     window=window,

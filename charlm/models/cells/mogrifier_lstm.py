@@ -56,19 +56,26 @@ def parameters(
 
 
 def window(
-    params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+    params: Params,
+    inputs: Inputs,
+    state: State,
+    dtype: jnp.dtype,
+    noise_keys_B: jax.Array | None = None,
+    unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because the cell uses no random numbers."""
     if not _round_biases(params):
-        return lstm.window(params, inputs, state, dtype, noise_keys_B)
-    return deferred.scan(*_recurrence(params, inputs, state, dtype))
+        return lstm.window(params, inputs, state, dtype, noise_keys_B, unroll)
+    return deferred.scan(*_recurrence(params, inputs, state, dtype), unroll)
 
 
-def noisy_window(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_T: Noise) -> tuple[jax.Array, State]:
+def noisy_window(
+    params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_T: Noise, unroll: int = 1
+) -> tuple[jax.Array, State]:
     """Runs one layer over a window with noise; see `Cell.noisy_window`."""
     if not _round_biases(params):
-        return lstm.noisy_window(params, inputs, state, dtype, noise_T)
-    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T)
+        return lstm.noisy_window(params, inputs, state, dtype, noise_T, unroll)
+    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T, unroll)
 
 
 def _recurrence(params: Params, inputs: Inputs, state: State, dtype: jnp.dtype) -> tuple:
@@ -210,7 +217,7 @@ def _features(params: Params, inputs: Inputs, dtype: jnp.dtype) -> jax.Array:
 CELL = Cell(
     title="Mogrifier LSTM",
     state_title="c, h",
-    keys=("model.forget_bias", *NOISE_KEYS, "model.mogrifier_rounds", "model.mogrifier_rank"),
+    keys=("model.forget_bias", "model.unroll", *NOISE_KEYS, "model.mogrifier_rounds", "model.mogrifier_rank"),
     parameters=parameters,
     zero_state=lstm.zero_state,
     window=window,

@@ -51,7 +51,7 @@ def noisy_step(step: Callable, state: State, noise: Noise) -> tuple[jax.Array, S
     return h, jax.tree.unflatten(jax.tree.structure(state), [*c, h])
 
 
-def scan(arguments: tuple, noise_T: Noise) -> tuple[jax.Array, State]:
+def scan(arguments: tuple, noise_T: Noise, unroll: int = 1) -> tuple[jax.Array, State]:
     """`deferred.scan` with noise.
 
     Args:
@@ -64,4 +64,4 @@ def scan(arguments: tuple, noise_T: Noise) -> tuple[jax.Array, State]:
         x, noise = x_and_noise
         return noisy_step(functools.partial(step, times, others, x, state), state, noise)
 
-    return deferred.scan(one, kernels, others, (inputs_T, noise_T), state, dtype)
+    return deferred.scan(one, kernels, others, (inputs_T, noise_T), state, dtype, unroll)

@@ -41,11 +41,16 @@ def zero_state(rows: int, hidden: int) -> jax.Array:
 
 
 def window(
-    params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+    params: Params,
+    inputs: jax.Array,
+    state: jax.Array,
+    dtype: jnp.dtype,
+    noise_keys_B: jax.Array | None = None,
+    unroll: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because an RNN uses no random numbers."""
     del noise_keys_B
-    return rnn(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], state, dtype)
+    return rnn(inputs, params["input_kernel"], params["bias"], params["recurrent_kernel"], state, dtype, unroll)
 
 
 def prepare(params: Params, rows: int, dtype: jnp.dtype, ids: bool) -> Prepared:
@@ -60,10 +65,10 @@ def step(weights: Prepared, x: jax.Array, h_BH: jax.Array, dtype: jnp.dtype) -> 
 
 
 def noisy_window(
-    params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype, noise_T: Noise
+    params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype, noise_T: Noise, unroll: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """Runs one layer over a window with noise; see `Cell.noisy_window`."""
-    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T)
+    return noise.scan(_recurrence(params, inputs, state, dtype), noise_T, unroll)
 
 
 def _recurrence(params: Params, inputs: jax.Array, state: jax.Array, dtype: jnp.dtype) -> tuple:
@@ -84,7 +89,7 @@ def operations(inputs: int, hidden: int, config: FrozenConfigDict) -> int:
     return hidden * (inputs + hidden)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def rnn(
     inputs: jax.Array,
     input_kernel_IH: jax.Array,
@@ -92,6 +97,7 @@ def rnn(
     recurrent_kernel_HH: jax.Array,
     h_BH: jax.Array,
     dtype: jnp.dtype = jnp.float32,
+    unroll: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs one layer over a window.
 
@@ -102,31 +108,32 @@ def rnn(
       recurrent_kernel_HH: float32 (H, H).
       h_BH: float32 state before the first step.
       dtype: dtype of the operands of matrix products. Sums, state and gradients are float32.
+      unroll: number of steps that XLA compiles as one iteration of a loop over the steps of a chunk.
 
     Returns:
       (hidden_TBH, h_BH): the float32 outputs of all steps, and the state after the last step.
     """
-    h_BH, hidden_KNBH = _forward(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype)
+    h_BH, hidden_KNBH = _forward(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype, unroll)
     return flat(hidden_KNBH), h_BH
 
 
-def _forward(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype):
+def _forward(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype, unroll):
     recurrent_kernel = operand(recurrent_kernel_HH, dtype, rows=h_BH.shape[0])
 
     def step(h_BH, z_in_BH):
         return jnp.tanh(z_in_BH + product(h_BH, recurrent_kernel, dtype)), None
 
-    h_BH, (hidden_KNBH, _) = forward(step, inputs, input_kernel_IH, bias_H, h_BH, dtype)
+    h_BH, (hidden_KNBH, _) = forward(step, inputs, input_kernel_IH, bias_H, h_BH, dtype, unroll)
     return h_BH, hidden_KNBH
 
 
-def _rnn_fwd(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype):
-    end_BH, hidden_KNBH = _forward(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype)
+def _rnn_fwd(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype, unroll):
+    end_BH, hidden_KNBH = _forward(inputs, input_kernel_IH, bias_H, recurrent_kernel_HH, h_BH, dtype, unroll)
     return (flat(hidden_KNBH), end_BH), (inputs, input_kernel_IH, recurrent_kernel_HH, h_BH, (hidden_KNBH, None))
 
 
-def _rnn_bwd(dtype, saved, cotangents):
-    *d_weights, _, d_h_BH = backward(_factors, saved, cotangents, dtype)
+def _rnn_bwd(dtype, unroll, saved, cotangents):
+    *d_weights, _, d_h_BH = backward(_factors, saved, cotangents, dtype, unroll)
     return *d_weights, d_h_BH
 
 
@@ -140,7 +147,7 @@ rnn.defvjp(_rnn_fwd, _rnn_bwd)
 CELL = Cell(
     title="RNN",
     state_title="h",
-    keys=("model.weight_drop", "model.zoneout_hidden"),
+    keys=("model.unroll", "model.weight_drop", "model.zoneout_hidden"),
     parameters=parameters,
     zero_state=zero_state,
     window=window,

@@ -55,7 +55,12 @@ def zero_state(rows: int, hidden: int) -> State:
 
 
 def window(
-    params: Params, inputs: Inputs, state: State, dtype: jnp.dtype, noise_keys_B: jax.Array | None = None
+    params: Params,
+    inputs: Inputs,
+    state: State,
+    dtype: jnp.dtype,
+    noise_keys_B: jax.Array | None = None,
+    unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs one layer over a window; see `Cell.window`. `noise_keys_B` is ignored, because the cell uses no random numbers."""
     del noise_keys_B
@@ -64,7 +69,7 @@ def window(
     heads = kernel_NDO.shape[0]
     state = jax.tree.map(lambda leaf: _by_head(leaf, heads), state)
     kernels, u_TNBO = {"recurrent_kernel": kernel_NDO}, _by_head(u_TBG, heads, GATES)
-    outputs_TNBD, state = deferred.scan(_step, kernels, None, u_TNBO, state, dtype)
+    outputs_TNBD, state = deferred.scan(_step, kernels, None, u_TNBO, state, dtype, unroll)
     return _joined(outputs_TNBD), jax.tree.map(_joined, state)
 
 
@@ -163,7 +168,7 @@ def _joined(x: jax.Array) -> jax.Array:
 CELL = Cell(
     title="sLSTM",
     state_title="c, n, h, m",
-    keys=("model.forget_bias", "model.weight_drop", "model.recurrent_dropout", "model.slstm_heads"),
+    keys=("model.forget_bias", "model.unroll", "model.weight_drop", "model.recurrent_dropout", "model.slstm_heads"),
     parameters=parameters,
     zero_state=zero_state,
     window=window,

@@ -146,7 +146,7 @@ def test_wrong_parameters_are_refused(old, new, message, tmp_path):
         ("operations=", "look=lambda params, x: None, operations=", "takes 2 positional arguments but 4 were given."),
         (
             "operations=",
-            "noisy_window=lambda params, x, state, dtype, noise: (x, state), operations=",
+            "noisy_window=lambda params, x, state, dtype, noise, unroll: (x, state), operations=",
             "noisy_window without noise must return the output float32 (2, 3, 8), but returns the output int32 (2, 3).",
         ),
         ("params, rows, dtype, ids: params", "params: params", "takes 1 positional argument but 4 were given."),
@@ -168,6 +168,22 @@ def test_wrong_steps_are_refused(old, new, message, tmp_path):
 def test_keys_of_noise_whose_needs_the_cell_does_not_meet(noise, old, new, message, tmp_path):
     source = SOURCE.replace("keys=(", f'keys=("model.{noise}", ').replace(old, new)
     assert message in message_of(source, tmp_path)
+
+
+def test_a_cell_with_the_keys_of_kernels_must_take_unroll_and_have_the_parameters_of_the_lstm(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(SOURCE.replace("keys=(", 'keys=("model.unroll", '))  # the window is by_steps(step)
+    own.load(config_of(file))
+    interface.check(config_of(file, unroll=2))
+    window = "window=lambda p, x, s, dtype, n=None: by_steps(step)(p, x, s, dtype)"
+    file.write_text(file.read_text().replace("window=by_steps(step)", window))
+    own.load(config_of(file))
+    interface.check(config_of(file))
+    with pytest.raises(UserError, match=r"window fails: .* got an unexpected keyword argument 'unroll'"):
+        interface.check(config_of(file, unroll=2))
+    found = message_of(SOURCE.replace("keys=(", 'keys=("model.kernel", '), tmp_path)
+    assert "'peepholes': float32 (24,)" in found.partition("but is")[2]
+    assert "'bias': (32,)}, since keys has model.kernel" in found.partition("but is")[0]
 
 
 def test_a_cell_whose_step_takes_the_factor_of_recurrent_dropout(tmp_path):
