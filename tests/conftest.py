@@ -89,6 +89,11 @@ def slow(*values, id=None):
     return pytest.param(*values, marks=pytest.mark.slow, id=id)
 
 
+def half_slow(cases):
+    """The cases of a parametrised test. By default, every second case is tested."""
+    return [slow(*case) if number % 2 else case for number, case in enumerate(cases)]
+
+
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory) -> pathlib.Path:
     file = tmp_path_factory.mktemp("corpus") / "made_up.txt"

@@ -168,6 +168,7 @@ def test_states_equal_the_carries_of_single_steps(model, length):
         np.testing.assert_allclose(found, leaf, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_score_and_surprisal_agree_with_the_evaluate_script(script, model, run, folder):
     text = TEXT[:300] + "\r\n" + TEXT[300:700]  # normalisation replaces \r\n with \n
     expected, file = evaluated(script, run, text, folder)

@@ -68,7 +68,9 @@ def stop_at(workdir, step: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["flipped", *(slow(how) for how in HARMS if how != "flipped")])
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize(
+    "name", [slow(name) if name in ("vocab.json", "corpus.json", "environment.json") else name for name in TEXTS]
+)
 def test_training_names_a_damaged_file_in_a_note_or_an_error(script, stopped, tmp_path, name, how):
     """HARMS lists the kinds of damage. TEXTS lists the text files of a run."""
     overrides, run, straight = stopped
@@ -242,6 +244,7 @@ def test_a_full_disk_raises_broken(small, tmp_path, monkeypatch):
         train.train(load.load(TINY, small), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_diverged_run_halves_its_learning_rate_at_most_train_halvings_times(small, tmp_path, capsys):
     overrides = small | DIVERGING
     assert train.train(load.load(TINY, overrides | {"train.halvings": 3}), tmp_path / "run") == 0
@@ -379,6 +382,7 @@ def test_a_closed_pipe_does_not_end_a_training(script, stopped, tmp_path):
     assert read_rows(tmp_path / "read_to_the_end") == read_rows(straight)
 
 
+@pytest.mark.slow
 def test_old_best_checkpoints_are_deleted(small, tmp_path, monkeypatch):
     often = {"train.eval_every": 1, "train.checkpoint_every": 0, "train.steps": 12, "train.best": "train"}
     kept, save = [], Checkpoints.save

@@ -360,6 +360,7 @@ def test_a_corpus_can_be_one_line_of_100_mb(script, tmp_path):
     assert json.loads((tmp_path / "run" / "corpus.json").read_text())["chars"] == 100_000_000
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
 @hypothesis.given(content=strategies.binary(max_size=300) | JUNK_ROWS, valid_rows=strategies.integers(0, 3))
 def test_junk_lines_in_the_logs_of_a_run_are_skipped(content, valid_rows, tmp_path_factory):
@@ -394,6 +395,7 @@ def samples(trained, temperature=1.0, top_k=0, top_p=1.0, length=96, rows=8):
     return np.concatenate(list(generate(params, np.array([1]), rows, length, temperature, jax.random.key(3))), axis=1)
 
 
+@pytest.mark.slow
 def test_sampling_with_extreme_settings(trained):
     greedy = samples(trained, temperature=0.0)
     np.testing.assert_array_equal(samples(trained, temperature=1e-6), greedy)
@@ -407,6 +409,7 @@ def test_sampling_with_extreme_settings(trained):
     assert np.isin(samples(trained, temperature=3e38), range(5)).all()
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 @hypothesis.given(
     logits=strategies.lists(strategies.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=6),

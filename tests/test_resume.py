@@ -92,6 +92,7 @@ def test_another_seed_gives_other_losses(script, uninterrupted, corpus_file, tmp
     assert np.isfinite(read_rows(uninterrupted)[-1]["nats"])
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_a_checkpoint_never_changes_restored_parameters(uninterrupted, tmp_path):
     """After a bit was flipped in a file, restoring the checkpoint must either give the saved parameters or raise Failure."""
     shutil.copytree(uninterrupted / "checkpoints", tmp_path / "checkpoints")

@@ -12,7 +12,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, half_slow
 from faults.runs import as_flags
 
 from charlm.hardware import accelerators
@@ -257,54 +257,60 @@ def test_train_refuses_wrong_paths(script, tmp_path, corpus_file):
 
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
-    [
-        ("evaluate", ["--split=holdout"], "--split=holdout is not one of this run's splits: train, validation"),
-        ("evaluate", ["--split=test"], "--split=test is not one of this run's splits"),
-        ("evaluate", ["--text=/no/such"], "/no/such is not a file or folder"),
-        (
-            "evaluate",
-            ["--text=http://a.b/c"],
-            "--text=http://a.b/c: must be a file or folder on this machine: download the text",
-        ),
-        ("evaluate", ["--checkpoint=7"], "--checkpoint=7: no such checkpoint; must be best, latest or one of the run's steps"),
-        ("evaluate", ["--config.model.hidden=3"], "this program takes no config"),
-        ("evaluate", ["--split=train", "--text=x"], "--split and --text are given together: give only one of them."),
-        ("evaluate", ["--dynamic", "--dynamic_lambda=-1"], "--dynamic_lambda=-1: must be 0 or more."),
-        ("evaluate", ["--dynamic", "--framing=windows"], "but the framing is 'windows': add --framing=stream."),
-        ("evaluate", ["--dynamic", "--per_line"], "--dynamic and --per_line are given together: give only one of them."),
-        ("evaluate", ["--dynamic", "--lanes=4"], "--lanes=4 has no effect with --dynamic: leave it out."),
-        ("evaluate", ["--dynamic_grid"], "--dynamic_grid is given without --dynamic: add --dynamic."),
-        ("evaluate", ["--ngram=0"], "--ngram=0: must be an order from 1 to 20, or a range of orders such as 2..10."),
-        ("evaluate", ["--ngram=5", "--framing=chunks"], "but the framing is 'chunks': add --framing=stream."),
-        ("evaluate", ["--ngram=5", "--per_line"], "--ngram and --per_line are given together: give only one of them."),
-        ("evaluate", ["--ngram=5", "--checkpoint=best"], "--checkpoint=best has no effect with --ngram: leave it out."),
-        ("evaluate", ["stray"], "'stray' is not a flag: flags begin with --, and only --ensemble takes run directories."),
-        ("evaluate", ["stray", "--ensemble"], "--ensemble has 1 argument: give at least two run directories."),
-        ("evaluate", ["a", "./a", "--ensemble"], "--ensemble: a and ./a are the same run directory: give each run once."),
-        ("sample", ["--prompt=a", "--length=-1"], "--length=-1: must be from 0 to 2147483647"),
-        ("sample", ["--prompt=a", "--temperature=-0.5"], "--temperature=-0.5: must be from 0 to "),
-        ("sample", ["--prompt=a", "--top_p=0"], "--top_p=0.0: must be above 0 and at most 1"),
-        ("sample", ["--prompt=a", "--top_p=1.5"], "--top_p=1.5: must be above 0 and at most 1."),
-        ("sample", ["--prompt=a", "--top_k=-1"], "--top_k=-1: must be from 0 to 2147483647."),
-        ("sample", ["--prompt=a", "--num=0"], "--num=0: must be from 1 to 2147483647."),
-        ("sample", ["--prompt="], "the prompt is empty"),
-        ("sample", ["--prompt_file=/no/such"], "--prompt_file=/no/such can't be read"),
-        ("sample", ["--prompt=a", "--length=many"], "--length"),
-        ("sample", ["--prompt=a", "--temperature=0.5,"], "--temperature=0.5,: must be numbers separated by commas."),
-        (
-            "sample",
-            ["--prompt=a", "--prompt_from=train"],
-            "--prompt, --prompt_file and --prompt_from: give only one of them.",
-        ),
-        ("sample", ["--prompt_from=test"], "--prompt_from=test is not one of this run's splits: train, validation"),
-        ("sample", ["--prompt=a", "--stop=Q"], "--stop='Q' has 'Q' (U+0051), outside the run's vocabulary"),
-        ("sample", ["--prompt=a\\nb"], "write $'A:\\nB' in the shell"),
-        ("sample", ["--prompt_file=-", "--num=2", "--interactive"], "leave out --prompt_file and --num"),
-        ("sample", ["--prompt=a", "--window=-1"], "--window=-1: must be from 0 to 2147483647"),
-        ("sample", ["--prompt=a", "--checkpoint=beast"], "--checkpoint=beast: must be best, latest or a step"),
-        ("evaluate", ["--framing=tiles"], "flag --framing=tiles: value should be one of <stream|chunks|windows|documents>"),
-        ("evaluate", ["--framing=documents"], "needs a corpus of documents"),
-    ],
+    half_slow(
+        [
+            ("evaluate", ["--split=holdout"], "--split=holdout is not one of this run's splits: train, validation"),
+            ("evaluate", ["--split=test"], "--split=test is not one of this run's splits"),
+            ("evaluate", ["--text=/no/such"], "/no/such is not a file or folder"),
+            (
+                "evaluate",
+                ["--text=http://a.b/c"],
+                "--text=http://a.b/c: must be a file or folder on this machine: download the text",
+            ),
+            (
+                "evaluate",
+                ["--checkpoint=7"],
+                "--checkpoint=7: no such checkpoint; must be best, latest or one of the run's steps",
+            ),
+            ("evaluate", ["--config.model.hidden=3"], "this program takes no config"),
+            ("evaluate", ["--split=train", "--text=x"], "--split and --text are given together: give only one of them."),
+            ("evaluate", ["--dynamic", "--dynamic_lambda=-1"], "--dynamic_lambda=-1: must be 0 or more."),
+            ("evaluate", ["--dynamic", "--framing=windows"], "but the framing is 'windows': add --framing=stream."),
+            ("evaluate", ["--dynamic", "--per_line"], "--dynamic and --per_line are given together: give only one of them."),
+            ("evaluate", ["--dynamic", "--lanes=4"], "--lanes=4 has no effect with --dynamic: leave it out."),
+            ("evaluate", ["--dynamic_grid"], "--dynamic_grid is given without --dynamic: add --dynamic."),
+            ("evaluate", ["--ngram=0"], "--ngram=0: must be an order from 1 to 20, or a range of orders such as 2..10."),
+            ("evaluate", ["--ngram=5", "--framing=chunks"], "but the framing is 'chunks': add --framing=stream."),
+            ("evaluate", ["--ngram=5", "--per_line"], "--ngram and --per_line are given together: give only one of them."),
+            ("evaluate", ["--ngram=5", "--checkpoint=best"], "--checkpoint=best has no effect with --ngram: leave it out."),
+            ("evaluate", ["stray"], "'stray' is not a flag: flags begin with --, and only --ensemble takes run directories."),
+            ("evaluate", ["stray", "--ensemble"], "--ensemble has 1 argument: give at least two run directories."),
+            ("evaluate", ["a", "./a", "--ensemble"], "--ensemble: a and ./a are the same run directory: give each run once."),
+            ("sample", ["--prompt=a", "--length=-1"], "--length=-1: must be from 0 to 2147483647"),
+            ("sample", ["--prompt=a", "--temperature=-0.5"], "--temperature=-0.5: must be from 0 to "),
+            ("sample", ["--prompt=a", "--top_p=0"], "--top_p=0.0: must be above 0 and at most 1"),
+            ("sample", ["--prompt=a", "--top_p=1.5"], "--top_p=1.5: must be above 0 and at most 1."),
+            ("sample", ["--prompt=a", "--top_k=-1"], "--top_k=-1: must be from 0 to 2147483647."),
+            ("sample", ["--prompt=a", "--num=0"], "--num=0: must be from 1 to 2147483647."),
+            ("sample", ["--prompt="], "the prompt is empty"),
+            ("sample", ["--prompt_file=/no/such"], "--prompt_file=/no/such can't be read"),
+            ("sample", ["--prompt=a", "--length=many"], "--length"),
+            ("sample", ["--prompt=a", "--temperature=0.5,"], "--temperature=0.5,: must be numbers separated by commas."),
+            (
+                "sample",
+                ["--prompt=a", "--prompt_from=train"],
+                "--prompt, --prompt_file and --prompt_from: give only one of them.",
+            ),
+            ("sample", ["--prompt_from=test"], "--prompt_from=test is not one of this run's splits: train, validation"),
+            ("sample", ["--prompt=a", "--stop=Q"], "--stop='Q' has 'Q' (U+0051), outside the run's vocabulary"),
+            ("sample", ["--prompt=a\\nb"], "write $'A:\\nB' in the shell"),
+            ("sample", ["--prompt_file=-", "--num=2", "--interactive"], "leave out --prompt_file and --num"),
+            ("sample", ["--prompt=a", "--window=-1"], "--window=-1: must be from 0 to 2147483647"),
+            ("sample", ["--prompt=a", "--checkpoint=beast"], "--checkpoint=beast: must be best, latest or a step"),
+            ("evaluate", ["--framing=tiles"], "flag --framing=tiles: value should be one of <stream|chunks|windows|documents>"),
+            ("evaluate", ["--framing=documents"], "needs a corpus of documents"),
+        ]
+    ),
 )
 def test_evaluate_and_sample_refuse_wrong_flags(script, run, name, flags, message):
     assert message in script.fails(name, f"--workdir={run}", *flags)

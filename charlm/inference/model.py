@@ -383,8 +383,10 @@ class Model:
         prompt_N = self.encoded_from_start(prompt) if carry is None else self.vocab.encode(prompt)
 
         def pieces() -> Iterator[list[str]]:  # not yet cut at stop texts; ends early if all texts have ended
-            decoders = [self.vocab.decoder() for _ in range(num)]
+            decoders: list[Callable] = []
             for ids_BN in generate(self.params, prompt_N, num, length, temperature, key, carry):
+                # If `num` is too large for the memory, `generate` has failed before here. The list alone could fill the memory.
+                decoders = decoders or [self.vocab.decoder() for _ in range(num)]
                 texts = []
                 for row, ids_N in enumerate(ids_BN):
                     drawn_N = ids_N[:0] if row in texts_ended else sample.until_end(ids_N, self.vocab)

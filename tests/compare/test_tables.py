@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, slow
+from conftest import ROOT, half_slow, slow
 
 from charlm.compare import reading, report, tables
 from charlm.compare.plots import readable_on
@@ -270,28 +270,30 @@ def test_infinite_nats_are_read_but_never_count_as_the_best(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [
-        ([], "no runs are given"),
-        (["/no/such"], "/no/such is not a directory"),
-        (["{empty}"], "contains no runs"),
-        (["{runs}", "--where=model.hiden>3"], "unknown config key 'model.hiden': the nearest key is 'model.hidden'"),
-        (["{runs}", "--where=hidden"], "is not a condition"),
-        (["{runs}", "--where=model.hidden>x"], "model.hidden must be compared with a number, not 'x'."),
-        (["{runs}", "--where=model.hidden>1000"], "--where=model.hidden>1000: no run meets this condition"),
-        (["{runs}", "--sort=colour"], "--sort=colour is not a column or a config key: the columns are "),
-        (["{runs}", "--sort=length"], "'length' is ambiguous: write batch.length, eval.length or sample.length."),
-        (["{runs}", "--where=name=x", "--where=length>3"], "config key 'length' is ambiguous"),
-        (["{runs}", "--by=model.hiden"], "nearest key is 'model.hidden'"),
-        (["{runs}", "--by=hidden", "--by=model.hidden"], "--by=hidden,model.hidden has model.hidden twice"),
-        (["{runs}", "--by=seed,hidden", "--by=layers"], "--by=seed,hidden,layers has 3 keys: give one or two"),
-        (["{runs}", "--by=seed", "--each"], "--each and --by are given together"),
-        (["{runs}", "--csv", "--json"], "--csv and --json are given together: give only one of them"),
-        (["{runs}", "--plot=curves.gif"], "must end in .png or .svg"),
-        (["{runs}", "--plot=/no/such/folder.png"], "can't be written"),
-        (["{runs}", "--html=/no/such/folder.html"], "can't be written"),
-        (["{runs}", "--html=."], "--html=. can't be written"),
-        (["{runs}", "--metric=beauty"], "--metric"),
-    ],
+    half_slow(
+        [
+            ([], "no runs are given"),
+            (["/no/such"], "/no/such is not a directory"),
+            (["{empty}"], "contains no runs"),
+            (["{runs}", "--where=model.hiden>3"], "unknown config key 'model.hiden': the nearest key is 'model.hidden'"),
+            (["{runs}", "--where=hidden"], "is not a condition"),
+            (["{runs}", "--where=model.hidden>x"], "model.hidden must be compared with a number, not 'x'."),
+            (["{runs}", "--where=model.hidden>1000"], "--where=model.hidden>1000: no run meets this condition"),
+            (["{runs}", "--sort=colour"], "--sort=colour is not a column or a config key: the columns are "),
+            (["{runs}", "--sort=length"], "'length' is ambiguous: write batch.length, eval.length or sample.length."),
+            (["{runs}", "--where=name=x", "--where=length>3"], "config key 'length' is ambiguous"),
+            (["{runs}", "--by=model.hiden"], "nearest key is 'model.hidden'"),
+            (["{runs}", "--by=hidden", "--by=model.hidden"], "--by=hidden,model.hidden has model.hidden twice"),
+            (["{runs}", "--by=seed,hidden", "--by=layers"], "--by=seed,hidden,layers has 3 keys: give one or two"),
+            (["{runs}", "--by=seed", "--each"], "--each and --by are given together"),
+            (["{runs}", "--csv", "--json"], "--csv and --json are given together: give only one of them"),
+            (["{runs}", "--plot=curves.gif"], "must end in .png or .svg"),
+            (["{runs}", "--plot=/no/such/folder.png"], "can't be written"),
+            (["{runs}", "--html=/no/such/folder.html"], "can't be written"),
+            (["{runs}", "--html=."], "--html=. can't be written"),
+            (["{runs}", "--metric=beauty"], "--metric"),
+        ]
+    ),
 )
 def test_wrong_flags_and_paths_are_refused_in_one_sentence(script, runs, tmp_path, flags, message):
     (tmp_path / "empty").mkdir()

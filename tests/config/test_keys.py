@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, slow
+from conftest import ROOT
 from faults.checks import read_rows
 from faults.runs import make_text
 
@@ -187,11 +187,7 @@ def _outcome(overrides, words, workdir):
     return json.dumps([read_rows(workdir), samples, checkpoints, printed.replace(str(workdir), ""), files])
 
 
-# The keys of the model and of the optimiser need most of the time, because each of them compiles a program. Other tests in the
-# default suite compare what these keys do with formulas.
-@pytest.mark.parametrize(
-    "key", [slow(key) if key.startswith(("model.", "optim.")) else key for key in keys.KEYS if key not in WITHOUT_EFFECT]
-)
+@pytest.mark.parametrize("key", [key for key in keys.KEYS if key not in WITHOUT_EFFECT])
 def test_changing_a_key_changes_the_run(key, words, outcome):
     context = CONTEXT.get(key, {})
     value = VALUES.get(key, another(keys.KEYS[key], load.flatten(_config(context, words))[key]))

@@ -168,7 +168,7 @@ def byte_overrides(small, tmp_path):
     return small | {"corpus.path": str(tmp_path / "text"), "vocab.source": "bytes"}
 
 
-@pytest.mark.parametrize("framing", [slow("stream"), "windows", "documents"])
+@pytest.mark.parametrize("framing", [slow("stream"), slow("windows"), "documents"])
 def test_a_model_of_bytes_trains_scores_and_samples_any_text(byte_overrides, tmp_path, script, capsys, framing):
     overrides = byte_overrides | {"batch.framing": framing, "batch.stride": 9}
     if framing == "documents":

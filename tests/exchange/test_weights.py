@@ -206,6 +206,7 @@ def test_keras_models_with_unsupported_layers_or_without_recurrent_layers_are_re
         keras_weights.read(str(tmp_path / "a.weights.h5"))
 
 
+@pytest.mark.slow
 def test_an_imported_run_keeps_its_vocabulary_and_can_be_trained_on(corpus_file, tmp_path, capsys):
     """The symbols of the imported model are in an arbitrary order.
 

@@ -139,6 +139,7 @@ def test_every_character_is_scored_before_the_weights_learn_from_it(model):
     assert (changed_M[199:] != nats_M[199:]).all()
 
 
+@pytest.mark.slow
 def test_statistics_in_several_lanes_approximate_the_mean_over_single_segments(model, monkeypatch):
     _, params, evaluator = model
     # Most characters are 0, so the gradients of different lanes are similar. Without the random signs, s would be much larger.

@@ -12,7 +12,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, slow
 from test_evaluate import IDS, make_model, numpy_nats
 
 import charlm
@@ -60,7 +60,7 @@ def run_of_documents(tmp_path_factory):
     return trained_run(tmp_path_factory.mktemp("documents"), "abc\nabcabc\n" * 50, **of_documents)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 64])
+@pytest.mark.parametrize("rows", [slow(1), 4, slow(64)])
 def test_the_scores_of_each_piece_equal_numpy_in_float64(functions, rows):
     """A piece is a text that is scored on its own. The pieces are not sorted by length.
 
@@ -119,7 +119,7 @@ def without_start_symbol(model):
     return Model(model.run, model.trained._replace(config=config))
 
 
-@pytest.mark.parametrize("has_start", [True, False])
+@pytest.mark.parametrize("has_start", [True, slow(False)])
 def test_the_end_of_a_document_is_scored_and_with_a_start_symbol_also_its_first_character(run_of_documents, has_start):
     model = charlm.load(run_of_documents)
     model, start = (model, ["<eos>"]) if has_start else (without_start_symbol(model), [])

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, slow
 from faults.runs import as_flags
 
 PROGRAMS = ["train", "evaluate", "sample", "sweep", "compare", "inspect", "import_torch", "import_keras", "export"]
@@ -29,7 +29,7 @@ def test_an_unknown_program_is_an_error_that_names_the_nearest_program():
     assert charlm("trian", status=2).stderr == "error: charlm has no program 'trian': the nearest name is 'train'.\n"
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [name if name in ("train", "sample") else slow(name) for name in PROGRAMS])
 def test_help_shows_the_commands_that_work_where_it_was_started(program, script, tmp_path):
     """In a checkout, examples name scripts and config files. For the command `charlm`, they name programs and recipes."""
     of_script, of_command = script(program, "--help").stdout, charlm(program, "--help", cwd=tmp_path).stdout
@@ -41,6 +41,7 @@ def test_help_shows_the_commands_that_work_where_it_was_started(program, script,
         assert "--config=quickstart " in of_command
 
 
+@pytest.mark.slow
 def test_it_trains_a_recipe_in_any_folder(small, tmp_path):
     flags = as_flags(small | {"sample.length": 0})
     assert "done at step 6" in charlm("train", "--config=tiny", "--workdir=run", *flags, cwd=tmp_path).stdout

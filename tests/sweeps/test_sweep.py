@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, half_slow
 from faults.checks import read_rows
 
 from charlm.config import load
@@ -437,34 +437,40 @@ def test_commands_of_dry_run_can_be_pasted_into_a_shell(script, write_config, tm
 
 @pytest.mark.parametrize(
     ("expression", "flags", "message"),
-    [
-        ("[]", [], "sweep() of {file} returns an empty list"),
-        ("3", [], "sweep() of {file} must return a list of dicts"),
-        ("[1]", [], "sweep() of {file} must return a list of dicts"),
-        ("1 / 0", [], "{file} line 21: ZeroDivisionError: division by zero."),
-        (
-            '[{"model.hiden": 3}]',
-            [],
-            "trial 1 of {file}: unknown config key 'model.hiden': the nearest key is 'model.hidden'",
-        ),
-        ('[{"model.hidden": 3}, {"model.hidden": 0}]', [], "trial 2 of {file}: model.hidden=0: must be positive."),
-        ('[{"model.hidden": 3}, {"model.hidden": "3"}]', [], "trials 1 and 2 of {file} are the same, hidden=3"),
-        ('[{}, {"model.hidden": 8}]', [], "trials 1 and 2 of {file} are the same, hidden=8"),
-        ('[{"model.hidden": 3}]', ["--only=model.hiden=3"], "nearest key is 'model.hidden'"),
-        ('[{"model.hidden": 3}]', ["--only=model.hidden=4"], "no trial of {file} meets this condition"),
-        (
-            '[{"model.hidden": 3}]',
-            ["--only=hidden=3", "--only=seed=5"],
-            "--only=hidden=3 --only=seed=5: no trial of {file} meets all these conditions",
-        ),
-        ('[{"model.hidden": 3}]', ["--only=name=gru"], "'name' is ambiguous: write corpus.name or optim.name."),
-        ('[{"train.init_from": ""}]', [], "train.init_from='': must be None, or at least one character."),
-        ('[{"model.hidden": 3}]', ["--only=length=3"], "config key 'length' is ambiguous: write batch.length, eval.length or"),
-        ('[{"model.hidden": 3}]', ["--only=hidden"], "'hidden' is not a condition"),
-        ('[{"model.hidden": 3}]', ["--config.model.hidden=4"], "--config.model.hidden: the sweep sets this key too"),
-        ('[{"model.hidden": 3}]', ["--parallel=0"], "--parallel=0: must be 1 or more."),
-        ('[{"model.hidden": 3}]', ["--launcher=cloud"], "--launcher"),
-    ],
+    half_slow(
+        [
+            ("[]", [], "sweep() of {file} returns an empty list"),
+            ("3", [], "sweep() of {file} must return a list of dicts"),
+            ("[1]", [], "sweep() of {file} must return a list of dicts"),
+            ("1 / 0", [], "{file} line 21: ZeroDivisionError: division by zero."),
+            (
+                '[{"model.hiden": 3}]',
+                [],
+                "trial 1 of {file}: unknown config key 'model.hiden': the nearest key is 'model.hidden'",
+            ),
+            ('[{"model.hidden": 3}, {"model.hidden": 0}]', [], "trial 2 of {file}: model.hidden=0: must be positive."),
+            ('[{"model.hidden": 3}, {"model.hidden": "3"}]', [], "trials 1 and 2 of {file} are the same, hidden=3"),
+            ('[{}, {"model.hidden": 8}]', [], "trials 1 and 2 of {file} are the same, hidden=8"),
+            ('[{"model.hidden": 3}]', ["--only=model.hiden=3"], "nearest key is 'model.hidden'"),
+            ('[{"model.hidden": 3}]', ["--only=model.hidden=4"], "no trial of {file} meets this condition"),
+            (
+                '[{"model.hidden": 3}]',
+                ["--only=hidden=3", "--only=seed=5"],
+                "--only=hidden=3 --only=seed=5: no trial of {file} meets all these conditions",
+            ),
+            ('[{"model.hidden": 3}]', ["--only=name=gru"], "'name' is ambiguous: write corpus.name or optim.name."),
+            ('[{"train.init_from": ""}]', [], "train.init_from='': must be None, or at least one character."),
+            (
+                '[{"model.hidden": 3}]',
+                ["--only=length=3"],
+                "config key 'length' is ambiguous: write batch.length, eval.length or",
+            ),
+            ('[{"model.hidden": 3}]', ["--only=hidden"], "'hidden' is not a condition"),
+            ('[{"model.hidden": 3}]', ["--config.model.hidden=4"], "--config.model.hidden: the sweep sets this key too"),
+            ('[{"model.hidden": 3}]', ["--parallel=0"], "--parallel=0: must be 1 or more."),
+            ('[{"model.hidden": 3}]', ["--launcher=cloud"], "--launcher"),
+        ]
+    ),
 )
 def test_wrong_input_is_refused_before_any_trial(script, write_config, tmp_path, expression, flags, message):
     file = write_config(expression)

@@ -9,7 +9,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_same, final_params
+from conftest import ROOT, assert_same, final_params, slow
 from faults.checks import differences, read_rows
 from faults.runs import as_flags, wait_for_step
 
@@ -166,7 +166,7 @@ def test_without_the_flag_another_length_is_refused_with_a_hint(done, tmp_path, 
     assert contents(workdir) == before
 
 
-@pytest.mark.parametrize("written", [1, 2])
+@pytest.mark.parametrize("written", [slow(1), 2])
 def test_a_change_killed_while_it_is_written_has_no_effect_and_can_be_repeated(done, tmp_path, monkeypatch, written):
     """`Run.extend` writes three files. The process is killed when it has written `written` of these files."""
     workdir, small = done

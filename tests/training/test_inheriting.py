@@ -183,6 +183,7 @@ def test_mistakes_are_reported_before_anything_is_written(parent, texts, tmp_pat
     assert contents(workdir) == before
 
 
+@pytest.mark.slow
 def test_bytes_are_matched_with_bytes_and_with_ascii_characters(texts, tmp_path, small, capsys):
     """The text `second.txt` has Ä, which is two bytes. In the vocabulary of the parent, the id of each byte is its value."""
     small, of_bytes = {**small, "train.steps": 1}, {"vocab.source": "bytes"}
@@ -203,6 +204,7 @@ def test_bytes_are_matched_with_bytes_and_with_ascii_characters(texts, tmp_path,
     assert "'\\x14' (U+0014) and 223 more.\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_scalar_input_needs_the_same_vocabulary(texts, tmp_path, small):
     scalar = {**small, "model.input": "scalar", "train.steps": 1}
     assert train.train(config_of(scalar, texts / "first.txt"), str(tmp_path / "parent")) == 0

@@ -55,6 +55,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_other_intervals_and_samples_on_resume_change_no_parameter(small, uninterrupted, copy, capsys):
     """The expected steps are worked out by hand.
 
@@ -106,6 +107,7 @@ def test_a_run_killed_before_its_first_checkpoint_resumes_with_the_new_keys(smal
     assert [(entry["step"], entry["after"]) for entry in run.extensions()] == [(0, OTHER)]
 
 
+@pytest.mark.slow
 def test_compare_averages_a_run_resumed_with_other_keys_with_runs_of_other_seeds(small, copy, tmp_path):
     """A change of keys on resume does not separate a run from runs of other seeds. A change with --extend does."""
     assert train.train(load.load(TINY, small | {"sample.length": 3}), str(copy)) == 0

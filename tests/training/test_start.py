@@ -66,6 +66,7 @@ def test_the_output_begins_with_the_data_the_model_and_the_length_of_the_trainin
         assert text not in by_script[1]
 
 
+@pytest.mark.slow
 def test_python_and_script_make_the_same_run(by_script, overrides, tmp_path):
     script_run, _ = by_script
     done = python(TRAIN, ROOT / TINY, json.dumps(overrides), tmp_path / "python")

@@ -111,6 +111,7 @@ def test_without_validation_text_the_best_checkpoint_has_the_lowest_training_los
     assert len(sample) == 12 + 20  # 12 characters of the corpus and 20 generated characters
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_number_of_devices(small, corpus_file, tmp_path):
     """The trainings run in a new process, because the number of devices is fixed when JAX starts."""
     code = (
@@ -302,6 +303,7 @@ def test_patience_ends_a_run_whose_loss_does_not_improve(small, tmp_path):
     assert (status["state"], status["step"], status["best"]["step"]) == ("done", 4, 1)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_damaged_checkpoint_resumes_from_the_previous_checkpoint(small, tmp_path, capsys):
     config = load.load(TINY, small | {"model.dropout": 0.2})
     train.train(config, tmp_path / "uninterrupted")
@@ -370,6 +372,7 @@ def test_the_error_for_a_short_corpus_names_the_number_of_chars_needed(small, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_symbols_that_only_the_validation_split_has_are_in_the_vocabulary_unless_vocab_source_is_train(
     small, corpus_file, tmp_path
 ):
@@ -391,6 +394,7 @@ def test_symbols_that_only_the_validation_split_has_are_in_the_vocabulary_unless
     assert Run(tmp_path / "unk").vocab().symbols == "".join(sorted({*corpus_file.read_text()}))
 
 
+@pytest.mark.slow
 def test_a_run_with_the_old_default_of_vocab_source_resumes_if_the_vocabulary_is_the_same(small, corpus_file, tmp_path):
     with_q = tmp_path / "with_q"
     with_q.write_text(corpus_file.read_text() + "Q?", encoding="utf-8")
