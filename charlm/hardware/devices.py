@@ -291,14 +291,14 @@ def use_huge_pages() -> None:
 
 
 def use_batch_scheduling() -> None:
-    """Gives this process the scheduling policy SCHED_BATCH. Call this function before JAX starts, so that all its threads get it.
+    """Gives this process the scheduling policy SCHED_BATCH. Call this function before JAX starts: its threads inherit the policy.
 
     This is for processes that train together on CPUs. At each step, the processes send each other their gradients. With the
     default policy of Linux, a thread that wakes up for a message may interrupt a thread that computes, and the other processes
     then wait for this thread. With SCHED_BATCH, a thread that wakes up does not interrupt another thread
     (experiments/2026-11-29-processes).
 
-    Does nothing if JAX will use a GPU or TPU, if the user has chosen another policy, or if the system does not allow the change.
+    Does nothing if JAX will use a GPU or TPU, if the user has chosen another policy, or if the system refuses the change.
     """
     if not hasattr(os, "SCHED_BATCH") or accelerators.is_expected():  # only Linux has SCHED_BATCH
         return

@@ -1,4 +1,4 @@
-| config | way | chars/s | ratio | lowest and highest ratio | interruptions/s |\n|---|---|---|---|---|---|"""Compares the speed of one process on two cores with the speed of two processes on one core each, in turn.
+"""Compares the speed of one process on two cores with the speed of two processes on one core each, in turn.
 
     .venv/bin/python experiments/2026-11-29-processes/measure.py [--configs M L] [--ways one two default] [--rounds 5]
         [--csv=FILE]

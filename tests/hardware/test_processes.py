@@ -107,9 +107,7 @@ CASES = {"all cells": STACK, "all cells with all regularisers": on_devices.NOISE
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_two_and_four_processes_give_the_same_losses_as_one_process_with_every_cell_and_option(
-    script, corpus_file, tmp_path, name
-):
+def test_two_and_four_processes_give_the_losses_of_one_process_with_every_cell_and_option(script, corpus_file, tmp_path, name):
     overrides = on_devices.BASE | {"train.steps": 12, "train.log_every": 4, "train.eval_every": 6} | CASES[name]
     for number in (1, 2, 4):
         finish(start(script, corpus_file, tmp_path / str(number), number, **overrides))
