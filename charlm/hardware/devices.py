@@ -291,7 +291,7 @@ def use_huge_pages() -> None:
 
 
 def use_batch_scheduling() -> None:
-    """Gives this process the scheduling policy SCHED_BATCH. Call this function before JAX starts: its threads inherit the policy.
+    """Gives this process the scheduling policy SCHED_BATCH. Call this function before JAX starts its threads.
 
     This is for processes that train together on CPUs. At each step, the processes send each other their gradients. With the
     default policy of Linux, a thread that wakes up for a message may interrupt a thread that computes, and the other processes

@@ -70,7 +70,8 @@ def measured(name: str, way: str, cores: list[int], cache: str) -> dict:
             subprocess.Popen(["taskset", "-c", core, *command], stdout=subprocess.DEVNULL, cwd=ROOT, env=environment())
             for core, command in commands.items()
         ]
-        if any([process.wait() for process in running]):
+        statuses = [process.wait() for process in running]
+        if any(statuses):
             sys.exit(f"{name}, {way}: a training failed")
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
