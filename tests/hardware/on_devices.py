@@ -10,6 +10,7 @@ except the first, the program prints one line with a JSON object:
 - case, devices: the case and the number of devices;
 - metrics, evaluation, state: how much the metrics of the steps, the loss of an evaluation after the last step, and the state
   after the last step differ from those with the first number of devices;
+- unchanged: the number of arrays of parameters that the training did not change;
 - programs: the number of programs that JAX compiled for the steps;
 - collectives: the number of operations in this program that let devices communicate.
 
@@ -170,7 +171,7 @@ def main(text: str, numbers: list[int], names: list[str]) -> None:
         made = setup.set_up(config)
         make_initial, seed = state.initial_state_maker(made), np.uint32(made.seed)
         results = {number: trained(made, make_initial(seed), number) for number in numbers}
-        expected = results[numbers[0]]
+        initial, expected = jax.device_get(make_initial(seed)), results[numbers[0]]
         for number in numbers[1:]:
             found = results[number]
             line = {
@@ -178,7 +179,8 @@ def main(text: str, numbers: list[int], names: list[str]) -> None:
                 "devices": number,
                 "metrics": relative(found["metrics"], expected["metrics"]),
                 "evaluation": relative(found["evaluation"], expected["evaluation"]),
-                "state": of_changes(found["state"], expected["state"], jax.device_get(make_initial(seed))),
+                "state": of_changes(found["state"], expected["state"], initial),
+                "unchanged": unchanged(found["state"].params, initial.params),
                 "programs": found["programs"],
                 "collectives": found["collectives"],
             }
@@ -218,7 +220,7 @@ def trained(made, initial, number: int) -> dict:
 
 
 def relative(found, expected) -> float:
-    return float(max(abs(found - expected) / abs(expected)))
+    return float((abs(found - expected) / abs(expected)).max())
 
 
 def of_changes(found, expected, initial) -> float:
@@ -231,7 +233,14 @@ def of_changes(found, expected, initial) -> float:
         difference, change = abs(found - expected).max(), abs(expected - initial).max()
         return float(difference / change) if difference else 0.0
 
-    return max(map(ratio, *map(jax.tree.leaves, (found, expected, initial))))
+    return float(np.max([*map(ratio, *map(jax.tree.leaves, (found, expected, initial)))]))
+
+
+def unchanged(params, initial) -> int:
+    import jax
+    import numpy as np
+
+    return sum(np.array_equal(*leaves) for leaves in zip(*map(jax.tree.leaves, (params, initial)), strict=True))
 
 
 if __name__ == "__main__":
