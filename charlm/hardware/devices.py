@@ -1,4 +1,4 @@
-"""Chooses and describes the devices that process a batch together, and sets options of XLA and glibc before JAX starts.
+"""Chooses and describes the devices that process a batch together, and sets options of XLA, glibc and Linux before JAX starts.
 
 "To share" a batch always means that its rows are divided among devices or processes. Each device gets the same number of rows.
 
@@ -7,6 +7,7 @@ thread, so small matrix products are not split over threads. On a GPU or TPU hos
 CPU options.
 """
 
+import contextlib
 import importlib.util
 import mmap
 import os
@@ -287,6 +288,23 @@ def use_huge_pages() -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES})
+
+
+def use_batch_scheduling() -> None:
+    """Gives this process the scheduling policy SCHED_BATCH. Call this function before JAX starts its threads.
+
+    This is for processes that train together on CPUs. At each step, the processes send each other their gradients. With the
+    default policy of Linux, a thread that wakes up for a message may interrupt a thread that computes, and the other processes
+    then wait for this thread. With SCHED_BATCH, a thread that wakes up does not interrupt another thread
+    (experiments/2026-11-29-processes).
+
+    Does nothing if JAX will use a GPU or TPU, if the user has chosen another policy, or if the system refuses the change.
+    """
+    if not hasattr(os, "SCHED_BATCH") or accelerators.is_expected():  # only Linux has SCHED_BATCH
+        return
+    with contextlib.suppress(OSError):
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _expects_cuda() -> bool:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 
 from charlm.errors import Broken, Failure, UserError
+from charlm.hardware import devices
 
 T = TypeVar("T")
 JOIN_TIMEOUT_SECONDS = 280  # all processes must start within this time; after a longer time, JAX would abort
@@ -101,6 +102,7 @@ def join(spec: ProcessSpec) -> None:
     """
     if spec.num_processes == 1:
         return
+    devices.use_batch_scheduling()
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -119,9 +121,9 @@ def join(spec: ProcessSpec) -> None:
     finally:
         timer.cancel()
     threading.Thread(target=_exchange_heartbeats, args=(spec.process_id, spec.num_processes), daemon=True).start()
-    devices = collections.Counter(device.process_index for device in jax.devices())
-    if len(set(devices.values())) > 1:
-        numbers = ", ".join(str(devices[index]) for index in sorted(devices))
+    number_of = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(number_of.values())) > 1:
+        numbers = ", ".join(str(number_of[index]) for index in sorted(number_of))
         raise UserError(
             f"the {spec.num_processes} processes have {numbers} devices: all processes must have the same number of devices; "
             f"on CPUs --config.devices={spec.num_processes} gives each process one device."

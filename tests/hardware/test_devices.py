@@ -1,5 +1,6 @@
 """Tests how many devices divide the rows of a batch among them, and how XLA and the C library are set up for the CPU."""
 
+import concurrent.futures
 import importlib.util
 import os
 import subprocess
@@ -159,3 +160,27 @@ def test_number_of_devices_that_share_the_trials_of_a_pack():
         assert number == expected
         # No device could have fewer trials at most, and one device less would have more.
         assert -(-trials // number) == -(-trials // min(available, wanted or available))
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has SCHED_BATCH")
+def test_batch_scheduling_is_set_on_cpus_unless_the_user_has_chosen_a_policy(monkeypatch):
+    """Linux has one policy per thread, so this test changes the policy of a thread that soon ends."""
+
+    def policies() -> list[int]:
+        found = []
+        for platform, before in (("cuda", os.SCHED_OTHER), ("cpu", os.SCHED_OTHER), ("cpu", os.SCHED_IDLE)):
+            monkeypatch.setenv("JAX_PLATFORMS", platform)
+            os.sched_setscheduler(0, before, os.sched_param(0))
+            devices.use_batch_scheduling()
+            found.append(os.sched_getscheduler(0))
+        return found
+
+    def refused(*arguments):
+        raise PermissionError
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(policies).result() == [os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE]
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    devices.use_batch_scheduling()
+    monkeypatch.delattr(os, "SCHED_BATCH")
+    devices.use_batch_scheduling()

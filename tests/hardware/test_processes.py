@@ -1,6 +1,8 @@
 """Training in several processes gives the same losses as one process, and resumes after one process has died."""
 
 import json
+import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import on_devices
 import pytest
 from conftest import ROOT, assert_same, final_params, slow
 from faults.checks import read_rows
@@ -67,13 +70,13 @@ def run_of_two(script, corpus_file, tmp_path_factory):
     return workdir
 
 
-def assert_close(workdir, other):
+def assert_close(workdir, other, rtol=2e-6):
     """Asserts that two runs have the same metrics rows. Losses may differ by rounding errors."""
     rows, other_rows = read_rows(workdir), read_rows(other)
     assert [(row["step"], row["split"], row["chars"]) for row in rows] == [
         (row["step"], row["split"], row["chars"]) for row in other_rows
     ]
-    np.testing.assert_allclose([row["nats"] for row in rows], [row["nats"] for row in other_rows], rtol=2e-6)
+    np.testing.assert_allclose([row["nats"] for row in rows], [row["nats"] for row in other_rows], rtol=rtol)
 
 
 def test_two_processes_give_the_same_losses_as_one_process(script, corpus_file, run_of_two, tmp_path):
@@ -95,6 +98,30 @@ def test_four_processes_give_the_same_losses_as_one_process_in_every_framing(scr
     finish(start(script, text, tmp_path / "one", 1, **overrides))
     finish(start(script, text, tmp_path / "four", 4, **overrides))
     assert_close(tmp_path / "four", tmp_path / "one")
+
+
+# Each stack has all cells. Skip connections let the gradient reach the first layer.
+STACK = {"model.cell": on_devices.CELLS, "model.layers": len(on_devices.CELLS), "model.embedding": 8, "model.residual": True}
+CASES = {"all cells": STACK, "all cells with all regularisers": on_devices.NOISE | STACK} | on_devices.OPTIONS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_and_four_processes_give_the_losses_of_one_process_with_every_cell_and_option(script, corpus_file, tmp_path, name):
+    overrides = on_devices.BASE | {"train.steps": 12, "train.log_every": 4, "train.eval_every": 6} | CASES[name]
+    for number in (1, 2, 4):
+        finish(start(script, corpus_file, tmp_path / str(number), number, **overrides))
+    for number in (2, 4):
+        assert_close(tmp_path / str(number), tmp_path / "1", 5e-3 if name == "bfloat16" else 2e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_give_the_same_losses_as_one_process(script, corpus_file, tmp_path, monkeypatch):
+    finish(start(script, corpus_file, tmp_path / "one", 1))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    (output, _), _ = finish(start(script, corpus_file, tmp_path / "two", 2))
+    assert "8 rows on 4 cpu devices of 2 processes" in output
+    assert_close(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow
@@ -225,6 +252,11 @@ def test_if_a_process_dies_before_the_first_step_the_other_process_ends():
     first, second = start_joining(0, port), start_joining(1, port)
     assert [process.stdout.readline() for process in (first, second)] == ["joined\n", "joined\n"]
     time.sleep(1)
+    for process in (first, second):
+        # The threads that NumPy starts when it is imported keep the default policy.
+        policies = [os.sched_getscheduler(int(path.name)) for path in pathlib.Path(f"/proc/{process.pid}/task").iterdir()]
+        assert os.sched_getscheduler(process.pid) == os.SCHED_BATCH
+        assert policies.count(os.SCHED_BATCH) > len(policies) / 2 > 3
     second.kill()
     _, errors = first.communicate(timeout=30)
     assert first.returncode == 1

@@ -234,6 +234,17 @@ def test_evaluate_with_a_grid_reports_what_it_tuned_on(script, runs, tmp_path):
     assert "method" not in static["protocol"]
 
 
+@pytest.mark.slow
+def test_dynamic_evaluation_does_not_depend_on_the_number_of_devices(script, runs, monkeypatch):
+    """It runs on one device, because it learns from one segment after another."""
+    losses = []
+    for number in (1, 8):
+        monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={number}")
+        result, _ = scored_by(script, f"--workdir={runs / 'a'}", "--dynamic", "--dynamic_segment=10")
+        losses.append(result["nats"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_dynamic_score_of_a_string_in_python(runs):
     model, text = charlm.load(runs / "a"), make_text(500)
     static = model.score(text, framing="stream")

@@ -158,6 +158,7 @@ def test_a_step_sums_over_devices_once_and_an_evaluation_never(tmp_path):
 import jax, numpy as np
 from jax.sharding import Mesh
 from charlm.data import batches
+from charlm.inference import evaluate
 from charlm.models import stack
 from charlm.training import optim
 from charlm.training import step as step_module

@@ -5,9 +5,7 @@ file of the user, with `model.cell=FILE.py:NAME`.
 """
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -48,7 +46,6 @@ NOISE = {
     "model.ar": 2.0,
     "model.tar": 1.0,
 }
-TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 
 
 @pytest.fixture(autouse=True)
@@ -198,48 +195,6 @@ def test_windows_gradients_and_steps_can_be_lowered_for_every_platform(name, row
                 assert "func.func public @main" in text
                 if has_products(params, kind):
                     assert "stablehlo.dot_general" in text
-
-
-@pytest.mark.parametrize("names", [("lstm", "mingru"), slow((*IN_PACKAGE[1:], PEEPHOLE), id="all other cells")])
-def test_a_training_step_on_two_devices_equals_a_training_step_on_one_device(names):
-    """Makes one training step of each cell with dropout, and one training step of the LSTM with all regularisers.
-
-    The training runs in a new process, because this process may have only one device.
-    """
-    code = """
-import sys, jax, numpy as np
-from jax.sharding import Mesh
-from charlm.data import batches
-from charlm.models import stack
-from charlm.models.cells import own
-from charlm.training import optim
-from charlm.training import state as state_module
-from charlm.training import step as step_module
-from configs import base
-assert len(jax.devices()) == 2
-noise = {"dropout_kind": "variational", "dropout_input": 0.2, "weight_drop": 0.3, "embedding_dropout": 0.2,
-         "recurrent_dropout": 0.2, "zoneout_cell": 0.4, "zoneout_hidden": 0.2, "ar": 2.0, "tar": 1.0}
-for name, regularisers in [*((name, {}) for name in sys.argv[1:]), ("lstm", noise)]:
-    config = base.get_config()
-    config.model.update({"cell": name, "hidden": 6, "embedding": 5, "layers": 1, "dropout": 0.5, "init": "uniform"})
-    config.model.update(regularisers)
-    own.load(config)
-    functions, optimizer = stack.functions(config, 5), optim.optimizer(config)
-    start = jax.device_get(jax.jit(lambda: state_module.initial_state(functions, optimizer, 4, 0))())
-    stream = batches.Stream(np.arange(400, dtype=np.uint8) ** 2 % 5, 4, 8, False, 0)
-    results = []
-    for devices in (1, 2):
-        step = step_module.make_train_step(functions, optimizer, Mesh(np.array(jax.devices()[:devices]), ("rows",)))
-        result, metrics = jax.jit(step)(start, stream.batch_at(0), np.float32(0.01), np.uint32(0))
-        results.append(jax.device_get((result.params, result.carry, metrics)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
-    assert all(np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (results[0][:2], start[1::2]))))
-    print(name)
-"""
-    environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {TWO_DEVICES}", "PYTHONPATH": "."}
-    done = subprocess.run([sys.executable, "-c", code, *names], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [*names, "lstm"]
 
 
 @pytest.mark.parametrize("name", NAMES)
