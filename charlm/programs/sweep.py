@@ -159,8 +159,7 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
         processes = len(division.packs) + len(division.alone)
         if 0 < processes < _PARALLEL.value:
             progress.warn(
-                f"--parallel={_PARALLEL.value}: {progress.counted(processes, 'pack or trial')} can't use the whole machine: "
-                f"--parallel={processes} is faster."
+                f"--parallel={_PARALLEL.value}: a part of the machine is not used, so --parallel={processes} is faster."
             )
     if _DRY_RUN.value:
         _print_commands(root, trials, statuses, division, command_of)

@@ -164,8 +164,9 @@ def uninterrupted(script, corpus_file, tmp_path_factory):
 
 
 def test_a_dry_run_shows_the_packs_and_writes_nothing(script, write_config, tmp_path):
-    result = run_sweep(script, write_config(SWEPT), tmp_path / "root", "--launcher=packed", "--dry_run")
+    result = run_sweep(script, write_config(SWEPT), tmp_path / "root", "--launcher=packed", "--dry_run", "--parallel=3")
     assert not (tmp_path / "root").exists()
+    assert result.stderr == "note: --parallel=3: a part of the machine is not used, so --parallel=2 is faster.\n"
     lines = result.stdout.splitlines()
     assert lines[1:3] == ["1 pack of 3 trials and 1 trial alone", "The trials of a pack can't differ in model.hidden (8, 12)."]
     assert lines[3].startswith("pack 0: ")
@@ -188,6 +189,7 @@ def test_a_packed_sweep_has_the_folders_and_rows_of_a_sweep(uninterrupted, tmp_p
     assert_near_rows(root / "seed=1", tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_stopped_and_killed_pack_resumes_to_the_same_bits(script, uninterrupted, tmp_path):
     root = tmp_path / "root"
     flags = ["--launcher=packed", "--only=model.hidden=8"]
