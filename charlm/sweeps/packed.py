@@ -68,9 +68,11 @@ def divide(
 ) -> Division:
     """Divides the trials that must be trained into packs.
 
-    A recorded pack stays together, unless none of its trials has a checkpoint. For example, a pack that needs too much memory
-    can thus be divided into smaller packs. The other trials form new packs, in the order of the sweep. The trials of a new pack
-    have the same `packs.signature` and the same step.
+    Recorded packs stay together. The other trials form new packs, in the order of the sweep. The trials of a new pack have the
+    same `packs.signature` and the same step.
+
+    A recorded pack of more than `largest` trials is divided anew if none of them has a checkpoint. A user can thus make smaller
+    packs if a pack needs too much memory.
 
     Args:
       trials: the trials.
@@ -83,7 +85,7 @@ def divide(
     found, alone = [], []
     for number, names in reversed(list(enumerate(recorded))):
         signatures = {name: packs.signature(left[name].config) for name in names if name in left}
-        if any(steps[name] for name in signatures):
+        if signatures and (len(names) <= largest or any(steps[name] for name in signatures)):
             # A trial has another signature than the rest of its pack if its config was changed later, by `train.py --extend`.
             usual = statistics.mode(signatures.values())
             places = [left.pop(name) if signatures.get(name) == usual else None for name in names]

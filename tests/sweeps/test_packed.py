@@ -75,21 +75,24 @@ def test_a_recorded_pack_keeps_its_places(write_config):
     # train.py --extend has changed the length of a trial, so this trial needs another program.
     extended = load.load(write_config('product({"seed": [0]})'), {"seed": 2, "train.steps": 40})
     left = [trial._replace(config=extended) if trial.name == "seed=2" else trial for trial in left]
-    steps["seed=0"] = 10
     expected = [["seed=0", None, None], ["seed=3", "seed=4", "seed=5"]]
     assert names(packed.divide(left, steps, recorded, 8)) == (expected, ["seed=2"])
 
 
-def test_a_recorded_pack_without_checkpoints_is_divided_anew(write_config):
+def test_a_recorded_pack_that_is_too_large_is_divided_anew_if_it_has_no_checkpoint(write_config):
     trials = trials_of(write_config, 'product({"seed": [0, 1, 2, 3]})')
     all_names = [trial.name for trial in trials]
     halves = [all_names[:2], all_names[2:]]
     division = packed.divide(trials, dict.fromkeys(all_names, 0), [all_names], largest=2)
     assert [(pack.number, pack.names) for pack in division.packs] == [(1, halves[0]), (2, halves[1])]
-    # From now on, the trials belong to the new packs, also if one of them has not begun yet.
+    # From now on, the trials belong to the new packs.
     steps = dict.fromkeys(halves[0], 10) | dict.fromkeys(halves[1], 0)
     division = packed.divide(trials, steps, [all_names, *halves], largest=8)
-    assert [(pack.number, pack.names) for pack in division.packs] == [(1, halves[0]), (3, halves[1])]
+    assert [(pack.number, pack.names) for pack in division.packs] == [(1, halves[0]), (2, halves[1])]
+    # A pack with a checkpoint, and a pack that is not too large, stay together.
+    for made, largest in ((steps, 2), (dict.fromkeys(all_names, 0), 4)):
+        division = packed.divide(trials, made, [all_names], largest)
+        assert [(pack.number, pack.names) for pack in division.packs] == [(0, all_names)]
 
 
 def test_documents_are_trained_alone(write_config):
