@@ -161,7 +161,7 @@ def uninterrupted(script, corpus_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed")
     (folder / "swept.py").write_text(CONFIG.format(corpus=os.fspath(corpus_file), sweep=SWEPT, steps=STEPS))
     result = run_sweep(script, folder / "swept.py", folder / "root", "--launcher=packed", status=1)
-    assert "3 done, 1 diverged of 4 trials." in result.stdout
+    assert "1 diverged, 3 done of 4 trials." in result.stdout
     assert result.stdout.index("done     seed=0") < result.stdout.index("running  hidden=12")
     return folder
 
