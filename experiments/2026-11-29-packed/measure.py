@@ -4,7 +4,7 @@
     .venv/bin/python experiments/2026-11-29-packed/measure.py --hidden 64 --packs 16 --parallel 1 2 --json=single.json
 
 Options: --hidden 32 64 128: widths. --packs 4 8 16: numbers of trials in a pack. --parallel 2: numbers of processes at a time,
-if each trial has its own process. --steps 300: length of a trial. --rounds 2: number of measurements of each way.
+if each trial has its own process. --steps 200: length of a trial. --rounds 1: number of measurements of each way.
 
 Each round trains the sweep in all ways, one after another, each in a new folder and with an empty cache of compiled programs.
 The columns of the table are medians over the rounds:
@@ -94,8 +94,8 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--packs", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--parallel", type=int, nargs="+", default=[2])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=pathlib.Path)
     arguments = parser.parse_args()
     ways = [Way(f"--parallel={number}", number) for number in arguments.parallel]
