@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from faults import runs
+from faults.checks import read_rows
 
 from charlm.models import stack
 from charlm.rundir.checkpoint import Checkpoints
@@ -154,6 +155,13 @@ def final_params(workdir, directory=None):
     functions = stack.functions(config, len(Run(workdir).vocab()))
     abstract = jax.eval_shape(functions.init, jax.random.key(0))
     return jax.tree.map(np.asarray, checkpoints.restore_params(checkpoints.steps()[-1], abstract))
+
+
+def assert_near_rows(workdir, expected_workdir):
+    """Compares the rows of metrics of two runs. The losses may differ by 1e-4 nats."""
+    numbers = ("nats", "bits", "perplexity", "bits_per_byte", "grad_norm")
+    for row, expected in zip(read_rows(workdir), read_rows(expected_workdir), strict=True):
+        assert row == expected | {name: pytest.approx(expected[name], abs=1e-4) for name in numbers if name in expected}
 
 
 def assert_same(left, right):

@@ -50,8 +50,11 @@ def signature(config: ConfigDict) -> str:
 
 def reason_alone(config: ConfigDict) -> str:
     """Why a trial of this config can't be in a pack, as a part of a sentence. Empty if it can."""
-    if load.flatten(config)["batch.framing"] == "documents":
+    values = load.flatten(config)
+    if values["batch.framing"] == "documents":
         return "batch.framing=documents: the batches of two trials have different lengths"
+    if values["model.kernel"] == "cudnn":
+        return "model.kernel=cudnn: a call of cuDNN runs the layer of one model"
     return ""
 
 
@@ -63,6 +66,11 @@ def separating_keys(configs: Sequence[ConfigDict]) -> dict[str, list[Any]]:
     fields = [_compared(config) for config in configs]
     values = {key: list(dict.fromkeys(json.dumps(each[key]) for each in fields)) for key in (fields[0] if fields else ())}
     return {key: [json.loads(text) for text in texts] for key, texts in values.items() if len(texts) > 1}
+
+
+def of_pack(config: ConfigDict) -> ConfigDict:
+    """The config from which the program of a pack is made. The kernel is `xla`, because cuDNN runs only one model in a call."""
+    return with_values(config, {"model.kernel": "xla"})
 
 
 def is_on(value: Any) -> bool:

@@ -150,21 +150,24 @@ def _sweep(root: sweep.Root, common: dict[str, str], command_of: CommandOf) -> i
     if same := [f"{renamed[name]} is {name}" for name in statuses if name in renamed]:
         more = f", and {len(same) - LISTED} more" if len(same) > LISTED else ""
         print(f"not new, because existing trials have the same configs: {', '.join(same[:LISTED])}{more}")
-    division = packed.Division([], to_start)
+    division = packed.Division([], to_start, [])
     if _LAUNCHER.value == "packed":
-        steps = {name: status.step for name, status in statuses.items()}
+        steps = {trial.name: root.run(trial).saved_step() for trial in to_start}
         division = packed.divide(to_start, steps, root.packs(), _PACK.value or PACK)
         for line in division.sentences():
             print(line)
+        processes = len(division.packs) + len(division.alone)
+        if 0 < processes < _PARALLEL.value:
+            progress.warn(
+                f"--parallel={_PARALLEL.value}: a part of the machine is not used, so --parallel={processes} is faster."
+            )
     if _DRY_RUN.value:
         _print_commands(root, trials, statuses, division, command_of)
         return 0
     display = Display(len(trials))
     with root.locked():
-        root.record(_CONFIG.value, trials)
-        if division.packs:
-            recorded = dict(enumerate(root.packs())) | {pack.number: pack.names for pack in division.packs}
-            root.record(_CONFIG.value, trials, packs=[recorded[number] for number in sorted(recorded)])
+        recorded = dict(enumerate(root.packs())) | {pack.number: pack.names for pack in division.packs}
+        root.record(_CONFIG.value, trials, **({"packs": list(recorded.values())} if recorded else {}))
         for trial in trials:
             if trial not in to_start:
                 display.set_silently(trial, statuses[trial.name])

@@ -22,6 +22,8 @@ from charlm.training import start
 _PACK = flags.DEFINE_string("pack", None, "file that describes the trials of the pack", required=True)
 _TRUST_CODE = model_flags.trust_code()
 
+FIELDS = ("name", "workdir", "log", "config")  # of `packing.Trial`
+
 
 def run() -> None:
     """Runs the program with the flags of the command line."""
@@ -49,8 +51,8 @@ def _places(file: pathlib.Path) -> list[dict[str, Any] | None]:
     """The contents of the file: for each place of the pack, the fields of `packing.Trial`, or None."""
     try:
         places = json.loads(file.read_text(encoding="utf-8"))["places"]
-        if not any(isinstance(place, dict) for place in places):
+        if not any(places):
             raise ValueError("it has no trial")
-        return places
+        return [place and {field: place[field] for field in FIELDS} for place in places]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--pack={file} can't be read ({error}): give a file that --launcher=packed has written.") from error

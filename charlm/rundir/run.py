@@ -168,6 +168,11 @@ class Run:
             )
         return {"step": 0, "best": None, "message": "", "rows": 0} | status
 
+    def saved_step(self) -> int:
+        """The step of the latest checkpoint, without reading it. 0 if the run has no checkpoint."""
+        names = [path.name for path in self.checkpoints.iterdir()] if self.checkpoints.is_dir() else []
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
     def write_status(self, state: str, step: int, best: dict | None, message: str = "", rows: int = 0) -> None:
         """Replaces status.json.
 

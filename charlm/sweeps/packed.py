@@ -6,6 +6,7 @@ trials, because the results of a trial depend, in their last bits, on its place 
 
 import json
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -34,10 +35,15 @@ class Pack(NamedTuple):
 
 
 class Division(NamedTuple):
-    """The packs, and the trials that are trained alone."""
+    """The packs, and the trials that are trained alone.
+
+    Attributes:
+      steps: the different steps of the trials that are not in a recorded pack.
+    """
 
     packs: list[Pack]
     alone: list[sweep.Trial]
+    steps: list[int]
 
     def sentences(self) -> list[str]:
         """What the user should know about the division: the number of packs, and why trials are not in one pack."""
@@ -49,6 +55,8 @@ class Division(NamedTuple):
         if separating := packs.separating_keys(configs):
             listed = ", ".join(f"{key} ({', '.join(map(str, values))})" for key, values in separating.items())
             lines.append(f"The trials of a pack can't differ in {listed}.")
+        if len(self.steps) > 1:
+            lines.append(f"Trials at different steps ({', '.join(map(str, self.steps))}) can't form a new pack together.")
         for trial in self.alone:
             if reason := packs.reason_alone(trial.config):
                 lines.append(f"{trial.name} is trained alone, because of {reason}.")
@@ -63,20 +71,26 @@ def divide(
     Recorded packs stay together. The other trials form new packs, in the order of the sweep. The trials of a new pack have the
     same `packs.signature` and the same step.
 
+    A recorded pack of more than `largest` trials is divided anew if none of them has a checkpoint. A user can thus make smaller
+    packs if a pack needs too much memory.
+
     Args:
       trials: the trials.
-      steps: name of the trial → number of steps that it has made.
-      recorded: the names of the trials of each pack that sweep.json records.
+      steps: name of the trial → step of its latest checkpoint.
+      recorded: the names of the trials of each pack that sweep.json records. A trial that is in several packs belongs to the
+        last of them.
       largest: maximum number of trials in a new pack.
     """
     left = {trial.name: trial for trial in trials}
     found, alone = [], []
-    for number, names in enumerate(recorded):
+    for number, names in reversed(list(enumerate(recorded))):
         signatures = {name: packs.signature(left[name].config) for name in names if name in left}
-        # A trial has another signature than the rest of its pack if its config was changed later, as by `train.py --extend`.
-        same = [name for name in signatures if signatures[name] == next(iter(signatures.values()))]
-        if same:
-            found.append(Pack(number, list(names), [left.pop(name) if name in same else None for name in names]))
+        if signatures and (len(names) <= largest or any(steps[name] for name in signatures)):
+            # A trial has another signature than the rest of its pack if its config was changed later, by `train.py --extend`.
+            usual = statistics.mode(signatures.values())
+            places = [left.pop(name) if signatures.get(name) == usual else None for name in names]
+            found.append(Pack(number, list(names), places))
+    found.reverse()
     groups: dict[tuple[str, int], list[sweep.Trial]] = {}
     for trial in left.values():
         if packs.reason_alone(trial.config):
@@ -92,7 +106,7 @@ def divide(
             else:
                 found.append(Pack(number, [trial.name for trial in members], list(members)))
                 number += 1
-    return Division(found, alone)
+    return Division(found, alone, sorted({step for _, step in groups}))
 
 
 def file_of(root: sweep.Root, pack: Pack) -> pathlib.Path:

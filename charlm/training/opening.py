@@ -134,7 +134,7 @@ def open_run(
         device=devices.in_words(setup.mesh.devices.flat),
         parameters=stack.parameter_count(jax.eval_shape(setup.functions.init, jax.random.key(0))),
         total_steps=setup.total_steps,
-        kernel=kernels.chosen(config),
+        kernel=setup.kernel,
     )
     if inheritance:
         inheriting.save(run, inheritance)

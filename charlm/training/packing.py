@@ -16,7 +16,7 @@ Letters: N places of a pack, K steps of one call, B rows of a batch.
 import contextlib
 import functools
 import pathlib
-import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ def train(places: Sequence[Trial | None], trust_code: bool = False) -> int:
       trust_code: whether the user trusts the code of cells in files, if a run directory names these files.
 
     Raises:
-      Broken: a run directory can't be written.
+      Broken: a run directory can't be written. The error is raised after the other trials have ended.
     """
     setups: list[Setup] = []
 
@@ -87,6 +87,9 @@ def train(places: Sequence[Trial | None], trust_code: bool = False) -> int:
                 )
                 members[place] = _Member(trial.name, stack_of_contexts.enter_context(contextlib.closing(run)), log)
         _train_together(members, places)
+    for member in members.values():
+        if member.broken:
+            raise member.broken
     statuses = [member.status for member in members.values()]
     return 128 + received[0] if received else int(any(statuses))
 
@@ -123,24 +126,30 @@ class _Member:
 
     Attributes:
       status: the exit status of its training; None before its end.
+      broken: the error because of which its run directory can't be written.
     """
 
     def __init__(self, name: str, training: Training, log: Any):
         self.name, self.training, self._log = name, training, log
         self.status: int | None = None
+        self.broken: Broken | None = None
 
     def resume(self, answer: Any) -> Request | None:
-        """Gives the training an answer, and returns its next request, or None if it has ended. Its output goes to its log."""
+        """Gives the training an answer, and returns its next request, or None if it has ended. Its output goes to its log.
+
+        An error ends only this training.
+        """
         with contextlib.redirect_stdout(self._log), contextlib.redirect_stderr(self._log):
             try:
                 return self.training.send(answer)
             except StopIteration as end:
                 self.status = end.value
-            except Broken:
-                raise
             except (UserError, Failure) as error:
+                self.status, self.broken = 1, error if isinstance(error, Broken) else None
+                messages.tell(f"error: {' '.join(str(error).split())}")
+            except Exception:
                 self.status = 1
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+                messages.tell(traceback.format_exc())
         messages.tell(f"{self.name}: ended with status {self.status}")
         return None
 
@@ -175,6 +184,7 @@ class Pack:
         first = min(begins)
         config, setup = configs[first], begins[first].setup
         assert config is not None
+        config = packs.of_pack(config)
         mesh = devices.trials_mesh(len(configs), devices.wanted(config))
         self.devices = mesh.size
         self._each = -(-len(configs) // mesh.size)

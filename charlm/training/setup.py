@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from charlm import progress
+from charlm.config import packs
 from charlm.data import batches, corpora
 from charlm.data.framing import Framing, cut_in_words, start_ids
 from charlm.data.ids import Encoded, encode
@@ -24,7 +25,7 @@ from charlm.errors import UserError
 from charlm.hardware import accelerators, devices
 from charlm.inference import sample
 from charlm.inference.protocol import Counts, Protocol
-from charlm.models import blocks, regularisers, stack
+from charlm.models import blocks, kernels, regularisers, stack
 from charlm.models.cells import interface
 from charlm.training import averaging, optim
 from charlm.training.averaging import Averaging
@@ -46,6 +47,7 @@ class Setup:
     Attributes:
       encoded: the splits as ids.
       mesh: the devices among which the rows of a batch are divided.
+      kernel: the program that runs the layers; see `charlm.models.kernels`.
       rates: (step, count) → the schedule's learning rates of `count` steps, starting at `step`: float32 (count,).
       averaging: how the parameters are averaged; None: they are not averaged.
       shown_every: the minimum number of steps between two printed evaluations. All evaluations are written to metrics.jsonl.
@@ -59,6 +61,7 @@ class Setup:
     batches: batches.Batches
     functions: stack.Functions
     mesh: Mesh
+    kernel: str
     total_steps: int
     steps_per_call: int
     rates: Callable[[int, int], np.ndarray]
@@ -101,6 +104,8 @@ def set_up(config: ConfigDict, trials: int = 1, like: Setup | None = None) -> Se
     Raises:
       UserError: the corpus can't be used or does not match the config, or a user's cell does not have the interface.
     """
+    if trials > 1:
+        config = packs.of_pack(config)
     seed, best_by, patience = config.seed, config.train.best, config.train.patience
     framing = Framing.of(config)
     interface.check(config)
@@ -137,6 +142,7 @@ def set_up(config: ConfigDict, trials: int = 1, like: Setup | None = None) -> Se
         batches=training,
         functions=functions,
         mesh=_mesh(training.rows, devices.wanted(config) if trials == 1 else 1),
+        kernel=kernels.chosen(config),
         total_steps=total_steps,
         steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions, trials),
         rates=learning_rates(config, training.steps_per_epoch),

@@ -41,7 +41,8 @@ def prepare(config: ConfigDict, spec: ProcessSpec, verbose: bool = False) -> Non
 
 
 def prepare_pack(config: ConfigDict, trials: int) -> None:
-    """Sets up virtual CPU devices and the cache of compiled programs for a pack of trials; see `packing`."""
+    """Sets options of XLA, and the cache of compiled programs, for a pack of trials; see `packing`."""
+    devices.prepare_gpu(config)
     devices.prepare_cpu_for_trials(config, trials)
     cache.keep_compiled(cache.folder_of(config))
 

@@ -13,8 +13,9 @@ from configs import quickstart
 def get_config(hidden: str = "64"):
     config = quickstart.get_config()
     config.model.hidden = int(hidden)
-    config.train.steps = 500
-    config.train.eval_every = 250
+    config.train.steps = 200
+    config.train.log_every = 50
+    config.train.eval_every = 100
     config.train.checkpoint_every = 0
     config.eval.lanes = 64
     config.sample.length = 100

@@ -20,14 +20,14 @@ def config_of(**overrides):
 def test_only_the_keys_of_the_table_may_differ_in_a_pack():
     base = load.flatten(config_of())
     on_device = dict.fromkeys(packs.ON_DEVICE, 0.25)
+    signature = packs.signature(load.load(TINY, on_device))
     for key in keys.TABLE:
         value = another(key, base[key.name] if base[key.name] is not None else "a")
         try:
             changed = load.load(TINY, on_device | {key.name: value})
         except load.UserError:  # the value does not fit the other keys, or is not a value of the key at all
             continue
-        same = packs.signature(changed) == packs.signature(load.load(TINY, on_device))
-        assert same == (key.name in packs.FREE or key.name in packs.ON_DEVICE), key.name
+        assert (packs.signature(changed) == signature) == (key.name in packs.FREE or key.name in packs.ON_DEVICE), key.name
     assert set(packs.FREE) | set(packs.ON_DEVICE) <= set(keys.KEYS)
 
 
@@ -54,3 +54,10 @@ def test_batches_of_documents_are_not_packed():
     assert packs.reason_alone(config_of()) == ""
     reason = packs.reason_alone(config_of(batch__framing="documents", corpus__documents="lines"))
     assert reason.startswith("batch.framing=documents")
+
+
+def test_trials_that_use_cudnn_are_not_packed_and_a_pack_never_uses_it():
+    assert packs.reason_alone(config_of(model__kernel="cudnn")).startswith("model.kernel=cudnn")
+    config = config_of()
+    assert packs.of_pack(config).model.kernel == "xla"
+    assert config.model.kernel == "auto"
