@@ -67,7 +67,8 @@ def main(overrides: dict[str, str]) -> int:
     lines = found.wrong()
     for line in lines:
         tell(f"wrong: {line}")
-    tell(f"{counted(len(lines), 'wrong result')}; {file} has all figures." if lines else f"Nothing is wrong; {file} has all figures.")
+    conclusion = counted(len(lines), "wrong result") if lines else "Nothing is wrong"
+    tell(f"{conclusion}; {file} has all figures.")
     return 1 if lines else 0
 
 
@@ -82,7 +83,7 @@ def _check_flags() -> tuple[list[str], str, pathlib.Path]:
     if not 0 < _MINUTES.value < float("inf"):
         raise UserError(f"--minutes={_MINUTES.value}: must be positive.")
     text = _TEXT.value or next((os.fspath(path) for path in TEXTS if path.is_file()), "")
-    if text and not os.access(text, os.R_OK) or os.path.isdir(text):
+    if (text and not os.access(text, os.R_OK)) or os.path.isdir(text):
         raise UserError(f"--text={text} can't be read: give a text file.")
     folder = pathlib.Path(_OUT.value)
     try:
@@ -91,7 +92,8 @@ def _check_flags() -> tuple[list[str], str, pathlib.Path]:
             pass
     except OSError as error:
         raise UserError(f"--out={folder} can't be written ({error.strerror}): choose another folder.") from error
-    return [name for name in PARTS if name in (_ONLY.value or PARTS)], os.path.abspath(text) if text else "", folder / "check_device.json"
+    names = [name for name in PARTS if name in (_ONLY.value or PARTS)]
+    return names, os.path.abspath(text) if text else "", folder / "check_device.json"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tests scripts/check_device.py: its textbook, that it finds mistakes, and that it keeps its figures if a part hangs or fails."""
+"""Tests scripts/check_device.py: its textbook, and that it finds mistakes and keeps its figures if a part hangs."""
 
 import json
 import os
@@ -100,7 +100,8 @@ def test_a_right_cell_passes_and_a_cell_that_is_slightly_wrong_does_not(monkeypa
 def test_cases_have_each_cell_in_each_precision_and_each_kernel_of_a_gpu():
     on_gpu = list(accuracy.cases("gpu", is_cuda=True))
     assert len(on_gpu) == len(set(on_gpu))
-    assert {(case.cell, case.precision) for case in on_gpu} == {(cell, each) for cell in keys.CELLS for each in accuracy.ROUNDING}
+    wanted = {(cell, precision) for cell in keys.CELLS for precision in accuracy.ROUNDING}
+    assert {(case.cell, case.precision) for case in on_gpu} == wanted
     cudnn = {(case.cell, case.precision, case.input) for case in on_gpu if case.kernel == "cudnn"}
     assert cudnn == {("lstm", "float32", "embedding"), ("lstm", "tf32", "embedding"), ("lstm", "float32", "onehot")}
     on_cpu = list(accuracy.cases("cpu", is_cuda=False))
@@ -117,7 +118,12 @@ def test_cases_have_each_cell_in_each_precision_and_each_kernel_of_a_gpu():
 @pytest.mark.skipif(not pathlib.Path("/proc/self/environ").exists(), reason="this system has no /proc")
 def test_a_part_that_hangs_is_killed_with_its_processes_and_keeps_its_figures(tmp_path):
     file = tmp_path / "alive"
-    child = f"import time, pathlib\nwhile True: pathlib.Path({os.fspath(file)!r}).write_text(str(time.time())); time.sleep(0.02)"
+    child = f"""
+import pathlib, time
+while True:
+    pathlib.Path({os.fspath(file)!r}).write_text(str(time.time()))
+    time.sleep(0.02)
+"""
     code = f"""
 import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=True)

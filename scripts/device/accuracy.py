@@ -8,8 +8,8 @@ Each case trains two steps, scores a text and draws a greedy sample, with charlm
     evaluation  the difference of the mean nats of a text that is read in windows with a carried state
     sample      how far the logit of a drawn character is below the largest logit; see `Network.regret`
 
-|x| is the norm of the array of a parameter. The largest error of all arrays counts. An array whose gradient is much smaller than
-the whole gradient would have a large relative error, so |g'| is at least SMALLEST times the norm of the whole gradient.
+|x| is the norm of the array of a parameter. The largest error of all arrays counts. An array whose gradient is much smaller
+than the whole gradient would have a large relative error, so |g'| is at least SMALLEST times the norm of the whole gradient.
 
 A product of matrices with operands that are rounded with the relative error u has a relative error of about u, and the loss
 depends on sums of many such errors. So each error may be at most a multiple of u; see ALLOWED.
@@ -23,8 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from device import textbook
-from device.reporting import Job, Report
 
 from charlm.config import keys, load
 from charlm.data import batches
@@ -37,9 +35,11 @@ from charlm.inference.protocol import Protocol
 from charlm.models import cells, stack
 from charlm.training import optim, state
 from charlm.training.step import make_train_step
+from device import textbook
+from device.reporting import Job, Report
 
-# The relative error of rounding an operand. float32 has 24 significant bits, and bfloat16 has 8. TF32 has 11, and may be cut off
-# instead of rounded.
+# The relative error of rounding an operand. float32 has 24 significant bits, bfloat16 has 8, and TF32 has 11. Some devices cut
+# off the other bits instead of rounding.
 ROUNDING = {"float32": 2.0**-24, "tf32": 2.0**-10, "bfloat16": 2.0**-8}
 # The allowed error as a multiple of the relative error of rounding. On CPUs, the errors are below a fifth of these values.
 ALLOWED = {"loss": 20, "gradient": 100, "step": 100, "evaluation": 20, "sample": 40}

@@ -105,7 +105,8 @@ def split(x: Value, parts: int) -> list[Value]:
 def joined(values: Sequence[Value]) -> Value:
     """The values side by side on the last axis."""
     ends = np.cumsum([value.array.shape[-1] for value in values])
-    parents = [(value, lambda d, part=slice(end - value.array.shape[-1], end): d[..., part]) for value, end in zip(values, ends)]  # noqa: B905
+    places = [slice(end - value.array.shape[-1], end) for value, end in zip(values, ends, strict=True)]
+    parents = [(value, lambda d, place=place: d[..., place]) for value, place in zip(values, places, strict=True)]
     return Value(np.concatenate([value.array for value in values], axis=-1), parents)
 
 

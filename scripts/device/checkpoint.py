@@ -7,10 +7,9 @@ device and on the CPU, and trained on where it was not trained before.
 import pathlib
 import time
 
+from charlm.errors import Failure
 from device import programs
 from device.reporting import Job, Report, difference, rows_difference
-
-from charlm.errors import Failure
 
 STEPS = 60
 OVERRIDES = {

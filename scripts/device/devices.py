@@ -2,10 +2,9 @@
 
 import pathlib
 
+from charlm.errors import Failure
 from device import programs
 from device.reporting import Job, Report, difference, rows_difference
-
-from charlm.errors import Failure
 
 OVERRIDES = {
     "batch.size": 64,

@@ -5,11 +5,11 @@ import pathlib
 import shutil
 import time
 
-from device import programs
-from device.reporting import Job, Report, difference, rows_difference
 from faults.runs import as_flags
 
 from charlm.errors import Failure
+from device import programs
+from device.reporting import Job, Report, difference, rows_difference
 
 TRIALS = 16
 ALONE = (0, 15)  # the trials that are also trained alone

@@ -6,14 +6,14 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from device.parts import PARTS
-from device.running import ROOT, Outcome
 from rich.console import Console
 from rich.table import Table
 
 from charlm import files
 from charlm.progress import counted, duration
 from charlm.rundir import environment
+from device.parts import PARTS
+from device.running import ROOT, Outcome
 
 WIDTH = 150  # of tables that do not go to a terminal
 Figures = list[dict[str, Any]]

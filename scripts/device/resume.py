@@ -12,12 +12,12 @@ import subprocess
 import time
 from collections.abc import Mapping
 
-from device import programs
-from device.reporting import Job, Report
 from faults import checks
 from faults.runs import saved_step, wait_for_step
 
 from charlm.errors import Failure
+from device import programs
+from device.reporting import Job, Report
 
 STEPS = 400
 OVERRIDES = {

@@ -14,9 +14,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from device.parts import PARTS
-
 from charlm.errors import Failure
+from device.parts import PARTS
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -114,7 +113,9 @@ def run(part: str, command: Sequence[str], seconds: float, environment: Mapping[
             process.stdout.close()
         errors.seek(0)
         last_line = _last_line(errors.read())
-    collected = {key: [report[key] for report in reports if key in report] for key in ("figure", "wrong", "left_out", "skipped")}
+    collected = {
+        key: [report[key] for report in reports if key in report] for key in ("figure", "wrong", "left_out", "skipped")
+    }
     wrong = collected["wrong"]
     if timed_out.is_set():
         wrong.append(f"{part}: no end within {seconds:.0f} s")

@@ -1,10 +1,10 @@
 """Measures training steps of charlm and of torch.nn.LSTM: the programs of scripts/peers/, which scripts/benchmark.py uses too.
 
-Each variant of a network is measured in its own process. The process makes its first call, which includes the compilation. It then
-makes steps for some time, twice. The compiled programs of earlier processes are not used.
+Each variant of a network is measured in its own process. The process makes its first call, which includes the compilation. It
+then makes steps for some time, twice. The compiled programs of earlier processes are not used.
 
-The sizes of the networks are S, M and L of scripts/benchmark.py, and XL: one-hot input, 2 LSTM layers of 1024, batches of 256 rows
-with 100 characters.
+The sizes of the networks are S, M and L of scripts/benchmark.py, and XL: one-hot input, 2 LSTM layers of 1024, batches of 256
+rows with 100 characters.
 """
 
 import importlib.util
@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from device.reporting import Job, Report
 from peers.measuring import PEERS, SHAPES, VOCAB, Shape
+
+from device.reporting import Job, Report
 
 ALL_SHAPES = SHAPES | {"XL": Shape(layers=2, hidden=1024, embedding=0, batch=256, length=100)}
 SECONDS = 1.5  # duration of each measurement

@@ -1,17 +1,19 @@
 """The network and its training step as a textbook writes them: NumPy, float64, one character after the other.
 
-The check compares charlm on a device with this module. The module shares no code with charlm. It follows the formulas at the top
-of the files in charlm/models/cells/, and its gradients come from `autodiff`.
+The check compares charlm on a device with this module. The module shares no code with charlm. It follows the formulas at the
+top of the files in charlm/models/cells/, and its gradients come from `autodiff`.
 
 Parameters are a dict from names to arrays. The names are those of charlm, such as `lstm_0/input_kernel`.
 
 Letters: B rows, T characters of a window, I input features, H hidden units, E embedding, V vocabulary.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from device.autodiff import Value, exp, gradients, joined, nats, sigmoid, split, sqrt, tanh, where
 
 EPSILON = 1e-5  # of layer normalisation
@@ -125,10 +127,8 @@ class Network(NamedTuple):
 
     def logits(self, params: Mapping[str, Value], ids_B: np.ndarray, states: Sequence) -> tuple[Value, list]:
         """Reads one character of each row. Returns the logits (B, V) of the next character, and the states."""
-        if "embedding" in params:
-            x = params["embedding"][ids_B]
-        else:
-            x = Value(np.eye(params["head_bias"].array.shape[0])[ids_B])
+        one_hot_VV = np.eye(len(params["head_bias"].array))
+        x = params["embedding"][ids_B] if "embedding" in params else Value(one_hot_VV[ids_B])
         after = []
         for layer, state in enumerate(states):
             x, state = CELLS[self.cell].step(_of_layer(params, f"{self.cell}_{layer}/"), x, state)
@@ -153,7 +153,7 @@ class Network(NamedTuple):
     def loss_of_text(self, params: Arrays, ids_N: np.ndarray) -> float:
         """The mean nats of all characters of a text except the first. The state is carried through the whole text."""
         values, states, total = as_values(params), self.zero_state(1), 0.0
-        for before, target in zip(ids_N[:-1], ids_N[1:], strict=True):
+        for before, target in itertools.pairwise(ids_N):
             logits_1V, states = self.logits(values, np.array([before]), states)
             total += float(nats(logits_1V, np.array([target])).array[0])
         return total / (len(ids_N) - 1)

@@ -8,11 +8,10 @@ import json
 import pathlib
 import time
 
-from device import programs
-from device.reporting import Job, Report, difference
-
 from charlm.data.sources import SOURCES
 from charlm.errors import Failure
+from device import programs
+from device.reporting import Job, Report, difference
 
 # The validation loss in nats/char, and by how much it may differ. The recorded runs of each recipe on CPUs (README.md,
 # experiments/) differ by up to 0.0014 nats because of rounding alone, as with another random seed. Precision that is too low
