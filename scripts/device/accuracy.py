@@ -11,8 +11,8 @@ Each case trains two steps, scores a text and draws a greedy sample, with charlm
 |x| is the norm of the array of a parameter. The largest error of all arrays counts. An array whose gradient is much smaller
 than the whole gradient would have a large relative error, so |g'| is at least SMALLEST times the norm of the whole gradient.
 
-A product of matrices with operands that are rounded with the relative error u has a relative error of about u, and the loss
-depends on sums of many such errors. So each error may be at most a multiple of u; see ALLOWED.
+Each error may be at most a u + b v. u is the relative error of rounding the operands of products (0 for float32), and v is that
+of float32, in which everything else is computed. ALLOWED has a and b.
 """
 
 import time
@@ -32,17 +32,20 @@ from charlm.data.vocab import Vocab
 from charlm.hardware import devices
 from charlm.inference import evaluate, sample
 from charlm.inference.protocol import Protocol
-from charlm.models import cells, stack
+from charlm.models import stack
 from charlm.training import optim, state
 from charlm.training.step import make_train_step
 from device import textbook
 from device.reporting import Job, Report
 
-# The relative error of rounding an operand. float32 has 24 significant bits, bfloat16 has 8, and TF32 has 11. Some devices cut
-# off the other bits instead of rounding.
-ROUNDING = {"float32": 2.0**-24, "tf32": 2.0**-10, "bfloat16": 2.0**-8}
-# The allowed error as a multiple of the relative error of rounding. On CPUs, the errors are below a fifth of these values.
-ALLOWED = {"loss": 20, "gradient": 100, "step": 100, "evaluation": 20, "sample": 40}
+# The largest relative error of an operand. bfloat16 has 8 significant bits, and TF32 has 11. Some devices cut off the other bits
+# instead of rounding.
+ROUNDING = {"float32": 0.0, "tf32": 2.0**-10, "bfloat16": 2.0**-7}
+OF_FLOAT32 = 2.0**-24
+# Error → (a, b). On a CPU, the largest errors of all cells are 7, 26, 140, 5 and 0 times 2^-24 in float32. In bfloat16, they are
+# 0.1, 4.5, 5, 0.1 and 0 times 2^-7. Operands that are rounded to TF32 by mistake give a gradient of float32 an error of about
+# 5e-4, and b allows 2.4e-5. The error of `step` includes the rounding of the parameters, which are larger than their changes.
+ALLOWED = {"loss": (0.5, 100), "gradient": (15, 400), "step": (15, 2000), "evaluation": (0.5, 100), "sample": (5, 200)}
 SMALLEST = 0.01
 VOCAB = 65
 ADAM = textbook.Adam(rate=0.05, beta1=0.9, beta2=0.999, eps=0.01, clip_norm=0.5, weight_decay=0.01)
@@ -121,13 +124,12 @@ def cases(platform: str, is_cuda: bool) -> Iterator[Case]:
     yield from (Case("lstm", kernel=kernel, input="onehot") for kernel in kernels)
     for precision in ("bfloat16",) if platform == "cpu" else ("bfloat16", "tf32"):
         yield from (Case(cell, precision) for cell in textbook.CELLS if cell != "lstm")
-    yield from (Case(cell, unroll=8) for cell in textbook.CELLS if "model.unroll" in cells.named(cell).keys)
+    yield from (Case(cell, unroll=8) for cell in ("lstm", "gru"))
 
 
 def wrong(case: Case, errors: dict[str, float]) -> list[str]:
     """A line for each error that is too large."""
-    rounding = ROUNDING[case.precision]
-    limits = {name: multiple * rounding for name, multiple in ALLOWED.items()}
+    limits = {name: a * ROUNDING[case.precision] + b * OF_FLOAT32 for name, (a, b) in ALLOWED.items()}
     return [
         f"{case}: {name} differs by {errors[name]:.1e}, allowed {limit:.1e}"
         for name, limit in limits.items()
