@@ -38,13 +38,13 @@ from charlm.training.step import make_train_step
 from device import textbook
 from device.reporting import Job, Report
 
-# The largest relative error of an operand. bfloat16 has 8 significant bits, and TF32 has 11. Some devices cut off the other bits
-# instead of rounding.
+# The largest relative error of an operand. bfloat16 has 8 significant bits, and TF32 has 11. Some devices cut off the other
+# bits instead of rounding.
 ROUNDING = {"float32": 0.0, "tf32": 2.0**-10, "bfloat16": 2.0**-7}
 OF_FLOAT32 = 2.0**-24
-# Error → (a, b). On a CPU, the largest errors of all cells are 7, 26, 140, 5 and 0 times 2^-24 in float32. In bfloat16, they are
-# 0.1, 4.5, 5, 0.1 and 0 times 2^-7. Operands that are rounded to TF32 by mistake give a gradient of float32 an error of about
-# 5e-4, and b allows 2.4e-5. The error of `step` includes the rounding of the parameters, which are larger than their changes.
+# Error → (a, b). On a CPU, the largest errors of all cells are 7, 26, 140, 5 and 0 times 2^-24 in float32, and 0.1, 4.5, 5, 0.1
+# and 0 times 2^-7 in bfloat16. Operands that are rounded to TF32 by mistake give a gradient of float32 an error of about 5e-4,
+# and b allows 2.4e-5. The error of `step` includes the rounding of the parameters, which are larger than their changes.
 ALLOWED = {"loss": (0.5, 100), "gradient": (15, 400), "step": (15, 2000), "evaluation": (0.5, 100), "sample": (5, 200)}
 SMALLEST = 0.01
 VOCAB = 65
