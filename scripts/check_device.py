@@ -29,7 +29,7 @@ import tempfile
 import time
 
 from absl import flags
-from device import report, running
+from device import results, running
 from device.parts import PARTS
 
 from charlm import cli
@@ -52,8 +52,8 @@ def main(overrides: dict[str, str]) -> int:
         scratch = pathlib.Path(temporary)
         environment = running.environment(scratch)
         device = running.probe(environment)
-        found = report.Report(file, device, _MINUTES.value)
-        tell(f"checking {report.device_in_words(device)}, for at most {duration(end - time.monotonic())}")
+        found = results.Results(file, device, _MINUTES.value)
+        tell(f"checking {results.device_in_words(device)}, for at most {duration(end - time.monotonic())}")
         for number, name in enumerate(names):
             seconds = running.budget(name, names[number + 1 :], end - time.monotonic())
             tell(f"{name}: {PARTS[name].about} (at most {duration(seconds)}) …")
@@ -62,7 +62,7 @@ def main(overrides: dict[str, str]) -> int:
             job = {"seconds": seconds, "folder": os.fspath(folder), "text": text, "device": device}
             outcome = running.run(name, running.command(name, job), seconds, environment)
             found.add(outcome)
-            tell(f"{name}: {report.in_words(outcome)}")
+            tell(f"{name}: {results.in_words(outcome)}")
     found.print_tables()
     lines = found.wrong()
     for line in lines:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
-from device import accuracy, parts, report, running, speed, textbook
+from device import accuracy, parts, results, running, speed, textbook
 from device.autodiff import gradients
 
 from charlm.config import keys
@@ -141,7 +141,7 @@ time.sleep(100)
 
 
 def test_figures_are_kept_if_a_later_part_fails_and_skipped_parts_say_why(tmp_path):
-    found = report.Report(tmp_path / "check.json", DEVICE, 8.0)
+    found = results.Results(tmp_path / "check.json", DEVICE, 8.0)
     found.add(figures_of("accuracy", """print('{"figure": {"loss": 1e-7}}\\n{"left_out": "gru"}')"""))
     found.add(figures_of("torch", """print('{"skipped": "no PyTorch"}')"""))
     found.add(figures_of("speed", """print('{"figure": {"shape": "S"}}', flush=True); raise ValueError("out of memory")"""))

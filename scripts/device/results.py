@@ -19,7 +19,7 @@ WIDTH = 150  # of tables that do not go to a terminal
 Figures = list[dict[str, Any]]
 
 
-class Report:
+class Results:
     """All results so far. The file is written again after each part."""
 
     def __init__(self, file: pathlib.Path, device: Mapping[str, Any], minutes: float):
@@ -49,9 +49,9 @@ class Report:
 
     def print_tables(self) -> None:
         """Prints a table of the parts, and the figures of each part."""
-        console = Console()
+        console = Console(markup=False, highlight=False)
         if not console.is_terminal:
-            console = Console(width=WIDTH)
+            console.width = WIDTH
         figures = {outcome.part: outcome.figures for outcome in self._outcomes}
         tables = [_parts(self._outcomes), _accuracy(figures.get("accuracy", []))]
         tables += [_speed([*figures.get("speed", []), *figures.get("torch", [])])]
@@ -60,7 +60,7 @@ class Report:
         for table in tables:
             if table.row_count:
                 console.print()
-                console.print(table, highlight=False, markup=False)
+                console.print(table)
         console.print()
 
     def _write(self) -> None:
