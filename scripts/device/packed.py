@@ -55,10 +55,8 @@ def run(job: Job, report: Report) -> None:
         alone, errors, wall = [], [], []
         for number in ALONE:
             single = folder / f"alone_{number}"
-            keys = json.loads((root / names[number] / "config.json").read_text(encoding="utf-8"))
-            own = {"seed": keys["seed"], "optim.learning_rate": keys["optim.learning_rate"]}
             begin = time.monotonic()
-            programs.run(programs.train("tiny", single, overrides | own), job.seconds_left())
+            programs.run(programs.train("tiny", single, overrides | trials[names[number]]), job.seconds_left())
             wall.append(time.monotonic() - begin)
             alone.append(programs.chars_per_second(single))
             errors.append(rows_difference(programs.rows(root / names[number]), programs.rows(single)))
