@@ -38,6 +38,9 @@ def run(job: Job, report: Report) -> None:
     for trained_on, kernel in trainings:
         other = next(name for name in platforms if name != trained_on)
         where = f"checkpoint of {trained_on}, kernel {kernel}"
+        if job.is_over():
+            report.left_out(where)
+            continue
         workdir = pathlib.Path(job.folder) / f"{trained_on.split()[-1]}_{kernel}"
         begin = time.monotonic()
         try:

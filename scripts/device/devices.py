@@ -3,6 +3,7 @@
 import pathlib
 
 from charlm.errors import Failure
+from charlm.progress import counted
 from device import programs
 from device.reporting import Job, Report, difference, rows_difference
 
@@ -31,14 +32,17 @@ def run(job: Job, report: Report) -> None:
     most = max(number for number in (2, 4, 8) if number <= available)
     expected = None
     for number in sorted({1, 2, most}):
+        if job.is_over():
+            report.left_out(counted(number, "device"))
+            continue
         workdir = pathlib.Path(job.folder) / str(number)
         try:
             programs.run(programs.train("tiny", workdir, overrides | {"devices": number}), job.seconds_left())
         except Failure as error:
-            report.wrong(f"{number} devices: {error}")
+            report.wrong(f"{counted(number, 'device')}: {error}")
             continue
         rows = programs.rows(workdir)
         expected = expected or rows
         error = rows_difference(rows, expected)
         report.figure(devices=number, rows_difference=error, chars_per_second=programs.chars_per_second(workdir))
-        difference(report, f"{number} devices", "the loss and the loss of one device", error, ALLOWED)
+        difference(report, counted(number, "device"), "the loss", error, ALLOWED)

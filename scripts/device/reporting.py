@@ -10,6 +10,9 @@ import time
 from typing import Any, NamedTuple
 
 
+LEAST_SECONDS = 10  # a program of charlm needs some seconds to start
+
+
 class Job(NamedTuple):
     """What a part needs to know.
 
@@ -42,6 +45,10 @@ class Job(NamedTuple):
 
     def seconds_left(self) -> float:
         return self.end - time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether so little time is left that the part should start no other program."""
+        return self.seconds_left() < LEAST_SECONDS
 
 
 class Report:

@@ -44,7 +44,7 @@ def run(job: Job, report: Report) -> None:
         recorded_nats=recorded if is_tiny_shakespeare else None,
     )
     if is_tiny_shakespeare:
-        error = max(0.0, abs(scored["nats"] - recorded))
+        error = abs(scored["nats"] - recorded)
         difference(report, f"training of {recipe}", "the validation loss in nats", error, allowed)
     elif not scored["nats"] < 3:
         report.wrong(f"training of {recipe}: the validation loss is {scored['nats']:.2f} nats")
