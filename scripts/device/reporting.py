@@ -9,7 +9,6 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-
 LEAST_SECONDS = 10  # a program of charlm needs some seconds to start
 
 
