@@ -24,6 +24,10 @@ def config_of(job: dict):
         "model.input": "embedding" if job["embedding"] else "onehot",
         "model.embedding": job["embedding"] or 1,
         "model.dtype": job["dtype"],
+        "model.precision": job.get("precision", "tf32"),
+        "model.kernel": job.get("kernel", "auto"),
+        "model.unroll": job.get("unroll", 1),
+        "command_buffers": job.get("command_buffers", False),
         "batch.size": job["batch"],
         "batch.length": job["length"],
         "devices": job.get("devices", 0),
@@ -44,7 +48,7 @@ def main() -> None:
         from charlm.models import stack
 
         rows = devices.rows_to_share(config, stack.layer_operations(config), rows, job["dtype"])
-    devices.prepare_cpu(config, rows)
+    devices.prepare(config, rows)
     train(job, config) if job["task"] == "train" else sample(job, config, rows)
 
 
@@ -85,7 +89,10 @@ def train(job: dict, config) -> None:
         jax.block_until_ready((state, metrics))
         return -(-steps // together) * together * data.rows * framing.length
 
-    worker.serve(run, devices=mesh.size)
+    def peak_device_bytes() -> int | None:
+        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+    worker.serve(run, peak_device_bytes, devices=mesh.size)
 
 
 def sample(job: dict, config, shared: int) -> None:

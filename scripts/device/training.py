@@ -1,0 +1,50 @@
+"""Trains a recipe from beginning to end, and compares its loss with the loss that was recorded on a CPU.
+
+On an accelerator this is configs/tiny_shakespeare.py. On a CPU it would take too long, so configs/quickstart.py is trained.
+"""
+
+import hashlib
+import json
+import pathlib
+import time
+
+from charlm.data.sources import SOURCES
+from charlm.errors import Failure
+from device import programs
+from device.reporting import Job, Report, difference
+
+# The validation loss in nats/char, and by how much it may differ. The recorded runs of each recipe on CPUs (README.md,
+# experiments/) differ by up to 0.0014 nats because of rounding alone, as with another random seed. Precision that is too low
+# would cost more.
+RECORDED = {"tiny_shakespeare": (1.4367, 0.01), "quickstart": (1.5742, 0.01)}
+
+
+def run(job: Job, report: Report) -> None:
+    recipe = "quickstart" if job.is_cpu else "tiny_shakespeare"
+    file = pathlib.Path(job.text) if job.text else programs.made_up_text(job.folder, 300_000)
+    workdir, begin = pathlib.Path(job.folder) / recipe, time.monotonic()
+    try:
+        programs.run(programs.train(recipe, workdir, {"corpus.path": file}), job.seconds_left())
+        seconds = time.monotonic() - begin
+        status = json.loads((workdir / "status.json").read_text(encoding="utf-8"))
+        scored = programs.evaluate(workdir, job.seconds_left())
+    except Failure as error:
+        report.wrong(f"training of {recipe}: {error}")
+        return
+    recorded, allowed = RECORDED[recipe]
+    is_tiny_shakespeare = hashlib.sha256(file.read_bytes()).hexdigest() == SOURCES["tiny_shakespeare"].sha256
+    report.figure(
+        recipe=recipe,
+        text="tiny Shakespeare" if is_tiny_shakespeare else file.name,
+        seconds=seconds,
+        steps=status["step"],
+        chars_per_second=programs.chars_per_second(workdir),
+        nats=scored["nats"],
+        bits=scored["bits"],
+        recorded_nats=recorded if is_tiny_shakespeare else None,
+    )
+    if is_tiny_shakespeare:
+        error = abs(scored["nats"] - recorded)
+        difference(report, f"training of {recipe}", "the validation loss in nats", error, allowed)
+    elif not scored["nats"] < 3:
+        report.wrong(f"training of {recipe}: the validation loss is {scored['nats']:.2f} nats")
