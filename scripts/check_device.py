@@ -18,7 +18,7 @@ something that this machine lacks is skipped. After each part, all figures so fa
 --out. At the end, the program prints the figures as tables, and a line for everything that is wrong.
 
 --text is the text for the part training. If it is tiny Shakespeare, the loss is compared with the recorded loss. The default is
-.carry/tiny_shakespeare.txt in this checkout, or shared/corpora/tiny_shakespeare.txt beside it, or a made-up text.
+tiny Shakespeare, or a made-up text if this machine does not have tiny Shakespeare and can't fetch it.
 
 The exit status is 0 if nothing is wrong, 1 if something is wrong, and 2 if a flag is wrong.
 """
@@ -40,8 +40,6 @@ _ONLY = flags.DEFINE_list("only", [], f"parts to run: {', '.join(PARTS)}; defaul
 _OUT = flags.DEFINE_string("out", "runs/check_device", "folder for check_device.json")
 _MINUTES = flags.DEFINE_float("minutes", 8.0, "time that all parts together may take")
 _TEXT = flags.DEFINE_string("text", None, "text file for the part training")
-
-TEXTS = (running.ROOT / ".carry" / "tiny_shakespeare.txt", running.ROOT.parent / "shared" / "corpora" / "tiny_shakespeare.txt")
 
 
 def main(overrides: dict[str, str]) -> int:
@@ -73,7 +71,7 @@ def main(overrides: dict[str, str]) -> int:
 
 
 def _check_flags() -> tuple[list[str], str, pathlib.Path]:
-    """Returns the parts to run, the text for the part training (empty: none), and the JSON file.
+    """Returns the parts to run, the text file for the part training (empty: the default), and the JSON file.
 
     Raises:
       UserError: a flag is wrong.
@@ -82,7 +80,7 @@ def _check_flags() -> tuple[list[str], str, pathlib.Path]:
         raise UserError(f"--only={','.join(unknown)}: must be one or several of {', '.join(PARTS)}.")
     if not 0 < _MINUTES.value < float("inf"):
         raise UserError(f"--minutes={_MINUTES.value}: must be positive.")
-    text = _TEXT.value or next((os.fspath(path) for path in TEXTS if path.is_file()), "")
+    text = _TEXT.value or ""
     if (text and not os.access(text, os.R_OK)) or os.path.isdir(text):
         raise UserError(f"--text={text} can't be read: give a text file.")
     folder = pathlib.Path(_OUT.value)
