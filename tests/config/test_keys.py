@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, slow
 from faults.checks import read_rows
 from faults.runs import make_text
 
@@ -187,7 +187,12 @@ def _outcome(overrides, words, workdir):
     return json.dumps([read_rows(workdir), samples, checkpoints, printed.replace(str(workdir), ""), files])
 
 
-@pytest.mark.parametrize("key", [key for key in keys.KEYS if key not in WITHOUT_EFFECT])
+# Most cases compile a program. So by default, only the keys of the text and of its batches are tested. Other default tests
+# compare what the keys of the other sections do with formulas.
+@pytest.mark.parametrize(
+    "key",
+    [key if key.startswith(("corpus.", "vocab.", "batch.")) else slow(key) for key in keys.KEYS if key not in WITHOUT_EFFECT],
+)
 def test_changing_a_key_changes_the_run(key, words, outcome):
     context = CONTEXT.get(key, {})
     value = VALUES.get(key, another(keys.KEYS[key], load.flatten(_config(context, words))[key]))
