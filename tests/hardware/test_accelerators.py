@@ -166,7 +166,14 @@ def test_other_programs_print_nothing_about_a_missing_gpu(script, small, tmp_pat
     run = f"--workdir={tmp_path / 'run'}"
     script("train", f"--config={TINY}", run, *as_flags(small | {"train.steps": 2}))
     machine({"jax-cuda12-plugin": MATCHING})
-    for command in (["evaluate", run], ["sample", run, "--prompt=a", "--length=3"], ["inspect", run, "--ngram="]):
+    file, flags = tmp_path / "weights.safetensors", as_flags(small)
+    for command in (
+        ["evaluate", run],
+        ["sample", run, "--prompt=a", "--length=3"],
+        ["inspect", run, "--ngram="],
+        ["export", run, "--format=safetensors", f"--output={file}"],
+        ["import_torch", f"--config={TINY}", f"--weights={file}", f"--workdir={tmp_path / 'imported'}", *flags],
+    ):
         assert script(*command).stderr == "", command
 
 
