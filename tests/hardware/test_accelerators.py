@@ -9,6 +9,7 @@ import jax
 import pytest
 from conftest import TINY
 from faults.runs import as_flags
+from jax._src import hardware_utils
 
 from charlm.hardware import accelerators, devices
 from configs import base
@@ -97,6 +98,26 @@ def test_settings_for_the_cpu_are_left_out_if_jax_will_use_a_gpu_or_tpu(
     monkeypatch.setattr(os, "execve", lambda *arguments: restarts.append(arguments))
     devices.use_huge_pages()
     assert (not restarts) == expected
+
+
+@pytest.mark.parametrize(
+    ("packages", "paths", "tpus", "expected"),
+    [
+        ({}, [], 0, []),
+        ({"jax-cuda12-plugin": MATCHING}, [], 0, [("jax_platforms", "cpu")]),
+        ({"jax-cuda12-plugin": MATCHING}, ["nvidia0"], 0, []),
+        ({"libtpu": "0.0.1"}, [], 0, [("jax_platforms", "cpu")]),
+        ({"libtpu": "0.0.1"}, [], 4, []),  # TPUs without a known path
+        ({"libtpu": "0.0.1"}, ["accel0"], 4, []),
+    ],
+)
+def test_packages_for_missing_devices_are_left_out(machine, monkeypatch, packages, paths, tpus, expected):
+    machine(packages, paths)
+    updates = []
+    monkeypatch.setattr(hardware_utils, "num_available_tpu_chips_and_device_id", lambda: (tpus, None))
+    monkeypatch.setattr(jax.config, "update", lambda *update: updates.append(update))
+    accelerators.leave_out_missing()
+    assert updates == expected
 
 
 LIST_ONE = "[ \"$*\" = '--query-gpu=name --format=csv,noheader' ] && echo 'NVIDIA H200'"
