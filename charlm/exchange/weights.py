@@ -23,6 +23,7 @@ from charlm import progress
 from charlm.config import keys, load
 from charlm.data.vocab import EOS, PAD, UNK, Vocab
 from charlm.errors import UserError
+from charlm.hardware import accelerators
 from charlm.models import blocks, cells, recurrent_noise, stack
 from charlm.models.cells import Cell, own
 from charlm.rundir import directory
@@ -203,6 +204,7 @@ def write_run(config: ConfigDict, workdir: str, weights: Weights, symbols_file: 
         raise UserError(f"--workdir={workdir} already holds a run: choose another directory.")
     symbols = weights.symbols if symbols_file is None else symbols_in(symbols_file)
     own.load(config)
+    accelerators.leave_out_missing()
     setup, where = set_up(config), symbols_file or weights.file
     vocab = setup.vocab if symbols is None else _vocabulary(symbols, setup.vocab, where)
     if symbols is not None and len(symbols) != len(weights.head_bias_V):

@@ -48,18 +48,19 @@ def is_expected() -> bool:
 
 
 def leave_out_missing() -> None:
-    """Keeps JAX from starting its package for CUDA if this machine has no GPU. Call this function before JAX starts.
+    """Keeps JAX from starting its packages for devices that this machine does not have. Call this function before JAX starts.
 
-    JAX would use the CPU anyway. But it would first print a traceback, and with CUDA_VISIBLE_DEVICES="" it would crash
-    (https://github.com/jax-ml/jax/issues/37668).
+    JAX would use the CPU anyway. But its package for CUDA would first print a traceback, and would crash with
+    CUDA_VISIBLE_DEVICES="" (https://github.com/jax-ml/jax/issues/37668). The package for TPUs would print errors.
     """
     names = _installed()
     if os.environ.get("JAX_PLATFORMS") or not names or any(_is_visible(ACCELERATORS[name]) for name in names):
         return
-    if all(ACCELERATORS[name].noun == "GPU" for name in names):
-        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-        import jax
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    import jax
+    from jax._src import hardware_utils  # JAX has no public function that counts TPUs without starting them
 
+    if hardware_utils.num_available_tpu_chips_and_device_id()[0] == 0:
         jax.config.update("jax_platforms", "cpu")
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from charlm.data.vocab import Vocab
 from charlm.errors import Failure, UserError
+from charlm.hardware import accelerators
 from charlm.models import stack
 from charlm.models.cells import own
 from charlm.progress import warn
@@ -63,6 +64,7 @@ def load(
       Failure: the checkpoint can't be read, and no other checkpoint can be read instead.
     """
     run_text, checkpoint_text = (given_as, given_as) if given_as else (f"--workdir={workdir}", f"--checkpoint={which}")
+    accelerators.leave_out_missing()
     run = Run(workdir)
     run.status()
     config, vocab, corpus = run.config(), run.vocab(), run.corpus()

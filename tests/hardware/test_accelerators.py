@@ -9,6 +9,7 @@ import jax
 import pytest
 from conftest import TINY
 from faults.runs import as_flags
+from jax._src import hardware_utils
 
 from charlm.hardware import accelerators, devices
 from configs import base
@@ -99,6 +100,26 @@ def test_settings_for_the_cpu_are_left_out_if_jax_will_use_a_gpu_or_tpu(
     assert (not restarts) == expected
 
 
+@pytest.mark.parametrize(
+    ("packages", "paths", "tpus", "expected"),
+    [
+        ({}, [], 0, []),
+        ({"jax-cuda12-plugin": MATCHING}, [], 0, [("jax_platforms", "cpu")]),
+        ({"jax-cuda12-plugin": MATCHING}, ["nvidia0"], 0, []),
+        ({"libtpu": "0.0.1"}, [], 0, [("jax_platforms", "cpu")]),
+        ({"libtpu": "0.0.1"}, [], 4, []),  # TPUs without a known path
+        ({"libtpu": "0.0.1"}, ["accel0"], 4, []),
+    ],
+)
+def test_packages_for_missing_devices_are_left_out(machine, monkeypatch, packages, paths, tpus, expected):
+    machine(packages, paths)
+    updates = []
+    monkeypatch.setattr(hardware_utils, "num_available_tpu_chips_and_device_id", lambda: (tpus, None))
+    monkeypatch.setattr(jax.config, "update", lambda *update: updates.append(update))
+    accelerators.leave_out_missing()
+    assert updates == expected
+
+
 LIST_ONE = "[ \"$*\" = '--query-gpu=name --format=csv,noheader' ] && echo 'NVIDIA H200'"
 LIST_TWO = "printf 'NVIDIA A100\\nNVIDIA A100\\n'"
 INSTALL = f"to use the GPU, run {sys.executable} -m pip install 'jax[%s]=={MATCHING}'"
@@ -166,7 +187,14 @@ def test_other_programs_print_nothing_about_a_missing_gpu(script, small, tmp_pat
     run = f"--workdir={tmp_path / 'run'}"
     script("train", f"--config={TINY}", run, *as_flags(small | {"train.steps": 2}))
     machine({"jax-cuda12-plugin": MATCHING})
-    for command in (["evaluate", run], ["sample", run, "--prompt=a", "--length=3"], ["inspect", run, "--ngram="]):
+    file, flags = tmp_path / "weights.safetensors", as_flags(small)
+    for command in (
+        ["evaluate", run],
+        ["sample", run, "--prompt=a", "--length=3"],
+        ["inspect", run, "--ngram="],
+        ["export", run, "--format=safetensors", f"--output={file}"],
+        ["import_torch", f"--config={TINY}", f"--weights={file}", f"--workdir={tmp_path / 'imported'}", *flags],
+    ):
         assert script(*command).stderr == "", command
 
 

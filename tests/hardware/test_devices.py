@@ -72,6 +72,9 @@ def test_command_buffers_add_flags_if_jax_has_a_plugin_for_cuda(monkeypatch, tmp
     monkeypatch.setenv("XLA_FLAGS", user_flags)
     assert devices.prepare(config, 16) == [f"XLA_FLAGS={' '.join(devices.COMMAND_BUFFERS[:2])} {user_flags}"]
     monkeypatch.delenv("XLA_FLAGS")
+    assert devices.prepare(config, 16) == [f"XLA_FLAGS={flags}"]  # JAX_PLATFORMS=cuda,cpu: no options for a CPU
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.delenv("JAX_PLATFORMS")
     (setting,) = devices.prepare(config, 16)
     assert setting.startswith("XLA_FLAGS=--xla_force_host_platform_device_count=")
     assert setting.endswith(flags)

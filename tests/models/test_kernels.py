@@ -25,7 +25,7 @@ from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.inference import evaluate, restore
 from charlm.inference.protocol import Protocol
-from charlm.models import cells, kernels, stack
+from charlm.models import cells, kernels, platform, stack
 from charlm.models.cells import cudnn, lstm
 from charlm.models.initializers import initializers
 from charlm.rundir.run import Run
@@ -140,16 +140,24 @@ def test_the_packed_weights_are_the_arrays_of_pytorch():
     np.testing.assert_allclose((c_end, h_end), (c, h), atol=2e-6)
 
 
-def test_the_lstm_of_pytorch_reads_the_packed_weights():
+def test_the_lstm_of_pytorch_has_the_values_and_gradients_of_the_packed_weights(twin):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     params, rng = layer(FEATURES), np.random.default_rng(1)
     module = torch.nn.LSTM(FEATURES, HIDDEN)
     module.load_state_dict({f"{name}_l0": torch.tensor(array) for name, array in torch_arrays(params).items()})
     x, h, c = (np.float32(rng.normal(size=shape)) for shape in ((STEPS, ROWS, FEATURES), (ROWS, HIDDEN), (ROWS, HIDDEN)))
-    with torch.no_grad():
-        outputs, _ = module(*map(torch.tensor, (x,)), tuple(torch.tensor(each[None]) for each in (h, c)))
-    expected, _ = lstm.CELL.window(params, jnp.asarray(x), (jnp.asarray(c), jnp.asarray(h)), jnp.float32)
-    np.testing.assert_allclose(outputs.numpy(), expected, atol=2e-6)
+    outputs, _ = module(torch.tensor(x), (torch.tensor(h[None]), torch.tensor(c[None])))
+    (outputs * torch.sin(torch.arange(outputs.numel())).reshape(outputs.shape)).sum().backward()
+
+    def value(params):
+        found, _ = cudnn.lstm(params, jnp.asarray(x), (jnp.asarray(c), jnp.asarray(h)))
+        return weighted_sum(found, ()), found
+
+    gradient, found = jax.jit(jax.grad(value, has_aux=True))(params)
+    np.testing.assert_allclose(found, outputs.detach().numpy(), atol=2e-6)
+    for name, expected in lstm.CELL.to_torch(gradient).items():
+        if name != "bias_hh":  # charlm has one bias, so the gradient of PyTorch's second bias is not used
+            np.testing.assert_allclose(expected, getattr(module, f"{name}_l0").grad.numpy(), rtol=2e-4, atol=2e-5)
 
 
 def traced_step(config, length=32, rows=4):
@@ -161,17 +169,19 @@ def traced_step(config, length=32, rows=4):
     return jax.jit(train_step).trace(start, batch, np.float32(1), np.uint32(0))
 
 
-def test_the_training_step_calls_cudnn_once_for_each_layer_and_pass(monkeypatch):
+@pytest.mark.parametrize(("precision", "allow_tf32"), [("tf32", "True"), ("float32", "False")])
+def test_the_training_step_calls_cudnn_once_for_each_layer_and_pass(precision, allow_tf32, monkeypatch):
     """Traces the real `rnn.lstm`. To trace it, JAX asks the library only for the sizes of two arrays."""
     monkeypatch.setattr(devices, "is_cuda", lambda: True)
     monkeypatch.setattr(rnn.gpu_rnn, "compute_rnn_workspace_reserve_space_sizes", lambda *sizes: (0, 123), raising=False)
-    calls = re.findall(r"= (rnn_\w+)\[(.*?)\]", str(traced_step(config_of(dropout=0.3, weight_drop=0.3)).jaxpr), re.DOTALL)
+    with platform.lowering_for("cuda"):
+        jaxpr = traced_step(config_of(dropout=0.3, weight_drop=0.3, precision=precision)).jaxpr
+    calls = re.findall(r"= (rnn_\w+)\[(.*?)\]", str(jaxpr), re.DOTALL)
     assert [name for name, _ in calls] == ["rnn_fwd", "rnn_fwd", "rnn_bwd", "rnn_bwd"]
     for (_, text), features in zip(calls, (8, 16, 16, 8), strict=True):
         options = dict(line.strip().split("=") for line in text.strip().splitlines())
-        fixed = {"num_layers": "1", "dropout": "0.0", "bidirectional": "False", "cudnn_allow_tf32": "True"}
-        assert options == fixed | {"input_size": str(features), "hidden_size": "16"}
-    assert "rnn_fwd" not in str(traced_step(config_of(kernel="auto")).jaxpr)
+        fixed = {"num_layers": "1", "dropout": "0.0", "bidirectional": "False"}
+        assert options == fixed | {"input_size": str(features), "hidden_size": "16", "cudnn_allow_tf32": allow_tf32}
 
 
 def test_a_run_changes_its_kernel_on_resume_and_is_evaluated_without_cuda(small, tmp_path, monkeypatch, capsys, request):
@@ -238,6 +248,7 @@ def test_what_cudnn_can_not_run_is_refused_and_runs_by_the_loop_outside_training
     for kernel in ("auto", "xla"):
         config.model.kernel = kernel
         kernels.check(config)
+        assert kernels.with_kernel(lstm.CELL, config) is lstm.CELL
     kernels.check(config_of(dropout=0.5, weight_drop=0.5, dropout_kind="variational"))
 
 

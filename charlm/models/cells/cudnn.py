@@ -6,7 +6,7 @@ equivalent in pure JAX. JAX's own tests compare the two on GPUs.
 
 - cuDNN takes all weights of a layer as one array; see `packed`. The params, and so the checkpoints, stay the same.
 - cuDNN reads floats only. If the inputs are ids, it reads rows of the embedding, or one-hot vectors.
-- Operands and sums are float32. The products may use TF32, unless `jax_default_matmul_precision` forbids it.
+- Operands and sums are float32. `model.precision` sets whether the products use TF32, as for all products of a model.
 - JAX can compute the gradient of a call, but has no forward mode and no `vmap` for it. Each call waits for the host, which
   breaks XLA's command buffers.
 
@@ -62,7 +62,8 @@ def lstm(params: Params, inputs: jax.Array, state: State) -> tuple[jax.Array, St
     weights_N = packed(kernel_IG, params["recurrent_kernel"], params["bias"])
     steps, rows, features = x_TBI.shape
     lengths_B = jnp.full(rows, steps, jnp.int32)
-    # The numbers are the number of layers and the dropout. False: one direction. None: the default precision of JAX.
+    # The numbers are the number of layers and the dropout. False: one direction. None: the precision that the
+    # context sets (`products.in_precision`).
     options = features, h_BH.shape[1], 1, 0.0, False, None
     outputs_BTH, h_1BH, c_1BH = rnn.lstm(x_TBI.swapaxes(0, 1), h_BH[None], c_BH[None], weights_N, lengths_B, *options)
     return outputs_BTH.swapaxes(0, 1), (c_1BH[0], h_1BH[0])
