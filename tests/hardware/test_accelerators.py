@@ -195,7 +195,7 @@ def test_other_programs_print_nothing_about_a_missing_gpu(script, small, tmp_pat
         ["export", run, "--format=safetensors", f"--output={file}"],
         ["import_torch", f"--config={TINY}", f"--weights={file}", f"--workdir={tmp_path / 'imported'}", *flags],
     ):
-        assert script(*command).stderr == "", command
+        assert "cuda" not in script(*command).stderr.lower(), command
 
 
 @pytest.mark.slow
