@@ -10,6 +10,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from conftest import slow
 from jax.sharding import Mesh
 
 from charlm.config import keys
@@ -72,10 +73,10 @@ def lowered(config, names, rows=4, steps_per_call=1):
     [
         ("embedding", 4, 1, "float32"),
         ("onehot", 16, 2, "bfloat16"),
-        pytest.param("embedding", 4, 1, "bfloat16", marks=pytest.mark.slow),
-        pytest.param("onehot", 16, 2, "float32", marks=pytest.mark.slow),
-        pytest.param("scalar", 1, 1, "float32", marks=pytest.mark.slow),
-        pytest.param("scalar", 1, 1, "bfloat16", marks=pytest.mark.slow),
+        slow("embedding", 4, 1, "bfloat16"),
+        slow("onehot", 16, 2, "float32"),
+        slow("scalar", 1, 1, "float32"),
+        slow("scalar", 1, 1, "bfloat16"),
     ],
 )
 def test_training_evaluation_and_sampling_lower_for_every_platform(encoding, rows, steps_per_call, dtype):
@@ -117,7 +118,7 @@ def test_measures_for_a_cpu_are_in_no_program_for_a_gpu_or_tpu(monkeypatch):
     assert on_cpu["train"].count("stablehlo.while") > 2 * len(keys.CELLS)
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 def test_the_programs_for_a_gpu_compute_the_same_values_as_the_programs_for_a_cpu(dtype, monkeypatch):
     """Both programs run on the CPU. The program for a CPU has two chunks, and 16 rows fill the widest vector of a CPU.
 

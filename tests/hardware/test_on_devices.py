@@ -10,7 +10,7 @@ import sys
 
 import on_devices
 import pytest
-from conftest import ROOT
+from conftest import ROOT, slow
 
 from charlm.config import keys
 
@@ -24,7 +24,7 @@ LARGEST_BFLOAT16 = {"metrics": 2e-3, "evaluation": 2e-4, "state": 0.1}
     ("numbers", "names"),
     [
         pytest.param((1, 8), ["lstm with all regularisers"], id="one case"),
-        pytest.param((1, 2, 4, 8), [*on_devices.CASES], marks=pytest.mark.slow, id="all cases"),
+        slow((1, 2, 4, 8), [*on_devices.CASES], id="all cases"),
     ],
 )
 def test_a_training_on_2_4_and_8_devices_equals_a_training_on_one_device(numbers, names, corpus_file):

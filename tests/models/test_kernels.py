@@ -184,6 +184,7 @@ def test_the_training_step_calls_cudnn_once_for_each_layer_and_pass(precision, a
         assert options == fixed | {"input_size": str(features), "hidden_size": "16", "cudnn_allow_tf32": allow_tf32}
 
 
+@pytest.mark.slow
 def test_a_run_changes_its_kernel_on_resume_and_is_evaluated_without_cuda(small, tmp_path, monkeypatch, capsys, request):
     overrides = small | {"model.dropout": 0.2, "model.weight_drop": 0.2, "train.steps_per_call": 1}
     with_cudnn = load.load(TINY, overrides | {"model.kernel": "cudnn"})
