@@ -499,21 +499,15 @@ def test_a_launcher_stops_its_trainings_if_an_exception_is_raised(tmp_path):
     root = sweep.Root(tmp_path)
     (tmp_path / "logs").mkdir()
 
-    def one_trial_then_an_exception():
-        yield trial
+    def one_job_then_an_exception():
+        yield launch.Job((trial,), [sys.executable, "-c", code, f"--workdir={tmp_path}"], root.log(trial))
         while "up" not in root.log(trial).read_text().split("\n"):
             time.sleep(0.01)
         raise RuntimeError("test error")
 
     slots = launch.divide_machine(2, launch.available_cores(), [])
     with pytest.raises(RuntimeError, match="test error"):
-        launch.run_local(
-            root,
-            one_trial_then_an_exception(),
-            lambda _: [sys.executable, "-c", code, f"--workdir={tmp_path}"],
-            slots,
-            Display(2),
-        )
+        launch.run_local(root, one_job_then_an_exception(), slots, Display(2))
     assert trainings(tmp_path) == []
 
 
