@@ -1,7 +1,8 @@
-"""Measures how fast PyTorch trains and samples. worker.py describes the input and output of this program.
+"""Measures how fast PyTorch trains, evaluates and samples. worker.py describes the input and output of this program.
 
 Training uses nn.LSTM, which calls oneDNN, or nn.GRU or nn.RNN. For sampling, the program first times this module, its cell such
-as nn.LSTMCell, and packed weights (see `packed`), and then measures the fastest variant.
+as nn.LSTMCell, and packed weights (see `packed`), and then measures the fastest variant. For an evaluation, the variants are
+the module with windows of several lengths, and packed weights.
 """
 
 import copy
@@ -32,7 +33,7 @@ class CharRNN(torch.nn.Module):
 def main() -> None:
     job = worker.job()
     torch.manual_seed(0)
-    train(job) if job["task"] == "train" else sample(job)
+    {"train": train, "evaluate": evaluate, "sample": sample}[job["task"]](job)
 
 
 def train(job: dict) -> None:
@@ -59,7 +60,74 @@ def train(job: dict) -> None:
             state = tuple(part.detach().float() for part in new) if job["cell"] == "lstm" else new.detach().float()
         return steps * batch * length
 
-    worker.serve(run)
+    worker.serve(run, parameters=parameter_count(model))
+
+
+def parameter_count(model: CharRNN) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def evaluate(job: dict) -> None:
+    batch, length = job["batch"], job["length"]
+    model = CharRNN(job).eval()
+    is_bfloat16 = job["dtype"] == "bfloat16"
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, job["vocab"], (20, batch, length + 1)))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+        variants = {f"nn.{model.cell.upper()}, {steps} steps": by_window(model, steps) for steps in (32, 128, length)}
+        variants["packed"] = char_by_char(packed(model, batch))
+        if is_bfloat16:
+            variants["packed, bfloat16 weights"] = char_by_char(packed(copy.deepcopy(model).to(torch.bfloat16), batch))
+        seconds = {}
+        for name, read in variants.items():
+            _, state = read(ids[0, :, :65], None)
+            begin = time.perf_counter()
+            read(ids[1, :, :257], state)
+            seconds[name] = time.perf_counter() - begin
+        fastest = min(seconds, key=seconds.get)
+        read, state, done = variants[fastest], None, 0
+
+        def run(windows: int) -> int:
+            nonlocal state, done
+            nats = 0.0
+            for _ in range(windows):
+                window_nats, state = read(ids[done % len(ids)], state)
+                nats += window_nats.item()
+                done += 1
+            return windows * batch * length
+
+        speeds = {name: round(256 * batch / seconds[name]) for name in variants}
+        worker.serve(run, form=fastest, chars_per_second=speeds, parameters=parameter_count(model))
+
+
+def by_window(model: CharRNN, steps: int):
+    """Returns a function (ids_BT, state) → (sum of the nats, state) that reads `steps` characters of each lane at once."""
+
+    def read(ids_BT, state):
+        nats = 0.0
+        for begin in range(0, ids_BT.shape[1] - 1, steps):
+            piece_BT = ids_BT[:, begin : begin + steps + 1]
+            logits_BTV, state = model(piece_BT[:, :-1], state)
+            nats = nats + summed_nats(logits_BTV, piece_BT[:, 1:])
+        return nats, state
+
+    return read
+
+
+def char_by_char(next_logits):
+    """Returns a function like `by_window`, which reads one character of each lane at once."""
+
+    def read(ids_BT, state):
+        logits = []
+        for ids_B in ids_BT[:, :-1].unbind(1):
+            logits_BV, state = next_logits(ids_B, state)
+            logits.append(logits_BV)
+        return summed_nats(torch.stack(logits, 1), ids_BT[:, 1:]), state
+
+    return read
+
+
+def summed_nats(logits_BTV, targets_BT):
+    return torch.nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="sum")
 
 
 def sample(job: dict) -> None:
@@ -79,7 +147,8 @@ def sample(job: dict) -> None:
             seconds[name] = time.perf_counter() - begin
         fastest = min(seconds, key=seconds.get)
         speeds = {name: round(200 * batch / seconds[name]) for name in variants}
-        worker.serve(lambda chunks: draw(variants[fastest], batch, chunks * 64), form=fastest, chars_per_second=speeds)
+        details = {"form": fastest, "chars_per_second": speeds, "parameters": parameter_count(model)}
+        worker.serve(lambda chunks: draw(variants[fastest], batch, chunks * 64), **details)
 
 
 def draw(next_logits, batch: int, chars: int) -> int:

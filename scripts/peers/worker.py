@@ -1,8 +1,11 @@
 """The code that all programs in this folder use. Each program NAME_peer.py measures one library for scripts/benchmark.py.
 
-A program is called as `python NAME_peer.py JOB`. JOB is a JSON object with task (train or sample), cell (lstm, gru or rnn),
-layers, hidden, embedding (0 for one-hot), batch, length, vocab and dtype. The program compiles, warms up and writes one JSON
-line to stdout.
+A program is called as `python NAME_peer.py JOB`. JOB is a JSON object with task (train, evaluate or sample), cell (lstm, gru
+or rnn), layers, hidden, embedding (0 for one-hot), batch, length, vocab and dtype. The program compiles, warms up and writes
+one JSON line to stdout.
+
+To evaluate is to compute the loss of a text. The text is read in `batch` lanes, `length` characters of each lane at once, and
+the recurrent state is carried from window to window.
 
 The program then reads lines from stdin. Each line is a number of seconds. For each line, the program measures for about this
 time and writes a JSON object with chars_per_second and peak_rss_bytes.
@@ -25,7 +28,7 @@ def serve(run: Callable[[int], int], **details: object) -> None:
 
     Args:
       run: a function that does a given number of units of work and returns the number of processed characters. A unit is a
-        training step or a chunk of text.
+        training step, a window of an evaluation or a chunk of drawn text.
       details: values to add to the first line of output.
     """
     run(2)  # compiles; some libraries compile again in the second unit of work, whose input is the output of the first unit
