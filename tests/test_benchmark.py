@@ -353,5 +353,5 @@ def test_a_failed_program_is_named_and_the_other_programs_are_measured(monkeypat
     monkeypatch.setitem(measuring.IMPLEMENTATIONS, "charlm", broken)
     rows = measuring.measure("sample", "S", 1, ["charlm", "flax"], {}, 1, 0.1, say=lambda line: None)
     assert next(rows).implementation == "flax"
-    with pytest.raises(measuring.Failure, match=r"sample S, batch 1: charlm ended with status 1: .*no type"):
+    with pytest.raises(measuring.Failure, match=r"sample lstm S, batch 1: charlm ended with status 1: .*no type"):
         next(rows)
