@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from faults import runs
 
+from charlm.hardware.cache import keep_compiled
 from charlm.models import stack
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
@@ -42,6 +43,7 @@ def _share_compilation_cache(tmp_path_factory):
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+    keep_compiled(None)  # so that the programs of this process have digests, too: the scripts check them
 
 
 # The default suite (`-m "not slow"`) turns off most XLA optimisations, which halves the compile time. It also turns off the

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -23,6 +23,40 @@ FRAMINGS = {
     "chunks": {"batch.framing": "chunks"},
     "windows": {"batch.framing": "windows", "batch.stride": 3, "devices": 2},
     "documents": {"batch.framing": "documents", "corpus.documents": "lines", "batch.length": 40},
+}
+# Cell → overrides. With each cell, the weights are averaged in another way, and other regularisers draw random numbers.
+CELLS = {
+    "lstm": {
+        "optim.average": "nt_asgd",
+        "optim.average_patience": 0,
+        "optim.schedule": "constant",
+        "model.weight_drop": 0.2,
+        "model.zoneout_cell": 0.1,
+        "model.zoneout_hidden": 0.1,
+        "model.dropout_kind": "variational",
+        "model.ar": 1.0,
+        "model.tar": 1.0,
+    },
+    "gru": {
+        "model.cell": "gru",
+        "model.layers": 2,
+        "optim.name": "muon",
+        "optim.average": "ema",
+        "optim.average_decay": 0.98,
+        "model.recurrent_dropout": 0.1,
+        "model.embedding_dropout": 0.1,
+    },
+    "mingru": {
+        "model.cell": "mingru",
+        "model.layers": 2,
+        "model.residual": True,
+        "model.norm": True,
+        "model.mlp": 2,
+        "optim.name": "adan",
+        "optim.average": "tail",
+        "optim.average_last": 0.5,
+        "model.dropout_input": 0.1,
+    },
 }
 STEPS = 300
 LOG_EVERY = 10
@@ -60,25 +94,30 @@ class Result(NamedTuple):
 class Runs:
     """The runs of one call of scripts/torture.py. All these runs are in the same folder and train on the same corpus.
 
-    A framing is a way to arrange a text into batches. FRAMINGS has the config of each framing. For each framing, there is one
-    run without any fault, with which the other runs are compared. `kills` is the number of kills for each framing.
+    A framing is a way to arrange a text into batches. FRAMINGS has the config of each framing. A kind of run is a framing, such
+    as `windows`, or a framing with the options of a cell (see CELLS), such as `windows_gru`. For each kind, there is one run
+    without any fault, with which the other runs are compared.
+
+    `kills` is the number of kills for each framing, `configs` the number of random configs, and `trials` the number of trials
+    of the sweep.
     """
 
-    def __init__(self, folder: pathlib.Path, seed: int, kills: int):
-        self.folder, self.seed, self.kills = folder, seed, kills
-        self._corpus = folder / "corpus.txt"
-        self._corpus.write_text(make_text(20_000), encoding="utf-8")
+    def __init__(self, folder: pathlib.Path, seed: int, kills: int, configs: int = 20, trials: int = 20):
+        self.folder, self.seed, self.kills, self.configs, self.trials = folder, seed, kills, configs, trials
+        self.corpus = folder / "corpus.txt"
+        self.corpus.write_text(make_text(20_000), encoding="utf-8")
 
-    def train(self, workdir: pathlib.Path, framing: str, **more: object) -> list[str]:
+    def train(self, workdir: pathlib.Path, kind: str, **more: object) -> list[str]:
         """Returns the command that trains in `workdir`. The same command resumes the run."""
-        overrides = RUN | FRAMINGS[framing] | {"corpus.path": self._corpus} | more
+        framing, _, cell = kind.partition("_")
+        overrides = RUN | FRAMINGS[framing] | CELLS.get(cell, {}) | {"corpus.path": self.corpus} | more
         return command("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}", *as_flags(overrides))
 
-    def straight(self, framing: str) -> pathlib.Path:
-        """Returns the directory of the run without any fault for this framing. The first call trains this run."""
-        workdir = self.folder / f"straight_{framing}"
+    def straight(self, kind: str) -> pathlib.Path:
+        """Returns the directory of the run of this kind without any fault. The first call trains this run."""
+        workdir = self.folder / f"straight_{kind}"
         if not (workdir / "status.json").exists():
-            succeed(self.train(workdir, framing))
+            succeed(self.train(workdir, kind))
         return workdir
 
     def random(self, *names: object) -> random.Random:
@@ -87,8 +126,12 @@ class Runs:
 
     def of_each_framing(self, fault: Callable[["Runs", str], Result]) -> list[Result]:
         """Calls `fault(self, framing)` for each framing, two framings at a time. Returns the results."""
+        return self.of_each(FRAMINGS, fault)
+
+    def of_each(self, names: Iterable[str], fault: Callable[["Runs", str], Result]) -> list[Result]:
+        """Calls `fault(self, name)` for each name, two names at a time. Returns the results."""
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            return list(pool.map(lambda framing: fault(self, framing), FRAMINGS))
+            return list(pool.map(lambda name: fault(self, name), names))
 
 
 def make_text(chars: int, seed: int = 0) -> str:
