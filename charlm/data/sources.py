@@ -213,13 +213,15 @@ def _prepared_dataset(dataset: str, data_dir: pathlib.Path) -> Any:
                 builder.download_and_prepare()
     except UserError:
         raise
-    except tfds.core.DatasetNotFoundError as error:
-        raise UserError(f"corpus.tfds={dataset}: TFDS has no dataset {name!r}; the TFDS catalogue lists all names.") from error
     except Exception as error:  # builders raise different exceptions for no network, no TensorFlow or a changed address
         folder, advice = data_dir / name.partition("/")[0], ALTERNATIVES.get(name, OTHER_ALTERNATIVE)
         if any(folder.rglob("*array_record*")):  # the dataset was prepared before
             mending = f"if the files in {folder} are damaged, remove that folder, and charlm prepares the dataset again"
             advice = f"{mending}; otherwise {advice}"
+        elif isinstance(error, tfds.core.DatasetNotFoundError):
+            raise UserError(
+                f"corpus.tfds={dataset}: TFDS has no dataset {name!r}; the TFDS catalogue lists all names."
+            ) from error
         raise UserError(f"corpus.tfds={dataset} can't be prepared in {data_dir} ({_summary(error)}): {advice}.") from error
     return builder
 
