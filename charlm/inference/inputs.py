@@ -203,16 +203,17 @@ def _hint_of_utf8(path: str, encoding: str) -> str:
 @contextlib.contextmanager
 def _copied(path: str) -> Iterator[str]:
     """A temporary file with the contents of a pipe or of standard input (`-`), so that all texts are read in the same way."""
-    name = "standard input" if path == "-" else path
+    try:
+        content = sys.stdin.buffer.read() if path == "-" else files.read(path)
+    except OSError as error:
+        raise UserError(f"--text={path} can't be read: {error.strerror}.") from error
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "text"
+        file.write_bytes(content)
         try:
-            file.write_bytes(sys.stdin.buffer.read() if path == "-" else files.read(path))
             yield str(file)
         except UserError as error:
-            raise UserError(str(error).replace(str(file), name)) from error
-        except TimeoutError as error:
-            raise UserError(f"--text={path} can't be read: {error.strerror}.") from error
+            raise UserError(str(error).replace(str(file), "standard input" if path == "-" else path)) from error
 
 
 def _known(text: corpora.Split, vocab: Vocab, unknown: str | None, where: str, hint: str) -> tuple[corpora.Split, int]:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import zlib
 
+import jax
 import pytest
 from conftest import assert_same, final_params
 from faults.checks import read_rows
@@ -96,6 +97,15 @@ def test_compiled_programs_are_read_from_a_folder_that_cannot_be_written(entries
         monkeypatch.setattr(os, name, refuse)
     assert entries.get("key") == PROGRAM
     assert entries.get("alien") is None
+
+
+def test_jax_keeps_compiled_programs_in_the_checked_cache():
+    """If this fails, JAX has changed, and damaged programs are no longer noticed: see `cache._check_entries`."""
+    jax.jit(lambda x: x * 3)(jax.numpy.ones(5)).block_until_ready()
+    folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+    programs = [path.name.removesuffix("-cache") for path in folder.glob("*-cache")]
+    assert programs
+    assert all((folder / f"{name}-sha256").exists() for name in programs)
 
 
 @pytest.mark.slow
