@@ -175,9 +175,13 @@ def _record_digests(folder: pathlib.Path) -> None:
     """Writes the digests of the files of a dataset, unless this has been done, or the folder can't be written."""
     with contextlib.suppress(OSError):
         if not (folder / DIGESTS).exists():
-            names = sorted(file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+            names = sorted(
+                file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith((".", DIGESTS))
+            )
             digests = {name: _sha256_of_file(folder / name) for name in names}
-            files.write(folder / DIGESTS, files.sealed({"sha256": digests}, indent=1) + "\n")
+            temporary = folder / f".{DIGESTS}.{os.getpid()}"  # another process may write its own file at the same time
+            files.write(temporary, files.sealed({"sha256": digests}, indent=1) + "\n")
+            temporary.replace(folder / DIGESTS)
 
 
 def _sha256_of_file(file: pathlib.Path) -> str:

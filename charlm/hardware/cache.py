@@ -1,7 +1,7 @@
 """The cache folder. The folder contains encoded long texts and compiled XLA programs. It can be deleted at any time.
 
 JAX reads and writes the compiled programs. JAX itself does not notice every kind of damage: whether it does depends on the
-library that compresses the programs, and a damaged program that JAX loads may end the process. JAX also never replaces a
+library that compresses the programs, and a damaged program that JAX loads may compute wrong values. JAX also never replaces a
 damaged program, so each later start compiles it again. `Checked` therefore keeps the SHA-256 of each program in a file beside
 the program.
 """
