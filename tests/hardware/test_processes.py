@@ -100,9 +100,12 @@ def test_four_processes_give_the_same_losses_as_one_process_in_every_framing(scr
     assert_close(tmp_path / "four", tmp_path / "one")
 
 
-# Each stack has all cells. Skip connections let the gradient reach the first layer.
+# Skip connections let the gradient reach the first layer.
 STACK = {"model.cell": on_devices.CELLS, "model.layers": len(on_devices.CELLS), "model.embedding": 8, "model.residual": True}
-CASES = {"all cells": STACK, "all cells with all regularisers": on_devices.NOISE | STACK} | on_devices.OPTIONS
+# on_devices.py says why layernorm_lstm enlarges rounding errors, and tests it with all regularisers.
+STEADY = tuple(cell for cell in on_devices.CELLS if cell != "layernorm_lstm")
+NOISY_STACK = on_devices.NOISE | STACK | {"model.cell": STEADY, "model.layers": len(STEADY)}
+CASES = {"all cells": STACK, "cells with all regularisers": NOISY_STACK} | on_devices.OPTIONS
 
 
 @pytest.mark.slow
