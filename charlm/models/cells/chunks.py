@@ -244,6 +244,20 @@ def flat(x_KN: jax.Array) -> jax.Array:
     return x_KN.reshape(-1, *x_KN.shape[2:])
 
 
+def as_bits(x: jax.Array) -> jax.Array:
+    """On a CPU, the bits of bfloat16 numbers as uint16. All other arrays are returned unchanged.
+
+    A loop writes the result of each step into an array. XLA:CPU has no operation that writes into a bfloat16 array: it would
+    convert the whole array to float32 and back at each step.
+    """
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 and platform.is_cpu() else x
+
+
+def from_bits(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The inverse of `as_bits`, for numbers of this dtype."""
+    return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
+
+
 def laid_out(kernels: Sequence[jax.Array], gates: int, dtype: jnp.dtype, rows: int) -> tuple[jax.Array, ...]:
     """The kernels (·, G), rounded to `dtype`, in the layout that `gate_products` needs for `rows` rows.
 
