@@ -46,6 +46,7 @@ from charlm.models.cells import NOISE_KEYS, Cell, Inside, Params, one_bias
 from charlm.models.cells.chunks import (
     Prepared,
     as_bits,
+    at,
     back_through,
     chunked,
     columns,
@@ -56,6 +57,7 @@ from charlm.models.cells.chunks import (
     prepared,
     projected,
     scan_chunks,
+    scan_steps,
     through_inputs,
     with_table,
 )
@@ -173,19 +175,18 @@ def _forward(inputs, weights, carry, noise_T, dtype, unroll, residuals):
     dtype_in = input_dtype(input_kernel_IG, dtype)
     recurrent_kernel = operand(recurrent_kernel_HG, dtype, rows=carry[0].shape[0])
 
-    def step(carry, z_in_and_noise):
-        (c_BH, h_BH), (z_in_BG, noise) = carry, z_in_and_noise
+    def step(carry, z_in_BG, noise):
+        c_BH, h_BH = carry
         gates_BG = _gates(z_in_BG + product(h_BH, recurrent_kernel, dtype))
         new_c_BH, tanh_c_BH, new_h_BH = _cell(gates_BG, c_BH, noise.factor)
         saved = _factors(gates_BG, c_BH, tanh_c_BH, noise.factor, dtype) if residuals else None
         c_BH, h_BH = kept(noise.keeps_cell, c_BH, new_c_BH), kept(noise.keeps_hidden, h_BH, new_h_BH)
         return (c_BH, h_BH), (h_BH, saved)
 
-    def chunk(carry, inputs_and_noise):
-        inputs_N, noise_N = inputs_and_noise
-        return jax.lax.scan(step, carry, (projected(inputs_N, input_kernel_IG, bias_G, dtype_in), noise_N), unroll=unroll)
+    def project(inputs_N):
+        return projected(inputs_N, input_kernel_IG, bias_G, dtype_in)
 
-    return scan_chunks(chunk, carry, (chunked(inputs, columns_G), _chunked_noise(noise_T, columns_G)))
+    return scan_steps(step, project, carry, chunked(inputs, columns_G), _chunked_noise(noise_T, columns_G), unroll)
 
 
 def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype, unroll, noise_T):
@@ -202,20 +203,20 @@ def _lstm_bwd(dtype, unroll, saved, cotangents):
     dtype_in = input_dtype(input_kernel_IG, dtype)
     input_kernel = input_kernel_IG.astype(dtype_in)
 
-    def step(carry, arrays_of_step):
+    def step(k, carry, n):
         d_c, d_h = carry
-        d_out, (through_z, through_h, f), noise = arrays_of_step
+        d_out, (through_z, through_h, f), noise = at(arrays_KN, k, n)
         d_h, d_old_h = _divided(noise.keeps_hidden, d_h + d_out)
         d_c, d_old_c = _divided(noise.keeps_cell, d_c)
         d_c = d_c + d_h * through_h
         d_z = (jnp.concatenate([d_c, d_c, d_c, d_h], axis=-1) * from_bits(through_z, dtype)).astype(dtype)
         return (_sum(d_c * f, d_old_c), _sum(back_through_h(d_z), d_old_h)), as_bits(d_z)
 
-    def chunk(carry, arrays_of_chunk):
+    def chunk(carry, k):
         state, d_input_kernel, d_bias, d_recurrent_kernel = carry
-        features, out, h_before, *arrays = arrays_of_chunk
+        features, out, h_before = at((inputs_KN, hidden_KNBH, h_before_KBH), k)
         h_prev = jnp.concatenate([h_before[None], out[:-1]])
-        state, d_z = jax.lax.scan(step, state, tuple(arrays), reverse=True, unroll=unroll)
+        state, d_z = jax.lax.scan(functools.partial(step, k), state, steps, reverse=True, unroll=unroll)
         d_z = from_bits(d_z, dtype)
         d_bias = d_bias + d_z.sum((0, 1), dtype=d_bias.dtype)
         rows_RG = d_z.reshape(-1, columns_G)
@@ -224,17 +225,12 @@ def _lstm_bwd(dtype, unroll, saved, cotangents):
         d_recurrent_kernel = d_recurrent_kernel + product(columns(h_prev, dtype), rows_RG, dtype)
         return (state, d_input_kernel, d_bias, d_recurrent_kernel), d_inputs
 
+    inputs_KN = chunked(inputs, columns_G)
+    arrays_KN = (chunked(d_hidden_TBH, columns_G), factors_KN, _chunked_noise(noise_T, columns_G))
+    chunks, steps = jnp.arange(hidden_KNBH.shape[0]), jnp.arange(hidden_KNBH.shape[1])
     # The state before a chunk is the last state of the previous chunk.
     h_before_KBH = jnp.concatenate([h_BH[None], hidden_KNBH[:-1, -1]])
     zeros = (jnp.zeros_like(input_kernel_IG), jnp.zeros_like(recurrent_kernel_HG[0]), jnp.zeros_like(recurrent_kernel_HG))
-    chunks = (
-        chunked(inputs, columns_G),
-        hidden_KNBH,
-        h_before_KBH,
-        chunked(d_hidden_TBH, columns_G),
-        factors_KN,
-        _chunked_noise(noise_T, columns_G),
-    )
     ((d_c_BH, d_h_BH), *d_weights), d_inputs = scan_chunks(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
     return (None if d_inputs is None else flat(d_inputs), *d_weights, d_c_BH, d_h_BH, None)
 
