@@ -42,9 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=1.5)
     args = parser.parse_args()
-    print(
-        "| shape | dtype | before, chars/s | after, chars/s | ratio | lowest and highest ratio | peak memory, before and after |"
-    )
+    print("| shape | dtype | before, chars/s | after, chars/s | ratio | lowest, highest ratio | memory before, after |")
     print("|---|---|---|---|---|---|---|")
     for shape in args.shapes:
         for dtype in args.dtypes:
