@@ -15,6 +15,7 @@ experiments/2026-11-22-speed gives the speed gains. Programs for other platforms
 their windows are one chunk.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -239,9 +240,71 @@ def scan_chunks(chunk: Callable, carry: Any, chunks: Any, reverse: bool = False)
     return jax.lax.scan(chunk, carry, chunks, reverse=reverse, unroll=1 if platform.is_cpu() else 0)
 
 
+def scan_steps(
+    step: Callable, project: Callable, carry: Any, inputs_KN: jax.Array, others_KN: Any, unroll: int
+) -> tuple[Any, Any]:
+    """A loop over the steps of all chunks. The results of a step are written directly into the arrays of the whole window.
+
+    With a `jax.lax.scan` over the chunks and another over their steps, XLA:CPU would write them twice: first into an array of
+    the chunk.
+
+    Args:
+      step: (carry, z_in, others) → (carry, results), for one step.
+      project: the inputs of a chunk → z_in of its steps.
+      others_KN: a tree of arrays.
+
+    Returns:
+      (carry, results_KN).
+    """
+    chunks, steps = (jnp.arange(number) for number in inputs_KN.shape[:2])
+
+    def one(k, z_in_N, carry_and_results, n):
+        carry, results_KN = carry_and_results
+        carry, results = step(carry, at(z_in_N, n), at(others_KN, k, n))
+        return (carry, jax.tree.map(lambda x_KN, x: _written(x_KN, x, k, n), results_KN, results)), None
+
+    def chunk(carry_and_results, k):
+        z_in_N = project(at(inputs_KN, k))
+        return jax.lax.scan(functools.partial(one, k, z_in_N), carry_and_results, steps, unroll=unroll)
+
+    z_in_N = jax.eval_shape(project, inputs_KN[0])
+    _, results = jax.eval_shape(lambda carry, z_in_N: step(carry, at(z_in_N, 0), at(others_KN, 0, 0)), carry, z_in_N)
+    zeros_KN = jax.tree.map(lambda x: jnp.zeros((*inputs_KN.shape[:2], *x.shape), x.dtype), results)
+    return scan_chunks(chunk, (carry, zeros_KN), chunks)[0]
+
+
+def _written(x_KN, x, k, n):
+    return jax.lax.dynamic_update_slice(x_KN, x[None, None], (k, n, *(0 for _ in x.shape)))
+
+
+def at(tree_KN: Any, *indices: jax.Array | int) -> Any:
+    """The arrays of a chunk k, or of its step n if the indices are k and n."""
+
+    def slice_of(x_KN):
+        for index in indices:
+            x_KN = jax.lax.dynamic_index_in_dim(x_KN, index, keepdims=False)
+        return x_KN
+
+    return jax.tree.map(slice_of, tree_KN)
+
+
 def flat(x_KN: jax.Array) -> jax.Array:
     """The inverse of `chunked`."""
     return x_KN.reshape(-1, *x_KN.shape[2:])
+
+
+def as_bits(x: jax.Array) -> jax.Array:
+    """On a CPU, the bits of bfloat16 numbers as uint16. All other arrays are returned unchanged.
+
+    A loop writes the result of each step into an array. XLA:CPU has no operation that writes into a bfloat16 array: it would
+    convert the whole array to float32 and back at each step.
+    """
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 and platform.is_cpu() else x
+
+
+def from_bits(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The inverse of `as_bits`, for numbers of this dtype."""
+    return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
 
 
 def laid_out(kernels: Sequence[jax.Array], gates: int, dtype: jnp.dtype, rows: int) -> tuple[jax.Array, ...]:

@@ -19,10 +19,12 @@ below adds the gradient that comes from h of this step.
     dc' = dc f                dh' = dz W_rec^T
     dx = dz W_in^T            dW_in = sum_t x^T dz       dW_rec = sum_t h'^T dz    db = sum_t dz
 
-Only dc' and dh' pass from step to step, so only they need a loop over time. In the dz lines, dc and dh are multiplied by
-factors that depend only on the forward pass. These factors are computed before the loop. The window is cut into chunks of
-several steps. Within a chunk, each sum over t is one matrix product. A chunk is long enough to keep the matrix unit busy and
-short enough to stay in cache.
+In these lines, dc and dh are multiplied by factors that depend only on the forward pass. The forward pass computes and stores
+the factors, because its arrays are still in cache then. The factors of the dz lines are stored in the dtype of the products,
+because dz is rounded to this dtype.
+
+The window is cut into chunks of several steps. Within a chunk, each sum over t is one matrix product. A chunk is long enough to
+keep the matrix unit busy and short enough to stay in cache.
 
 Recurrent dropout multiplies g by a factor in the line of c. Zoneout then replaces values of c and h by those of c' and h'; the
 gradients of the replaced values go to dc' and dh'. `models/recurrent_noise.py` explains both.
@@ -43,15 +45,19 @@ from charlm.models import platform
 from charlm.models.cells import NOISE_KEYS, Cell, Inside, Params, one_bias
 from charlm.models.cells.chunks import (
     Prepared,
+    as_bits,
+    at,
     back_through,
     chunked,
     columns,
     flat,
+    from_bits,
     input_dtype,
     pre_activations,
     prepared,
     projected,
     scan_chunks,
+    scan_steps,
     through_inputs,
     with_table,
 )
@@ -110,14 +116,13 @@ def step(
 ) -> tuple[jax.Array, State]:
     """Reads one character x: floats (B, I), or ids (B,). `factor_BH` multiplies the candidate g; see `Cell.step`."""
     c_BH, h_BH = state
-    c_BH, h_BH, _ = _cell(pre_activations(weights, x, h_BH, dtype), c_BH, factor_BH)
+    c_BH, _, h_BH = _cell(_gates(pre_activations(weights, x, h_BH, dtype)), c_BH, factor_BH)
     return h_BH, (c_BH, h_BH)
 
 
 def look(weights: Prepared, x: jax.Array, state: State, dtype: jnp.dtype) -> Inside:
     """The gates i, f and o, and the candidate g."""
-    c_BH, h_BH = state
-    return inside(_cell(pre_activations(weights, x, h_BH, dtype), c_BH)[2])
+    return inside(_gates(pre_activations(weights, x, state[1], dtype)))
 
 
 def inside(gates_BG: jax.Array) -> Inside:
@@ -160,8 +165,8 @@ def lstm(
       (hidden_TBH, (c_BH, h_BH)): the float32 outputs of all steps, and the state after the last step.
     """
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
-    (carry, _, _), hidden_TBH = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, unroll, residuals=False)
-    return hidden_TBH, carry
+    carry, (hidden_KNBH, _) = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, unroll, residuals=False)
+    return flat(hidden_KNBH), carry
 
 
 def _forward(inputs, weights, carry, noise_T, dtype, unroll, residuals):
@@ -170,80 +175,62 @@ def _forward(inputs, weights, carry, noise_T, dtype, unroll, residuals):
     dtype_in = input_dtype(input_kernel_IG, dtype)
     recurrent_kernel = operand(recurrent_kernel_HG, dtype, rows=carry[0].shape[0])
 
-    def step(carry, z_in_and_noise):
-        (c_BH, h_BH), (z_in_BG, noise) = carry, z_in_and_noise
-        new_c_BH, new_h_BH, gates_BG = _cell(z_in_BG + product(h_BH, recurrent_kernel, dtype), c_BH, noise.factor)
+    def step(carry, z_in_BG, noise):
+        c_BH, h_BH = carry
+        gates_BG = _gates(z_in_BG + product(h_BH, recurrent_kernel, dtype))
+        new_c_BH, tanh_c_BH, new_h_BH = _cell(gates_BG, c_BH, noise.factor)
+        saved = _factors(gates_BG, c_BH, tanh_c_BH, noise.factor, dtype) if residuals else None
         c_BH, h_BH = kept(noise.keeps_cell, c_BH, new_c_BH), kept(noise.keeps_hidden, h_BH, new_h_BH)
-        return (c_BH, h_BH), (h_BH, c_BH, gates_BG) if residuals else h_BH
+        return (c_BH, h_BH), (h_BH, saved)
 
-    def chunk(carry, inputs_and_noise):
-        inputs_N, noise_N = inputs_and_noise
-        return jax.lax.scan(step, carry, (projected(inputs_N, input_kernel_IG, bias_G, dtype_in), noise_N), unroll=unroll)
+    def project(inputs_N):
+        return projected(inputs_N, input_kernel_IG, bias_G, dtype_in)
 
-    carry, outputs = scan_chunks(chunk, carry, (chunked(inputs, columns_G), _chunked_noise(noise_T, columns_G)))
-    if not residuals:
-        return (carry, None, None), flat(outputs)
-    hidden_KNBH, cells, gates = outputs
-    return (carry, cells, gates), hidden_KNBH
+    return scan_steps(step, project, carry, chunked(inputs, columns_G), _chunked_noise(noise_T, columns_G), unroll)
 
 
 def _lstm_fwd(inputs, input_kernel_IG, bias_G, recurrent_kernel_HG, c_BH, h_BH, dtype, unroll, noise_T):
     weights = (input_kernel_IG, bias_G, recurrent_kernel_HG)
-    (carry, cells_KNBH, gates_KNBG), hidden_KNBH = _forward(
-        inputs, weights, (c_BH, h_BH), noise_T, dtype, unroll, residuals=True
-    )
-    saved = (inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH, noise_T)
-    return (flat(hidden_KNBH), carry), saved
+    carry, (hidden_KNBH, factors_KN) = _forward(inputs, weights, (c_BH, h_BH), noise_T, dtype, unroll, residuals=True)
+    return (flat(hidden_KNBH), carry), (inputs, hidden_KNBH, factors_KN, input_kernel_IG, recurrent_kernel_HG, h_BH, noise_T)
 
 
 def _lstm_bwd(dtype, unroll, saved, cotangents):
-    inputs, hidden_KNBH, cells_KNBH, gates_KNBG, input_kernel_IG, recurrent_kernel_HG, c_BH, h_BH, noise_T = saved
+    inputs, hidden_KNBH, factors_KN, input_kernel_IG, recurrent_kernel_HG, h_BH, noise_T = saved
     d_hidden_TBH, (d_c_BH, d_h_BH) = cotangents
     columns_G = recurrent_kernel_HG.shape[1]
-    back_through_h = back_through(recurrent_kernel_HG.astype(dtype), rows=c_BH.shape[0])
+    back_through_h = back_through(recurrent_kernel_HG.astype(dtype), rows=h_BH.shape[0])
     dtype_in = input_dtype(input_kernel_IG, dtype)
     input_kernel = input_kernel_IG.astype(dtype_in)
 
-    def step(carry, factors):
+    def step(k, carry, n):
         d_c, d_h = carry
-        d_out, through_z, through_h, f, keeps_cell, keeps_hidden = factors
-        d_h, d_old_h = _divided(keeps_hidden, d_h + d_out)
-        d_c, d_old_c = _divided(keeps_cell, d_c)
+        d_out, (through_z, through_h, f), noise = at(arrays_KN, k, n)
+        d_h, d_old_h = _divided(noise.keeps_hidden, d_h + d_out)
+        d_c, d_old_c = _divided(noise.keeps_cell, d_c)
         d_c = d_c + d_h * through_h
-        d_z = jnp.concatenate([d_c, d_c, d_c, d_h], axis=-1) * through_z
-        return (_sum(d_c * f, d_old_c), _sum(back_through_h(d_z.astype(dtype)), d_old_h)), d_z
+        d_z = (jnp.concatenate([d_c, d_c, d_c, d_h], axis=-1) * from_bits(through_z, dtype)).astype(dtype)
+        return (_sum(d_c * f, d_old_c), _sum(back_through_h(d_z), d_old_h)), as_bits(d_z)
 
-    def chunk(carry, arrays_of_chunk):
+    def chunk(carry, k):
         state, d_input_kernel, d_bias, d_recurrent_kernel = carry
-        features, d_out, out, cells, gates, h_before, c_before, noise = arrays_of_chunk
-        c_prev = jnp.concatenate([c_before[None], cells[:-1]])
+        features, out, h_before = at((inputs_KN, hidden_KNBH, h_before_KBH), k)
         h_prev = jnp.concatenate([h_before[None], out[:-1]])
-        factors = _factors(gates, cells, c_prev, noise)
-        factors = (d_out, *factors, noise.keeps_cell, noise.keeps_hidden)
-        state, d_z = jax.lax.scan(step, state, factors, reverse=True, unroll=unroll)
-        d_bias = d_bias + d_z.sum((0, 1))
-        # For the matrix products below, d_z is rounded once per chunk, because rounding it at each step is slow.
-        d_z = platform.cpu_barrier(d_z.astype(dtype))
+        state, d_z = jax.lax.scan(functools.partial(step, k), state, steps, reverse=True, unroll=unroll)
+        d_z = from_bits(d_z, dtype)
+        d_bias = d_bias + d_z.sum((0, 1), dtype=d_bias.dtype)
         rows_RG = d_z.reshape(-1, columns_G)
         kernel_sum, d_inputs = through_inputs(features, d_z, rows_RG, input_kernel, dtype, dtype_in)
         d_input_kernel = d_input_kernel + kernel_sum
         d_recurrent_kernel = d_recurrent_kernel + product(columns(h_prev, dtype), rows_RG, dtype)
         return (state, d_input_kernel, d_bias, d_recurrent_kernel), d_inputs
 
+    inputs_KN = chunked(inputs, columns_G)
+    arrays_KN = (chunked(d_hidden_TBH, columns_G), factors_KN, _chunked_noise(noise_T, columns_G))
+    chunks, steps = jnp.arange(hidden_KNBH.shape[0]), jnp.arange(hidden_KNBH.shape[1])
     # The state before a chunk is the last state of the previous chunk.
-    c_before_KBH = jnp.concatenate([c_BH[None], cells_KNBH[:-1, -1]])
     h_before_KBH = jnp.concatenate([h_BH[None], hidden_KNBH[:-1, -1]])
     zeros = (jnp.zeros_like(input_kernel_IG), jnp.zeros_like(recurrent_kernel_HG[0]), jnp.zeros_like(recurrent_kernel_HG))
-    chunks = (
-        chunked(inputs, columns_G),
-        chunked(d_hidden_TBH, columns_G),
-        hidden_KNBH,
-        cells_KNBH,
-        gates_KNBG,
-        h_before_KBH,
-        c_before_KBH,
-        _chunked_noise(noise_T, columns_G),
-    )
     ((d_c_BH, d_h_BH), *d_weights), d_inputs = scan_chunks(chunk, ((d_c_BH, d_h_BH), *zeros), chunks, reverse=True)
     return (None if d_inputs is None else flat(d_inputs), *d_weights, d_c_BH, d_h_BH, None)
 
@@ -259,13 +246,17 @@ def _with_forget_bias(initializer: Callable, forget_bias: float) -> Callable:
     return init
 
 
-def _cell(z_BG, c_BH, factor_BH=None):
-    """(c_BH, h_BH, gates_BG) from the pre-activations of the gates and the previous c. `factor_BH` multiplies g."""
-    # Without the barrier, XLA:CPU computes the activations again for each use.
-    gates_BG = platform.cpu_barrier(activate(z_BG))
+def _gates(z_BG):
+    """The activated gates. Without the barrier, XLA:CPU computes the activations again for each use."""
+    return platform.cpu_barrier(activate(z_BG))
+
+
+def _cell(gates_BG, c_BH, factor_BH=None):
+    """(c_BH, tanh(c)_BH, h_BH) from the activated gates and the previous c. `factor_BH` multiplies g."""
     i, f, g, o = jnp.split(gates_BG, GATES, axis=-1)
     c_BH = f * c_BH + i * (g if factor_BH is None else g * factor_BH)
-    return c_BH, o * jnp.tanh(c_BH), gates_BG
+    tanh_c_BH = jnp.tanh(c_BH)
+    return c_BH, tanh_c_BH, o * tanh_c_BH
 
 
 def activate(z_BG: jax.Array) -> jax.Array:
@@ -280,17 +271,20 @@ def activate(z_BG: jax.Array) -> jax.Array:
     return jnp.tanh(z_BG * scale) * scale + shift
 
 
-def _factors(gates, cells, c_prev, noise):
-    """The factors by which the backward loop over time multiplies dc and dh. The module's docstring gives the formulas."""
-    i, f, g, o = jnp.split(gates, GATES, axis=-1)
-    candidate = g if noise.factor is None else g * noise.factor
-    if noise.keeps_cell is not None:  # `cells` has c after zoneout, but the tanh reads c before zoneout
-        cells = f * c_prev + i * candidate
-    tanh_c = jnp.tanh(cells)
-    through_z = [candidate * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)]
-    if noise.factor is not None:
-        through_z[2] *= noise.factor
-    return jnp.concatenate(through_z, axis=-1), o * (1 - tanh_c * tanh_c), f
+def _factors(gates_BG, c_BH, tanh_c_BH, factor_BH, dtype):
+    """The factors by which a step of the backward pass multiplies dc and dh. The module's docstring gives the formulas.
+
+    Args:
+      c_BH: c of the previous step.
+      tanh_c_BH: the tanh of this step's c.
+    """
+    i, f, g, o = jnp.split(gates_BG, GATES, axis=-1)
+    candidate = g if factor_BH is None else g * factor_BH
+    through_z = [candidate * i * (1 - i), c_BH * f * (1 - f), i * (1 - g * g), tanh_c_BH * o * (1 - o)]
+    if factor_BH is not None:
+        through_z[2] *= factor_BH
+    through_z_BG = jnp.concatenate(through_z, axis=-1)
+    return as_bits(through_z_BG.astype(dtype)), o * (1 - tanh_c_BH * tanh_c_BH), f
 
 
 def _divided(keeps, gradient):

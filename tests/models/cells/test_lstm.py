@@ -11,14 +11,24 @@ from charlm.models.cells import chunks
 from charlm.models.cells.lstm import lstm
 
 
-def textbook(inputs_TBI, input_kernel, bias, recurrent_kernel, c, h, product=jnp.matmul):
+def gated(z, x):
+    return jax.nn.sigmoid(z) * x
+
+
+def entering(z, candidate):
+    return jax.nn.sigmoid(z) * jnp.tanh(candidate)
+
+
+def textbook(
+    inputs_TBI, input_kernel, bias, recurrent_kernel, c, h, product=jnp.matmul, total=sum, gated=gated, entering=entering
+):
     """The textbook LSTM as a scan over its steps. JAX derives its gradient. The fast LSTM has a hand-written gradient."""
 
     def step(carry, x):
         c, h = carry
-        i, f, g, o = jnp.split(product(x, input_kernel) + bias[None, :] + product(h, recurrent_kernel), 4, axis=-1)
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        i, f, g, o = jnp.split(total((product(x, input_kernel), bias[None, :], product(h, recurrent_kernel))), 4, axis=-1)
+        c = gated(f, c) + entering(i, g)
+        h = gated(o, jnp.tanh(c))
         return (c, h), h
 
     carry, outputs = jax.lax.scan(step, (c, h), inputs_TBI)
@@ -131,17 +141,40 @@ def test_bfloat16_rounds_products_but_keeps_float32_state():
     assert cosine > 0.99
 
 
+def rounded(x):
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+
 def rounded_textbook(*args):
-    """The textbook LSTM with the operands of every product rounded to bfloat16, in the forward and the backward pass."""
+    """The textbook LSTM, but these values are rounded to bfloat16: the operands of every product, in the forward and the
+    backward pass; the gradients of the pre-activations; and the factors by which these gradients are computed from dc and dh.
+    """
 
     @jax.custom_vjp
     def product(a, b):
         return rounded(a) @ rounded(b)
 
-    rounded = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)  # noqa: E731
-    backward = lambda saved, d: (rounded(d) @ rounded(saved[1]).T, rounded(saved[0]).T @ rounded(d))  # noqa: E731
+    backward = lambda saved, d: (d @ rounded(saved[1]).T, rounded(saved[0]).T @ d)  # noqa: E731
     product.defvjp(lambda a, b: (product(a, b), (a, b)), backward)
-    return textbook(*args, product)
+
+    @jax.custom_vjp
+    def total(parts):
+        return sum(parts)
+
+    total.defvjp(lambda parts: (total(parts), None), lambda _, d: ((rounded(d), rounded(d).sum(0, keepdims=True), rounded(d)),))
+
+    def with_rounded_factors(function, both):
+        """A function of two arrays that JAX differentiates as d · rounded(factor), for the first argument or for both."""
+        wrapped = jax.custom_vjp(function)
+
+        def backward(args, d):
+            first, second = jax.vjp(function, *args)[1](jnp.ones_like(d))
+            return d * rounded(first), d * (rounded(second) if both else second)
+
+        wrapped.defvjp(lambda *args: (function(*args), args), backward)
+        return wrapped
+
+    return textbook(*args, product, total, with_rounded_factors(gated, False), with_rounded_factors(entering, True))
 
 
 @pytest.mark.parametrize("batch", [3, 16])  # 16 rows of float32 fill the widest vector of a CPU
