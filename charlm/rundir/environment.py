@@ -26,7 +26,7 @@ def entry(device: str, parameters: int, total_steps: int, kernel: str | None, ex
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.orig_argv,
         "directory": os.getcwd(),
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "device": device,
         "kernel": kernel,
@@ -46,7 +46,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this Git checkout, with a final `+` if tracked files have changed. None if this is not a checkout."""
     git = ["git", "-C", os.fspath(pathlib.Path(__file__).parent)]
     try:

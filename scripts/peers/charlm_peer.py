@@ -1,7 +1,7 @@
-"""Measures the speed of charlm's training step or sampler, for scripts/benchmark.py.
+"""Measures the speed of charlm's training step, evaluation or sampler, for scripts/benchmark.py.
 
-The docstring of worker.py describes the input and output of this program. The training step and the sampler are built from a
-config, with the same functions that the programs `charlm train` and `charlm sample` use.
+The docstring of worker.py describes the input and output of this program. The training step, the evaluation and the sampler are
+built from a config, with the same functions that the programs `charlm train`, `charlm evaluate` and `charlm sample` use.
 """
 
 import os
@@ -44,15 +44,15 @@ def main() -> None:
     rows = job["batch"]
     if job["task"] == "train":
         devices.use_huge_pages()
-    else:
+    elif job["task"] == "sample":
         from charlm.models import stack
 
         rows = devices.rows_to_share(config, stack.layer_operations(config), rows, job["dtype"])
     devices.prepare(config, rows)
-    train(job, config) if job["task"] == "train" else sample(job, config, rows)
+    {"train": train, "evaluate": evaluate, "sample": sample}[job["task"]](job, config, rows)
 
 
-def train(job: dict, config) -> None:
+def train(job: dict, config, rows: int) -> None:
     import jax
     import numpy as np
 
@@ -65,6 +65,7 @@ def train(job: dict, config) -> None:
     from charlm.training import state as state_module
     from charlm.training.step import make_train_step, several
 
+    del rows
     ids_N = np.random.default_rng(0).integers(0, job["vocab"], 1_000_000).astype(np.uint8)
     framing = Framing.of(config)
     data = batches.training_batches(framing, Encoded(ids_N), seed=0)
@@ -92,10 +93,33 @@ def train(job: dict, config) -> None:
     def peak_device_bytes() -> int | None:
         return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
-    worker.serve(run, peak_device_bytes, devices=mesh.size)
+    worker.serve(run, peak_device_bytes, devices=mesh.size, parameters=stack.parameter_count(state.params))
 
 
-def sample(job: dict, config, shared: int) -> None:
+def evaluate(job: dict, config, rows: int) -> None:
+    import jax
+    import numpy as np
+
+    from charlm.data.ids import Encoded
+    from charlm.hardware import devices
+    from charlm.inference.evaluate import evaluator
+    from charlm.inference.protocol import Protocol
+    from charlm.models import stack
+
+    functions = stack.functions(config, job["vocab"])
+    params = jax.jit(functions.init)(jax.random.key(0))
+    mesh = devices.mesh(rows, devices.wanted(config))
+    protocol = Protocol.of_run(config, lanes=rows)._replace(length=job["length"], burn_in=0)
+    score, ids_N = evaluator(functions, mesh), np.random.default_rng(0).integers(0, job["vocab"], 1_000_000).astype(np.uint8)
+
+    def run(windows: int) -> int:
+        text_N = np.resize(ids_N, windows * job["length"] * rows + 1)
+        return score(params, Encoded(text_N), protocol)[1]
+
+    worker.serve(run, devices=mesh.size, parameters=stack.parameter_count(params))
+
+
+def sample(job: dict, config, rows: int) -> None:
     import jax
     import numpy as np
 
@@ -106,7 +130,7 @@ def sample(job: dict, config, shared: int) -> None:
 
     functions = stack.functions(config, job["vocab"])
     params = jax.jit(functions.init)(jax.random.key(0))
-    mesh = devices.mesh(shared, devices.wanted(config))
+    mesh = devices.mesh(rows, devices.wanted(config))
     generate = sample.sampler(functions, Vocab("".join(map(chr, range(job["vocab"])))), mesh=mesh)
     drawn = 0
 
@@ -117,7 +141,7 @@ def sample(job: dict, config, shared: int) -> None:
         pieces = generate(params, np.zeros(1, np.uint8), job["batch"], chunks * sample.CHUNK, 0.8, key)
         return sum(piece.size for piece in pieces)
 
-    worker.serve(run, devices=mesh.size)
+    worker.serve(run, devices=mesh.size, parameters=stack.parameter_count(params))
 
 
 if __name__ == "__main__":

@@ -54,10 +54,15 @@ def main() -> None:
     carry = [(jnp.array(zeros), jnp.array(zeros)) if job["cell"] == "lstm" else jnp.array(zeros) for _ in range(job["layers"])]
     ids = np.random.default_rng(0).integers(0, vocab, (20, batch, length + 1)).astype(np.int32)
     params = jax.jit(model.init)(jax.random.key(0), ids[0, :, :2], carry)
-    train(model, params, carry, ids) if job["task"] == "train" else sample(model, params, carry, batch)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if job["task"] == "sample":
+        run = sampling(model, params, carry, batch)
+    else:
+        run = {"train": training, "evaluate": evaluation}[job["task"]](model, params, carry, ids)
+    worker.serve(run, parameters=parameters)
 
 
-def train(model, params, carry, ids) -> None:
+def training(model, params, carry, ids):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
     batch, length = ids.shape[1], ids.shape[2] - 1
 
@@ -83,10 +88,33 @@ def train(model, params, carry, ids) -> None:
         jax.block_until_ready(state)
         return steps * batch * length
 
-    worker.serve(run)
+    return run
 
 
-def sample(model, params, carry, batch: int, chunk: int = 64) -> None:
+def evaluation(model, params, carry, ids):
+    batch, length = ids.shape[1], ids.shape[2] - 1
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def window(params, carry, window_BT):
+        logits, carry = model.apply(params, window_BT[:, :-1], carry)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, window_BT[:, 1:]).sum(), carry
+
+    state, done = carry, 0
+
+    def run(windows: int) -> int:
+        nonlocal state, done
+        nats = []
+        for _ in range(windows):
+            window_nats, state = window(params, state, ids[done % len(ids)])
+            nats.append(window_nats)
+            done += 1
+        jax.device_get(nats)
+        return windows * batch * length
+
+    return run
+
+
+def sampling(model, params, carry, batch: int, chunk: int = 64):
     @jax.jit
     def draw(state, key):
         def draw_char(state, key):
@@ -107,7 +135,7 @@ def sample(model, params, carry, batch: int, chunk: int = 64) -> None:
         np.asarray(ids)
         return chunks * chunk * batch
 
-    worker.serve(run)
+    return run
 
 
 if __name__ == "__main__":

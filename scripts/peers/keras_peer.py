@@ -1,7 +1,9 @@
-"""Measures how fast Keras 3 with the JAX backend trains and samples. worker.py describes the input and output of this program.
+"""Measures how fast Keras 3 with the JAX backend works. worker.py describes the input and output of this program.
 
-Training uses model.fit. Sampling uses a jitted scan over model.stateless_call.
+Training uses model.fit. An evaluation uses model.evaluate. Sampling uses a jitted scan over model.stateless_call.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import worker
 
 def main() -> None:
     job = worker.job()
-    train(job) if job["task"] == "train" else sample(job)
+    {"train": train, "evaluate": evaluate, "sample": sample}[job["task"]](job)
 
 
 def layer_class(job: dict):
@@ -25,13 +27,22 @@ def encode(job: dict, ids):
     return keras.layers.Lambda(lambda ids: keras.ops.one_hot(ids, job["vocab"]))(ids)
 
 
-def train(job: dict) -> None:
-    batch, length, vocab = job["batch"], job["length"], job["vocab"]
-    inputs = keras.Input((length,), batch_size=batch, dtype="int32")
+def stateful(job: dict, length: int):
+    """Returns a model for windows of `length` characters. It carries the recurrent state from window to window."""
+    inputs = keras.Input((length,), batch_size=job["batch"], dtype="int32")
     x = encode(job, inputs)
     for _ in range(job["layers"]):
         x = layer_class(job)(job["hidden"], return_sequences=True, stateful=True)(x)
-    model = keras.Model(inputs, keras.layers.Dense(vocab)(x))
+    return keras.Model(inputs, keras.layers.Dense(job["vocab"])(x))
+
+
+def parameter_count(model) -> int:
+    return sum(math.prod(weights.shape) for weights in model.trainable_weights)
+
+
+def train(job: dict) -> None:
+    batch, length, vocab = job["batch"], job["length"], job["vocab"]
+    model = stateful(job, length)
     model.compile(
         keras.optimizers.Adam(3e-3, global_clipnorm=1.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
@@ -46,7 +57,27 @@ def train(job: dict) -> None:
             done += now
         return steps * batch * length
 
-    worker.serve(run)
+    worker.serve(run, parameters=parameter_count(model))
+
+
+def evaluate(job: dict) -> None:
+    # model.evaluate takes some time for each window, so the windows of a few lanes are longer.
+    batch, joined, vocab = job["batch"], max(1, 8 // job["batch"]), job["vocab"]
+    length = joined * job["length"]
+    model = stateful(job, length)
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    ids = np.random.default_rng(0).integers(0, vocab, (16 * batch, length + 1)).astype(np.int32)
+
+    def run(windows: int) -> int:
+        done, windows = 0, -(-windows // joined)
+        while done < windows:
+            now = min(16, windows - done)
+            rows = ids[: now * batch]
+            model.evaluate(rows[:, :-1], rows[:, 1:], batch_size=batch, verbose=0)
+            done += now
+        return windows * batch * length
+
+    worker.serve(run, parameters=parameter_count(model))
 
 
 def sample(job: dict) -> None:
@@ -85,7 +116,7 @@ def sample(job: dict) -> None:
         np.asarray(ids)
         return chunks * 64 * batch
 
-    worker.serve(run)
+    worker.serve(run, parameters=parameter_count(model))
 
 
 if __name__ == "__main__":

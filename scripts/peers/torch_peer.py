@@ -1,13 +1,15 @@
-"""Measures how fast PyTorch trains and samples. worker.py describes the input and output of this program.
+"""Measures how fast PyTorch trains, evaluates and samples. worker.py describes the input and output of this program.
 
 Training uses nn.LSTM, or nn.GRU or nn.RNN. They call oneDNN on a CPU. If PyTorch sees a GPU of NVIDIA, training runs there and
 they call cuDNN, which rounds float32 operands to TF32.
 
 For sampling, the program first times this module, its cell such as nn.LSTMCell, and packed weights (see `packed`), and then
-measures the fastest variant. Sampling runs on the CPU.
+measures the fastest variant. For an evaluation, the variants are the module with windows of several lengths, and packed
+weights. Sampling and evaluation run on the CPU.
 """
 
 import copy
+import math
 import time
 
 import numpy as np
@@ -35,7 +37,7 @@ class CharRNN(torch.nn.Module):
 def main() -> None:
     job = worker.job()
     torch.manual_seed(0)
-    train(job) if job["task"] == "train" else sample(job)
+    {"train": train, "evaluate": evaluate, "sample": sample}[job["task"]](job)
 
 
 def train(job: dict) -> None:
@@ -71,7 +73,84 @@ def train(job: dict) -> None:
             torch.cuda.synchronize()
         return steps * batch * length
 
-    worker.serve(run, lambda: torch.cuda.max_memory_allocated() if device == "cuda" else None)
+    def peak_device_bytes() -> int | None:
+        return torch.cuda.max_memory_allocated() if device == "cuda" else None
+
+    worker.serve(run, peak_device_bytes, parameters=parameter_count(model))
+
+
+def parameter_count(model: CharRNN) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def evaluate(job: dict) -> None:
+    batch, length = job["batch"], job["length"]
+    model = CharRNN(job).eval()
+    is_bfloat16 = job["dtype"] == "bfloat16"
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, job["vocab"], (20, batch, length + 1)))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+        variants = {f"nn.{model.cell.upper()}, {steps} steps": by_window(model, steps) for steps in (32, 128, length)}
+        variants["packed"] = char_by_char(packed(model, batch))
+        if is_bfloat16:
+            variants["packed, bfloat16 weights"] = char_by_char(packed(copy.deepcopy(model).to(torch.bfloat16), batch))
+        seconds = lowest_seconds(variants, lambda read: read(ids[0, :, :257], None))
+        fastest = min(seconds, key=seconds.get)
+        read, state, done = variants[fastest], None, 0
+
+        def run(windows: int) -> int:
+            nonlocal state, done
+            nats = 0.0
+            for _ in range(windows):
+                window_nats, state = read(ids[done % len(ids)], state)
+                nats += window_nats.item()
+                done += 1
+            return windows * batch * length
+
+        speeds = {name: round(256 * batch / seconds[name]) for name in variants}
+        worker.serve(run, form=fastest, chars_per_second=speeds, parameters=parameter_count(model))
+
+
+def lowest_seconds(variants: dict, run) -> dict[str, float]:
+    """The time that `run` takes with each variant: the lowest of three times, after a warm-up. The variants run in turn."""
+    seconds = dict.fromkeys(variants, math.inf)
+    for number in range(4):
+        for name, variant in variants.items():
+            begin = time.perf_counter()
+            run(variant)
+            if number:
+                seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    return seconds
+
+
+def by_window(model: CharRNN, steps: int):
+    """Returns a function (ids_BT, state) → (sum of the nats, state) that reads `steps` characters of each lane at once."""
+
+    def read(ids_BT, state):
+        nats = 0.0
+        for begin in range(0, ids_BT.shape[1] - 1, steps):
+            piece_BT = ids_BT[:, begin : begin + steps + 1]
+            logits_BTV, state = model(piece_BT[:, :-1], state)
+            nats = nats + summed_nats(logits_BTV, piece_BT[:, 1:])
+        return nats, state
+
+    return read
+
+
+def char_by_char(next_logits):
+    """Returns a function like `by_window`, which reads one character of each lane at once."""
+
+    def read(ids_BT, state):
+        logits = []
+        for ids_B in ids_BT[:, :-1].unbind(1):
+            logits_BV, state = next_logits(ids_B, state)
+            logits.append(logits_BV)
+        return summed_nats(torch.stack(logits, 1), ids_BT[:, 1:]), state
+
+    return read
+
+
+def summed_nats(logits_BTV, targets_BT):
+    return torch.nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="sum")
 
 
 def sample(job: dict) -> None:
@@ -83,15 +162,11 @@ def sample(job: dict) -> None:
         variants = {name: stepped(model), f"{name}Cell": by_cells(model), "packed": packed(model, batch)}
         if is_bfloat16:  # autocast rounds the weights again for each character; this variant rounds the weights only once
             variants["packed, bfloat16 weights"] = packed(copy.deepcopy(model).to(torch.bfloat16), batch)
-        seconds = {}
-        for name, next_logits in variants.items():
-            draw(next_logits, batch, 30)
-            begin = time.perf_counter()
-            draw(next_logits, batch, 200)
-            seconds[name] = time.perf_counter() - begin
+        seconds = lowest_seconds(variants, lambda next_logits: draw(next_logits, batch, 200))
         fastest = min(seconds, key=seconds.get)
         speeds = {name: round(200 * batch / seconds[name]) for name in variants}
-        worker.serve(lambda chunks: draw(variants[fastest], batch, chunks * 64), form=fastest, chars_per_second=speeds)
+        details = {"form": fastest, "chars_per_second": speeds, "parameters": parameter_count(model)}
+        worker.serve(lambda chunks: draw(variants[fastest], batch, chunks * 64), **details)
 
 
 def draw(next_logits, batch: int, chars: int) -> int:

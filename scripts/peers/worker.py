@@ -1,9 +1,13 @@
 """The code that all programs in this folder use. Each program NAME_peer.py measures one library for scripts/benchmark.py.
 
-A program is called as `python NAME_peer.py JOB`. JOB is a JSON object with task (train or sample), cell (lstm, gru or rnn),
-layers, hidden, embedding (0 for one-hot), batch, length, vocab and dtype. Some programs read more fields, such as kernel. The
-program compiles, warms up and writes one JSON line to stdout, with the seconds of the first call of the measured function. If
-JOB has the time of the start in `started`, the line also has the seconds from this time to the end of the first call.
+A program is called as `python NAME_peer.py JOB`. JOB is a JSON object with task (train, evaluate or sample), cell (lstm, gru
+or rnn), layers, hidden, embedding (0 for one-hot), batch, length, vocab and dtype. Some programs read more fields, such as
+kernel. The program compiles, warms up and writes one JSON line to stdout, with the seconds of the first call of the measured
+function. If JOB has the time of the start in `started`, the line also has the seconds from this time to the end of the first
+call.
+
+To evaluate is to compute the loss of a text. The text is read in `batch` lanes, `length` characters of each lane at once, and
+the recurrent state is carried from window to window.
 
 The program then reads lines from stdin. Each line is a number of seconds. For each line, the program measures for about this
 time and writes a JSON object with chars_per_second, peak_rss_bytes, and peak_device_bytes if this is known.
@@ -26,7 +30,7 @@ def serve(run: Callable[[int], int], peak_device_bytes: Callable[[], int | None]
 
     Args:
       run: a function that does a given number of units of work and returns the number of processed characters. A unit is a
-        training step or a chunk of text.
+        training step, a window of an evaluation or a chunk of drawn text.
       peak_device_bytes: a function that returns the largest memory that the program has used on a GPU or TPU so far.
       details: values to add to the first line of output.
     """
