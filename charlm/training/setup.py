@@ -84,6 +84,11 @@ class Setup:
         return self.vocab.id_of(PAD)
 
     @functools.cached_property
+    def abstract_params(self) -> Any:
+        """The names, shapes and types of the parameters."""
+        return jax.eval_shape(lambda: self.functions.init(jax.random.key(0)))
+
+    @functools.cached_property
     def validation_counts(self) -> Counts:
         """How many bytes and `<unk>` an evaluation scores in the validation split.
 
