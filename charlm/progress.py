@@ -5,12 +5,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from charlm import measures
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 LINE_SECONDS = 30.0  # without a terminal, the time between two lines of progress
 
@@ -28,8 +28,11 @@ class Reporter:
 
     def __init__(self, total_steps: int, first_step: int, all_rows: bool = False):
         self._total, self._all_rows = total_steps, all_rows
-        self._bar = _bar(sys.stdout)
-        if self._bar:
+        self._bar = None
+        console = Console()
+        if console.is_terminal:
+            columns = (BarColumn(bar_width=6), TextColumn("{task.fields[text]}"))  # at most 80 characters wide
+            self._bar = Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task("training", total=total_steps, completed=first_step, text="compiling …")
 
     def __enter__(self) -> "Reporter":
@@ -81,12 +84,12 @@ def megabytes(what: str, size: int) -> Iterator[Callable[[int], None]]:
       what: description of the work.
       size: expected total number of bytes.
     """
-    bar = _bar(sys.stderr, "{task.description}", of_bytes=True)
-    if bar is None:
+    console = Console(stderr=True)
+    if not console.is_terminal:
         warn(f"{what}, {size / 1e6:,.0f} MB to read.")
         yield lambda number: None
         return
-    with bar:
+    with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True) as bar:
         task = bar.add_task(what, total=size)
         yield lambda number: bar.advance(task, number)
 
@@ -104,10 +107,12 @@ def characters(what: str, total: int) -> Iterator[Callable[[int, float], None]]:
       what: description of the work.
       total: the number of characters to read.
     """
-    begin = last_line = time.monotonic()
-    chars, nats, task = 0, 0.0, None
-    bar = _bar(sys.stderr, "{task.description}")
-    if bar is not None:
+    console, begin, chars, nats = Console(stderr=True), time.monotonic(), 0, 0.0
+    bar = task = None
+    last_line = begin
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=6), TextColumn("{task.fields[text]}"))
+        bar = Progress(*columns, console=console, transient=True)
         task = bar.add_task(what, total=total, text="compiling …")
     else:
         _put(f"{what}: {counted(total, 'char')} …", sys.stderr)
@@ -124,24 +129,6 @@ def characters(what: str, total: int) -> Iterator[Callable[[int, float], None]]:
 
     with bar if bar is not None else contextlib.nullcontext():
         yield advance
-
-
-def _bar(stream: TextIO | None, label: str = "", of_bytes: bool = False) -> "Progress | None":
-    """A progress bar on this stream. None if the stream is not a terminal: Rich is then not needed, and its import takes time.
-
-    Args:
-      label: text before the bar, in the format of Rich.
-      of_bytes: whether the text after the bar is the number of bytes, instead of the field `text` of the task.
-    """
-    if stream is None or not stream.isatty():  # a program that was started without a stdout or stderr has None
-        return None
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    before = [TextColumn(label)] if label else []
-    # With a text after the bar, the bar is short, so that a line has at most 80 characters.
-    after = [BarColumn(), DownloadColumn()] if of_bytes else [BarColumn(bar_width=6), TextColumn("{task.fields[text]}")]
-    return Progress(*before, *after, console=Console(file=stream), transient=True)
 
 
 def duration(seconds: float) -> str:
