@@ -1,6 +1,8 @@
 """Runs a program of charlm. Parses the command line, prints each error as one sentence, and sets the exit status."""
 
+import atexit
 import contextlib
+import gc
 import io
 import os
 import pathlib
@@ -87,6 +89,8 @@ def run(main: Callable[..., int | None], help_keys: Callable[[str], str] | None 
         except KeyboardInterrupt:
             _end("stopped.", 128 + signal.SIGINT)
 
+    # When Python ends, it collects garbage once more. After a training, this takes 0.3 s, although all memory is freed anyway.
+    atexit.register(gc.freeze)
     logging.set_verbosity(logging.WARNING)  # hide messages of libraries about their set-up
     app.run(run_main, flags_parser=parse)
 

@@ -280,14 +280,23 @@ def use_huge_pages() -> None:
     a step again at each step. With pages of 4 kB, the first access to these arrays takes a part of the step's time
     (experiments/2026-11-22-speed). On a GPU or TPU, these arrays are in the memory of the device.
     """
+    if variables := huge_pages():
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables})
+
+
+def huge_pages() -> dict[str, str]:
+    """The environment variable that `use_huge_pages` sets. Empty if `use_huge_pages` does nothing.
+
+    The launcher of a sweep gives this variable to each training, so that the training need not restart itself.
+    """
     try:
         on_request = "[madvise]" in HUGE_PAGES_SETTING.read_text()
     except OSError:  # not Linux
-        return
-    if on_request and "GLIBC_TUNABLES" not in os.environ and not accelerators.is_expected():
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES})
+        return {}
+    wanted = on_request and "GLIBC_TUNABLES" not in os.environ and not accelerators.is_expected()
+    return {"GLIBC_TUNABLES": HUGE_PAGES} if wanted else {}
 
 
 def use_batch_scheduling() -> None:

@@ -58,7 +58,9 @@ def evaluator(model: Functions, mesh: Mesh | None = None, lengths: Sequence[int]
     ) -> tuple[float, int] | None:
         place, params = placement(mesh, protocol.rows_at_once, params)
         carry = place(model.zero_carry(protocol.rows_at_once))
-        batches = (place(_padded(batch, lengths)) for batch in protocol.batches(encoded))
+        batches: Iterable[Batch] = (_padded(batch, lengths) for batch in protocol.batches(encoded))
+        if len(jax.tree.leaves(carry)[0].devices()) > 1:  # otherwise the compiled function places the batches, which is faster
+            batches = map(place, batches)
         sums = summed(window, params, batches, carry, asked_to_stop)
         return None if sums is None else (float(sums[0]), int(sums[1]))
 

@@ -21,7 +21,7 @@ from charlm.data.batches import Batch
 from charlm.models import blocks, cells, regularisers
 from charlm.models.cells.deferred import look_up
 from charlm.models.dropout import Rate, dropout, embedding_dropout, fold_in, weight_dropout
-from charlm.models.initializers import Initializers
+from charlm.models.initializers import Initializer, Initializers
 from charlm.models.products import in_precision, operand, product
 
 # The random keys of each operation are made with `jax.random.fold_in`. The dropout after layer i folds in the number i. Random
@@ -53,7 +53,7 @@ class Layer(nn.Module):
           weight_key: the random key of the weight drop. If None, no weights are dropped.
         """
         declared = self.cell.parameters(self.inputs, self.hidden, self.initial, self.config)
-        params = {name: self.param(name, initializer, shape) for name, (initializer, shape) in declared.items()}
+        params = {name: parameter(self, name, initializer, shape) for name, (initializer, shape) in declared.items()}
         if self.is_initializing():  # initialisation does not use the outputs, and tracing the cell is slow
             return jnp.zeros((*inputs.shape[:2], self.hidden)), state
         if table_VI is not None:
@@ -94,7 +94,7 @@ class CharLM(nn.Module):
         if shape.encoding == "embedding":
             features = shape.embedding
             initializer = blocks.tied(initial.head_kernel) if shape.tie else initial.embedding
-            embedding_VE = self.param("embedding", initializer, (self.vocab_size, features))
+            embedding_VE = parameter(self, "embedding", initializer, (self.vocab_size, features))
             x, table_VE = self._dropped_input(x, embedding_VE, noise_keys_B, shared_key)
         elif shape.encoding == "scalar":
             x, features = x[..., None].astype(jnp.float32) / self.vocab_size, 1
@@ -102,7 +102,8 @@ class CharLM(nn.Module):
         for index, (block, rate) in enumerate(zip(shape.blocks, used.dropout(len(shape.blocks))[1:], strict=True)):
             before = blocks.vectors(x, table_VE) if block.skip else None
             if block.norm:
-                x, table_VE = blocks.normalised(x, table_VE, self.param(f"norm_{index}", nn.initializers.ones, (features,)))
+                scale = parameter(self, f"norm_{index}", nn.initializers.ones, (features,))
+                x, table_VE = blocks.normalised(x, table_VE, scale)
             own_initial = blocks.make_initializers(config, block.width)
             layer = Layer(
                 block.cell, own_initial, features, block.width, shape.dtype, config, used.weight_drop, name=block.name
@@ -123,16 +124,16 @@ class CharLM(nn.Module):
                 mlp = self.param(f"mlp_{index}", blocks.mlp_parameters(config, block))
                 x = x + self._dropped(blocks.mlp(mlp, x, shape.dtype), noise_keys_B, MLP_NOISE + index, rate)
         if shape.norm:
-            x = blocks.rms_norm(x, self.param("norm_head", nn.initializers.ones, (features,)))
+            x = blocks.rms_norm(x, parameter(self, "norm_head", nn.initializers.ones, (features,)))
         x_BSH = x.swapaxes(0, 1)
         if embedding_VE is None or not shape.tie:
-            head_HV = self.param("head_kernel", initial.head_kernel, (features, self.vocab_size))
+            head_HV = parameter(self, "head_kernel", initial.head_kernel, (features, self.vocab_size))
         else:
             head_HV = embedding_VE.T
             if features != shape.embedding:
-                projection_HE = self.param("head_projection", initial.input_kernel(1), (features, shape.embedding))
+                projection_HE = parameter(self, "head_projection", initial.input_kernel(1), (features, shape.embedding))
                 x_BSH = product(x_BSH, projection_HE, shape.dtype)
-        head_bias_V = self.param("head_bias", initial.head_bias, (self.vocab_size,))
+        head_bias_V = parameter(self, "head_bias", initial.head_bias, (self.vocab_size,))
         logits_BSV = product(x_BSH, head_HV, shape.dtype) + head_bias_V[None, None, :]
         return logits_BSV, tuple(new_carry), penalty
 
@@ -152,6 +153,23 @@ class CharLM(nn.Module):
             return ids_TB, table_VE
         # Each row has its own mask, so the features can't come from a table that all rows share.
         return self._dropped(look_up(table_VE, ids_TB, self.shape.dtype), noise_keys_B, INPUT_NOISE, used.input), None
+
+
+def parameter(module: nn.Module, name: str, initializer: Initializer, shape: tuple[int, ...]) -> jax.Array:
+    """Declares a parameter of a module, and returns its value.
+
+    Does the same as `module.param`. But if the parameter already has a value, `module.param` would trace the initializer to
+    learn its shape, which takes a large part of the time to trace the model.
+
+    Raises:
+      ValueError: the value of the parameter has another shape.
+    """
+    if module.is_initializing():
+        return module.param(name, initializer, shape)
+    value: jax.Array = module.get_variable("params", name)
+    if jnp.shape(value) != tuple(shape):
+        raise ValueError(f"parameter {name} has the shape {jnp.shape(value)}: must be {shape}")
+    return value
 
 
 class Functions(NamedTuple):

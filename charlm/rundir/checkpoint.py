@@ -98,8 +98,9 @@ class Checkpoints:
         Raises:
           OSError: this checkpoint or the previous checkpoint can't be written. `wait` raises this error too.
         """
-        # The arrays are copied, because the next training step overwrites their memory while Orbax still writes.
-        copies = jax.tree.map(lambda leaf: leaf.copy(), (params, rest))
+        # The arrays are copied, because the next training step overwrites their memory while Orbax still writes. NumPy copies
+        # them, because JAX would compile a program for each shape.
+        copies = jax.tree.map(np.array, jax.device_get((params, rest)))
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(copies[0]),
             rest=ocp.args.StandardSave(copies[1]),

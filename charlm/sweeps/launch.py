@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from charlm.hardware import devices
 from charlm.sweeps import sweep
 from charlm.sweeps.display import Display
 from charlm.sweeps.status import FINAL_STATES, TrialStatus, failure_message, read_status
@@ -86,7 +87,7 @@ def start_training(command: list[str], slot: Slot, log: pathlib.Path) -> subproc
     The training has its own terminal session, so Ctrl-C on the terminal does not reach the training directly. Instead, the
     launcher receives the signal and forwards it to the training.
     """
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, **devices.huge_pages(), "PYTHONUNBUFFERED": "1"}
     if slot.gpus is not None:
         env["CUDA_VISIBLE_DEVICES"] = slot.gpus
     if slot.shares_gpu:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable
 
-import jax
 from ml_collections import ConfigDict
 
 from charlm import progress as messages
@@ -72,7 +71,7 @@ def describe_only(
     else:
         inheritance = inheriting.read(config, setup, trust_code=trust_code)
         parent = inheritance and inheritance.parent
-    describe(setup, jax.eval_shape(setup.functions.init, jax.random.key(0)), verbose=True)
+    describe(setup, setup.abstract_params, verbose=True)
     if parent:
         inheriting.tell(parent)
     dot = drawing.unrolled(setup.functions.shape, graph_steps, last_only=Framing.of(config).window > 0)
@@ -132,7 +131,7 @@ def open_run(
         raise UserError(f"another process has begun {run.workdir} just now with another cell: give the command again.")
     run.note_start(
         device=devices.in_words(setup.mesh.devices.flat),
-        parameters=stack.parameter_count(jax.eval_shape(setup.functions.init, jax.random.key(0))),
+        parameters=stack.parameter_count(setup.abstract_params),
         total_steps=setup.total_steps,
         kernel=setup.kernel,
     )

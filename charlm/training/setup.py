@@ -84,6 +84,11 @@ class Setup:
         return self.vocab.id_of(PAD)
 
     @functools.cached_property
+    def abstract_params(self) -> Any:
+        """The names, shapes and types of the parameters."""
+        return jax.eval_shape(lambda: self.functions.init(jax.random.key(0)))
+
+    @functools.cached_property
     def validation_counts(self) -> Counts:
         """How many bytes and `<unk>` an evaluation scores in the validation split.
 
@@ -277,10 +282,10 @@ def _sample_drawer(
     encoded = vocab.encode(prompt, "sample.prompt")
     prompt_ids = np.concatenate([np.array(start_ids(config, vocab), encoded.dtype), encoded])
     generate = sample.sampler(functions, vocab, config.sample.top_k, window=framing.window)
+    key_of = jax.jit(lambda seed, step: jax.random.fold_in(jax.random.key(seed), step))
 
     def draw(params: Any, step: int, seed: int) -> str:
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        pieces = generate(params, prompt_ids, 1, length, temperature, key)
+        pieces = generate(params, prompt_ids, 1, length, temperature, key_of(np.uint32(seed), np.uint32(step)))
         return prompt + vocab.decode(sample.until_end(np.concatenate(list(pieces), axis=1)[0], vocab))
 
     return draw

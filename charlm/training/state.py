@@ -234,9 +234,11 @@ class Latest(NamedTuple):
 
 def latest_checkpoint(setup: Setup, checkpoints: Checkpoints) -> Latest | None:
     """Reads the latest readable checkpoint. Warns of each checkpoint that can't be read. Returns None if none can be read."""
+    if not (steps := checkpoints.steps()):
+        return None
     abstract = jax.eval_shape(initial_state_maker(setup), np.uint32(0))
     unreadable: list[int] = []
-    for step in reversed(checkpoints.steps()):
+    for step in reversed(steps):
         try:
             return Latest(step, *checkpoints.restore(step, *to_checkpoint(abstract)), unreadable)
         except Failure as error:

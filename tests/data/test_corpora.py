@@ -159,8 +159,13 @@ def test_a_named_corpus_is_cached_by_its_hash_and_a_damaged_cache_is_refused(tmp
             corpus = corpora.load(config)
             assert "".join(corpus.splits.values()) == text
             assert corpus.provenance["source"] == origin
+    (copy,) = (tmp_path / "pamphlet").glob(f"{source.sha256[:8]}.txt")
+    copy.write_text("first edition, é\n", encoding="utf-8")  # a copy that is not the published text is replaced
+    assert "".join(corpora.load(config).splits.values()) == copy.read_text(encoding="utf-8") == text
     for file in tmp_path.rglob("*array_record-*"):
         file.write_bytes(b"damaged")
+    assert "".join(corpora.load(config).splits.values()) == text  # from the copy
+    copy.write_bytes(b"damaged")
     with pytest.raises(UserError, match="does not hold the published text of pamphlet: remove that folder"):
         corpora.load(config)
 

@@ -68,6 +68,15 @@ def test_logits_equal_the_logits_of_a_flax_lstm_with_the_same_weights():
     np.testing.assert_allclose(logits, FlaxStack().apply(as_flax(params), inputs_BT), atol=2e-6)
 
 
+def test_a_model_with_parameters_traces_no_initializer_and_refuses_another_shape(monkeypatch):
+    functions, params = build(norm=True, tie=True)
+    monkeypatch.setattr(jax, "eval_shape", lambda *_: pytest.fail("an initializer was traced"))
+    arguments = (batch_of(ids(3, 4)), functions.zero_carry(3))
+    functions.apply(params, *arguments)
+    with pytest.raises(ValueError, match=r"head_bias has the shape \(12,\): must be \(11,\)"):
+        functions.apply(params | {"head_bias": np.zeros(12, np.float32)}, *arguments)
+
+
 @pytest.mark.parametrize("encoding", ["embedding", "onehot", "scalar"])
 def test_one_pass_equals_two_passes_with_carried_state(encoding):  # invariant 3
     functions, params = build(input=encoding)

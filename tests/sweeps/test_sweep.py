@@ -18,6 +18,7 @@ from faults.checks import read_rows
 
 from charlm.config import load
 from charlm.errors import UserError
+from charlm.hardware import devices
 from charlm.rundir import run as run_module
 from charlm.rundir.run import Run
 from charlm.sweeps import conclusion, launch, naming, slurm, sweep
@@ -156,15 +157,18 @@ def test_cores_and_gpus_are_divided_evenly():
     assert launch.divide_machine(1, {0}, [])[0] == launch.Slot((0,), None, False)
 
 
-def test_a_training_gets_the_core_and_gpu_of_its_slot(tmp_path):
+def test_a_training_gets_the_core_and_gpu_of_its_slot_and_huge_pages(tmp_path, monkeypatch):
     """A slot is the part of the machine that one training may use."""
-    code = (
-        "import os; print(sorted(os.sched_getaffinity(0)), os.environ.get('CUDA_VISIBLE_DEVICES'), os.getsid(0) == os.getpid())"
-    )
+    (tmp_path / "enabled").write_text("always [madvise] never")
+    monkeypatch.setattr(devices, "HUGE_PAGES_SETTING", tmp_path / "enabled")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    names = ["CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES"]
+    code = f"import os; print(sorted(os.sched_getaffinity(0)), *map(os.environ.get, {names}), os.getsid(0) == os.getpid())"
     core, before = max(launch.available_cores()), launch.available_cores()
     process = launch.start_training([sys.executable, "-c", code], launch.Slot((core,), "3", False), tmp_path / "log")
     assert process.wait() == 0
-    assert (tmp_path / "log").read_text().splitlines()[-1] == f"[{core}] 3 True"
+    assert (tmp_path / "log").read_text().splitlines()[-1] == f"[{core}] 3 {devices.HUGE_PAGES} True"
     assert launch.available_cores() == before
 
 

@@ -56,6 +56,12 @@ def by_script(script, overrides, tmp_path_factory):
     return workdir, result.stdout
 
 
+def test_the_start_of_a_training_imports_no_package_that_only_other_programs_need():
+    names = {"tensorflow_datasets", "matplotlib", "optuna"}
+    code = f"import sys\nimport charlm.programs.train, charlm.training.train\nprint({names} & set(sys.modules))"
+    assert python(code).stdout == "set()\n"
+
+
 def test_the_output_begins_with_the_data_the_model_and_the_length_of_the_training(by_script):
     data, model, length, first_row, *_ = by_script[1].splitlines()
     assert data.startswith("data: made_up.txt: train 10,800, validation 1,200 chars, vocabulary of ")
