@@ -1,9 +1,9 @@
-"""Tiny Shakespeare: 2 LSTM layers of 512 units with dropout, 8 epochs.
+"""Tiny Shakespeare: 2 LSTM layers of 512 units with activation regularisation, 3 epochs.
 
     scripts/train.py --config=configs/tiny_shakespeare.py --workdir=runs/tiny_shakespeare
 
-Time: 7 min on 2 CPU cores with native bfloat16.
-Result: validation 1.437 nats/char (perplexity 4.21).
+Time: TIME on 2 CPU cores with native bfloat16.
+Result: validation RESULT nats/char (perplexity PERPLEXITY), the mean of three seeds.
 The first 90 % of the text are for training, the last 10 % for validation. The state is carried through the whole validation
 split.
 """
@@ -13,14 +13,14 @@ from configs import base
 
 def get_config():
     config = base.get_config()
-    config.batch.size = 64
+    config.batch.size = 32
     config.batch.length = 64
     config.model.layers = 2
     config.model.hidden = 512
-    config.model.dropout = 0.4
+    config.model.ar = 2.0
     config.model.dtype = "bfloat16"
     config.optim.learning_rate = 4e-3
-    config.train.epochs = 8.0
+    config.train.epochs = 3.0
     config.eval.lanes = 128  # approximates the loss during training; scripts/evaluate.py computes it exactly
     config.eval.burn_in = 100
     return config
