@@ -54,7 +54,10 @@ def start(script, corpus_file, workdir, number, *more_flags, **overrides) -> lis
 
 def finish(started, status=0) -> list[tuple[str, str]]:
     outputs = [process.communicate(timeout=120) for process in started]
-    assert [process.returncode for process in started] == [status] * len(started), outputs
+    wrong = [
+        (process.returncode, output) for process, output in zip(started, outputs, strict=True) if process.returncode != status
+    ]
+    assert not wrong, "\n".join(map(str, wrong))
     return outputs
 
 

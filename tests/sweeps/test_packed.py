@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from conftest import assert_near_rows
-from faults.checks import differences
+from faults.checks import differences, read_rows
 from faults.runs import logged_step
 from test_sweep import CONFIG, run_sweep, wait_for_steps
 
@@ -218,6 +218,8 @@ def test_a_stopped_and_killed_pack_resumes_to_the_same_bits(script, uninterrupte
     result = run_sweep(script, uninterrupted / "swept.py", root, *flags, status=1)
     assert "2 to resume" in result.stdout
     assert "1 pack of 2 trials\n" in result.stdout
-    for name in NAMES[:3]:
+    diverged, *others = NAMES[:3]
+    assert read_rows(root / diverged) == read_rows(uninterrupted / "root" / diverged)
+    for name in others:
         assert differences(root / name, uninterrupted / "root" / name) == [], name
     assert "resuming at step" in (root / "logs" / "seed=0.log").read_text()
