@@ -3,8 +3,8 @@
     scripts/sweep.py --config=experiments/2026-11-28-regularisers/sweep.py --root=runs/regularisers --parallel=2
 
 The recipe is configs/tiny_shakespeare.py without its penalty AR. This penalty came into the recipe because of this sweep. A
-trial makes 1,470 steps. Each regulariser is tried with one strength, which is near the strength that was published for models of
-characters. The best setting is repeated with two more seeds.
+trial makes 1,470 steps. Each regulariser is tried with one strength, which is near the strength that was published for models
+of characters. The best setting is repeated with two more seeds.
 """
 
 import itertools
