@@ -5,6 +5,7 @@ evaluates the model and prints. It sends the other processes the data that they 
 sent.
 """
 
+import atexit
 import collections
 import contextlib
 import functools
@@ -14,7 +15,6 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -120,7 +120,10 @@ def join(spec: ProcessSpec) -> None:
         raise Failure(f"the {spec.num_processes} processes could not connect to each other: {_first_line(error)}") from error
     finally:
         timer.cancel()
-    threading.Thread(target=_exchange_heartbeats, args=(spec.process_id, spec.num_processes), daemon=True).start()
+    stop = threading.Event()
+    exchange = threading.Thread(target=_exchange_heartbeats, args=(spec.process_id, spec.num_processes, stop), daemon=True)
+    exchange.start()
+    atexit.register(_leave, stop, exchange)
     number_of = collections.Counter(device.process_index for device in jax.devices())
     if len(set(number_of.values())) > 1:
         numbers = ", ".join(str(number_of[index]) for index in sorted(number_of))
@@ -269,8 +272,21 @@ def gather_rows(tree: Any) -> Any:
     return jax.tree.map(gathered, tree)
 
 
-def _exchange_heartbeats(index: int, processes: int) -> None:
-    """Sends heartbeats to the other processes. Ends this process if another process sends no heartbeat for too long.
+def _leave(stop: threading.Event, exchange: threading.Thread) -> None:
+    """Waits until all processes have come to their end, and ends the exchange of heartbeats.
+
+    A thread that is inside JAX while Python ends would abort the process, although its work is done.
+    """
+    import jax
+
+    with contextlib.suppress(RuntimeError):  # another process is gone
+        jax.distributed.shutdown()
+    stop.set()
+    exchange.join(HEARTBEAT_TIMEOUT_SECONDS)
+
+
+def _exchange_heartbeats(index: int, processes: int, stop: threading.Event) -> None:
+    """Sends heartbeats to the other processes, until `stop` is set. Ends this process if another sends none for too long.
 
     If the first process is gone, JAX ends the other processes at once with JAX's own message. If another process is gone, a
     training step may raise an error before this function ends the process.
@@ -291,7 +307,8 @@ def _exchange_heartbeats(index: int, processes: int) -> None:
                     seen[other] = (heartbeat, number)
             if (number - seen[other][1]) * HEARTBEAT_SECONDS > HEARTBEAT_TIMEOUT_SECONDS:
                 _end(f"another process of this training has gone (process {other}): run the same commands again to resume.")
-        time.sleep(HEARTBEAT_SECONDS)
+        if stop.wait(HEARTBEAT_SECONDS):
+            return
 
 
 def _end(message: str) -> None:
