@@ -34,12 +34,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = {
     "S": ("quickstart", {"model.hidden": 128}, 2000, 200),  # 1 layer of 128, float32
     "M": ("quickstart", {}, 1000, 100),  # 1 layer of 256, float32
-    "L": (
-        "tiny_shakespeare",
-        {"model.ar": 0.0, "model.dropout": 0.4, "batch.size": 64},
-        140,
-        10,
-    ),  # 2 layers of 512 with dropout, bfloat16
+    # 2 layers of 512 with dropout, bfloat16
+    "L": ("tiny_shakespeare", {"model.ar": 0.0, "model.dropout": 0.4, "batch.size": 64}, 140, 10),
 }
 WAYS = ("one", "two", "default")
 SKIPPED = 2
