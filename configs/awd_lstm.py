@@ -6,8 +6,8 @@ Result: 1.5004 nats/char (2.1646 bits/char) on the last tenth of the text, with 
 Time: 1 h 08 min on 2 CPU cores.
 
 Published: 1.175 bits/char on the characters of Penn Treebank. With this much regularisation, 40 epochs seem to be too few: the
-training loss of the last epoch is 1.3740 nats. Plain dropout of 0.4 reaches a validation loss of 1.4367 nats in 8 epochs, with
-a training loss of 1.24 nats (configs/tiny_shakespeare.py).
+training loss of the last epoch is 1.3740 nats. A 2 x LSTM 512 with plain dropout of 0.4 reaches a validation loss of 1.4367
+nats in 8 epochs, with a training loss of 1.24 nats.
 
 The dropout, the weight drop, Adam's learning rate, the window of 150 characters and the schedule are taken from the paper's
 training on the characters of Penn Treebank. The learning rate is divided by 10 after 60 % and after 80 % of the training. The
