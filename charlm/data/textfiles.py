@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from charlm.data import encodings
 from charlm.errors import UserError
+from charlm.files import is_pipe
 from charlm.progress import counted, warn
 
 BLOCK = 1 << 22  # the number of bytes that are read at a time
@@ -55,6 +56,10 @@ def listed(path: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
     is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # unlike the methods of pathlib, these functions never raise
     if is_file:
         return [path]
+    if is_pipe(os.fspath(path)):
+        raise UserError(
+            f"{path} is a pipe, which can be read only once: write its text to a file, and give the path of the file."
+        )
     if not is_folder:
         raise UserError(f"{path} is not a file or folder: give the path of a text file or of a folder of text files.")
     files, skipped = (_flat if reading.folder == "flat" else _tree)(path, reading.encoding)

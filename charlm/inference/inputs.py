@@ -130,7 +130,7 @@ def file_to_score(run: Run, path: str, unknown: str | None = None, encoding: str
     If the run's corpus came from TFDS, each line is a document.
 
     Args:
-      path: the file or folder; `-` is standard input.
+      path: the file, folder or pipe; `-` is standard input.
       unknown: what to do with characters outside the vocabulary. `error` raises a UserError. `skip` drops them. `unk` reads
         them as `<unk>`. None means `unk` if the vocabulary has `<unk>`, otherwise `error`.
       encoding: the encoding of the text. None means UTF-8 for standard input, and `corpus.encoding` of the run otherwise.
@@ -168,7 +168,8 @@ def _text_of_file(run: Run, path: str, unknown: str | None, encoding: str | None
         raise UserError(f"--encoding={encoding}: must be {ENCODING.words}.")
     reading = Reading.of(run.config())
     reading = reading._replace(encoding=encoding or ("utf-8" if path == "-" else reading.encoding))
-    with _standard_input() if path == "-" else contextlib.nullcontext(path) as file:
+    is_read_once = path == "-" or files.is_pipe(path)
+    with _copy_of(path) if is_read_once else contextlib.nullcontext(path) as file:
         text, hint = _read(run, file, unknown, reading), _hint_of_utf8(file, reading.encoding)
     return _known(text, run.vocab(), unknown, f"--text={path}", hint)
 
@@ -200,15 +201,19 @@ def _hint_of_utf8(path: str, encoding: str) -> str:
 
 
 @contextlib.contextmanager
-def _standard_input() -> Iterator[str]:
-    """A temporary file with the contents of standard input, so that standard input is read in the same way as a file."""
+def _copy_of(path: str) -> Iterator[str]:
+    """A temporary file with the contents of a pipe or of standard input (`-`), so that all texts are read in the same way."""
+    try:
+        content = sys.stdin.buffer.read() if path == "-" else files.read(path)
+    except OSError as error:
+        raise UserError(f"--text={path} can't be read: {error.strerror}.") from error
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "text"
-        file.write_bytes(sys.stdin.buffer.read())
+        file.write_bytes(content)
         try:
             yield str(file)
         except UserError as error:
-            raise UserError(str(error).replace(str(file), "standard input")) from error
+            raise UserError(str(error).replace(str(file), "standard input" if path == "-" else path)) from error
 
 
 def _known(text: corpora.Split, vocab: Vocab, unknown: str | None, where: str, hint: str) -> tuple[corpora.Split, int]:

@@ -25,7 +25,6 @@ last text first. Ctrl-C ends only the text that is being drawn.
 import contextlib
 import functools
 import itertools
-import pathlib
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from charlm import cli
+from charlm import cli, files
 from charlm.config.rules import MOST
 from charlm.data.vocab import Vocab
 from charlm.errors import UserError
@@ -201,7 +200,7 @@ def _prompts(run: Run, config: ConfigDict, vocab: Vocab) -> list[str]:
 
 def _prompt_of_file(path: str) -> str:
     try:
-        content = sys.stdin.buffer.read() if path == "-" else pathlib.Path(path).read_bytes()
+        content = sys.stdin.buffer.read() if path == "-" else files.read(path)
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt_file={path} is not UTF-8: byte at offset {error.start}.") from error

@@ -5,7 +5,7 @@ The programs `evaluate`, `sample` and `compare` get all their information about 
 config.json        every key of the config           samples/STEP.txt   text sampled at each evaluation
 vocab.json         symbols in the order of ids       checkpoints/STEP   the best and the two latest checkpoints
 corpus.json        the source of the text            unreadable/        checkpoints that could not be read
-environment.json   one entry for each start          lock               locked while a process trains this run
+environment.json   one entry for each start          lock               names the process that trains this run
 status.json        state, step, best                 events.*           metrics, config and samples for TensorBoard
 extensions.json    one entry for each change of the config, by `train.py --extend` or on resume
 parent.json        with `train.init_from`: the run whose parameters this run began with
@@ -15,12 +15,10 @@ evaluations.jsonl  results of the program evaluate
 """
 
 import contextlib
-import fcntl
 import os
 import pathlib
 import platform
 import shlex
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +50,7 @@ class Run:
         self.workdir = pathlib.Path(workdir)
         self.checkpoints = self.workdir / "checkpoints"
         self._metrics = self.workdir / "metrics.jsonl"
+        self._lock = self.workdir / "lock"
 
     def config(self) -> ConfigDict:
         """The config of the run, after validation."""
@@ -360,31 +359,29 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the directory for one training process.
-
-        The kernel releases the lock when the process ends, even if the process is killed.
+        """Locks the directory for one training process; see `files.locked`.
 
         Raises:
           UserError: another process holds the lock.
         """
-        with (self.workdir / "lock").open("a+", encoding="utf-8") as file:
-            for attempt in range(5):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if attempt < 4:
-                        time.sleep(0.05)  # `is_training` in another process may hold the lock for a moment
-                        continue
-                    file.seek(0)
-                    raise UserError(
-                        f"--workdir={self.workdir} is in use by {file.read().strip() or 'another process'}: "
-                        "wait for it, stop it, or choose another directory."
-                    ) from error
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(files.locked(self._lock, attempts=5))
+            except BlockingIOError as error:
+                raise UserError(
+                    f"--workdir={self.workdir} is in use by {self._holder() or 'another process'}: "
+                    "wait for it, stop it, or choose another directory."
+                ) from error
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}\n")
             file.flush()
             yield
+
+    def _holder(self) -> str:
+        """What the process that holds the lock wrote about itself. Empty if somebody has deleted the lock file."""
+        with contextlib.suppress(OSError):
+            return self._lock.read_text(encoding="utf-8", errors="replace").strip()
+        return ""
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -399,14 +396,7 @@ class Run:
 
     def is_training(self) -> bool:
         """Whether a process is training this run now."""
-        try:
-            with (self.workdir / "lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return files.is_locked(self._lock)
 
     def _text(self, name: str) -> str:
         path = self.workdir / name

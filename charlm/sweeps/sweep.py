@@ -11,7 +11,6 @@ argument `ranges` of `sample`.
 """
 
 import contextlib
-import fcntl
 import itertools
 import json
 import math
@@ -379,9 +378,9 @@ class Root:
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--root={self.path} can't be written ({error.strerror}): choose another folder.") from error
-        with (self.path / "logs" / "launcher.lock").open("a", encoding="utf-8") as file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(files.locked(self.path / "logs" / "launcher.lock"))
             except BlockingIOError as error:
                 raise UserError(f"--root={self.path} is in use by another launcher: wait for it, or stop it.") from error
             yield

@@ -3,9 +3,8 @@
 import json
 import pathlib
 import re
-import subprocess
 
-from faults.runs import LIMIT
+from faults.runs import finish, start
 
 TIMES = ("seconds", "chars_per_second")  # columns of metrics that differ even between runs of the same training
 
@@ -63,8 +62,9 @@ def _names(workdir: pathlib.Path) -> set[str]:
 
 def outcome(command: list[str]) -> tuple[int, str, str]:
     """Runs a command. Returns its exit status, its standard output without times, and its standard error."""
-    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-    return result.returncode, re.sub(r'"(seconds|chars_per_second|time|speed)": [^,}]*', "", result.stdout), result.stderr
+    process = start(command)
+    output, errors = finish(process)
+    return process.returncode, re.sub(r'"(seconds|chars_per_second|time|speed)": [^,}]*', "", output), errors
 
 
 def refusal(status: int, errors: str, words: tuple[str, ...], what: str) -> list[str]:

@@ -4,11 +4,15 @@ A text is written in some encoding, with or without a byte-order mark. Some of t
 is flipped. The training reads the text in the same encoding or in another encoding. The training must either succeed, or end
 with one error sentence that names the file. If it ends with an error, it must not leave a run directory.
 
+Each program is also given a pipe to which no program writes. The program must end with one error sentence instead of waiting
+forever.
+
 A run that trains on a folder of texts is stopped, and the folder is changed. train must then refuse to resume the run. After
 the folder is restored, the resumed run must equal a run without a fault.
 """
 
 import concurrent.futures
+import os
 import pathlib
 import random
 import shutil
@@ -16,7 +20,7 @@ import signal
 from collections.abc import Callable
 
 from faults import checks
-from faults.runs import Result, Runs, finish, harm, make_text, start, succeed, wait_for_step
+from faults.runs import Result, Runs, command, finish, harm, make_text, start, succeed, wait_for_step
 
 TRIES = 16  # number of files
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "gb18030", "shift_jis", "latin-1", "iso2022_kr", "utf-7")
@@ -24,7 +28,7 @@ BEYOND_ASCII = "äé中日の한😀\ufeff\x07\u2028"
 
 
 def results(runs: Runs) -> list[Result]:
-    return [_texts(runs), _folders(runs)]
+    return [_texts(runs), _folders(runs), pipes(runs)]
 
 
 def _texts(runs: Runs) -> Result:
@@ -106,20 +110,35 @@ def _folders(runs: Runs) -> Result:
     straight, stopped = runs.folder / "folder_straight", runs.folder / "folder_stopped"
     intact = runs.folder / "texts_intact"
     shutil.copytree(texts, intact)
-    command = runs.train(straight, "stream", **{"corpus.path": texts})
-    succeed(command)
-    command = runs.train(stopped, "stream", **{"corpus.path": texts})
-    process = start(command)
+    succeed(runs.train(straight, "stream", **{"corpus.path": texts}))
+    resume = runs.train(stopped, "stream", **{"corpus.path": texts})
+    process = start(resume)
     wait_for_step(stopped, 60, process)
     process.send_signal(signal.SIGTERM)
     finish(process)
     for what, change in CHANGES.items():
         change(texts)
-        status, _, errors = checks.outcome(command)
+        status, _, errors = checks.outcome(resume)
         words = ("has changed since the run", "10.txt is not UTF-8")
         failures += checks.refusal(status, errors, words, f"a resume after a file was {what}")
         shutil.rmtree(texts)
         shutil.copytree(intact, texts)
-    succeed(command)
+    succeed(resume)
     failures += checks.survival(stopped, straight)
     return Result("folder of texts changed before a resume", len(CHANGES), failures, "refused until the folder was restored")
+
+
+def pipes(runs: Runs) -> Result:
+    """Starts each program that reads a text with a pipe to which no program writes."""
+    pipe, run = runs.folder / "pipe", runs.straight("stream")
+    os.mkfifo(pipe)
+    commands = [
+        command("sample", f"--workdir={run}", f"--prompt_file={pipe}"),
+        command("evaluate", f"--workdir={run}", f"--text={pipe}"),
+        runs.train(runs.folder / "pipe_run", "stream", **{"corpus.path": pipe}),
+    ]
+    failures = []
+    for tried in commands:
+        status, _, errors = checks.outcome(tried)
+        failures += checks.refusal(status, errors, ("is a pipe",), f"{tried[1]} with a pipe")
+    return Result("pipe to which no program writes: sample, evaluate, train", len(commands), failures)

@@ -57,12 +57,12 @@ def _memory_at(step: int, process: subprocess.Popen, workdir: pathlib.Path) -> f
     wait_for_step(workdir, step, process, seconds=4 * LIMIT)
     readings = []
     for _ in range(5):
-        readings.append(_resident(process.pid))
+        readings.append(resident(process.pid))
         time.sleep(0.1)
     return statistics.median(readings)
 
 
-def _resident(pid: int) -> float:
+def resident(pid: int) -> float:
     """The resident memory of a process in MB."""
     return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
@@ -81,7 +81,7 @@ def _start_often(config: str, workdir: str, *flags: str) -> None:
         assert train.train(load.load(config, overrides), workdir) == 128 + signal.SIGTERM
         thread.join()
         gc.collect()
-        seen.append((_resident(os.getpid()), len(os.listdir("/proc/self/fd")), threading.active_count()))
+        seen.append((resident(os.getpid()), len(os.listdir("/proc/self/fd")), threading.active_count()))
     (early, files, threads), (late, files_late, threads_late) = seen[3], seen[-1]
     assert files_late <= files, seen
     assert threads_late <= threads, seen

@@ -5,6 +5,8 @@ charlm, because these imports are slow.
 """
 
 import concurrent.futures
+import contextlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -14,8 +16,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FRAMINGS = {
@@ -23,6 +26,40 @@ FRAMINGS = {
     "chunks": {"batch.framing": "chunks"},
     "windows": {"batch.framing": "windows", "batch.stride": 3, "devices": 2},
     "documents": {"batch.framing": "documents", "corpus.documents": "lines", "batch.length": 40},
+}
+# Cell → overrides. With each cell, the weights are averaged in another way, and other regularisers draw random numbers.
+CELLS = {
+    "lstm": {
+        "optim.average": "nt_asgd",
+        "optim.average_patience": 0,
+        "optim.schedule": "constant",
+        "model.weight_drop": 0.2,
+        "model.zoneout_cell": 0.1,
+        "model.zoneout_hidden": 0.1,
+        "model.dropout_kind": "variational",
+        "model.ar": 1.0,
+        "model.tar": 1.0,
+    },
+    "gru": {
+        "model.cell": "gru",
+        "model.layers": 2,
+        "optim.name": "muon",
+        "optim.average": "ema",
+        "optim.average_decay": 0.98,
+        "model.recurrent_dropout": 0.1,
+        "model.embedding_dropout": 0.1,
+    },
+    "mingru": {
+        "model.cell": "mingru",
+        "model.layers": 2,
+        "model.residual": True,
+        "model.norm": True,
+        "model.mlp": 2,
+        "optim.name": "adan",
+        "optim.average": "tail",
+        "optim.average_last": 0.5,
+        "model.dropout_input": 0.1,
+    },
 }
 STEPS = 300
 LOG_EVERY = 10
@@ -38,7 +75,8 @@ RUN = {
 TEXTS = ("config.json", "vocab.json", "corpus.json", "status.json", "environment.json", "metrics.jsonl")  # files of every run
 HARMS = ("truncated", "emptied", "flipped", "deleted")  # ways to damage a file; flipped: one bit is inverted
 MOMENTS = ("any moment", "start-up", "checkpoint", "row")  # moments at which a fault can happen; see `wait_for_moment`
-LIMIT = 300  # a program that runs longer than this number of seconds is regarded as hung
+QUICK_COMPILATION = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+LIMIT = 1800  # a program that runs longer than this number of seconds is regarded as hung
 
 
 class Result(NamedTuple):
@@ -60,35 +98,65 @@ class Result(NamedTuple):
 class Runs:
     """The runs of one call of scripts/torture.py. All these runs are in the same folder and train on the same corpus.
 
-    A framing is a way to arrange a text into batches. FRAMINGS has the config of each framing. For each framing, there is one
-    run without any fault, with which the other runs are compared. `kills` is the number of kills for each framing.
+    A framing is a way to arrange a text into batches. FRAMINGS has the config of each framing. A kind of run is a framing, such
+    as `windows`, or a framing with the options of a cell (see CELLS), such as `windows_gru`. For each kind, there is one run
+    without any fault, with which the other runs are compared.
+
+    `kills` is the number of kills for each framing, `configs` the number of random configs, and `trials` the number of trials
+    of the sweep.
     """
 
-    def __init__(self, folder: pathlib.Path, seed: int, kills: int):
-        self.folder, self.seed, self.kills = folder, seed, kills
-        self._corpus = folder / "corpus.txt"
-        self._corpus.write_text(make_text(20_000), encoding="utf-8")
+    def __init__(self, folder: pathlib.Path, seed: int, kills: int, configs: int = 20, trials: int = 20):
+        self.folder, self.seed, self.kills, self.configs, self.trials = folder, seed, kills, configs, trials
+        self.corpus = folder / "corpus.txt"
+        self.corpus.write_text(make_text(20_000), encoding="utf-8")
 
-    def train(self, workdir: pathlib.Path, framing: str, **more: object) -> list[str]:
+    def train(self, workdir: pathlib.Path, kind: str, **more: object) -> list[str]:
         """Returns the command that trains in `workdir`. The same command resumes the run."""
-        overrides = RUN | FRAMINGS[framing] | {"corpus.path": self._corpus} | more
+        framing, _, cell = kind.partition("_")
+        overrides = RUN | FRAMINGS[framing] | CELLS.get(cell, {}) | {"corpus.path": self.corpus} | more
         return command("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}", *as_flags(overrides))
 
-    def straight(self, framing: str) -> pathlib.Path:
-        """Returns the directory of the run without any fault for this framing. The first call trains this run."""
-        workdir = self.folder / f"straight_{framing}"
+    def straight(self, kind: str, start: "Start | None" = None) -> pathlib.Path:
+        """Returns the directory of the run of this kind without any fault. The first call trains this run."""
+        workdir = self.folder / f"straight_{kind}"
         if not (workdir / "status.json").exists():
-            succeed(self.train(workdir, framing))
+            succeed(self.train(workdir, kind), start)
         return workdir
 
     def random(self, *names: object) -> random.Random:
         """Returns a random generator. Its seed is made from `names` and the seed of these runs."""
         return random.Random(" ".join(map(str, (self.seed, *names))))
 
-    def of_each_framing(self, fault: Callable[["Runs", str], Result]) -> list[Result]:
-        """Calls `fault(self, framing)` for each framing, two framings at a time. Returns the results."""
+    def of_each_framing(self, fault: Callable[["Runs", str], Result]) -> Iterator[Result]:
+        """Calls `fault(self, framing)` for each framing; see `of_each`."""
+        return self.of_each(FRAMINGS, fault)
+
+    def of_each(self, names: Iterable[object], fault: Callable[["Runs", Any], Result]) -> Iterator[Result]:
+        """Calls `fault(self, name)` for each name, two names at a time. An exception becomes a failure.
+
+        Yields:
+          The results in the order of the names, each as soon as it is known.
+        """
+
+        def attempt(name: object) -> Result:
+            try:
+                return fault(self, name)
+            except Exception as error:
+                return Result(str(name), 1, [f"{name}: {''.join(traceback.format_exception(error))[-400:]}"])
+
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            return list(pool.map(lambda framing: fault(self, framing), FRAMINGS))
+            yield from pool.map(attempt, names)
+
+
+def quick_compilation() -> dict[str, str]:
+    """Environment variables with which XLA compiles small programs in about a sixth of the time.
+
+    With these variables, JAX often does not find a program in its cache, because the key differs from process to process. JAX
+    0.11 or newer may not know these flags of XLA, and XLA ends the process if a flag is unknown.
+    """
+    version = tuple(int(part) for part in importlib.metadata.version("jax").split(".")[:2])
+    return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"} | ({"XLA_FLAGS": QUICK_COMPILATION} if version < (0, 11) else {})
 
 
 def make_text(chars: int, seed: int = 0) -> str:
@@ -119,19 +187,36 @@ def readers(workdir: pathlib.Path) -> list[list[str]]:
     ]
 
 
+class Process(Protocol):
+    """The methods of `subprocess.Popen` that the faults use. A process of `forks` has the same."""
+
+    pid: int
+    returncode: Any
+
+    def poll(self) -> int | None: ...
+    def kill(self) -> None: ...
+    def communicate(self, *, timeout: float) -> tuple[str, str]: ...
+
+
+Start = Callable[[list[str]], Process]
+
+
 def start(command: list[str], **environment: str) -> subprocess.Popen:
     env = os.environ | environment
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
-def finish(process: subprocess.Popen) -> tuple[str, str]:
-    """Waits until a program ends. Returns its standard output and its standard error. Kills the program after LIMIT seconds."""
-    try:
-        return process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, errors = process.communicate()
-        return output, f"{errors}\nhung for {LIMIT} s"
+def finish(process: Process) -> tuple[str, str]:
+    """Waits until a program ends. Returns its standard output and its standard error. Kills the program after LIMIT seconds.
+
+    If all these processes are paused for some time, such as by SIGSTOP, this time counts as one second.
+    """
+    for _ in range(LIMIT):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=1)
+    process.kill()
+    output, errors = process.communicate(timeout=LIMIT)
+    return output, f"{errors}\nhung for {LIMIT} s"
 
 
 def free_port() -> int:
@@ -141,15 +226,16 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def succeed(command: list[str]) -> None:
-    """Runs a command that must succeed.
+def succeed(command: list[str], start_with: Start | None = None) -> None:
+    """Runs a command that must succeed. `start_with` starts it; default: `start`.
 
     Raises:
       RuntimeError: the command failed.
     """
-    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit status {result.returncode}: {result.stderr}")
+    process = (start_with or start)(command)
+    _, errors = finish(process)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit status {process.returncode}: {errors}")
 
 
 def metrics_bytes(workdir: pathlib.Path) -> int:
@@ -169,7 +255,7 @@ def saved_step(workdir: pathlib.Path) -> int:
     return max((int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdecimal()), default=0)
 
 
-def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen | None = None, seconds: float = 120) -> None:
+def wait_for_step(workdir: pathlib.Path, step: int, process: Process | None = None, seconds: float = LIMIT) -> None:
     """Waits until the metrics reach a step. Stops waiting if `process` ends.
 
     Raises:
@@ -184,7 +270,7 @@ def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen | 
         time.sleep(0.001)
 
 
-def wait_for_moment(process: subprocess.Popen, workdir: pathlib.Path, moment: str, rng: random.Random, seconds: float) -> None:
+def wait_for_moment(process: Process, workdir: pathlib.Path, moment: str, rng: random.Random, seconds: float) -> None:
     """Waits until a moment comes or the process ends.
 
     Args:
@@ -193,16 +279,19 @@ def wait_for_moment(process: subprocess.Popen, workdir: pathlib.Path, moment: st
         random. The moment is up to 0.02 s after this write was noticed.
       seconds: the duration of a whole run.
     """
-    end = time.monotonic() + {"any moment": rng.uniform(0, seconds), "start-up": rng.uniform(0, seconds / 2)}.get(moment, 600)
+    waits_for_write = moment in ("checkpoint", "row")
+    end = time.monotonic() + (LIMIT if waits_for_write else rng.uniform(0, seconds if moment == "any moment" else seconds / 2))
     events, last = rng.randint(1, 6), None
     while process.poll() is None and time.monotonic() < end:
-        now = {path.name for path in workdir.glob("checkpoints/*tmp*")} if moment == "checkpoint" else metrics_bytes(workdir)
-        if moment in ("checkpoint", "row") and now and now != last:
-            last, events = now, events - 1
-            if not events:
-                time.sleep(rng.uniform(0, 0.02))
-                return
-        time.sleep(0.0005)
+        if waits_for_write:
+            tmp = moment == "checkpoint"
+            now = {path.name for path in workdir.glob("checkpoints/*tmp*")} if tmp else metrics_bytes(workdir)
+            if now and now != last:
+                last, events = now, events - 1
+                if not events:
+                    time.sleep(rng.uniform(0, 0.02))
+                    return
+        time.sleep(0.001)
 
 
 def harm(path: pathlib.Path, how: str, place: float = 0.5, bit: int = 2) -> None:

@@ -1,11 +1,13 @@
 """Tries faults that need more than one process.
 
-- While a training runs, a second training is started in the same directory. The second training must be refused.
+- While a training runs, a second training is started in the same directory. The second training must be refused, even if the
+  file `lock` of the directory has been deleted.
 - While a training runs, other programs read its run directory. These programs must not fail.
 - One of two processes that train together is killed. The other process must end.
 """
 
 import pathlib
+import signal
 import subprocess
 import time
 
@@ -19,22 +21,29 @@ PATIENCE = 60  # seconds within which the surviving process must end
 
 def results(runs: Runs) -> list[Result]:
     rng, straight = runs.random("two"), runs.straight("stream")
-    second_failures, reader_failures, tried, read = [], [], 0, 0
+    second_failures, unlocked_failures, reader_failures, tried, unlocked, read = [], [], [], 0, 0, 0
     for number in range(TRIES):
         workdir = runs.folder / f"two_{number}"
         command = runs.train(workdir, "stream", **{"train.checkpoint_every": 3})
         process = start(command)
         wait_for_moment(process, workdir, "row", rng, 60.0)
-        second = start(command)
+        process.send_signal(signal.SIGSTOP)  # so that it does not end before the others have begun
+        status, _, errors = checks.outcome(command)
+        if process.poll() is None:
+            tried += 1
+            second_failures += checks.refusal(status, errors, ("is in use by process",), "a second training")
+        (workdir / "lock").unlink()
+        status, _, errors = checks.outcome(command)
+        if process.poll() is None:
+            unlocked += 1
+            words = ("is in use by another process",)
+            unlocked_failures += checks.refusal(status, errors, words, "a second training without the file `lock`")
+        process.send_signal(signal.SIGCONT)
         for reader in readers(workdir):
             status, _, errors = checks.outcome(reader)
             read += 1
             if status or "can't be read" in errors or "Traceback" in errors:
                 reader_failures.append(f"{reader[1]} during a training: exit status {status}: {errors[-300:]}")
-        _, errors = finish(second)
-        if second.returncode:  # it is 0 if the first training had already ended; then nothing was tried
-            tried += 1
-            second_failures += checks.refusal(second.returncode, errors, ("is in use by process",), "a second training")
         finish(process)
         # Only rows and parameters are compared with the run without any fault (`straight`). The files may differ, because this
         # run saves checkpoints more often than that run.
@@ -42,6 +51,7 @@ def results(runs: Runs) -> list[Result]:
             second_failures.append(f"{workdir}: {found}")
     return [
         Result("second training in the same directory", tried, second_failures),
+        Result("second training after the file `lock` was deleted", unlocked, unlocked_failures),
         Result("evaluate, sample, compare beside a training", read, reader_failures),
         _one_of_two(runs),
     ]

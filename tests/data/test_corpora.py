@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import SHARED_CORPORA
+from faults.runs import HARMS, harm
 
 from charlm.data import corpora, sources
 from charlm.errors import UserError
@@ -334,6 +335,40 @@ def test_a_damaged_tfds_dataset_is_reported_with_its_folder(dataset):
     config.corpus.tfds = "made_up_titles:title"
     with pytest.raises(UserError, match=r"made_up_titles.* can't be read as made_up_titles:title \(.*remove that folder"):
         corpora.load(config)
+
+
+@pytest.mark.parametrize("how", HARMS)
+def test_damage_to_any_file_of_a_tfds_dataset_is_reported_after_the_first_read(dataset, how):
+    config = named_config(dataset)
+    config.corpus.tfds = "made_up_titles:title"
+    first = corpora.load(config)
+    assert corpora.load(config) == first
+    (folder,) = {path.parent for path in dataset.rglob("dataset_info.json")}
+    names = [path.name for path in folder.iterdir()]
+    assert {"dataset_info.json", "features.json", sources.DIGESTS} < set(names)
+    assert sum("array_record" in name for name in names) == 2
+    for name in names:
+        for place in (0.0, 0.1, 0.5, 0.99):
+            written = (folder / name).read_bytes()
+            harm(folder / name, how, place)
+            if name == sources.DIGESTS and how == "deleted":  # like a dataset that charlm has never read
+                assert corpora.load(config) == first
+            else:
+                with pytest.raises(UserError, match=rf"made_up_titles.* remove (that folder|the folder {folder})"):
+                    corpora.load(config)
+            (folder / name).write_bytes(written)
+    assert corpora.load(config) == first
+
+
+def test_a_tfds_dataset_in_a_folder_that_cannot_be_written_is_read(dataset, monkeypatch):
+    def refuse(path, content):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sources.files, "write", refuse)
+    config = named_config(dataset)
+    config.corpus.tfds = "made_up_titles:title"
+    assert corpora.load(config).splits["train"]
+    assert not list(dataset.rglob(sources.DIGESTS))
 
 
 def test_a_split_with_three_fractions_is_refused_if_a_validation_file_is_given(tmp_path):

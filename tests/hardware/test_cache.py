@@ -1,12 +1,39 @@
 """The cache folder: its path, and the compiled programs that later runs reuse from it."""
 
+import fcntl
+import os
 import pathlib
+import zlib
 
+import jax
 import pytest
-from faults.runs import as_flags
+from conftest import assert_same, final_params
+from faults.checks import read_rows
+from faults.runs import HARMS, as_flags, harm
 
 from charlm.config import load as config
 from charlm.hardware import cache, devices
+
+
+class FilesOnly:
+    """Like JAX's own cache: never replaces an entry, and may be killed during a write."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.ends_by = folder, None
+
+    def get(self, key):
+        path = self.folder / f"{key}-cache"
+        return path.read_bytes() if path.exists() else None
+
+    def put(self, key, value):
+        (self.folder / f"{key}-cache").write_bytes(value[: len(value) // 2] if self.ends_by else value)
+        if self.ends_by:
+            raise self.ends_by
+
+
+@pytest.fixture
+def entries(tmp_path):
+    return cache.Checked(FilesOnly(tmp_path), tmp_path, zlib.decompress)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +51,102 @@ def test_config_and_environment_determine_the_cache_folder(value, environment, e
     overrides = {} if value is None else {"cache_dir": value}
     folder = cache.folder_of(config.load("configs/base.py", overrides))
     assert folder == (None if expected is None else pathlib.Path(expected))
+
+
+PROGRAM = zlib.compress(bytes(range(256)) * 20)
+
+
+@pytest.mark.parametrize("file", ["key-cache", "key-sha256"])
+@pytest.mark.parametrize("how", HARMS)
+def test_a_damaged_compiled_program_is_removed_with_a_note_and_then_replaced(entries, tmp_path, capsys, file, how):
+    assert entries.get("key") is None
+    entries.put("key", PROGRAM)
+    entries.put("other", PROGRAM[::-1])
+    assert entries.get("key") == PROGRAM
+    harm(tmp_path / file, how)
+    if file == "key-sha256" and how == "deleted":  # like a program that charlm did not write
+        assert entries.get("key") == PROGRAM
+        return
+    assert entries.get("key") is None
+    assert capsys.readouterr().err.count(f"a compiled program in {tmp_path} is damaged") == (how != "deleted")
+    entries.put("key", PROGRAM)
+    assert entries.get("key") == PROGRAM
+    assert entries.get("other") == PROGRAM[::-1]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_compiled_program_that_was_written_in_part_is_not_used(entries, tmp_path, capsys):
+    entries._cache.ends_by = OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space"):
+        entries.put("key", PROGRAM)
+    assert not (tmp_path / "key-cache").exists()
+    entries._cache.ends_by = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        entries.put("key", PROGRAM)
+    assert (tmp_path / "key-cache").exists()
+    assert entries.get("key") is None
+    # A part of a program without a digest: another JAX program, which does not use charlm, was killed.
+    (tmp_path / "alien-cache").write_bytes(PROGRAM[:-3])
+    assert entries.get("alien") is None
+    assert capsys.readouterr().err.count("is damaged") == 2
+
+
+def test_a_compiled_program_that_another_process_writes_now_is_not_damaged(entries, tmp_path, monkeypatch, capsys):
+    entries.put("key", PROGRAM)
+    (tmp_path / "key-cache").write_bytes(PROGRAM[:-3])
+
+    def finish_writing(seconds):
+        (tmp_path / "key-cache").write_bytes(PROGRAM)
+        os.close(lock)
+
+    monkeypatch.setattr(cache.time, "sleep", finish_writing)  # get sleeps while it waits for the lock
+    lock = os.open(tmp_path / cache.LOCK, os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert entries.get("key") == PROGRAM
+    assert capsys.readouterr().err == ""
+
+
+def test_compiled_programs_are_read_from_a_folder_that_cannot_be_written(entries, tmp_path, monkeypatch):
+    entries.put("key", PROGRAM)
+    (tmp_path / "alien-cache").write_bytes(PROGRAM[:-3])
+
+    def refuse(*arguments, **more):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("open", "unlink"):
+        monkeypatch.setattr(os, name, refuse)
+    assert entries.get("key") == PROGRAM
+    assert entries.get("alien") is None
+
+
+def test_jax_keeps_compiled_programs_in_the_checked_cache():
+    """If this fails, JAX has changed, and damaged programs are no longer noticed: see `cache._check_entries`."""
+    jax.jit(lambda x: x * 3)(jax.numpy.ones(5)).block_until_ready()
+    folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+    programs = [path.name.removesuffix("-cache") for path in folder.glob("*-cache")]
+    assert programs
+    assert all((folder / f"{name}-sha256").exists() for name in programs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", HARMS)
+def test_training_replaces_damaged_compiled_programs(script, small, tmp_path, monkeypatch, how):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    flags = ["--config=configs/tiny.py", *as_flags(small | {"cache_dir": tmp_path / "cache"})]
+    script("train", *flags, f"--workdir={tmp_path / 'whole'}")
+    programs = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*-cache")}
+    assert any("train_step" in path.name for path in programs)
+    for path in programs:
+        harm(path, how)
+    result = script("train", *flags, f"--workdir={tmp_path / 'again'}")
+    notes = result.stderr.splitlines()
+    assert len(notes) == (0 if how == "deleted" else len(programs))
+    assert all(note.startswith("note: a compiled program in") for note in notes)
+    assert read_rows(tmp_path / "again") == read_rows(tmp_path / "whole")
+    assert_same(final_params(tmp_path / "again"), final_params(tmp_path / "whole"))
+    assert set((tmp_path / "cache").rglob("*-cache")) == set(programs)
+    assert script("train", *flags, f"--workdir={tmp_path / 'third'}").stderr == ""
 
 
 @pytest.mark.slow

@@ -1,7 +1,11 @@
 """Tests of the run directory: its files, the repair of a damaged last line, and the errors for wrong or damaged content."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import stat
 import subprocess
 import sys
 
@@ -85,20 +89,67 @@ def test_the_error_for_a_damaged_line_in_the_middle_gives_the_number_of_the_line
         run.rows()
 
 
-def test_a_second_process_cannot_lock_a_run_until_the_first_process_has_ended(tmp_path):
-    run = begin_run(tmp_path / "run")
-    holder = (
+@contextlib.contextmanager
+def holder(run):
+    """Another process that holds the lock of a run, until the context ends."""
+    code = (
         "import sys; from charlm.rundir.run import Run\n"
         "with Run(sys.argv[1]).locked(): print('locked', flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", holder, os.fspath(run.workdir)]
+    command = [sys.executable, "-c", code, os.fspath(run.workdir)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_cannot_lock_a_run_until_the_first_process_has_ended(tmp_path):
+    run = begin_run(tmp_path / "run")
+    assert not run.is_training()
+    with holder(run) as process:
         with pytest.raises(UserError, match=f"is in use by process {process.pid} on "), run.locked():
             pass
-        process.kill()
+        # Somebody deletes the file, and perhaps makes a new one. The folder itself is still locked.
+        (run.workdir / "lock").unlink()
+        for _ in range(2):
+            assert run.is_training()
+            with pytest.raises(UserError, match="is in use by another process: wait for it"), run.locked():
+                pass
+            (run.workdir / "lock").touch()
+    assert not run.is_training()
     with run.locked():
         assert str(os.getpid()) in (run.workdir / "lock").read_text()
+
+
+def test_a_run_is_locked_where_folders_cannot_be_locked(tmp_path, monkeypatch):
+    """On a network file system, a folder can't be locked, so only the file `lock` protects the run."""
+    run, flock = begin_run(tmp_path / "run"), fcntl.flock
+
+    def flock_of_files(descriptor, operation):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_files)
+    with run.locked():
+        pass
+    with holder(run) as process:
+        assert run.is_training()
+        with pytest.raises(UserError, match=f"is in use by process {process.pid} on "), run.locked():
+            pass
+
+
+def test_a_run_is_trained_with_a_note_where_nothing_can_be_locked(tmp_path, monkeypatch, capsys):
+    def refuse(descriptor, operation):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    run = begin_run(tmp_path / "run")
+    with run.locked():
+        assert capsys.readouterr().err == ""
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run.locked():
+        assert f"note: {run.workdir} is on a file system without locks" in capsys.readouterr().err
+        assert not run.is_training()
 
 
 def test_each_start_of_a_run_is_recorded(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -37,7 +38,10 @@ SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=5
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 SWEEP = """chain(
         product({"model.hidden": [16, 20, 24]}),
@@ -136,6 +140,31 @@ def test_cancelled_requeued_and_diverged_jobs_have_the_right_states(script, conf
         uninterrupted = tmp_path / f"uninterrupted{hidden}"
         script("train", f"--config={config_file}", f"--workdir={uninterrupted}", f"--config.model.hidden={hidden}")
         assert read_rows(root / f"hidden={hidden}") == read_rows(uninterrupted)
+
+
+def test_a_job_that_slurm_preempts_is_requeued_and_resumes(script, config_file, tmp_path):
+    """A job in a partition of higher priority needs the whole node, so SLURM itself stops and requeues the job of the trial."""
+    root = tmp_path / "root"
+    arguments = [f"--config={config_file}", f"--root={root}", "--launcher=slurm", "--only=model.hidden=16", "--cpus=1"]
+    with subprocess.Popen(script.command("sweep", *arguments), env=script.env(), stdout=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: last_step(root / "hidden=16") >= 100, 120, "the trial to train")
+        job = json.loads((root / "sweep.json").read_text())["jobs"]["hidden=16"]
+        urgent = ["--partition=urgent", "--cpus-per-task=2", f"--output={tmp_path / 'urgent'}", "--wrap=echo begun; sleep 3"]
+        output_of("sbatch", *urgent)
+        wait_until(lambda: (tmp_path / "urgent").exists(), 90, "the urgent job to begin")
+        assert "JobState=PENDING" in (waiting := output_of("scontrol", "show", "job", job))
+        assert "Restarts=1" in waiting
+        stopped_at = last_step(root / "hidden=16")
+        assert json.loads((root / "hidden=16" / "status.json").read_text())["state"] == "incomplete"
+        # Without this command, SLURM waits two minutes before it starts a requeued job.
+        output_of("scontrol", "update", f"JobId={job}", "StartTime=now")
+        output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "1 done of 1 trial." in output
+    (resumed_at,) = re.findall(r"resuming at step (\d+)", (root / "logs" / "hidden=16.log").read_text())
+    assert int(resumed_at) >= stopped_at >= 100  # the training saved its state when it got the signal
+    script("train", f"--config={config_file}", f"--workdir={tmp_path / 'straight'}", "--config.model.hidden=16")
+    assert read_rows(root / "hidden=16") == read_rows(tmp_path / "straight")
 
 
 def test_jobs_continue_after_ctrl_c_and_are_not_submitted_again(script, config_file, tmp_path):

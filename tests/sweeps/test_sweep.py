@@ -565,4 +565,5 @@ def test_wrong_root_folders_are_refused(script, write_config, tmp_path):
     (tmp_path / "broken" / "sweep.json").write_text("{")
     assert "sweep.json is damaged" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'broken'}")
     with sweep.Root(tmp_path / "locked").locked():
+        (tmp_path / "locked" / "logs" / "launcher.lock").unlink()  # the folder itself is locked too
         assert "is in use by another launcher" in script.fails("sweep", f"--config={file}", f"--root={tmp_path / 'locked'}")
