@@ -121,9 +121,13 @@ def test_compiled_programs_are_read_from_a_folder_that_cannot_be_written(entries
 
 def test_jax_keeps_compiled_programs_in_the_checked_cache():
     """If this fails, JAX has changed, and damaged programs are no longer noticed: see `cache._check_entries`."""
-    jax.jit(lambda x: x * 3)(jax.numpy.ones(5)).block_until_ready()
+
+    def only_in_this_test(x):
+        return x * os.getpid()
+
+    jax.jit(only_in_this_test)(jax.numpy.ones(5)).block_until_ready()
     folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
-    programs = [path.name.removesuffix("-cache") for path in folder.glob("*-cache")]
+    programs = [path.name.removesuffix("-cache") for path in folder.glob("jit_only_in_this_test-*-cache")]
     assert programs
     assert all((folder / f"{name}-sha256").exists() for name in programs)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, assert_near_rows, final_params
+from conftest import ROOT, TINY, assert_near_rows, final_params, slow
 from faults.checks import differences, read_rows
 
 import charlm
@@ -138,7 +138,7 @@ def three(corpus_file, tmp_path_factory):
         (({"seed": 7}, NORMAL[1], NORMAL[2]), 0),  # another seed
         ((WILD, NORMAL[1], NORMAL[2]), 1),  # has an infinite loss and NaN gradients, goes back two times, and then ends
         ((NORMAL[0], NORMAL[1], STALE), 0),  # stops early
-        ((None, NORMAL[1], NORMAL[2]), 0),  # has already ended
+        slow((None, NORMAL[1], NORMAL[2]), 0),  # has already ended
     ],
     ids=["seed", "nan", "early stop", "ended"],
 )
