@@ -59,7 +59,8 @@ def evaluator(model: Functions, mesh: Mesh | None = None, lengths: Sequence[int]
         place, params = placement(mesh, protocol.rows_at_once, params)
         carry = place(model.zero_carry(protocol.rows_at_once))
         batches: Iterable[Batch] = (_padded(batch, lengths) for batch in protocol.batches(encoded))
-        if len(jax.tree.leaves(carry)[0].devices()) > 1:  # otherwise the compiled function places the batches, which is faster
+        # On a single device, the compiled function places the batches itself, which is faster.
+        if mesh is not None and len(jax.tree.leaves(carry)[0].devices()) > 1:
             batches = map(place, batches)
         sums = summed(window, params, batches, carry, asked_to_stop)
         return None if sums is None else (float(sums[0]), int(sums[1]))

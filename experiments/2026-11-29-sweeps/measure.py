@@ -4,7 +4,8 @@
     .venv/bin/python experiments/2026-11-29-sweeps/measure.py --ways --json=trials.json      (only the single trials)
 
 Options: --ways FLAGS ...: flags of scripts/sweep.py, one text for each way. --steps 400: length of a trial of the sweep.
---rounds 2: number of measurements of each way. --starts 3: number of measurements of each single trial.
+--rounds 1: number of measurements of each way. --starts 2: number of measurements of each single trial. --configs, --hidden,
+--cores: the single trials. With the defaults, the program takes about 11 minutes.
 
 All trainings use one cache folder. Before the first measurement, short trainings fill it, so nothing is compiled later. The
 ways are measured in turn, round by round.
@@ -181,11 +182,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="*", default=WAYS)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--configs", nargs="*", default=["quickstart", "tiny"])
     parser.add_argument("--hidden", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--starts", type=int, default=3)
+    parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--json", type=pathlib.Path)
     arguments = parser.parse_args()
     kinds = [
