@@ -149,7 +149,8 @@ def test_training_replaces_damaged_compiled_programs(script, small, tmp_path, mo
     assert all(note.startswith("note: a compiled program in") for note in notes)
     assert read_rows(tmp_path / "again") == read_rows(tmp_path / "whole")
     assert_same(final_params(tmp_path / "again"), final_params(tmp_path / "whole"))
-    assert set((tmp_path / "cache").rglob("*-cache")) == set(programs)
+    # JAX keeps a small program only if its compilation took some time, which varies.
+    assert set((tmp_path / "cache").rglob("*train_step*-cache")) == {path for path in programs if "train_step" in path.name}
     assert script("train", *flags, f"--workdir={tmp_path / 'third'}").stderr == ""
 
 
