@@ -267,8 +267,7 @@ def scan_steps(
         z_in_N = project(at(inputs_KN, k))
         return jax.lax.scan(functools.partial(one, k, z_in_N), carry_and_results, steps, unroll=unroll)
 
-    z_in_N = jax.eval_shape(project, inputs_KN[0])
-    _, results = jax.eval_shape(lambda carry, z_in_N: step(carry, at(z_in_N, 0), at(others_KN, 0, 0)), carry, z_in_N)
+    _, results = jax.eval_shape(lambda: step(carry, at(project(at(inputs_KN, 0)), 0), at(others_KN, 0, 0)))
     zeros_KN = jax.tree.map(lambda x: jnp.zeros((*inputs_KN.shape[:2], *x.shape), x.dtype), results)
     return scan_chunks(chunk, (carry, zeros_KN), chunks)[0]
 
