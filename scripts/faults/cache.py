@@ -43,12 +43,14 @@ def _is_whole(program: pathlib.Path) -> bool:
 
 
 def _damage(runs: Runs) -> Result:
-    rng, whole, damaged = runs.random("cache"), runs.folder / "cache", 0
-    failures, _ = _train(runs, runs.folder / "cache_run", whole)
+    rng, cache, whole, damaged = runs.random("cache"), runs.folder / "cache", runs.folder / "cache_whole", 0
+    failures, _ = _train(runs, runs.folder / "cache_run", cache)
+    shutil.copytree(cache, whole)
+    names = [path.name for path in sorted(whole.glob("*-cache"))]
     for number in range(TRIES):
-        cache, noted = runs.folder / f"cache_{number}", 0
-        shutil.copytree(whole, cache)
-        names = [path.name for path in sorted(cache.glob("*-cache"))]
+        shutil.rmtree(cache)
+        shutil.copytree(whole, cache)  # the same path each time: JAX looks for a program by its key, which depends on the path
+        noted = 0
         for name in rng.sample(names, rng.randint(1, len(names))):
             how = rng.choice(HARMS)
             harm(cache / name, how, rng.random(), rng.randrange(8))
@@ -56,14 +58,14 @@ def _damage(runs: Runs) -> Result:
         found, errors = _train(runs, runs.folder / f"cache_run_{number}", cache)
         failures += found
         if errors.count("is damaged: compiling it again") != noted:
-            failures.append(f"{cache}: {noted} damaged programs, but these notes: {errors[-300:]}")
+            failures.append(f"training {number}: {noted} damaged programs, but these notes: {errors[-300:]}")
     return Result("damaged compiled programs", damaged, failures, f"in {TRIES} trainings")
 
 
 def _kill(runs: Runs) -> Result:
     """Kills each training when it has kept a random number of its programs."""
     rng, failures, killed = runs.random("cache", "kill"), [], 0
-    all_programs = _programs(runs.folder / "cache")
+    all_programs = _programs(runs.folder / "cache_whole")
     for number in range(KILLED):
         workdir, cache = runs.folder / f"cache_killed_run_{number}", runs.folder / f"cache_killed_{number}"
         process = start(runs.train(workdir, "stream"), JAX_COMPILATION_CACHE_DIR=str(cache))
