@@ -177,9 +177,19 @@ def test_score_and_surprisal_agree_with_the_evaluate_script(script, model, run, 
     assert len(surprisal) == len(model.normalise(text)) == 701
     assert np.nanmean(surprisal, dtype=np.float64) == pytest.approx(expected["nats"], rel=1e-6)
     assert_same_evaluation(model.score(text), expected, file)
-    expected, file = evaluated(script, run, text, folder, "--framing=chunks")
-    assert_same_evaluation(model.score(text, framing="chunks"), expected, file)
+    expected, file = evaluated(script, run, text, folder, "--framing=chunks", "--length=9")
+    assert_same_evaluation(model.score(text, framing="chunks", length=9), expected, file)
     assert json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])["nats"] == expected["nats"]
+
+
+@pytest.mark.parametrize("length", [1, 9, 40])
+def test_each_chunk_of_the_given_length_starts_from_the_zero_state(model, length):
+    text = TEXT[: 3 * length + 1]
+    alone = [model.surprisal(text[start : start + length + 1])[1:] for start in range(0, 3 * length, length)]
+    found = model.score(text, framing="chunks", length=length)
+    assert found["chars"] == 3 * length
+    assert found["nats"] == pytest.approx(np.mean(alone, dtype=np.float64), rel=1e-6)
+    assert found["protocol"]["state"] == f"zero at every chunk of {length}"
 
 
 def compiled(caplog):

@@ -278,6 +278,13 @@ def test_train_refuses_wrong_paths(script, tmp_path, corpus_file):
             ("evaluate", ["--dynamic", "--framing=windows"], "but the framing is 'windows': add --framing=stream."),
             ("evaluate", ["--dynamic", "--per_line"], "--dynamic and --per_line are given together: give only one of them."),
             ("evaluate", ["--dynamic", "--lanes=4"], "--lanes=4 has no effect with --dynamic: leave it out."),
+            (
+                "evaluate",
+                ["--length=9"],
+                "--length=9 has no effect on a stream: add --framing=chunks, windows or documents, or ",
+            ),
+            ("evaluate", ["--dynamic", "--length=9"], "--length=9 has no effect on a stream"),
+            ("evaluate", ["--framing=chunks", "--length=0"], "--length=0: must be 1 or more."),
             ("evaluate", ["--dynamic_grid"], "--dynamic_grid is given without --dynamic: add --dynamic."),
             ("evaluate", ["--ngram=0"], "--ngram=0: must be an order from 1 to 20, or a range of orders such as 2..10."),
             ("evaluate", ["--ngram=5", "--framing=chunks"], "but the framing is 'chunks': add --framing=stream."),

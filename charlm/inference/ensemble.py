@@ -28,17 +28,18 @@ if TYPE_CHECKING:
     from charlm.inference.model import Model
 
 
-def check(runs: Sequence[Run], framing: str | None, uses_split: bool) -> None:
+def check(runs: Sequence[Run], framing: str | None, length: int | None, uses_split: bool) -> None:
     """Raises a UserError if the runs can't score a text together. The message names two of the runs.
 
     Args:
       runs: the runs, at least one.
       framing: the framing that the user gives. None means that the config of each run decides.
+      length: the length of the rows that the user gives. None means that the config of each run decides.
       uses_split: whether the text is a split of the runs' corpus.
     """
     first = runs[0]
     config, vocab, corpus = first.config(), first.vocab(), first.corpus()
-    state = _state(Protocol.of_run(config, framing))
+    state = _state(Protocol.of_run(config, framing, length=length))
     for other in runs[1:]:
         both = f"{first.workdir} and {other.workdir}"
         other_config, other_vocab, other_corpus = other.config(), other.vocab(), other.corpus()
@@ -47,7 +48,7 @@ def check(runs: Sequence[Run], framing: str | None, uses_split: bool) -> None:
                 f"{both} have different vocabularies ({len(vocab)} and {len(other_vocab)} symbols): the runs of an ensemble "
                 "need the same vocabulary."
             )
-        if (other_state := _state(Protocol.of_run(other_config, framing))) != state:
+        if (other_state := _state(Protocol.of_run(other_config, framing, length=length))) != state:
             raise UserError(
                 f"{both} read a text differently (recurrent state in the first: {state}; in the second: {other_state}): "
                 "give --framing=stream."

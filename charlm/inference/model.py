@@ -150,7 +150,7 @@ class Model:
             parts.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count, 0], states))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[len(self._start) :], *parts)
 
-    def score(self, text: str | Sequence[str], framing: str | None = None) -> dict[str, Any]:
+    def score(self, text: str | Sequence[str], framing: str | None = None, length: int | None = None) -> dict[str, Any]:
         """Measures how well the model predicts a text. `scripts/evaluate.py --text` gives the same values.
 
         Args:
@@ -158,6 +158,7 @@ class Model:
             corpus from CSV, JSON Lines or TFDS, each line is a document. Such a model also accepts a sequence of strings, in
             which each string is a document.
           framing: `stream`, `chunks`, `windows` or `documents`. The default is the framing of the run's evaluation.
+          length: the number of characters of a chunk or window, or the maximum for a document. The default is `batch.length`.
 
         Returns:
           nats, bits, perplexity: the mean loss of a scored character in nats and in bits, and the perplexity per character.
@@ -172,11 +173,12 @@ class Model:
           protocol: how the text was read. Losses can be compared only if their protocols are the same.
 
         Raises:
-          UserError: the text is too short for the framing, or has unknown symbols and the vocabulary has no `<unk>`.
+          UserError: the text is too short for the framing, or has unknown symbols and the vocabulary has no `<unk>`; or the
+            length is not positive, or is given for a stream.
         """
         inputs.check_choice("framing", framing, FRAMINGS)
         scored = inputs.string_to_score(self.run, text)
-        protocol = Protocol.of_run(self.config, framing)
+        protocol = Protocol.of_run(self.config, framing, length=length)
         lengths = (SHORT, LONG, protocol.length) if protocol.framing.carries_state else ()
         return self.evaluate(scored, scored.encoded(self.vocab), protocol, lengths)
 

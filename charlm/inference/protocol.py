@@ -13,6 +13,7 @@ from charlm.data.batches import Batch, evaluation_batches
 from charlm.data.framing import Framing
 from charlm.data.ids import Encoded
 from charlm.data.vocab import UNK, Vocab
+from charlm.errors import UserError
 
 
 class Counts(NamedTuple):
@@ -66,15 +67,28 @@ class Protocol(NamedTuple):
         )
 
     @classmethod
-    def of_run(cls, config: ConfigDict, framing: str | None = None, lanes: int = 1) -> "Protocol":
+    def of_run(cls, config: ConfigDict, framing: str | None = None, lanes: int = 1, length: int | None = None) -> "Protocol":
         """The protocol that evaluate.py and `Model.score` use. It is the protocol of the config, except for these arguments.
 
         Args:
           framing: the kind of framing. None means the kind in the protocol of the config.
           lanes: the number of lanes. The value of `eval.lanes` is not used.
+          length: the number of characters of a chunk or window, or the maximum for a document. None means `batch.length`.
+
+        Raises:
+          UserError: the length is not positive, or the framing is a stream, which has no length.
         """
         protocol = cls.of(config, Framing.of(config))._replace(lanes=lanes)
-        return protocol._replace(framing=protocol.framing._replace(kind=framing or protocol.framing.kind))
+        arranged = protocol.framing._replace(kind=framing or protocol.framing.kind)
+        if length is not None:
+            if length < 1:
+                raise UserError(f"--length={length}: must be 1 or more.")
+            if arranged.carries_state:
+                raise UserError(
+                    f"--length={length} has no effect on a stream: add --framing=chunks, windows or documents, or leave it out."
+                )
+            arranged = arranged._replace(length=length)
+        return protocol._replace(framing=arranged)
 
     def batches(self, encoded: Encoded) -> Iterator[Batch]:
         """The batches for scoring a text, in the order of the text.

@@ -14,7 +14,7 @@ bits for each byte of the scored text in UTF-8. It can be compared between model
 A framing says how the text is read: as one stream, or as chunks, windows or documents. In a stream, the recurrent state is
 carried from the first character to the last, and all characters except the first are scored. Each chunk, window or document
 starts from the zero state. Without --framing, the program uses eval.framing of the run's config. If eval.framing is None, the
-program uses the framing of training.
+program uses the framing of training. --framing=chunks --length=256 scores chunks of 256 characters, as nanoGPT does.
 
 Your own text is normalised like the run's corpus. If the run's corpus has documents, your text is divided into documents in the
 same way. If the run's corpus came from TensorFlow Datasets, each line of your text is a document.
@@ -91,6 +91,11 @@ _FRAMING = flags.DEFINE_enum(
     "how the text is read; stream: the state is carried through the text; chunks, windows, documents: the state is zero at "
     "the start of each chunk, window or document; default: eval.framing of the run's config",
 )
+_LENGTH = flags.DEFINE_integer(
+    "length",
+    None,
+    "number of characters of a chunk or window, or the maximum for a document; default: batch.length of the run's config",
+)
 _LANES = flags.DEFINE_integer(
     "lanes",
     1,
@@ -149,7 +154,7 @@ def main(overrides: dict[str, str], workdirs: list[str]) -> None:
         return
     scored = _scored_text(run)
     config = run.config()
-    protocol = Protocol.of_run(config, _FRAMING.value, _LANES.value)
+    protocol = Protocol.of_run(config, _FRAMING.value, _LANES.value, _LENGTH.value)
     trained = _load_model(run, protocol.rows_at_once)
     encoded = scored.encoded(trained.vocab)
     protocol.check(encoded)
@@ -207,7 +212,7 @@ def _score_dynamically(run: Run) -> None:
 
     settings = Settings.of(_SEGMENT.value, _RATE.value, _LAMBDA.value, _EPSILON.value)
     config = run.config()
-    dynamic_run.check(Protocol.of_run(config, _FRAMING.value), run.corpus()["splits"], _GRID.value)
+    dynamic_run.check(Protocol.of_run(config, _FRAMING.value, length=_LENGTH.value), run.corpus()["splits"], _GRID.value)
     scored = _scored_text(run)
     trained = _load_model(run, rows=1)
     result = dynamic_run.evaluate(run, trained.trained, trained.dynamic, scored, settings, _GRID.value, characters)
@@ -218,7 +223,7 @@ def _score_ngrams(run: Run, text: str) -> None:
     from charlm.inference import ngram
 
     orders = ngram.orders_of(text)
-    protocol = Protocol.of_run(run.config(), _FRAMING.value)
+    protocol = Protocol.of_run(run.config(), _FRAMING.value, length=_LENGTH.value)
     ngram.check(protocol)
     scored = _scored_text(run)
     encoded = scored.encoded(run.vocab())
@@ -231,9 +236,9 @@ def _score_ensemble(runs: list[Run]) -> None:
     # The first run reads the text for all runs: `ensemble.check` makes sure that all runs would prepare it in the same way.
     from charlm.inference import ensemble
 
-    ensemble.check(runs, _FRAMING.value, uses_split=_TEXT.value is None)
+    ensemble.check(runs, _FRAMING.value, _LENGTH.value, uses_split=_TEXT.value is None)
     scored = _scored_text(runs[0])
-    protocol = Protocol.of_run(runs[0].config(), _FRAMING.value, _LANES.value)
+    protocol = Protocol.of_run(runs[0].config(), _FRAMING.value, _LANES.value, _LENGTH.value)
     models = [_load_model(run, protocol.rows_at_once) for run in runs]
     encoded = scored.encoded(models[0].vocab)
     protocol.check(encoded)
@@ -272,10 +277,10 @@ def _load_model(run: Run, rows: int) -> "Model":
 
 def _score_details(run: Run) -> None:
     """Scores each line, or each character, and writes the scores."""
-    given, flag = ("--framing", _FRAMING.value) if _FRAMING.value else ("--lanes", _LANES.value)
-    if flag not in (None, 1):
-        detail = "--per_line" if _PER_LINE.value else "--per_char"
-        raise UserError(f"{given}={flag} has no effect with {detail}: leave it out.")
+    for flag, default in ((_FRAMING, None), (_LENGTH, None), (_LANES, 1)):
+        if flag.value != default:
+            detail = "--per_line" if _PER_LINE.value else "--per_char"
+            raise UserError(f"--{flag.name}={flag.value} has no effect with {detail}: leave it out.")
     output = _PER_CHAR.value
     path = None if output in (None, "-") else files.check_output("per_char", output, (".tsv", ".html"))
     texts, where = _texts(run)

@@ -306,7 +306,7 @@ def test_an_ensemble_of_a_model_with_itself_has_the_loss_of_that_model_in_each_f
 def test_runs_that_do_not_fit_together_are_refused(runs, names, framing, uses_split, message):
     members = [Run(runs / name) for name in names]
     with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
-        ensemble.check(members, framing, uses_split)
+        ensemble.check(members, framing, None, uses_split)
 
 
 def test_dynamic_evaluation_needs_a_stream_and_a_grid_needs_a_validation_split(runs):

@@ -361,6 +361,7 @@ def test_evaluate_refuses_flags_that_do_not_fit_together(script, run, tmp_path):
     for flags, message in (
         (["--per_line", "--per_char=-"], "--per_line and --per_char are given together"),
         (["--per_line", "--framing=stream"], "--framing=stream has no effect with --per_line"),
+        (["--per_line", "--length=9"], "--length=9 has no effect with --per_line"),
         (["--per_char=-", "--lanes=2"], "--lanes=2 has no effect with --per_char"),
         (["--unknown=skip"], "--unknown is given without --text"),
         ([f"--per_char={tmp_path / 'a.txt'}"], "the name must end in .tsv or .html"),
