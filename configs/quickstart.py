@@ -14,9 +14,12 @@ from configs import base
 def get_config():
     config = base.get_config()
     config.batch.size = 32
-    config.batch.length = 64
+    config.batch.length = 32
     config.model.layers = 1
     config.model.hidden = 256
-    config.optim.learning_rate = 5e-3
+    config.model.ar = 1.0
+    config.optim.learning_rate = 1e-2
+    config.optim.warmup_steps = 100
+    config.optim.beta2 = 0.99
     config.train.epochs = 2.0
     return config

@@ -14,13 +14,16 @@ from configs import base
 def get_config():
     config = base.get_config()
     config.batch.size = 32
-    config.batch.length = 32
+    config.batch.length = 16
+    config.model.embedding = 32
     config.model.layers = 1
     config.model.hidden = 256
+    config.model.ar = 1.0
     config.model.dtype = "bfloat16"
-    config.optim.learning_rate = 1.2e-2
-    config.optim.warmup_steps = 30
-    config.train.epochs = 0.9
+    config.optim.learning_rate = 1.5e-2
+    config.optim.warmup_steps = 100
+    config.optim.beta2 = 0.99
+    config.train.epochs = 0.65
     config.train.eval_every = 1_000_000  # evaluates only at the end
     config.train.checkpoint_every = 0
     config.eval.lanes = 16  # makes validation fast but approximate; scripts/evaluate.py computes the exact loss

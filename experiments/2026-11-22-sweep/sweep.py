@@ -7,13 +7,17 @@ configurations is repeated with two more seeds.
 """
 
 from charlm.sweeps.sweep import chain, product, repeat
-from configs import quickstart
+from configs import base
 
 BEST = {"model.hidden": [384], "model.dropout": [0.0], "optim.learning_rate": [1e-2]}  # filled in after the 18 trials
 
 
 def get_config():
-    config = quickstart.get_config()
+    # the recipe quickstart as it was then
+    config = base.get_config()
+    config.model.layers = 1
+    config.optim.learning_rate = 5e-3
+    config.train.epochs = 2.0
     config.sample.length = 100
     return config
 

@@ -8,7 +8,7 @@ setting with and without `train.init_from` is repeated with two more seeds.
 """
 
 from charlm.sweeps.sweep import chain, product, repeat
-from configs import quickstart
+from configs import base
 
 PLAYS = "runs/plays/seed=0"
 # The setting with the lowest validation loss, with and without a parent. Filled in after the trials with seed 0.
@@ -19,7 +19,10 @@ BEST = [
 
 
 def get_config():
-    config = quickstart.get_config()
+    # the recipe quickstart as it was then
+    config = base.get_config()
+    config.model.layers = 1
+    config.optim.learning_rate = 5e-3
     config.corpus.name = "sonnets"
     config.corpus.split = (0.8, 0.1, 0.1)
     config.train.epochs = 30.0

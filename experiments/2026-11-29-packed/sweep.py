@@ -7,11 +7,15 @@ The argument of the config is the number of hidden units. `measure.py` runs this
 """
 
 from charlm.sweeps.sweep import product, repeat
-from configs import quickstart
+from configs import base
 
 
 def get_config(hidden: str = "64"):
-    config = quickstart.get_config()
+    # the recipe quickstart as it was then
+    config = base.get_config()
+    config.model.layers = 1
+    config.optim.learning_rate = 5e-3
+    config.train.epochs = 2.0
     config.model.hidden = int(hidden)
     config.train.steps = 200
     config.train.log_every = 50

@@ -6,11 +6,15 @@
 """
 
 from charlm.sweeps.sweep import product, repeat
-from configs import quickstart
+from configs import base
 
 
 def get_config():
-    config = quickstart.get_config()
+    # the recipe quickstart as it was then
+    config = base.get_config()
+    config.model.layers = 1
+    config.optim.learning_rate = 5e-3
+    config.train.epochs = 2.0
     config.train.steps = 400
     return config
 
