@@ -23,7 +23,7 @@ def get_config():
     config.optim.learning_rate = 1.5e-2
     config.optim.warmup_steps = 100
     config.optim.beta2 = 0.99
-    config.train.epochs = 0.65
+    config.train.steps = 1250
     config.train.eval_every = 1_000_000  # evaluates only at the end
     config.train.checkpoint_every = 0
     config.eval.lanes = 16  # makes validation fast but approximate; scripts/evaluate.py computes the exact loss
