@@ -2,8 +2,8 @@
 
     scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Time: 24 s to 1 min 25 s on 2 CPU cores.
-Result: validation 1.574 nats/char (perplexity 4.83).
+Time: 1 min on 2 CPU cores.
+Result: validation 1.5020 ± 0.0044 nats/char (perplexity 4.49), mean and standard error of three seeds.
 The first 90% of the text is for training, the last 10% is for validation. In validation, the state is carried from the
 beginning to the end of the split.
 """
