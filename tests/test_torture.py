@@ -67,8 +67,6 @@ def test_a_sweep_survives_kills_of_its_trainings_and_of_its_launcher(runs, monke
 
 
 def test_damaged_compiled_programs_are_replaced(runs, monkeypatch):
-    for name in quick_compilation():
-        monkeypatch.delenv(name)
     monkeypatch.setattr(cache, "TRIES", 2)
     monkeypatch.setattr(cache, "KILLED", 1)
     assert_survived(cache.results(runs))

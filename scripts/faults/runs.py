@@ -152,8 +152,7 @@ class Runs:
 def quick_compilation() -> dict[str, str]:
     """Environment variables with which XLA compiles small programs in about a sixth of the time.
 
-    With these variables, JAX often does not find a program in its cache, because the key differs from process to process. JAX
-    0.11 or newer may not know these flags of XLA, and XLA ends the process if a flag is unknown.
+    JAX 0.11 or newer may not know these flags of XLA, and XLA ends the process if a flag is unknown.
     """
     version = tuple(int(part) for part in importlib.metadata.version("jax").split(".")[:2])
     return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"} | ({"XLA_FLAGS": QUICK_COMPILATION} if version < (0, 11) else {})
