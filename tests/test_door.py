@@ -177,8 +177,10 @@ def test_score_and_surprisal_agree_with_the_evaluate_script(script, model, run, 
     assert len(surprisal) == len(model.normalise(text)) == 701
     assert np.nanmean(surprisal, dtype=np.float64) == pytest.approx(expected["nats"], rel=1e-6)
     assert_same_evaluation(model.score(text), expected, file)
-    expected, file = evaluated(script, run, text, folder, "--framing=chunks", "--length=9")
-    assert_same_evaluation(model.score(text, framing="chunks", length=9), expected, file)
+    expected, file = evaluated(script, run, text, folder, "--framing=chunks")
+    assert_same_evaluation(model.score(text, framing="chunks"), expected, file)
+    expected, file = evaluated(script, run, text, folder, "--framing=windows", "--length=9")
+    assert_same_evaluation(model.score(text, framing="windows", length=9), expected, file)
     assert json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])["nats"] == expected["nats"]
 
 
@@ -190,6 +192,13 @@ def test_each_chunk_of_the_given_length_starts_from_the_zero_state(model, length
     assert found["chars"] == 3 * length
     assert found["nats"] == pytest.approx(np.mean(alone, dtype=np.float64), rel=1e-6)
     assert found["protocol"]["state"] == f"zero at every chunk of {length}"
+
+
+def test_each_window_of_the_given_length_starts_from_the_zero_state(model):
+    alone = [model.surprisal(TEXT[start : start + 10])[-1] for start in range(0, 30, model.config.batch.stride)]
+    found = model.score(TEXT[:39], framing="windows", length=9)
+    assert found["chars"] == len(alone)
+    assert found["nats"] == pytest.approx(np.mean(alone, dtype=np.float64), rel=1e-6)
 
 
 def compiled(caplog):
@@ -311,6 +320,9 @@ def test_errors_have_the_same_messages_as_in_the_scripts(script, model, run, cal
             "--checkpoint=7: no such checkpoint; must be best, latest or one of the run's steps",
         ),
         (lambda model: model.score(TEXT, framing="documents"), "needs a corpus of documents"),
+        (lambda model: model.score(TEXT, length=9), "--length=9 has no effect with the framing 'stream'"),
+        (lambda model: model.score(TEXT, framing="chunks", length=0), "--length=0: must be an integer, 1 or more."),
+        (lambda model: model.score(TEXT, framing="chunks", length=2.5), "--length=2.5: must be an integer, 1 or more."),
     ],
 )
 def test_python_errors_name_the_flags_of_the_scripts(model, call, message):

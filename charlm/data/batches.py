@@ -271,7 +271,7 @@ def in_pieces(framing: Framing, encoded: Encoded, rows: int, order: Order) -> Ch
     if len(ids_N) < length + 1:
         raise UserError(
             f"{encoded.name} has {counted(len(ids_N), 'char')}, but {framing.kind} of batch.length={length} need at least "
-            f"{length + 1:,}: give a longer text, another corpus.split or a smaller batch.length."
+            f"{length + 1:,}: give a longer text, another corpus.split or a smaller batch.length (evaluate: --length)."
         )
     if framing.kind == "windows":
         return Windows(ids_N, rows, length, framing.stride, order)

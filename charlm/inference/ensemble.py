@@ -34,7 +34,7 @@ def check(runs: Sequence[Run], framing: str | None, length: int | None, uses_spl
     Args:
       runs: the runs, at least one.
       framing: the framing that the user gives. None means that the config of each run decides.
-      length: the length of the rows that the user gives. None means that the config of each run decides.
+      length: the length of chunks or windows that the user gives. None means that the config of each run decides.
       uses_split: whether the text is a split of the runs' corpus.
     """
     first = runs[0]
@@ -51,7 +51,7 @@ def check(runs: Sequence[Run], framing: str | None, length: int | None, uses_spl
         if (other_state := _state(Protocol.of_run(other_config, framing, length=length))) != state:
             raise UserError(
                 f"{both} read a text differently (recurrent state in the first: {state}; in the second: {other_state}): "
-                "give --framing=stream."
+                "give --framing=stream, or --framing=chunks with --length."
             )
         if uses_split and any(other_corpus.get(key) != corpus.get(key) for key in ("sha256", "splits", "documents")):
             raise UserError(f"{both} have different corpora or splits: give the text to score with --text.")

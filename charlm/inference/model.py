@@ -158,7 +158,7 @@ class Model:
             corpus from CSV, JSON Lines or TFDS, each line is a document. Such a model also accepts a sequence of strings, in
             which each string is a document.
           framing: `stream`, `chunks`, `windows` or `documents`. The default is the framing of the run's evaluation.
-          length: the number of characters of a chunk or window, or the maximum for a document. The default is `batch.length`.
+          length: the number of characters of a chunk or window. The default is `batch.length`.
 
         Returns:
           nats, bits, perplexity: the mean loss of a scored character in nats and in bits, and the perplexity per character.
@@ -173,8 +173,8 @@ class Model:
           protocol: how the text was read. Losses can be compared only if their protocols are the same.
 
         Raises:
-          UserError: the text is too short for the framing, or has unknown symbols and the vocabulary has no `<unk>`; or the
-            length is not positive, or is given for a stream.
+          UserError: the text is too short for the framing, or has unknown symbols and the vocabulary has no `<unk>`; or
+            `length` is not a positive integer, or is given without chunks or windows.
         """
         inputs.check_choice("framing", framing, FRAMINGS)
         scored = inputs.string_to_score(self.run, text)

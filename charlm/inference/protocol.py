@@ -73,19 +73,20 @@ class Protocol(NamedTuple):
         Args:
           framing: the kind of framing. None means the kind in the protocol of the config.
           lanes: the number of lanes. The value of `eval.lanes` is not used.
-          length: the number of characters of a chunk or window, or the maximum for a document. None means `batch.length`.
+          length: the number of characters of a chunk or window. None means `batch.length`.
 
         Raises:
-          UserError: the length is not positive, or the framing is a stream, which has no length.
+          UserError: the length is not a positive integer, or the framing is neither `chunks` nor `windows`.
         """
         protocol = cls.of(config, Framing.of(config))._replace(lanes=lanes)
         arranged = protocol.framing._replace(kind=framing or protocol.framing.kind)
         if length is not None:
-            if length < 1:
-                raise UserError(f"--length={length}: must be 1 or more.")
-            if arranged.carries_state:
+            if not isinstance(length, int) or length < 1:
+                raise UserError(f"--length={length}: must be an integer, 1 or more.")
+            if arranged.kind not in ("chunks", "windows"):
                 raise UserError(
-                    f"--length={length} has no effect on a stream: add --framing=chunks, windows or documents, or leave it out."
+                    f"--length={length} has no effect with the framing {arranged.kind!r}: "
+                    "add --framing=chunks or --framing=windows, or leave it out."
                 )
             arranged = arranged._replace(length=length)
         return protocol._replace(framing=arranged)

@@ -14,7 +14,7 @@ bits for each byte of the scored text in UTF-8. It can be compared between model
 A framing says how the text is read: as one stream, or as chunks, windows or documents. In a stream, the recurrent state is
 carried from the first character to the last, and all characters except the first are scored. Each chunk, window or document
 starts from the zero state. Without --framing, the program uses eval.framing of the run's config. If eval.framing is None, the
-program uses the framing of training. --framing=chunks --length=256 scores chunks of 256 characters, as nanoGPT does.
+program uses the framing of training. --framing=chunks --length=256 scores chunks of 256 characters.
 
 Your own text is normalised like the run's corpus. If the run's corpus has documents, your text is divided into documents in the
 same way. If the run's corpus came from TensorFlow Datasets, each line of your text is a document.
@@ -94,7 +94,7 @@ _FRAMING = flags.DEFINE_enum(
 _LENGTH = flags.DEFINE_integer(
     "length",
     None,
-    "number of characters of a chunk or window, or the maximum for a document; default: batch.length of the run's config",
+    "chunks, windows: number of characters of a chunk or window; default: batch.length of the run's config",
 )
 _LANES = flags.DEFINE_integer(
     "lanes",
@@ -184,8 +184,10 @@ def _check_flags(workdirs: list[str]) -> None:
         raise UserError(f"--{dynamic_flags[0].name} is given without --dynamic: add --dynamic.")
     if len(given) > 1:
         raise UserError(f"{given[0]} and {given[1]} are given together: give only one of them.")
-    if given and given[0] in ("--dynamic", "--ngram") and _LANES.value != 1:
-        raise UserError(f"--lanes={_LANES.value} has no effect with {given[0]}: leave it out.")
+    if given and given[0] in ("--dynamic", "--ngram"):
+        for flag, default in ((_LANES, 1), (_LENGTH, None)):
+            if flag.value != default:
+                raise UserError(f"--{flag.name}={flag.value} has no effect with {given[0]}: leave it out.")
     if _NGRAM.value is not None and _CHECKPOINT.present:
         raise UserError(f"--checkpoint={_CHECKPOINT.value} has no effect with --ngram: leave it out.")
     _CHOICE_OF_TEXT.check()
@@ -212,7 +214,7 @@ def _score_dynamically(run: Run) -> None:
 
     settings = Settings.of(_SEGMENT.value, _RATE.value, _LAMBDA.value, _EPSILON.value)
     config = run.config()
-    dynamic_run.check(Protocol.of_run(config, _FRAMING.value, length=_LENGTH.value), run.corpus()["splits"], _GRID.value)
+    dynamic_run.check(Protocol.of_run(config, _FRAMING.value), run.corpus()["splits"], _GRID.value)
     scored = _scored_text(run)
     trained = _load_model(run, rows=1)
     result = dynamic_run.evaluate(run, trained.trained, trained.dynamic, scored, settings, _GRID.value, characters)
@@ -223,7 +225,7 @@ def _score_ngrams(run: Run, text: str) -> None:
     from charlm.inference import ngram
 
     orders = ngram.orders_of(text)
-    protocol = Protocol.of_run(run.config(), _FRAMING.value, length=_LENGTH.value)
+    protocol = Protocol.of_run(run.config(), _FRAMING.value)
     ngram.check(protocol)
     scored = _scored_text(run)
     encoded = scored.encoded(run.vocab())

@@ -182,6 +182,7 @@ def runs(tmp_path_factory):
         "split": {"corpus.path": str(folder / "text.txt"), "corpus.split": (0.8, 0.2), "train.steps": 1},
         "lower": {"corpus.path": str(folder / "text.txt"), "corpus.lowercase": True, "train.steps": 1},
         "chunks": {"corpus.path": str(folder / "text.txt"), "batch.framing": "chunks", "train.steps": 1},
+        "longer": {"corpus.path": str(folder / "text.txt"), "batch.length": 40, "train.steps": 1},
     }
     small = {"model.hidden": 8, "train.steps": 40, "train.eval_every": 40, "sample.length": 0}
     for name, overrides in variants.items():
@@ -287,26 +288,41 @@ def test_an_ensemble_of_a_model_with_itself_has_the_loss_of_that_model_in_each_f
 
 
 @pytest.mark.parametrize(
-    ("names", "framing", "uses_split", "message"),
+    ("names", "framing", "length", "uses_split", "message"),
     [
-        (["a", "b", "other"], None, True, r"/a and .*/other have different vocabularies \(14 and 14 symbols\)"),
-        (["a", "split"], None, True, "/a and .*/split have different corpora or splits: give the text to score with --text."),
-        (["a", "split"], None, False, None),
-        (["a", "lower"], None, True, None),  # the corpus has no upper-case letters
-        (["a", "lower"], None, False, "/a and .*/lower prepare a text differently: .* need the same corpus.newlines"),
+        (["a", "b", "other"], None, None, True, r"/a and .*/other have different vocabularies \(14 and 14 symbols\)"),
+        (
+            ["a", "split"],
+            None,
+            None,
+            True,
+            "/a and .*/split have different corpora or splits: give the text to score with --text.",
+        ),
+        (["a", "split"], None, None, False, None),
+        (["a", "lower"], None, None, True, None),  # the corpus has no upper-case letters
+        (["a", "lower"], None, None, False, "/a and .*/lower prepare a text differently: .* need the same corpus.newlines"),
         (
             ["a", "chunks"],
+            None,
             None,
             True,
             r"read a text differently \(recurrent state in the first: carried; in the second: zero at every chunk of 32\)",
         ),
-        (["a", "chunks"], "stream", True, None),
+        (["a", "chunks"], "stream", None, True, None),
+        (
+            ["a", "longer"],
+            "chunks",
+            None,
+            True,
+            "in the first: zero at every chunk of 32; in the second: zero at every chunk of 40",
+        ),
+        (["a", "longer"], "chunks", 9, True, None),
     ],
 )
-def test_runs_that_do_not_fit_together_are_refused(runs, names, framing, uses_split, message):
+def test_runs_that_do_not_fit_together_are_refused(runs, names, framing, length, uses_split, message):
     members = [Run(runs / name) for name in names]
     with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
-        ensemble.check(members, framing, None, uses_split)
+        ensemble.check(members, framing, length, uses_split)
 
 
 def test_dynamic_evaluation_needs_a_stream_and_a_grid_needs_a_validation_split(runs):
