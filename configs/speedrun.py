@@ -2,10 +2,10 @@
 
     scripts/train.py --config=configs/speedrun.py --workdir=runs/speedrun
 
-Time: 9 to 10 s on 2 CPU cores with native bfloat16.
+Time: 9 to 14 s on 2 CPU cores with native bfloat16.
 Result: validation 1.6023 to 1.6255 nats/char with seeds 0 to 3.
 
-MXNet.jl's char-lstm reaches this perplexity after 21 epochs. All attempts are listed in experiments/2026-11-22-speed and
+MXNet.jl's char-lstm reaches this perplexity after 21 epochs. The attempts are listed in experiments/2026-11-22-speed and
 experiments/2026-11-29-fast-recipes.
 """
 

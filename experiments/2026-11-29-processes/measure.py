@@ -32,7 +32,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).parents[2]
 # Name → recipe, changes, steps, steps of a log interval. An interval takes 1 to 3 s on two cores.
 CONFIGS = {
-    # the recipe quickstart as it was then: 1 layer of 128 or 256, float32
+    # quickstart with the windows and the loss that it had then: 1 layer of 128 or 256, float32
     "S": ("quickstart", {"batch.length": 64, "model.ar": 0.0, "model.hidden": 128}, 2000, 200),
     "M": ("quickstart", {"batch.length": 64, "model.ar": 0.0}, 1000, 100),
     # 2 layers of 512 with dropout, bfloat16
