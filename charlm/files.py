@@ -121,15 +121,19 @@ def locked(file: pathlib.Path, attempts: int = 1) -> Iterator[TextIO]:
     with contextlib.ExitStack() as stack:
         folder = os.open(file.parent, os.O_RDONLY)
         stack.callback(os.close, folder)
-        folder_is_locked = _lock(folder, attempts)
+        folder_is_locked = lock(folder, attempts)
         opened_file = stack.enter_context(file.open("a+", encoding="utf-8"))
-        if not _lock(opened_file.fileno(), attempts) and not folder_is_locked:
+        if not lock(opened_file.fileno(), attempts) and not folder_is_locked:
             warn(f"{file.parent} is on a file system without locks: make sure that no other process writes to this folder.")
         yield opened_file
 
 
-def _lock(descriptor: int, attempts: int) -> bool:
-    """Locks an open file or folder. Returns False if the file system can't lock it."""
+def lock(descriptor: int, attempts: int) -> bool:
+    """Locks an open file or folder. Returns False if the file system can't lock it.
+
+    Raises:
+      BlockingIOError: another process still holds the lock at the last of the attempts.
+    """
     for attempt in range(attempts):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

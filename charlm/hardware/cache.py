@@ -7,23 +7,22 @@ the program.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
 import platform
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from charlm import files
 from charlm.progress import warn
 
 ENTRY, DIGEST = "-cache", "-sha256"  # the ends of file names: a compiled program (named by JAX), and its digest
 LOCK = ".charlm-lock"
-LOCK_TRIES, LOCK_SECONDS = 40, 0.05  # a process that holds the lock may be stopped, so the others do not wait longer than this
+LOCK_TRIES = 40  # about two seconds: a process that holds the lock may be stopped, so the others do not wait for longer
 
 
 def folder_of(config: ConfigDict) -> pathlib.Path | None:
@@ -166,14 +165,8 @@ class Checked:
             yield
             return
         try:
-            for _ in range(LOCK_TRIES):
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(LOCK_SECONDS)
-                except OSError:  # the file system has no locks
-                    break
+            with contextlib.suppress(BlockingIOError):
+                files.lock(lock, LOCK_TRIES)
             yield
         finally:
             os.close(lock)

@@ -99,7 +99,7 @@ def test_a_compiled_program_that_another_process_writes_now_is_not_damaged(entri
         (tmp_path / "key-cache").write_bytes(PROGRAM)
         os.close(lock)
 
-    monkeypatch.setattr(cache.time, "sleep", finish_writing)  # get sleeps while it waits for the lock
+    monkeypatch.setattr("time.sleep", finish_writing)  # get sleeps while it waits for the lock
     lock = os.open(tmp_path / cache.LOCK, os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     assert entries.get("key") == PROGRAM
