@@ -186,7 +186,7 @@ def test_two_tasks_train_one_trial_together(script, config_file, tmp_path):
     flags = [f"--config={config_file}", f"--root={root}", "--only=model.hidden=16", "--config.train.steps=60"]
     result = script("sweep", *flags, "--launcher=slurm", "--tasks=2", "--cpus=1")
     assert "1 done of 1 trial." in result.stdout
-    assert "4 rows on 2 devices of 2 processes" in (root / "logs" / "hidden=16.log").read_text()
+    assert "4 rows on 2 cpu devices of 2 processes" in (root / "logs" / "hidden=16.log").read_text()
     script("train", *flags[:1], *flags[3:], f"--workdir={tmp_path / 'one'}", "--config.model.hidden=16")
     two_tasks, one_process = read_rows(root / "hidden=16"), read_rows(tmp_path / "one")
     assert [row["step"] for row in two_tasks] == [row["step"] for row in one_process]
