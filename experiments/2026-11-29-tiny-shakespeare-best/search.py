@@ -10,6 +10,7 @@ from configs import tiny_shakespeare
 
 STEP = {"model.dropout": 0.25}
 LOCKED = {"model.dropout": 0.25, "model.dropout_kind": "variational", "model.weight_drop": 0.2}
+NORM = {"model.residual": True, "model.norm": True, "model.embedding": 512}
 HEAVY = {"model.dropout": 0.4, "model.dropout_kind": "variational", "model.weight_drop": 0.4}
 
 
@@ -28,6 +29,6 @@ def sweep():
     return chain(
         [LOCKED, HEAVY, STEP],
         [LOCKED | {"model.ar": 1.0}, LOCKED | {"optim.learning_rate": 2e-3}],
-        [LOCKED | {"model.cell": "layernorm_lstm"}, LOCKED | {"model.residual": True, "model.norm": True, "model.embedding": 512}],
+        [LOCKED | {"model.cell": "layernorm_lstm"}, LOCKED | NORM],
         [LOCKED | {"model.layers": 3}, LOCKED | {"model.hidden": 768}],
     )
