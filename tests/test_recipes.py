@@ -11,7 +11,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED_CORPORA, assert_same, final_params, slow
+from conftest import ROOT, SHARED_CORPORA, assert_same, final_params
 from faults.checks import read_rows
 from faults.runs import as_flags, make_text
 
@@ -51,10 +51,8 @@ def flags_of(name, texts, **overrides):
     return [config, *as_flags(SMALL | CHANGES[name] | path | overrides)]
 
 
-SLOW = ("shakespeare_mxnet", "sonnets_keras", "anna_pytorch", "alice_axon")
-
-
-@pytest.mark.parametrize("name", [slow(name) if name in SLOW else name for name in CHANGES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
 def test_a_recipe_is_trained_resumed_evaluated_and_sampled(script, texts, tmp_path, capsys, name):
     flags, workdir = flags_of(name, texts), tmp_path / "run"
     assert "done at step 6" in script("train", *flags, f"--workdir={workdir}").stdout

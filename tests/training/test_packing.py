@@ -161,6 +161,7 @@ def test_a_trial_gets_the_same_bits_whatever_another_trial_does(three, trials, s
     assert Run(folder / "1").status()["step"] == 8
 
 
+@pytest.mark.slow  # sweeps/test_packed.py kills a pack in the default suite, too
 def test_a_killed_pack_resumes_to_the_same_bits_although_its_trials_are_at_different_steps(three, tmp_path, monkeypatch):
     configs = [Run(three(*NORMAL) / str(place)).config() for place in range(3)]
     stepped = packing.Pack._stepped
