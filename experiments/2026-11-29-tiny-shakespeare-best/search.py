@@ -24,10 +24,9 @@ def get_config():
 
 
 def sweep():
-    three_epochs = [{}, HIGH, NORM, {"model.ar": 5.0}, {"optim.name": "adamw", "optim.weight_decay": 0.05}]
-    three_epochs.append({"optim.name": "adamw", "optim.weight_decay": 0.2})
+    decays = [{"optim.name": "adamw", "optim.weight_decay": decay} for decay in (0.05, 0.2)]
     return chain(
-        [SHORT | trial for trial in three_epochs],
+        [SHORT | trial for trial in ({}, HIGH, NORM, {"model.ar": 5.0}, *decays)],
         [{"batch.size": 16}],
         [LARGE | {"model.dropout": 0.25}, LARGE | LOCKED],
         [SMALL | LOCKED],
