@@ -41,7 +41,7 @@ def batch_of(rows):
 
 def traced(config, rows, steps_per_call=1):
     """The programs of training, evaluation and sampling, traced for the platform that the context sets."""
-    functions, optimizer = stack.functions(config, VOCAB), optim.optimizer(config)
+    functions, optimizer = stack.functions(config, VOCAB), optim.optimizer(config, 1)
     state = jax.eval_shape(lambda: state_module.initial_state(functions, optimizer, rows, 0))
     batch = batch_of(rows)
     step, call_arguments = step_module.make_train_step(functions, optimizer, ONE_DEVICE), (batch, RATE)

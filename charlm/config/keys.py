@@ -282,7 +282,12 @@ TABLE = (
     Key("optim.clip_norm", 1.0, NOT_NEGATIVE, "maximum global norm of the gradient; 0.0: no clipping"),
     Key("optim.clip_value", 0.0, NOT_NEGATIVE, "maximum absolute value of a gradient element; 0.0: no clipping"),
     Key("optim.weight_decay", 0.0, NOT_NEGATIVE,
-        "weight decay; adam, rmsprop, sgd: L2 regularisation; all other optimisers: decoupled from the gradient"),
+        "weight decay; adam, rmsprop, sgd: L2 regularisation; all other optimisers: decoupled from the gradient; used if "
+        "weight_decay_epochs is 0"),
+    Key("optim.weight_decay_epochs", 0.0, NOT_NEGATIVE,
+        "replaces optim.weight_decay by a time in epochs, which need not change with the size of the text, the batch or the "
+        "learning rate: at the peak learning rate, the decay alone would divide the weights by e in this time; not for adam, "
+        "rmsprop and sgd; 0.0: optim.weight_decay is used"),
     Key("optim.average", "", AVERAGES,
         "kind of average of the weights over the steps; the average is evaluated, sampled and exported, while the training "
         "goes on with the raw weights; ema: exponential mean; tail: mean over the last steps; nt_asgd: mean over all steps "

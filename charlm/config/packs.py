@@ -40,7 +40,7 @@ DROPOUT = (
     "model.embedding_dropout",
     "model.recurrent_dropout",
 )
-ON_DEVICE = ("optim.weight_decay", *DROPOUT)
+ON_DEVICE = ("optim.weight_decay", "optim.weight_decay_epochs", *DROPOUT)
 
 
 def signature(config: ConfigDict) -> str:
@@ -79,9 +79,13 @@ def is_on(value: Any) -> bool:
 
 
 def values_on_device(config: ConfigDict) -> dict[str, float]:
-    """The keys of ON_DEVICE that are above 0, with their values."""
+    """The keys of ON_DEVICE that are above 0, with their values.
+
+    `optim.weight_decay_epochs` is relative to the learning rate, so with this key the learning rate is returned, too.
+    """
     flat = load.flatten(config)
-    return {key: value for key in ON_DEVICE if isinstance(value := flat[key], float) and value > 0}
+    relative = ("optim.learning_rate",) if is_on(flat["optim.weight_decay_epochs"]) else ()
+    return {key: value for key in (*ON_DEVICE, *relative) if isinstance(value := flat[key], float) and value > 0}
 
 
 def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:

@@ -121,6 +121,10 @@ def unread_keys(config: ConfigDict) -> dict[str, str]:
         unread["optim.decay_after"] = f"optim.schedule={schedule}"
     if config.optim.decay_epochs and schedule not in ("exponential", "step", "trapezoid"):
         unread["optim.decay_epochs"] = f"optim.schedule={schedule}"
+    if config.optim.weight_decay_epochs and not RULES[name].decoupled_decay:
+        unread["optim.weight_decay_epochs"] = f"optim.name={name}"
+    elif config.optim.weight_decay and config.optim.weight_decay_epochs:
+        unread["optim.weight_decay"] = f"optim.weight_decay_epochs={config.optim.weight_decay_epochs:g}"
     values = load.flatten(config)
     of_rules = dict.fromkeys(f"optim.{key}" for rule in RULES.values() for key in rule.keys)
     for key in of_rules:
@@ -158,13 +162,14 @@ def rates(by_step: optax.Schedule) -> Callable[[int, int], np.ndarray]:
     return rates_of
 
 
-def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
     """Returns the optimiser: gradient clipping, the rule that `optim.name` names, and weight decay.
 
     The updates are for a learning rate of 1. The training step multiplies the updates by the learning rate.
 
     Weight decay acts on matrices only, unless `optim.decay_biases` is set. `adam`, `rmsprop` and `sgd` add the decay to the
-    gradient before the rule (L2 regularisation). The other rules add decoupled weight decay after the rule.
+    gradient before the rule (L2 regularisation). The other rules add decoupled weight decay after the rule. Its factor may be
+    given as a time in epochs; see `weight_decay`.
 
     `optim.eps_form` says where eps is added. Here g is the gradient, m is the running mean of g, and v is the running mean of
     g squared:
@@ -173,13 +178,13 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     - `keras` is the form of Keras and MXNet. Adam adds eps to the root of v before v is corrected for bias. Kingma & Ba call
       this form more efficient. RMSprop adds eps to v inside the root.
     """
-    rule, weight_decay, decay_biases = RULES[config.optim.name], config.optim.weight_decay, config.optim.decay_biases
+    rule, factor, decay_biases = RULES[config.optim.name], weight_decay(config, steps_per_epoch), config.optim.decay_biases
     clip_norm, clip_value = config.optim.clip_norm, config.optim.clip_value
     nothing = optax.identity()
     decay = nothing
-    if is_on(weight_decay):
+    if is_on(factor):
         decay = optax.add_decayed_weights(
-            weight_decay, lambda params: jax.tree.map(lambda leaf: decay_biases or leaf.ndim > 1, params)
+            factor, lambda params: jax.tree.map(lambda leaf: decay_biases or leaf.ndim > 1, params)
         )
     return optax.chain(
         optax.clip(clip_value) if clip_value > 0 else nothing,
@@ -191,6 +196,18 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
         # count. Saved checkpoints contain this count and could not be restored without it.
         optax.scale_by_learning_rate(lambda count: 1.0),
     )
+
+
+def weight_decay(config: ConfigDict, steps_per_epoch: int) -> float:
+    """The factor of weight decay: `optim.weight_decay`, or the factor that `optim.weight_decay_epochs` describes.
+
+    At the peak learning rate, decoupled weight decay multiplies the weights by 1 - rate * factor in each step. The decay alone
+    therefore divides them by e in 1 / (rate * factor) steps. The weights are a mean of the updates over about this time. In
+    epochs, the best time stays about the same if the text or the batch grows (Wang & Aitchison 2024, arXiv:2405.13698).
+    """
+    if RULES[config.optim.name].decoupled_decay and is_on(epochs := config.optim.weight_decay_epochs):
+        return 1 / (config.optim.learning_rate * epochs * steps_per_epoch)
+    return config.optim.weight_decay
 
 
 def _decay_steps(config: ConfigDict, steps_per_epoch: int) -> tuple[int, int]:

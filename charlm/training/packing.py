@@ -281,7 +281,8 @@ def _step(
       arguments: the arguments of the call after the state.
     """
     config = packs.with_values(config, values)
-    functions, optimizer = stack.functions(config, len(setup.vocab)), optim.optimizer(config)
+    functions = stack.functions(config, len(setup.vocab))
+    optimizer = optim.optimizer(config, setup.batches.steps_per_epoch)
     call = form(make_train_step(functions, optimizer, None, setup.pad, setup.averaging))
     after, metrics = call(state, *arguments)
     return jax.tree.map(functools.partial(jnp.where, is_active), after, state), metrics

@@ -151,7 +151,7 @@ def set_up(config: ConfigDict, trials: int = 1, like: Setup | None = None) -> Se
         total_steps=total_steps,
         steps_per_call=steps_per_call(config.train.steps_per_call, framing, functions, trials),
         rates=learning_rates(config, training.steps_per_epoch),
-        optimizer=optim.optimizer(config),
+        optimizer=optim.optimizer(config, training.steps_per_epoch),
         averaging=averaging.of_config(config, total_steps, "validation" in encoded, patience, best_by),
         log_every=config.train.log_every,
         eval_every=config.train.eval_every or training.steps_per_epoch,

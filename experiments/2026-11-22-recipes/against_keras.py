@@ -107,7 +107,7 @@ def weights_of(network, folder: str, recipe):
 
 def our_steps(recipe, vocab: Vocab, params, steps) -> list[step_module.StepMetrics]:
     """Returns the metrics of charlm's training steps, which start from the given weights."""
-    functions, optimizer = stack.functions(recipe, len(vocab)), optim.optimizer(recipe)
+    functions, optimizer = stack.functions(recipe, len(vocab)), optim.optimizer(recipe, 1)
     mesh = Mesh(np.array(jax.devices()[:1]), ("rows",))
     params = jax.tree.map(jax.numpy.asarray, params)
     rows = len(steps[0].reset_B)

@@ -48,7 +48,7 @@ def measure(name: str, rounds: int) -> None:
     ids_N = np.random.default_rng(0).integers(0, measuring.VOCAB, 1_000_000).astype(np.uint8)
     framing = Framing.of(keys)
     stream = batches.training_batches(framing, Encoded(ids_N), seed=0)
-    functions, optimizer = stack.functions(keys, measuring.VOCAB), optim.optimizer(keys)
+    functions, optimizer = stack.functions(keys, measuring.VOCAB), optim.optimizer(keys, 1)
     mesh = devices.mesh(shape.batch, 0)
     train_step = step_module.make_train_step(functions, optimizer, mesh)
     together = setup.steps_per_call(0, framing, functions)

@@ -24,7 +24,7 @@ SHAPES = {"S": ("onehot", 128, 50, 50), "M": ("embedding", 256, 32, 32), "L": ("
 def program(inputs: str, hidden: int, rows: int, length: int, dtype: str) -> str:
     config = base.get_config()
     config.model.update({"dtype": dtype, "layers": 2, "hidden": hidden, "input": inputs, "embedding": 256})
-    functions, optimizer = stack.functions(config, 65), optim.optimizer(config)
+    functions, optimizer = stack.functions(config, 65), optim.optimizer(config, 1)
     params = jax.eval_shape(functions.init, jax.random.key(0))
     ids_BT = np.zeros((rows, length), np.int32)
     batch = Batch(ids_BT, ids_BT, np.ones((rows, length), np.float32), np.zeros(rows, bool))

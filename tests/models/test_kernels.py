@@ -162,7 +162,7 @@ def test_the_lstm_of_pytorch_has_the_values_and_gradients_of_the_packed_weights(
 
 def traced_step(config, length=32, rows=4):
     """The training step of a config, traced but not compiled."""
-    functions, optimizer = stack.functions(config, 11), optim.optimizer(config)
+    functions, optimizer = stack.functions(config, 11), optim.optimizer(config, 1)
     start = jax.eval_shape(lambda: state.initial_state(functions, optimizer, rows, 0))
     batch = batches.Stream(np.zeros(1000, np.uint8), rows, length, True, 0).batch_at(0)
     train_step = step.make_train_step(functions, optimizer, ONE_DEVICE)

@@ -161,7 +161,7 @@ def trained_step(cell):
     """A training step in float64 whose update is exactly the gradient: (functions, state before, state after, metrics)."""
     config = config_of(**ALL, dtype="float64", cell=cell)
     config.optim.update({"name": "sgd", "clip_norm": 0.0})
-    functions, optimizer = stack.functions(config, VOCAB), optim.optimizer(config)
+    functions, optimizer = stack.functions(config, VOCAB), optim.optimizer(config, 1)
     state = state_module.initial_state(functions, optimizer, ROWS, 0)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5), state.params)

@@ -24,7 +24,7 @@ def config_of(**keys):
 
 def updates(grads=GRADS, steps=1, **keys):
     """The last of `steps` updates at a learning rate of 0.1. Every update gets the same gradients and the same parameters."""
-    transformation = optim.optimizer(config_of(**keys))
+    transformation = optim.optimizer(config_of(**keys), 1)
     state = transformation.init(PARAMS)
     for _ in range(steps):
         result, state = transformation.update(grads, state, PARAMS)
@@ -101,7 +101,7 @@ def test_adam_equals_its_formula():
 
 @pytest.mark.parametrize("eps_form", ["outer", "keras"])
 def test_adam_decays_means_by_beta1_and_squares_by_beta2(eps_form):
-    transformation = optim.optimizer(config_of(name="adam", beta1=0.6, beta2=0.9, eps=1e-2, eps_form=eps_form))
+    transformation = optim.optimizer(config_of(name="adam", beta1=0.6, beta2=0.9, eps=1e-2, eps_form=eps_form), 1)
     state = transformation.init({"w": jnp.zeros(2)})
     gradients = [np.array([0.3, -1.0]), np.array([-0.5, 2.0]), np.array([0.1, 0.0])]
     for gradient in gradients:
@@ -158,6 +158,23 @@ def test_weight_decay_skips_biases_by_default_and_is_decoupled_only_for_adamw():
     np.testing.assert_allclose(adam, -0.1 * np.sign(np.asarray(GRADS["kernel"]) + 0.01 * kernel), rtol=1e-4)
 
 
+def test_weight_decay_epochs_is_the_time_in_which_the_decay_alone_divides_the_weights_by_e():
+    steps_per_epoch, epochs = 400, 2.5
+    transformation = optim.optimizer(config_of(name="adamw", weight_decay=7.0, weight_decay_epochs=epochs), steps_per_epoch)
+    params, nothing = PARAMS, jax.tree.map(jnp.zeros_like, PARAMS)
+    state, update = transformation.init(params), jax.jit(transformation.update)
+    for _ in range(round(epochs * steps_per_epoch)):
+        result, state = update(nothing, state, params)
+        params = jax.tree.map(lambda leaf, update: leaf + 0.1 * update, params, result)
+    np.testing.assert_allclose(params["kernel"], np.asarray(PARAMS["kernel"]) / math.e, rtol=1e-3)
+    np.testing.assert_array_equal(params["bias"], PARAMS["bias"])
+    sgd = config_of(name="sgd", weight_decay=7.0, weight_decay_epochs=epochs)
+    assert optim.weight_decay(sgd, steps_per_epoch) == 7.0
+    assert optim.unread_keys(sgd) == {"optim.weight_decay_epochs": "optim.name=sgd"}
+    both = config_of(name="adamw", weight_decay=7.0, weight_decay_epochs=epochs)
+    assert optim.unread_keys(both) == {"optim.weight_decay": "optim.weight_decay_epochs=2.5"}
+
+
 def test_rules_and_schedules_have_the_names_that_the_config_keys_allow():
     assert tuple(optim.RULES) == keys.KEYS["optim.name"].rule.options
     assert tuple(optim.SCHEDULES) == keys.KEYS["optim.schedule"].rule.options
@@ -166,7 +183,7 @@ def test_rules_and_schedules_have_the_names_that_the_config_keys_allow():
 def descends(name: str) -> bool:
     """Whether one step of this optimiser with a small learning rate lowers a quadratic loss."""
     loss = lambda params: sum((leaf**2).sum() for leaf in jax.tree.leaves(params))  # noqa: E731
-    transformation = optim.optimizer(config_of(name=name))
+    transformation = optim.optimizer(config_of(name=name), 1)
     result, _ = transformation.update(jax.grad(loss)(PARAMS), transformation.init(PARAMS), PARAMS)
     moved = jax.tree.map(lambda leaf, update: leaf + 1e-3 * update, PARAMS, result)
     return bool(loss(moved) < loss(PARAMS))

@@ -20,7 +20,7 @@ from charlm.rundir.run import Run
 from charlm.training import judging, packing, setup, state, train
 from charlm.training.requests import Begin, Steps
 
-# Every key of packs.ON_DEVICE is above 0.
+# Every key of packs.ON_DEVICE is above 0, except the key that would replace `optim.weight_decay`.
 BASE = {
     "model.layers": 2,
     "optim.weight_decay": 0.02,
@@ -60,7 +60,7 @@ TRIALS = (
         "model.init": "orthogonal",
         "model.head_scale": 0.2,
         "model.forget_bias": 2.0,
-        **{key: BASE[key] + 0.15 for key in packs.ON_DEVICE},
+        **{key: BASE[key] + 0.15 for key in packs.ON_DEVICE if key in BASE},
     },
 )
 
@@ -79,7 +79,7 @@ def trials_in(folder, configs):
 
 
 def test_a_trial_of_a_pack_equals_the_trial_alone_whatever_key_it_varies(small, tmp_path, capsys):
-    assert {key for trial in TRIALS for key in trial} == {*packs.FREE, *packs.ON_DEVICE}
+    assert {key for trial in TRIALS for key in trial} == {*packs.FREE, *packs.ON_DEVICE} - {"optim.weight_decay_epochs"}
     configs = [load.load(TINY, small | BASE | trial) for trial in TRIALS]
     assert packing.train(trials_in(tmp_path / "runs", configs)) == 0
     losses = set()
@@ -101,6 +101,18 @@ def test_a_trial_of_a_pack_equals_the_trial_alone_whatever_key_it_varies(small, 
         assert packed["problems"] == alone["problems"] == []
         different = {name for name in packed if packed[name] != alone[name]}
         assert different <= {"name", "path", "seconds", "chars_per_second", "rows", "best", "last", "train", "bits_per_byte"}
+
+
+def test_trials_of_a_pack_differ_in_the_time_of_weight_decay_and_in_the_learning_rate_to_which_it_is_relative(small, tmp_path):
+    times = [{"optim.weight_decay_epochs": 0.2}, {"optim.weight_decay_epochs": 0.3, "optim.learning_rate": 0.02}]
+    configs = [load.load(TINY, small | {"optim.name": "adamw", "train.steps": 3, "sample.length": 0} | each) for each in times]
+    assert packing.train(trials_in(tmp_path, configs)) == 0
+    found = [final_params(tmp_path / str(place)) for place in range(2)]
+    for place, config in enumerate(configs):
+        assert train.train(config, str(tmp_path / "alone" / str(place))) == 0
+        jax.tree.map(assert_near, found[place], final_params(tmp_path / "alone" / str(place)))
+    with pytest.raises(AssertionError):
+        jax.tree.map(assert_near, *found)
 
 
 def assert_near(left, right):

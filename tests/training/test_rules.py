@@ -24,7 +24,7 @@ def config_of(**keys):
 
 def trained(params=PARAMS, gradients=GRADS, **keys):
     """The parameters after one step for each tree of gradients, at a constant learning rate."""
-    transformation = optim.optimizer(config_of(**keys))
+    transformation = optim.optimizer(config_of(**keys), 1)
 
     @jax.jit
     def step(params, state, grads):

@@ -61,7 +61,7 @@ def test_the_gradient_of_a_step_equals_finite_differences_in_float64(encoding, k
     batch = batch_with(kind)
     rows = len(batch.reset_B)
     with jax.enable_x64(True):
-        functions, optimizer = stack.functions(config, 7), optim.optimizer(config)
+        functions, optimizer = stack.functions(config, 7), optim.optimizer(config, 1)
         state = state_module.initial_state(functions, optimizer, rows, 0)
         rng = np.random.default_rng(1)
         params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5), state.params)
@@ -107,7 +107,7 @@ def test_the_learning_rate_scales_the_update_and_is_halved_for_each_divergence(s
 def test_padding_is_part_of_the_loss_but_not_of_the_reported_nats():
     config = base.get_config()
     config.model.update({"hidden": 6, "layers": 1, "input": "onehot"})
-    functions, optimizer = stack.functions(config, 7), optim.optimizer(config)
+    functions, optimizer = stack.functions(config, 7), optim.optimizer(config, 1)
     state = state_module.initial_state(functions, optimizer, 3, 0)
     batch = batch_with("counted")
     logits, _ = functions.apply(state.params, batch, state.carry)
@@ -137,7 +137,7 @@ def test_padded_nats_equal_the_loss_that_keras_prints():
 def test_dropout_depends_only_on_seed_and_step():  # invariant 2
     config = base.get_config()
     config.model.update({"hidden": 8, "dropout": 0.5})
-    functions, optimizer = stack.functions(config, 5), optim.optimizer(config)
+    functions, optimizer = stack.functions(config, 5), optim.optimizer(config, 1)
     batch = batches.Stream(np.arange(200, dtype=np.uint8) % 5, 2, 8, False, 0).batch_at(0)
 
     state = jax.jit(lambda: state_module.initial_state(functions, optimizer, 2, 0))()
@@ -166,7 +166,7 @@ from charlm.training import state as state_module
 from configs import base
 config = base.get_config()
 config.model.update({"hidden": 8, "dropout": 0.5})
-functions, optimizer = stack.functions(config, 5), optim.optimizer(config)
+functions, optimizer = stack.functions(config, 5), optim.optimizer(config, 1)
 mesh = Mesh(np.array(jax.devices()), ("rows",))
 state = state_module.placed(state_module.initial_state(functions, optimizer, 4, 0), mesh)
 stream = batches.Stream(np.arange(200, dtype=np.uint8) % 5, 4, 8, False, 0)
