@@ -125,6 +125,8 @@ ROUNDS_OF_RANK_40 = 5 * (640 + 1024) * 40 + 3 * 128 + 2 * 512 + 5 * 512
         ("alice_axon", 29, (1 + 256 + 1) * 1024 + 257 * 29, None),
         # The head of awd_lstm is the embedding, so that only its bias is added.
         ("awd_lstm", 65, 65 * 200 + (200 + 512 + 1) * 2048 + (512 + 512 + 1) * 2048 + (512 + 200 + 1) * 800 + 65, None),
+        ("strong", 65, 65 * 128 + LSTMS_OF_512 + 513 * 65, None),
+        ("tiny_shakespeare_best", 65, 65 * 128 + (128 + 1024 + 1) * 4096 + (1024 + 1024 + 1) * 4096 + 1025 * 65, None),
         ("mogrifier", 65, 65 * 128 + LSTMS_OF_512 + ROUNDS_OF_RANK_40 + 513 * 65, None),
         ("mingru", 65, 65 * 256 + 6 * (257 * 512 + 257 * 1024 + 1025 * 256 + 2 * 256) + 256 + 257 * 65, None),
     ],
