@@ -26,7 +26,7 @@ def get_config():
     config.optim.learning_rate = 4e-3
     config.optim.warmup_steps = 100
     config.optim.beta2 = 0.99
-    config.optim.weight_decay_epochs = 1.0
+    config.optim.weight_decay_epochs = 1.2
     config.train.epochs = 6.0
     config.eval.lanes = 32  # approximates the loss during training; scripts/evaluate.py computes it exactly
     config.eval.burn_in = 200
