@@ -28,6 +28,7 @@ def get_config():
     config.optim.beta2 = 0.99
     config.optim.weight_decay_epochs = 1.2
     config.train.epochs = 6.0
+    config.train.least_steps = 3000
     config.eval.lanes = 32  # approximates the loss during training; scripts/evaluate.py computes it exactly
     config.eval.burn_in = 200
     return config

@@ -143,6 +143,12 @@ def test_recipes_have_the_expected_number_of_parameters(name, symbols, count, co
     assert count_of_torch in (None, counts[1])
 
 
+def test_the_general_recipe_reads_a_small_text_in_more_epochs():
+    config = load.load("strong")
+    assert [setup.length(config, epoch) for epoch in (82, 499, 500, 501, 9000)] == [3000, 3000, 3000, 3006, 54_000]
+    assert setup.length(load.load("strong", {"train.steps": 40}), 82) == 40
+
+
 def test_awd_lstm_divides_its_learning_rate_by_10_after_60_and_80_percent_of_the_training():
     config, epoch = load.load("awd_lstm"), 100
     assert setup.length(config, epoch) == 40 * epoch

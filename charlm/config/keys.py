@@ -308,6 +308,8 @@ TABLE = (
         "is best (the default), latest or a step; None: random initial parameters"),
     Key("train.epochs", 3.0, POSITIVE, "length of the training in epochs; used if train.steps is 0"),
     Key("train.steps", 0, NOT_NEGATIVE, "length of the training in steps; 0: train.epochs sets the length"),
+    Key("train.least_steps", 0, NOT_NEGATIVE,
+        "if train.epochs sets the length, the training has at least this number of steps; small texts then get more epochs"),
     Key("train.steps_per_call", 0, NOT_NEGATIVE,
         "training steps in one call of the jitted function; 0: up to ten if steps are short, otherwise one",
         changes_results=False),

@@ -168,7 +168,7 @@ def set_up(config: ConfigDict, trials: int = 1, like: Setup | None = None) -> Se
 
 def length(config: ConfigDict, steps_per_epoch: int) -> int:
     """The number of steps of the whole training."""
-    return config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
+    return config.train.steps or max(1, config.train.least_steps, round(config.train.epochs * steps_per_epoch))
 
 
 def shown_every(config: ConfigDict, steps_per_epoch: int) -> int:

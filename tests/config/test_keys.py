@@ -43,6 +43,7 @@ VALUES = {
     "optim.average_last": 0.75,
     "optim.average_patience": 0,
     "train.epochs": 0.02,
+    "train.least_steps": 3,
     "train.eval_every": 2,
     "eval.framing": "chunks",
     "sample.temperature": 0.1,
@@ -91,6 +92,7 @@ CONTEXT = {
         "train.eval_every": 1,
     },
     "train.epochs": {"train.steps": 0, "train.epochs": 0.01},
+    "train.least_steps": {"train.steps": 0, "train.epochs": 0.01},
     "train.patience": {"optim.learning_rate": 5.0, "train.steps": 6, "train.eval_every": 1},
     "train.halvings": {
         "optim.name": "sgd",
