@@ -17,6 +17,7 @@ REMOVED = {
     "warm-up": {"optim.warmup_steps": 0},
     "cosine": {"optim.schedule": "constant"},
     "clipping": {"optim.clip_norm": 0.0},
+    "learning rate": {"optim.learning_rate": 8e-3},
     "small batch": {"batch.size": 64},
     "short window": {"batch.size": 16, "batch.length": 64},
     "carried state": {"batch.framing": "chunks", "eval.framing": "stream"},
