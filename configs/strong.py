@@ -1,10 +1,11 @@
 """A general recipe: 2 LSTM layers for any text of 0.1 to 10 million characters.
 
-    scripts/train.py --config=configs/strong.py --config.corpus.path=my.txt --workdir=runs/my
+    scripts/train.py --config=configs/strong.py --workdir=runs/my --config.corpus.path=my.txt
 
 Three keys are for you to choose. Nothing else needs to change with the text:
 
 - `--config.train.epochs`: more epochs take longer, and are better on most texts. Weight decay keeps the model from overfitting.
+  A training has at least 3,000 steps.
 - `--config.model.hidden`: 1024 units are better than 512 on most texts, and take 4 times as long.
 - `--config.model.dropout`: 0 is best up to about 6 epochs. Try 0.2 if the validation loss rises before the training ends.
 

@@ -191,7 +191,7 @@ def _two_steps(functions, config, params, two_batches):
     """The losses of two training steps, the gradient of the first step, and the change of the parameters by both steps."""
     rows = len(two_batches[0].reset_B)
     mesh = devices.mesh(rows, 1)
-    optimizer = optax.chain(_kept_gradient(), optim.optimizer(config))
+    optimizer = optax.chain(_kept_gradient(), optim.optimizer(config, 1))
     train_step = jax.jit(make_train_step(functions, optimizer, mesh))
     now = state.placed(state.state_with(params, optimizer, functions.zero_carry(rows), None), mesh)
     losses, gradients = [], []

@@ -69,7 +69,7 @@ def train(job: dict, config, rows: int) -> None:
     ids_N = np.random.default_rng(0).integers(0, job["vocab"], 1_000_000).astype(np.uint8)
     framing = Framing.of(config)
     data = batches.training_batches(framing, Encoded(ids_N), seed=0)
-    functions, optimizer = stack.functions(config, job["vocab"]), optim.optimizer(config)
+    functions, optimizer = stack.functions(config, job["vocab"]), optim.optimizer(config, 1)
     mesh = devices.mesh(data.rows, devices.wanted(config))
     step = jax.jit(several(make_train_step(functions, optimizer, mesh)), donate_argnums=0)
     together = setup.steps_per_call(config.train.steps_per_call, framing, functions)
