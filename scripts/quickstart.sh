@@ -20,7 +20,7 @@ echo
 
 cat <<END
 
-The run is in $workdir: metrics.jsonl, samples/, checkpoints/, tensorboard/. You can try next:
+The run is in $workdir: metrics.jsonl, samples/, checkpoints/. You can try next:
   .venv/bin/python scripts/sample.py --workdir=$workdir --prompt='JULIET:' --temperature=0.5
   .venv/bin/python scripts/evaluate.py --workdir=$workdir --split=train
   .venv/bin/python scripts/train.py --config=configs/quickstart.py --workdir=runs/wider --config.model.hidden=384
