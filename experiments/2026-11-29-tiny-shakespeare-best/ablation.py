@@ -3,8 +3,8 @@
     python scripts/sweep.py --config=experiments/2026-11-29-tiny-shakespeare-best/ablation.py --root=runs/ablation \
       --parallel=2 --config.devices=1 --config.sample.length=0
 
-The model is that of configs/tiny_shakespeare_best.py with half the units, and three epochs instead of four, so that a trial
-takes 6 min on one core. All trials have seed 0, and those of MOST have three seeds.
+The base is configs/strong.py with three epochs, so that a trial takes 6 min on one core. configs/tiny_shakespeare_best.py has
+twice the units, more weight decay and four epochs. All trials have seed 0, and those of MOST have three seeds.
 """
 
 from charlm.sweeps.sweep import chain, repeat
