@@ -4,11 +4,13 @@
 
 Three keys are for you to choose. Nothing else needs to change with the text:
 
-- `--config.train.epochs`: with weight decay, six epochs of tiny Shakespeare are better than three. A training has at
-  least 3,000 steps.
+- `--config.train.epochs`: more epochs are better up to six or more, but take longer. A training has at least 3,000 steps.
 - `--config.model.hidden`: 1024 units are better than 512 on tiny Shakespeare, and take about 4 times as long.
 - `--config.model.dropout`: on Paradise Lost, 0.2 was worse than 0 after six epochs. Try it if the validation loss rises before
   the training ends.
+
+The learning rate and the weight decay follow from the number of steps in an epoch (`optim.weight_rms` and
+`optim.weight_decay_epochs`). Small texts therefore have a higher learning rate.
 
 experiments/2026-11-29-general-recipe has the measurements. The comparison with other recipes is not done yet.
 """
@@ -25,10 +27,10 @@ def get_config():
     config.model.ar = 2.0
     config.model.dtype = "bfloat16"
     config.optim.name = "adamw"
-    config.optim.learning_rate = 4e-3
     config.optim.warmup_steps = 100
     config.optim.beta2 = 0.99
-    config.optim.weight_decay_epochs = 1.2
+    config.optim.weight_decay_epochs = 0.5
+    config.optim.weight_rms = 0.16
     config.train.epochs = 6.0
     config.train.least_steps = 3000
     config.eval.lanes = 32  # approximates the loss during training; scripts/evaluate.py computes it exactly

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare: the general recipe with 1024 units, more weight decay and 4 epochs.
+"""Tiny Shakespeare: the general recipe with 1024 units and 4 epochs.
 
     scripts/train.py --config=configs/tiny_shakespeare_best.py --workdir=runs/tiny_shakespeare_best
     scripts/evaluate.py --workdir=runs/tiny_shakespeare_best
@@ -14,6 +14,5 @@ from configs import strong
 def get_config():
     config = strong.get_config()
     config.model.hidden = 1024
-    config.optim.weight_decay_epochs = 0.8
     config.train.epochs = 4.0
     return config

@@ -288,6 +288,10 @@ TABLE = (
         "replaces optim.weight_decay by a time in epochs, which need not change with the size of the text, the batch or the "
         "learning rate: at the peak learning rate, the decay alone would divide the weights by e in this time; not for adam, "
         "rmsprop and sgd; 0.0: optim.weight_decay is used"),
+    Key("optim.weight_rms", 0.0, NOT_NEGATIVE,
+        "replaces optim.learning_rate by a size of the weights, which need not change with the size of the text: at the peak "
+        "learning rate, random updates and weight decay would keep the weights at this root mean square; needs "
+        "optim.weight_decay_epochs; 0.0: optim.learning_rate is used"),
     Key("optim.average", "", AVERAGES,
         "kind of average of the weights over the steps; the average is evaluated, sampled and exported, while the training "
         "goes on with the raw weights; ema: exponential mean; tail: mean over the last steps; nt_asgd: mean over all steps "
@@ -356,7 +360,7 @@ EXTENDABLE = frozenset(
     for key in TABLE
     if key.name.partition(".")[0] in ("eval", "sample")
     or (key.name.startswith("train.") and key.name not in ("train.init_from", "train.best"))
-    or key.name.removeprefix("optim.") in ("learning_rate", "schedule", "warmup_steps", "final_fraction")
+    or key.name.removeprefix("optim.") in ("learning_rate", "weight_rms", "schedule", "warmup_steps", "final_fraction")
     or (key.name.startswith("optim.decay_") and key.name != "optim.decay_biases")
 )
 # The keys that set when charlm logs, evaluates and saves, and how it evaluates and samples; see `resumable`.

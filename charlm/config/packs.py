@@ -40,7 +40,7 @@ DROPOUT = (
     "model.embedding_dropout",
     "model.recurrent_dropout",
 )
-ON_DEVICE = ("optim.weight_decay", "optim.weight_decay_epochs", *DROPOUT)
+ON_DEVICE = ("optim.weight_decay", "optim.weight_decay_epochs", "optim.weight_rms", *DROPOUT)
 
 
 def signature(config: ConfigDict) -> str:

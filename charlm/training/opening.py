@@ -159,9 +159,7 @@ def go_back(
     if progress.halvings >= setup.halvings:
         if checkpoints:
             run.write_status("diverged", progress.step, progress.best, str(error), progress.rows)
-        raise Failure(
-            f"{error}: the run is marked diverged, and its last good checkpoint is kept; try a lower optim.learning_rate."
-        )
+        raise Failure(f"{error}: the run is marked diverged, and its last good checkpoint is kept; try a lower learning rate.")
     if checkpoints:
         messages.warn(f"{error}: going back to the last checkpoint and halving the learning rate.")
     state, restored = resumed(setup, run, checkpoints)

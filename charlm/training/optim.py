@@ -78,9 +78,9 @@ RULES = {
 # Each function takes the config, the number of steps after the warm-up, and the number of steps of an epoch. It returns the
 # schedule of the steps after the warm-up.
 SCHEDULES: dict[str, Callable[[ConfigDict, int, int], optax.Schedule]] = {
-    "constant": lambda config, steps, epoch: optax.constant_schedule(config.optim.learning_rate),
+    "constant": lambda config, steps, epoch: optax.constant_schedule(peak_rate(config, epoch)),
     "cosine": lambda config, steps, epoch: optax.cosine_decay_schedule(
-        config.optim.learning_rate, max(1, steps), config.optim.final_fraction
+        peak_rate(config, epoch), max(1, steps), config.optim.final_fraction
     ),
     "trapezoid": lambda config, steps, epoch: _trapezoid(config, steps, epoch),
     "exponential": lambda config, steps, epoch: _exponential(config, epoch, staircase=False),
@@ -107,7 +107,7 @@ def schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> opta
     after = SCHEDULES[config.optim.schedule](config, total_steps - warmup, steps_per_epoch)
     if warmup == 0:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, config.optim.learning_rate, warmup), after], [warmup])
+    return optax.join_schedules([optax.linear_schedule(0.0, peak_rate(config, steps_per_epoch), warmup), after], [warmup])
 
 
 def unread_keys(config: ConfigDict) -> dict[str, str]:
@@ -125,6 +125,12 @@ def unread_keys(config: ConfigDict) -> dict[str, str]:
         unread["optim.weight_decay_epochs"] = f"optim.name={name}"
     elif config.optim.weight_decay and config.optim.weight_decay_epochs:
         unread["optim.weight_decay"] = f"optim.weight_decay_epochs={config.optim.weight_decay_epochs:g}"
+    if config.optim.weight_rms and not RULES[name].decoupled_decay:
+        unread["optim.weight_rms"] = f"optim.name={name}"
+    elif config.optim.weight_rms and not config.optim.weight_decay_epochs:
+        unread["optim.weight_rms"] = "optim.weight_decay_epochs=0"
+    elif config.optim.weight_rms and config.optim.learning_rate != keys.KEYS["optim.learning_rate"].default:
+        unread["optim.learning_rate"] = f"optim.weight_rms={config.optim.weight_rms:g}"
     values = load.flatten(config)
     of_rules = dict.fromkeys(f"optim.{key}" for rule in RULES.values() for key in rule.keys)
     for key in of_rules:
@@ -205,9 +211,29 @@ def weight_decay(config: ConfigDict, steps_per_epoch: int) -> float:
     therefore divides them by e in 1 / (rate * factor) steps. The weights are a mean of the updates over about this time. In
     epochs, the best time stays about the same if the text or the batch grows (Wang & Aitchison 2024, arXiv:2405.13698).
     """
-    if RULES[config.optim.name].decoupled_decay and is_on(epochs := config.optim.weight_decay_epochs):
-        return 1 / (config.optim.learning_rate * epochs * steps_per_epoch)
+    if (steps := _weight_decay_steps(config, steps_per_epoch)) is not None:
+        return 1 / (peak_rate(config, steps_per_epoch) * steps)
     return config.optim.weight_decay
+
+
+def peak_rate(config: ConfigDict, steps_per_epoch: int) -> float:
+    """The peak learning rate: `optim.learning_rate`, or the rate that `optim.weight_rms` describes.
+
+    Let n be the time of weight decay in steps. In a step, the weights are multiplied by 1 - 1 / n, and an update is added.
+    Updates of Adam have a root mean square of about 1 times the learning rate. If they were independent, the root mean square
+    of the weights would therefore settle at rate * sqrt(n / 2) (Kosson et al. 2023, arXiv:2305.17212). With a fixed rate it
+    would grow with the length of the text, because the best n grows with the length.
+    """
+    if is_on(rms := config.optim.weight_rms) and (steps := _weight_decay_steps(config, steps_per_epoch)) is not None:
+        return rms * (2 / steps) ** 0.5
+    return config.optim.learning_rate
+
+
+def _weight_decay_steps(config: ConfigDict, steps_per_epoch: int) -> float | None:
+    """The time of weight decay in steps, if the config gives it in epochs and the optimiser has decoupled weight decay."""
+    if RULES[config.optim.name].decoupled_decay and is_on(epochs := config.optim.weight_decay_epochs):
+        return epochs * steps_per_epoch
+    return None
 
 
 def _decay_steps(config: ConfigDict, steps_per_epoch: int) -> tuple[int, int]:
@@ -222,14 +248,14 @@ def _decay_steps(config: ConfigDict, steps_per_epoch: int) -> tuple[int, int]:
 
 def _trapezoid(config: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
     decay_steps, _ = _decay_steps(config, steps_per_epoch)
-    peak, falling = config.optim.learning_rate, max(1, min(decay_steps, steps))
+    peak, falling = peak_rate(config, steps_per_epoch), max(1, min(decay_steps, steps))
     fall = optax.linear_schedule(peak, peak * config.optim.final_fraction, falling)
     return optax.join_schedules([optax.constant_schedule(peak), fall], [steps - falling])
 
 
 def _exponential(config: ConfigDict, steps_per_epoch: int, staircase: bool) -> optax.Schedule:
     every, after = _decay_steps(config, steps_per_epoch)
-    decay = optax.exponential_decay(config.optim.learning_rate, every, config.optim.decay_rate, staircase=staircase)
+    decay = optax.exponential_decay(peak_rate(config, steps_per_epoch), every, config.optim.decay_rate, staircase=staircase)
     if after == 0:
         return decay
     begin = after - every if staircase else after  # a staircase makes its first multiplication `every` steps after it starts

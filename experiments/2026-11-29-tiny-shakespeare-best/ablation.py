@@ -4,7 +4,7 @@
       --parallel=2 --config.devices=1 --config.sample.length=0
 
 The base is configs/strong.py with three epochs, so that a trial takes 6 min on one core. configs/tiny_shakespeare_best.py has
-twice the units, more weight decay and four epochs. All trials have seed 0, and those of MOST have three seeds.
+twice the units and four epochs. All trials have seed 0, and those of MOST have three seeds.
 """
 
 from charlm.sweeps.sweep import chain, repeat
@@ -17,7 +17,8 @@ REMOVED = {
     "warm-up": {"optim.warmup_steps": 0},
     "cosine": {"optim.schedule": "constant"},
     "clipping": {"optim.clip_norm": 0.0},
-    "learning rate": {"optim.learning_rate": 8e-3},
+    "learning rate that follows the epoch": {"optim.weight_rms": 0.0, "optim.learning_rate": 4e-3},
+    "large weights": {"optim.weight_rms": 0.08},
     "small batch": {"batch.size": 64},
     "short window": {"batch.size": 16, "batch.length": 64},
     "carried state": {"batch.framing": "chunks", "eval.framing": "stream"},

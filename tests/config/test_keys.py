@@ -71,6 +71,7 @@ CONTEXT = {
     "model.slstm_heads": {"model.cell": "slstm"},
     "optim.decay_biases": {"optim.weight_decay": 0.5, "model.init": "pytorch"},
     "optim.weight_decay_epochs": {"optim.name": "adamw"},
+    "optim.weight_rms": {"optim.name": "adamw", "optim.weight_decay_epochs": 0.5},
     "optim.eps_form": {"optim.eps": 1e-2},
     "seed": {"batch.shift": False},
     "corpus.name": NAMED,

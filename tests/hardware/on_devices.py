@@ -80,6 +80,7 @@ OPTIONS = {
         "model.init": "glorot",
         "optim.name": "adamw",
         "optim.weight_decay_epochs": 0.5,
+        "optim.weight_rms": 0.01,
         "optim.beta1": 0.8,
         "optim.beta2": 0.9,
         "optim.average": "ema",

@@ -175,6 +175,33 @@ def test_weight_decay_epochs_is_the_time_in_which_the_decay_alone_divides_the_we
     assert optim.unread_keys(both) == {"optim.weight_decay": "optim.weight_decay_epochs=2.5"}
 
 
+def test_with_weight_rms_the_peak_rate_is_the_one_at_which_random_updates_keep_the_weights_at_this_size():
+    steps_per_epoch, settings = 400, {"name": "adamw", "weight_decay_epochs": 0.5, "weight_rms": 0.15}
+    config = config_of(**settings)
+    peak, factor = optim.peak_rate(config, steps_per_epoch), optim.weight_decay(config, steps_per_epoch)
+    weights, draw = np.zeros(20_000), np.random.default_rng(0)
+    for _ in range(1_000):  # five times the time of weight decay
+        weights -= peak * (draw.standard_normal(weights.size) + factor * weights)
+    assert np.sqrt(np.mean(weights**2)) == pytest.approx(0.15, rel=0.02)
+    assert 1 / (peak * factor) == pytest.approx(200)
+    for schedule in optim.SCHEDULES:
+        by_step = optim.schedule(config_of(**settings, schedule=schedule, warmup_steps=10), 1_000, steps_per_epoch)
+        assert float(by_step(10)) == pytest.approx(peak), schedule
+        assert float(by_step(5)) == pytest.approx(peak / 2), schedule
+    assert optim.peak_rate(config, 4 * steps_per_epoch) == pytest.approx(peak / 2)
+    without = {"name": "sgd"}, {"weight_decay_epochs": 0.0}, {"weight_rms": 0.0}
+    assert [optim.peak_rate(config_of(**(settings | each)), steps_per_epoch) for each in without] == [0.1] * 3
+
+
+def test_weight_rms_and_the_learning_rate_that_it_replaces_are_named_if_nothing_reads_them():
+    settings = {"name": "adamw", "weight_decay_epochs": 0.5, "weight_rms": 0.15}
+    assert optim.unread_keys(config_of(**settings)) == {"optim.learning_rate": "optim.weight_rms=0.15"}
+    assert optim.unread_keys(config_of(**settings, learning_rate=3e-3)) == {}
+    without = optim.unread_keys(config_of(**(settings | {"weight_decay_epochs": 0.0})))
+    assert without == {"optim.weight_rms": "optim.weight_decay_epochs=0"}
+    assert optim.unread_keys(config_of(**(settings | {"name": "sgd"})))["optim.weight_rms"] == "optim.name=sgd"
+
+
 def test_rules_and_schedules_have_the_names_that_the_config_keys_allow():
     assert tuple(optim.RULES) == keys.KEYS["optim.name"].rule.options
     assert tuple(optim.SCHEDULES) == keys.KEYS["optim.schedule"].rule.options

@@ -79,7 +79,8 @@ def trials_in(folder, configs):
 
 
 def test_a_trial_of_a_pack_equals_the_trial_alone_whatever_key_it_varies(small, tmp_path, capsys):
-    assert {key for trial in TRIALS for key in trial} == {*packs.FREE, *packs.ON_DEVICE} - {"optim.weight_decay_epochs"}
+    tested_below = {"optim.weight_decay_epochs", "optim.weight_rms"}
+    assert {key for trial in TRIALS for key in trial} == {*packs.FREE, *packs.ON_DEVICE} - tested_below
     configs = [load.load(TINY, small | BASE | trial) for trial in TRIALS]
     assert packing.train(trials_in(tmp_path / "runs", configs)) == 0
     losses = set()
@@ -103,8 +104,9 @@ def test_a_trial_of_a_pack_equals_the_trial_alone_whatever_key_it_varies(small, 
         assert different <= {"name", "path", "seconds", "chars_per_second", "rows", "best", "last", "train", "bits_per_byte"}
 
 
-def test_trials_of_a_pack_differ_in_the_time_of_weight_decay_and_in_the_learning_rate_to_which_it_is_relative(small, tmp_path):
-    times = [{"optim.weight_decay_epochs": 0.2}, {"optim.weight_decay_epochs": 0.3, "optim.learning_rate": 0.02}]
+@pytest.mark.parametrize("key", ["optim.learning_rate", "optim.weight_rms"])
+def test_trials_of_a_pack_differ_in_the_time_of_weight_decay_and_in_the_rate_to_which_it_is_relative(small, tmp_path, key):
+    times = [{"optim.weight_decay_epochs": 0.2, key: 0.01}, {"optim.weight_decay_epochs": 0.3, key: 0.02}]
     configs = [load.load(TINY, small | {"optim.name": "adamw", "train.steps": 3, "sample.length": 0} | each) for each in times]
     assert packing.train(trials_in(tmp_path, configs)) == 0
     found = [final_params(tmp_path / str(place)) for place in range(2)]
