@@ -4,7 +4,7 @@
 
 Three keys are for you to choose. Nothing else needs to change with the text:
 
-- `--config.train.epochs`: more epochs are better up to six or more, but take longer. A training has at least 3,000 steps.
+- `--config.train.epochs`: more epochs are better up to six or more, but take longer. A training has at least 2,000 steps.
 - `--config.model.hidden`: 1024 units are better than 512 on tiny Shakespeare, and take about 4 times as long.
 - `--config.model.dropout`: on Paradise Lost, 0.2 was worse than 0 after six epochs. Try it if the validation loss rises before
   the training ends.
@@ -32,7 +32,7 @@ def get_config():
     config.optim.weight_decay_epochs = 0.5
     config.optim.weight_rms = 0.16
     config.train.epochs = 6.0
-    config.train.least_steps = 3000
+    config.train.least_steps = 2000
     config.eval.lanes = 32  # approximates the loss during training; scripts/evaluate.py computes it exactly
     config.eval.burn_in = 200
     return config

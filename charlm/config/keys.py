@@ -291,7 +291,7 @@ TABLE = (
     Key("optim.weight_rms", 0.0, NOT_NEGATIVE,
         "replaces optim.learning_rate by a size of the weights, which need not change with the size of the text: at the peak "
         "learning rate, random updates and weight decay would keep the weights at this root mean square; needs "
-        "optim.weight_decay_epochs; 0.0: optim.learning_rate is used"),
+        "weight_decay_epochs; 0.0: optim.learning_rate is used"),
     Key("optim.average", "", AVERAGES,
         "kind of average of the weights over the steps; the average is evaluated, sampled and exported, while the training "
         "goes on with the raw weights; ema: exponential mean; tail: mean over the last steps; nt_asgd: mean over all steps "

@@ -282,6 +282,7 @@ def test_extend_may_change_keys_of_length_learning_rate_evaluation_and_samples()
     assert {key for key in keys.KEYS if key.startswith(("train.", "eval.", "sample."))} - refused <= keys.EXTENDABLE
     assert {key for key in keys.EXTENDABLE if key.startswith("optim.")} == {
         "optim.learning_rate",
+        "optim.weight_rms",
         "optim.schedule",
         "optim.warmup_steps",
         "optim.final_fraction",
