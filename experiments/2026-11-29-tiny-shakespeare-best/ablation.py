@@ -11,13 +11,14 @@ from charlm.sweeps.sweep import chain, repeat
 from configs import strong
 
 REMOVED = {
-    "weight decay": {"optim.weight_decay_epochs": 0.0},
+    "weight decay": {"optim.weight_decay_epochs": 0.0, "optim.weight_rms": 0.0, "optim.learning_rate": 4e-3},
+    "much weight decay": {"optim.weight_decay_epochs": 1.2},
     "activation regularisation": {"model.ar": 0.0},
     "beta2 of 0.99": {"optim.beta2": 0.999},
     "warm-up": {"optim.warmup_steps": 0},
     "cosine": {"optim.schedule": "constant"},
     "clipping": {"optim.clip_norm": 0.0},
-    "learning rate that follows the epoch": {"optim.weight_rms": 0.0, "optim.learning_rate": 4e-3},
+    "high learning rate": {"optim.weight_rms": 0.0, "optim.learning_rate": 4e-3},
     "large weights": {"optim.weight_rms": 0.08},
     "small batch": {"batch.size": 64},
     "short window": {"batch.size": 16, "batch.length": 64},
