@@ -246,7 +246,7 @@ TABLE = (
         changes_results=False),
     # the optimiser and its learning rate
     Key("optim.name", "adam", OPTIMISERS, "the optimiser; configs/README.md lists published settings"),
-    Key("optim.learning_rate", 3e-3, POSITIVE, "peak learning rate"),
+    Key("optim.learning_rate", 3e-3, POSITIVE, "peak learning rate; used if weight_rms is 0"),
     Key("optim.schedule", "cosine", SCHEDULES,
         "learning-rate schedule; trapezoid: constant, then linear decay over the last optim.decay_steps steps"),
     Key("optim.warmup_steps", 0, NOT_NEGATIVE, "steps of linear warm-up from 0"),

@@ -89,7 +89,7 @@ SCHEDULES: dict[str, Callable[[ConfigDict, int, int], optax.Schedule]] = {
 
 
 def schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate by step: a linear warm-up from 0, then the schedule that `optim.schedule` names.
+    """The learning rate by step: a linear warm-up from 0 to `peak_rate`, then the schedule that `optim.schedule` names.
 
     `constant` keeps the peak rate. `cosine` falls along half a cosine from the peak rate. `trapezoid` is constant and then
     falls linearly over the last `optim.decay_steps` steps (Hägele et al. 2024, arXiv:2405.18392). One step after
