@@ -12,14 +12,12 @@ from configs import strong
 
 REMOVED = {
     "weight decay": {"optim.weight_decay_epochs": 0.0, "optim.weight_rms": 0.0, "optim.learning_rate": 4e-3},
-    "much weight decay": {"optim.weight_decay_epochs": 1.2},
     "activation regularisation": {"model.ar": 0.0},
     "beta2 of 0.99": {"optim.beta2": 0.999},
     "warm-up": {"optim.warmup_steps": 0},
     "cosine": {"optim.schedule": "constant"},
     "clipping": {"optim.clip_norm": 0.0},
     "high learning rate": {"optim.weight_rms": 0.0, "optim.learning_rate": 4e-3},
-    "large weights": {"optim.weight_rms": 0.08},
     "small batch": {"batch.size": 64},
     "short window": {"batch.size": 16, "batch.length": 64},
     "carried state": {"batch.framing": "chunks", "eval.framing": "stream"},
@@ -35,7 +33,6 @@ ADDED = {
     "mean of the weights": {"optim.average": "ema", "optim.average_decay": 0.995},
     "layer normalisation": {"model.cell": "layernorm_lstm"},
     "GRU": {"model.cell": "gru"},
-    "twice the epochs": {"train.epochs": 6.0},
 }
 # The five changes with the largest effect. Filled in after the trials with seed 0.
 MOST = ()
