@@ -6,6 +6,10 @@
     scripts/evaluate.py --workdir=runs/tiny_shakespeare_best --dynamic --dynamic_grid
 
 The first 90 % of the text are for training, the last 10 % for validation.
+
+Time: 28 min on one core of an Intel Xeon with AMX, with --config.devices=1.
+Result: 1.3374 ± 0.0022 nats/char over seeds 0 to 2; 1.3684 ± 0.0020 in chunks of 256 characters.
+experiments/2026-11-29-tiny-shakespeare-best has the measurements.
 """
 
 from configs import strong
