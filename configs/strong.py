@@ -13,7 +13,8 @@ Three keys are for you to choose. Nothing else needs to change with the text:
 The learning rate and the weight decay follow from the number of steps in an epoch (`optim.weight_rms` and
 `optim.weight_decay_epochs`). Small texts therefore have a higher learning rate.
 
-experiments/2026-11-29-general-recipe has the measurements. The comparison with other recipes is not done yet.
+experiments/2026-11-29-general-recipe has the measurements. In a similar time, the loss is lower than that of tiny_shakespeare
+and quickstart on four of five texts. On the fifth, of 9.4 million characters, it is much higher if the state is carried.
 """
 
 from configs import base
