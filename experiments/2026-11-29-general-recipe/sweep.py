@@ -1,10 +1,10 @@
-"""The general recipe against two others on five texts, with the same training time.
+"""The general recipe against two others on five texts, with similar training times.
 
     python experiments/2026-11-29-general-recipe/texts.py runs/texts
     python scripts/sweep.py --config=experiments/2026-11-29-general-recipe/sweep.py --root=runs/general --parallel=2 \
       --config.devices=1 --config.sample.length=0
 
-With STEPS, a training of each recipe takes about 5 min on one core of an Intel Xeon with AMX. The learning-rate schedule ends
+With STEPS, a training took 4 to 8 min on one core of an Intel Xeon with AMX. The learning-rate schedule ends
 with the training.
 """
 
