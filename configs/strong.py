@@ -27,6 +27,7 @@ def get_config():
     config.model.layers = 2
     config.model.hidden = 512
     config.model.ar = 2.0
+    config.model.state_noise = 1 / 256  # without it, a rare symbol that is repeated can derail the carried state
     config.model.dtype = "bfloat16"
     config.optim.name = "adamw"
     config.optim.warmup_steps = 100

@@ -208,6 +208,9 @@ TABLE = (
     Key("model.zoneout_hidden", 0.0, FRACTION,
         "fraction of the units of the hidden state h that keep the value that they had after the previous character; "
         "evaluations use the expected value"),
+    Key("model.state_noise", 0.0, FRACTION,
+        "fraction of the rows of a window that begin with a random state instead of the carried state; so the model learns to "
+        "return from states that the training text rarely or never causes"),
     Key("model.ar", 0.0, NOT_NEGATIVE,
         "activation regularisation: the mean square of the last layer's outputs, times this factor, is added to the loss that "
         "the training minimises; reported losses do not include it"),

@@ -1,4 +1,4 @@
-"""Zoneout and recurrent dropout: the regularisers that act inside the recurrence.
+"""Zoneout, recurrent dropout and state noise: the regularisers that act on the recurrent state.
 
 They act on every cell whose `keys` contain their config keys.
 
@@ -17,11 +17,17 @@ the steps of the cell, which is slower. Zoneout changes the evaluation too, so e
 Evaluation with recurrent dropout alone uses the `window` of the cell. If the config sets none of the keys, `with_noise` returns
 the cell unchanged.
 
+State noise: in training, some rows of a window begin with a random state instead of the state that the window before has left.
+The states of all layers are then random, and most values are far larger than usual. The reason is a failure: a rare symbol that
+was repeated often made h of a layer ten times larger than usual. The large h kept the gates open, so h stayed large, and the
+predictions were useless for hundreds of characters (experiments/2026-11-29-general-recipe). With state noise, the model meets
+large states in training and learns to return from them. A row that begins with the zero state keeps it.
+
 Letters: T time, B batch (rows), H hidden units.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +41,9 @@ from charlm.models.cells.noise import Noise, noisy_step
 
 # The numbers that are folded into the random keys of the rows.
 CANDIDATE, CELL_STATE, HIDDEN_STATE = range(3)
+CHOICE = 1 << 16  # above every index of a layer
+
+STANDARD_DEVIATION = 4.0  # of the random c; the tanh of most of its values is then near -1 or 1
 
 
 class Rates(NamedTuple):
@@ -84,6 +93,34 @@ def with_noise(cell: Cell, config: ConfigDict | FrozenConfigDict, unroll: int = 
         return _expected(functools.partial(cell.step, weights, x, state, dtype), chosen, state)
 
     return cell._replace(window=window, step=step)
+
+
+def with_random_states(
+    keys_B: jax.Array, carry: tuple[State, ...], cells: Sequence[Cell], rate: float, carried_B: jax.Array
+) -> tuple[State, ...]:
+    """The carry after the states of some rows are replaced by random states: c is normal, and h = o tanh(c) with a uniform o.
+
+    Args:
+      keys_B: a random key for each row.
+      carry: the state of each layer. The state of a cell with the key `model.state_noise` is h or (c, h). Other cells keep
+        their states.
+      rate: the probability that a row gets random states.
+      carried_B: False for the rows whose state is the zero state. They keep it.
+    """
+    chosen_B1 = (carried_B & (jax.vmap(jax.random.uniform)(dropout.fold_in(keys_B, CHOICE)) < rate))[:, None]
+
+    def disturbed(state, layer):
+        *c, h_BH = jax.tree.leaves(state)
+        of_layer_B = dropout.fold_in(keys_B, layer)
+        normal_BH = jax.vmap(lambda key: jax.random.normal(key, h_BH.shape[1:]))(dropout.fold_in(of_layer_B, CELL_STATE))
+        o_BH = jax.vmap(lambda key: jax.random.uniform(key, h_BH.shape[1:]))(dropout.fold_in(of_layer_B, HIDDEN_STATE))
+        random_c_BH = STANDARD_DEVIATION * normal_BH
+        drawn = [random_c_BH] * len(c) + [o_BH * jnp.tanh(random_c_BH)]
+        leaves = [jnp.where(chosen_B1, new, old) for new, old in zip(drawn, (*c, h_BH), strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+    reads = ["model.state_noise" in cell.keys for cell in cells]
+    return tuple(disturbed(state, layer) if reads[layer] else state for layer, state in enumerate(carry))
 
 
 def _noise(keys_B: jax.Array, chosen: Rates, steps: int, hidden: int, dtype: jnp.dtype) -> Noise:

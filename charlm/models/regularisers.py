@@ -27,6 +27,7 @@ class Regularisers(NamedTuple):
       per_window: whether the dropout with the rates `input`, `hidden` and `output` has one mask for all steps of a window.
       weight_drop: dropout rate of the weights in the recurrent kernels.
       embedding: fraction of the symbols whose embedding is dropped.
+      state_noise: fraction of the rows of a window that begin with a random state.
       ar, tar: the factors alpha and beta of the penalties AR and TAR; see `penalty`.
     """
 
@@ -36,6 +37,7 @@ class Regularisers(NamedTuple):
     per_window: bool
     weight_drop: Rate
     embedding: Rate
+    state_noise: float
     ar: float
     tar: float
 
@@ -66,6 +68,7 @@ def of(config: ConfigDict | FrozenConfigDict, encoding: str) -> Regularisers:
         per_window=config.model.dropout_kind == "variational",
         weight_drop=config.model.weight_drop,
         embedding=config.model.embedding_dropout,
+        state_noise=config.model.state_noise,
         ar=config.model.ar,
         tar=config.model.tar,
     )
@@ -75,8 +78,12 @@ def of(config: ConfigDict | FrozenConfigDict, encoding: str) -> Regularisers:
     return made
 
 
-def keys_without_effect(config: ConfigDict, layers: int) -> list[str]:
-    """A sentence for each dropout key that is set, but has no effect because of other keys."""
+def keys_without_effect(config: ConfigDict, layers: int, carries_state: bool) -> list[str]:
+    """A sentence for each key of dropout or of state noise that is set, but has no effect because of other keys.
+
+    Args:
+      carries_state: whether windows begin with the state that the window before has left.
+    """
     sentences = []
     hidden, output = config.model.dropout_hidden, config.model.dropout_output
     if hidden and layers == 1:
@@ -86,6 +93,8 @@ def keys_without_effect(config: ConfigDict, layers: int) -> list[str]:
     shares = (config.model.dropout_input, config.model.dropout, hidden, output)
     if config.model.dropout_kind != "step" and not any(shares):
         sentences.append(f"model.dropout_kind={config.model.dropout_kind} has no effect: the model has no dropout.")
+    if config.model.state_noise and not carries_state:
+        sentences.append("model.state_noise has no effect: every window begins with the zero state.")
     return sentences
 
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from charlm.config import keys, load
 from charlm.config.packs import is_on
 from charlm.data.batches import Batch
-from charlm.models import blocks, cells, regularisers
+from charlm.models import blocks, cells, recurrent_noise, regularisers
 from charlm.models.cells.deferred import look_up
 from charlm.models.dropout import Rate, dropout, embedding_dropout, fold_in, weight_dropout
 from charlm.models.initializers import Initializer, Initializers
@@ -26,10 +26,12 @@ from charlm.models.products import in_precision, operand, product
 
 # The random keys of each operation are made with `jax.random.fold_in`. The dropout after layer i folds in the number i. Random
 # operations inside the cell of layer i fold in the number CELL_NOISE + i. The dropout after the feed-forward block of layer i
-# folds in the number MLP_NOISE + i. The weight drop of layer i folds the number i into the key that all rows share.
+# folds in the number MLP_NOISE + i. Random states fold in the number STATE_NOISE. The weight drop of layer i folds the number
+# i into the key that all rows share.
 CELL_NOISE = 1 << 16
 INPUT_NOISE = EMBEDDING_NOISE = 2 << 16
 MLP_NOISE = 3 << 16
+STATE_NOISE = 4 << 16
 
 
 class Layer(nn.Module):
@@ -89,7 +91,11 @@ class CharLM(nn.Module):
         """
         config, shape, used = self.config, self.shape, self.shape.regularisers
         initial = blocks.make_initializers(config, shape.blocks[-1].width)
-        carry = keep_rows(carry, jnp.logical_not(batch.reset_B))
+        carried_B = jnp.logical_not(batch.reset_B)
+        carry = keep_rows(carry, carried_B)
+        if used.state_noise and noise_keys_B is not None:
+            keys_B, of_layers = fold_in(noise_keys_B, STATE_NOISE), [block.cell for block in shape.blocks]
+            carry = recurrent_noise.with_random_states(keys_B, carry, of_layers, used.state_noise, carried_B)
         x, embedding_VE, table_VE, features = jnp.asarray(batch.inputs_BT).T, None, None, self.vocab_size
         if shape.encoding == "embedding":
             features = shape.embedding

@@ -132,7 +132,7 @@ def set_up(config: ConfigDict, trials: int = 1, like: Setup | None = None) -> Se
         draw_sample = _sample_drawer(config, functions, vocab, framing, corpus.splits)
     else:
         functions, draw_sample = like.functions._replace(init=functions.init), like.draw_sample
-    for sentence in regularisers.keys_without_effect(config, len(functions.shape.blocks)):
+    for sentence in regularisers.keys_without_effect(config, len(functions.shape.blocks), framing.carries_state):
         progress.warn(sentence)
     protocol = Protocol.of(config, framing)
     if "validation" in encoded:

@@ -63,6 +63,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "model.recurrent_dropout": (0.2,),
     "model.zoneout_cell": (0.2,),
     "model.zoneout_hidden": (0.1,),
+    "model.state_noise": (0.1,),
     "model.ar": (1.0,),
     "model.tar": (1.0,),
     "model.init": ("glorot", "axon", "pytorch", "uniform"),

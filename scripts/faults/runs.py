@@ -36,6 +36,7 @@ CELLS = {
         "model.weight_drop": 0.2,
         "model.zoneout_cell": 0.1,
         "model.zoneout_hidden": 0.1,
+        "model.state_noise": 0.2,
         "model.dropout_kind": "variational",
         "model.ar": 1.0,
         "model.tar": 1.0,

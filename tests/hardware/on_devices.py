@@ -56,6 +56,7 @@ NOISE = {
     "model.recurrent_dropout": 0.1,
     "model.zoneout_cell": 0.4,
     "model.zoneout_hidden": 0.1,
+    "model.state_noise": 0.3,
     "model.ar": 2.0,
     "model.tar": 1.0,
     "model.forget_bias": 0.5,

@@ -33,6 +33,7 @@ ALL = {
     "recurrent_dropout": 0.15,
     "zoneout_cell": 0.45,
     "zoneout_hidden": 0.2,
+    "state_noise": 0.2,
     "ar": 2.0,
     "tar": 3.0,
 }
@@ -156,6 +157,25 @@ def drawn(step_key, keys_B):
     return masks
 
 
+def with_drawn_states(keys_B, carry):
+    """The carry that the model must use, with random states in some rows. Only the random numbers come from JAX."""
+
+    def folded(*numbers):
+        keys = keys_B
+        for number in (262144, *numbers):
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+        return keys
+
+    chosen_B1 = np.asarray(jax.vmap(jax.random.uniform)(folded(65536)))[:, None] < 0.2
+    assert 0 < chosen_B1.sum() < ROWS
+    new_carry = []
+    for index, (c, h) in enumerate(carry):
+        new_c = 4 * np.stack([jax.random.normal(key, (HIDDEN,)) for key in folded(index, 1)])
+        o = np.stack([jax.random.uniform(key, (HIDDEN,)) for key in folded(index, 2)])
+        new_carry.append((np.where(chosen_B1, new_c, c), np.where(chosen_B1, o * np.tanh(new_c), h)))
+    return new_carry
+
+
 @functools.cache
 def trained_step(cell):
     """A training step in float64 whose update is exactly the gradient: (functions, state before, state after, metrics)."""
@@ -178,16 +198,16 @@ def test_a_training_step_equals_numpy_with_the_drawn_masks():
         functions, state, after, metrics = trained_step("lstm")
         step_key, keys_B = row_keys()
         masks, network = drawn(step_key, keys_B), NumpyNetwork(state.params)
+        carry = with_drawn_states(keys_B, state.carry)
         shared = jax.random.fold_in(step_key, 2**32 - 1)
         logits, _, penalty = jax.jit(functions.penalised)(state.params, batch, state.carry, keys_B, shared)
     params = network.params
     x_TBH = (params["embedding"] * masks["embedding"] / 0.75)[batch.inputs_BT.T] * masks["input"] / 0.8
-    carry = jax.tree.map(np.asarray, state.carry)
     for index, scale in ((0, 0.7), (1, 0.6)):
         outputs_TBH, end = network.layer(index, x_TBH, carry[index], *masks["cell", index])
         x_TBH = outputs_TBH * masks[index] / scale
         for found, expected in zip(after.carry[index], end, strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-4)  # rates are multiples of 2^-16
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)  # rates are multiples of 2^-16
     expected_BTV = (x_TBH @ params["head_kernel"] + params["head_bias"]).swapaxes(0, 1)
     np.testing.assert_allclose(logits, expected_BTV, rtol=1e-4, atol=1e-5)
     log_p = expected_BTV - np.log(np.exp(expected_BTV).sum(-1, keepdims=True))
@@ -226,6 +246,39 @@ def test_the_gradient_of_a_step_with_all_regularisers_equals_finite_differences(
             expected = (shifted[0] - shifted[1]) / 2e-5
             assert abs(expected) > 1e-5
             np.testing.assert_allclose((gradient * direction).sum(), expected, rtol=2e-5, atol=1e-8)
+
+
+def test_state_noise_gives_some_rows_large_random_states():
+    rows, hidden = 2000, 20
+    keys_B = jax.random.split(jax.random.key(0), rows)
+    of_layers = [cells.named(name) for name in ("lstm", "mingru", "gru")]
+    carry = tuple(
+        jax.tree.map(lambda leaf, at=at: leaf + 0.1 + at, cell.zero_state(rows, hidden)) for at, cell in enumerate(of_layers)
+    )
+    carried_B = jnp.arange(rows) % 4 > 0
+    found = recurrent_noise.with_random_states(keys_B, carry, of_layers, 0.3, carried_B)
+    (c_BH, h_BH), kept_BH, gru_BH = jax.tree.map(np.asarray, found)
+    np.testing.assert_array_equal(kept_BH, carry[1])  # the cell does not read the key
+    is_random = (c_BH != carry[0][0]).all(1)
+    for leaf_BH, old_BH in ((c_BH, carry[0][0]), (h_BH, carry[0][1]), (gru_BH, carry[2])):  # all layers of the same rows
+        np.testing.assert_array_equal((leaf_BH != old_BH).all(1), is_random)
+        np.testing.assert_array_equal((leaf_BH != old_BH).any(1), is_random)
+    assert not is_random[::4].any()
+    assert_share(is_random[np.asarray(carried_B)], 0.3)
+    c_BH, h_BH, gru_BH = c_BH[is_random], h_BH[is_random], gru_BH[is_random]
+    assert c_BH.std() == pytest.approx(4, rel=0.05)
+    assert c_BH.mean() == pytest.approx(0, abs=0.2)
+    o_BH = h_BH / np.tanh(c_BH)
+    assert 0 <= o_BH.min() < 0.01 < 0.99 < o_BH.max() <= 1
+    assert o_BH.mean() == pytest.approx(0.5, abs=0.02)
+    for other_BH in (gru_BH, o_BH):
+        assert abs(np.corrcoef(other_BH.ravel(), c_BH.ravel())[0, 1]) < 0.05
+    assert np.abs(gru_BH).max() < 1 < 5 * np.abs(gru_BH).mean()
+    # The key of a row alone determines its state.
+    alone = recurrent_noise.with_random_states(
+        keys_B[5:9], jax.tree.map(lambda leaf: leaf[5:9], carry), of_layers, 0.3, carried_B[5:9]
+    )
+    jax.tree.map(lambda part, whole: np.testing.assert_array_equal(part, whole[5:9]), alone, found)
 
 
 def test_penalties_worked_out_by_hand():
@@ -386,9 +439,12 @@ def test_values_that_do_not_fit_together_are_refused_or_told():
         assert told[name] == []
     assert told["gru"] == ["model.zoneout_cell"]
     assert told["rnn"] == ["model.recurrent_dropout", "model.zoneout_cell"]
-    assert told["slstm"] == ["model.zoneout_cell", "model.zoneout_hidden"]
-    assert told["mingru"] == told["minlstm"] == ["model.weight_drop", "model.zoneout_cell"]
-    assert regularisers.keys_without_effect(config_of(**ALL), 2) == []
+    assert told["slstm"] == ["model.state_noise", "model.zoneout_cell", "model.zoneout_hidden"]
+    assert told["mingru"] == told["minlstm"] == ["model.state_noise", "model.weight_drop", "model.zoneout_cell"]
+    assert regularisers.keys_without_effect(config_of(**ALL), 2, carries_state=True) == []
+    assert regularisers.keys_without_effect(config_of(**ALL), 2, carries_state=False) == [
+        "model.state_noise has no effect: every window begins with the zero state."
+    ]
     for values, layers, expected in (
         (
             {"dropout_hidden": 0.1},
@@ -402,7 +458,7 @@ def test_values_that_do_not_fit_together_are_refused_or_told():
         ),
         ({"dropout_kind": "variational"}, 2, "model.dropout_kind=variational has no effect: the model has no dropout."),
     ):
-        assert regularisers.keys_without_effect(config_of(**values), layers) == [expected]
+        assert regularisers.keys_without_effect(config_of(**values), layers, carries_state=True) == [expected]
 
 
 def test_a_training_tells_which_keys_have_no_effect(small, monkeypatch, capsys):

@@ -341,7 +341,7 @@ def _factors(hidden_NBH, h_prev, gates):
 CELL = Cell(
     title="GRU",
     state_title="h",
-    keys=("model.unroll", "model.weight_drop", "model.recurrent_dropout", "model.zoneout_hidden"),
+    keys=("model.unroll", "model.weight_drop", "model.recurrent_dropout", "model.zoneout_hidden", "model.state_noise"),
     parameters=parameters,
     zero_state=zero_state,
     window=window,

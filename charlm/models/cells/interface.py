@@ -151,12 +151,15 @@ class _Checks:
             is_right = kernel is not None and len(kernel.shape) == 2
             wanted = "a dict with a matrix recurrent_kernel, since keys has model.weight_drop"
             self._expect("parameters", _text(params), is_right, wanted)
+        shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
         of_state = [key for key in ("model.zoneout_cell", "model.zoneout_hidden") if key in keys]
         if of_state:
-            shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
             is_right = shapes == [shape] * (2 if "model.zoneout_cell" in keys else 1)
             wanted = f"{'c and h' if 'model.zoneout_cell' in keys else 'h'}, since keys has {' and '.join(of_state)}"
             self._expect("the state", _text(state), is_right, wanted)
+        if "model.state_noise" in keys:
+            is_right = shapes in ([shape], [shape] * 2)
+            self._expect("the state", _text(state), is_right, "h, or c and h, since keys has model.state_noise")
 
     def _kernel_key(self, params: dict[str, jax.ShapeDtypeStruct], state: Any, shape: tuple[int, int], inputs: int) -> None:
         """Checks that the cell has the parameters and the state of the LSTM, if its keys have `model.kernel`."""

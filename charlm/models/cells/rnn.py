@@ -147,7 +147,7 @@ rnn.defvjp(_rnn_fwd, _rnn_bwd)
 CELL = Cell(
     title="RNN",
     state_title="h",
-    keys=("model.unroll", "model.weight_drop", "model.zoneout_hidden"),
+    keys=("model.unroll", "model.weight_drop", "model.zoneout_hidden", "model.state_noise"),
     parameters=parameters,
     zero_state=zero_state,
     window=window,

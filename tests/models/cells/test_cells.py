@@ -43,6 +43,7 @@ NOISE = {
     "model.recurrent_dropout": 0.1,
     "model.zoneout_cell": 0.4,
     "model.zoneout_hidden": 0.1,
+    "model.state_noise": 0.2,
     "model.ar": 2.0,
     "model.tar": 1.0,
 }

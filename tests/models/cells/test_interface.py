@@ -162,6 +162,12 @@ def test_wrong_steps_are_refused(old, new, message, tmp_path):
     [
         ("weight_drop", '"recurrent_kernel"', '"kernel"', "'kernel': float32 (8, 32), 'peepholes': float32 (24,)}."),
         ("recurrent_dropout", "", "", "step() got an unexpected keyword argument 'factor_BH'."),
+        (
+            "state_noise",
+            ZEROS,
+            ZEROS.replace("}", ', "n": jnp.zeros((rows, hidden))}'),
+            f"the state must be h, or c and h, since keys has model.state_noise, but is {STATE[:-1]}, 'n': float32 (3, 8)}}.",
+        ),
         ("zoneout_hidden", "", "", f"the state must be h, since keys has model.zoneout_hidden, but is {STATE}."),
     ],
 )
