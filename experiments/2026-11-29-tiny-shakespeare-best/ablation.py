@@ -13,6 +13,7 @@ from configs import strong
 REMOVED = {
     "weight decay": {"optim.weight_decay_epochs": 0.0, "optim.weight_rms": 0.0, "optim.learning_rate": 4e-3},
     "activation regularisation": {"model.ar": 0.0},
+    "state noise": {"model.state_noise": 0.0},
     "beta2 of 0.99": {"optim.beta2": 0.999},
     "warm-up": {"optim.warmup_steps": 0},
     "cosine": {"optim.schedule": "constant"},
