@@ -17,6 +17,8 @@ from configs import base, quickstart, strong, tiny_shakespeare
 TEXTS = ("paradise_lost", "lua", "bible", "plays", "speeches")
 RECIPES = (strong, tiny_shakespeare, quickstart)
 STEPS = (2700, 1540, 11700)
+# Each text with a multiple of STEPS. The longest text is also trained for twice the time.
+BUDGETS = (*((text, 1) for text in TEXTS), ("speeches", 2))
 EVALUATION = {"eval.lanes": 32, "eval.burn_in": 200}
 
 
@@ -32,6 +34,6 @@ def changes(recipe) -> Overrides:
 
 def sweep() -> Sweep:
     return [
-        changes(recipe) | EVALUATION | {"train.steps": steps, "corpus.path": f"runs/texts/{text}.txt"}
-        for text, (recipe, steps) in itertools.product(TEXTS, zip(RECIPES, STEPS, strict=True))
+        changes(recipe) | EVALUATION | {"train.steps": times * steps, "corpus.path": f"runs/texts/{text}.txt"}
+        for (text, times), (recipe, steps) in itertools.product(BUDGETS, zip(RECIPES, STEPS, strict=True))
     ]
