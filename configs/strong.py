@@ -13,8 +13,10 @@ Three keys are for you to choose. Nothing else needs to change with the text:
 The learning rate and the weight decay follow from the number of steps in an epoch (`optim.weight_rms` and
 `optim.weight_decay_epochs`). Small texts therefore have a higher learning rate.
 
-experiments/2026-11-29-general-recipe has the measurements. In a similar time, the loss is lower than that of tiny_shakespeare
-and quickstart on four of five texts. On the fifth, of 9.4 million characters, it is much higher if the state is carried.
+`model.state_noise` teaches the model to recover from rare symbols that are repeated, such as a line of underscores.
+
+experiments/2026-11-29-general-recipe has the measurements. In 5 min on one core, the loss is lower than the losses of
+tiny_shakespeare and quickstart on four of five texts. On the fifth, of 9.4 million characters, it is lower in 10 min.
 """
 
 from configs import base
@@ -27,7 +29,7 @@ def get_config():
     config.model.layers = 2
     config.model.hidden = 512
     config.model.ar = 2.0
-    config.model.state_noise = 1 / 256  # without it, a rare symbol that is repeated can derail the carried state
+    config.model.state_noise = 1 / 256
     config.model.dtype = "bfloat16"
     config.optim.name = "adamw"
     config.optim.warmup_steps = 100
