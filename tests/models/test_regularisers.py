@@ -33,7 +33,7 @@ ALL = {
     "recurrent_dropout": 0.15,
     "zoneout_cell": 0.45,
     "zoneout_hidden": 0.2,
-    "state_noise": 0.2,
+    "state_noise": 0.15,
     "ar": 2.0,
     "tar": 3.0,
 }
@@ -166,7 +166,7 @@ def with_drawn_states(keys_B, carry):
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
         return keys
 
-    chosen_B1 = np.asarray(jax.vmap(jax.random.uniform)(folded(65536)))[:, None] < 0.2
+    chosen_B1 = np.asarray(jax.vmap(jax.random.uniform)(folded(65536)))[:, None] < 0.15
     assert 0 < chosen_B1.sum() < ROWS
     new_carry = []
     for index, (c, h) in enumerate(carry):
@@ -207,7 +207,7 @@ def test_a_training_step_equals_numpy_with_the_drawn_masks():
         outputs_TBH, end = network.layer(index, x_TBH, carry[index], *masks["cell", index])
         x_TBH = outputs_TBH * masks[index] / scale
         for found, expected in zip(after.carry[index], end, strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)  # rates are multiples of 2^-16
+            np.testing.assert_allclose(found, expected, rtol=1e-4)  # rates are multiples of 2^-16
     expected_BTV = (x_TBH @ params["head_kernel"] + params["head_bias"]).swapaxes(0, 1)
     np.testing.assert_allclose(logits, expected_BTV, rtol=1e-4, atol=1e-5)
     log_p = expected_BTV - np.log(np.exp(expected_BTV).sum(-1, keepdims=True))
