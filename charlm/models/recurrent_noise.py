@@ -14,8 +14,8 @@ g is scaled by 1 / (1 - rate) in training, and evaluation uses the plain cell.
 
 With zoneout or recurrent dropout, training uses the `noisy_window` of the cell if there is one, and otherwise a plain loop over
 the steps of the cell, which is slower. Zoneout changes the evaluation too, so evaluation with zoneout uses the plain loop.
-Evaluation with recurrent dropout alone uses the `window` of the cell. If the config sets none of the keys, `with_noise` returns
-the cell unchanged.
+Evaluation with recurrent dropout alone uses the `window` of the cell. If the config sets none of these keys, `with_noise`
+returns the cell unchanged.
 
 State noise: in training, some rows of a window begin with a random state instead of the state that the window before has left.
 The states of all layers are then random, and most values are far larger than usual. The reason is a failure: a rare symbol that
@@ -109,7 +109,9 @@ def with_random_states(
     """
     chosen_B1 = (carried_B & (jax.vmap(jax.random.uniform)(dropout.fold_in(keys_B, CHOICE)) < rate))[:, None]
 
-    def disturbed(state, layer):
+    def disturbed(layer, cell, state):
+        if "model.state_noise" not in cell.keys:
+            return state
         *c, h_BH = jax.tree.leaves(state)
         of_layer_B = dropout.fold_in(keys_B, layer)
         normal_BH = jax.vmap(lambda key: jax.random.normal(key, h_BH.shape[1:]))(dropout.fold_in(of_layer_B, CELL_STATE))
@@ -119,8 +121,7 @@ def with_random_states(
         leaves = [jnp.where(chosen_B1, new, old) for new, old in zip(drawn, (*c, h_BH), strict=True)]
         return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
-    reads = ["model.state_noise" in cell.keys for cell in cells]
-    return tuple(disturbed(state, layer) if reads[layer] else state for layer, state in enumerate(carry))
+    return tuple(map(disturbed, range(len(cells)), cells, carry))
 
 
 def _noise(keys_B: jax.Array, chosen: Rates, steps: int, hidden: int, dtype: jnp.dtype) -> Noise:

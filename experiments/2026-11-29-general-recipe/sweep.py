@@ -4,7 +4,7 @@
     python scripts/sweep.py --config=experiments/2026-11-29-general-recipe/sweep.py --root=runs/general --parallel=2 \
       --config.devices=1 --config.sample.length=0
 
-With STEPS, a training takes 6 to 7 min on one core of an Intel Xeon with AMX. The learning-rate schedule ends with the
+With STEPS, a training takes about 5 min on one core of an Intel Xeon with AMX. The learning-rate schedule ends with the
 training.
 """
 
