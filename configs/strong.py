@@ -4,8 +4,8 @@
 
 Three keys are for you to choose. Nothing else needs to change with the text:
 
-- `--config.train.epochs`: on tiny Shakespeare, 12 epochs are only a little better than three, and the validation loss rises at
-  the end. A training has at least 2,000 steps.
+- `--config.train.epochs`: on tiny Shakespeare, 6 epochs are better than 3 by about 0.02 nats. With 12, the validation loss
+  rises at the end. A training has at least 2,000 steps.
 - `--config.model.hidden`: 1024 units are better than 512 on tiny Shakespeare, and take about 4 times as long.
 - `--config.model.dropout`: on Paradise Lost, 0.2 was worse than 0 after six epochs. Try it if the validation loss rises before
   the training ends.
@@ -15,8 +15,8 @@ The learning rate and the weight decay follow from the number of steps in an epo
 
 `model.state_noise` teaches the model to recover from rare symbols that are repeated, such as a line of underscores.
 
-experiments/2026-11-29-general-recipe has the measurements. In 5 min on one core, the loss is lower than the losses of
-tiny_shakespeare and quickstart on four of five texts. On the fifth, of 9.4 million characters, it is lower in 10 min.
+experiments/2026-11-29-general-recipe has the measurements. After about 5 min on one core, the loss is lower than the losses of
+tiny_shakespeare and quickstart on four of five texts. On the fifth, of 9.4 million characters, it is lower after 10 min.
 """
 
 from configs import base

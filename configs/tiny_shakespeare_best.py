@@ -1,4 +1,4 @@
-"""Tiny Shakespeare: the general recipe with 1024 units and 4 epochs.
+"""Tiny Shakespeare: the general recipe with 1024 units, 4 epochs and no state noise.
 
     scripts/train.py --config=configs/tiny_shakespeare_best.py --workdir=runs/tiny_shakespeare_best
     scripts/evaluate.py --workdir=runs/tiny_shakespeare_best

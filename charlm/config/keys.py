@@ -249,7 +249,7 @@ TABLE = (
         changes_results=False),
     # the optimiser and its learning rate
     Key("optim.name", "adam", OPTIMISERS, "the optimiser; configs/README.md lists published settings"),
-    Key("optim.learning_rate", 3e-3, POSITIVE, "peak learning rate; used if weight_rms is 0"),
+    Key("optim.learning_rate", 3e-3, POSITIVE, "peak learning rate; optim.weight_rms replaces it"),
     Key("optim.schedule", "cosine", SCHEDULES,
         "learning-rate schedule; trapezoid: constant, then linear decay over the last optim.decay_steps steps"),
     Key("optim.warmup_steps", 0, NOT_NEGATIVE, "steps of linear warm-up from 0"),
@@ -285,16 +285,16 @@ TABLE = (
     Key("optim.clip_norm", 1.0, NOT_NEGATIVE, "maximum global norm of the gradient; 0.0: no clipping"),
     Key("optim.clip_value", 0.0, NOT_NEGATIVE, "maximum absolute value of a gradient element; 0.0: no clipping"),
     Key("optim.weight_decay", 0.0, NOT_NEGATIVE,
-        "weight decay; adam, rmsprop, sgd: L2 regularisation; all other optimisers: decoupled from the gradient; used if "
-        "weight_decay_epochs is 0"),
+        "weight decay; adam, rmsprop, sgd: L2 regularisation; all other optimisers: decoupled from the gradient; "
+        "optim.weight_decay_epochs replaces it"),
     Key("optim.weight_decay_epochs", 0.0, NOT_NEGATIVE,
-        "replaces optim.weight_decay by a time in epochs, which need not change with the size of the text, the batch or the "
-        "learning rate: at the peak learning rate, the decay alone would divide the weights by e in this time; not for adam, "
-        "rmsprop and sgd; 0.0: optim.weight_decay is used"),
+        "replaces optim.weight_decay by a time in epochs, which need not change with the size of the text or the batch: at the "
+        "peak learning rate, the decay alone would divide the weights by e in this time; not for adam, rmsprop and sgd; 0.0: "
+        "optim.weight_decay is used"),
     Key("optim.weight_rms", 0.0, NOT_NEGATIVE,
         "replaces optim.learning_rate by a size of the weights, which need not change with the size of the text: at the peak "
         "learning rate, random updates and weight decay would keep the weights at this root mean square; needs "
-        "weight_decay_epochs; 0.0: optim.learning_rate is used"),
+        "optim.weight_decay_epochs; 0.0: optim.learning_rate is used"),
     Key("optim.average", "", AVERAGES,
         "kind of average of the weights over the steps; the average is evaluated, sampled and exported, while the training "
         "goes on with the raw weights; ema: exponential mean; tail: mean over the last steps; nt_asgd: mean over all steps "

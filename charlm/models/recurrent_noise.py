@@ -18,10 +18,10 @@ Evaluation with recurrent dropout alone uses the `window` of the cell. If the co
 returns the cell unchanged.
 
 State noise: in training, some rows of a window begin with a random state instead of the state that the window before has left.
-The states of all layers are then random, and most values are far larger than usual. The reason is a failure: a rare symbol that
-was repeated often made h of a layer ten times larger than usual. The large h kept the gates open, so h stayed large, and the
-predictions were useless for hundreds of characters (experiments/2026-11-29-general-recipe). With state noise, the model meets
-large states in training and learns to return from them. A row that begins with the zero state keeps it.
+The states of all layers are then random, and most values are far larger than usual. The reason is a failure: if a rare symbol
+was repeated many times, h of a layer became up to ten times larger than usual. The large h kept the gates open, so h stayed
+large, and the predictions were useless for hundreds of characters (experiments/2026-11-29-general-recipe). With state noise,
+the model meets large states in training and learns to return from them. A row that begins with the zero state keeps it.
 
 Letters: T time, B batch (rows), H hidden units.
 """

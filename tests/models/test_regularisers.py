@@ -281,6 +281,19 @@ def test_state_noise_gives_some_rows_large_random_states():
     jax.tree.map(lambda part, whole: np.testing.assert_array_equal(part, whole[5:9]), alone, found)
 
 
+def test_with_state_noise_a_row_that_begins_anew_keeps_the_zero_state():
+    functions = stack.functions(config_of(state_noise=0.999), VOCAB)
+    params, (_, keys_B) = functions.init(jax.random.key(0)), row_keys()
+    batch = batch_of()._replace(reset_B=np.array([True, False, True]))
+    carry = jax.tree.map(lambda leaf: leaf + 0.5, functions.zero_carry(ROWS))
+    noisy_BTV, _ = functions.apply(params, batch, carry, keys_B)
+    from_zero_BTV, _ = functions.apply(params, batch, functions.zero_carry(ROWS))
+    np.testing.assert_allclose(noisy_BTV[::2], from_zero_BTV[::2], rtol=1e-6)
+    assert not np.allclose(noisy_BTV[1], from_zero_BTV[1], rtol=1e-2)
+    carried_BTV, _ = functions.apply(params, batch, carry)
+    assert not np.allclose(noisy_BTV[1], carried_BTV[1], rtol=1e-2)  # the row that goes on has a random state
+
+
 def test_penalties_worked_out_by_hand():
     used = regularisers.of(config_of(ar=2.0, tar=10.0), "embedding")
     outputs_TBH = jnp.array([[[1.0, 3.0]], [[2.0, 3.0]], [[2.0, 7.0]]])

@@ -13,10 +13,10 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, half_slow
+from conftest import ROOT, half_slow, slow
 from faults.checks import read_rows
 
-from charlm.config import load
+from charlm.config import keys, load
 from charlm.errors import UserError
 from charlm.hardware import devices
 from charlm.rundir import run as run_module
@@ -122,6 +122,21 @@ def test_wrong_sweeps_are_refused(build, message):
     with pytest.raises(UserError) as error:
         build()
     assert message in str(error.value)
+
+
+SWEPT = [file for file in sorted((ROOT / "experiments").glob("*/*.py")) if "\ndef sweep()" in file.read_text()]
+
+
+@pytest.mark.parametrize(
+    "file",  # the sweep of the budgets builds 315 models
+    [slow(file) if "budgets" in file.parent.name else file for file in SWEPT],
+    ids=lambda file: f"{file.parent.name}/{file.stem}",
+)
+def test_the_sweeps_of_the_experiments_still_load(file):
+    trials = load.call(os.fspath(file), "sweep")
+    assert set().union(*trials) <= set(keys.KEYS)
+    for overrides in (trials[0], trials[-1]):
+        sweep.make_trial(os.fspath(file), {}, overrides)
 
 
 def test_trial_names_are_short_stable_unique_and_safe_as_file_names():
