@@ -7,8 +7,8 @@ Three keys are for you to choose. Nothing else needs to change with the text:
 - `--config.train.epochs`: on tiny Shakespeare, 6 epochs are better than 3 by about 0.02 nats. With 12, the validation loss
   rises at the end. A training has at least 2,000 steps.
 - `--config.model.hidden`: 1024 units are better than 512 on tiny Shakespeare, and take about 4 times as long.
-- `--config.model.dropout`: on Paradise Lost, 0.2 was worse than 0 after six epochs. Try it if the validation loss rises before
-  the training ends.
+- `--config.model.dropout`: on tiny Shakespeare, 0.1 is worse than 0 by 0.02 nats after 3 epochs. Try it if the validation loss
+  rises before the training ends.
 
 The learning rate and the weight decay follow from the number of steps in an epoch (`optim.weight_rms` and
 `optim.weight_decay_epochs`). Small texts therefore have a higher learning rate.

@@ -23,7 +23,7 @@ REMOVED = {
     "short window": {"batch.size": 16, "batch.length": 64},
     "carried state": {"batch.framing": "chunks", "eval.framing": "stream"},
     "second layer": {"model.layers": 1},
-    "width": {"model.hidden": 256},
+    "width of 512": {"model.hidden": 256},
     "embedding": {"model.input": "onehot"},
     "forget bias of 1": {"model.forget_bias": 0.0},
     "bfloat16": {"model.dtype": "float32"},
@@ -36,7 +36,15 @@ ADDED = {
     "GRU": {"model.cell": "gru"},
 }
 # The five changes with the largest effects with seed 0, and the two regularisers.
-MOST = ("cosine", "width", "high learning rate", "carried state", "second layer", "weight decay", "activation regularisation")
+MOST = (
+    "cosine",
+    "width of 512",
+    "high learning rate",
+    "carried state",
+    "second layer",
+    "weight decay",
+    "activation regularisation",
+)
 
 
 def get_config():
