@@ -4,7 +4,7 @@
       --config.devices=1 --config.sample.length=0
     python scripts/compare.py runs/speeds --each --csv
 
-A trial takes about 40 s on one core of an Intel Xeon with AMX.
+A trial takes 40 to 60 s on one core of an Intel Xeon with AMX.
 """
 
 import os

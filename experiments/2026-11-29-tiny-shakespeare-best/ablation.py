@@ -3,8 +3,8 @@
     python scripts/sweep.py --config=experiments/2026-11-29-tiny-shakespeare-best/ablation.py --root=runs/ablation \
       --parallel=2 --config.devices=1 --config.sample.length=0
 
-The base is configs/strong.py with three epochs, so that a trial takes 6 min on one core. configs/tiny_shakespeare_best.py has
-twice the units and four epochs. All trials have seed 0, and those of MOST have three seeds.
+The base is configs/strong.py with three epochs, so that a trial takes 5 to 9 min on one core. The config
+tiny_shakespeare_best.py has twice the units and four epochs. All trials have seed 0, and those of MOST have three seeds.
 """
 
 from charlm.sweeps.sweep import chain, repeat
@@ -35,7 +35,7 @@ ADDED = {
     "layer normalisation": {"model.cell": "layernorm_lstm"},
     "GRU": {"model.cell": "gru"},
 }
-# The five changes with the largest effects with seed 0, and the two regularisers.
+# The five removals with the largest effects with seed 0, and the two regularisers.
 MOST = (
     "cosine",
     "width of 512",
