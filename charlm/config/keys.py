@@ -286,7 +286,7 @@ TABLE = (
     Key("optim.clip_value", 0.0, NOT_NEGATIVE, "maximum absolute value of a gradient element; 0.0: no clipping"),
     Key("optim.weight_decay", 0.0, NOT_NEGATIVE,
         "weight decay; adam, rmsprop, sgd: L2 regularisation; all other optimisers: decoupled from the gradient; "
-        "optim.weight_decay_epochs replaces it"),
+        "weight_decay_epochs replaces it"),
     Key("optim.weight_decay_epochs", 0.0, NOT_NEGATIVE,
         "replaces optim.weight_decay by a time in epochs, which need not change with the size of the text or the batch: at the "
         "peak learning rate, the decay alone would divide the weights by e in this time; not for adam, rmsprop and sgd; 0.0: "
@@ -294,7 +294,7 @@ TABLE = (
     Key("optim.weight_rms", 0.0, NOT_NEGATIVE,
         "replaces optim.learning_rate by a size of the weights, which need not change with the size of the text: at the peak "
         "learning rate, random updates and weight decay would keep the weights at this root mean square; needs "
-        "optim.weight_decay_epochs; 0.0: optim.learning_rate is used"),
+        "weight_decay_epochs; 0.0: optim.learning_rate is used"),
     Key("optim.average", "", AVERAGES,
         "kind of average of the weights over the steps; the average is evaluated, sampled and exported, while the training "
         "goes on with the raw weights; ema: exponential mean; tail: mean over the last steps; nt_asgd: mean over all steps "
