@@ -1,7 +1,7 @@
 """The regularisers that a config sets: the dropout rates of each place, and the penalties on activations.
 
-`dropout.py` drops activations, weights and embeddings. `recurrent_noise.py` has zoneout, recurrent dropout and state
-noise, which act on the recurrent state.
+`dropout.py` drops activations, weights and embeddings. `recurrent_noise.py` has zoneout, recurrent dropout and state noise,
+which act on the recurrent state.
 
 Letters: B batch, T time, S scored positions, H hidden units.
 """

@@ -53,7 +53,7 @@ def label(name: str) -> str:
 
 
 def keys_of(change: dict) -> str:
-    return " ".join(f"`{key}={value}`" for key, value in change.items())
+    return " ".join(f"`{key}={value:g}`" if isinstance(value, float) else f"`{key}={value}`" for key, value in change.items())
 
 
 def print_table(found: dict[str, dict[int, dict]]) -> None:
@@ -98,8 +98,8 @@ def draw_curves(axes: Axes) -> None:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for split, colour in (("train", "tab:blue"), ("validation", "tab:orange")):
             points = [(row["epoch"], row["nats"]) for row in rows if row["split"] == split]
-            label = split if path.stem.endswith("0") else None
-            axes.plot(*zip(*points, strict=True), color=colour, marker="." if split == "validation" else "", label=label)
+            name = split if path.stem.endswith("0") else None
+            axes.plot(*zip(*points, strict=True), color=colour, marker="." if split == "validation" else "", label=name)
     axes.set(xlabel="epoch", ylabel="nats/char", ylim=(1.0, 2.0), title="the best model, seeds 0 to 3")
     axes.legend()
     axes.grid(alpha=0.3)

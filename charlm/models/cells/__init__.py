@@ -58,10 +58,10 @@ class Cell(NamedTuple):
         Therefore each of these keys needs something from the cell. With `model.weight_drop`, the cell must have a parameter
         `recurrent_kernel`. With `model.recurrent_dropout`, `step` must take `factor_BH`. With `model.zoneout_hidden` alone, the
         state and the output must be h. With `model.zoneout_cell` and `model.zoneout_hidden`, the state must be (c, h) and the
-        output must be h. With `model.state_noise`, the state must be h or (c, h). Two more keys need something
-        from the cell. With `model.unroll`, `window` must take the keyword argument `unroll`, the number of steps that XLA
-        compiles as one iteration of the loop over time. With `model.kernel`, the params, the state and the results must be
-        those of the LSTM, because cuDNN may then run the window.
+        output must be h. With `model.state_noise`, the state must be h or (c, h). Two more keys need something from the
+        cell. With `model.unroll`, `window` must take the keyword argument `unroll`, the number of steps that XLA compiles as
+        one iteration of the loop over time. With `model.kernel`, the params, the state and the results must be those of the
+        LSTM, because cuDNN may then run the window.
       parameters: (inputs, hidden, initial, config) → dict of name → (initializer, shape) for one layer with `inputs` input
         features and `hidden` units. `initial` is an `initializers.Initializers`. The order of the parameters determines their
         initial random numbers.
